@@ -1,0 +1,192 @@
+//! What a host asks of the test guest, and what it hears back.
+//!
+//! A [`Command`] travels in the reply of [`Call::Wait`](crate::Call::Wait) (words 1..), its
+//! [`Report`] in the request of [`Call::Done`](crate::Call::Done). Each vCPU is its own agent: the
+//! host gives each a share and adds up the reports. Both directions decode totally.
+
+use crate::mailbox::{WORDS, Words};
+use crate::units::Order;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Work for one vCPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Allocate blocks of `order` until `bytes` are reached, touch and stamp every page.
+    Alloc {
+        /// Bytes to allocate, rounded up to whole blocks.
+        bytes: u64,
+        /// Block size.
+        order: Order,
+        /// Mixed into every stamp.
+        seed: u64,
+    },
+    /// Check every stamp of every block this vCPU owns.
+    Verify,
+    /// Free blocks until `bytes` are reached; `u64::MAX` frees all.
+    Free {
+        /// Bytes to free, rounded up to whole blocks.
+        bytes: u64,
+        /// Pick blocks at random instead of the newest first.
+        random: bool,
+        /// Seeds that choice.
+        seed: u64,
+    },
+    /// Allocate, stamp, verify and free blocks of mixed orders and lifetimes.
+    Churn {
+        /// How long.
+        millis: u64,
+        /// Stop growing at this many bytes.
+        bytes: u64,
+        /// Seeds sizes and lifetimes.
+        seed: u64,
+    },
+    /// Give cached frames back to the shared table, so that the host can take them.
+    Drain,
+    /// Only report.
+    Stats,
+}
+
+impl Command {
+    /// Host half: the words behind the status word of a reply.
+    #[must_use]
+    pub fn encode(&self) -> Words {
+        let mut words = [0; WORDS];
+        words[1..5].copy_from_slice(&match *self {
+            Self::Alloc { bytes, order, seed } => [1, bytes, u64::from(order.get()), seed],
+            Self::Verify => [2, 0, 0, 0],
+            Self::Free { bytes, random, seed } => [3, bytes, u64::from(random), seed],
+            Self::Churn { millis, bytes, seed } => [4, millis, bytes, seed],
+            Self::Drain => [5, 0, 0, 0],
+            Self::Stats => [6, 0, 0, 0],
+        });
+        words
+    }
+
+    /// Guest half; `None` for a command this guest does not know.
+    #[must_use]
+    pub fn decode(words: &Words) -> Option<Self> {
+        let [a, b, c] = [words[2], words[3], words[4]];
+        Some(match words[1] {
+            1 => Self::Alloc { bytes: a, order: Order::new(u8::try_from(b).ok()?)?, seed: c },
+            2 => Self::Verify,
+            3 => Self::Free { bytes: a, random: b != 0, seed: c },
+            4 => Self::Churn { millis: a, bytes: b, seed: c },
+            5 => Self::Drain,
+            6 => Self::Stats,
+            _ => return None,
+        })
+    }
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum Outcome {
+    /// As asked.
+    Ok = 0,
+    /// The allocator has no block of that order: `bytes` says how far it came.
+    OutOfMemory = 1,
+    /// The host refused an install with the status in `detail`.
+    InstallFailed = 2,
+    /// A page held something else than its stamp.
+    Corrupt = 3,
+    /// A command that this guest does not know.
+    Unknown = 4,
+}
+
+impl Outcome {
+    /// The outcome with this number, if there is one.
+    #[must_use]
+    pub fn from_word(word: u64) -> Option<Self> {
+        [Self::Ok, Self::OutOfMemory, Self::InstallFailed, Self::Corrupt, Self::Unknown]
+            .into_iter()
+            .find(|outcome| *outcome as u64 == word)
+    }
+}
+
+/// What one vCPU reports after a command. A claim, like all that a guest says.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Report {
+    /// An [`Outcome`].
+    pub outcome: u64,
+    /// Bytes allocated, freed or verified by this command.
+    pub bytes: u64,
+    /// Blocks allocated, freed or verified by this command.
+    pub blocks: u64,
+    /// Bytes this vCPU's blocks hold now.
+    pub held_bytes: u64,
+    /// Blocks this vCPU owns now.
+    pub held_blocks: u64,
+    /// Pages with a wrong stamp.
+    pub mismatches: u64,
+    /// Guest-physical address of the first of them.
+    pub bad_address: u64,
+    /// What it should have held.
+    pub expected: u64,
+    /// What it held.
+    pub found: u64,
+    /// The status word of a failed install.
+    pub detail: u64,
+    /// Allocations since boot.
+    pub allocs: u64,
+    /// Frees since boot.
+    pub frees: u64,
+    /// Install calls since boot.
+    pub installs: u64,
+    /// Free base frames in the whole table, as the guest counts them.
+    pub free_frames: u64,
+    /// Huge frames that are wholly free, as the guest counts them.
+    pub free_huge: u64,
+    /// Nanoseconds this command took on the guest's clock, 0 without one.
+    pub nanos: u64,
+    /// Free for later; zero.
+    pub reserved: [u64; WORDS - 16],
+}
+
+const _: () = assert!(size_of::<Report>() == size_of::<Words>());
+
+impl Report {
+    /// Guest half.
+    #[must_use]
+    pub fn encode(&self) -> Words {
+        zerocopy::transmute!(*self)
+    }
+
+    /// Host half; every word is a claim and may hold anything.
+    #[must_use]
+    pub fn decode(words: &Words) -> Self {
+        zerocopy::transmute!(*words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_survive_the_mailbox() {
+        for command in [
+            Command::Alloc { bytes: 1 << 30, order: Order::HUGE, seed: 7 },
+            Command::Verify,
+            Command::Free { bytes: u64::MAX, random: true, seed: 9 },
+            Command::Churn { millis: 10_000, bytes: 1 << 20, seed: 1 },
+            Command::Drain,
+            Command::Stats,
+        ] {
+            assert_eq!(Command::decode(&command.encode()), Some(command));
+        }
+        assert_eq!(Command::decode(&[0; WORDS]), None);
+        let mut bad = Command::Alloc { bytes: 1, order: Order::BASE, seed: 0 }.encode();
+        bad[3] = 11;
+        assert_eq!(Command::decode(&bad), None, "order 11");
+    }
+
+    #[test]
+    fn reports_survive_the_mailbox() {
+        let report = Report { outcome: 3, bytes: 5, bad_address: 0x1000, nanos: 77, ..Report::default() };
+        assert_eq!(Report::decode(&report.encode()), report);
+        assert_eq!(Outcome::from_word(3), Some(Outcome::Corrupt));
+        assert_eq!(Outcome::from_word(5), None);
+    }
+}

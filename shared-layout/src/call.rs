@@ -1,0 +1,218 @@
+//! [`Call`]: everything a guest can ask of its host, guest half and host half side by side.
+//!
+//! A call is made by filling the vCPU's mailbox and writing any value to the doorbell page at the
+//! call's offset; its discriminant *is* that offset. The write returns when the reply is there.
+//! Adding a call: one variant here, one arm in [`Request::encode`] and [`Request::decode`], one
+//! handler in the VMM.
+
+use crate::mailbox::{WORDS, Words};
+use crate::units::HugeId;
+
+/// Bytes of the doorbell page.
+pub const DOORBELL_BYTES: u64 = 4096;
+/// First port of the doorbell's alias in I/O space: a call's port is this plus its offset / 8.
+pub const DOORBELL_PORT: u16 = 0x1f00;
+
+/// What is asked; the value is the offset in the doorbell page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum Call {
+    /// The guest is up and states its ABI version.
+    Hello = 0x00,
+    /// Sleep until the host has work: the reply carries an [`agent`](crate::agent) command.
+    Wait = 0x08,
+    /// The result of that command.
+    Done = 0x10,
+    /// Put zeroed memory behind a range of huge frames.
+    Install = 0x18,
+    /// A line for the host's log.
+    Log = 0x20,
+    /// The guest cannot go on, and says why.
+    Panic = 0x28,
+    /// The guest ends on its own.
+    Exit = 0x30,
+    /// The exception entry was reached; rung by ring-0 code that the VMM placed.
+    Exception = 0x38,
+}
+
+impl Call {
+    /// All calls, for tests and tables.
+    pub const ALL: [Self; 8] =
+        [Self::Hello, Self::Wait, Self::Done, Self::Install, Self::Log, Self::Panic, Self::Exit, Self::Exception];
+
+    /// The call at an offset of the doorbell page, if there is one.
+    #[must_use]
+    pub fn from_offset(offset: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|call| *call as u64 == offset)
+    }
+
+    /// The call at an I/O port of the doorbell's alias, if there is one.
+    #[must_use]
+    pub fn from_port(port: u16) -> Option<Self> {
+        Self::from_offset(u64::from(port.checked_sub(DOORBELL_PORT)?) * 8)
+    }
+}
+
+/// How a call ended: the first word of every reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum Status {
+    /// Done as asked.
+    Ok = 0,
+    /// No call has this number.
+    UnknownCall = 1,
+    /// An argument is out of range; nothing was done.
+    BadArgument = 2,
+    /// A frame of the range is held by the host; the frames before it were installed.
+    Held = 3,
+    /// The host has no memory; the frames before the failing one were installed.
+    NoMemory = 4,
+    /// The host failed for another reason and logged it.
+    HostError = 5,
+    /// The guest's ABI version is not the host's.
+    AbiMismatch = 6,
+}
+
+impl Status {
+    /// The status with this number, if there is one.
+    #[must_use]
+    pub fn from_word(word: u64) -> Option<Self> {
+        [Self::Ok, Self::UnknownCall, Self::BadArgument, Self::Held, Self::NoMemory, Self::HostError, Self::AbiMismatch]
+            .into_iter()
+            .find(|status| *status as u64 == word)
+    }
+}
+
+/// A call with its arguments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Request {
+    /// See [`Call::Hello`].
+    Hello {
+        /// [`ABI_VERSION`](crate::header::ABI_VERSION) the guest was built with.
+        abi_version: u32,
+    },
+    /// See [`Call::Wait`].
+    Wait,
+    /// See [`Call::Done`]; the words are an [`agent::Report`](crate::agent::Report).
+    Done(Words),
+    /// See [`Call::Install`].
+    Install {
+        /// First huge frame.
+        first: HugeId,
+        /// How many, at least 1.
+        count: u32,
+    },
+    /// See [`Call::Log`]; the words are a [packed text](crate::mailbox::pack_text).
+    Log(Words),
+    /// See [`Call::Panic`]; the words are a packed text.
+    Panic(Words),
+    /// See [`Call::Exit`].
+    Exit {
+        /// 0 for success.
+        code: u32,
+    },
+    /// See [`Call::Exception`].
+    Exception,
+}
+
+impl Request {
+    /// Guest half: the call to ring and the words to put in the mailbox first.
+    #[must_use]
+    pub fn encode(&self) -> (Call, Words) {
+        let words = |first: u64, second: u64| {
+            let mut words = [0; WORDS];
+            words[0] = first;
+            words[1] = second;
+            words
+        };
+        match *self {
+            Self::Hello { abi_version } => (Call::Hello, words(u64::from(abi_version), 0)),
+            Self::Wait => (Call::Wait, words(0, 0)),
+            Self::Done(report) => (Call::Done, report),
+            Self::Install { first, count } => (Call::Install, words(u64::from(first.0), u64::from(count))),
+            Self::Log(text) => (Call::Log, text),
+            Self::Panic(text) => (Call::Panic, text),
+            Self::Exit { code } => (Call::Exit, words(u64::from(code), 0)),
+            Self::Exception => (Call::Exception, words(0, 0)),
+        }
+    }
+
+    /// Host half: total over all words.
+    ///
+    /// # Errors
+    /// [`Status::BadArgument`] for a number that does not fit its type or is out of range on its
+    /// face. Whether frames exist is for the callee to check.
+    pub fn decode(call: Call, words: &Words) -> Result<Self, Status> {
+        let narrow = |word: u64| u32::try_from(word).map_err(|_| Status::BadArgument);
+        Ok(match call {
+            Call::Hello => Self::Hello { abi_version: narrow(words[0])? },
+            Call::Wait => Self::Wait,
+            Call::Done => Self::Done(*words),
+            Call::Install => {
+                let (first, count) = (narrow(words[0])?, narrow(words[1])?);
+                if count == 0 || first.checked_add(count).is_none() {
+                    return Err(Status::BadArgument);
+                }
+                Self::Install { first: HugeId(first), count }
+            }
+            Call::Log => Self::Log(*words),
+            Call::Panic => Self::Panic(*words),
+            Call::Exit => Self::Exit { code: narrow(words[0])? },
+            Call::Exception => Self::Exception,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mailbox::pack_text;
+
+    #[test]
+    fn offsets_lie_in_the_doorbell_page_and_are_distinct() {
+        for (i, call) in Call::ALL.into_iter().enumerate() {
+            assert_eq!(call as u64, i as u64 * 8);
+            assert!((call as u64) < DOORBELL_BYTES);
+            assert_eq!(Call::from_offset(call as u64), Some(call));
+            assert_eq!(Call::from_port(DOORBELL_PORT + i as u16), Some(call));
+        }
+        assert_eq!(Call::from_offset(4), None);
+        assert_eq!(Call::from_offset(0x40), None);
+        assert_eq!(Call::from_port(DOORBELL_PORT - 1), None);
+    }
+
+    #[test]
+    fn requests_survive_the_mailbox() {
+        for request in [
+            Request::Hello { abi_version: 1 },
+            Request::Wait,
+            Request::Done([3; WORDS]),
+            Request::Install { first: HugeId(7), count: 3 },
+            Request::Log(pack_text("hello")),
+            Request::Panic(pack_text("no")),
+            Request::Exit { code: 2 },
+            Request::Exception,
+        ] {
+            let (call, words) = request.encode();
+            assert_eq!(Request::decode(call, &words), Ok(request));
+        }
+    }
+
+    #[test]
+    fn out_of_range_install_arguments_are_refused() {
+        let mut words = [0; WORDS];
+        for (first, count) in [(0, 0), (1 << 32, 1), (0, 1 << 32), (u64::MAX, u64::MAX), (0xffff_ffff, 1)] {
+            words[0] = first;
+            words[1] = count;
+            assert_eq!(Request::decode(Call::Install, &words), Err(Status::BadArgument), "{first} {count}");
+        }
+    }
+
+    #[test]
+    fn every_status_has_one_number() {
+        for word in 0..7 {
+            assert_eq!(Status::from_word(word).map(|s| s as u64), Some(word));
+        }
+        assert_eq!(Status::from_word(7), None);
+    }
+}
