@@ -1,1 +1,64 @@
+//! LLFree: a lock-free page-frame allocator whose state host and guest share.
+//!
+//! The state of the allocator is 2 bytes (a [`HugeEntry`](shared_layout::HugeEntry)) and 512 bits
+//! a huge frame of 2 MiB. Two parties work on it at once, each through a type of its own:
+//!
+//! * [`Tenant`] and its per-CPU handles [`Cpu`] allocate and free blocks of order 0 to 10. They
+//!   need no lock and no help from the host, save for a frame that has nothing behind it:
+//!   allocating one yields an [`EvictedBlock`], which has no address until the host installed it.
+//! * [`Host`] takes free huge frames with one compare-and-swap each, returns and installs them. It
+//!   believes its own table R and treats every shared word as hostile.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `lower` | the truth: entries and bitfields, one compare-and-swap loop |
+//! | `hint` | a word per tree: where to look |
+//! | [`tenant`] | the guest's allocator on top of both |
+//! | [`host`] | claims, reclaim, release, install |
+//! | `sync` | the atomics, exchanged for loom's in the model checks |
+//!
+//! The crate is `no_std`, has no features and makes no system call.
+//!
+//! ```
+//! use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64};
+//! use llfree::{Allocation, Host, Reclaim, Tenant};
+//! use shared_layout::{HugeEntry, HugeId, Order};
+//!
+//! // Four huge frames (8 MiB), nothing behind them yet.
+//! let entries = [const { AtomicU16::new(HugeEntry::FREE_EVICTED.bits()) }; 4];
+//! let rows = [const { AtomicU64::new(0) }; 32];
+//! let (hints, epoch) = ([const { AtomicU16::new(0) }; 1], AtomicU64::new(0));
+//! let residency = [const { AtomicU8::new(0) }; 4];
+//! let tenant = Tenant::new(&entries, &rows, &hints, &epoch).expect("lengths fit");
+//! tenant.recount();
+//! let host = Host::new(&entries, &residency).expect("lengths fit");
+//!
+//! // The guest takes a frame; the host puts memory behind it; the guest may use it.
+//! let mut cpu = tenant.cpu();
+//! let Allocation::Evicted(block) = cpu.alloc(Order::BASE).expect("free") else { panic!() };
+//! host.claim(block.first_huge()).expect("idle").install().expect("not held").done();
+//! let block = block.confirm(&tenant).expect("installed");
+//!
+//! // The host cannot have that huge frame now, but any other.
+//! assert!(host.claim(HugeId(0)).expect("idle").reclaim(Reclaim::Hard).is_err());
+//! host.claim(HugeId(3)).expect("idle").reclaim(Reclaim::Hard).expect("free").done();
+//! assert_eq!(tenant.stats().held_huge, 1);
+//! cpu.free(block.frame(), block.order()).expect("ours");
+//! ```
+#![no_std]
 
+#[cfg(test)]
+extern crate std;
+
+mod error;
+mod hint;
+pub mod host;
+mod lower;
+mod stats;
+mod sync;
+pub mod tenant;
+
+pub use error::{AllocError, FreeError};
+pub use host::{Census, Claim, Host, Installing, Reclaim, Reclaimed, Refused, Residency};
+pub use stats::Stats;
+pub use tenant::{Allocation, Block, Cpu, EvictedBlock, Tenant};

@@ -1,0 +1,331 @@
+//! The host's view of a table: reclaim, return and install, one huge frame at a time.
+//!
+//! [`Host`] touches one shared word a huge frame, its [`HugeEntry`], and trusts none of its bits.
+//! What it believes lies in a table of its own, the residency R, that no guest can reach. Each
+//! operation first [claims](Host::claim) the frame (a busy bit in R), and only the claimant may
+//! change the memory behind it; the types below let the steps happen in the right order only:
+//!
+//! ```text
+//! claim -> reclaim: CAS entry  -> [caller discards memory]  -> done   (or undone)
+//! claim -> release: CAS entry, R Held -> Evicted
+//! claim -> install: R Evicted? -> [caller populates memory] -> done: clear `evicted`
+//! ```
+//!
+//! No allocation, no system call, no wait: a busy frame is an answer, not a reason to spin. Every
+//! loop is bounded, also against a guest that rewrites its words as fast as it can.
+
+use crate::lower::transition;
+use crate::sync::{AtomicU8, AtomicU16, Ordering};
+use shared_layout::{HugeEntry, HugeId};
+
+/// Attempts at one entry before a guest that keeps changing it is called [`Refused::Contended`].
+const PATIENCE: u32 = 64;
+
+/// What is behind a huge frame: the host's own knowledge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Residency {
+    /// Nothing: the guest must ask before it uses the frame.
+    Evicted = 0,
+    /// Host memory.
+    Installed = 1,
+    /// Nothing, and the guest may not have it: the limit excludes this frame.
+    Held = 2,
+}
+
+const BUSY: u8 = 0x80;
+
+impl Residency {
+    const fn from_bits(bits: u8) -> Self {
+        match bits & !BUSY {
+            1 => Self::Installed,
+            2 => Self::Held,
+            _ => Self::Evicted,
+        }
+    }
+}
+
+/// How memory is taken back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reclaim {
+    /// Evict: the frame stays free for the guest.
+    Soft,
+    /// Hold: the frame leaves the guest's reach.
+    Hard,
+}
+
+/// Why one huge frame could not be changed; nothing was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// The guest owns frames in it, or wrote an entry that no transition leads from.
+    NotFree(HugeEntry),
+    /// R says that there is nothing to do: it is held, or evicted already.
+    Residency(Residency),
+    /// The guest kept changing the entry; try again later.
+    Contended,
+}
+
+/// Counts from one pass over the entries and R, each word read once.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Census {
+    /// Huge frames in the table.
+    pub huge_frames: u64,
+    /// R: memory behind them.
+    pub installed: u64,
+    /// R: nothing behind them, not held.
+    pub evicted: u64,
+    /// R: held.
+    pub held: u64,
+    /// Claimed: wholly free, with memory behind them: what a reclaim would gain.
+    pub free_installed: u64,
+    /// Claimed: wholly free, with nothing behind them.
+    pub free_evicted: u64,
+    /// Claimed: free 4 KiB frames inside partly used huge frames.
+    pub fragmented_frames: u64,
+    /// Claimed: 4 KiB frames the guest has in use.
+    pub used_frames: u64,
+    /// Entries that no transition leads to, or that contradict R about `held`.
+    pub corrupt: u64,
+}
+
+/// The host side of one table.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    entries: &'a [AtomicU16],
+    residency: &'a [AtomicU8],
+}
+
+impl<'a> Host<'a> {
+    /// `entries` are shared with the guest, `residency` must be out of its reach (zero: all
+    /// evicted). `None` unless both have one element a huge frame.
+    #[must_use]
+    pub fn new(entries: &'a [AtomicU16], residency: &'a [AtomicU8]) -> Option<Self> {
+        let fits = u32::try_from(entries.len()).is_ok() && entries.len() == residency.len();
+        fits.then_some(Self { entries, residency })
+    }
+
+    /// Huge frames in the table.
+    #[must_use]
+    pub fn huge_frames(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    /// What the guest claims about a huge frame; `None` beyond the table.
+    #[must_use]
+    pub fn entry(&self, huge: HugeId) -> Option<HugeEntry> {
+        self.entries.get(huge.index()).map(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)))
+    }
+
+    /// What the host knows about a huge frame; `None` beyond the table.
+    #[must_use]
+    pub fn residency(&self, huge: HugeId) -> Option<Residency> {
+        self.residency.get(huge.index()).map(|r| Residency::from_bits(r.load(Ordering::Acquire)))
+    }
+
+    /// The right to change one frame's memory; `None` if somebody else has it, or beyond the table.
+    #[must_use]
+    pub fn claim(&self, huge: HugeId) -> Option<Claim<'a>> {
+        let word = self.residency.get(huge.index())?;
+        let state = word.load(Ordering::Relaxed);
+        if state & BUSY != 0 {
+            return None;
+        }
+        // Acquire pairs with the Release in `Claim::settle`: we see what the last claimant did.
+        word.compare_exchange(state, state | BUSY, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        Some(Claim { entry: &self.entries[huge.index()], word, huge, state: Residency::from_bits(state) })
+    }
+
+    /// One lap over the table, starting at `from` and wrapping around: a cursor for passes that
+    /// stop early and go on later. Each shared word is read once.
+    pub fn scan(self, from: HugeId) -> impl Iterator<Item = (HugeId, HugeEntry, Residency)> {
+        let len = self.entries.len();
+        let start = if from.index() < len { from.index() } else { 0 };
+        (start..len).chain(0..start).map(move |i| {
+            let entry = HugeEntry::from_bits(self.entries[i].load(Ordering::Relaxed));
+            let residency = Residency::from_bits(self.residency[i].load(Ordering::Relaxed));
+            (HugeId(i as u32), entry, residency)
+        })
+    }
+
+    /// Adds the table up. Exact when nobody is at work, else a snapshot torn between frames.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        let mut c = Census { huge_frames: self.entries.len() as u64, ..Census::default() };
+        for (_, entry, residency) in self.scan(HugeId(0)) {
+            match residency {
+                Residency::Installed => c.installed += 1,
+                Residency::Evicted => c.evicted += 1,
+                Residency::Held => c.held += 1,
+            }
+            if !entry.is_valid() || entry.is_held() != (residency == Residency::Held) {
+                c.corrupt += 1;
+            } else if entry.is_all_free() {
+                match residency {
+                    Residency::Installed => c.free_installed += 1,
+                    _ => c.free_evicted += 1,
+                }
+            } else if !entry.is_held() {
+                c.fragmented_frames += u64::from(entry.free());
+                c.used_frames += u64::from(HugeEntry::FREE_INSTALLED.free() - entry.free());
+            }
+        }
+        c
+    }
+}
+
+/// The right to change one huge frame. Dropped, it leaves the frame as it was.
+#[must_use]
+pub struct Claim<'a> {
+    entry: &'a AtomicU16,
+    word: &'a AtomicU8,
+    huge: HugeId,
+    state: Residency,
+}
+
+impl<'a> Claim<'a> {
+    /// The frame.
+    #[must_use]
+    pub fn huge(&self) -> HugeId {
+        self.huge
+    }
+
+    /// What was behind it when it was claimed.
+    #[must_use]
+    pub fn residency(&self) -> Residency {
+        self.state
+    }
+
+    /// Takes the frame from the guest's free memory; the caller then discards what is behind it.
+    ///
+    /// # Errors
+    /// [`Refused`]; the claim is over and nothing changed.
+    pub fn reclaim(self, how: Reclaim) -> Result<Reclaimed<'a>, Refused> {
+        match (how, self.state) {
+            (_, Residency::Held) | (Reclaim::Soft, Residency::Evicted) => {
+                return Err(Refused::Residency(self.state));
+            }
+            _ => {}
+        }
+        let step = match how {
+            Reclaim::Soft => HugeEntry::evict,
+            Reclaim::Hard => HugeEntry::hold,
+        };
+        match transition(self.entry, PATIENCE, step) {
+            Ok(_) => Ok(Reclaimed { claim: self, how }),
+            Err(seen) if step(seen).is_some() => Err(Refused::Contended),
+            Err(seen) => Err(Refused::NotFree(seen)),
+        }
+    }
+
+    /// Returns a held frame to the guest, still evicted. Never fails on a held frame: if the guest
+    /// overwrote its entry (`false`), the host's own state moves all the same and the guest keeps
+    /// the entry that it asked for.
+    ///
+    /// # Errors
+    /// [`Refused::Residency`] if the frame is not held.
+    pub fn release(mut self) -> Result<bool, Refused> {
+        if self.state != Residency::Held {
+            return Err(Refused::Residency(self.state));
+        }
+        // The guest may take the frame and ask for an install as soon as the entry changed: the
+        // busy bit makes that install wait until R says `Evicted`, when this claim is dropped.
+        self.state = Residency::Evicted;
+        Ok(transition(self.entry, PATIENCE, HugeEntry::release).is_ok())
+    }
+
+    /// Begins to put memory behind the frame.
+    ///
+    /// # Errors
+    /// [`Refused::Residency`] if the frame is held.
+    pub fn install(self) -> Result<Installing<'a>, Refused> {
+        match self.state {
+            Residency::Held => Err(Refused::Residency(self.state)),
+            Residency::Evicted | Residency::Installed => Ok(Installing { claim: self }),
+        }
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        // Release: the next claimant sees our entry transition and our change of memory.
+        self.word.store(self.state as u8, Ordering::Release);
+    }
+}
+
+/// A frame that the guest can no longer take (hard) or knows to be evicted (soft).
+///
+/// Dropped without [`done`](Self::done), the frame goes back as it was: that is what a failed
+/// discard leads to.
+#[must_use = "dropping it gives the frame back"]
+pub struct Reclaimed<'a> {
+    claim: Claim<'a>,
+    how: Reclaim,
+}
+
+impl Reclaimed<'_> {
+    /// The frame.
+    #[must_use]
+    pub fn huge(&self) -> HugeId {
+        self.claim.huge
+    }
+
+    /// Whether there is memory to discard; an evicted frame costs no system call.
+    #[must_use]
+    pub fn has_memory(&self) -> bool {
+        self.claim.state == Residency::Installed
+    }
+
+    /// The memory is gone (or never was): R follows.
+    pub fn done(mut self) {
+        self.claim.state = match self.how {
+            Reclaim::Soft => Residency::Evicted,
+            Reclaim::Hard => Residency::Held,
+        };
+    }
+}
+
+impl Drop for Reclaimed<'_> {
+    fn drop(&mut self) {
+        let settled = match self.how {
+            Reclaim::Soft => Residency::Evicted,
+            Reclaim::Hard => Residency::Held,
+        };
+        if self.claim.state == settled {
+            return;
+        }
+        // Undo only what `reclaim` did. A guest that overwrote the entry meanwhile keeps its bits.
+        if self.how == Reclaim::Hard {
+            let _ = transition(self.claim.entry, PATIENCE, HugeEntry::release);
+        }
+        if self.claim.state == Residency::Installed {
+            let _ = transition(self.claim.entry, PATIENCE, HugeEntry::installed);
+        }
+    }
+}
+
+/// A frame that is being installed. Dropped without [`done`](Self::done), nothing changed.
+#[must_use = "dropping it gives the install up"]
+pub struct Installing<'a> {
+    claim: Claim<'a>,
+}
+
+impl Installing<'_> {
+    /// The frame.
+    #[must_use]
+    pub fn huge(&self) -> HugeId {
+        self.claim.huge
+    }
+
+    /// Whether memory must be put behind it first; not so if another vCPU asked before us.
+    #[must_use]
+    pub fn needs_memory(&self) -> bool {
+        self.claim.state == Residency::Evicted
+    }
+
+    /// Zeroed memory is behind the frame: only now may the guest see `evicted` go.
+    pub fn done(mut self) {
+        self.claim.state = Residency::Installed;
+        // An entry without `evicted` (another install was first, or the guest wrote it) is fine.
+        let _ = transition(self.claim.entry, PATIENCE, HugeEntry::installed);
+    }
+}

@@ -1,0 +1,396 @@
+//! The lower level: huge entries and bitfields. They alone decide who owns a frame.
+//!
+//! A huge frame's counter (in its [`HugeEntry`]) is a budget: whoever lowers it by n has the right
+//! to set n bits. So a take lowers the counter *before* it sets bits and a give clears bits *before*
+//! it raises the counter; at any instant there are at least as many clear bits as the counter says,
+//! and a crash between the two steps loses frames at worst, it never gives one out twice. Blocks of
+//! order 9 and 10 live in the entries alone; their bitfields stay clear.
+//!
+//! Everything works through `&self` on atomics, is lock-free, and knows nothing of trees or CPUs.
+
+use crate::error::{AllocError, FreeError};
+use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use shared_layout::{FrameId, HugeEntry, HugeId, Order};
+
+/// Rows (64 frames, one word of the bitfield) in a huge frame.
+pub(crate) const ROWS: usize = 8;
+/// Frames in a row.
+const ROW_FRAMES: usize = 64;
+/// A search that lost this many races in one huge frame looks elsewhere.
+const ROW_PASSES: usize = 4;
+
+/// Applies a transition to a shared word: the only compare-and-swap loop on huge entries.
+///
+/// Returns the entry before the transition, or the entry that allows none (or that kept changing
+/// for `tries` attempts: the host bounds its patience, a guest passes `u32::MAX`).
+///
+/// Acquire: a taker sees what the giver of the frames wrote before. Release: the next taker sees
+/// our bits cleared and our last writes to the frames.
+pub(crate) fn transition(
+    word: &AtomicU16,
+    tries: u32,
+    step: impl Fn(HugeEntry) -> Option<HugeEntry>,
+) -> Result<HugeEntry, HugeEntry> {
+    let mut current = word.load(Ordering::Acquire);
+    for _ in 0..tries {
+        let Some(next) = step(HugeEntry::from_bits(current)) else { break };
+        match word.compare_exchange(current, next.bits(), Ordering::AcqRel, Ordering::Acquire) {
+            Ok(old) => return Ok(HugeEntry::from_bits(old)),
+            Err(seen) => current = seen,
+        }
+    }
+    Err(HugeEntry::from_bits(current))
+}
+
+/// A guest's patience: lock-freedom says that somebody else made progress each time.
+const FOREVER: u32 = u32::MAX;
+
+/// Frames that were just taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Taken {
+    pub(crate) frame: FrameId,
+    /// Nothing is behind (one of) the huge frames.
+    pub(crate) evicted: bool,
+}
+
+/// All free frames of one row, taken at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct TakenRow {
+    pub(crate) first: FrameId,
+    /// A set bit is a frame that the holder may give out.
+    pub(crate) bits: u64,
+    pub(crate) evicted: bool,
+}
+
+/// Entries and bitfields of one table, as slices of shared memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Lower<'a> {
+    entries: &'a [AtomicU16],
+    rows: &'a [AtomicU64],
+}
+
+impl<'a> Lower<'a> {
+    /// `None` unless there are exactly eight rows an entry, and no more entries than a `u32` counts.
+    pub(crate) fn new(entries: &'a [AtomicU16], rows: &'a [AtomicU64]) -> Option<Self> {
+        let fits = u32::try_from(entries.len()).is_ok() && entries.len().checked_mul(ROWS) == Some(rows.len());
+        fits.then_some(Self { entries, rows })
+    }
+
+    pub(crate) fn huge_frames(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    pub(crate) fn entry(&self, huge: HugeId) -> Option<HugeEntry> {
+        // Relaxed: a look only guides; whoever acts on it goes through `transition`.
+        self.entries.get(huge.index()).map(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)))
+    }
+
+    /// Clear bits of a huge frame: what the counter should be when nobody is at work in it.
+    pub(crate) fn clear_bits(&self, huge: HugeId) -> u32 {
+        self.rows_of(huge).iter().map(|row| row.load(Ordering::Acquire).count_zeros()).sum()
+    }
+
+    /// Whether a frame's bit is set: taken one by one, not as part of a huge block.
+    pub(crate) fn is_taken(&self, frame: FrameId) -> bool {
+        let Some(huge) = frame.huge() else { return false };
+        let offset = frame.offset_in_huge();
+        self.rows_of(huge).get(offset / ROW_FRAMES).is_some_and(|row| {
+            // Relaxed: the caller frees a frame it owns, so the bit was set before, by itself or by
+            // whoever handed the frame over.
+            row.load(Ordering::Relaxed) & (1 << (offset % ROW_FRAMES)) != 0
+        })
+    }
+
+    fn rows_of(&self, huge: HugeId) -> &'a [AtomicU64] {
+        let start = huge.index() * ROWS;
+        self.rows.get(start..start + ROWS).unwrap_or(&[])
+    }
+
+    /// Takes a block of `order` in `huge` (and its successor for order 10), the search starting at
+    /// row `start`.
+    pub(crate) fn take(&self, huge: HugeId, order: Order, start: usize) -> Option<Taken> {
+        if order.is_huge() {
+            return self.take_huge(huge, order);
+        }
+        let word = self.entries.get(huge.index())?;
+        // Order 0 always fits if the counter allows it; for others look before lowering the
+        // counter, so that hopeless attempts do not make it dip for everybody else.
+        if order != Order::BASE && !self.rows_of(huge).chunks(rows_per_block(order)).any(|rows| fits(rows, order)) {
+            return None;
+        }
+        let old = transition(word, FOREVER, |e| e.take_order(order)).ok()?;
+        let Some(offset) = self.set_bits(huge, order, start) else {
+            // Others took the run that we saw. Our budget goes back; an entry that refuses it was
+            // broken by somebody, and then the frames are lost rather than owned twice.
+            let _ = transition(word, FOREVER, |e| e.give(order.frames() as u16));
+            return None;
+        };
+        Some(Taken { frame: FrameId(huge.first_frame().0 + offset as u64), evicted: old.is_evicted() })
+    }
+
+    /// Takes exactly the block at `frame`.
+    pub(crate) fn take_at(&self, frame: FrameId, order: Order) -> Result<Taken, AllocError> {
+        let huge = self.check(frame, order).map_err(|fault| match fault {
+            Fault::Range => AllocError::OutOfRange(frame, order),
+            Fault::Alignment => AllocError::Misaligned(frame, order),
+        })?;
+        let not_free = AllocError::NotFree(frame, order);
+        if order.is_huge() {
+            return self.take_huge(huge, order).ok_or(not_free);
+        }
+        let word = &self.entries[huge.index()];
+        let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| not_free)?;
+        if self.set_block(huge, frame.offset_in_huge(), order) {
+            return Ok(Taken { frame, evicted: old.is_evicted() });
+        }
+        let _ = transition(word, FOREVER, |e| e.give(order.frames() as u16));
+        Err(not_free)
+    }
+
+    /// Gives a block back; returns the first huge entry as it is afterwards.
+    pub(crate) fn give(&self, frame: FrameId, order: Order) -> Result<HugeEntry, FreeError> {
+        let huge = self.check(frame, order).map_err(|fault| match fault {
+            Fault::Range => FreeError::OutOfRange(frame, order),
+            Fault::Alignment => FreeError::Misaligned(frame, order),
+        })?;
+        let not_allocated = FreeError::NotAllocated(frame, order);
+        if order.is_huge() {
+            return self.give_huge(huge, order).ok_or(not_allocated);
+        }
+        let word = &self.entries[huge.index()];
+        let entry = HugeEntry::from_bits(word.load(Ordering::Relaxed));
+        if entry.is_huge() || entry.is_held() || !self.clear_block(huge, frame.offset_in_huge(), order) {
+            return Err(not_allocated);
+        }
+        let frames = order.frames() as u16;
+        let old = transition(word, FOREVER, |e| e.give(frames)).map_err(|_| FreeError::Corrupt(huge))?;
+        old.give(frames).ok_or(FreeError::Corrupt(huge))
+    }
+
+    /// Takes all free frames of the first row, from `start` on, that has any.
+    pub(crate) fn take_row(&self, huge: HugeId, start: usize) -> Option<TakenRow> {
+        let word = self.entries.get(huge.index())?;
+        let rows = self.rows_of(huge);
+        for _ in 0..ROW_PASSES {
+            for i in 0..ROWS {
+                let index = (start + i) % ROWS;
+                let row = rows.get(index)?;
+                let used = row.load(Ordering::Relaxed);
+                let free = used.count_zeros() as u16;
+                if free == 0 {
+                    continue;
+                }
+                // Fewer in the counter than clear in the row: others are about to set bits here.
+                let Ok(old) = transition(word, FOREVER, |e| e.take(free)) else { continue };
+                if row.compare_exchange(used, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                    let first = FrameId(huge.first_frame().0 + (index * ROW_FRAMES) as u64);
+                    return Some(TakenRow { first, bits: !used, evicted: old.is_evicted() });
+                }
+                let _ = transition(word, FOREVER, |e| e.give(free));
+            }
+            HugeEntry::from_bits(word.load(Ordering::Relaxed)).take(1)?;
+        }
+        None
+    }
+
+    /// Gives `bits` of a row back that [`Lower::take_row`] took.
+    pub(crate) fn give_row(&self, first: FrameId, bits: u64) -> Result<HugeEntry, FreeError> {
+        let out_of_range = FreeError::OutOfRange(first, Order::ROW);
+        let huge = first.huge().ok_or(out_of_range)?;
+        let row = self.rows_of(huge).get(first.offset_in_huge() / ROW_FRAMES).ok_or(out_of_range)?;
+        let frames = bits.count_ones() as u16;
+        row.fetch_and(!bits, Ordering::AcqRel);
+        let old = transition(&self.entries[huge.index()], FOREVER, |e| e.give(frames))
+            .map_err(|_| FreeError::Corrupt(huge))?;
+        old.give(frames).ok_or(FreeError::Corrupt(huge))
+    }
+
+    fn take_huge(&self, huge: HugeId, order: Order) -> Option<Taken> {
+        let last = huge.0.checked_add(order.huge_frames() - 1)?;
+        if !huge.first_frame().is_aligned(order) || last >= self.huge_frames() {
+            return None;
+        }
+        let mut evicted = false;
+        for index in huge.0..=last {
+            match transition(&self.entries[index as usize], FOREVER, HugeEntry::take_huge) {
+                Ok(old) => evicted |= old.is_evicted(),
+                Err(_) => {
+                    // Undo exactly the halves that this call took, and no other.
+                    for taken in huge.0..index {
+                        let _ = transition(&self.entries[taken as usize], FOREVER, HugeEntry::give_huge);
+                    }
+                    return None;
+                }
+            }
+        }
+        Some(Taken { frame: huge.first_frame(), evicted })
+    }
+
+    fn give_huge(&self, huge: HugeId, order: Order) -> Option<HugeEntry> {
+        let words = &self.entries[huge.index()..huge.index() + order.huge_frames() as usize];
+        // Look at all halves first: a wrong order must change nothing.
+        if !words.iter().all(|w| HugeEntry::from_bits(w.load(Ordering::Relaxed)).give_huge().is_some()) {
+            return None;
+        }
+        let mut after = None;
+        for word in words {
+            let old = transition(word, FOREVER, HugeEntry::give_huge).ok()?;
+            after = after.or(old.give_huge());
+        }
+        after
+    }
+
+    fn check(&self, frame: FrameId, order: Order) -> Result<HugeId, Fault> {
+        let end = frame.0.checked_add(order.frames()).ok_or(Fault::Range)?;
+        if end > u64::from(self.huge_frames()) * Order::HUGE.frames() {
+            return Err(Fault::Range);
+        }
+        if !frame.is_aligned(order) {
+            return Err(Fault::Alignment);
+        }
+        frame.huge().ok_or(Fault::Range)
+    }
+
+    /// Finds and sets a block's bits; the offset of its first frame in the huge frame.
+    fn set_bits(&self, huge: HugeId, order: Order, start: usize) -> Option<usize> {
+        let rows = self.rows_of(huge);
+        let step = rows_per_block(order);
+        for _ in 0..ROW_PASSES {
+            for i in (0..ROWS).step_by(step) {
+                let index = (start / step * step + i) % ROWS;
+                if step > 1 {
+                    if self.set_block(huge, index * ROW_FRAMES, order) {
+                        return Some(index * ROW_FRAMES);
+                    }
+                    continue;
+                }
+                let row = rows.get(index)?;
+                let mut used = row.load(Ordering::Relaxed);
+                while let Some(bit) = free_run(used, order) {
+                    let mask = run_mask(order) << bit;
+                    // Acquire pairs with the giver's clearing of these bits; see `clear_block`.
+                    match row.compare_exchange(used, used | mask, Ordering::AcqRel, Ordering::Relaxed) {
+                        Ok(_) => return Some(index * ROW_FRAMES + bit as usize),
+                        Err(seen) => used = seen,
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Sets the bits of the block at `offset`; all or nothing.
+    fn set_block(&self, huge: HugeId, offset: usize, order: Order) -> bool {
+        let rows = self.block_rows(huge, offset, order);
+        let mask = run_mask(order) << (offset % ROW_FRAMES);
+        for (i, row) in rows.iter().enumerate() {
+            let mut used = row.load(Ordering::Relaxed);
+            loop {
+                if used & mask != 0 {
+                    // The rows before this one are ours since a moment ago: nobody else clears them.
+                    for mine in &rows[..i] {
+                        mine.fetch_and(!mask, Ordering::AcqRel);
+                    }
+                    return false;
+                }
+                match row.compare_exchange(used, used | mask, Ordering::AcqRel, Ordering::Relaxed) {
+                    Ok(_) => break,
+                    Err(seen) => used = seen,
+                }
+            }
+        }
+        true
+    }
+
+    /// Clears the bits of the block at `offset`; false, and nothing changed, if one is clear.
+    fn clear_block(&self, huge: HugeId, offset: usize, order: Order) -> bool {
+        let rows = self.block_rows(huge, offset, order);
+        let mask = run_mask(order) << (offset % ROW_FRAMES);
+        if !rows.iter().all(|row| row.load(Ordering::Relaxed) & mask == mask) {
+            return false;
+        }
+        for row in rows {
+            let mut used = row.load(Ordering::Relaxed);
+            loop {
+                if used & mask != mask {
+                    // Two parties free one block at once. What this call cleared stays clear
+                    // without a budget: lost frames, never frames with two owners.
+                    return false;
+                }
+                // Release: the next owner sees our last writes to the frames.
+                match row.compare_exchange(used, used & !mask, Ordering::AcqRel, Ordering::Relaxed) {
+                    Ok(_) => break,
+                    Err(seen) => used = seen,
+                }
+            }
+        }
+        true
+    }
+
+    fn block_rows(&self, huge: HugeId, offset: usize, order: Order) -> &'a [AtomicU64] {
+        let first = offset / ROW_FRAMES;
+        self.rows_of(huge).get(first..first + rows_per_block(order)).unwrap_or(&[])
+    }
+}
+
+enum Fault {
+    Range,
+    Alignment,
+}
+
+/// Whole rows that a block below order 9 covers: 1 up to order 6, then 2 and 4.
+const fn rows_per_block(order: Order) -> usize {
+    if order.get() > Order::ROW.get() { 1 << (order.get() - Order::ROW.get()) } else { 1 }
+}
+
+/// The bits of a block in each of its rows, at position 0.
+const fn run_mask(order: Order) -> u64 {
+    if order.get() >= Order::ROW.get() { u64::MAX } else { (1u64 << order.frames()) - 1 }
+}
+
+fn fits(rows: &[AtomicU64], order: Order) -> bool {
+    rows.iter().all(|row| free_run(row.load(Ordering::Relaxed), order).is_some())
+}
+
+/// Position of the lowest aligned run of clear bits for a block of `order`, up to a whole row.
+fn free_run(used: u64, order: Order) -> Option<u32> {
+    // Bit i survives round k if the 2^(k+1) bits from i on are clear.
+    const ALIGNED: [u64; 7] = [
+        u64::MAX,
+        0x5555_5555_5555_5555,
+        0x1111_1111_1111_1111,
+        0x0101_0101_0101_0101,
+        0x0001_0001_0001_0001,
+        0x0000_0001_0000_0001,
+        1,
+    ];
+    let order = usize::from(order.get().min(Order::ROW.get()));
+    let mut free = !used;
+    for round in 0..order {
+        free &= free >> (1 << round);
+    }
+    free &= ALIGNED[order];
+    (free != 0).then(|| free.trailing_zeros())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_run_finds_the_lowest_aligned_run() {
+        let order = |o| Order::new(o).expect("in range");
+        assert_eq!(free_run(0, order(6)), Some(0));
+        assert_eq!(free_run(1, order(6)), None);
+        assert_eq!(free_run(1, order(5)), Some(32));
+        assert_eq!(free_run(0b0110, order(1)), Some(4));
+        assert_eq!(free_run(u64::MAX, order(0)), None);
+        assert_eq!(free_run(!(1 << 63), order(0)), Some(63));
+        for o in 0..=6 {
+            for bit in (0..64).step_by(1 << o) {
+                let used = !(run_mask(order(o)) << bit);
+                assert_eq!(free_run(used, order(o)), Some(bit), "order {o}");
+            }
+        }
+    }
+}
