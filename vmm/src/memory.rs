@@ -1,0 +1,439 @@
+//! [`GuestRam`]: the memory that a guest sees as its RAM, and the calls that give and take it.
+//!
+//! This is the only place that maps guest RAM, puts memory behind it or returns memory to the
+//! kernel. It keeps no record of which frames are resident: callers do, and can compare theirs
+//! with the kernel's own ([`GuestRam::residency`], [`GuestRam::for_each_resident`]). Invariants:
+//! every range is checked against the RAM before a system call sees it, and memory that was
+//! discarded has really gone back and reads as zero when it returns.
+
+mod mapping;
+mod pages;
+
+use crate::kernel_stats;
+use mapping::Mapping;
+use pages::{Joined, State};
+use rustix::fd::OwnedFd;
+use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::mm::{Advice, MapFlags};
+use serde::{Deserialize, Serialize};
+use shared_layout::header::MAX_HUGE_FRAMES;
+use shared_layout::{HUGE_SIZE, HugeId};
+use std::ops::Range;
+use std::str::FromStr;
+use std::{fmt, io};
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+/// What kind of memory guest RAM is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backing {
+    /// Private anonymous memory with transparent huge pages: the default and the fastest.
+    #[default]
+    Anon,
+    /// A memory file, for RAM that other processes map too. Usually made of 4 KiB pages.
+    Memfd,
+    /// A file of 2 MiB pages from the machine's hugetlb pool, all of them reserved at start.
+    Hugetlb,
+}
+
+impl Backing {
+    /// Every kind of backing.
+    pub const ALL: [Self; 3] = [Self::Anon, Self::Memfd, Self::Hugetlb];
+
+    /// The name on the command line and in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Anon => "anon",
+            Self::Memfd => "memfd",
+            Self::Hugetlb => "hugetlb",
+        }
+    }
+}
+
+impl fmt::Display for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Backing {
+    type Err = UnknownBacking;
+
+    fn from_str(name: &str) -> Result<Self, UnknownBacking> {
+        Self::ALL.into_iter().find(|backing| backing.name() == name).ok_or_else(|| UnknownBacking(name.to_owned()))
+    }
+}
+
+/// A name that is no [`Backing`].
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("unknown memory backing `{0}`: use anon, memfd or hugetlb")]
+pub struct UnknownBacking(String);
+
+/// Why guest RAM could not be made, given, taken or inspected.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// A size that no guest RAM can have.
+    #[error(
+        "guest RAM of {bytes} bytes: it must be a non-zero multiple of {HUGE_SIZE} (2 MiB) and at most {max} bytes",
+        max = MAX_HUGE_FRAMES as u64 * HUGE_SIZE
+    )]
+    BadSize {
+        /// The size asked for.
+        bytes: u64,
+    },
+    /// A range that is not inside the RAM.
+    #[error("{count} huge frames from huge frame {first} on are not all in this guest's RAM of {huge_frames}")]
+    OutOfRange {
+        /// First huge frame of the range.
+        first: u32,
+        /// Huge frames in the range.
+        count: u32,
+        /// Huge frames of the RAM.
+        huge_frames: u32,
+    },
+    /// The kernel has no such memory file.
+    #[error("cannot create a {backing} file of {bytes} bytes for guest RAM: try another backing, such as anon")]
+    CreateFile {
+        /// The kind of file.
+        backing: Backing,
+        /// Its size.
+        bytes: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// Address space, or what the kernel is willing to promise, is exhausted.
+    #[error(
+        "cannot map {bytes} bytes of {backing} guest RAM: ask for less, lift the limit on address space \
+         (`ulimit -v`), or let the kernel promise more than it has (`sysctl vm.overcommit_memory=0`)"
+    )]
+    Map {
+        /// The kind of memory.
+        backing: Backing,
+        /// Its size.
+        bytes: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The hugetlb pool is too small to reserve all of the RAM.
+    #[error(
+        "hugetlb guest RAM needs {needed} huge pages of 2 MiB, and {available} of the pool's {total} are free: \
+         enlarge the pool with `echo {enough} > {dir}/nr_hugepages`, or use another backing",
+        enough = total + needed.saturating_sub(*available),
+        dir = kernel_stats::POOL_DIR
+    )]
+    PoolTooSmall {
+        /// Pages that the RAM needs.
+        needed: u64,
+        /// Pages that are free and promised to nobody.
+        available: u64,
+        /// Pages in the pool.
+        total: u64,
+    },
+    /// The RAM is mapped but cannot be presented as a region.
+    #[error("cannot present the mapping as guest memory at address 0")]
+    Region(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Memory did not go back.
+    #[error("cannot discard {count} huge frames of {backing} guest RAM from huge frame {first} on")]
+    Discard {
+        /// First huge frame of the range.
+        first: u32,
+        /// Huge frames in the range.
+        count: u32,
+        /// The kind of memory.
+        backing: Backing,
+        /// Why.
+        source: io::Error,
+    },
+    /// Memory did not come; the first frames of the range may have theirs.
+    #[error("cannot put memory behind {count} huge frames of {backing} guest RAM from huge frame {first} on")]
+    Populate {
+        /// First huge frame of the range.
+        first: u32,
+        /// Huge frames in the range.
+        count: u32,
+        /// The kind of memory.
+        backing: Backing,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel's account of resident pages is not to be had.
+    #[error("cannot read the kernel's account of resident guest RAM")]
+    Residency(#[source] io::Error),
+}
+
+impl MemoryError {
+    /// Whether the host lacks memory, address space or huge pages: the same call may succeed later
+    /// or for less.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        let (backing, source) = match self {
+            Self::PoolTooSmall { .. } => return true,
+            Self::Map { backing, source, .. } | Self::Populate { backing, source, .. } => (*backing, source),
+            _ => return false,
+        };
+        match source.raw_os_error() {
+            Some(libc::ENOMEM) => true,
+            // A file that finds no page to grow by answers a touch with SIGBUS; MADV_POPULATE_WRITE
+            // reports that SIGBUS as EFAULT. A page that is poisoned is one page less.
+            Some(libc::EFAULT | libc::EHWPOISON) => backing != Backing::Anon,
+            _ => false,
+        }
+    }
+}
+
+/// How much of the RAM is really there, by the kernel's account.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct RamResidency {
+    /// Bytes of host memory behind guest RAM. For memory files swapped pages count too.
+    pub resident_bytes: u64,
+    /// Bytes of those that are mapped as whole huge pages.
+    pub huge_bytes: u64,
+}
+
+/// A guest's RAM: guest-physical address 0 upwards, mapped once, unmapped when dropped.
+///
+/// Nothing is resident at first. Host code may touch a frame through [`GuestRam::guest_memory`]
+/// only while it is populated: on [`Backing::Hugetlb`] a touch of a discarded frame is a SIGBUS
+/// when the pool has run dry, on the others it silently brings the frame back.
+#[derive(Debug)]
+pub struct GuestRam {
+    // Dropped before the mapping, which checks that no view of it is left.
+    memory: GuestMemoryMmap<()>,
+    mapping: Mapping,
+    file: Option<OwnedFd>,
+    huge_frames: u32,
+    backing: Backing,
+}
+
+impl GuestRam {
+    /// Maps `bytes` of guest RAM, a non-zero multiple of 2 MiB, at a multiple of 2 MiB.
+    ///
+    /// For [`Backing::Anon`] and [`Backing::Memfd`] this promises nothing and costs nothing:
+    /// memory comes when it is touched or populated. [`Backing::Hugetlb`] reserves every page now.
+    ///
+    /// # Errors
+    /// [`MemoryError::BadSize`], [`MemoryError::CreateFile`], [`MemoryError::Map`], and
+    /// [`MemoryError::PoolTooSmall`] with what to do about it.
+    pub fn new(bytes: u64, backing: Backing) -> Result<Self, MemoryError> {
+        let huge_frames = u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX);
+        if huge_frames == 0 || huge_frames > MAX_HUGE_FRAMES || !bytes.is_multiple_of(HUGE_SIZE) {
+            return Err(MemoryError::BadSize { bytes });
+        }
+        // At most 64 TiB, and usize has 64 bits.
+        let len = bytes as usize;
+        let map_error = |error: Errno| MemoryError::Map { backing, bytes, source: error.into() };
+        let (mut mapping, file, flags) = match backing {
+            Backing::Anon => {
+                let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+                (Mapping::anonymous(len).map_err(map_error)?, None, flags)
+            }
+            Backing::Memfd => {
+                let file = create_file(bytes, backing, MemfdFlags::empty())?;
+                (Mapping::shared(len, &file).map_err(map_error)?, Some(file), MapFlags::SHARED | MapFlags::NORESERVE)
+            }
+            Backing::Hugetlb => {
+                let file = create_file(bytes, backing, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)?;
+                let mapping = Mapping::hugetlb(len, &file)
+                    .map_err(|error| pool_shortage(huge_frames).unwrap_or_else(|| map_error(error)))?;
+                (mapping, Some(file), MapFlags::SHARED)
+            }
+        };
+        let view = mapping.view(flags).map_err(|error| MemoryError::Region(error.into()))?;
+        // RAM ends at 64 TiB at most, far below where adding its length to address 0 could overflow.
+        let region = GuestRegionMmap::with_arc(view, GuestAddress(0)).ok_or(MemoryError::BadSize { bytes })?;
+        let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(|error| MemoryError::Region(error.into()))?;
+        Ok(Self { memory, mapping, file, huge_frames, backing })
+    }
+
+    /// The RAM as bounds-checked guest memory, one region at guest-physical address 0.
+    ///
+    /// Clones keep the RAM mapped even when this value is gone: drop them first.
+    #[must_use]
+    pub fn guest_memory(&self) -> &GuestMemoryMmap<()> {
+        &self.memory
+    }
+
+    /// Where the RAM lies in this process, a multiple of 2 MiB: for a KVM memslot or a userfaultfd.
+    #[must_use]
+    pub fn host_address(&self) -> u64 {
+        self.mapping.start() as u64
+    }
+
+    /// Size of the RAM in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    /// Size of the RAM in huge frames.
+    #[must_use]
+    pub fn huge_frames(&self) -> u32 {
+        self.huge_frames
+    }
+
+    /// What the RAM is made of.
+    #[must_use]
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// Returns the memory behind `count` huge frames to the kernel, with one system call. What they
+    /// held is lost; they read as zero when they are next touched or populated.
+    ///
+    /// On [`Backing::Hugetlb`] the pages go back to the pool, where anyone may take them.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`], or [`MemoryError::Discard`] if the kernel refuses, as it does
+    /// for locked memory.
+    pub fn discard(&self, first: HugeId, count: u32) -> Result<(), MemoryError> {
+        let Range { start, end } = self.range(first, count)?;
+        if start == end {
+            return Ok(());
+        }
+        match &self.file {
+            // On a shared mapping MADV_DONTNEED would succeed and free nothing.
+            Some(file) => {
+                let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                retry_on_intr(|| rustix::fs::fallocate(file, punch, start as u64, (end - start) as u64))
+            }
+            // SAFETY: the range is inside our mapping. What it holds is guest memory, which is only
+            // ever accessed as volatile bytes and may change at any time.
+            None => retry_on_intr(|| unsafe {
+                rustix::mm::madvise(self.mapping.pointer(start), end - start, Advice::LinuxDontNeed)
+            }),
+        }
+        .map_err(|error| MemoryError::Discard {
+            first: first.0,
+            count,
+            backing: self.backing,
+            source: error.into(),
+        })
+    }
+
+    /// Puts memory behind `count` huge frames: zeroed where there was none, unchanged where there
+    /// was. Never raises a signal.
+    ///
+    /// On a range that is registered with a userfaultfd for missing pages this waits until the
+    /// handler has resolved every page, and so must not be called by the handler itself.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`], or [`MemoryError::Populate`]; the latter says by
+    /// [`MemoryError::is_out_of_memory`] whether the host has run out. Needs Linux 5.14.
+    pub fn populate(&self, first: HugeId, count: u32) -> Result<(), MemoryError> {
+        let Range { start, end } = self.range(first, count)?;
+        if start == end {
+            return Ok(());
+        }
+        // SAFETY: the range is inside our mapping, and what it holds does not change.
+        retry_on_intr(|| unsafe {
+            rustix::mm::madvise(self.mapping.pointer(start), end - start, Advice::LinuxPopulateWrite)
+        })
+        .map_err(|error| MemoryError::Populate {
+            first: first.0,
+            count,
+            backing: self.backing,
+            source: error.into(),
+        })
+    }
+
+    /// How much host memory is behind the RAM, by the kernel's own account.
+    ///
+    /// # Errors
+    /// [`MemoryError::Residency`], for instance without `/proc`.
+    pub fn residency(&self) -> Result<RamResidency, MemoryError> {
+        self.read_residency().map_err(MemoryError::Residency)
+    }
+
+    /// Calls `visit` with the byte ranges of the RAM that have host memory or swap behind them: in
+    /// ascending order, page aligned, never touching each other.
+    ///
+    /// # Errors
+    /// [`MemoryError::Residency`], for instance without `/proc`.
+    pub fn for_each_resident(&self, visit: impl FnMut(Range<u64>)) -> Result<(), MemoryError> {
+        let mut joined = Joined::new(visit);
+        self.walk_resident(|range| joined.push(range)).map_err(MemoryError::Residency)?;
+        joined.finish();
+        Ok(())
+    }
+
+    /// The bytes of a range of huge frames, if all of them are in the RAM.
+    fn range(&self, first: HugeId, count: u32) -> Result<Range<usize>, MemoryError> {
+        match first.0.checked_add(count) {
+            Some(end) if end <= self.huge_frames => {
+                Ok(first.byte_offset() as usize..HugeId(end).byte_offset() as usize)
+            }
+            _ => Err(MemoryError::OutOfRange { first: first.0, count, huge_frames: self.huge_frames }),
+        }
+    }
+
+    fn read_residency(&self) -> io::Result<RamResidency> {
+        let resident_bytes = match &self.file {
+            // A page can be in the file and in no page table.
+            Some(file) => u64::try_from(rustix::fs::fstat(file)?.st_blocks).unwrap_or(0) * 512,
+            None => 0,
+        };
+        if self.backing == Backing::Hugetlb {
+            return Ok(RamResidency { resident_bytes, huge_bytes: resident_bytes });
+        }
+        let mut mapped = RamResidency::default();
+        let scanned = pages::scan(self.mapping.start(), self.mapping.len(), |range, State { present, huge }| {
+            let bytes = if present { range.end - range.start } else { 0 };
+            mapped.resident_bytes += bytes;
+            mapped.huge_bytes += if huge { bytes } else { 0 };
+        });
+        match scanned {
+            Err(error) if lacks_scan(&error) => mapped = self.read_residency_without_scan()?,
+            other => other?,
+        }
+        if self.file.is_some() {
+            mapped.resident_bytes = resident_bytes;
+        }
+        Ok(mapped)
+    }
+
+    /// What the page tables map, on kernels before 6.7.
+    fn read_residency_without_scan(&self) -> io::Result<RamResidency> {
+        let mut resident_bytes = 0;
+        pages::mincore(self.mapping.start(), self.mapping.len(), |range| resident_bytes += range.end - range.start)?;
+        let addresses = self.host_address()..self.host_address() + self.bytes();
+        Ok(RamResidency { resident_bytes, huge_bytes: kernel_stats::huge_mapped_bytes(&addresses)? })
+    }
+
+    fn walk_resident(&self, mut visit: impl FnMut(Range<u64>)) -> io::Result<()> {
+        let (start, len) = (self.mapping.start(), self.mapping.len());
+        match &self.file {
+            Some(file) if self.backing == Backing::Memfd => pages::file_data(file, self.bytes(), visit),
+            // Hugetlb files do not tell data from holes, but their pages come and go with the
+            // mapping's entries: nobody else has the file.
+            _ => match pages::scan(start, len, |range, _| visit(range)) {
+                Err(error) if lacks_scan(&error) => pages::mincore(start, len, visit),
+                other => other,
+            },
+        }
+    }
+}
+
+/// Whether the kernel is older than `PAGEMAP_SCAN`.
+fn lacks_scan(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOTTY)
+}
+
+fn create_file(bytes: u64, backing: Backing, kind: MemfdFlags) -> Result<OwnedFd, MemoryError> {
+    rustix::fs::memfd_create("guest-ram", kind | MemfdFlags::CLOEXEC)
+        .and_then(|file| rustix::fs::ftruncate(&file, bytes).map(|()| file))
+        .map_err(|error| MemoryError::CreateFile { backing, bytes, source: error.into() })
+}
+
+/// Explains a hugetlb mapping that failed, if the pool is the reason.
+fn pool_shortage(huge_frames: u32) -> Option<MemoryError> {
+    let pool = kernel_stats::huge_page_pool().ok()?;
+    let needed = u64::from(huge_frames);
+    let available = pool.available();
+    (available < needed).then_some(MemoryError::PoolTooSmall { needed, available, total: pool.total })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! [`Mapping`]: one stretch of address space that is guest RAM, from `mmap` to `munmap`.
+//!
+//! Knows nothing of frames. Keeps three invariants: the stretch starts at a multiple of 2 MiB, so
+//! that the kernel can map it with huge entries; what lies before and after it in the process is
+//! never touched; and it stays mapped as long as any view of it exists.
+
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+use shared_layout::{FRAME_SIZE, HUGE_SIZE};
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::Arc;
+use vm_memory::mmap::MmapRegion;
+
+/// Space before and behind the RAM: enough to align it, and at least one unmapped page each.
+const MARGIN: usize = (HUGE_SIZE + FRAME_SIZE) as usize;
+
+/// Owns the address space of one guest's RAM.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    /// The RAM itself.
+    start: usize,
+    len: usize,
+    /// What to unmap: the RAM, with its margins if it has any.
+    outer_start: usize,
+    outer_len: usize,
+    /// The view that is handed out; see `Drop`.
+    view: Option<Arc<MmapRegion>>,
+}
+
+impl Mapping {
+    /// Private anonymous memory; nothing is accounted or reserved before it is touched.
+    pub(super) fn anonymous(len: usize) -> Result<Self, Errno> {
+        let mapping = Self::reserve(len)?;
+        // Raising the protection of reserved space, instead of mapping over it, leaves no moment in
+        // which the addresses belong to nobody.
+        // SAFETY: the range lies inside the space that `reserve` just made for us alone.
+        unsafe { rustix::mm::mprotect(mapping.pointer(0), len, MprotectFlags::READ | MprotectFlags::WRITE) }?;
+        Ok(mapping.advised())
+    }
+
+    /// A shared mapping of `file`, which holds at least `len` bytes.
+    pub(super) fn shared(len: usize, file: &OwnedFd) -> Result<Self, Errno> {
+        let mapping = Self::reserve(len)?;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the range lies inside the space that `reserve` just made for us alone, so the
+        // mapping replaces nobody's memory.
+        let mapped = unsafe { rustix::mm::mmap(mapping.pointer(0), len, read_write(), flags, file, 0) };
+        if let Err(error) = mapped {
+            // The kernel may have emptied the range before it failed, and another thread may live
+            // there by now: to give up address space is safe, to unmap it is not.
+            std::mem::forget(mapping);
+            return Err(error);
+        }
+        Ok(mapping.advised())
+    }
+
+    /// A shared mapping of a hugetlb `file`. The kernel aligns it, and reserves every page of it
+    /// or fails with `ENOMEM`.
+    pub(super) fn hugetlb(len: usize, file: &OwnedFd) -> Result<Self, Errno> {
+        // SAFETY: without MAP_FIXED the kernel chooses addresses that nobody uses.
+        let start = unsafe { rustix::mm::mmap(ptr::null_mut(), len, read_write(), MapFlags::SHARED, file, 0) }?;
+        let start = start.expose_provenance();
+        Ok(Self { start, len, outer_start: start, outer_len: len, view: None }.advised())
+    }
+
+    /// Takes address space for `len` bytes and its margins, all of it inaccessible.
+    fn reserve(len: usize) -> Result<Self, Errno> {
+        let outer_len = len.checked_add(MARGIN).ok_or(Errno::NOMEM)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: without MAP_FIXED the kernel chooses addresses that nobody uses.
+        let outer = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), outer_len, ProtFlags::empty(), flags) }?;
+        let outer_start = outer.expose_provenance();
+        // At most 2 MiB above `outer_start`, which leaves at least a page behind the RAM.
+        let start = (outer_start + FRAME_SIZE as usize).next_multiple_of(HUGE_SIZE as usize);
+        Ok(Self { start, len, outer_start, outer_len, view: None })
+    }
+
+    /// Keeps guest RAM out of child processes and core dumps, and asks for huge pages.
+    fn advised(self) -> Self {
+        for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump, Advice::LinuxHugepage] {
+            // SAFETY: the range is ours, and none of the three changes what it holds.
+            if let Err(error) = unsafe { rustix::mm::madvise(self.pointer(0), self.len, advice) } {
+                // Each is an improvement, none a need: hugetlb has no transparent huge pages, and
+                // a kernel may lack them.
+                log::debug!("guest RAM without {advice:?}: {error}");
+            }
+        }
+        self
+    }
+
+    /// First address of the RAM.
+    pub(super) fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Bytes of the RAM.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The address of a byte of the RAM, for a system call.
+    pub(super) fn pointer(&self, offset: usize) -> *mut c_void {
+        debug_assert!(offset <= self.len);
+        ptr::with_exposed_provenance_mut(self.start + offset)
+    }
+
+    /// The RAM as a bounds-checked region. The mapping outlives every clone of it.
+    pub(super) fn view(&mut self, flags: MapFlags) -> Result<Arc<MmapRegion>, vm_memory::mmap::MmapRegionError> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // The kernel's flags all lie below bit 31.
+        let flags = flags.bits() as i32;
+        // SAFETY: the range is mapped, readable and writable, and `Drop` leaves it so while a clone
+        // of this region exists.
+        let region = unsafe { MmapRegion::build_raw(self.pointer(0).cast(), self.len, prot, flags) }?;
+        let view = Arc::new(region);
+        self.view = Some(Arc::clone(&view));
+        Ok(view)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // Regions hand out clones in safe code. If one is still alive, unmapping would leave it
+        // dangling over whatever is mapped there next.
+        if self.view.take().is_some_and(|view| Arc::into_inner(view).is_none()) {
+            log::error!("{} bytes of guest RAM stay mapped: something still holds a view of them", self.len);
+            return;
+        }
+        let outer = ptr::with_exposed_provenance_mut(self.outer_start);
+        // SAFETY: we mapped exactly this range, and the last view of it is gone.
+        if let Err(error) = unsafe { rustix::mm::munmap(outer, self.outer_len) } {
+            log::error!("cannot unmap {} bytes of guest RAM: {error}", self.len);
+        }
+    }
+}
+
+fn read_write() -> ProtFlags {
+    ProtFlags::READ | ProtFlags::WRITE
+}
