@@ -2,3 +2,4 @@
 
 pub mod kernel_stats;
 pub mod memory;
+pub mod boot;

@@ -1,0 +1,32 @@
+//! From nothing to a running vCPU: what the host must offer, the memory that the VMM places beside
+//! RAM, the guest image, and the report when a vCPU dies of an exception.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | [`host`] | opens `/dev/kvm`, checks it, states its limits |
+//! | [`platform`] | the one mapping beside RAM: shared region, boot data, doorbell address |
+//! | `paging` | the identity map's page tables |
+//! | `cpu` | descriptor tables, exception stubs, the registers a vCPU starts with |
+//! | [`crash`] | what an exception left behind, read back and made readable |
+//! | [`elf`] | the guest image: checks, load, symbols |
+//!
+//! Nothing in here runs a vCPU or owns RAM; the callers do. Everything written here before the
+//! guest starts is never trusted afterwards: the guest may have changed all it can reach.
+
+pub mod crash;
+pub mod elf;
+pub mod host;
+pub mod platform;
+
+mod cpu;
+mod error;
+mod paging;
+
+#[cfg(test)]
+mod tests;
+
+pub use crash::CrashFrame;
+pub use elf::{Kernel, KernelError};
+pub use error::BootError;
+pub use host::{KvmLimits, limits, open_kvm};
+pub use platform::Platform;

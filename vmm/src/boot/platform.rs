@@ -1,0 +1,343 @@
+//! [`Platform`]: the one mapping beside RAM that a VMM shares with its guest.
+//!
+//! ```text
+//! 0          RAM        next GiB                                                          doorbell
+//! +-------------+ ...  +---------------+---------+------------------------+-------------+---------+
+//! | RAM's slot  |      | shared region | vectors | vCPU 0 | vCPU 1 | ...  | page tables | no slot |
+//! +-------------+      +---------------+---------+------------------------+-------------+---------+
+//!                      |<------------------ the platform's slot ---------------------->|
+//! a vCPU's block: descriptors | guard | exception stack | guard | stack, 64 KiB
+//! ```
+//! The guest reaches the shared region, its stacks and the doorbell page; the rest is mapped for
+//! ring 0 or, like guards and page tables, not at all. After the guest started, the host treats all
+//! of it as the guest's claims: it is read word by word, through atomics, each word once, and no
+//! offset or count is ever taken from it.
+
+use super::paging::{Access, ENTRIES, Tables, tables_needed};
+use super::{BootError, cpu};
+use kvm_ioctls::VcpuFd;
+use shared_layout::call::{DOORBELL_BYTES, DOORBELL_PORT};
+use shared_layout::header::FEATURE_DOORBELL_PORT;
+use shared_layout::mailbox::{Mailbox, WORDS, Words};
+use shared_layout::{ControlWord, FRAME_SIZE, HUGE_SIZE, Header, HugeEntry, Layout};
+use std::mem::offset_of;
+use std::slice;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use vm_memory::{AtomicInteger, MmapRegion};
+use zerocopy::IntoBytes;
+
+const ALIGNMENT: u64 = 1 << 30;
+
+/// Offsets in a vCPU's block; the pages between them are guards.
+const EXCEPTION_STACK: u64 = 2 * FRAME_SIZE;
+const EXCEPTION_STACK_TOP: u64 = EXCEPTION_STACK + FRAME_SIZE;
+const STACK: u64 = EXCEPTION_STACK_TOP + FRAME_SIZE;
+const BLOCK_BYTES: u64 = STACK + STACK_BYTES;
+
+/// Bytes of the stack that a vCPU starts with.
+pub const STACK_BYTES: u64 = 64 << 10;
+
+/// The platform region of one VM: shared region, boot data, and the doorbell's address.
+#[derive(Debug)]
+pub struct Platform {
+    mapping: MmapRegion,
+    layout: Layout,
+    gpa: u64,
+    /// Offsets from `gpa`, in the order of the picture above.
+    vectors: u64,
+    blocks: u64,
+    tables: u64,
+}
+
+impl Platform {
+    /// Maps and fills the region for `ram_bytes` of RAM at guest-physical address 0. Every huge
+    /// frame starts free and evicted, the control words start as zero.
+    ///
+    /// # Errors
+    /// Numbers out of range, an address width that is too small, or no room in this process.
+    pub fn new(ram_bytes: u64, vcpus: u32, address_bits: u8) -> Result<Self, BootError> {
+        let huge_frames = u32::try_from(ram_bytes / HUGE_SIZE).unwrap_or(u32::MAX);
+        if !ram_bytes.is_multiple_of(HUGE_SIZE) || huge_frames < 2 || Layout::new(huge_frames, 1).is_none() {
+            return Err(BootError::RamSize { ram_bytes });
+        }
+        let layout = Layout::new(huge_frames, vcpus).ok_or(BootError::VcpuCount { vcpus })?;
+
+        // No sum below overflows: RAM is at most 2^46 bytes, the rest less than 2^34.
+        let gpa = ram_bytes.next_multiple_of(ALIGNMENT);
+        let vectors = layout.total;
+        let blocks = vectors + FRAME_SIZE;
+        let tables = blocks + u64::from(vcpus) * BLOCK_BYTES;
+        // The doorbell lies behind the tables and needs tables itself: grow until they suffice.
+        let mut table_count = 0;
+        loop {
+            let needed = tables_needed(ram_bytes, gpa, tables + table_count * FRAME_SIZE + DOORBELL_BYTES);
+            if needed <= table_count {
+                break;
+            }
+            table_count = needed;
+        }
+        let bytes = tables + table_count * FRAME_SIZE;
+        let end = gpa + bytes + DOORBELL_BYTES;
+        let limit = 1_u64.checked_shl(u32::from(address_bits)).unwrap_or(u64::MAX);
+        if end > limit {
+            return Err(BootError::AddressWidth { ram_bytes, end, address_bits, limit });
+        }
+
+        let mapping = MmapRegion::new(bytes as usize).map_err(|source| BootError::Map { bytes, source })?;
+        let platform = Self { mapping, layout, gpa, vectors, blocks, tables };
+        platform.write_header();
+        for entry in platform.entries() {
+            entry.store(HugeEntry::FREE_EVICTED.bits(), Ordering::Relaxed);
+        }
+        platform.write_boot_data();
+        platform.write_page_tables(ram_bytes, table_count);
+        Ok(platform)
+    }
+
+    fn write_header(&self) {
+        let header = Header {
+            features: FEATURE_DOORBELL_PORT,
+            doorbell_gpa: self.doorbell_gpa(),
+            doorbell_port: u64::from(DOORBELL_PORT),
+            ..Header::new(&self.layout)
+        };
+        self.write(0, header.as_bytes());
+    }
+
+    fn write_boot_data(&self) {
+        self.write(self.vectors, &cpu::vectors(self.gpa + self.vectors, self.doorbell_gpa()));
+        for block in self.vcpu_blocks() {
+            self.write(block, cpu::gdt(self.gpa + block + cpu::TSS_OFFSET).as_bytes());
+            self.write(block + cpu::TSS_OFFSET, &cpu::tss(self.gpa + block + EXCEPTION_STACK_TOP));
+        }
+    }
+
+    fn write_page_tables(&self, ram_bytes: u64, table_count: u64) {
+        let words = self.atomics(self.tables, table_count as usize * ENTRIES);
+        let mut tables = Tables::new(words, self.gpa + self.tables);
+        // The first huge frame stays unmapped: a null pointer faults.
+        for address in (HUGE_SIZE..ram_bytes).step_by(HUGE_SIZE as usize) {
+            tables.map_huge(address);
+        }
+        let mut map = |offset: u64, bytes: u64, access| {
+            for page in (offset..offset + bytes).step_by(FRAME_SIZE as usize) {
+                tables.map_page(self.gpa + page, access);
+            }
+        };
+        map(0, self.layout.total, Access::User);
+        map(self.vectors, FRAME_SIZE, Access::KernelCode);
+        for block in self.vcpu_blocks() {
+            map(block, FRAME_SIZE, Access::Kernel);
+            map(block + EXCEPTION_STACK, FRAME_SIZE, Access::Kernel);
+            map(block + STACK, STACK_BYTES, Access::User);
+        }
+        map(self.mapping.size() as u64, DOORBELL_BYTES, Access::User);
+    }
+
+    fn vcpu_blocks(&self) -> impl Iterator<Item = u64> {
+        (0..u64::from(self.layout.vcpus)).map(|vcpu| self.blocks + vcpu * BLOCK_BYTES)
+    }
+
+    fn block(&self, index: u32) -> Result<u64, BootError> {
+        let vcpus = self.layout.vcpus;
+        if index >= vcpus {
+            return Err(BootError::NoVcpu { index, vcpus });
+        }
+        Ok(self.blocks + u64::from(index) * BLOCK_BYTES)
+    }
+
+    /// Where the parts of the shared region lie.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Guest-physical address of the header, where the shared region and the memslot start.
+    #[must_use]
+    pub fn header_gpa(&self) -> u64 {
+        self.gpa
+    }
+
+    /// Guest-physical address of the doorbell page, which is in no memslot.
+    #[must_use]
+    pub fn doorbell_gpa(&self) -> u64 {
+        self.gpa + self.mapping.size() as u64
+    }
+
+    /// The memslot to register: guest-physical address, host address, bytes. It must be gone from
+    /// the VM before this value is dropped.
+    #[must_use]
+    pub fn memslot(&self) -> (u64, u64, u64) {
+        (self.gpa, self.mapping.as_ptr() as u64, self.mapping.size() as u64)
+    }
+
+    /// Tells the guest the frequency of its time-stamp counter. Only before the guest starts: it
+    /// reads the header once.
+    pub fn set_tsc_khz(&self, khz: u64) {
+        self.word(offset_of!(Header, tsc_khz) as u64).store(khz, Ordering::Relaxed);
+    }
+
+    /// The huge entries, which the guest changes at any time.
+    #[must_use]
+    pub fn entries(&self) -> &[AtomicU16] {
+        self.atomics(self.layout.entries, self.layout.huge_frames as usize)
+    }
+
+    /// The bitfields, eight words a huge frame, which the guest changes at any time.
+    #[must_use]
+    pub fn bitfields(&self) -> &[AtomicU64] {
+        self.atomics(self.layout.bitfields, self.layout.huge_frames as usize * 8)
+    }
+
+    /// A control word. The host writes it and must not believe what it reads back.
+    #[must_use]
+    pub fn control(&self, word: ControlWord) -> &AtomicU64 {
+        self.word(word.offset())
+    }
+
+    /// A copy of the vCPU's request, each word read once; `None` if there is no such vCPU.
+    #[must_use]
+    pub fn read_request(&self, vcpu: u32) -> Option<Words> {
+        // The vCPU stands still in its doorbell exit, and the exit orders its writes before us; a
+        // word that another vCPU writes meanwhile is that guest's own confusion.
+        let request = self.half(vcpu, offset_of!(Mailbox, request))?;
+        Some(std::array::from_fn(|i| request[i].load(Ordering::Relaxed)))
+    }
+
+    /// Puts a reply into the vCPU's mailbox; `false` if there is no such vCPU.
+    #[must_use]
+    pub fn write_reply(&self, vcpu: u32, reply: &Words) -> bool {
+        let Some(half) = self.half(vcpu, offset_of!(Mailbox, reply)) else { return false };
+        for (word, value) in half.iter().zip(reply) {
+            word.store(*value, Ordering::Relaxed);
+        }
+        true
+    }
+
+    fn half(&self, vcpu: u32, offset: usize) -> Option<&[AtomicU64]> {
+        Some(self.atomics(self.layout.mailbox(vcpu)? + offset as u64, WORDS))
+    }
+
+    /// Every byte of the shared region, for tests that play a hostile guest.
+    #[must_use]
+    pub fn shared_bytes(&self) -> &[AtomicU8] {
+        self.atomics(0, self.layout.total as usize)
+    }
+
+    /// Puts vCPU `index` at `entry` in ring 3: RDI is the header's address, RSI the index, RSP the
+    /// end of its own stack, aligned as for a function that was just called (by nobody: it returns
+    /// to the null page). Its CPUID must be set before.
+    ///
+    /// # Errors
+    /// No such vCPU, or KVM refuses a register.
+    pub fn enter(&self, vcpu_fd: &VcpuFd, index: u32, entry: u64) -> Result<(), BootError> {
+        let block = self.block(index)?;
+        // The place of the return address; it must be zero again if this vCPU ran before.
+        let stack = block + BLOCK_BYTES - 8;
+        self.word(stack).store(0, Ordering::Relaxed);
+        let start = cpu::Start {
+            page_tables: self.gpa + self.tables,
+            gdt: self.gpa + block,
+            idt: self.gpa + self.vectors,
+            entry,
+            stack: self.gpa + stack,
+            arguments: [self.gpa, u64::from(index)],
+        };
+        cpu::enter(vcpu_fd, &start)
+    }
+
+    /// The last `N` words of the vCPU's exception stack: what its first exception pushed.
+    pub(super) fn exception_words<const N: usize>(&self, index: u32) -> Result<[u64; N], BootError> {
+        let top = self.block(index)? + EXCEPTION_STACK_TOP;
+        let words = self.atomics::<AtomicU64>(top - N as u64 * 8, N);
+        Ok(std::array::from_fn(|i| words[i].load(Ordering::Relaxed)))
+    }
+
+    fn word(&self, offset: u64) -> &AtomicU64 {
+        &self.atomics(offset, 1)[0]
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) {
+        for (to, from) in self.atomics::<AtomicU8>(offset, bytes.len()).iter().zip(bytes) {
+            to.store(*from, Ordering::Relaxed);
+        }
+    }
+
+    /// `count` atomics at `offset`. Callers compute both from the geometry alone, never from words
+    /// that the guest can write; the assertion holds them to it.
+    fn atomics<T: AtomicInteger>(&self, offset: u64, count: usize) -> &[T] {
+        let offset = offset as usize;
+        let bytes = count.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(offset));
+        assert!(bytes.is_some_and(|end| end <= self.mapping.size()) && offset.is_multiple_of(align_of::<T>()));
+        // SAFETY: the assertion keeps the range inside the mapping, which is page aligned, readable
+        // and writable, and lives as long as `self`; every bit pattern is a valid atomic integer.
+        // Nobody holds a plain reference into the mapping: all access goes through this function.
+        unsafe { slice::from_raw_parts(self.mapping.as_ptr().add(offset).cast::<T>(), count) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared_layout::header::MAX_HUGE_FRAMES;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_header_is_what_a_guest_checks() {
+        let platform = Platform::new(64 << 20, 2, 40).expect("small");
+        platform.set_tsc_khz(2_500_000);
+        let bytes: Vec<u8> =
+            platform.shared_bytes()[..size_of::<Header>()].iter().map(|b| b.load(Ordering::Relaxed)).collect();
+        let header: Header = zerocopy::FromBytes::read_from_bytes(&bytes).expect("same size");
+        assert_eq!(header.check().as_ref(), Ok(platform.layout()));
+        assert_eq!(header.features, FEATURE_DOORBELL_PORT);
+        assert_eq!((header.ram_base, header.huge_frames, header.vcpus), (0, 32, 2));
+        assert_eq!((header.doorbell_port, header.tsc_khz), (u64::from(DOORBELL_PORT), 2_500_000));
+        let (gpa, _, bytes) = platform.memslot();
+        assert_eq!((gpa, header.doorbell_gpa), (GIB, gpa + bytes));
+    }
+
+    #[test]
+    fn every_frame_starts_free_and_evicted() {
+        let platform = Platform::new(GIB, 1, 40).expect("small");
+        assert_eq!(platform.entries().len(), 512);
+        assert!(platform.entries().iter().all(|e| e.load(Ordering::Relaxed) == HugeEntry::FREE_EVICTED.bits()));
+        assert_eq!(platform.bitfields().len(), 512 * 8);
+        assert!(platform.bitfields().iter().all(|word| word.load(Ordering::Relaxed) == 0));
+    }
+
+    #[test]
+    fn a_terabyte_and_more_has_page_tables() {
+        for ram in [16 * GIB, 1 << 40, (3 << 40) + HUGE_SIZE] {
+            let platform = Platform::new(ram, 3, 46).expect("fits 46 bits");
+            assert_eq!(platform.header_gpa(), ram.next_multiple_of(GIB));
+            assert_eq!(platform.entries().len() as u64, ram / HUGE_SIZE);
+        }
+    }
+
+    #[test]
+    fn memory_beyond_the_address_width_is_refused_with_both_numbers() {
+        let text = Platform::new(16 * GIB, 1, 34).expect_err("too wide").to_string();
+        assert!(text.contains("17179869184 bytes") && text.contains("34 address bits"), "{text}");
+        assert!(Platform::new(16 * GIB, 1, 35).is_ok());
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        for ram in [0, HUGE_SIZE, 3 << 20, (u64::from(MAX_HUGE_FRAMES) + 1) * HUGE_SIZE, u64::MAX] {
+            assert!(matches!(Platform::new(ram, 1, 52), Err(BootError::RamSize { ram_bytes }) if ram_bytes == ram));
+        }
+        for count in [0, 1025] {
+            assert!(matches!(Platform::new(GIB, count, 52), Err(BootError::VcpuCount { vcpus }) if vcpus == count));
+        }
+    }
+
+    #[test]
+    fn mailboxes_beyond_the_last_vcpu_do_not_exist() {
+        let platform = Platform::new(64 << 20, 2, 40).expect("small");
+        assert!(platform.read_request(1).is_some() && platform.read_request(2).is_none());
+        assert!(platform.write_reply(1, &[7; WORDS]) && !platform.write_reply(2, &[7; WORDS]));
+        assert_eq!(platform.read_request(1), Some([0; WORDS]));
+    }
+}
