@@ -1,1 +1,45 @@
+//! A bare-metal guest that allocates its RAM from the frame table it shares with its host.
+//!
+//! This library is all of the guest's logic. It has no entry point, makes no privileged step and
+//! reaches the world in three ways only: the shared region ([`Shared`]), frames that the `llfree`
+//! allocator gave it, and a [`Doorbell`]. So the same code runs in the guest, where the doorbell
+//! is a page of MMIO, and in this crate's tests, where it is a function.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `shared` | the header page as this guest sees it, and the pages of RAM |
+//! | `host` | calls to the host: mailbox, doorbell, status |
+//! | `memory` | frames from the allocator, installed before anybody touches them |
+//! | `records` | which blocks a vCPU owns, kept in frames of the same allocator |
+//! | `stamp` | what is written to each page, and what a check of it finds |
+//! | `blocks` | owned blocks: allocate and stamp, check, free |
+//! | `churn` | a mixed load that gives way when the host wants memory |
+//! | `agent` | the loop of one vCPU: wait for a command, obey, report |
+//! | `clock`, `rng`, `text` | time, chance, and messages without an allocator |
+//!
+//! A page is touched only between its block's way out of the allocator *with host memory behind
+//! it* and its way back: `Memory` is the only door.
+#![no_std]
 
+#[cfg(test)]
+extern crate std;
+
+mod agent;
+mod blocks;
+mod churn;
+mod clock;
+mod host;
+mod memory;
+mod records;
+mod rng;
+mod shared;
+mod stamp;
+mod text;
+
+#[cfg(test)]
+mod fake;
+
+pub use agent::Agent;
+pub use host::{Doorbell, Host};
+pub use shared::Shared;
+pub use text::Text;

@@ -1,0 +1,93 @@
+//! [`Host`]: calls from one vCPU to its host.
+//!
+//! A call fills the request half of the vCPU's mailbox, rings, and reads the reply half. Words of
+//! the mailbox are accessed atomically and each is read once; the doorbell orders them.
+
+use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+use shared_layout::agent::{Command, Report};
+use shared_layout::header::ABI_VERSION;
+use shared_layout::mailbox::{Mailbox, WORDS, Words};
+use shared_layout::{Call, HugeId, Request, Status};
+
+/// What makes the host look at a vCPU's mailbox.
+pub trait Doorbell {
+    /// Rings; returns when the reply is in the mailbox.
+    fn ring(&mut self, call: Call);
+}
+
+/// The host, as one vCPU reaches it.
+#[derive(Debug)]
+pub struct Host<D> {
+    mailbox: *mut Mailbox,
+    doorbell: D,
+}
+
+impl<D: Doorbell> Host<D> {
+    /// Calls through this mailbox and doorbell.
+    ///
+    /// # Safety
+    /// `mailbox` is that of the vCPU whose `doorbell` this is, and stays mapped as long as the
+    /// value lives.
+    pub const unsafe fn new(mailbox: *mut Mailbox, doorbell: D) -> Self {
+        Self { mailbox, doorbell }
+    }
+
+    /// Makes a call and returns the status word of the reply.
+    pub fn call(&mut self, request: &Request) -> u64 {
+        let (call, words) = request.encode();
+        for (i, word) in words.into_iter().enumerate() {
+            self.word(i).store(word, Ordering::Relaxed);
+        }
+        // The host looks at the words from this very CPU while the guest stands still, so only
+        // the compiler could reorder them around the doorbell.
+        compiler_fence(Ordering::SeqCst);
+        self.doorbell.ring(call);
+        compiler_fence(Ordering::SeqCst);
+        self.word(WORDS).load(Ordering::Relaxed)
+    }
+
+    /// States the ABI version.
+    ///
+    /// # Panics
+    /// If the host does not go along with it.
+    pub fn hello(&mut self) {
+        let status = self.call(&Request::Hello { abi_version: ABI_VERSION });
+        assert!(status == Status::Ok as u64, "the host answers Hello (ABI version {ABI_VERSION}) with status {status}");
+    }
+
+    /// Sleeps until there is work; `None` is work that this guest does not know.
+    ///
+    /// # Panics
+    /// If the host refuses.
+    pub fn wait(&mut self) -> Option<Command> {
+        let status = self.call(&Request::Wait);
+        assert!(status == Status::Ok as u64, "the host answers Wait with status {status}");
+        let words: Words = core::array::from_fn(|i| self.word(WORDS + i).load(Ordering::Relaxed));
+        Command::decode(&words)
+    }
+
+    /// Hands in the result of a command.
+    ///
+    /// # Panics
+    /// If the host refuses it.
+    pub fn done(&mut self, report: &Report) {
+        let status = self.call(&Request::Done(report.encode()));
+        assert!(status == Status::Ok as u64, "the host answers Done with status {status}");
+    }
+
+    /// Has memory put behind `count` huge frames.
+    ///
+    /// # Errors
+    /// The status word, if it is not [`Status::Ok`].
+    pub fn install(&mut self, first: HugeId, count: u32) -> Result<(), u64> {
+        let status = self.call(&Request::Install { first, count });
+        if status == Status::Ok as u64 { Ok(()) } else { Err(status) }
+    }
+
+    /// A word of the mailbox: the request half, then the reply half.
+    fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(index < 2 * WORDS);
+        // SAFETY: in the mailbox by the line above, which is mapped by the contract of `new`.
+        unsafe { AtomicU64::from_ptr(self.mailbox.cast::<u64>().add(index)) }
+    }
+}

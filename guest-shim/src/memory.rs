@@ -1,0 +1,99 @@
+//! [`Memory`]: the frames of one vCPU. It is the only door to them: what comes out has memory
+//! behind it, because an evicted block is installed here or given back.
+
+use crate::host::{Doorbell, Host};
+use crate::shared::{Page, Ram};
+use llfree::{Allocation, Block, Cpu, EvictedBlock, Stats, Tenant};
+use shared_layout::{FrameId, Order, Status};
+
+/// Why there is no block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refusal {
+    /// The table has none of that order.
+    OutOfMemory,
+    /// The host answered the install with this status word. [`Status::Ok`] means that it said
+    /// yes, but the block was evicted as before.
+    InstallFailed(u64),
+}
+
+/// The allocator as one vCPU uses it, and the host that installs what it yields.
+pub(crate) struct Memory<'a, D> {
+    tenant: &'a Tenant<'a>,
+    cpu: Cpu<'a>,
+    /// The vCPU's host: for its install calls, and for the agent's own.
+    pub(crate) host: Host<D>,
+    ram: Ram,
+    /// Install calls since boot.
+    pub(crate) installs: u64,
+}
+
+impl<'a, D: Doorbell> Memory<'a, D> {
+    /// Frames of `tenant`, whose pages are `ram`.
+    ///
+    /// # Safety
+    /// `tenant` and `ram` are of one region, and no other allocator hands out its frames.
+    pub(crate) unsafe fn new(tenant: &'a Tenant<'a>, host: Host<D>, ram: Ram) -> Self {
+        Self { tenant, cpu: tenant.cpu(), host, ram, installs: 0 }
+    }
+
+    /// Allocates a block that may be touched.
+    pub(crate) fn take(&mut self, order: Order) -> Result<Block, Refusal> {
+        match self.cpu.alloc(order) {
+            Ok(Allocation::Ready(block)) => Ok(block),
+            Ok(Allocation::Evicted(block)) => self.install(block),
+            Err(_) => Err(Refusal::OutOfMemory),
+        }
+    }
+
+    fn install(&mut self, block: EvictedBlock) -> Result<Block, Refusal> {
+        self.installs += 1;
+        let (block, status) = match self.host.install(block.first_huge(), block.huge_frames()) {
+            Err(status) => (block, status),
+            Ok(()) => match block.confirm(self.tenant) {
+                Ok(block) => return Ok(block),
+                Err(block) => (block, Status::Ok as u64),
+            },
+        };
+        let (frame, order) = block.release();
+        self.give(frame, order);
+        Err(Refusal::InstallFailed(status))
+    }
+
+    /// Frees a block.
+    ///
+    /// # Panics
+    /// If the allocator does not know it: its state was damaged, and no frame is safe any more.
+    pub(crate) fn give(&mut self, frame: FrameId, order: Order) {
+        if let Err(error) = self.cpu.free(frame, order) {
+            panic!("free of frame {:#x}, order {}: {error}", frame.0, order.get());
+        }
+    }
+
+    /// Gives cached frames back to the table.
+    pub(crate) fn drain(&mut self) {
+        self.cpu.drain();
+    }
+
+    /// The table, added up.
+    pub(crate) fn stats(&self) -> Stats {
+        self.tenant.stats()
+    }
+
+    /// The pages of RAM.
+    pub(crate) fn ram(&self) -> Ram {
+        self.ram
+    }
+
+    /// The page of a frame.
+    ///
+    /// # Safety
+    /// The frame lies in a block that [`take`](Self::take) returned and that is not given back as
+    /// long as the page is used.
+    ///
+    /// # Panics
+    /// If the frame is not in RAM: a word that named it was damaged.
+    pub(crate) unsafe fn page(&self, frame: FrameId) -> Page {
+        // SAFETY: taken by contract, and `take` returns no block without memory behind it.
+        unsafe { self.ram.page(frame) }
+    }
+}
