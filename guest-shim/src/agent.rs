@@ -37,6 +37,11 @@ impl Tally {
         self.blocks += 1;
     }
 
+    /// Whether nothing was done yet.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.blocks == 0
+    }
+
     /// The command ends because there is no block.
     pub(crate) fn refuse(&mut self, refusal: Refusal) {
         (self.outcome, self.detail) = match refusal {

@@ -19,11 +19,13 @@ use shared_layout::{ControlWord, HUGE_SIZE, Order};
 const STEPS_PER_MILLI: u64 = 1000;
 /// A wish of the host that stands is answered again after so many steps.
 const WISH_STEPS: u64 = 4096;
-/// Refusals in a row, with nothing left to free, after which the churn ends: a host that has no
-/// memory must not be asked for ever.
+/// Refused installs in a row, with nothing left to free, after which the churn ends: a host that
+/// has no memory must not be asked for ever.
 const PATIENCE: u32 = 64;
 /// Blocks freed after an allocation that found no memory.
 const OOM_FREES: u32 = 4;
+/// Spins before another attempt when others, or the host, have all memory: some microseconds.
+const OOM_SPINS: u32 = 1000;
 
 /// What to do.
 #[derive(Clone, Copy, Debug)]
@@ -52,21 +54,30 @@ struct Load {
     tally: Tally,
     /// Bytes the load moves towards.
     target: u64,
-    /// Refusals since the last block.
+    /// Refused installs since the last block.
     refusals: u32,
+    /// There was a time without a block to hold or to get.
+    starved: bool,
 }
 
-impl<D: Doorbell> Churn<'_, '_, D> {
-    /// Runs the plan to its end. The tally counts what was allocated.
-    pub(crate) fn run(&mut self, plan: Plan, tags: Tags) -> Tally {
-        let mut load = Load {
+impl Load {
+    fn new(plan: Plan, tags: Tags) -> Self {
+        Self {
             blocks: Blocks::new(),
             tags,
             rng: Rng::new(plan.seed),
             tally: Tally::new(),
             target: plan.bytes,
             refusals: 0,
-        };
+            starved: false,
+        }
+    }
+}
+
+impl<D: Doorbell> Churn<'_, '_, D> {
+    /// Runs the plan to its end. The tally counts what was allocated.
+    pub(crate) fn run(&mut self, plan: Plan, tags: Tags) -> Tally {
+        let mut load = Load::new(plan, tags);
         let start = self.clock.now();
         let ticks = self.clock.ticks(plan.millis);
         let (mut wish, mut answered) = (0, 0);
@@ -92,6 +103,9 @@ impl<D: Doorbell> Churn<'_, '_, D> {
         }
         while load.blocks.len() > 0 {
             self.free_one(&mut load);
+        }
+        if load.starved && load.tally.is_idle() {
+            load.tally.refuse(Refusal::OutOfMemory);
         }
         load.tally.settle()
     }
@@ -122,20 +136,27 @@ impl<D: Doorbell> Churn<'_, '_, D> {
                 load.tally.add(order.bytes());
                 load.refusals = 0;
             }
-            Err(refusal) => {
-                // What can be freed is freed, and the churn goes on with less.
-                if load.blocks.len() == 0 {
-                    load.refusals += 1;
-                    if load.refusals == PATIENCE {
-                        load.tally.refuse(refusal);
-                    }
-                    core::hint::spin_loop();
-                }
+            // What can be freed is freed, and the churn goes on with less.
+            Err(refusal) if load.blocks.len() > 0 => {
                 for _ in 0..OOM_FREES {
                     self.free_one(load);
                 }
                 if refusal == Refusal::OutOfMemory {
                     self.memory.drain();
+                }
+            }
+            // Others may free some before the time is over.
+            Err(Refusal::OutOfMemory) => {
+                load.starved = true;
+                self.memory.drain();
+                for _ in 0..OOM_SPINS {
+                    core::hint::spin_loop();
+                }
+            }
+            Err(Refusal::InstallFailed(status)) => {
+                load.refusals += 1;
+                if load.refusals == PATIENCE {
+                    load.tally.refuse(Refusal::InstallFailed(status));
                 }
             }
         }
@@ -176,6 +197,27 @@ fn draw(rng: &mut Rng, room: u64) -> Option<Order> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::Table;
+
+    #[test]
+    fn giving_way_frees_what_is_wanted_but_never_more_than_half() {
+        let table = Table::new(32, 1);
+        let tenant = table.tenant();
+        let (mut memory, mut counters) = (table.memory(&tenant, 0), Counters::default());
+        let (shared, clock) = (table.shared(), Clock::new(0));
+        let mut churn = Churn { memory: &mut memory, counters: &mut counters, shared: &shared, clock };
+        let mut load = Load::new(Plan { millis: 1, bytes: u64::MAX, seed: 6 }, Tags::new(6, 0, 0));
+        for _ in 0..20 {
+            churn.allocate(&mut load, Order::HUGE);
+        }
+        churn.give_way(&mut load, 3);
+        assert_eq!(load.blocks.bytes(), 17 * HUGE_SIZE);
+        // 31 huge frames without 17 blocks and the one with the record node: the cache is empty.
+        assert_eq!(tenant.stats().free_huge, 13);
+        churn.give_way(&mut load, u64::MAX);
+        assert_eq!(load.blocks.bytes(), 8 * HUGE_SIZE);
+        assert_eq!((load.blocks.len(), counters.allocs - counters.frees), (8, 8));
+    }
 
     #[test]
     fn every_order_is_drawn_and_none_that_does_not_fit() {

@@ -77,6 +77,11 @@ extern "C" fn start(header: *mut u8, vcpu: u64, stack: u64) -> ! {
         Ok(shared) => shared,
         Err(error) => panic!("{error}"),
     };
+    let vcpus = shared.layout().vcpus;
+    let vcpu = match u32::try_from(vcpu) {
+        Ok(vcpu) if vcpu < vcpus => vcpu,
+        _ => panic!("vCPU {vcpu} entered, the header counts {vcpus}"),
+    };
     // SAFETY: the layout is that of a checked header; host and guest access the parts atomically.
     let tenant = unsafe { Tenant::from_raw(shared.base(), shared.layout()) };
     if vcpu == 0 {
@@ -89,11 +94,10 @@ extern "C" fn start(header: *mut u8, vcpu: u64, stack: u64) -> ! {
         }
     }
     let doorbell = Mmio { page: shared.header().doorbell_gpa };
-    let number = u32::try_from(vcpu).unwrap_or(u32::MAX);
     // SAFETY: a tenant of this region, recounted above; each vCPU enters once, with its own number.
-    match unsafe { Agent::new(&shared, &tenant, number, doorbell) } {
+    match unsafe { Agent::new(&shared, &tenant, vcpu, doorbell) } {
         Some(agent) => agent.run(),
-        None => panic!("vCPU {vcpu} entered, the header counts {}", shared.layout().vcpus),
+        None => panic!("vCPU {vcpu} of {vcpus} has no mailbox"),
     }
 }
 
