@@ -8,8 +8,7 @@ mod error;
 #[cfg(test)]
 mod tests;
 
-pub use error::KernelError;
-use error::{Found, Place};
+pub use error::{Found, KernelError, Place};
 
 use linux_loader::loader::{KernelLoader, elf::Elf};
 use object::LittleEndian;
