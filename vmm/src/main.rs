@@ -1,1 +1,53 @@
-fn main() {}
+//! The binary: reads the command line, runs one thing, prints errors as one line.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use vmm::cli::{self, Cli, exit};
+use vmm::client_commands::{self, Output};
+
+fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(end) => {
+            // Nobody is left to tell if these fail.
+            let _ = if end.code == exit::OK {
+                std::io::stdout().write_all(end.text.as_bytes())
+            } else {
+                std::io::stderr().write_all(end.text.as_bytes())
+            };
+            return ExitCode::from(end.code);
+        }
+    };
+    start_logging(cli.global.verbose);
+    ExitCode::from(run(&cli))
+}
+
+fn start_logging(verbose: u8) {
+    let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+}
+
+fn run(cli: &Cli) -> u8 {
+    let stdout = std::io::stdout();
+    let mut output = Output { terminal: stdout.is_terminal(), to: &mut stdout.lock(), json: cli.global.json };
+    match &cli.command {
+        Some(command) => match client_commands::run(&cli.global, command, &mut output) {
+            Some(Ok(code)) => code,
+            Some(Err(error)) => fail(&error, error.exit_code()),
+            None => unavailable(),
+        },
+        None => unavailable(),
+    }
+}
+
+/// Prints the one line that every error is.
+fn fail(error: &dyn std::error::Error, code: u8) -> u8 {
+    let _ = writeln!(std::io::stderr(), "llfree-vmm: error: {}", vmm::error_line(error));
+    code
+}
+
+/// Launch and demo join here.
+fn unavailable() -> u8 {
+    let _ = writeln!(std::io::stderr(), "llfree-vmm: error: this build has no launcher");
+    exit::ERROR
+}

@@ -1,0 +1,335 @@
+//! The command line: what can be written, and what it means. Definitions only; nothing runs here.
+//!
+//! [`parse`] turns arguments into a [`Cli`], or into the text and exit code to end with: usage
+//! errors are one line like all others, and exit 1, because 2 means a partial result.
+
+use crate::units::{Bytes, parse_duration, parse_memory};
+use crate::workload::{DEFAULT_ORDER, FreeAmount, Workload, parse_amount, parse_millis, parse_order};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use shared_layout::header::MAX_VCPUS;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Exit codes, as `--help` lists them.
+pub mod exit {
+    /// All went well.
+    pub const OK: u8 = 0;
+    /// An error; one line on stderr says which.
+    pub const ERROR: u8 = 1;
+    /// A partial result: a shrink short of its target, a guest command that fell short.
+    pub const PARTIAL: u8 = 2;
+    /// The guest crashed.
+    pub const CRASHED: u8 = 3;
+    /// SIGINT.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+const HELP_TAIL: &str = "\
+Examples:
+  llfree-vmm --mem 16G                         launch a guest that costs what it touches
+  llfree-vmm --mem 4G --cpus 2 --name web --workload \"alloc 1G, verify\"
+  llfree-vmm guest alloc 8G                    in another terminal: let it use memory
+  llfree-vmm guest free all                    ... and free it again
+  llfree-vmm shrink --to 4G --wait 10s         take memory back
+  llfree-vmm grow --to 16G                     and give it again
+  llfree-vmm status --watch 1s                 watch it
+  llfree-vmm demo --mem 16G                    all of this in one terminal
+
+Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory comes in steps of 2 MiB.
+With one VM running no --name is needed.
+
+Exit codes: 0 all went well; 1 an error; 2 a partial shrink, or a guest command that fell short
+(verify found wrong data, no memory left); 3 the guest crashed; 130 interrupted.";
+
+/// Launches a guest whose unused memory the host takes back in microseconds, and controls it.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "llfree-vmm", version, after_help = HELP_TAIL, max_term_width = 110)]
+#[command(disable_help_subcommand = true, subcommand_value_name = "COMMAND", infer_long_args = false)]
+#[command(override_usage = "llfree-vmm --mem SIZE [OPTIONS]\n       llfree-vmm COMMAND [OPTIONS]")]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What a launch takes.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// What to do, other than a launch.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Args)]
+pub struct Global {
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// The VM's name; for a launch the first free of vm0, vm1 ... by default
+    #[arg(long, global = true, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The VM's control socket, instead of a name
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Say more; twice for debugging
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// What a launch takes.
+#[derive(Clone, PartialEq, Eq, Debug, Args)]
+#[command(next_help_heading = "Launch a VM")]
+pub struct LaunchArgs {
+    /// Guest memory at most; it costs what the guest touches
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+    pub mem: Option<Bytes>,
+    /// vCPUs; 2 by default, or 1 on a host with one core
+    #[arg(long, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
+    pub cpus: Option<u32>,
+    /// A guest image of your own (ELF) instead of the built-in one
+    #[arg(long, value_name = "ELF")]
+    pub kernel: Option<PathBuf>,
+    /// Guest commands to run at boot, like "alloc 8G, verify, free all"; may end in "stop"
+    #[arg(long, value_name = "SPEC")]
+    pub workload: Option<Workload>,
+    /// What guest memory is made of; anon by default
+    #[arg(long, value_name = "KIND")]
+    pub backing: Option<BackingKind>,
+}
+
+impl LaunchArgs {
+    /// vCPUs, the default filled in.
+    #[must_use]
+    pub fn cpus(&self) -> u32 {
+        self.cpus.unwrap_or_else(default_cpus)
+    }
+
+    /// What memory is made of, the default filled in.
+    #[must_use]
+    pub fn backing(&self) -> BackingKind {
+        self.backing.unwrap_or_default()
+    }
+}
+
+/// Two, unless the host has fewer cores than that.
+fn default_cpus() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if cores < 2 { 1 } else { 2 }
+}
+
+fn parse_cpus(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(count) if (1..=MAX_VCPUS).contains(&count) => Ok(count),
+        Ok(count) => Err(format!("{count} vCPUs are out of range; choose 1 to {MAX_VCPUS}")),
+        Err(_) => Err(format!("not a number of vCPUs; choose 1 to {MAX_VCPUS}")),
+    }
+}
+
+/// What guest memory is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, ValueEnum)]
+pub enum BackingKind {
+    /// Anonymous memory with transparent huge pages
+    #[default]
+    Anon,
+    /// A memory file that other processes can map
+    Memfd,
+    /// Huge pages that the administrator set aside
+    Hugetlb,
+}
+
+/// What to do, other than a launch.
+#[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
+pub enum Command {
+    /// Take memory from the guest: lower its limit
+    Shrink(ShrinkArgs),
+    /// Give memory to the guest: raise its limit
+    Grow {
+        /// The new limit
+        #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+        to: Bytes,
+    },
+    /// Take the memory behind free frames; the limit stays
+    Reclaim {
+        /// At most this much; all that is free by default
+        #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+        by: Option<Bytes>,
+    },
+    /// Show limit, resident memory, installs, exits and more
+    Status {
+        /// Again and again, at this interval
+        #[arg(long, value_name = "TIME", value_parser = parse_interval, allow_hyphen_values = true)]
+        watch: Option<Duration>,
+    },
+    /// Show the VMs that are running
+    List,
+    /// Let the test guest do something
+    #[command(subcommand)]
+    Guest(GuestCommand),
+    /// End a VM cleanly
+    Stop,
+    /// Play the whole story in one terminal: boot, touch, free, shrink, verify, grow
+    Demo(DemoArgs),
+}
+
+/// What a shrink takes.
+#[derive(Clone, PartialEq, Eq, Debug, Args)]
+#[command(group = clap::ArgGroup::new("goal").required(true).args(["to", "by"]))]
+pub struct ShrinkArgs {
+    /// The new limit
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+    pub to: Option<Bytes>,
+    /// How much less than now
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+    pub by: Option<Bytes>,
+    /// Give the guest this long to free memory
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "0s", allow_hyphen_values = true)]
+    pub wait: Duration,
+}
+
+/// What the demo takes.
+#[derive(Clone, PartialEq, Eq, Debug, Args)]
+pub struct DemoArgs {
+    /// Guest memory at most
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "16G", allow_hyphen_values = true)]
+    pub mem: Bytes,
+    /// How much of it the guest touches; half of it by default
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+    pub touch: Option<Bytes>,
+    /// vCPUs; 2 by default, or 1 on a host with one core
+    #[arg(long, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
+    pub cpus: Option<u32>,
+    /// What guest memory is made of; anon by default
+    #[arg(long, value_name = "KIND")]
+    pub backing: Option<BackingKind>,
+}
+
+impl DemoArgs {
+    /// vCPUs, the default filled in.
+    #[must_use]
+    pub fn cpus(&self) -> u32 {
+        self.cpus.unwrap_or_else(default_cpus)
+    }
+}
+
+/// What the test guest can do.
+#[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
+pub enum GuestCommand {
+    /// Allocate memory, touch and stamp every page of it
+    Alloc {
+        /// How much
+        #[arg(value_name = "SIZE", value_parser = parse_amount, allow_hyphen_values = true)]
+        bytes: u64,
+        /// In blocks of 2^K pages, 0 (4 KiB) to 10 (4 MiB)
+        #[arg(long, value_name = "K", value_parser = parse_order, default_value_t = DEFAULT_ORDER, allow_hyphen_values = true)]
+        order: u8,
+    },
+    /// Check every stamp
+    Verify,
+    /// Free memory
+    Free {
+        /// How much, or all
+        #[arg(value_name = "SIZE|all", allow_hyphen_values = true)]
+        amount: FreeAmount,
+        /// Blocks at random instead of the newest first
+        #[arg(long)]
+        random: bool,
+    },
+    /// Allocate and free blocks of mixed sizes and lifetimes
+    Churn {
+        /// For how long
+        #[arg(value_name = "TIME", value_parser = parse_millis, allow_hyphen_values = true)]
+        millis: u64,
+    },
+    /// Give cached frames back, so that the host can take them
+    Idle,
+    /// Report what is allocated and free
+    Stats,
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text).map_err(|error| error.to_string())?;
+    if interval < Duration::from_millis(10) { Err("the shortest interval is 10ms".to_owned()) } else { Ok(interval) }
+}
+
+/// An end without a run: help, a version, or a usage error.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Exit {
+    /// What to print, its newline included.
+    pub text: String,
+    /// Help and version go to stdout with code 0, errors to stderr with code 1.
+    pub code: u8,
+}
+
+/// Parses a command line, the program's name first.
+///
+/// # Errors
+/// Help, version or a usage error: what to print and how to exit.
+pub fn parse<I, T>(args: I) -> Result<Cli, Exit>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    Cli::try_parse_from(args).and_then(check).map_err(|error| exit_of(&error))
+}
+
+/// What clap's own rules cannot say, because launch flags and subcommands share a level.
+fn check(cli: Cli) -> Result<Cli, clap::Error> {
+    let refuse = |kind, message: String| Err(Cli::command().error(kind, message));
+    if cli.global.name.is_some() && cli.global.socket.is_some() {
+        return refuse(ErrorKind::ArgumentConflict, "--name and --socket exclude each other".to_owned());
+    }
+    let launch = &cli.launch;
+    let flags = [
+        ("--mem", launch.mem.is_some()),
+        ("--cpus", launch.cpus.is_some()),
+        ("--kernel", launch.kernel.is_some()),
+        ("--workload", launch.workload.is_some()),
+        ("--backing", launch.backing.is_some()),
+    ];
+    let given = flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
+    match (&cli.command, given) {
+        (Some(Command::Demo(_)), Some(flag)) => {
+            refuse(ErrorKind::ArgumentConflict, format!("write {flag} behind 'demo', if it takes it"))
+        }
+        (Some(_), Some(flag)) => {
+            refuse(ErrorKind::ArgumentConflict, format!("{flag} is for a launch and makes no sense before a command"))
+        }
+        (None, None) => refuse(
+            ErrorKind::MissingRequiredArgument,
+            "nothing to do; launch a VM with --mem SIZE, or give a command".to_owned(),
+        ),
+        (None, Some(_)) if launch.mem.is_none() => {
+            refuse(ErrorKind::MissingRequiredArgument, "a launch needs --mem SIZE, like --mem 16G".to_owned())
+        }
+        _ => Ok(cli),
+    }
+}
+
+fn exit_of(error: &clap::Error) -> Exit {
+    let text = error.to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Exit { text, code: exit::OK };
+    }
+    let text = if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        "a command is missing".to_owned()
+    } else {
+        one_line(&text)
+    };
+    Exit { text: format!("llfree-vmm: error: {text} (llfree-vmm --help shows how)\n"), code: exit::ERROR }
+}
+
+/// The message of clap's report and its tips, without the usage that follows.
+fn one_line(report: &str) -> String {
+    let report = report.strip_prefix("error: ").unwrap_or(report);
+    let body = report.split("\nUsage:").next().unwrap_or(report);
+    let body = body.split("\nFor more information").next().unwrap_or(body);
+    let lines: Vec<String> = body
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|l| !l.is_empty())
+        .collect();
+    let line = lines.join("; ").replace(":; ", ": ").replace("; [possible", " [possible").replace("; tip: ", "; ");
+    // An argument may hold anything; a terminal should not have to take it.
+    line.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
+}

@@ -1,0 +1,201 @@
+//! What a VM reports, as it travels in a [`Reply`](super::protocol::Reply) and as `--json` prints it.
+//!
+//! Plain data, every field with its unit. "Of the kernel" means: by the host kernel's accounting;
+//! "by its own words" means that a guest said so, who may say anything.
+
+use serde::{Deserialize, Serialize};
+use shared_layout::agent::Outcome;
+
+/// How a shrink or a grow went.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeReport {
+    /// The limit that was asked for, in bytes.
+    pub target_bytes: u64,
+    /// The limit that was reached, in bytes.
+    pub actual_bytes: u64,
+    /// What a shrink could take right now, in bytes.
+    pub reclaimable_now_bytes: u64,
+    /// Whether the target was reached.
+    pub complete: bool,
+    /// Why not.
+    pub shortfall: Option<Shortfall>,
+    /// Huge frames that changed hands.
+    pub huge_frames: u64,
+    /// Resident memory that went back to the host, in bytes.
+    pub freed_bytes: u64,
+    /// From the request to the result, in microseconds.
+    pub duration_us: u64,
+}
+
+/// Why a shrink stopped short of its target.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shortfall {
+    /// Memory that the guest has allocated, in bytes.
+    pub in_use_bytes: u64,
+    /// Free memory in huge frames that are not wholly free, in bytes.
+    pub fragmented_bytes: u64,
+    /// The same as a sentence.
+    pub wording: String,
+}
+
+/// How a soft reclaim went.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReclaimReport {
+    /// Huge frames that lost their memory.
+    pub huge_frames: u64,
+    /// Resident memory that went back to the host, in bytes.
+    pub freed_bytes: u64,
+    /// From the request to the result, in microseconds.
+    pub duration_us: u64,
+}
+
+/// All numbers about a VM. "Of the kernel" means: by the host kernel's accounting.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatusReport {
+    /// The VM's name.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// Milliseconds since it started.
+    pub uptime_ms: u64,
+    /// What its memory is made of: `anon`, `memfd` or `hugetlb`.
+    pub backing: String,
+    /// Guest memory at start, in bytes; no limit can be above.
+    pub memory_bytes: u64,
+    /// Memory that the guest may hold now, in bytes.
+    pub limit_bytes: u64,
+    /// Memory that the host still wants, in bytes.
+    pub wanted_bytes: u64,
+    /// Resident guest memory of the kernel, in bytes.
+    pub resident_bytes: u64,
+    /// The part of it in huge pages, in bytes.
+    pub huge_page_bytes: u64,
+    /// Memory that a shrink took, in bytes.
+    pub held_bytes: u64,
+    /// Free for the guest, but nothing behind it, in bytes.
+    pub evicted_bytes: u64,
+    /// Memory with something behind it by the VMM's own books, in bytes.
+    pub installed_bytes: u64,
+    /// What the guest has allocated, by its own words, in bytes.
+    pub guest_used_bytes: u64,
+    /// What the guest has free, by its own words, in bytes.
+    pub guest_free_bytes: u64,
+    /// What a shrink could take right now, in bytes.
+    pub reclaimable_now_bytes: u64,
+    /// The VMM's resident memory without the guest's, in bytes.
+    pub vmm_overhead_bytes: u64,
+    /// Frames that got memory on the guest's request.
+    pub installs: u64,
+    /// Such requests that failed.
+    pub install_failures: u64,
+    /// Touches of frames that the guest did not have.
+    pub violations: u64,
+    /// Entries of the shared table that made no sense when the host read them.
+    pub corrupt_entries: u64,
+    /// Doorbell calls that were refused.
+    pub bad_calls: u64,
+    /// One a vCPU.
+    pub vcpus: Vec<VcpuStatus>,
+}
+
+/// One vCPU.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VcpuStatus {
+    /// Its number, from 0.
+    pub index: u32,
+    /// Why it left the guest, and how often.
+    pub exits: ExitCounts,
+    /// Doorbell calls it made.
+    pub calls: u64,
+    /// What it does now: `running`, `waiting`, `stopped` ...
+    pub state: String,
+}
+
+/// How often a vCPU left the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExitCounts {
+    /// For a memory-mapped device.
+    pub mmio: u64,
+    /// For an I/O port.
+    pub pio: u64,
+    /// For anything else.
+    pub other: u64,
+}
+
+/// How the guest's work went, added up over its vCPUs. All of it is the guest's own claim.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestReport {
+    /// Did it do what was asked?
+    pub outcome: GuestOutcome,
+    /// Bytes allocated, freed or verified by this command.
+    pub bytes: u64,
+    /// Blocks allocated, freed or verified by this command.
+    pub blocks: u64,
+    /// Bytes that its blocks hold now.
+    pub held_bytes: u64,
+    /// Blocks it owns now.
+    pub held_blocks: u64,
+    /// Pages with a wrong stamp.
+    pub mismatches: u64,
+    /// The first of them.
+    pub first_bad: Option<BadPage>,
+    /// Allocations since boot.
+    pub allocs: u64,
+    /// Frees since boot.
+    pub frees: u64,
+    /// Install calls since boot.
+    pub installs: u64,
+    /// Free memory in the whole table, in bytes.
+    pub free_bytes: u64,
+    /// The part of it in wholly free huge frames, in bytes.
+    pub free_huge_bytes: u64,
+    /// From the request to the last vCPU's report, in microseconds.
+    pub duration_us: u64,
+}
+
+/// A page that held something else than its stamp.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BadPage {
+    /// Guest-physical address.
+    pub address: u64,
+    /// What it should have held.
+    pub expected: u64,
+    /// What it held.
+    pub found: u64,
+}
+
+/// How a guest command ended; the worst of the vCPUs' outcomes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestOutcome {
+    /// As asked.
+    Ok,
+    /// The guest ran out of memory on the way.
+    OutOfMemory,
+    /// The host refused to put memory behind a frame.
+    InstallFailed,
+    /// A page held something else than its stamp.
+    Corrupt,
+    /// The guest does not know the command, or answered nonsense.
+    Unknown,
+}
+
+impl From<Outcome> for GuestOutcome {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Ok => Self::Ok,
+            Outcome::OutOfMemory => Self::OutOfMemory,
+            Outcome::InstallFailed => Self::InstallFailed,
+            Outcome::Corrupt => Self::Corrupt,
+            Outcome::Unknown => Self::Unknown,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Reports as text for people. Pure functions: a report in, aligned lines out.
+//!
+//! What a guest or another process wrote is shown without its control characters.
+
+use crate::control::report::{GuestOutcome, GuestReport, ReclaimReport, ResizeReport, StatusReport};
+use crate::units::Bytes;
+use std::fmt::Write;
+
+/// Rows of a label and a value, the values under each other.
+fn table(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0) + 2;
+    rows.iter().map(|(label, value)| format!("{label:<width$}{value}\n")).collect()
+}
+
+/// A time in a readable unit, from microseconds.
+#[must_use]
+pub fn micros(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} us"),
+        1_000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
+        _ => format!("{:.2} s", us as f64 / 1e6),
+    }
+}
+
+fn uptime(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0..60 => format!("{}.{} s", seconds, ms % 1000 / 100),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".to_owned() } else { format!("{:.0} %", part as f64 / whole as f64 * 100.0) }
+}
+
+/// Nothing that moves a terminal's cursor.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// What `shrink` and `grow` print.
+#[must_use]
+pub fn resize(verb: &str, report: &ResizeReport) -> String {
+    let state = if report.complete { "complete" } else { "partial" };
+    let speed = match report.huge_frames {
+        0 => String::new(),
+        frames => format!(", {:.2} us a frame", report.duration_us as f64 / frames as f64),
+    };
+    let mut rows = vec![
+        (verb, format!("{state} in {}{speed}", micros(report.duration_us))),
+        ("target", Bytes(report.target_bytes).to_string()),
+        ("actual", Bytes(report.actual_bytes).to_string()),
+        ("frames", format!("{} of 2 MiB", report.huge_frames)),
+        ("freed on host", Bytes(report.freed_bytes).to_string()),
+        ("reclaimable now", Bytes(report.reclaimable_now_bytes).to_string()),
+    ];
+    if let Some(shortfall) = &report.shortfall {
+        rows.push(("in use", Bytes(shortfall.in_use_bytes).to_string()));
+        rows.push(("fragmented", Bytes(shortfall.fragmented_bytes).to_string()));
+        rows.push(("why", plain(&shortfall.wording)));
+    }
+    table(&rows)
+}
+
+/// What `reclaim` prints.
+#[must_use]
+pub fn reclaim(report: &ReclaimReport) -> String {
+    table(&[
+        ("reclaim", format!("{} frames of 2 MiB in {}", report.huge_frames, micros(report.duration_us))),
+        ("freed on host", Bytes(report.freed_bytes).to_string()),
+    ])
+}
+
+/// What `guest` prints; `verb` says what was asked.
+#[must_use]
+pub fn guest(verb: &str, report: &GuestReport) -> String {
+    let outcome = match report.outcome {
+        GuestOutcome::Ok => "ok",
+        GuestOutcome::OutOfMemory => "out of memory",
+        GuestOutcome::InstallFailed => "the host refused memory",
+        GuestOutcome::Corrupt => "WRONG DATA",
+        GuestOutcome::Unknown => "the guest does not know that",
+    };
+    let mut rows = vec![(verb, format!("{outcome}, {}", micros(report.duration_us)))];
+    if report.blocks > 0 || report.bytes > 0 {
+        rows.push(("done", format!("{} in {} blocks", Bytes(report.bytes), report.blocks)));
+    }
+    rows.push(("holds", format!("{} in {} blocks", Bytes(report.held_bytes), report.held_blocks)));
+    if report.mismatches > 0 {
+        rows.push(("wrong pages", report.mismatches.to_string()));
+    }
+    if let Some(bad) = report.first_bad {
+        let text = format!("{:#x}: expected {:#018x}, found {:#018x}", bad.address, bad.expected, bad.found);
+        rows.push(("first wrong page", text));
+    }
+    rows.push((
+        "free",
+        format!("{}, {} of it in whole 2 MiB frames", Bytes(report.free_bytes), Bytes(report.free_huge_bytes)),
+    ));
+    rows.push((
+        "since boot",
+        format!("{} allocs, {} frees, {} installs", report.allocs, report.frees, report.installs),
+    ));
+    table(&rows)
+}
+
+/// What `status` prints.
+#[must_use]
+pub fn status(report: &StatusReport) -> String {
+    let memory = |bytes: u64, note: &str| format!("{:>10}  {note}", Bytes(bytes).to_string()).trim_end().to_owned();
+    let count = |count: u64, note: String| format!("{count:>10}  {note}").trim_end().to_owned();
+    let huge = format!("{} of it in huge pages", percent(report.huge_page_bytes, report.resident_bytes));
+    let failed = |what: u64, word: &str| if what == 0 { String::new() } else { format!("{what} {word}") };
+    let mut rows = vec![
+        ("memory", memory(report.memory_bytes, &format!("backing {}", plain(&report.backing)))),
+        ("limit", memory(report.limit_bytes, "the guest may hold this much")),
+        ("resident", memory(report.resident_bytes, &format!("by the host kernel's accounting; {huge}"))),
+        ("installed", memory(report.installed_bytes, "has memory behind it")),
+        ("evicted", memory(report.evicted_bytes, "free for the guest, nothing behind it")),
+        ("held", memory(report.held_bytes, "taken by shrinks")),
+        ("guest uses", memory(report.guest_used_bytes, "by its own words")),
+        ("guest has free", memory(report.guest_free_bytes, "by its own words")),
+        ("reclaimable", memory(report.reclaimable_now_bytes, "a shrink could take it now")),
+    ];
+    if report.wanted_bytes > 0 {
+        rows.push(("wanted", memory(report.wanted_bytes, "the host asks the guest for more")));
+    }
+    rows.push(("VMM overhead", memory(report.vmm_overhead_bytes, "resident, without guest memory")));
+    rows.push(("installs", count(report.installs, failed(report.install_failures, "failed"))));
+    rows.push(("violations", count(report.violations, String::new())));
+    if report.corrupt_entries > 0 || report.bad_calls > 0 {
+        rows.push((
+            "nonsense",
+            count(report.corrupt_entries, format!("table entries, {} refused calls", report.bad_calls)),
+        ));
+    }
+    let mut text = format!("{}  pid {}, up {}\n", plain(&report.name), report.pid, uptime(report.uptime_ms));
+    text.push_str(&table(&rows));
+    if !report.vcpus.is_empty() {
+        text.push_str(&vcpus(report));
+    }
+    text
+}
+
+fn vcpus(report: &StatusReport) -> String {
+    let mut text =
+        format!("{:<6}{:<12}{:>12}{:>12}{:>12}{:>12}\n", "vCPU", "state", "calls", "MMIO exits", "PIO exits", "other");
+    for vcpu in &report.vcpus {
+        let exits = vcpu.exits;
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{:<6}{:<12}{:>12}{:>12}{:>12}{:>12}",
+            vcpu.index,
+            plain(&vcpu.state),
+            vcpu.calls,
+            exits.mmio,
+            exits.pio,
+            exits.other
+        );
+    }
+    text
+}
+
+/// What `list` prints: one line a VM, or why there is none for it.
+#[must_use]
+pub fn list(vms: &[(String, Result<StatusReport, String>)]) -> String {
+    if vms.is_empty() {
+        return "no VM is running\n".to_owned();
+    }
+    let name_width = vms.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(4) + 2;
+    let mut text =
+        format!("{:<name_width$}{:>8}{:>12}{:>12}{:>12}{:>12}\n", "name", "pid", "memory", "limit", "resident", "up");
+    for (name, status) in vms {
+        let line = match status {
+            Ok(status) => format!(
+                "{:>8}{:>12}{:>12}{:>12}{:>12}",
+                status.pid,
+                Bytes(status.memory_bytes),
+                Bytes(status.limit_bytes),
+                Bytes(status.resident_bytes),
+                uptime(status.uptime_ms)
+            ),
+            Err(why) => format!("    {}", plain(why)),
+        };
+        let _ = writeln!(text, "{name:<name_width$}{line}");
+    }
+    text
+}
