@@ -3,10 +3,11 @@
 //! [`parse`] turns arguments into a [`Cli`], or into the text and exit code to end with: usage
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
+use crate::memory::Backing;
 use crate::units::{Bytes, parse_duration, parse_memory};
 use crate::workload::{DEFAULT_ORDER, FreeAmount, Workload, parse_amount, parse_millis, parse_order};
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use shared_layout::header::MAX_VCPUS;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -95,7 +96,7 @@ pub struct LaunchArgs {
     pub workload: Option<Workload>,
     /// What guest memory is made of; anon by default
     #[arg(long, value_name = "KIND")]
-    pub backing: Option<BackingKind>,
+    pub backing: Option<Backing>,
 }
 
 impl LaunchArgs {
@@ -107,7 +108,7 @@ impl LaunchArgs {
 
     /// What memory is made of, the default filled in.
     #[must_use]
-    pub fn backing(&self) -> BackingKind {
+    pub fn backing(&self) -> Backing {
         self.backing.unwrap_or_default()
     }
 }
@@ -124,18 +125,6 @@ fn parse_cpus(text: &str) -> Result<u32, String> {
         Ok(count) => Err(format!("{count} vCPUs are out of range; choose 1 to {MAX_VCPUS}")),
         Err(_) => Err(format!("not a number of vCPUs; choose 1 to {MAX_VCPUS}")),
     }
-}
-
-/// What guest memory is made of.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, ValueEnum)]
-pub enum BackingKind {
-    /// Anonymous memory with transparent huge pages
-    #[default]
-    Anon,
-    /// A memory file that other processes can map
-    Memfd,
-    /// Huge pages that the administrator set aside
-    Hugetlb,
 }
 
 /// What to do, other than a launch.
@@ -201,7 +190,7 @@ pub struct DemoArgs {
     pub cpus: Option<u32>,
     /// What guest memory is made of; anon by default
     #[arg(long, value_name = "KIND")]
-    pub backing: Option<BackingKind>,
+    pub backing: Option<Backing>,
 }
 
 impl DemoArgs {

@@ -90,8 +90,8 @@ pub fn run(global: &Global, command: &Command, output: &mut Output) -> Option<Re
         Command::Grow { to } => ask(global, "grow", &Request::Grow { to_bytes: to.0 }, output),
         Command::Reclaim { by } => ask(global, "reclaim", &Request::Reclaim { bytes: by.map(|by| by.0) }, output),
         Command::Guest(command) => {
-            let (verb, request) = guest_request(command);
-            ask(global, verb, &Request::Guest(request), output)
+            let request = guest_request(command);
+            ask(global, request.verb(), &Request::Guest(request), output)
         }
     };
     Some(match result {
@@ -100,14 +100,14 @@ pub fn run(global: &Global, command: &Command, output: &mut Output) -> Option<Re
     })
 }
 
-fn guest_request(command: &GuestCommand) -> (&'static str, GuestRequest) {
+fn guest_request(command: &GuestCommand) -> GuestRequest {
     match *command {
-        GuestCommand::Alloc { bytes, order } => ("alloc", GuestRequest::Alloc { bytes, order }),
-        GuestCommand::Verify => ("verify", GuestRequest::Verify),
-        GuestCommand::Free { amount, random } => ("free", GuestRequest::Free { bytes: amount.bytes(), random }),
-        GuestCommand::Churn { millis } => ("churn", GuestRequest::Churn { millis }),
-        GuestCommand::Idle => ("idle", GuestRequest::Idle),
-        GuestCommand::Stats => ("stats", GuestRequest::Stats),
+        GuestCommand::Alloc { bytes, order } => GuestRequest::Alloc { bytes, order },
+        GuestCommand::Verify => GuestRequest::Verify,
+        GuestCommand::Free { amount, random } => GuestRequest::Free { bytes: amount.bytes(), random },
+        GuestCommand::Churn { millis } => GuestRequest::Churn { millis },
+        GuestCommand::Idle => GuestRequest::Idle,
+        GuestCommand::Stats => GuestRequest::Stats,
     }
 }
 

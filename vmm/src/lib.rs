@@ -1,14 +1,37 @@
-//! The host side: KVM, guest memory, the monitor, devices and the control socket.
+//! The host side: a VMM that takes guest memory back in microseconds.
+//!
+//! From the ground up:
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`units`] | sizes and times as people type them |
+//! | [`kernel_stats`] | what the host kernel says about this process and its huge pages |
+//! | [`memory`] | guest RAM: mapped, populated, discarded, and its residency by the kernel's accounting |
+//! | [`boot`] | KVM's checks, the platform region, the guest's image, crash reports |
+//! | [`monitor`] | the owner of the guest's memory: shrink, grow, install, audit |
+//! | [`agent`], [`doorbell`], [`vcpu`] | commands for the guest, its calls, its exits |
+//! | [`vm`] | one machine made of these |
+//! | [`control`], [`service`] | the control socket, and requests carried out |
+//! | [`cli`], [`workload`], [`client_commands`], [`render`], [`chart`] | what people see |
+//! | [`launch`], [`demo`] | what the binary runs |
 
-pub mod kernel_stats;
-pub mod memory;
+pub mod agent;
 pub mod boot;
 pub mod chart;
 pub mod cli;
 pub mod client_commands;
 pub mod control;
+pub mod demo;
+pub mod doorbell;
+pub mod kernel_stats;
+pub mod launch;
+pub mod memory;
+pub mod monitor;
 pub mod render;
+pub mod service;
 pub mod units;
+pub mod vcpu;
+pub mod vm;
 pub mod workload;
 
 /// An error and all its causes on one line, joined by `: `.

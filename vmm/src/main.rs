@@ -2,8 +2,9 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use vmm::cli::{self, Cli, exit};
+use vmm::cli::{self, Cli, Command, exit};
 use vmm::client_commands::{self, Output};
+use vmm::{demo, launch};
 
 fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
@@ -30,24 +31,20 @@ fn start_logging(verbose: u8) {
 fn run(cli: &Cli) -> u8 {
     let stdout = std::io::stdout();
     let mut output = Output { terminal: stdout.is_terminal(), to: &mut stdout.lock(), json: cli.global.json };
-    match &cli.command {
+    let result = match &cli.command {
+        None => launch::run(&cli.global, &cli.launch, &mut output),
+        Some(Command::Demo(args)) => demo::run(args, &mut output),
         Some(command) => match client_commands::run(&cli.global, command, &mut output) {
-            Some(Ok(code)) => code,
-            Some(Err(error)) => fail(&error, error.exit_code()),
-            None => unavailable(),
+            Some(Ok(code)) => return code,
+            Some(Err(error)) => return fail(&error, error.exit_code()),
+            None => return exit::ERROR,
         },
-        None => unavailable(),
-    }
+    };
+    result.unwrap_or_else(|error| fail(&error, error.exit_code()))
 }
 
 /// Prints the one line that every error is.
 fn fail(error: &dyn std::error::Error, code: u8) -> u8 {
     let _ = writeln!(std::io::stderr(), "llfree-vmm: error: {}", vmm::error_line(error));
     code
-}
-
-/// Launch and demo join here.
-fn unavailable() -> u8 {
-    let _ = writeln!(std::io::stderr(), "llfree-vmm: error: this build has no launcher");
-    exit::ERROR
 }

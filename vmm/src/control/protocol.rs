@@ -120,6 +120,21 @@ pub enum GuestRequest {
     Stats,
 }
 
+impl GuestRequest {
+    /// The word for it on the command line.
+    #[must_use]
+    pub const fn verb(&self) -> &'static str {
+        match self {
+            Self::Alloc { .. } => "alloc",
+            Self::Verify => "verify",
+            Self::Free { .. } => "free",
+            Self::Churn { .. } => "churn",
+            Self::Idle => "idle",
+            Self::Stats => "stats",
+        }
+    }
+}
+
 /// What a VM answers.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

@@ -1,0 +1,135 @@
+//! Measured series, and the rows that all figures print.
+
+use serde::Serialize;
+use std::time::Duration;
+
+/// Times of one operation, in microseconds a frame (or a boot).
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Series {
+    values: Vec<f64>,
+}
+
+impl Series {
+    /// Adds a round in which `count` units took `time`.
+    pub(crate) fn add(&mut self, time: Duration, count: u32) {
+        self.values.push(time.as_secs_f64() * 1e6 / f64::from(count.max(1)));
+    }
+
+    /// Forgets what was measured so far: the warm-up is over.
+    pub(crate) fn clear(&mut self) {
+        self.values.clear();
+    }
+
+    pub(crate) fn median(&self) -> f64 {
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        match sorted.len() {
+            0 => f64::NAN,
+            n if n % 2 == 1 => sorted[n / 2],
+            n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+        }
+    }
+
+    fn min(&self) -> f64 {
+        self.values.iter().copied().fold(f64::NAN, f64::min)
+    }
+
+    fn max(&self) -> f64 {
+        self.values.iter().copied().fold(f64::NAN, f64::max)
+    }
+
+    /// The row for this series; `limit` is what it is compared with, itself for a limit.
+    pub(crate) fn row(&self, candidate: &'static str, op: &'static str, frames: u32, limit: &Self) -> Row {
+        Row {
+            candidate,
+            op,
+            frames,
+            us_per_frame_min: self.min(),
+            us_per_frame_median: self.median(),
+            us_per_frame_max: self.max(),
+            ratio_to_limit: self.median() / limit.median(),
+        }
+    }
+}
+
+/// One line of a figure.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct Row {
+    /// What was measured: `llfree`, or the `raw` system call that limits it.
+    pub(crate) candidate: &'static str,
+    /// The operation.
+    pub(crate) op: &'static str,
+    /// 2 MiB frames in a round; 1 for a boot.
+    pub(crate) frames: u32,
+    /// Microseconds a frame, the fastest round.
+    pub(crate) us_per_frame_min: f64,
+    /// Microseconds a frame, the median of all rounds.
+    pub(crate) us_per_frame_median: f64,
+    /// Microseconds a frame, the slowest round.
+    pub(crate) us_per_frame_max: f64,
+    /// Median over the limit's median in the same run.
+    pub(crate) ratio_to_limit: f64,
+}
+
+/// The rows as an aligned table.
+pub(crate) fn table(rows: &[Row]) -> String {
+    let mut text = format!(
+        "{:<10} {:<28} {:>7} {:>12} {:>12} {:>12} {:>9}\n",
+        "candidate", "op", "frames", "us/frame min", "median", "max", "to limit"
+    );
+    for row in rows {
+        text += &format!(
+            "{:<10} {:<28} {:>7} {:>12.3} {:>12.3} {:>12.3} {:>9.3}\n",
+            row.candidate,
+            row.op,
+            row.frames,
+            row.us_per_frame_min,
+            row.us_per_frame_median,
+            row.us_per_frame_max,
+            row.ratio_to_limit
+        );
+    }
+    text
+}
+
+/// The rows as CSV with a header line.
+pub(crate) fn write_csv(rows: &[Row], to: impl std::io::Write) -> Result<(), csv::Error> {
+    let mut writer = csv::Writer::from_writer(to);
+    rows.iter().try_for_each(|row| writer.serialize(row))?;
+    Ok(writer.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(micros: &[u64]) -> Series {
+        let mut series = Series::default();
+        micros.iter().for_each(|us| series.add(Duration::from_micros(*us), 1));
+        series
+    }
+
+    #[test]
+    fn rows_compare_medians_with_the_limit() {
+        let row = series(&[9, 1, 5]).row("llfree", "return", 3, &series(&[2, 3]));
+        assert_eq!((row.us_per_frame_min, row.us_per_frame_median, row.us_per_frame_max), (1.0, 5.0, 9.0));
+        assert_eq!(row.ratio_to_limit, 2.0);
+    }
+
+    #[test]
+    fn csv_has_the_columns_of_json() {
+        let rows = [series(&[4]).row("raw", "discard", 1, &series(&[4]))];
+        let mut csv = Vec::new();
+        write_csv(&rows, &mut csv).expect("memory is writable");
+        let csv = String::from_utf8(csv).expect("text");
+        assert_eq!(
+            csv,
+            "candidate,op,frames,us_per_frame_min,us_per_frame_median,us_per_frame_max,ratio_to_limit\n\
+             raw,discard,1,4.0,4.0,4.0,1.0\n"
+        );
+        let json = serde_json::to_value(&rows[0]).expect("plain data serializes");
+        for column in csv.lines().next().expect("a header").split(',') {
+            assert!(json.get(column).is_some(), "{column}");
+        }
+    }
+}

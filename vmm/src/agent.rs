@@ -1,0 +1,286 @@
+//! The host's half of the agent protocol: hands commands to vCPUs and adds up their reports.
+//!
+//! Each vCPU is an agent with a seat. Its thread sits down in [`Agents::next_command`] when the
+//! guest calls `Wait`, and leaves a report when the guest calls `Done`. One command runs at a time,
+//! split into a share a vCPU. Reports are a guest's claims: numbers are added with saturation and
+//! shown, nothing is decided by them. A guest that never answers costs the caller its timeout.
+
+use shared_layout::agent::{Command, Outcome, Report};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+/// Why a command has no reports.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The guest did not answer in time.
+    #[error("the guest's agent did not answer within {0:?}; it may be busy or not run the agent protocol")]
+    Timeout(Duration),
+    /// The guest ended.
+    #[error("the guest has ended")]
+    Gone,
+}
+
+#[derive(Default)]
+struct Seat {
+    /// Work for the vCPU's next `Wait`; stamped, so that a late report is told from an awaited one.
+    pending: Option<(u64, Command)>,
+    /// The command the vCPU is at work on.
+    working: Option<u64>,
+    report: Option<(u64, Report)>,
+    /// From the last report: where to free from.
+    held_bytes: u64,
+}
+
+#[derive(Default)]
+struct Seats {
+    seats: Vec<Seat>,
+    stopped: bool,
+    last_ticket: u64,
+}
+
+/// All vCPUs' seats.
+pub struct Agents {
+    seats: Mutex<Seats>,
+    changed: Condvar,
+    /// Held while a command runs.
+    turn: Mutex<()>,
+}
+
+impl Agents {
+    /// A seat for each of `vcpus`.
+    #[must_use]
+    pub fn new(vcpus: u32) -> Self {
+        let seats = (0..vcpus).map(|_| Seat::default()).collect();
+        Self { seats: Mutex::new(Seats { seats, ..Seats::default() }), changed: Condvar::new(), turn: Mutex::new(()) }
+    }
+
+    /// vCPU thread: sleeps until there is work; `None` when the VM stops.
+    pub fn next_command(&self, vcpu: u32) -> Option<Command> {
+        let mut seats = self.lock();
+        loop {
+            if seats.stopped {
+                return None;
+            }
+            let seat = seats.seats.get_mut(vcpu as usize)?;
+            if let Some((ticket, command)) = seat.pending.take() {
+                seat.working = Some(ticket);
+                return Some(command);
+            }
+            seats = self.changed.wait(seats).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// vCPU thread: a report came; false if nobody asked for one.
+    pub fn report(&self, vcpu: u32, report: Report) -> bool {
+        let mut seats = self.lock();
+        let Some(seat) = seats.seats.get_mut(vcpu as usize) else { return false };
+        let Some(ticket) = seat.working.take() else { return false };
+        seat.held_bytes = report.held_bytes;
+        seat.report = Some((ticket, report));
+        drop(seats);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Wakes everybody up for good.
+    pub fn stop(&self) {
+        self.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Gives every vCPU its share of a command and waits for all reports.
+    ///
+    /// # Errors
+    /// [`AgentError`]; a share that was not picked up by then is withdrawn.
+    pub fn run(&self, command: Command, timeout: Duration) -> Result<Vec<Report>, AgentError> {
+        let deadline = Instant::now() + timeout;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.run_in_turn(command, deadline, timeout)
+    }
+
+    /// Asks idle vCPUs to give cached frames back, unless a command runs: then they look at
+    /// `wanted` by themselves. True if they did.
+    pub fn drain_if_idle(&self, timeout: Duration) -> bool {
+        let _turn = match self.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        self.run_in_turn(Command::Drain, Instant::now() + timeout, timeout).is_ok()
+    }
+
+    fn run_in_turn(&self, command: Command, deadline: Instant, timeout: Duration) -> Result<Vec<Report>, AgentError> {
+        let mut seats = self.lock();
+        if seats.stopped {
+            return Err(AgentError::Gone);
+        }
+        seats.last_ticket += 1;
+        let ticket = seats.last_ticket;
+        let held: Vec<u64> = seats.seats.iter().map(|seat| seat.held_bytes).collect();
+        for (seat, share) in seats.seats.iter_mut().zip(shares(command, &held)) {
+            seat.pending = Some((ticket, share));
+            seat.report = None;
+        }
+        self.changed.notify_all();
+        loop {
+            let reports: Vec<Report> = seats
+                .seats
+                .iter()
+                .filter_map(|seat| seat.report.filter(|(t, _)| *t == ticket))
+                .map(|(_, r)| r)
+                .collect();
+            if reports.len() == seats.seats.len() {
+                return Ok(reports);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if seats.stopped || left.is_zero() {
+                seats.seats.iter_mut().for_each(|seat| seat.pending = None);
+                return Err(if seats.stopped { AgentError::Gone } else { AgentError::Timeout(timeout) });
+            }
+            seats = self.changed.wait_timeout(seats, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seats> {
+        // Every update is one assignment; a panic in between cannot tear it.
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Splits a command into one share a vCPU: allocations evenly in whole blocks, frees by what each
+/// vCPU said it holds.
+fn shares(command: Command, held: &[u64]) -> Vec<Command> {
+    let vcpus = held.len().max(1) as u64;
+    let seeded = |seed: u64, vcpu: usize| seed.wrapping_add((vcpu as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let split = |bytes: u64, block: u64, vcpu: usize| {
+        let blocks = bytes.div_ceil(block);
+        (blocks / vcpus + u64::from((vcpu as u64) < blocks % vcpus)).saturating_mul(block)
+    };
+    let mut left = match command {
+        Command::Free { bytes, .. } => bytes,
+        _ => 0,
+    };
+    let mut total = held.iter().fold(0u64, |sum, h| sum.saturating_add(*h));
+    let share = |(vcpu, held): (usize, &u64)| match command {
+        Command::Alloc { bytes, order, seed } => {
+            Command::Alloc { bytes: split(bytes, order.bytes(), vcpu), order, seed: seeded(seed, vcpu) }
+        }
+        Command::Churn { millis, bytes, seed } => {
+            Command::Churn { millis, bytes: bytes / vcpus, seed: seeded(seed, vcpu) }
+        }
+        Command::Free { bytes, random, seed } => {
+            let share = if bytes == u64::MAX {
+                u64::MAX
+            } else {
+                // In proportion to what is left here; the last one with anything gets the rest.
+                let part = (u128::from(left) * u128::from(*held)).div_ceil(u128::from(total.max(1)));
+                u64::try_from(part).unwrap_or(left).min(*held).min(left)
+            };
+            if bytes != u64::MAX {
+                left -= share;
+                total = total.saturating_sub(*held);
+            }
+            Command::Free { bytes: share, random, seed: seeded(seed, vcpu) }
+        }
+        Command::Verify | Command::Drain | Command::Stats => command,
+    };
+    held.iter().enumerate().map(share).collect()
+}
+
+/// Adds the vCPUs' reports up: sums, the first fault, the slowest clock.
+#[must_use]
+pub fn total(reports: &[Report]) -> Report {
+    let mut sum = Report::default();
+    for r in reports {
+        if sum.outcome == Outcome::Ok as u64 {
+            sum.outcome = r.outcome;
+            sum.detail = r.detail;
+        }
+        if sum.mismatches == 0 && r.mismatches > 0 {
+            (sum.bad_address, sum.expected, sum.found) = (r.bad_address, r.expected, r.found);
+        }
+        for (to, from) in [
+            (&mut sum.bytes, r.bytes),
+            (&mut sum.blocks, r.blocks),
+            (&mut sum.held_bytes, r.held_bytes),
+            (&mut sum.held_blocks, r.held_blocks),
+            (&mut sum.mismatches, r.mismatches),
+            (&mut sum.allocs, r.allocs),
+            (&mut sum.frees, r.frees),
+            (&mut sum.installs, r.installs),
+        ] {
+            *to = to.saturating_add(from);
+        }
+        sum.nanos = sum.nanos.max(r.nanos);
+        // The whole table's, counted by whoever reported last: the smallest is the latest while
+        // allocating, and they agree when idle.
+        sum.free_frames = if sum.free_frames == 0 { r.free_frames } else { sum.free_frames.min(r.free_frames) };
+        sum.free_huge = if sum.free_huge == 0 { r.free_huge } else { sum.free_huge.min(r.free_huge) };
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared_layout::Order;
+
+    fn bytes(shares: &[Command]) -> Vec<u64> {
+        let of = |c: &Command| match *c {
+            Command::Alloc { bytes, .. } | Command::Free { bytes, .. } => bytes,
+            _ => 0,
+        };
+        shares.iter().map(of).collect()
+    }
+
+    #[test]
+    fn an_allocation_is_split_into_whole_blocks() {
+        let alloc = |bytes, order| Command::Alloc { bytes, order, seed: 1 };
+        assert_eq!(bytes(&shares(alloc(8 << 30, Order::HUGE), &[0, 0])), [4 << 30, 4 << 30]);
+        assert_eq!(bytes(&shares(alloc(3 << 21, Order::HUGE), &[0, 0])), [4 << 20, 2 << 20]);
+        assert_eq!(bytes(&shares(alloc(1, Order::BASE), &[0, 0, 0])), [4096, 0, 0]);
+        assert_eq!(bytes(&shares(alloc(u64::MAX, Order::BASE), &[0])).len(), 1);
+    }
+
+    #[test]
+    fn a_free_is_taken_from_those_who_hold() {
+        let free = |bytes| Command::Free { bytes, random: false, seed: 0 };
+        assert_eq!(bytes(&shares(free(100), &[100, 300])), [25, 75]);
+        assert_eq!(bytes(&shares(free(100), &[0, 300])), [0, 100]);
+        assert_eq!(bytes(&shares(free(500), &[100, 300])), [100, 300]);
+        assert_eq!(bytes(&shares(free(u64::MAX), &[100, 300])), [u64::MAX, u64::MAX]);
+        assert_eq!(bytes(&shares(free(100), &[u64::MAX, u64::MAX])).iter().sum::<u64>(), 100);
+    }
+
+    #[test]
+    fn a_silent_guest_costs_the_timeout_and_its_share_is_withdrawn() {
+        let agents = Agents::new(1);
+        let short = Duration::from_millis(5);
+        assert_eq!(agents.run(Command::Stats, short), Err(AgentError::Timeout(short)));
+        agents.stop();
+        assert_eq!(agents.run(Command::Stats, short), Err(AgentError::Gone));
+        assert_eq!(agents.next_command(0), None);
+    }
+
+    #[test]
+    fn a_late_report_is_not_taken_for_the_next_command() {
+        let agents = Agents::new(1);
+        std::thread::scope(|scope| {
+            let late = scope.spawn(|| agents.run(Command::Verify, Duration::from_millis(20)));
+            assert_eq!(agents.next_command(0), Some(Command::Verify));
+            assert!(late.join().expect("no panic").is_err());
+            assert!(agents.report(0, Report { bytes: 1, ..Report::default() }));
+            assert!(!agents.report(0, Report::default()), "nobody asked");
+            let next = scope.spawn(|| agents.run(Command::Stats, Duration::from_secs(60)));
+            assert_eq!(agents.next_command(0), Some(Command::Stats));
+            assert!(agents.report(0, Report { bytes: 2, ..Report::default() }));
+            assert_eq!(next.join().expect("no panic").expect("answered")[0].bytes, 2);
+        });
+    }
+
+    #[test]
+    fn hostile_numbers_saturate() {
+        let huge = Report { bytes: u64::MAX, held_bytes: u64::MAX, ..Report::default() };
+        assert_eq!(total(&[huge, huge]).bytes, u64::MAX);
+    }
+}

@@ -1,0 +1,147 @@
+//! What the host does when a vCPU rings: one handler a call.
+//!
+//! The request is copied out of the mailbox once, decoded totally, served, and answered in the
+//! reply half. Nothing a guest can put into its words ends in more than an error status and a
+//! counted bad call.
+
+use crate::agent::Agents;
+use crate::boot::Platform;
+use crate::monitor::Monitor;
+use shared_layout::agent::Report;
+use shared_layout::header::ABI_VERSION;
+use shared_layout::mailbox::{WORDS, text_bytes};
+use shared_layout::{Call, Request, Status};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Lines of one guest that reach the log; a guest cannot fill the host's disk.
+const LOG_LINES: u64 = 10_000;
+
+/// What becomes of the vCPU after a call.
+#[derive(Debug)]
+pub enum Flow {
+    /// It goes on.
+    Continue,
+    /// The VM is stopping: leave the guest.
+    Leave,
+    /// The guest ends, for this reason.
+    End(GuestEnd),
+}
+
+/// Why a guest ended.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum GuestEnd {
+    /// It said so.
+    #[error("the guest exited with code {0}")]
+    Exited(u32),
+    /// It panicked; the text is the guest's own.
+    #[error("the guest panicked: {0}")]
+    Panicked(String),
+    /// An exception reached the entry that the VMM placed; the text is the whole report.
+    #[error("{0}")]
+    Exception(String),
+    /// It was built for another ABI.
+    #[error("ABI mismatch: the guest speaks version {guest}, this host {ABI_VERSION}; rebuild the guest")]
+    AbiMismatch {
+        /// What the guest said.
+        guest: u32,
+    },
+    /// KVM gave up on a vCPU.
+    #[error("vCPU {vcpu} cannot go on: {what}")]
+    Vcpu {
+        /// Which.
+        vcpu: u32,
+        /// KVM's exit, in words.
+        what: String,
+    },
+}
+
+/// Serves the calls of all vCPUs.
+pub struct Doorbell {
+    platform: Arc<Platform>,
+    monitor: Arc<Monitor>,
+    agents: Arc<Agents>,
+    /// Calls that got an error status, and writes to the doorbell that are no call.
+    pub bad_calls: AtomicU64,
+    log_lines: AtomicU64,
+}
+
+impl Doorbell {
+    /// A doorbell for the guest behind these parts.
+    #[must_use]
+    pub fn new(platform: Arc<Platform>, monitor: Arc<Monitor>, agents: Arc<Agents>) -> Self {
+        Self { platform, monitor, agents, bad_calls: AtomicU64::new(0), log_lines: AtomicU64::new(0) }
+    }
+
+    /// Serves one ring of `vcpu`; `call` is `None` for an offset or port that is no call.
+    pub fn ring(&self, vcpu: u32, call: Option<Call>) -> Flow {
+        let mut reply = [0; WORDS];
+        let (status, flow) = match self.decode(vcpu, call) {
+            Ok(request) => self.serve(vcpu, request, &mut reply),
+            Err(status) => (status, Flow::Continue),
+        };
+        if matches!(status, Status::UnknownCall | Status::BadArgument) {
+            self.bad_calls.fetch_add(1, Ordering::Relaxed);
+        }
+        reply[0] = status as u64;
+        // A vCPU always has a mailbox: both were counted by the same configuration.
+        let _ = self.platform.write_reply(vcpu, &reply);
+        flow
+    }
+
+    fn decode(&self, vcpu: u32, call: Option<Call>) -> Result<Request, Status> {
+        let call = call.ok_or(Status::UnknownCall)?;
+        let words = self.platform.read_request(vcpu).ok_or(Status::BadArgument)?;
+        Request::decode(call, &words)
+    }
+
+    fn serve(&self, vcpu: u32, request: Request, reply: &mut [u64; WORDS]) -> (Status, Flow) {
+        match request {
+            Request::Hello { abi_version: ABI_VERSION } => {
+                log::debug!("vCPU {vcpu}: hello, ABI version {ABI_VERSION}");
+                (Status::Ok, Flow::Continue)
+            }
+            Request::Hello { abi_version: guest } => (Status::AbiMismatch, Flow::End(GuestEnd::AbiMismatch { guest })),
+            Request::Wait => match self.agents.next_command(vcpu) {
+                Some(command) => {
+                    *reply = command.encode();
+                    (Status::Ok, Flow::Continue)
+                }
+                None => (Status::Ok, Flow::Leave),
+            },
+            Request::Done(words) => {
+                let expected = self.agents.report(vcpu, Report::decode(&words));
+                (if expected { Status::Ok } else { Status::BadArgument }, Flow::Continue)
+            }
+            Request::Install { first, count } => (self.monitor.install(first, count), Flow::Continue),
+            Request::Log(words) => {
+                match self.log_lines.fetch_add(1, Ordering::Relaxed) {
+                    line if line < LOG_LINES => log::info!("guest vCPU {vcpu}: {}", printable(text_bytes(&words))),
+                    LOG_LINES => log::warn!("the guest logged {LOG_LINES} lines; the rest is dropped"),
+                    _ => {}
+                }
+                (Status::Ok, Flow::Continue)
+            }
+            Request::Panic(words) => (Status::Ok, Flow::End(GuestEnd::Panicked(printable(text_bytes(&words))))),
+            Request::Exit { code } => (Status::Ok, Flow::End(GuestEnd::Exited(code))),
+            // Rung through the mailbox it would be a lie: the VMM's own entry has no mailbox
+            // business, and the vCPU loop handles it before it comes here.
+            Request::Exception => (Status::BadArgument, Flow::Continue),
+        }
+    }
+}
+
+/// A guest's text for a terminal: UTF-8 or not, without control characters.
+fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_cannot_send_escape_sequences() {
+        assert_eq!(printable(b"\x1b[2Jhi\n\xff"), " [2Jhi \u{fffd}");
+    }
+}

@@ -1,0 +1,325 @@
+//! `llfree-vmm --mem SIZE`: a VM in this process, its control socket, and the loop they hang on.
+//!
+//! All descriptors (control socket, signals, the guest's end, the workload's end) hang on one
+//! event loop; nothing in it blocks. The loop runs until somebody gives a reason to stop, then
+//! everything is taken down in order: vCPUs, requests at work, socket files.
+
+use crate::cli::{Global, LaunchArgs, exit};
+use crate::client_commands::{Output, guest_exit_code};
+use crate::control::protocol::GuestRequest;
+use crate::control::report::GuestReport;
+use crate::control::server::{ControlServer, Limits};
+use crate::control::socket::{self, SocketError};
+use crate::doorbell::GuestEnd;
+use crate::service::{self, Service};
+use crate::units::Bytes;
+use crate::vm::{LaunchError, Vm, VmConfig, VmError};
+use crate::workload::{Step, Workload};
+use crate::{kernel_stats, render};
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// How long the loop goes on after the VM stopped, so that the last replies get out.
+const LAST_REPLIES: Duration = Duration::from_millis(20);
+
+/// Why a launch failed, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// No VM.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The guest ended by itself, and not well.
+    #[error(transparent)]
+    Guest(#[from] GuestEnd),
+    /// A workload's command failed.
+    #[error("the workload's '{verb}' failed")]
+    Workload {
+        /// The command.
+        verb: &'static str,
+        /// Why.
+        source: VmError,
+    },
+    /// The host refused something the loop needs.
+    #[error("the host could not {step}")]
+    Host {
+        /// What.
+        step: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The event loop broke.
+    #[error("the event loop failed: {0}")]
+    Loop(String),
+    /// Nowhere to print to.
+    #[error("cannot write the output")]
+    Output(#[source] io::Error),
+}
+
+impl RunError {
+    /// The exit code that belongs to it.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Guest(_) | Self::Workload { source: VmError::Ended(_), .. } => exit::CRASHED,
+            _ => exit::ERROR,
+        }
+    }
+}
+
+/// Why the loop ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stop {
+    Asked,
+    Signal(i32),
+    GuestEnded,
+    WorkloadDone,
+}
+
+/// Where the reason to stop is put; the first one counts.
+#[derive(Clone, Default)]
+struct StopCell(Arc<Mutex<Option<Stop>>>);
+
+impl StopCell {
+    fn set(&self, reason: Stop) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+    }
+
+    fn get(&self) -> Option<Stop> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A descriptor whose readability is a reason to stop.
+struct StopOn<F> {
+    source: F,
+    reason: Stop,
+    cell: StopCell,
+}
+
+impl<F: AsRawFd> MutEventSubscriber for StopOn<F> {
+    fn process(&mut self, _: Events, ops: &mut EventOps) {
+        self.cell.set(self.reason);
+        // Once is enough: the descriptor stays readable and the loop must not spin on it.
+        let _ = ops.remove(Events::empty(&self.source));
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.source, EventSet::IN)) {
+            log::error!("the event loop cannot watch for {:?}: {error}", self.reason);
+        }
+    }
+}
+
+/// The line that says that the VM is up.
+#[derive(Serialize)]
+struct Up<'a> {
+    event: &'static str,
+    name: &'a str,
+    socket: &'a Path,
+    pid: u32,
+    memory_bytes: u64,
+    cpus: u32,
+    backing: &'static str,
+}
+
+/// What a workload's command did.
+#[derive(Serialize)]
+struct WorkloadStep<'a> {
+    event: &'static str,
+    command: &'static str,
+    report: &'a GuestReport,
+}
+
+/// Launches a VM and serves it until it ends. Returns the exit code of a good end.
+///
+/// # Errors
+/// [`RunError`]; the socket is gone then, and so is the VM.
+pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8, RunError> {
+    let memory = args.mem.unwrap_or_default();
+    let claim = match (&global.socket, &global.name) {
+        (Some(path), _) => socket::Claim::at_path(path)?,
+        (None, Some(name)) => socket::Claim::by_name(&socket::runtime_dir()?, name)?,
+        (None, None) => socket::Claim::first_free(&socket::runtime_dir()?)?,
+    };
+    let host = |step| move |source| RunError::Host { step, source };
+    let stop = StopCell::default();
+    let signals = watch_signals(&stop).map_err(host("watch for signals"))?;
+
+    let config = VmConfig { memory, cpus: args.cpus(), backing: args.backing(), kernel: args.kernel.clone() };
+    warn_about_huge_pages(&config);
+    let vm = Arc::new(Vm::launch(config)?);
+    let service = Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?;
+    let event = |step| move |source: io::Error| RunError::Host { step, source };
+    let guest_end = vm.end_event().try_clone().map_err(event("copy an event"))?;
+    let done = EventFd::new(EFD_NONBLOCK).map_err(event("make an event"))?;
+    let done_for_thread = done.try_clone().map_err(event("copy an event"))?;
+
+    let broken = |error: event_manager::Error| RunError::Loop(format!("{error:?}"));
+    let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().map_err(broken)?;
+    for signal in signals {
+        manager.add_subscriber(Box::new(signal));
+    }
+    manager.add_subscriber(Box::new(StopOn { source: guest_end, reason: Stop::GuestEnded, cell: stop.clone() }));
+    manager.add_subscriber(Box::new(StopOn { source: done, reason: Stop::WorkloadDone, cell: stop.clone() }));
+    let dispatch_stop = stop.clone();
+    let dispatch = move |request, responder| {
+        if service.dispatch(request, responder) {
+            dispatch_stop.set(Stop::Asked);
+        }
+    };
+    let server =
+        ControlServer::new(claim.listener()?, Limits::default(), dispatch).map_err(host("serve the control socket"))?;
+    let server = manager.add_subscriber(Box::new(server));
+
+    announce(&vm, &claim, output).map_err(RunError::Output)?;
+    let workload = args.workload.clone().unwrap_or_default();
+    let workload =
+        start_workload(vm.clone(), workload, done_for_thread, output.json).map_err(host("start a thread"))?;
+
+    let reason = loop {
+        if let Some(reason) = stop.get() {
+            break reason;
+        }
+        match manager.run() {
+            Ok(_) => {}
+            Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {}
+            Err(error) => return Err(broken(error)),
+        }
+    };
+    log::info!("stopping: {reason:?}");
+    // vCPUs first: then requests at work find out that nobody will answer them.
+    vm.stop();
+    let worked = workload.join().unwrap_or(Ok(exit::OK));
+    let _ = manager.run_with_timeout(LAST_REPLIES.as_millis() as i32);
+    // The socket's files go before its clients hear of the end: whoever waits for it finds it gone.
+    drop(claim);
+    drop(manager.remove_subscriber(server));
+    match reason {
+        Stop::GuestEnded => match vm.ended() {
+            Some(GuestEnd::Exited(0)) | None => worked,
+            Some(end) => Err(end.into()),
+        },
+        Stop::Signal(SIGINT) => Ok(exit::INTERRUPTED),
+        Stop::Asked | Stop::Signal(_) => Ok(exit::OK),
+        Stop::WorkloadDone => worked,
+    }
+}
+
+/// SIGTERM, SIGINT and SIGHUP end the VM cleanly; a second one while that takes long ends it hard.
+fn watch_signals(stop: &StopCell) -> io::Result<Vec<StopOn<UnixStream>>> {
+    let armed = Arc::new(AtomicBool::new(false));
+    let watch = |signal| {
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), armed.clone())?;
+        signal_hook::flag::register(signal, armed.clone())?;
+        let (read, write) = UnixStream::pair()?;
+        signal_hook::low_level::pipe::register(signal, write)?;
+        Ok(StopOn { source: read, reason: Stop::Signal(signal), cell: stop.clone() })
+    };
+    [SIGTERM, SIGINT, SIGHUP].into_iter().map(watch).collect()
+}
+
+fn warn_about_huge_pages(config: &VmConfig) {
+    if config.backing == crate::memory::Backing::Anon
+        && let Ok(kernel_stats::ThpMode::Never) = kernel_stats::thp_mode()
+    {
+        log::warn!(
+            "transparent huge pages are off: installs and reclaim will be many times slower; \
+             'echo madvise > /sys/kernel/mm/transparent_hugepage/enabled' turns them on"
+        );
+    }
+}
+
+fn announce(vm: &Vm, claim: &socket::Claim, output: &mut Output) -> io::Result<()> {
+    let config = vm.config();
+    if output.json {
+        let up = Up {
+            event: "up",
+            name: claim.name(),
+            socket: claim.path(),
+            pid: std::process::id(),
+            memory_bytes: config.memory.0,
+            cpus: config.cpus,
+            backing: config.backing.name(),
+        };
+        writeln!(output.to, "{}", serde_json::to_string(&up)?)?;
+    } else {
+        let Bytes(bytes) = config.memory;
+        let plural = if config.cpus == 1 { "" } else { "s" };
+        writeln!(
+            output.to,
+            "{} is up: {} of memory, {} vCPU{plural}; control socket {}\n\
+             stop it with Ctrl-C, or with 'llfree-vmm stop' in another terminal",
+            claim.name(),
+            Bytes(bytes),
+            config.cpus,
+            claim.path().display()
+        )?;
+    }
+    output.to.flush()
+}
+
+/// Runs the steps on a thread of their own, printing each report.
+fn start_workload(
+    vm: Arc<Vm>,
+    workload: Workload,
+    done: EventFd,
+    json: bool,
+) -> io::Result<JoinHandle<Result<u8, RunError>>> {
+    let steps = workload.0;
+    std::thread::Builder::new().name("workload".to_owned()).spawn(move || {
+        let mut worst = exit::OK;
+        for step in &steps {
+            let Step::Guest(request) = step else { break };
+            let result = run_step(&vm, request, json);
+            let failed = result.is_err();
+            match result {
+                Ok(code) => worst = worst.max(code),
+                // The VM was told to stop while the workload ran.
+                Err(RunError::Workload { source: VmError::Agent(crate::agent::AgentError::Gone), .. }) => {
+                    return Ok(worst);
+                }
+                Err(_) if vm.ended().is_some() => return Ok(worst),
+                Err(error) => {
+                    log::error!("{}", crate::error_line(&error));
+                    worst = worst.max(error.exit_code());
+                }
+            }
+            if failed {
+                break;
+            }
+        }
+        if steps.last() == Some(&Step::Stop) {
+            // It fails only when its counter is full, and then the loop is awake already.
+            let _ = done.write(1);
+        }
+        Ok(worst)
+    })
+}
+
+fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError> {
+    let verb = request.verb();
+    let report = service::guest(vm, request).map_err(|source| RunError::Workload { verb, source })?;
+    let line = if json {
+        let step = WorkloadStep { event: "workload", command: verb, report: &report };
+        // Reports are plain data with string keys, which always serialize.
+        serde_json::to_string(&step).expect("plain data serializes") + "\n"
+    } else {
+        render::guest(verb, &report)
+    };
+    let mut out = io::stdout();
+    out.write_all(line.as_bytes()).and_then(|()| out.flush()).map_err(RunError::Output)?;
+    Ok(guest_exit_code(&report))
+}

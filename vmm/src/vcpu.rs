@@ -1,0 +1,153 @@
+//! A vCPU's thread: enters the guest, and turns each of KVM's exits into a step or an end.
+//!
+//! The thread owns its `VcpuFd`. It leaves the guest when the VM stops: [`kick`] sends a signal
+//! whose only effect is that `KVM_RUN` returns `EINTR`, and goes on sending until the thread is
+//! gone, so a signal that arrives just before `KVM_RUN` loses nothing.
+
+use crate::boot::{Kernel, Platform};
+use crate::doorbell::{Doorbell, Flow, GuestEnd};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use shared_layout::Call;
+use shared_layout::call::DOORBELL_BYTES;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// What a vCPU did since it started.
+#[derive(Default, Debug)]
+pub struct VcpuCounters {
+    /// Exits for the doorbell page or for memory that is not there.
+    pub mmio: AtomicU64,
+    /// Exits for an I/O port.
+    pub pio: AtomicU64,
+    /// All other exits.
+    pub other: AtomicU64,
+    /// Rings of the doorbell, by MMIO or port.
+    pub calls: AtomicU64,
+    /// In the guest, as opposed to asleep in a `Wait`.
+    pub busy: AtomicBool,
+}
+
+/// What a vCPU thread shares with the rest of the VM.
+pub struct VcpuContext {
+    /// The platform region.
+    pub platform: Arc<Platform>,
+    /// Serves its calls.
+    pub doorbell: Arc<Doorbell>,
+    /// Names addresses in crash reports.
+    pub kernel: Arc<Kernel>,
+    /// Set before the kick.
+    pub stop: Arc<AtomicBool>,
+    /// See [`VcpuCounters`].
+    pub counters: Arc<VcpuCounters>,
+}
+
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Makes the kick harmless for this process; call once before the first vCPU runs.
+///
+/// # Errors
+/// If the kernel refuses the signal handler.
+pub fn prepare_kick() -> Result<(), vmm_sys_util::errno::Error> {
+    register_signal_handler(SIGRTMIN(), on_kick)
+}
+
+/// Gets a vCPU thread out of the guest and joins it; its stop flag must be set.
+pub fn kick(thread: JoinHandle<()>) {
+    while !thread.is_finished() {
+        // A thread that is gone meanwhile needs no signal.
+        let _ = thread.kill(SIGRTMIN());
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    if thread.join().is_err() {
+        log::error!("a vCPU thread panicked");
+    }
+}
+
+/// Runs vCPU `index` until the VM stops (`None`) or the guest ends.
+pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd> {
+    let counters = &context.counters;
+    let cannot = |what: String| Some(GuestEnd::Vcpu { vcpu: index, what });
+    while !context.stop.load(Ordering::Acquire) {
+        let call = match fd.run() {
+            Ok(VcpuExit::MmioWrite(address, _)) => {
+                counters.mmio.fetch_add(1, Ordering::Relaxed);
+                match address.checked_sub(context.platform.doorbell_gpa()) {
+                    Some(offset) if offset < DOORBELL_BYTES => Call::from_offset(offset),
+                    // Like a bus without a device: the write is lost.
+                    _ => continue,
+                }
+            }
+            Ok(VcpuExit::MmioRead(_, data)) => {
+                counters.mmio.fetch_add(1, Ordering::Relaxed);
+                data.fill(0xff);
+                continue;
+            }
+            Ok(VcpuExit::IoOut(port, _)) => {
+                counters.pio.fetch_add(1, Ordering::Relaxed);
+                match Call::from_port(port) {
+                    Some(call) => Some(call),
+                    None => continue,
+                }
+            }
+            Ok(VcpuExit::IoIn(_, data)) => {
+                counters.pio.fetch_add(1, Ordering::Relaxed);
+                data.fill(0xff);
+                continue;
+            }
+            Ok(exit) => {
+                counters.other.fetch_add(1, Ordering::Relaxed);
+                return cannot(
+                    match exit {
+                        VcpuExit::Hlt => "it halted with interrupts off".into(),
+                        VcpuExit::Shutdown => "triple fault".into(),
+                        VcpuExit::FailEntry(reason, _) => format!("KVM refused to enter the guest, reason {reason:#x}"),
+                        VcpuExit::InternalError => "KVM could not emulate an instruction".into(),
+                        other => format!("unexpected exit {other:?}"),
+                    } + &position(&fd, context),
+                );
+            }
+            Err(error) => {
+                counters.other.fetch_add(1, Ordering::Relaxed);
+                match error.errno() {
+                    libc::EINTR | libc::EAGAIN => continue,
+                    libc::EFAULT => {
+                        let what = "the host has no memory behind an address that the guest used";
+                        return cannot(what.to_string() + &position(&fd, context));
+                    }
+                    _ => return cannot(format!("KVM_RUN failed: {error}")),
+                }
+            }
+        };
+        counters.calls.fetch_add(1, Ordering::Relaxed);
+        if call == Some(Call::Exception) {
+            let report = match context.platform.crash_report(&fd, index) {
+                Ok(frame) => frame.report(Some(&context.kernel)),
+                Err(error) => format!("exception on vCPU {index}; its registers cannot be read: {error}"),
+            };
+            return Some(GuestEnd::Exception(report));
+        }
+        counters.busy.store(call != Some(Call::Wait), Ordering::Relaxed);
+        let flow = context.doorbell.ring(index, call);
+        counters.busy.store(true, Ordering::Relaxed);
+        match flow {
+            Flow::Continue => {}
+            Flow::Leave => return None,
+            Flow::End(end) => return Some(end),
+        }
+    }
+    None
+}
+
+/// Where the guest was, for a report.
+fn position(fd: &VcpuFd, context: &VcpuContext) -> String {
+    match fd.get_regs() {
+        Ok(regs) => {
+            let name = context.kernel.symbolize(regs.rip).unwrap_or_else(|| "unknown code".into());
+            format!(" (rip {:#x}, {name})", regs.rip)
+        }
+        Err(_) => String::new(),
+    }
+}

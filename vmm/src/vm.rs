@@ -1,0 +1,424 @@
+//! One virtual machine: its parts put together, started, reported on and stopped.
+//!
+//! [`Vm::launch`] builds KVM's VM around guest RAM (one memslot at address 0) and the platform
+//! region (another above it), loads the guest and starts a thread a vCPU. From then on the monitor
+//! owns the memory and the agents' seats carry commands. Dropping a `Vm` stops it.
+
+use crate::agent::{self, AgentError, Agents};
+use crate::boot::{self, BootError, Kernel, KernelError, Platform};
+use crate::doorbell::{Doorbell, GuestEnd};
+use crate::kernel_stats;
+use crate::memory::{Backing, GuestRam, MemoryError};
+use crate::monitor::{Monitor, MonitorError, Pass};
+use crate::units::Bytes;
+use crate::vcpu::{self, VcpuContext, VcpuCounters};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{VcpuFd, VmFd};
+use shared_layout::HUGE_SIZE;
+use shared_layout::agent::{Command, Report};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// How long an idle vCPU may take to give its cached frames back during a shrink.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// Pause between two looks at a guest that is to give memory up.
+const SHRINK_POLL: Duration = Duration::from_millis(5);
+
+/// What to launch.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    /// RAM in bytes, a non-zero multiple of 2 MiB.
+    pub memory: Bytes,
+    /// vCPUs.
+    pub cpus: u32,
+    /// What is behind RAM.
+    pub backing: Backing,
+    /// An ELF to run instead of the embedded guest.
+    pub kernel: Option<PathBuf>,
+}
+
+/// Why a VM was not launched; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The machine or the platform region.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The guest's image.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// More vCPUs than there can be.
+    #[error("{asked} vCPUs asked for, this machine's KVM runs 1 to {limit}; use --cpus within that")]
+    Cpus {
+        /// What was asked for.
+        asked: u32,
+        /// KVM's maximum.
+        limit: u32,
+    },
+    /// KVM refused a step.
+    #[error("KVM could not {step}")]
+    Kvm {
+        /// What failed.
+        step: &'static str,
+        /// KVM's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// The host refused a thread or an event.
+    #[error("the host could not {step}")]
+    Host {
+        /// What failed.
+        step: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+}
+
+/// Why a running VM did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// The monitor had to stop a pass.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// The guest's agent did not answer.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// A size out of range.
+    #[error("{0}")]
+    Size(String),
+    /// The guest ended.
+    #[error(transparent)]
+    Ended(#[from] GuestEnd),
+}
+
+/// How a resize went; sizes in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resize {
+    /// The limit asked for.
+    pub target: u64,
+    /// The limit reached.
+    pub actual: u64,
+    /// What was done.
+    pub pass: Pass,
+    /// From the request to the last frame.
+    pub duration: Duration,
+}
+
+/// The guest's end, when it comes, and who waits for it.
+#[derive(Default)]
+struct End {
+    reason: Mutex<Option<GuestEnd>>,
+    changed: Condvar,
+}
+
+/// A running virtual machine.
+pub struct Vm {
+    config: VmConfig,
+    platform: Arc<Platform>,
+    monitor: Arc<Monitor>,
+    agents: Arc<Agents>,
+    doorbell: Arc<Doorbell>,
+    vcpus: Vec<Arc<VcpuCounters>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    stop: Arc<AtomicBool>,
+    end: Arc<End>,
+    end_event: Arc<EventFd>,
+    started: Instant,
+    next_seed: AtomicU32,
+    /// Keeps the memslots; nothing is asked of it after the launch.
+    _vm: VmFd,
+}
+
+impl Vm {
+    /// Builds and starts a VM.
+    ///
+    /// # Errors
+    /// [`LaunchError`], before any vCPU runs.
+    pub fn launch(config: VmConfig) -> Result<Self, LaunchError> {
+        let started = Instant::now();
+        let kvm = boot::open_kvm()?;
+        let limits = boot::limits(&kvm)?;
+        if config.cpus == 0 || config.cpus > limits.max_vcpus {
+            return Err(LaunchError::Cpus { asked: config.cpus, limit: limits.max_vcpus });
+        }
+        let kernel = match &config.kernel {
+            Some(path) => Kernel::open(path)?,
+            None => Kernel::parse("the embedded guest", images::SHIM_ELF.to_vec())?,
+        };
+        let memory = config.memory.0;
+        kernel.check_fits(memory)?;
+        let platform = Arc::new(Platform::new(memory, config.cpus, limits.address_bits)?);
+        let ram = Arc::new(GuestRam::new(memory, config.backing)?);
+        let monitor = Arc::new(Monitor::new(ram.clone(), platform.clone(), kernel.huge_frames())?);
+        kernel.load(ram.guest_memory())?;
+        let kernel = Arc::new(kernel);
+
+        let vm = kvm.create_vm().map_err(|source| LaunchError::Kvm { step: "create a VM", source })?;
+        add_memslot(&vm, 0, 0, ram.host_address(), ram.bytes())?;
+        let (gpa, host_address, bytes) = platform.memslot();
+        add_memslot(&vm, 1, gpa, host_address, bytes)?;
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|source| LaunchError::Kvm { step: "tell which CPU features it supports", source })?;
+        let mut fds = Vec::new();
+        for index in 0..config.cpus {
+            let fd = vm
+                .create_vcpu(u64::from(index))
+                .map_err(|source| LaunchError::Kvm { step: "create a vCPU", source })?;
+            fd.set_cpuid2(&cpuid).map_err(|source| LaunchError::Kvm { step: "set a vCPU's features", source })?;
+            if index == 0 {
+                // An unknown frequency only costs the guest its clock.
+                platform.set_tsc_khz(fd.get_tsc_khz().map_or(0, u64::from));
+            }
+            platform.enter(&fd, index, kernel.entry())?;
+            fds.push(fd);
+        }
+        vcpu::prepare_kick()
+            .map_err(|e| LaunchError::Host { step: "install the signal that stops vCPUs", source: e.into() })?;
+        let end_event = EventFd::new(EFD_NONBLOCK)
+            .map_err(|source| LaunchError::Host { step: "make an event for the guest's end", source })?;
+
+        let agents = Arc::new(Agents::new(config.cpus));
+        let doorbell = Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone()));
+        let machine = Self {
+            vcpus: fds.iter().map(|_| Arc::new(VcpuCounters::default())).collect(),
+            config,
+            platform,
+            monitor,
+            agents,
+            doorbell,
+            threads: Mutex::new(Vec::new()),
+            stop: Arc::new(AtomicBool::new(false)),
+            end: Arc::new(End::default()),
+            end_event: Arc::new(end_event),
+            started,
+            next_seed: AtomicU32::new(1),
+            _vm: vm,
+        };
+        for (index, fd) in fds.into_iter().enumerate() {
+            // A thread that cannot start drops the machine, which stops those that did.
+            machine.start_vcpu(fd, index as u32, &kernel)?;
+        }
+        Ok(machine)
+    }
+
+    fn start_vcpu(&self, fd: VcpuFd, index: u32, kernel: &Arc<Kernel>) -> Result<(), LaunchError> {
+        let context = VcpuContext {
+            platform: self.platform.clone(),
+            doorbell: self.doorbell.clone(),
+            kernel: kernel.clone(),
+            stop: self.stop.clone(),
+            counters: self.vcpus[index as usize].clone(),
+        };
+        let (end, event, agents) = (self.end.clone(), self.end_event.clone(), self.agents.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .spawn(move || {
+                let Some(reason) = vcpu::run(fd, index, &context) else { return };
+                // The first reason is the cause, later ones are its consequences.
+                end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+                end.changed.notify_all();
+                agents.stop();
+                if let Err(error) = event.write(1) {
+                    log::error!("the guest's end could not be announced: {error}");
+                }
+            })
+            .map_err(|source| LaunchError::Host { step: "start a vCPU's thread", source })?;
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        Ok(())
+    }
+
+    /// What was launched.
+    #[must_use]
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// The owner of the guest's memory.
+    #[must_use]
+    pub fn monitor(&self) -> &Monitor {
+        &self.monitor
+    }
+
+    /// The region shared with the guest, and what the VMM keeps beside it.
+    #[must_use]
+    pub fn platform(&self) -> &Platform {
+        &self.platform
+    }
+
+    /// The calls' side of the story.
+    #[must_use]
+    pub fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
+    /// What each vCPU did.
+    #[must_use]
+    pub fn vcpus(&self) -> &[Arc<VcpuCounters>] {
+        &self.vcpus
+    }
+
+    /// Since the launch began.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Readable once the guest has ended.
+    #[must_use]
+    pub fn end_event(&self) -> &EventFd {
+        &self.end_event
+    }
+
+    /// Why the guest ended, if it did.
+    #[must_use]
+    pub fn ended(&self) -> Option<GuestEnd> {
+        self.end.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All resident memory of the VM in bytes, guest RAM and the VMM's own, by the kernel's
+    /// accounting.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub fn resident_bytes(&self) -> std::io::Result<u64> {
+        let process = kernel_stats::process_resident_bytes()?;
+        if self.config.backing == Backing::Hugetlb {
+            // Pages of hugetlbfs are not in a process's Rss.
+            let ram = self.monitor.ram().residency().map_err(std::io::Error::other)?;
+            return Ok(process + ram.resident_bytes);
+        }
+        Ok(process)
+    }
+
+    /// Runs a command on all vCPUs.
+    ///
+    /// # Errors
+    /// If the guest does not answer within `timeout`, or has ended.
+    pub fn guest(&self, command: Command, timeout: Duration) -> Result<Report, VmError> {
+        let reports = self.agents.run(command, timeout);
+        match (reports, self.ended()) {
+            (Ok(reports), _) => Ok(agent::total(&reports)),
+            (Err(_), Some(end)) => Err(end.into()),
+            (Err(error), None) => Err(error.into()),
+        }
+    }
+
+    /// A seed that no command of this VM had before: stale contents never look right.
+    #[must_use]
+    pub fn next_seed(&self) -> u64 {
+        u64::from(self.next_seed.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Lowers the limit to `target` bytes. Takes what is free at once; if that is not enough, asks
+    /// the guest to give caches up, looks again, and goes on while `keep_waiting` says so, given
+    /// the time since the start.
+    ///
+    /// # Errors
+    /// A size out of range, or a discard that the kernel refused. Falling short is no error.
+    pub fn shrink(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
+        let frames = self.frames_of(target)?;
+        let start = Instant::now();
+        let limit = self.monitor.limit();
+        if frames > limit {
+            return Err(VmError::Size(format!(
+                "cannot shrink to {}: the limit is {} already; use grow to raise it",
+                Bytes(target),
+                Bytes(u64::from(limit) * HUGE_SIZE)
+            )));
+        }
+        let mut pass = self.monitor.shrink(frames)?;
+        let mut duration = start.elapsed();
+        if self.monitor.limit() > frames {
+            // Busy vCPUs see `wanted` by themselves; idle ones hold only what they cached.
+            self.agents.drain_if_idle(DRAIN_TIMEOUT);
+            loop {
+                let more = self.monitor.shrink(frames)?;
+                if more.frames > 0 {
+                    duration = start.elapsed();
+                }
+                pass += more;
+                if self.monitor.limit() <= frames || self.ended().is_some() || !keep_waiting(start.elapsed()) {
+                    break;
+                }
+                std::thread::sleep(SHRINK_POLL);
+            }
+        }
+        Ok(Resize { target, actual: u64::from(self.monitor.limit()) * HUGE_SIZE, pass, duration })
+    }
+
+    /// Raises the limit to `target` bytes.
+    ///
+    /// # Errors
+    /// A size out of range; nothing else can fail.
+    pub fn grow(&self, target: u64) -> Result<Resize, VmError> {
+        let frames = self.frames_of(target)?;
+        let limit = self.monitor.limit();
+        if frames < limit {
+            return Err(VmError::Size(format!(
+                "cannot grow to {}: the limit is {} already; use shrink to lower it",
+                Bytes(target),
+                Bytes(u64::from(limit) * HUGE_SIZE)
+            )));
+        }
+        let start = Instant::now();
+        let pass = self.monitor.grow(frames);
+        let duration = start.elapsed();
+        Ok(Resize { target, actual: u64::from(self.monitor.limit()) * HUGE_SIZE, pass, duration })
+    }
+
+    fn frames_of(&self, bytes: u64) -> Result<u32, VmError> {
+        if !bytes.is_multiple_of(HUGE_SIZE) {
+            let below = bytes - bytes % HUGE_SIZE;
+            return Err(VmError::Size(format!(
+                "{bytes} bytes is no multiple of 2 MiB; {} or {} would do",
+                Bytes(below),
+                Bytes(below.saturating_add(HUGE_SIZE))
+            )));
+        }
+        match u32::try_from(bytes / HUGE_SIZE) {
+            Ok(frames) if frames <= self.monitor.huge_frames() => Ok(frames),
+            _ => Err(VmError::Size(format!("{} is more than the VM's memory, {}", Bytes(bytes), self.config.memory))),
+        }
+    }
+
+    /// Stops the vCPUs and waits for them; the guest's memory stays until the `Vm` is dropped.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.agents.stop();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        threads.into_iter().for_each(vcpu::kick);
+    }
+
+    /// Waits until the guest ends, at most for `timeout`.
+    #[must_use]
+    pub fn wait_for_end(&self, timeout: Duration) -> Option<GuestEnd> {
+        let reason = self.end.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.end.changed.wait_timeout_while(reason, timeout, |reason| reason.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn add_memslot(vm: &VmFd, slot: u32, gpa: u64, host_address: u64, bytes: u64) -> Result<(), LaunchError> {
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: gpa,
+        memory_size: bytes,
+        userspace_addr: host_address,
+    };
+    // SAFETY: the range is a mapping that `Vm` keeps for as long as the VM's fd, and guest and
+    // host both expect the other to change it at any time.
+    unsafe { vm.set_user_memory_region(region) }.map_err(|source| LaunchError::Kvm { step: "map guest memory", source })
+}
