@@ -316,8 +316,9 @@ impl GuestRam {
     /// Puts memory behind `count` huge frames: zeroed where there was none, unchanged where there
     /// was. Never raises a signal.
     ///
-    /// On a range that is registered with a userfaultfd for missing pages this waits until the
-    /// handler has resolved every page, and so must not be called by the handler itself.
+    /// **Not for missing frames of a range that is registered with a userfaultfd:** the kernel asks
+    /// the handler for each page, and until it answers the calling thread sleeps, deaf to all
+    /// signals but SIGKILL. There, populate another mapping and move its pages (`UFFDIO_MOVE`).
     ///
     /// # Errors
     /// [`MemoryError::OutOfRange`], or [`MemoryError::Populate`]; the latter says by
@@ -370,12 +371,12 @@ impl GuestRam {
     }
 
     fn read_residency(&self) -> io::Result<RamResidency> {
-        let resident_bytes = match &self.file {
+        let file_bytes = match &self.file {
             // A page can be in the file and in no page table.
-            Some(file) => u64::try_from(rustix::fs::fstat(file)?.st_blocks).unwrap_or(0) * 512,
-            None => 0,
+            Some(file) => Some(u64::try_from(rustix::fs::fstat(file)?.st_blocks).unwrap_or(0) * 512),
+            None => None,
         };
-        if self.backing == Backing::Hugetlb {
+        if let (Some(resident_bytes), Backing::Hugetlb) = (file_bytes, self.backing) {
             return Ok(RamResidency { resident_bytes, huge_bytes: resident_bytes });
         }
         let mut mapped = RamResidency::default();
@@ -385,21 +386,22 @@ impl GuestRam {
             mapped.huge_bytes += if huge { bytes } else { 0 };
         });
         match scanned {
-            Err(error) if lacks_scan(&error) => mapped = self.read_residency_without_scan()?,
+            Err(error) if lacks_scan(&error) => return self.read_residency_without_scan(file_bytes),
             other => other?,
         }
-        if self.file.is_some() {
-            mapped.resident_bytes = resident_bytes;
-        }
-        Ok(mapped)
+        Ok(RamResidency { resident_bytes: file_bytes.unwrap_or(mapped.resident_bytes), ..mapped })
     }
 
-    /// What the page tables map, on kernels before 6.7.
-    fn read_residency_without_scan(&self) -> io::Result<RamResidency> {
+    /// The same on kernels before 6.7; `file_bytes` is what the file says, if there is one.
+    fn read_residency_without_scan(&self, file_bytes: Option<u64>) -> io::Result<RamResidency> {
+        let addresses = self.host_address()..self.host_address() + self.bytes();
+        let huge_bytes = kernel_stats::huge_mapped_bytes(&addresses)?;
+        if let Some(resident_bytes) = file_bytes {
+            return Ok(RamResidency { resident_bytes, huge_bytes });
+        }
         let mut resident_bytes = 0;
         pages::mincore(self.mapping.start(), self.mapping.len(), |range| resident_bytes += range.end - range.start)?;
-        let addresses = self.host_address()..self.host_address() + self.bytes();
-        Ok(RamResidency { resident_bytes, huge_bytes: kernel_stats::huge_mapped_bytes(&addresses)? })
+        Ok(RamResidency { resident_bytes, huge_bytes })
     }
 
     fn walk_resident(&self, mut visit: impl FnMut(Range<u64>)) -> io::Result<()> {

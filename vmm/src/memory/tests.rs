@@ -154,7 +154,7 @@ fn old_and_new_kernels_give_the_same_account() {
     pages::mincore(ram.mapping.start(), ram.mapping.len(), |range| joined.push(range)).expect("our own mapping");
     joined.finish();
     assert_eq!(old, expected);
-    let by_mincore = ram.read_residency_without_scan().expect("/proc is mounted");
+    let by_mincore = ram.read_residency_without_scan(None).expect("/proc is mounted");
     assert_eq!(by_mincore.resident_bytes, 9 * HUGE_SIZE);
 
     let mut new = Vec::new();
