@@ -78,7 +78,7 @@ pub enum MemoryError {
     /// A size that no guest RAM can have.
     #[error(
         "guest RAM of {bytes} bytes: it must be a non-zero multiple of {HUGE_SIZE} (2 MiB) and at most {max} bytes",
-        max = MAX_HUGE_FRAMES as u64 * HUGE_SIZE
+        max = u64::from(MAX_HUGE_FRAMES) * HUGE_SIZE
     )]
     BadSize {
         /// The size asked for.
