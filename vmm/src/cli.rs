@@ -38,8 +38,8 @@ Examples:
   llfree-vmm status --watch 1s                 watch it
   llfree-vmm demo --mem 16G                    all of this in one terminal
 
-Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory comes in steps of 2 MiB.
-With one VM running no --name is needed.
+Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory comes in steps of
+2 MiB. With one VM running no --name is needed.
 
 Exit codes: 0 all went well; 1 an error; 2 a partial shrink, or a guest command that fell short
 (verify found wrong data, no memory left); 3 the guest crashed; 130 interrupted.";
@@ -97,6 +97,9 @@ pub struct LaunchArgs {
     /// What guest memory is made of; anon by default
     #[arg(long, value_name = "KIND")]
     pub backing: Option<Backing>,
+    /// What guest memory is made of: anon (the default), memfd or hugetlb
+    #[arg(long, value_name = "KIND", hide_possible_values = true)]
+    pub backing: Option<BackingKind>,
 }
 
 impl LaunchArgs {
@@ -191,6 +194,9 @@ pub struct DemoArgs {
     /// What guest memory is made of; anon by default
     #[arg(long, value_name = "KIND")]
     pub backing: Option<Backing>,
+    /// What guest memory is made of: anon (the default), memfd or hugetlb
+    #[arg(long, value_name = "KIND", hide_possible_values = true)]
+    pub backing: Option<BackingKind>,
 }
 
 impl DemoArgs {

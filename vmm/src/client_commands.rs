@@ -28,6 +28,9 @@ pub enum CommandError {
     /// It said that it would stop, and did not.
     #[error("the VM is still there {STOP:?} after it agreed to stop; its pid is in 'llfree-vmm list'")]
     StillThere,
+    /// The demo brings its own VM.
+    #[error("the demo does not ask a running VM; it starts its own")]
+    NotAClient,
     /// Our output has nowhere to go.
     #[error("cannot write the output")]
     Output(#[source] io::Error),
@@ -68,13 +71,14 @@ impl Output<'_> {
     }
 }
 
-/// Runs a command that needs no VM of its own; `None` for the demo, which does.
+/// Runs a command against a running VM and says with which code to exit.
 ///
 /// # Errors
-/// Whatever keeps it from asking a VM or printing the answer.
-pub fn run(global: &Global, command: &Command, output: &mut Output) -> Option<Result<u8, CommandError>> {
+/// Whatever keeps it from asking a VM or printing the answer. The demo starts a VM of its own and
+/// is refused here.
+pub fn run(global: &Global, command: &Command, output: &mut Output) -> Result<u8, CommandError> {
     let result = match command {
-        Command::Demo(_) => return None,
+        Command::Demo(_) => Err(CommandError::NotAClient),
         Command::List => list(output),
         Command::Status { watch } => connect(global).and_then(|client| status(client, *watch, output)),
         Command::Stop => connect(global).and_then(|client| stop(client, output)),
@@ -94,10 +98,10 @@ pub fn run(global: &Global, command: &Command, output: &mut Output) -> Option<Re
             ask(global, request.verb(), &Request::Guest(request), output)
         }
     };
-    Some(match result {
+    match result {
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(exit::OK),
         other => other,
-    })
+    }
 }
 
 fn guest_request(command: &GuestCommand) -> GuestRequest {

@@ -41,6 +41,17 @@ fn run(cli: &Cli) -> u8 {
         },
     };
     result.unwrap_or_else(|error| fail(&error, error.exit_code()))
+    match &cli.command {
+        None | Some(Command::Demo(_)) => unavailable(),
+        Some(command) => {
+            let stdout = std::io::stdout();
+            let mut output = Output { terminal: stdout.is_terminal(), to: &mut stdout.lock(), json: cli.global.json };
+            match client_commands::run(&cli.global, command, &mut output) {
+                Ok(code) => code,
+                Err(error) => fail(&error, error.exit_code()),
+            }
+        }
+    }
 }
 
 /// Prints the one line that every error is.
