@@ -108,12 +108,12 @@ fn of_many_starters_one_gets_the_name_and_each_gets_some_name() {
 fn starters_and_stoppers_never_share_a_name() {
     let dir = Arc::new(dir());
     let owners = Arc::new(std::sync::atomic::AtomicU32::new(0));
-    let threads: Vec<_> = (0..4)
+    let threads: Vec<_> = (0..8)
         .map(|_| {
             let (dir, owners) = (Arc::clone(&dir), Arc::clone(&owners));
             std::thread::spawn(move || {
                 use std::sync::atomic::Ordering::SeqCst;
-                for _ in 0..300 {
+                for _ in 0..1500 {
                     match Claim::by_name(dir.path(), "x") {
                         Ok(claim) => {
                             assert_eq!(owners.fetch_add(1, SeqCst), 0, "two owners");

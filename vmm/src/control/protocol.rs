@@ -1,4 +1,4 @@
-//! The words of the control socket, shared by server and client. `docs/protocol.md` shows them.
+//! The words of the control socket, shared by server and client.
 //!
 //! A line is one JSON object, `{"version":1,"request":...}` or `{"version":1,"reply":...}`, no
 //! longer than [`MAX_LINE`] or [`MAX_REPLY`]. Unknown fields are refused, so that a misspelt one
