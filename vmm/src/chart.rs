@@ -1,9 +1,10 @@
 //! Resident memory over time as a picture made of characters.
 //!
 //! [`Chart::draw`] is a pure function from samples to text: bars in eighths of a row for the
-//! memory, dashes for the limit, letters on the time axis where a phase begins and their legend
-//! below. Time runs evenly from the first to the last sample; a bar is the most that its column's
-//! time saw, so that no peak gets lost.
+//! memory, dashes for the limit, letters on the axis where a phase begins and their legend below.
+//! Every phase gets the same width, however long it took, so that one that takes microseconds is
+//! seen beside one that takes seconds; the legend tells the times. A bar is the most that its
+//! column's time saw, so that no peak gets lost.
 
 use crate::units::Bytes;
 use std::time::Duration;
@@ -67,11 +68,7 @@ impl Chart {
             return format!("{}: no samples\n", self.title);
         };
         let (width, height) = (self.width.max(10), self.height.max(2));
-        let span = last.at.saturating_sub(first.at).max(Duration::from_millis(1));
-        let column_of = |at: Duration| {
-            let part = at.saturating_sub(first.at).as_secs_f64() / span.as_secs_f64();
-            ((part * width as f64) as usize).min(width - 1)
-        };
+        let column_of = |at: Duration| column_of(at, first.at, last.at, phases, width);
         let columns = fill_columns(samples, width, column_of);
         let most = samples.iter().map(|sample| sample.resident_bytes.max(sample.limit_bytes)).max().unwrap_or(0);
         let (step, steps) = scale(most);
@@ -92,16 +89,19 @@ impl Chart {
         let marks = place_marks(phases, width, column_of);
         let axis: String = (0..width).map(|at| mark_at(&marks, at).unwrap_or('─')).collect();
         text.push_str(&format!("{:>pad$} └{axis}\n", "0"));
-        let end = seconds(span);
-        let middle = seconds(span / 2);
-        let half = width / 2;
-        push_line(
-            &mut text,
-            &format!("{:pad$}  {:<half$}{middle:<rest$}{end}", "", "0 s", rest = width - half - end.len()),
-        );
-        push_legend(&mut text, phases, &marks, first.at, pad + 2, width);
+        push_legend(&mut text, phases, &marks, last.at, pad + 2, width);
         text
     }
+}
+
+/// The column of a time: phases are equally wide, and time runs evenly within each.
+fn column_of(at: Duration, first: Duration, last: Duration, phases: &[Phase], width: usize) -> usize {
+    let began = phases.iter().rposition(|phase| phase.at <= at);
+    let (index, from) = began.map_or((0, first), |index| (index, phases[index].at));
+    let to = phases.get(index + 1).map_or(last, |next| next.at);
+    let span = to.saturating_sub(from).max(Duration::from_nanos(1)).as_secs_f64();
+    let part = (at.saturating_sub(from).as_secs_f64() / span).min(0.999);
+    (((index as f64 + part) * width as f64 / phases.len().max(1) as f64) as usize).min(width - 1)
 }
 
 /// What each column shows: the most memory and the last limit of its time. A column without a
@@ -185,24 +185,34 @@ fn mark_at(marks: &[(usize, char)], at: usize) -> Option<char> {
     marks.iter().find(|(column, _)| *column == at).map(|(_, letter)| *letter)
 }
 
-fn seconds(time: Duration) -> String {
+/// A phase's time, to about three digits.
+fn short(time: Duration) -> String {
     let seconds = time.as_secs_f64();
-    if seconds >= 100.0 { format!("{seconds:.0} s") } else { format!("{seconds:.1} s") }
+    match seconds {
+        0.0..0.001 => format!("{:.0} us", seconds * 1e6),
+        0.001..0.1 => format!("{:.1} ms", seconds * 1e3),
+        0.1..100.0 => format!("{seconds:.1} s"),
+        _ => format!("{seconds:.0} s"),
+    }
 }
 
-/// `a boot 0.0 s`, `b touch 0.4 s` ... in as many columns as fit.
+/// `a boot (2.0 ms)`, `b touch (4.1 s)` ... in as many columns as fit.
 fn push_legend(
     text: &mut String,
     phases: &[Phase],
     marks: &[(usize, char)],
-    start: Duration,
+    end: Duration,
     indent: usize,
     width: usize,
 ) {
+    let ends = phases.iter().skip(1).map(|next| next.at).chain([end]);
     let entries: Vec<String> = phases
         .iter()
+        .zip(ends)
         .zip(marks)
-        .map(|(phase, (_, letter))| format!("{letter} {} ({})", phase.label, seconds(phase.at.saturating_sub(start))))
+        .map(|((phase, end), (_, letter))| {
+            format!("{letter} {} ({})", phase.label, short(end.saturating_sub(phase.at)))
+        })
         .chain([format!("{LIMIT} limit")])
         .collect();
     let cell = entries.iter().map(|entry| entry.chars().count()).max().unwrap_or(0) + 3;

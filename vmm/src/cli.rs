@@ -94,12 +94,9 @@ pub struct LaunchArgs {
     /// Guest commands to run at boot, like "alloc 8G, verify, free all"; may end in "stop"
     #[arg(long, value_name = "SPEC")]
     pub workload: Option<Workload>,
-    /// What guest memory is made of; anon by default
-    #[arg(long, value_name = "KIND")]
-    pub backing: Option<Backing>,
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
-    pub backing: Option<BackingKind>,
+    pub backing: Option<Backing>,
 }
 
 impl LaunchArgs {
@@ -133,6 +130,16 @@ fn parse_cpus(text: &str) -> Result<u32, String> {
 /// What to do, other than a launch.
 #[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
 pub enum Command {
+    /// Ask a running VM.
+    #[command(flatten)]
+    Client(ClientCommand),
+    /// Play the whole story in one terminal: boot, touch, free, shrink, verify, grow
+    Demo(DemoArgs),
+}
+
+/// What is asked of a VM that runs already.
+#[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
+pub enum ClientCommand {
     /// Take memory from the guest: lower its limit
     Shrink(ShrinkArgs),
     /// Give memory to the guest: raise its limit
@@ -160,8 +167,6 @@ pub enum Command {
     Guest(GuestCommand),
     /// End a VM cleanly
     Stop,
-    /// Play the whole story in one terminal: boot, touch, free, shrink, verify, grow
-    Demo(DemoArgs),
 }
 
 /// What a shrink takes.
@@ -191,12 +196,9 @@ pub struct DemoArgs {
     /// vCPUs; 2 by default, or 1 on a host with one core
     #[arg(long, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
     pub cpus: Option<u32>,
-    /// What guest memory is made of; anon by default
-    #[arg(long, value_name = "KIND")]
-    pub backing: Option<Backing>,
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
-    pub backing: Option<BackingKind>,
+    pub backing: Option<Backing>,
 }
 
 impl DemoArgs {

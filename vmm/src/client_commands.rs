@@ -3,7 +3,7 @@
 //! Output goes to the writer that is handed in, text or JSON; errors go up to `main`, which prints
 //! them as one line. A reader of our output that goes away (`| head`) ends a command quietly.
 
-use crate::cli::{Command, Global, GuestCommand, exit};
+use crate::cli::{ClientCommand, Global, GuestCommand, exit};
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{GuestOutcome, GuestReport, StatusReport};
@@ -28,9 +28,6 @@ pub enum CommandError {
     /// It said that it would stop, and did not.
     #[error("the VM is still there {STOP:?} after it agreed to stop; its pid is in 'llfree-vmm list'")]
     StillThere,
-    /// The demo brings its own VM.
-    #[error("the demo does not ask a running VM; it starts its own")]
-    NotAClient,
     /// Our output has nowhere to go.
     #[error("cannot write the output")]
     Output(#[source] io::Error),
@@ -76,13 +73,12 @@ impl Output<'_> {
 /// # Errors
 /// Whatever keeps it from asking a VM or printing the answer. The demo starts a VM of its own and
 /// is refused here.
-pub fn run(global: &Global, command: &Command, output: &mut Output) -> Result<u8, CommandError> {
+pub fn run(global: &Global, command: &ClientCommand, output: &mut Output) -> Result<u8, CommandError> {
     let result = match command {
-        Command::Demo(_) => Err(CommandError::NotAClient),
-        Command::List => list(output),
-        Command::Status { watch } => connect(global).and_then(|client| status(client, *watch, output)),
-        Command::Stop => connect(global).and_then(|client| stop(client, output)),
-        Command::Shrink(args) => {
+        ClientCommand::List => list(output),
+        ClientCommand::Status { watch } => connect(global).and_then(|client| status(client, *watch, output)),
+        ClientCommand::Stop => connect(global).and_then(|client| stop(client, output)),
+        ClientCommand::Shrink(args) => {
             // The parser demands one of the two.
             let goal = match (args.to, args.by) {
                 (Some(to), _) => ShrinkGoal::ToBytes(to.0),
@@ -91,9 +87,9 @@ pub fn run(global: &Global, command: &Command, output: &mut Output) -> Result<u8
             let wait_ms = u64::try_from(args.wait.as_millis()).unwrap_or(u64::MAX);
             ask(global, "shrink", &Request::Shrink { goal, wait_ms }, output)
         }
-        Command::Grow { to } => ask(global, "grow", &Request::Grow { to_bytes: to.0 }, output),
-        Command::Reclaim { by } => ask(global, "reclaim", &Request::Reclaim { bytes: by.map(|by| by.0) }, output),
-        Command::Guest(command) => {
+        ClientCommand::Grow { to } => ask(global, "grow", &Request::Grow { to_bytes: to.0 }, output),
+        ClientCommand::Reclaim { by } => ask(global, "reclaim", &Request::Reclaim { bytes: by.map(|by| by.0) }, output),
+        ClientCommand::Guest(command) => {
             let request = guest_request(command);
             ask(global, request.verb(), &Request::Guest(request), output)
         }

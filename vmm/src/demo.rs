@@ -72,66 +72,76 @@ pub struct DemoReport {
     pub failures: Vec<String>,
 }
 
-/// Samples resident memory on a thread of its own until dropped.
+/// Resident memory over time, from the thread that watches and from the story itself.
+#[derive(Clone)]
+struct Samples {
+    vm: Arc<Vm>,
+    start: Instant,
+    taken: Arc<Mutex<Vec<Sample>>>,
+}
+
+impl Samples {
+    fn take(&self) {
+        // A sample that the kernel does not give only costs the chart a point.
+        if let Ok(ram) = self.vm.monitor().ram().residency() {
+            let limit_bytes = u64::from(self.vm.monitor().limit()) * HUGE_SIZE;
+            let sample = Sample { at: self.start.elapsed(), resident_bytes: ram.resident_bytes, limit_bytes };
+            self.taken.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+        }
+    }
+
+    fn all(&self) -> Vec<Sample> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Takes samples on a thread of its own until dropped.
 struct Sampler {
-    samples: Arc<Mutex<Vec<Sample>>>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Sampler {
-    fn start(vm: Arc<Vm>, start: Instant) -> io::Result<Self> {
-        let (samples, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let (to, until) = (samples.clone(), stop.clone());
-        let sample = move || {
+    fn start(samples: Samples) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let until = stop.clone();
+        let watch = move || {
             while !until.load(Ordering::Relaxed) {
-                if let Ok(ram) = vm.monitor().ram().residency() {
-                    let limit_bytes = u64::from(vm.monitor().limit()) * HUGE_SIZE;
-                    let sample = Sample { at: start.elapsed(), resident_bytes: ram.resident_bytes, limit_bytes };
-                    to.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
-                }
+                samples.take();
                 std::thread::sleep(SAMPLE);
             }
         };
-        let thread = std::thread::Builder::new().name("sampler".to_owned()).spawn(sample)?;
-        Ok(Self { samples, stop, thread: Some(thread) })
+        let thread = std::thread::Builder::new().name("sampler".to_owned()).spawn(watch)?;
+        Ok(Self { stop, thread: Some(thread) })
     }
+}
 
-    fn finish(mut self) -> Vec<Sample> {
-        self.end();
-        std::mem::take(&mut *self.samples.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn end(&mut self) {
+impl Drop for Sampler {
+    fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         // A sampler that panicked only costs the chart its rest.
         let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
 }
 
-impl Drop for Sampler {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
 /// The story as it goes: where the lines go, and what will be reported.
 struct Story<'a, 'b> {
     output: &'a mut Output<'b>,
-    start: Instant,
+    samples: Samples,
     phases: Vec<Phase>,
     report: DemoReport,
 }
 
 impl Story<'_, '_> {
     fn begin(&mut self, label: &str) {
-        self.phases.push(Phase { at: self.start.elapsed(), label: label.to_owned() });
+        self.phases.push(Phase { at: self.samples.start.elapsed(), label: label.to_owned() });
     }
 
     /// One line about what just happened; nothing in JSON mode.
     fn tell(&mut self, what: &str, vm: &Vm) -> Result<u64, RunError> {
         let host = |source| RunError::Host { step: "read its own memory use", source };
         let resident = vm.resident_bytes().map_err(host)?;
+        self.samples.take();
         if !self.output.json {
             let label = self.phases.last().map_or("", |phase| phase.label.as_str());
             writeln!(self.output.to, "{label:<8} {what:<58} resident {:>10}", Bytes(resident).to_string())
@@ -192,32 +202,33 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let target = (memory / 16 / HUGE_SIZE * HUGE_SIZE).max(2 * GUEST_OWN);
     let kept = (target / 2).min(touch / 2) / HUGE_SIZE * HUGE_SIZE;
     let start = Instant::now();
+    let config =
+        VmConfig { memory: args.mem, cpus: args.cpus(), backing: args.backing.unwrap_or_default(), kernel: None };
+    let vm = Arc::new(Vm::launch(config)?);
+    guest(&vm, &GuestRequest::Stats)?;
+    let boot_ms = millis(start.elapsed());
     let mut story = Story {
         output,
-        start,
-        phases: Vec::new(),
+        samples: Samples { vm: vm.clone(), start, taken: Arc::default() },
+        phases: vec![Phase { at: Duration::ZERO, label: "boot".to_owned() }],
         report: DemoReport {
             memory_bytes: memory,
             touch_bytes: touch,
             kept_bytes: kept,
             shrink_target_bytes: target,
+            boot_ms,
             verified: true,
             ..DemoReport::default()
         },
     };
-    let config =
-        VmConfig { memory: args.mem, cpus: args.cpus(), backing: args.backing.unwrap_or_default(), kernel: None };
-    story.begin("boot");
-    let vm = Arc::new(Vm::launch(config)?);
-    guest(&vm, &GuestRequest::Stats)?;
-    story.report.boot_ms = millis(start.elapsed());
     let sampler =
-        Sampler::start(vm.clone(), start).map_err(|source| RunError::Host { step: "start a thread", source })?;
+        Sampler::start(story.samples.clone()).map_err(|source| RunError::Host { step: "start a thread", source })?;
     let result = play(&mut story, &vm);
-    let samples = sampler.finish();
+    drop(sampler);
     vm.stop();
     result?;
 
+    let samples = story.samples.all();
     let Story { output, phases, mut report, .. } = story;
     report.passed = report.failures.is_empty();
     let text = if output.json {

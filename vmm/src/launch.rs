@@ -202,7 +202,10 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     log::info!("stopping: {reason:?}");
     // vCPUs first: then requests at work find out that nobody will answer them.
     vm.stop();
-    let worked = workload.join().unwrap_or(Ok(exit::OK));
+    // A workload that still prints into a pipe that nobody reads must not keep the VM from ending.
+    let worked =
+        if reason == Stop::WorkloadDone || workload.is_finished() { workload.join() } else { Ok(Ok(exit::OK)) };
+    let worked = worked.unwrap_or(Ok(exit::ERROR));
     let _ = manager.run_with_timeout(LAST_REPLIES.as_millis() as i32);
     // The socket's files go before its clients hear of the end: whoever waits for it finds it gone.
     drop(claim);

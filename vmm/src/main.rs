@@ -29,29 +29,18 @@ fn start_logging(verbose: u8) {
 }
 
 fn run(cli: &Cli) -> u8 {
-    let stdout = std::io::stdout();
-    let mut output = Output { terminal: stdout.is_terminal(), to: &mut stdout.lock(), json: cli.global.json };
+    // Not locked: a workload prints from a thread of its own.
+    let mut stdout = std::io::stdout();
+    let mut output = Output { terminal: stdout.is_terminal(), to: &mut stdout, json: cli.global.json };
     let result = match &cli.command {
         None => launch::run(&cli.global, &cli.launch, &mut output),
         Some(Command::Demo(args)) => demo::run(args, &mut output),
-        Some(command) => match client_commands::run(&cli.global, command, &mut output) {
-            Some(Ok(code)) => return code,
-            Some(Err(error)) => return fail(&error, error.exit_code()),
-            None => return exit::ERROR,
+        Some(Command::Client(command)) => match client_commands::run(&cli.global, command, &mut output) {
+            Ok(code) => return code,
+            Err(error) => return fail(&error, error.exit_code()),
         },
     };
     result.unwrap_or_else(|error| fail(&error, error.exit_code()))
-    match &cli.command {
-        None | Some(Command::Demo(_)) => unavailable(),
-        Some(command) => {
-            let stdout = std::io::stdout();
-            let mut output = Output { terminal: stdout.is_terminal(), to: &mut stdout.lock(), json: cli.global.json };
-            match client_commands::run(&cli.global, command, &mut output) {
-                Ok(code) => code,
-                Err(error) => fail(&error, error.exit_code()),
-            }
-        }
-    }
 }
 
 /// Prints the one line that every error is.

@@ -1,7 +1,8 @@
 //! The command line: every example that the help shows, and every refusal on one line.
 
 use std::time::Duration;
-use vmm::cli::{BackingKind, Command, GuestCommand, exit, parse};
+use vmm::cli::{ClientCommand, Command, GuestCommand, exit, parse};
+use vmm::memory::Backing;
 use vmm::units::Bytes;
 use vmm::workload::FreeAmount;
 
@@ -80,18 +81,24 @@ fn every_command_is_understood() {
 fn values_arrive() {
     let launch = parse(words("llfree-vmm --mem 1.5G --cpus 3 --backing hugetlb")).expect("a launch");
     assert_eq!(launch.launch.mem, Some(Bytes(3 << 29)));
-    assert_eq!((launch.launch.cpus(), launch.launch.backing()), (3, BackingKind::Hugetlb));
+    assert_eq!((launch.launch.cpus(), launch.launch.backing()), (3, Backing::Hugetlb));
     assert_eq!(launch.command, None);
 
     let shrink = parse(words("llfree-vmm shrink --to 4G --wait 500ms --name a")).expect("a shrink");
     assert_eq!(shrink.global.name.as_deref(), Some("a"));
-    let Some(Command::Shrink(args)) = shrink.command else { panic!("a shrink") };
+    let Some(Command::Client(ClientCommand::Shrink(args))) = shrink.command else { panic!("a shrink") };
     assert_eq!((args.to, args.by, args.wait), (Some(Bytes(4 << 30)), None, Duration::from_millis(500)));
 
     let free = parse(words("llfree-vmm guest free all --random")).expect("a free");
-    assert_eq!(free.command, Some(Command::Guest(GuestCommand::Free { amount: FreeAmount::All, random: true })));
+    assert_eq!(
+        free.command,
+        Some(Command::Client(ClientCommand::Guest(GuestCommand::Free { amount: FreeAmount::All, random: true })))
+    );
     let alloc = parse(words("llfree-vmm guest alloc 8G")).expect("an alloc");
-    assert_eq!(alloc.command, Some(Command::Guest(GuestCommand::Alloc { bytes: 8 << 30, order: 9 })));
+    assert_eq!(
+        alloc.command,
+        Some(Command::Client(ClientCommand::Guest(GuestCommand::Alloc { bytes: 8 << 30, order: 9 })))
+    );
 }
 
 #[test]
