@@ -108,8 +108,9 @@ fn column_of(at: Duration, first: Duration, last: Duration, phases: &[Phase], wi
 /// sample shows what the one before it ended with.
 fn fill_columns(samples: &[Sample], width: usize, column_of: impl Fn(Duration) -> usize) -> Vec<Column> {
     let mut columns = Vec::with_capacity(width);
+    // Before the first sample nothing is known but the limit, which only a resize changes.
+    let mut now = Column { resident: 0, limit: samples.first().map_or(0, |sample| sample.limit_bytes) };
     let mut samples = samples.iter().peekable();
-    let mut now = Column { resident: 0, limit: 0 };
     for at in 0..width {
         let mut most = None;
         while let Some(sample) = samples.next_if(|sample| column_of(sample.at) <= at) {
