@@ -1,42 +1,52 @@
-//! [`TreeHint`]: where to look, never what is true.
+//! [`Trees`]: where to look, never what is true.
 //!
-//! A tree is [`HUGE_PER_TREE`] huge frames; one 16-bit word says roughly what is free in it. The
-//! words are the tenant's own and anybody may find them stale: the host takes and returns frames
-//! without touching them. They are recounted from the entries, never adjusted, so no error stays.
+//! A tree is [`HUGE_PER_TREE`] huge frames. One 16-bit word says roughly what is free in it and
+//! what it is for, and three bitmaps repeat, one bit a tree, which trees promise what a search may
+//! be after; so a search looks at 64 trees with one load. All of it is the tenant's own, anybody
+//! may find it stale (the host takes and returns frames without touching it), and it is recounted
+//! from the entries rather than adjusted, so no error stays.
 //!
 //! ```text
-//!  15..12    11         10        9..5             4..0
-//! +--------+----------+---------+----------------+-----------+
-//! | zero   | reserved | partial | installed free | free huge |
-//! +--------+----------+---------+----------------+-----------+
+//!  15    14..12   11         10        9..5             4..0
+//! +----+--------+----------+---------+----------------+-----------+
+//! | 0  | class  | reserved | partial | installed free | free huge |
+//! +----+--------+----------+---------+----------------+-----------+
 //! ```
+//!
+//! Why 16 huge frames: 32 MiB a tree let a CPU fill small blocks for long without a search, its
+//! entries share half a cache line, and the hints stay below 80 bytes a GiB.
 
+use crate::class::Class;
+use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use shared_layout::HugeEntry;
 use shared_layout::header::HUGE_PER_TREE;
 
 /// What was free in a tree when somebody last counted.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct TreeHint(u16);
 
 const COUNT_MASK: u16 = 0x1f;
 const INSTALLED_SHIFT: u16 = 5;
 const PARTIAL: u16 = 1 << 10;
 const RESERVED: u16 = 1 << 11;
+const CLASS_SHIFT: u16 = 12;
 
 const _: () = assert!(HUGE_PER_TREE as u16 <= COUNT_MASK);
 
-/// What a search is after, in the order in which searches ask.
+/// What a search is after.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Want {
     /// A huge frame that is in use already and has room: small blocks stay together.
-    Partial,
+    Partial = 0,
     /// A free huge frame with memory behind it.
-    Installed,
+    Installed = 1,
     /// Any free huge frame.
-    Free,
+    Free = 2,
 }
 
 impl Want {
+    const ALL: [Self; 3] = [Self::Partial, Self::Installed, Self::Free];
+
     pub(crate) fn matches(self, entry: HugeEntry) -> bool {
         match self {
             Self::Partial => !entry.is_huge() && !entry.is_all_free() && entry.free() > 0,
@@ -47,28 +57,21 @@ impl Want {
 }
 
 impl TreeHint {
-    pub(crate) fn from_bits(bits: u16) -> Self {
-        Self(bits)
-    }
-
-    pub(crate) fn bits(self) -> u16 {
-        self.0
-    }
-
-    /// Counts a tree's entries; `reserved` is kept by the caller.
-    pub(crate) fn count(entries: impl Iterator<Item = HugeEntry>, reserved: bool) -> Self {
+    /// Counts a tree's entries. A tree that is free as a whole has no class any more.
+    pub(crate) fn count(entries: impl Iterator<Item = HugeEntry>, reserved: bool, class: Class) -> Self {
         let mut hint = if reserved { RESERVED } else { 0 };
+        let (mut huge_frames, mut free) = (0, 0);
         for entry in entries {
+            huge_frames += 1;
             if Want::Partial.matches(entry) {
                 hint |= PARTIAL;
             } else if Want::Free.matches(entry) {
-                hint += 1;
-                if Want::Installed.matches(entry) {
-                    hint += 1 << INSTALLED_SHIFT;
-                }
+                free += 1;
+                hint += u16::from(Want::Installed.matches(entry)) << INSTALLED_SHIFT;
             }
         }
-        Self(hint)
+        let class = if free == huge_frames && !reserved { Class::FREE } else { class };
+        Self(hint + free + (u16::from(class.get()) << CLASS_SHIFT))
     }
 
     pub(crate) fn promises(self, want: Want) -> bool {
@@ -84,28 +87,137 @@ impl TreeHint {
         self.0 & RESERVED != 0
     }
 
+    /// What the tree is for.
+    pub(crate) fn class(self) -> Class {
+        Class::from_bits(self.0 >> CLASS_SHIFT)
+    }
+
     pub(crate) fn with_partial(self) -> Self {
         Self(self.0 | PARTIAL)
+    }
+}
+
+/// Words that [`Trees`] needs for its bitmaps, for this many trees.
+pub(crate) const fn summary_words(trees: usize) -> usize {
+    Want::ALL.len() * trees.div_ceil(64)
+}
+
+/// The hints of all trees, and the bitmaps over them.
+#[derive(Clone, Copy)]
+pub(crate) struct Trees<'a> {
+    hints: &'a [AtomicU16],
+    summary: &'a [AtomicU64],
+}
+
+impl<'a> Trees<'a> {
+    /// `None` unless there are as many bitmap words as the trees need.
+    pub(crate) fn new(hints: &'a [AtomicU16], summary: &'a [AtomicU64]) -> Option<Self> {
+        (summary.len() == summary_words(hints.len())).then_some(Self { hints, summary })
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        self.hints.len() as u32
+    }
+
+    pub(crate) fn get(&self, tree: u32) -> TreeHint {
+        // Relaxed here and below: hints order nothing.
+        TreeHint(self.hints.get(tree as usize).map_or(0, |hint| hint.load(Ordering::Relaxed)))
+    }
+
+    pub(crate) fn set(&self, tree: u32, hint: TreeHint) {
+        let Some(word) = self.hints.get(tree as usize) else { return };
+        // A plain store: a lost update costs a look at the wrong place, nothing else.
+        word.store(hint.0, Ordering::Relaxed);
+        for want in Want::ALL {
+            let (Some(bits), mask) = (self.summary_word(want, tree), 1 << (tree % 64)) else { continue };
+            let listed = bits.load(Ordering::Relaxed) & mask != 0;
+            // Trees share a word, so these are atomic; they come once a change, not once a block.
+            if !listed && hint.promises(want) {
+                bits.fetch_or(mask, Ordering::Relaxed);
+            } else if listed && !hint.promises(want) {
+                bits.fetch_and(!mask, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The trees that are listed for `want`, once each, from `home` on.
+    pub(crate) fn listed(self, want: Want, home: u32) -> impl Iterator<Item = u32> {
+        let words = self.hints.len().div_ceil(64) as u32;
+        let home = if home < self.len() { home } else { 0 };
+        let start = home / 64;
+        let before_home = (1 << (home % 64)) - 1;
+        // The first word is visited twice: from `home` on, and at the end below `home`.
+        (0..=words).flat_map(move |step| {
+            let word = if start + step >= words { start + step - words } else { start + step };
+            let mask = match step {
+                0 => !before_home,
+                _ if step == words => before_home,
+                _ => u64::MAX,
+            };
+            let bits = self.summary_word(want, word * 64).map_or(0, |bits| bits.load(Ordering::Relaxed)) & mask;
+            Bits(bits).map(move |bit| word * 64 + bit)
+        })
+    }
+
+    fn summary_word(&self, want: Want, tree: u32) -> Option<&'a AtomicU64> {
+        let words = self.hints.len().div_ceil(64);
+        self.summary.get(want as usize * words + tree as usize / 64)
+    }
+}
+
+/// Positions of set bits, from the lowest.
+struct Bits(u64);
+
+impl Iterator for Bits {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        let bit = self.0.trailing_zeros();
+        self.0 &= self.0.wrapping_sub(1);
+        (bit < 64).then_some(bit)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec::Vec;
 
     #[test]
     fn a_full_tree_of_free_frames_fits_the_counters() {
         let all = core::iter::repeat_n(HugeEntry::FREE_INSTALLED, HUGE_PER_TREE as usize);
-        let hint = TreeHint::count(all, true);
+        let hint = TreeHint::count(all.clone(), true, Class::HUGE);
         assert!(hint.promises(Want::Free) && hint.promises(Want::Installed) && hint.is_reserved());
         assert!(!hint.promises(Want::Partial));
-        assert_eq!(hint.bits() & COUNT_MASK, 16);
+        assert_eq!((hint.0 & COUNT_MASK, hint.class()), (16, Class::HUGE));
+        assert_eq!(TreeHint::count(all, false, Class::HUGE).class(), Class::FREE);
     }
 
     #[test]
     fn held_and_huge_frames_promise_nothing() {
         let held = HugeEntry::FREE_EVICTED.hold().expect("free");
-        let hint = TreeHint::count([held, HugeEntry::HUGE_EVICTED].into_iter(), false);
-        assert_eq!(hint, TreeHint::default());
+        let hint = TreeHint::count([held, HugeEntry::HUGE_EVICTED].into_iter(), false, Class::HUGE);
+        assert!(Want::ALL.iter().all(|want| !hint.promises(*want)));
+    }
+
+    #[test]
+    fn a_lap_visits_every_listed_tree_once_from_home_on() {
+        for count in [1usize, 63, 64, 65, 130, 200] {
+            let hints: Vec<_> = (0..count).map(|_| AtomicU16::new(0)).collect();
+            let summary: Vec<_> = (0..summary_words(count)).map(|_| AtomicU64::new(0)).collect();
+            let trees = Trees::new(&hints, &summary).expect("lengths fit");
+            let free = TreeHint::count([HugeEntry::FREE_EVICTED].into_iter(), false, Class::HUGE);
+            let listed: Vec<u32> = (0..count as u32).filter(|tree| tree % 3 == 0 || tree % 64 == 63).collect();
+            listed.iter().for_each(|tree| trees.set(*tree, free));
+            for home in [0, 1, 62, 63, 64, 65, 129, 199, 500] {
+                let mut seen: Vec<u32> = trees.listed(Want::Free, home).collect();
+                let from = if (home as usize) < count { home } else { 0 };
+                let first = listed.iter().find(|tree| **tree >= from).or(listed.first());
+                assert_eq!(seen.first(), first, "{count} trees from {home}");
+                seen.sort_unstable();
+                assert_eq!(seen, listed);
+            }
+            assert_eq!(trees.listed(Want::Installed, 0).next(), None);
+        }
     }
 }

@@ -12,8 +12,9 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `lower` | the truth: entries and bitfields, one compare-and-swap loop |
-//! | `hint` | a word per tree: where to look |
-//! | [`tenant`] | the guest's allocator on top of both |
+//! | `hint`, `search` | where to look: a word and three bits per tree |
+//! | [`class`] | what memory is for, and which trees may serve it |
+//! | [`tenant`], [`cpu`] | the guest's allocator on top of these |
 //! | [`host`] | claims, reclaim, release, install |
 //! | `sync` | the atomics, exchanged for loom's in the model checks |
 //!
@@ -27,9 +28,11 @@
 //! // Four huge frames (8 MiB), nothing behind them yet.
 //! let entries = [const { AtomicU16::new(HugeEntry::FREE_EVICTED.bits()) }; 4];
 //! let rows = [const { AtomicU64::new(0) }; 32];
-//! let (hints, epoch) = ([const { AtomicU16::new(0) }; 1], AtomicU64::new(0));
+//! let hints = [const { AtomicU16::new(0) }; Tenant::hint_len(4)];
+//! let summary = [const { AtomicU64::new(0) }; Tenant::summary_len(4)];
+//! let epoch = AtomicU64::new(0);
 //! let residency = [const { AtomicU8::new(0) }; 4];
-//! let tenant = Tenant::new(&entries, &rows, &hints, &epoch).expect("lengths fit");
+//! let tenant = Tenant::new(&entries, &rows, &hints, &summary, &epoch).expect("lengths fit");
 //! tenant.recount();
 //! let host = Host::new(&entries, &residency).expect("lengths fit");
 //!
@@ -50,15 +53,20 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod class;
+pub mod cpu;
 mod error;
 mod hint;
 pub mod host;
 mod lower;
+mod search;
 mod stats;
 mod sync;
 pub mod tenant;
 
+pub use class::{Class, Policy, Rank};
+pub use cpu::{Cpu, HANDLE_FRAMES};
 pub use error::{AllocError, FreeError};
 pub use host::{Census, Claim, Host, Installing, Reclaim, Reclaimed, Refused, Residency};
 pub use stats::Stats;
-pub use tenant::{Allocation, Block, Cpu, EvictedBlock, Tenant};
+pub use tenant::{Allocation, Block, EvictedBlock, Tenant};

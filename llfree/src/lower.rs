@@ -90,15 +90,14 @@ impl<'a> Lower<'a> {
         self.rows_of(huge).iter().map(|row| row.load(Ordering::Acquire).count_zeros()).sum()
     }
 
-    /// Whether a frame's bit is set: taken one by one, not as part of a huge block.
-    pub(crate) fn is_taken(&self, frame: FrameId) -> bool {
+    /// Whether all of a block's bits are set: taken as a small block, not as part of a huge one.
+    pub(crate) fn is_taken(&self, frame: FrameId, order: Order) -> bool {
         let Some(huge) = frame.huge() else { return false };
-        let offset = frame.offset_in_huge();
-        self.rows_of(huge).get(offset / ROW_FRAMES).is_some_and(|row| {
-            // Relaxed: the caller frees a frame it owns, so the bit was set before, by itself or by
-            // whoever handed the frame over.
-            row.load(Ordering::Relaxed) & (1 << (offset % ROW_FRAMES)) != 0
-        })
+        let mask = run_mask(order) << (frame.offset_in_huge() % ROW_FRAMES);
+        // Relaxed: the caller frees a block it owns, so the bits were set before, by itself or by
+        // whoever handed the block over.
+        let rows = self.block_rows(huge, frame.offset_in_huge(), order);
+        !rows.is_empty() && rows.iter().all(|row| row.load(Ordering::Relaxed) & mask == mask)
     }
 
     fn rows_of(&self, huge: HugeId) -> &'a [AtomicU64] {
@@ -106,9 +105,8 @@ impl<'a> Lower<'a> {
         self.rows.get(start..start + ROWS).unwrap_or(&[])
     }
 
-    /// Takes a block of `order` in `huge` (and its successor for order 10), the search starting at
-    /// row `start`.
-    pub(crate) fn take(&self, huge: HugeId, order: Order, start: usize) -> Option<Taken> {
+    /// Takes a block of `order` in `huge` (and its successor for order 10).
+    pub(crate) fn take(&self, huge: HugeId, order: Order) -> Option<Taken> {
         if order.is_huge() {
             return self.take_huge(huge, order);
         }
@@ -119,7 +117,7 @@ impl<'a> Lower<'a> {
             return None;
         }
         let old = transition(word, FOREVER, |e| e.take_order(order)).ok()?;
-        let Some(offset) = self.set_bits(huge, order, start) else {
+        let Some(offset) = self.set_bits(huge, order) else {
             // Others took the run that we saw. Our budget goes back; an entry that refuses it was
             // broken by somebody, and then the frames are lost rather than owned twice.
             let _ = transition(word, FOREVER, |e| e.give(order.frames() as u16));
@@ -167,19 +165,17 @@ impl<'a> Lower<'a> {
         old.give(frames).ok_or(FreeError::Corrupt(huge))
     }
 
-    /// Takes all free frames of the first row, from `start` on, that has any.
-    pub(crate) fn take_row(&self, huge: HugeId, start: usize) -> Option<TakenRow> {
+    /// Takes all free frames of the first row that has room for a block of `order`.
+    pub(crate) fn take_row(&self, huge: HugeId, order: Order) -> Option<TakenRow> {
         let word = self.entries.get(huge.index())?;
         let rows = self.rows_of(huge);
         for _ in 0..ROW_PASSES {
-            for i in 0..ROWS {
-                let index = (start + i) % ROWS;
-                let row = rows.get(index)?;
+            for (index, row) in rows.iter().enumerate() {
                 let used = row.load(Ordering::Relaxed);
-                let free = used.count_zeros() as u16;
-                if free == 0 {
+                if free_run(used, order).is_none() {
                     continue;
                 }
+                let free = used.count_zeros() as u16;
                 // Fewer in the counter than clear in the row: others are about to set bits here.
                 let Ok(old) = transition(word, FOREVER, |e| e.take(free)) else { continue };
                 if row.compare_exchange(used, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
@@ -188,7 +184,7 @@ impl<'a> Lower<'a> {
                 }
                 let _ = transition(word, FOREVER, |e| e.give(free));
             }
-            HugeEntry::from_bits(word.load(Ordering::Relaxed)).take(1)?;
+            HugeEntry::from_bits(word.load(Ordering::Relaxed)).take_order(order)?;
         }
         None
     }
@@ -227,6 +223,10 @@ impl<'a> Lower<'a> {
     }
 
     fn give_huge(&self, huge: HugeId, order: Order) -> Option<HugeEntry> {
+        if order == Order::HUGE {
+            let old = transition(&self.entries[huge.index()], FOREVER, HugeEntry::give_huge).ok()?;
+            return old.give_huge();
+        }
         let words = &self.entries[huge.index()..huge.index() + order.huge_frames() as usize];
         // Look at all halves first: a wrong order must change nothing.
         if !words.iter().all(|w| HugeEntry::from_bits(w.load(Ordering::Relaxed)).give_huge().is_some()) {
@@ -252,12 +252,11 @@ impl<'a> Lower<'a> {
     }
 
     /// Finds and sets a block's bits; the offset of its first frame in the huge frame.
-    fn set_bits(&self, huge: HugeId, order: Order, start: usize) -> Option<usize> {
+    fn set_bits(&self, huge: HugeId, order: Order) -> Option<usize> {
         let rows = self.rows_of(huge);
         let step = rows_per_block(order);
         for _ in 0..ROW_PASSES {
-            for i in (0..ROWS).step_by(step) {
-                let index = (start / step * step + i) % ROWS;
+            for index in (0..ROWS).step_by(step) {
                 if step > 1 {
                     if self.set_block(huge, index * ROW_FRAMES, order) {
                         return Some(index * ROW_FRAMES);
@@ -344,7 +343,7 @@ const fn rows_per_block(order: Order) -> usize {
 }
 
 /// The bits of a block in each of its rows, at position 0.
-const fn run_mask(order: Order) -> u64 {
+pub(crate) const fn run_mask(order: Order) -> u64 {
     if order.get() >= Order::ROW.get() { u64::MAX } else { (1u64 << order.frames()) - 1 }
 }
 
@@ -353,7 +352,7 @@ fn fits(rows: &[AtomicU64], order: Order) -> bool {
 }
 
 /// Position of the lowest aligned run of clear bits for a block of `order`, up to a whole row.
-fn free_run(used: u64, order: Order) -> Option<u32> {
+pub(crate) fn free_run(used: u64, order: Order) -> Option<u32> {
     // Bit i survives round k if the 2^(k+1) bits from i on are clear.
     const ALIGNED: [u64; 7] = [
         u64::MAX,

@@ -1,21 +1,19 @@
-//! The tenant's view of a table: allocate and free, by anybody or through a CPU's handle.
+//! The tenant's view of a table: [`Tenant`], shared by all CPUs of a guest, and what it gives out.
 //!
-//! [`Tenant`] is shared by all CPUs of a guest and goes straight to the lower level. [`Cpu`] is a
-//! handle with `&mut self` that one CPU owns: it remembers the row of frames and the huge frame it
-//! works in, as plain memory. Handles and hints decide only *where to look*; whatever they miss is
-//! found by a pass over the huge entries before "out of memory" is said.
+//! A tenant goes straight to the lower level; a CPU that allocates often takes a
+//! [handle](crate::Cpu), which remembers rows of frames in memory of its own. Where to look is the
+//! business of `search`; whatever hints miss is found before "out of memory" is said.
 
+use crate::class::{Class, Policy};
+use crate::cpu::Cpu;
 use crate::error::{AllocError, FreeError};
-use crate::hint::{TreeHint, Want};
-use crate::lower::{Lower, Taken, TakenRow};
+use crate::hint::{TreeHint, Trees, Want, summary_words};
+use crate::lower::{Lower, ROWS, Taken};
+use crate::search::Spot;
 use crate::stats::Stats;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
-use shared_layout::header::HUGE_PER_TREE;
+use shared_layout::header::{HUGE_PER_TREE, tenant_words};
 use shared_layout::{ControlWord, FrameId, HugeEntry, HugeId, Layout, Order};
-
-/// Trees with room in used frames that a search tries before it opens a fresh huge frame:
-/// with memory badly fragmented for an order, each such tree costs a look at all its rows.
-const PARTIAL_TREES: u32 = 8;
 
 /// A block that has memory behind it and may be touched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,7 +84,7 @@ pub enum Allocation {
 }
 
 impl Allocation {
-    fn new(taken: Taken, order: Order) -> Self {
+    pub(crate) fn new(taken: Taken, order: Order) -> Self {
         let block = Block { frame: taken.frame, order };
         if taken.evicted { Self::Evicted(EvictedBlock { block }) } else { Self::Ready(block) }
     }
@@ -103,24 +101,45 @@ impl Allocation {
 /// The tenant side of one table; share it between CPUs.
 #[derive(Clone, Copy)]
 pub struct Tenant<'a> {
-    lower: Lower<'a>,
-    hints: &'a [AtomicU16],
-    return_epoch: &'a AtomicU64,
+    pub(crate) lower: Lower<'a>,
+    pub(crate) trees: Trees<'a>,
+    pub(crate) return_epoch: &'a AtomicU64,
+    /// Where allocations without a handle look first: a [`Spot`], packed.
+    pub(crate) spot: &'a AtomicU64,
+    pub(crate) policy: Policy,
 }
 
 impl<'a> Tenant<'a> {
-    /// A tenant over slices: eight `rows` and one of `entries` a huge frame, one of `hints` per
-    /// [`HUGE_PER_TREE`]. `None` if the lengths do not fit. Call [`recount`](Self::recount) once
-    /// before the first allocation.
+    /// `AtomicU16`s that a tenant of `huge_frames` needs for its hints.
+    #[must_use]
+    pub const fn hint_len(huge_frames: u32) -> usize {
+        huge_frames.div_ceil(HUGE_PER_TREE) as usize
+    }
+
+    /// `AtomicU64`s that it needs for its summary.
+    #[must_use]
+    pub const fn summary_len(huge_frames: u32) -> usize {
+        summary_words(Self::hint_len(huge_frames)) + 1
+    }
+
+    /// A tenant over slices: one of `entries` and eight `rows` a huge frame, [`Self::hint_len`]
+    /// `hints`, [`Self::summary_len`] words of `summary`. `None` if a length does not fit. Call
+    /// [`recount`](Self::recount) once before the first allocation.
     #[must_use]
     pub fn new(
         entries: &'a [AtomicU16],
         rows: &'a [AtomicU64],
         hints: &'a [AtomicU16],
+        summary: &'a [AtomicU64],
         return_epoch: &'a AtomicU64,
     ) -> Option<Self> {
         let lower = Lower::new(entries, rows)?;
-        (hints.len() == entries.len().div_ceil(HUGE_PER_TREE as usize)).then_some(Self { lower, hints, return_epoch })
+        if hints.len() != Self::hint_len(lower.huge_frames()) {
+            return None;
+        }
+        let (spot, summary) = summary.split_last()?;
+        let trees = Trees::new(hints, summary)?;
+        Some(Self { lower, trees, return_epoch, spot, policy: Policy::DEFAULT })
     }
 
     /// A tenant over a shared region.
@@ -131,21 +150,30 @@ impl<'a> Tenant<'a> {
     #[must_use]
     pub unsafe fn from_raw(base: *mut u8, layout: &Layout) -> Self {
         let huge = layout.huge_frames as usize;
-        let trees = huge.div_ceil(HUGE_PER_TREE as usize);
+        let hints = Self::hint_len(layout.huge_frames);
+        let summary = Self::summary_len(layout.huge_frames);
+        // The layout reserves what we use: the summary first, then the hints.
+        debug_assert!(summary as u64 * 8 + hints as u64 * 2 <= layout.tenant_bytes);
+        debug_assert_eq!(summary as u64, tenant_words(layout.huge_frames));
         // SAFETY: by the caller's contract; `Layout` keeps the parts inside `total`, page aligned
         // and disjoint, and all bit patterns are valid atomics.
-        unsafe {
+        let tenant = unsafe {
             let at = |offset: u64| base.add(offset as usize);
-            Self {
-                lower: Lower::new(
-                    core::slice::from_raw_parts(at(layout.entries).cast(), huge),
-                    core::slice::from_raw_parts(at(layout.bitfields).cast(), huge * crate::lower::ROWS),
-                )
-                .expect("the lengths were computed from one number, at most MAX_HUGE_FRAMES"),
-                hints: core::slice::from_raw_parts(at(layout.tenant).cast(), trees),
-                return_epoch: &*at(ControlWord::ReturnEpoch.offset()).cast(),
-            }
-        }
+            Self::new(
+                core::slice::from_raw_parts(at(layout.entries).cast(), huge),
+                core::slice::from_raw_parts(at(layout.bitfields).cast(), huge * ROWS),
+                core::slice::from_raw_parts(at(layout.tenant + summary as u64 * 8).cast(), hints),
+                core::slice::from_raw_parts(at(layout.tenant).cast(), summary),
+                &*at(ControlWord::ReturnEpoch.offset()).cast(),
+            )
+        };
+        tenant.expect("all lengths were computed from one number, at most MAX_HUGE_FRAMES")
+    }
+
+    /// The same tenant with another policy; all CPUs of a guest should use the same.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
     }
 
     /// Huge frames in the table.
@@ -163,13 +191,22 @@ impl<'a> Tenant<'a> {
     /// A handle for one CPU. Any number may exist; each works best in one CPU's hands.
     #[must_use]
     pub fn cpu(&self) -> Cpu<'_> {
-        Cpu {
-            tenant: *self,
-            row: EMPTY_ROW,
-            small: None,
-            huge_tree: 0,
-            epoch: self.return_epoch.load(Ordering::Acquire),
+        Cpu::new(*self)
+    }
+
+    /// Allocates a block of `order` without a handle, for callers that have none.
+    ///
+    /// # Errors
+    /// [`AllocError::OutOfMemory`] after a pass over all entries found none.
+    pub fn alloc(&self, order: Order) -> Result<Allocation, AllocError> {
+        let packed = self.spot.load(Ordering::Relaxed);
+        let mut spot = Spot::unpack(packed);
+        let taken = self.take(&mut spot, order, Class::of(order), false);
+        // Others may have moved it meanwhile; theirs or ours, it is only a place to look.
+        if spot.pack() != packed {
+            self.spot.store(spot.pack(), Ordering::Relaxed);
         }
+        taken.map(|taken| Allocation::new(taken, order)).ok_or(AllocError::OutOfMemory(order))
     }
 
     /// Allocates the block of `order` that starts at `frame`.
@@ -203,7 +240,7 @@ impl<'a> Tenant<'a> {
 
     /// Recounts all hints from the entries: at boot, and when frames came back behind our back.
     pub fn recount(&self) {
-        for tree in 0..self.trees() {
+        for tree in 0..self.trees.len() {
             self.recount_tree(tree);
         }
     }
@@ -224,263 +261,42 @@ impl<'a> Tenant<'a> {
         Ok(())
     }
 
-    fn is_evicted(&self, frame: FrameId, order: Order) -> bool {
+    pub(crate) fn is_evicted(&self, frame: FrameId, order: Order) -> bool {
         let first = (frame.0 / Order::HUGE.frames()) as u32;
-        // Acquire (in `transition`, by the host) is not needed here: the host's reply to the
-        // install call came after it cleared the bit, and nothing sets it while we own a frame.
+        // No ordering is needed: the host's reply to the install call came after it cleared the
+        // bit, and nothing sets it while we own a frame.
         (first..first + order.huge_frames()).any(|i| self.lower.entry(HugeId(i)).is_none_or(HugeEntry::is_evicted))
     }
 
-    fn trees(&self) -> u32 {
-        self.hints.len() as u32
+    pub(crate) fn recount_tree(&self, tree: u32) {
+        let hint = self.trees.get(tree);
+        self.recount_tree_as(tree, hint.is_reserved(), hint.class());
     }
 
-    fn hint(&self, tree: u32) -> TreeHint {
-        self.hints.get(tree as usize).map_or(TreeHint::default(), |h| TreeHint::from_bits(h.load(Ordering::Relaxed)))
-    }
-
-    fn set_hint(&self, tree: u32, hint: TreeHint) {
-        if let Some(word) = self.hints.get(tree as usize) {
-            // A plain store: a lost update costs a look at the wrong place, nothing else.
-            word.store(hint.bits(), Ordering::Relaxed);
-        }
-    }
-
-    fn recount_tree(&self, tree: u32) {
-        self.recount_tree_as(tree, self.hint(tree).is_reserved());
-    }
-
-    fn recount_tree_as(&self, tree: u32, reserved: bool) {
+    pub(crate) fn recount_tree_as(&self, tree: u32, reserved: bool, class: Class) {
         let entries = self.huge_in(tree).filter_map(|huge| self.lower.entry(huge));
-        self.set_hint(tree, TreeHint::count(entries, reserved));
+        self.trees.set(tree, TreeHint::count(entries, reserved, class));
     }
 
-    fn huge_in(&self, tree: u32) -> impl Iterator<Item = HugeId> + use<> {
+    pub(crate) fn huge_in(&self, tree: u32) -> impl Iterator<Item = HugeId> + use<> {
         let first = tree * HUGE_PER_TREE;
         (first..(first + HUGE_PER_TREE).min(self.huge_frames())).map(HugeId)
     }
 
-    fn note_free(&self, frame: FrameId, after: HugeEntry) {
-        let Some(huge) = frame.huge() else { return };
-        let tree = tree_of(huge);
-        if after.is_all_free() {
-            self.recount_tree(tree);
-        } else {
-            let hint = self.hint(tree);
+    /// Frames came free in a huge frame: is its tree listed for it?
+    pub(crate) fn note_free(&self, frame: FrameId, after: HugeEntry) {
+        let Some(tree) = frame.huge().map(tree_of) else { return };
+        let hint = self.trees.get(tree);
+        if !after.is_all_free() {
             if !hint.promises(Want::Partial) {
-                self.set_hint(tree, hint.with_partial());
+                self.trees.set(tree, hint.with_partial());
             }
+        } else if !hint.promises(Want::Free) || !(after.is_evicted() || hint.promises(Want::Installed)) {
+            self.recount_tree(tree);
         }
     }
 }
 
-fn tree_of(huge: HugeId) -> u32 {
+pub(crate) const fn tree_of(huge: HugeId) -> u32 {
     huge.0 / HUGE_PER_TREE
-}
-
-/// No row: it lies beyond every table, so no free ever matches it.
-const EMPTY_ROW: TakenRow = TakenRow { first: FrameId(!63), bits: 0, evicted: false };
-
-/// One CPU's handle: its reservation is its own memory, so the fast path has no atomics.
-///
-/// A row of up to 64 frames is taken at once and served from a register; to everybody else
-/// those frames are allocated. [`drain`](Self::drain) (or dropping the handle) gives them back.
-pub struct Cpu<'a> {
-    tenant: Tenant<'a>,
-    row: TakenRow,
-    /// The huge frame that small blocks come from.
-    small: Option<HugeId>,
-    /// Where the last huge frame was found.
-    huge_tree: u32,
-    /// `return_epoch` when the hints were last believed.
-    epoch: u64,
-}
-
-impl Cpu<'_> {
-    /// Allocates a block of `order`, from this CPU's reservation if it can.
-    ///
-    /// # Errors
-    /// [`AllocError::OutOfMemory`] after a pass over all entries found none.
-    pub fn alloc(&mut self, order: Order) -> Result<Allocation, AllocError> {
-        if order == Order::BASE
-            && let Some(taken) = self.pop_row()
-        {
-            return Ok(Allocation::new(taken, order));
-        }
-        if !order.is_huge()
-            && let Some(huge) = self.small
-            && let Some(taken) = self.take_in(huge, order)
-        {
-            return Ok(Allocation::new(taken, order));
-        }
-        self.search(order).map(|taken| Allocation::new(taken, order)).ok_or(AllocError::OutOfMemory(order))
-    }
-
-    /// Frees a block, whoever allocated it.
-    ///
-    /// # Errors
-    /// What is wrong with the block; nothing changed unless [`FreeError::Corrupt`].
-    pub fn free(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError> {
-        if order == Order::BASE && frame.0 & !63 == self.row.first.0 {
-            let bit = 1 << (frame.0 & 63);
-            if self.row.bits & bit != 0 {
-                return Err(FreeError::NotAllocated(frame, order));
-            }
-            // Only frames that the lower level knows as taken may enter the cache.
-            if self.tenant.lower.is_taken(frame) {
-                self.row.bits |= bit;
-                return Ok(());
-            }
-            return Err(FreeError::NotAllocated(frame, order));
-        }
-        self.tenant.free(frame, order)
-    }
-
-    /// Gives cached frames and the reservation back to the table.
-    pub fn drain(&mut self) {
-        self.give_row();
-        if let Some(huge) = self.small.take() {
-            self.tenant.recount_tree_as(tree_of(huge), false);
-        }
-    }
-
-    fn give_row(&mut self) {
-        let row = core::mem::replace(&mut self.row, EMPTY_ROW);
-        if row.bits != 0
-            && let Ok(after) = self.tenant.lower.give_row(row.first, row.bits)
-        {
-            self.tenant.note_free(row.first, after);
-        }
-    }
-
-    fn pop_row(&mut self) -> Option<Taken> {
-        if self.row.bits == 0 {
-            return None;
-        }
-        let bit = self.row.bits.trailing_zeros();
-        self.row.bits &= self.row.bits - 1;
-        let frame = FrameId(self.row.first.0 + u64::from(bit));
-        if self.row.evicted {
-            // Somebody may have had the huge frame installed since; nothing can evict it again
-            // while the row is ours.
-            self.row.evicted = self.tenant.is_evicted(frame, Order::BASE);
-        }
-        Some(Taken { frame, evicted: self.row.evicted })
-    }
-
-    /// Takes a block in one huge frame; for order 0, a whole row of them.
-    fn take_in(&mut self, huge: HugeId, order: Order) -> Option<Taken> {
-        if order != Order::BASE {
-            return self.tenant.lower.take(huge, order, 0);
-        }
-        let row = self.tenant.lower.take_row(huge, 0)?;
-        // The old row is empty here, or its huge frame has no other: nothing is lost.
-        self.give_row();
-        self.row = row;
-        self.pop_row()
-    }
-
-    /// The slow path: another huge frame, in our tree or in another.
-    fn search(&mut self, order: Order) -> Option<Taken> {
-        let epoch = self.tenant.return_epoch.load(Ordering::Acquire);
-        if epoch != self.epoch {
-            self.epoch = epoch;
-            self.tenant.recount();
-        }
-        let home = if order.is_huge() { self.huge_tree } else { self.small.map_or(self.huge_tree, tree_of) };
-        let wants: &[Want] = if order.is_huge() {
-            &[Want::Installed, Want::Free]
-        } else {
-            &[Want::Partial, Want::Installed, Want::Free]
-        };
-        for &want in wants {
-            if let Some(taken) = self.search_by_hint(home, order, want) {
-                return Some(taken);
-            }
-        }
-        // No hint helped: only the entries themselves can say that there is nothing left. This also
-        // enters trees that others reserved.
-        for &want in wants {
-            for tree in laps(home, self.tenant.trees()) {
-                if let Some(taken) = self.search_tree(tree, order, want) {
-                    return Some(taken);
-                }
-            }
-        }
-        None
-    }
-
-    fn search_by_hint(&mut self, home: u32, order: Order, want: Want) -> Option<Taken> {
-        let mut patience = if want == Want::Partial { PARTIAL_TREES } else { u32::MAX };
-        for tree in laps(home, self.tenant.trees()) {
-            let hint = self.tenant.hint(tree);
-            let foreign = hint.is_reserved() && self.small.map(tree_of) != Some(tree);
-            if !hint.promises(want) || foreign {
-                continue;
-            }
-            if let Some(taken) = self.search_tree(tree, order, want) {
-                return Some(taken);
-            }
-            patience -= 1;
-            if patience == 0 {
-                return None;
-            }
-        }
-        None
-    }
-
-    /// Tries every fitting huge frame of a tree, the fullest first, and recounts it afterwards.
-    fn search_tree(&mut self, tree: u32, order: Order, want: Want) -> Option<Taken> {
-        let mut at_least = 0;
-        loop {
-            // The fullest that was not tried yet: (free, position) grows from round to round.
-            let best = self
-                .tenant
-                .huge_in(tree)
-                .filter(|huge| huge.first_frame().is_aligned(order))
-                .filter_map(|huge| Some((huge, self.tenant.lower.entry(huge)?)))
-                .filter(|(_, entry)| want.matches(*entry))
-                .filter(|(_, entry)| order.is_huge() || u64::from(entry.free()) >= order.frames())
-                .map(|(huge, entry)| (u64::from(entry.free()) << 32 | u64::from(huge.0), huge))
-                .filter(|(key, _)| *key >= at_least)
-                .min();
-            let Some((key, huge)) = best else {
-                self.tenant.recount_tree(tree);
-                return None;
-            };
-            if let Some(taken) = self.take_in(huge, order) {
-                self.settle(huge, order);
-                return Some(taken);
-            }
-            at_least = key + 1;
-        }
-    }
-
-    /// Remembers where a search ended.
-    fn settle(&mut self, huge: HugeId, order: Order) {
-        let tree = tree_of(huge);
-        if order.is_huge() {
-            self.huge_tree = tree;
-            self.tenant.recount_tree(tree);
-            return;
-        }
-        if let Some(old) = self.small.replace(huge).map(tree_of)
-            && old != tree
-        {
-            self.tenant.recount_tree_as(old, false);
-        }
-        self.tenant.recount_tree_as(tree, true);
-    }
-}
-
-impl Drop for Cpu<'_> {
-    fn drop(&mut self) {
-        self.drain();
-    }
-}
-
-/// All trees once, `home` first.
-fn laps(home: u32, trees: u32) -> impl Iterator<Item = u32> {
-    let home = if home < trees { home } else { 0 };
-    (home..trees).chain(0..home)
 }

@@ -96,8 +96,8 @@ fn race<A: Send + 'static, B: Send + 'static>(
 fn take_against_take_in_one_row() {
     race(
         || Table::one_row(0b11),
-        |t| t.lower().take(H0, order(0), 0),
-        |t| t.lower().take(H0, order(0), 0),
+        |t| t.lower().take(H0, order(0)),
+        |t| t.lower().take(H0, order(0)),
         |t, a, b| {
             let (a, b) = (a.expect("two were free").frame, b.expect("two were free").frame);
             assert_ne!(a, b);
@@ -111,8 +111,8 @@ fn take_against_take_in_one_row() {
 fn the_last_frame_has_one_taker() {
     race(
         || Table::one_row(0b100),
-        |t| t.lower().take(H0, order(0), 0),
-        |t| t.lower().take(H0, order(0), 0),
+        |t| t.lower().take(H0, order(0)),
+        |t| t.lower().take(H0, order(0)),
         |t, a, b| {
             assert!(a.is_some() != b.is_some());
             t.check_counter();
@@ -124,8 +124,8 @@ fn the_last_frame_has_one_taker() {
 fn take_of_different_orders_in_one_row() {
     race(
         || Table::one_row(0b1111),
-        |t| t.lower().take(H0, order(1), 0),
-        |t| t.lower().take(H0, order(2), 0),
+        |t| t.lower().take(H0, order(1)),
+        |t| t.lower().take(H0, order(2)),
         |t, a, b| {
             assert!(a.is_some() || b.is_some(), "one of them must get through");
             assert!(a.is_none() || b.is_none(), "they overlap");
@@ -161,8 +161,8 @@ fn take_of_two_rows_against_take_of_one() {
 fn row_cache_against_take() {
     race(
         || Table::one_row(0b111),
-        |t| t.lower().take_row(H0, 0),
-        |t| t.lower().take(H0, order(0), 0),
+        |t| t.lower().take_row(H0, Order::BASE),
+        |t| t.lower().take(H0, order(0)),
         |t, row, frame| {
             let bits = row.map_or(0, |row| row.bits);
             let frame = frame.map_or(0, |taken| 1 << taken.frame.0);
@@ -178,7 +178,7 @@ fn give_against_take() {
     race(
         || Table::one_row(0b10),
         |t| t.lower().give(FrameId(0), order(0)),
-        |t| t.lower().take(H0, order(0), 0),
+        |t| t.lower().take(H0, order(0)),
         |t, given, taken| {
             given.expect("frame 0 was taken");
             taken.expect("frame 1 was free all along");
@@ -219,7 +219,7 @@ fn evict_against_take() {
         race(
             || Table::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed)]),
             |t| reclaim(t, Reclaim::Soft),
-            move |t| t.lower().take(H0, order(o), 0),
+            move |t| t.lower().take(H0, order(o)),
             |t, evicted, taken| {
                 // The taker knows exactly whether the memory went away before it.
                 assert_eq!(taken.expect("soft reclaim leaves it free").evicted, evicted);
@@ -237,7 +237,7 @@ fn hold_against_take() {
         race(
             || Table::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed)]),
             |t| reclaim(t, Reclaim::Hard),
-            move |t| t.lower().take(H0, order(o), 0),
+            move |t| t.lower().take(H0, order(o)),
             |t, held, taken| {
                 assert!(held != taken.is_some(), "exactly one owner");
                 assert_eq!(t.entry(0).is_held(), held);
@@ -275,7 +275,7 @@ fn release_against_take() {
                 Table::new(&[(held, Residency::Held)])
             },
             |t| t.host().claim(H0).expect("idle").release().expect("held"),
-            move |t| t.lower().take(H0, order(o), 0),
+            move |t| t.lower().take(H0, order(o)),
             |t, clean, taken| {
                 assert!(clean);
                 assert_eq!(t.host().residency(H0), Some(Residency::Evicted));
@@ -322,7 +322,7 @@ fn install_against_a_take_in_the_same_huge_frame() {
     race(
         || Table::new(&[(HugeEntry::FREE_EVICTED.take(1).expect("free"), Residency::Evicted)]),
         install,
-        |t| t.lower().take(H0, order(3), 1),
+        |t| t.lower().take(H0, order(3)),
         |t, populated, taken| {
             assert!(populated);
             taken.expect("there was room");
@@ -337,7 +337,7 @@ fn a_failed_discard_gives_the_frame_back() {
     race(
         || Table::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed)]),
         |t| t.host().claim(H0).expect("idle").reclaim(Reclaim::Hard).map(drop).is_ok(),
-        |t| t.lower().take(H0, order(9), 0).is_some(),
+        |t| t.lower().take(H0, order(9)).is_some(),
         |t, undone, taken| {
             assert!(undone || taken);
             let expected = if taken { HugeEntry::HUGE_INSTALLED } else { HugeEntry::FREE_INSTALLED };
@@ -353,8 +353,8 @@ fn order_ten_against_its_halves() {
     for half in [0, 1] {
         race(
             || Table::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed); 2]),
-            |t| t.lower().take(H0, order(10), 0).is_some(),
-            move |t| t.lower().take(HugeId(half), order(9), 0).is_some(),
+            |t| t.lower().take(H0, order(10)).is_some(),
+            move |t| t.lower().take(HugeId(half), order(9)).is_some(),
             move |t, whole, part| {
                 assert!(!(whole && part), "a half has two owners");
                 // Both may lose only to each other's transient claim on the same half.
@@ -370,7 +370,7 @@ fn order_ten_against_its_halves() {
 fn order_ten_against_evict_of_a_half() {
     race(
         || Table::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed); 2]),
-        |t| t.lower().take(H0, order(10), 0).expect("soft reclaim leaves it free").evicted,
+        |t| t.lower().take(H0, order(10)).expect("soft reclaim leaves it free").evicted,
         |t| {
             let claim = t.host().claim(HugeId(1)).expect("idle");
             claim.reclaim(Reclaim::Soft).map(host::Reclaimed::done).is_ok()
@@ -387,7 +387,7 @@ fn give_of_order_ten_against_take_of_a_half() {
     race(
         || Table::new(&[(HugeEntry::HUGE_INSTALLED, Residency::Installed); 2]),
         |t| t.lower().give(FrameId(0), order(10)),
-        |t| t.lower().take(HugeId(1), order(9), 0).is_some(),
+        |t| t.lower().take(HugeId(1), order(9)).is_some(),
         |t, given, taken| {
             given.expect("ours");
             assert_eq!(t.entry(0), HugeEntry::FREE_INSTALLED);

@@ -104,6 +104,12 @@ pub const MAX_HUGE_FRAMES: u32 = 1 << 25;
 /// The most vCPUs one table describes.
 pub const MAX_VCPUS: u32 = 1024;
 
+/// 64-bit words at the start of the tenant area: three bitmaps of one bit a tree, and a cursor.
+#[must_use]
+pub const fn tenant_words(huge_frames: u32) -> u64 {
+    3 * huge_frames.div_ceil(HUGE_PER_TREE).div_ceil(64) as u64 + 1
+}
+
 /// Offsets of the parts of a shared region, computed from its geometry by both sides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Layout {
@@ -136,7 +142,7 @@ impl Layout {
         let entries = page_up(mailboxes + vcpus as u64 * size_of::<Mailbox>() as u64);
         let bitfields = page_up(entries + huge_frames as u64 * 2);
         let tenant = page_up(bitfields + huge_frames as u64 * (FRAMES_PER_HUGE / 8));
-        let tenant_bytes = huge_frames.div_ceil(HUGE_PER_TREE) as u64 * 2;
+        let tenant_bytes = tenant_words(huge_frames) * 8 + huge_frames.div_ceil(HUGE_PER_TREE) as u64 * 2;
         let total = page_up(tenant + tenant_bytes);
         Some(Self { huge_frames, vcpus, mailboxes, entries, bitfields, tenant, tenant_bytes, total })
     }
@@ -245,7 +251,7 @@ mod tests {
             0x00, 0x20, 0, 0, 0, 0, 0, 0,
             0x00, 0x60, 0, 0, 0, 0, 0, 0,
             0x00, 0x60, 8, 0, 0, 0, 0, 0,
-            0x00, 0x04, 0, 0, 0, 0, 0, 0,
+            0xc8, 0x04, 0, 0, 0, 0, 0, 0,
             0x00, 0x70, 8, 0, 0, 0, 0, 0,
             0, 0, 0, 0x10, 4, 0, 0, 0,
             0, 0, 0, 0, 0, 0, 0, 0,

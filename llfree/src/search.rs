@@ -1,0 +1,257 @@
+//! Where to look for a block: near the last one, then by the hints, then everywhere.
+//!
+//! A [`Spot`] remembers where a CPU (or all callers without a handle together) found its last
+//! blocks. When that place is used up, trees are tried in the order of the policy's ranks, and in
+//! each rank frames with memory behind them before evicted ones. Only after a recount of all hints
+//! from the entries, and a look at every tree that they then list, reserved or not, is there
+//! nothing left. The search changes no owner by itself: it calls the lower level, which does.
+
+use crate::class::{CLASSES, Class, Rank};
+use crate::hint::Want;
+use crate::lower::Taken;
+use crate::sync::Ordering;
+use crate::tenant::{Tenant, tree_of};
+use shared_layout::header::HUGE_PER_TREE;
+use shared_layout::{HugeEntry, HugeId, Order};
+
+/// Trees with room in used frames that a search tries before it opens a fresh huge frame:
+/// with memory badly fragmented for an order, each such tree costs a look at all its rows.
+const PARTIAL_TREES: u32 = 8;
+
+/// What to try, in this order: a want, and the worst rank that a tree may have for it.
+const SMALL_STEPS: [(Want, Rank); 9] = [
+    (Want::Partial, Rank::Match),
+    (Want::Installed, Rank::Fresh),
+    (Want::Free, Rank::Fresh),
+    (Want::Partial, Rank::Demote),
+    (Want::Installed, Rank::Demote),
+    (Want::Free, Rank::Demote),
+    (Want::Partial, Rank::Steal),
+    (Want::Installed, Rank::Steal),
+    (Want::Free, Rank::Steal),
+];
+const HUGE_STEPS: [(Want, Rank); 6] = [
+    (Want::Installed, Rank::Fresh),
+    (Want::Free, Rank::Fresh),
+    (Want::Installed, Rank::Demote),
+    (Want::Free, Rank::Demote),
+    (Want::Installed, Rank::Steal),
+    (Want::Free, Rank::Steal),
+];
+
+/// Where the last blocks were found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spot {
+    /// For each class, the huge frame that small blocks come from.
+    pub(crate) small: [Option<HugeId>; CLASSES],
+    /// Where to look for the next huge frame, in the tree of the last one.
+    pub(crate) huge: HugeId,
+    /// No free huge frame with memory behind it was found lately: evicted ones will do.
+    pub(crate) any: bool,
+    /// `return_epoch` when the hints were last believed.
+    pub(crate) epoch: u64,
+}
+
+const NONE: u32 = u32::MAX;
+const ANY: u64 = 1 << 63;
+
+impl Spot {
+    pub(crate) const START: Self = Self { small: [None; CLASSES], huge: HugeId(0), any: false, epoch: 0 };
+
+    /// The spot of callers without a handle, in one word: they share one class of small blocks.
+    pub(crate) fn pack(&self) -> u64 {
+        let small = self.small[Class::MOVABLE.get() as usize].map_or(NONE, |huge| huge.0);
+        u64::from(!small) | u64::from(self.huge.0 & 0x7fff_ffff) << 32 | if self.any { ANY } else { 0 }
+    }
+
+    /// Any word will do: it is only a place to look.
+    pub(crate) fn unpack(word: u64) -> Self {
+        let mut spot = Self::START;
+        let small = !(word as u32);
+        spot.small[Class::MOVABLE.get() as usize] = (small != NONE).then_some(HugeId(small));
+        spot.huge = HugeId((word >> 32) as u32 & 0x7fff_ffff);
+        spot.any = word & ANY != 0;
+        spot
+    }
+}
+
+impl Tenant<'_> {
+    /// Takes a block of `order`, the spot first. With `reserve`, the trees that small blocks come
+    /// from are marked as this spot's own.
+    pub(crate) fn take(&self, spot: &mut Spot, order: Order, class: Class, reserve: bool) -> Option<Taken> {
+        let near = if order.is_huge() {
+            self.take_near(spot, order)
+        } else {
+            spot.small[usize::from(class.get())].and_then(|huge| self.lower.take(huge, order))
+        };
+        near.or_else(|| self.search(spot, order, class, reserve, |huge| self.lower.take(huge, order)))
+    }
+
+    /// The next huge frames of the tree that the last one came from.
+    fn take_near(&self, spot: &mut Spot, order: Order) -> Option<Taken> {
+        // The first frame of a tree means that the last tree is used up: that is for a search.
+        let want = if spot.any { Want::Free } else { Want::Installed };
+        while !spot.huge.0.is_multiple_of(HUGE_PER_TREE) {
+            let huge = spot.huge;
+            let entry = self.lower.entry(huge)?;
+            spot.huge = HugeId(huge.0 + 1);
+            if want.matches(entry)
+                && huge.first_frame().is_aligned(order)
+                && let Some(taken) = self.lower.take(huge, order)
+            {
+                spot.huge = HugeId(huge.0 + order.huge_frames());
+                return Some(taken);
+            }
+        }
+        None
+    }
+
+    /// The slow path: another huge frame, for `grab` to take from.
+    pub(crate) fn search<T>(
+        &self,
+        spot: &mut Spot,
+        order: Order,
+        class: Class,
+        reserve: bool,
+        mut grab: impl FnMut(HugeId) -> Option<T>,
+    ) -> Option<T> {
+        let epoch = self.return_epoch.load(Ordering::Acquire);
+        if reserve && epoch != spot.epoch {
+            spot.epoch = epoch;
+            self.recount();
+        }
+        if let Some(found) = self.search_by_hint(spot, order, class, reserve, false, &mut grab) {
+            return Some(found);
+        }
+        // No hint helped: only the entries can say that there is nothing left.
+        self.recount();
+        self.search_by_hint(spot, order, class, reserve, true, &mut grab)
+    }
+
+    fn search_by_hint<T>(
+        &self,
+        spot: &mut Spot,
+        order: Order,
+        class: Class,
+        reserve: bool,
+        thorough: bool,
+        grab: &mut impl FnMut(HugeId) -> Option<T>,
+    ) -> Option<T> {
+        let steps: &[(Want, Rank)] = if order.is_huge() { &HUGE_STEPS } else { &SMALL_STEPS };
+        let own = spot.small[usize::from(class.get())].map(tree_of);
+        let home = if order.is_huge() { tree_of(HugeId(spot.huge.0.saturating_sub(1))) } else { own.unwrap_or(0) };
+        for &(want, worst) in steps {
+            let mut patience = if want == Want::Partial && !thorough { PARTIAL_TREES } else { u32::MAX };
+            for tree in self.trees.listed(want, home) {
+                let mut hint = self.trees.get(tree);
+                if hint.is_reserved() && own != Some(tree) && !thorough {
+                    continue;
+                }
+                if self.policy.rank(class, hint.class()) > worst {
+                    continue;
+                }
+                if self.policy.rank(class, hint.class()) > Rank::Fresh {
+                    // Its last block may be gone, and with it the class.
+                    self.recount_tree(tree);
+                    hint = self.trees.get(tree);
+                }
+                if let Some((huge, found)) = self.search_tree(tree, order, want, grab) {
+                    let rank = self.policy.rank(class, hint.class());
+                    let class_now = if matches!(rank, Rank::Fresh | Rank::Demote) { class } else { hint.class() };
+                    self.settle(spot, huge, order, class, class_now, reserve, want);
+                    return Some(found);
+                }
+                patience -= 1;
+                if patience == 0 {
+                    break;
+                }
+            }
+        }
+        None
+    }
+
+    /// Tries every fitting huge frame of a tree, the fullest first; recounts a tree that has none.
+    fn search_tree<T>(
+        &self,
+        tree: u32,
+        order: Order,
+        want: Want,
+        grab: &mut impl FnMut(HugeId) -> Option<T>,
+    ) -> Option<(HugeId, T)> {
+        let fits = |huge: HugeId, entry: HugeEntry| {
+            want.matches(entry)
+                && huge.first_frame().is_aligned(order)
+                && (order.is_huge() || u64::from(entry.free()) >= order.frames())
+        };
+        let mut at_least = 0;
+        loop {
+            // The fullest that was not tried yet: (free, position) grows from round to round.
+            let best = self
+                .huge_in(tree)
+                .filter_map(|huge| Some((huge, self.lower.entry(huge)?)))
+                .filter(|(huge, entry)| fits(*huge, *entry))
+                .map(|(huge, entry)| (u64::from(entry.free()) << 32 | u64::from(huge.0), huge))
+                .filter(|(key, _)| *key >= at_least)
+                .min();
+            let Some((key, huge)) = best else {
+                self.recount_tree(tree);
+                return None;
+            };
+            if let Some(found) = grab(huge) {
+                return Some((huge, found));
+            }
+            at_least = key + 1;
+        }
+    }
+
+    /// Remembers where a search ended.
+    #[expect(clippy::too_many_arguments, reason = "all of a search's outcome, for its one caller")]
+    fn settle(
+        &self,
+        spot: &mut Spot,
+        huge: HugeId,
+        order: Order,
+        class: Class,
+        tree_class: Class,
+        reserve: bool,
+        want: Want,
+    ) {
+        let tree = tree_of(huge);
+        if order.is_huge() {
+            spot.huge = HugeId(huge.0 + order.huge_frames());
+            spot.any = want == Want::Free;
+            let reserved = self.trees.get(tree).is_reserved();
+            self.recount_tree_as(tree, reserved, tree_class);
+            return;
+        }
+        let old = spot.small[usize::from(class.get())].replace(huge).map(tree_of);
+        if reserve && old != Some(tree) {
+            self.leave(old);
+        }
+        let reserved = reserve || self.trees.get(tree).is_reserved();
+        self.recount_tree_as(tree, reserved, tree_class);
+    }
+
+    /// Gives a tree's reservation up.
+    pub(crate) fn leave(&self, tree: Option<u32>) {
+        if let Some(tree) = tree {
+            self.recount_tree_as(tree, false, self.trees.get(tree).class());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spot_survives_its_word() {
+        let mut spot = Spot { huge: HugeId(77), any: true, ..Spot::START };
+        for small in [None, Some(HugeId(0)), Some(HugeId(5))] {
+            spot.small[1] = small;
+            let again = Spot::unpack(spot.pack());
+            assert_eq!((again.small, again.huge, again.any), (spot.small, spot.huge, spot.any));
+        }
+        assert_eq!(Spot::unpack(0).small, Spot::START.small, "zeroed memory is a spot at the start");
+    }
+}
