@@ -1,21 +1,23 @@
 //! [`Cpu`]: one CPU's handle, whose reservation is its own memory.
 //!
 //! The fast path has no atomics. A handle takes all free frames of a row of 64 with one
-//! compare-and-swap on the entry and one on the row, and serves blocks of order 0 to 5 from a
-//! register; frees into that row go back the same way, and frees elsewhere gather in a second
-//! register, row by row. To everybody else frames in these two rows are allocated: a handle that
-//! dies with its memory leaks at most 128 frames.
+//! compare-and-swap on the entry and one on the row (or all of a huge frame that has no more than
+//! 64 left), and serves blocks of order 0 to 5 from a register; frees into that row go back the
+//! same way, and frees elsewhere gather in a second register, row by row. To everybody else frames
+//! in these rows are allocated: a handle that dies with its memory leaks at most
+//! [`HANDLE_FRAMES`].
 
 use crate::class::{CLASSES, Class};
 use crate::error::{AllocError, FreeError};
-use crate::lower::{Taken, TakenRow, free_run, run_mask};
-use crate::search::Spot;
+use crate::lower::{ROWS, Taken, TakenRow, free_run, run_mask};
+use crate::search::{CROWDED_FRAMES, Spot};
 use crate::sync::Ordering;
 use crate::tenant::{Allocation, Tenant, tree_of};
 use shared_layout::{FrameId, HugeId, Order};
 
-/// Frames that a handle holds back at most: its two rows.
-pub const HANDLE_FRAMES: u64 = 128;
+/// Frames that a handle holds back at most: a row to serve from or the rest of a huge frame, what
+/// was freed into the row meanwhile, and a row of freed ones.
+pub const HANDLE_FRAMES: u64 = 192;
 
 /// No row: it lies beyond every table, so no free ever matches it.
 const EMPTY_ROW: TakenRow = TakenRow { first: FrameId(!63), bits: 0, evicted: false };
@@ -27,6 +29,10 @@ pub struct Cpu<'a> {
     row: TakenRow,
     /// Frames that were freed, on their way back.
     freed: TakenRow,
+    /// More rows of the huge frame that `row` lies in: what was left of it when it was emptied.
+    rest: [u64; ROWS],
+    /// Which of these have bits.
+    rest_rows: u8,
     /// What `row` was taken for.
     class: Class,
     spot: Spot,
@@ -35,7 +41,7 @@ pub struct Cpu<'a> {
 impl<'a> Cpu<'a> {
     pub(crate) fn new(tenant: Tenant<'a>) -> Self {
         let spot = Spot { epoch: tenant.return_epoch.load(Ordering::Acquire), ..Spot::START };
-        Self { tenant, row: EMPTY_ROW, freed: EMPTY_ROW, class: Class::MOVABLE, spot }
+        Self { tenant, row: EMPTY_ROW, freed: EMPTY_ROW, rest: [0; ROWS], rest_rows: 0, class: Class::MOVABLE, spot }
     }
 
     /// Allocates a block of `order` in the [class of its order](Class::of).
@@ -59,6 +65,12 @@ impl<'a> Cpu<'a> {
         {
             return Ok(Allocation::new(taken, order));
         }
+        if order == Order::HUGE
+            && class == Class::HUGE
+            && let Some(taken) = self.tenant.take_next(&mut self.spot)
+        {
+            return Ok(Allocation::new(taken, order));
+        }
         self.alloc_slow(order, class).map(|taken| Allocation::new(taken, order)).ok_or(AllocError::OutOfMemory(order))
     }
 
@@ -69,14 +81,11 @@ impl<'a> Cpu<'a> {
     #[inline]
     pub fn free(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError> {
         if order >= Order::ROW {
-            return self.free_large(frame, order);
-        }
-        if !frame.is_aligned(order) {
-            return Err(FreeError::Misaligned(frame, order));
+            return if order == Order::HUGE { self.free_huge(frame) } else { self.free_large(frame, order) };
         }
         let mask = run_mask(order) << (frame.0 & 63);
         // Only frames that the lower level knows as taken, and that no row of ours has, may enter.
-        if !self.tenant.lower.is_taken(frame, order) {
+        if !frame.is_aligned(order) || !self.tenant.lower.is_taken(frame, mask) {
             return self.refuse(frame, order);
         }
         let first = frame.0 & !63;
@@ -84,13 +93,15 @@ impl<'a> Cpu<'a> {
             &mut self.row
         } else {
             if first != self.freed.first.0 {
-                self.flush_freed();
-                self.freed = TakenRow { first: FrameId(first), bits: 0, evicted: true };
+                self.flush_freed(first);
+            }
+            if self.rest_rows != 0 && self.rest_has(frame, mask) {
+                return self.refuse(frame, order);
             }
             &mut self.freed
         };
         if row.bits & mask != 0 {
-            return Err(FreeError::NotAllocated(frame, order));
+            return self.refuse(frame, order);
         }
         row.bits |= mask;
         Ok(())
@@ -98,9 +109,14 @@ impl<'a> Cpu<'a> {
 
     /// Gives cached frames and reservations back to the table.
     pub fn drain(&mut self) {
-        self.flush_freed();
+        self.flush_freed(EMPTY_ROW.first.0);
+        let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
         let row = core::mem::replace(&mut self.row, EMPTY_ROW);
         self.give(row);
+        self.rest_rows = 0;
+        for (i, bits) in core::mem::take(&mut self.rest).into_iter().enumerate() {
+            self.give(TakenRow { first: FrameId(base + 64 * i as u64), bits, evicted: true });
+        }
         for huge in core::mem::replace(&mut self.spot.small, [None; CLASSES]).into_iter().flatten() {
             self.tenant.leave(Some(tree_of(huge)));
         }
@@ -108,7 +124,14 @@ impl<'a> Cpu<'a> {
 
     #[inline]
     fn pop_row(&mut self, order: Order) -> Option<Taken> {
-        let bit = free_run(!self.row.bits, order)?;
+        let bit = if order == Order::BASE {
+            if self.row.bits == 0 {
+                return None;
+            }
+            self.row.bits.trailing_zeros()
+        } else {
+            free_run(!self.row.bits, order)?
+        };
         self.row.bits &= !(run_mask(order) << bit);
         let frame = FrameId(self.row.first.0 + u64::from(bit));
         if self.row.evicted {
@@ -119,41 +142,99 @@ impl<'a> Cpu<'a> {
         Some(Taken { frame, evicted: self.row.evicted })
     }
 
+    #[inline(never)]
     fn alloc_slow(&mut self, order: Order, class: Class) -> Option<Taken> {
         if order >= Order::ROW {
             let found = self.tenant.take(&mut self.spot, order, class, true);
             // What keeps a large block from being whole may be in our own hands.
-            return found.or_else(|| {
-                self.drain();
-                self.tenant.take(&mut self.spot, order, class, true)
-            });
+            return found.or_else(|| self.alloc_last(order, class));
         }
-        if self.reuse_freed(order, class) {
-            return self.pop_row(order);
+        if self.row.bits == 0 && self.rest_rows != 0 && class == self.class {
+            self.next_rest();
+            if let Some(taken) = self.pop_row(order) {
+                return Some(taken);
+            }
         }
-        let lower = self.tenant.lower;
-        if self.row.bits != 0 && (order != Order::BASE || class != self.class) {
-            // The row has no run of this order, or is for another class: leave it as it is.
+        if self.row.bits != 0 || self.rest_rows != 0 {
+            // What we hold has no run of this order, or is for another class: leave it as it is.
             let found = self.tenant.take(&mut self.spot, order, class, true);
             return found.or_else(|| self.alloc_last(order, class));
         }
-        let near = self.spot.small[usize::from(class.get())].and_then(|huge| lower.take_row(huge, order));
-        let row = near.or_else(|| {
-            self.tenant.search(&mut self.spot, order, class, true, |huge: HugeId| lower.take_row(huge, order))
+        if self.reuse_freed(order, class) || self.refill(order, class) {
+            return self.pop_row(order);
+        }
+        self.alloc_last(order, class)
+    }
+
+    /// Another row, or the rest of another huge frame, while we hold none.
+    fn refill(&mut self, order: Order, class: Class) -> bool {
+        let lower = self.tenant.lower;
+        let small = self.spot.small[usize::from(class.get())];
+        if let Some(huge) = small {
+            if let Some(row) = lower.take_row(huge, order) {
+                self.serve(row, class);
+                return true;
+            }
+            if order == Order::BASE
+                && let Some(next) = self.tenant.next_crowded(huge)
+                && self.take_rest(next, class)
+            {
+                self.spot.small[usize::from(class.get())] = Some(next);
+                return true;
+            }
+        }
+        let tenant = self.tenant;
+        let mut spot = self.spot;
+        let found = tenant.search(&mut spot, order, class, true, |huge| {
+            let crowded = order == Order::BASE && lower.entry(huge).is_some_and(|e| e.free() <= CROWDED_FRAMES);
+            if crowded {
+                return self.take_rest(huge, class).then_some(());
+            }
+            lower.take_row(huge, order).map(|row| self.serve(row, class))
         });
-        let Some(row) = row else { return self.alloc_last(order, class) };
+        self.spot = spot;
+        found.is_some()
+    }
+
+    fn take_rest(&mut self, huge: HugeId, class: Class) -> bool {
+        let mut rest = [0; ROWS];
+        let Some(evicted) = self.tenant.lower.take_rest(huge, &mut rest) else { return false };
+        self.rest = rest;
+        self.rest_rows = rest.iter().enumerate().fold(0, |rows, (i, bits)| rows | u8::from(*bits != 0) << i);
+        // An empty row in the right place, so that `next_rest` knows the huge frame.
+        self.row = TakenRow { first: huge.first_frame(), bits: 0, evicted };
+        self.class = class;
+        self.next_rest();
+        true
+    }
+
+    /// Serves from the next row of the rest.
+    fn next_rest(&mut self) {
+        let index = self.rest_rows.trailing_zeros() as usize;
+        let Some(bits) = self.rest.get_mut(index).map(core::mem::take) else { return };
+        self.rest_rows &= self.rest_rows - 1;
+        let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
+        let row = TakenRow { first: FrameId(base + 64 * index as u64), bits, evicted: self.row.evicted };
+        self.serve(row, self.class);
+    }
+
+    fn serve(&mut self, row: TakenRow, class: Class) {
         self.row = row;
         self.class = class;
         if self.row.first == self.freed.first {
             // Both halves of one row: a frame must not be in two registers.
             self.row.bits |= core::mem::replace(&mut self.freed, EMPTY_ROW).bits;
         }
-        self.pop_row(order)
+    }
+
+    fn rest_has(&self, frame: FrameId, mask: u64) -> bool {
+        let huge = |frame: u64| frame / Order::HUGE.frames();
+        huge(frame.0) == huge(self.row.first.0) && self.rest[frame.offset_in_huge() / 64] & mask != 0
     }
 
     /// Nothing is left outside: what we hold ourselves may still do.
     fn alloc_last(&mut self, order: Order, class: Class) -> Option<Taken> {
-        if self.row.bits == 0 && self.freed.bits == 0 {
+        if self.row.bits == 0 && self.freed.bits == 0 && self.rest_rows == 0 {
             return None;
         }
         self.drain();
@@ -175,40 +256,65 @@ impl<'a> Cpu<'a> {
         true
     }
 
+    #[inline(never)]
     fn free_large(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError> {
         if order < Order::HUGE && self.holds_part_of(frame, order) {
             return Err(FreeError::NotAllocated(frame, order));
         }
         let after = self.tenant.lower.give(frame, order)?;
         self.tenant.note_free(frame, after);
-        if order.is_huge() && !after.is_evicted() {
-            // The next huge block may as well be this one: it is warm.
-            self.spot.huge = HugeId((frame.0 / Order::HUGE.frames()) as u32);
+        Ok(())
+    }
+
+    #[inline]
+    fn free_huge(&mut self, frame: FrameId) -> Result<(), FreeError> {
+        let huge = frame.huge().filter(|_| frame.is_aligned(Order::HUGE));
+        let Some((huge, after)) = huge.and_then(|huge| Some((huge, self.tenant.lower.give_one_huge(huge)?))) else {
+            return self.refuse(frame, Order::HUGE);
+        };
+        self.tenant.note_free(frame, after);
+        if !after.is_evicted() {
+            self.spot.freed = Some(huge);
         }
         Ok(())
     }
 
-    /// Whether one of our rows lies in a block: then the block is not the caller's to free.
+    /// Whether a frame that we hold lies in a block: then the block is not the caller's to free.
     fn holds_part_of(&self, frame: FrameId, order: Order) -> bool {
-        let inside = |row: &TakenRow| row.bits != 0 && row.first.0 & !(order.frames() - 1) == frame.0;
-        inside(&self.row) || inside(&self.freed)
+        let inside = |first: u64, bits: u64| bits != 0 && first & !(order.frames() - 1) == frame.0;
+        let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
+        let mut rest = self.rest.iter().enumerate();
+        inside(self.row.first.0, self.row.bits)
+            || inside(self.freed.first.0, self.freed.bits)
+            || rest.any(|(i, bits)| inside(base + 64 * i as u64, *bits))
     }
 
+    /// What is wrong with a block that was not freed.
     #[cold]
+    #[inline(never)]
     fn refuse(&self, frame: FrameId, order: Order) -> Result<(), FreeError> {
         let frames = u64::from(self.tenant.huge_frames()) * Order::HUGE.frames();
-        let fits = frame.0.checked_add(order.frames()).is_some_and(|end| end <= frames);
-        Err(if fits { FreeError::NotAllocated(frame, order) } else { FreeError::OutOfRange(frame, order) })
+        if frame.0.checked_add(order.frames()).is_none_or(|end| end > frames) {
+            return Err(FreeError::OutOfRange(frame, order));
+        }
+        if !frame.is_aligned(order) {
+            return Err(FreeError::Misaligned(frame, order));
+        }
+        Err(FreeError::NotAllocated(frame, order))
     }
 
-    fn flush_freed(&mut self) {
-        let row = core::mem::replace(&mut self.freed, EMPTY_ROW);
+    /// Gives the freed row back and begins another.
+    #[inline(never)]
+    fn flush_freed(&mut self, first: u64) {
+        let next = TakenRow { first: FrameId(first), bits: 0, evicted: true };
+        let row = core::mem::replace(&mut self.freed, next);
         self.give(row);
     }
 
+    #[inline]
     fn give(&self, row: TakenRow) {
         if row.bits != 0
-            && let Ok(after) = self.tenant.lower.give_row(row.first, row.bits)
+            && let Some(after) = self.tenant.lower.give_row(row.first, row.bits)
         {
             self.tenant.note_free(row.first, after);
         }

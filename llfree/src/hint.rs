@@ -1,16 +1,17 @@
 //! [`Trees`]: where to look, never what is true.
 //!
 //! A tree is [`HUGE_PER_TREE`] huge frames. One 16-bit word says roughly what is free in it and
-//! what it is for, and three bitmaps repeat, one bit a tree, which trees promise what a search may
+//! what it is for, and five bitmaps repeat, one bit a tree, which trees promise what a search may
 //! be after; so a search looks at 64 trees with one load. All of it is the tenant's own, anybody
 //! may find it stale (the host takes and returns frames without touching it), and it is recounted
 //! from the entries rather than adjusted, so no error stays.
 //!
 //! ```text
-//!  15    14..12   11         10        9..5             4..0
-//! +----+--------+----------+---------+----------------+-----------+
-//! | 0  | class  | reserved | partial | installed free | free huge |
-//! +----+--------+----------+---------+----------------+-----------+
+//!  15         14..12   11..10   9..5             4..0
+//! +----------+--------+--------+----------------+-----------+
+//! | reserved | class  | room   | installed free | free huge |
+//! +----------+--------+--------+----------------+-----------+
+//! room: 0 no huge frame in use has any, 1 sparse, 2 mixed, 3 crowded
 //! ```
 //!
 //! Why 16 huge frames: 32 MiB a tree let a CPU fill small blocks for long without a search, its
@@ -18,8 +19,8 @@
 
 use crate::class::Class;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
-use shared_layout::HugeEntry;
 use shared_layout::header::HUGE_PER_TREE;
+use shared_layout::{FRAMES_PER_HUGE, HugeEntry};
 
 /// What was free in a tree when somebody last counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,73 +28,112 @@ pub(crate) struct TreeHint(u16);
 
 const COUNT_MASK: u16 = 0x1f;
 const INSTALLED_SHIFT: u16 = 5;
-const PARTIAL: u16 = 1 << 10;
-const RESERVED: u16 = 1 << 11;
+const ROOM_SHIFT: u16 = 10;
+const ROOM_MASK: u16 = 3 << ROOM_SHIFT;
 const CLASS_SHIFT: u16 = 12;
+const CLASS_MASK: u16 = 7 << CLASS_SHIFT;
+const RESERVED: u16 = 1 << 15;
 
 const _: () = assert!(HUGE_PER_TREE as u16 <= COUNT_MASK);
 
-/// What a search is after.
+/// What a search is after: room in huge frames that are in use already, from the fullest trees to
+/// the emptiest (so that what is nearly empty gets a chance to become free), or free huge frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Want {
-    /// A huge frame that is in use already and has room: small blocks stay together.
-    Partial = 0,
+    /// In a tree that is at least 7/8 full.
+    Crowded = 0,
+    /// In a tree that is at least half full.
+    Mixed = 1,
+    /// In any tree.
+    Sparse = 2,
     /// A free huge frame with memory behind it.
-    Installed = 1,
+    Installed = 3,
     /// Any free huge frame.
-    Free = 2,
+    Free = 4,
 }
 
 impl Want {
-    const ALL: [Self; 3] = [Self::Partial, Self::Installed, Self::Free];
+    const ALL: [Self; 5] = [Self::Crowded, Self::Mixed, Self::Sparse, Self::Installed, Self::Free];
 
+    #[inline]
     pub(crate) fn matches(self, entry: HugeEntry) -> bool {
         match self {
-            Self::Partial => !entry.is_huge() && !entry.is_all_free() && entry.free() > 0,
             Self::Installed => entry.is_all_free() && !entry.is_evicted(),
             Self::Free => entry.is_all_free(),
+            Self::Crowded | Self::Mixed | Self::Sparse => entry.has_room(),
         }
+    }
+
+    pub(crate) fn is_partial(self) -> bool {
+        (self as u8) <= Self::Sparse as u8
     }
 }
 
 impl TreeHint {
     /// Counts a tree's entries. A tree that is free as a whole has no class any more.
     pub(crate) fn count(entries: impl Iterator<Item = HugeEntry>, reserved: bool, class: Class) -> Self {
-        let mut hint = if reserved { RESERVED } else { 0 };
-        let (mut huge_frames, mut free) = (0, 0);
+        let (mut huge_frames, mut free, mut installed) = (0u16, 0u16, 0u16);
+        let (mut room, mut used) = (false, 0u32);
         for entry in entries {
             huge_frames += 1;
-            if Want::Partial.matches(entry) {
-                hint |= PARTIAL;
-            } else if Want::Free.matches(entry) {
+            if entry.is_all_free() {
                 free += 1;
-                hint += u16::from(Want::Installed.matches(entry)) << INSTALLED_SHIFT;
+                installed += u16::from(!entry.is_evicted());
+            } else {
+                room |= entry.has_room();
+                used += u32::from(FRAMES_PER_HUGE as u16 - entry.free().min(FRAMES_PER_HUGE as u16));
             }
         }
+        let all = u32::from(huge_frames) * FRAMES_PER_HUGE as u32;
+        let room = match () {
+            () if !room => 0,
+            () if used * 8 >= all * 7 => 3,
+            () if used * 2 >= all => 2,
+            () => 1,
+        };
         let class = if free == huge_frames && !reserved { Class::FREE } else { class };
-        Self(hint + free + (u16::from(class.get()) << CLASS_SHIFT))
+        let class = u16::from(class.get()) << CLASS_SHIFT;
+        let reserved = if reserved { RESERVED } else { 0 };
+        Self(free | installed << INSTALLED_SHIFT | room << ROOM_SHIFT | class | reserved)
     }
 
+    #[inline]
     pub(crate) fn promises(self, want: Want) -> bool {
         match want {
-            Want::Partial => self.0 & PARTIAL != 0,
+            Want::Crowded => self.0 & ROOM_MASK == 3 << ROOM_SHIFT,
+            Want::Mixed => self.0 & ROOM_MASK == 2 << ROOM_SHIFT,
+            Want::Sparse => self.0 & ROOM_MASK == 1 << ROOM_SHIFT,
             Want::Installed => self.0 & (COUNT_MASK << INSTALLED_SHIFT) != 0,
             Want::Free => self.0 & COUNT_MASK != 0,
         }
     }
 
+    /// Some huge frame in use has room.
+    #[inline]
+    pub(crate) fn has_room(self) -> bool {
+        self.0 & ROOM_MASK != 0
+    }
+
     /// A CPU fills this tree with small blocks; others had better look elsewhere.
+    #[inline]
     pub(crate) fn is_reserved(self) -> bool {
         self.0 & RESERVED != 0
     }
 
     /// What the tree is for.
+    #[inline]
     pub(crate) fn class(self) -> Class {
         Class::from_bits(self.0 >> CLASS_SHIFT)
     }
 
-    pub(crate) fn with_partial(self) -> Self {
-        Self(self.0 | PARTIAL)
+    /// The same tree for another class.
+    pub(crate) fn with_class(self, class: Class) -> Self {
+        Self(self.0 & !CLASS_MASK | u16::from(class.get()) << CLASS_SHIFT)
+    }
+
+    /// A tree that was full and no longer is: the first room in it makes it crowded.
+    pub(crate) fn with_room(self) -> Self {
+        Self(self.0 | ROOM_MASK)
     }
 }
 
@@ -188,9 +228,20 @@ mod tests {
         let all = core::iter::repeat_n(HugeEntry::FREE_INSTALLED, HUGE_PER_TREE as usize);
         let hint = TreeHint::count(all.clone(), true, Class::HUGE);
         assert!(hint.promises(Want::Free) && hint.promises(Want::Installed) && hint.is_reserved());
-        assert!(!hint.promises(Want::Partial));
+        assert!(!hint.has_room());
         assert_eq!((hint.0 & COUNT_MASK, hint.class()), (16, Class::HUGE));
         assert_eq!(TreeHint::count(all, false, Class::HUGE).class(), Class::FREE);
+    }
+
+    #[test]
+    fn room_is_ranked_by_how_full_the_tree_is() {
+        let entry = |free| HugeEntry::FREE_INSTALLED.take(512 - free).expect("in range");
+        let of = |frees: [u16; 4]| TreeHint::count(frees.into_iter().map(entry), false, Class::MOVABLE);
+        assert!(of([0, 0, 0, 1]).promises(Want::Crowded));
+        assert!(of([128, 128, 0, 0]).promises(Want::Crowded));
+        assert!(of([129, 128, 0, 0]).promises(Want::Mixed));
+        assert!(of([500, 500, 20, 5]).promises(Want::Sparse));
+        assert!(!of([0; 4]).has_room());
     }
 
     #[test]

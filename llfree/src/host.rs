@@ -124,6 +124,7 @@ impl<'a> Host<'a> {
 
     /// The right to change one frame's memory; `None` if somebody else has it, or beyond the table.
     #[must_use]
+    #[inline]
     pub fn claim(&self, huge: HugeId) -> Option<Claim<'a>> {
         let word = self.residency.get(huge.index())?;
         let state = word.load(Ordering::Relaxed);
@@ -199,6 +200,7 @@ impl<'a> Claim<'a> {
     ///
     /// # Errors
     /// [`Refused`]; the claim is over and nothing changed.
+    #[inline]
     pub fn reclaim(self, how: Reclaim) -> Result<Reclaimed<'a>, Refused> {
         match (how, self.state) {
             (_, Residency::Held) | (Reclaim::Soft, Residency::Evicted) => {
@@ -223,6 +225,7 @@ impl<'a> Claim<'a> {
     ///
     /// # Errors
     /// [`Refused::Residency`] if the frame is not held.
+    #[inline]
     pub fn release(mut self) -> Result<bool, Refused> {
         if self.state != Residency::Held {
             return Err(Refused::Residency(self.state));
@@ -237,6 +240,7 @@ impl<'a> Claim<'a> {
     ///
     /// # Errors
     /// [`Refused::Residency`] if the frame is held.
+    #[inline]
     pub fn install(self) -> Result<Installing<'a>, Refused> {
         match self.state {
             Residency::Held => Err(Refused::Residency(self.state)),
@@ -246,6 +250,7 @@ impl<'a> Claim<'a> {
 }
 
 impl Drop for Claim<'_> {
+    #[inline]
     fn drop(&mut self) {
         // Release: the next claimant sees our entry transition and our change of memory.
         self.word.store(self.state as u8, Ordering::Release);
@@ -271,11 +276,13 @@ impl Reclaimed<'_> {
 
     /// Whether there is memory to discard; an evicted frame costs no system call.
     #[must_use]
+    #[inline]
     pub fn has_memory(&self) -> bool {
         self.claim.state == Residency::Installed
     }
 
     /// The memory is gone (or never was): R follows.
+    #[inline]
     pub fn done(mut self) {
         self.claim.state = match self.how {
             Reclaim::Soft => Residency::Evicted,
@@ -285,6 +292,7 @@ impl Reclaimed<'_> {
 }
 
 impl Drop for Reclaimed<'_> {
+    #[inline]
     fn drop(&mut self) {
         let settled = match self.how {
             Reclaim::Soft => Residency::Evicted,
@@ -318,11 +326,13 @@ impl Installing<'_> {
 
     /// Whether memory must be put behind it first; not so if another vCPU asked before us.
     #[must_use]
+    #[inline]
     pub fn needs_memory(&self) -> bool {
         self.claim.state == Residency::Evicted
     }
 
     /// Zeroed memory is behind the frame: only now may the guest see `evicted` go.
+    #[inline]
     pub fn done(mut self) {
         self.claim.state = Residency::Installed;
         // An entry without `evicted` (another install was first, or the guest wrote it) is fine.

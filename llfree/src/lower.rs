@@ -26,6 +26,7 @@ const ROW_PASSES: usize = 4;
 ///
 /// Acquire: a taker sees what the giver of the frames wrote before. Release: the next taker sees
 /// our bits cleared and our last writes to the frames.
+#[inline]
 pub(crate) fn transition(
     word: &AtomicU16,
     tries: u32,
@@ -85,19 +86,43 @@ impl<'a> Lower<'a> {
         self.entries.get(huge.index()).map(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)))
     }
 
+    /// The entries from `first` on, at most `count`.
+    #[inline]
+    pub(crate) fn entries(&self, first: u32, count: u32) -> impl Iterator<Item = HugeEntry> + use<'a> {
+        let first = (first as usize).min(self.entries.len());
+        let end = (first + count as usize).min(self.entries.len());
+        self.entries[first..end].iter().map(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)))
+    }
+
+    /// Takes a huge frame that `accepts` likes.
+    #[inline]
+    pub(crate) fn take_huge_if(&self, huge: HugeId, accepts: impl Fn(HugeEntry) -> bool) -> Option<Taken> {
+        let step = |e: HugeEntry| if accepts(e) { e.take_huge() } else { None };
+        let old = transition(self.entries.get(huge.index())?, FOREVER, step).ok()?;
+        Some(Taken { frame: huge.first_frame(), evicted: old.is_evicted() })
+    }
+
+    /// Gives a block of order 9 back; `None`, and nothing changed, if there is none.
+    #[inline]
+    pub(crate) fn give_one_huge(&self, huge: HugeId) -> Option<HugeEntry> {
+        let old = transition(self.entries.get(huge.index())?, FOREVER, HugeEntry::give_huge).ok()?;
+        old.give_huge()
+    }
+
     /// Clear bits of a huge frame: what the counter should be when nobody is at work in it.
     pub(crate) fn clear_bits(&self, huge: HugeId) -> u32 {
         self.rows_of(huge).iter().map(|row| row.load(Ordering::Acquire).count_zeros()).sum()
     }
 
-    /// Whether all of a block's bits are set: taken as a small block, not as part of a huge one.
-    pub(crate) fn is_taken(&self, frame: FrameId, order: Order) -> bool {
-        let Some(huge) = frame.huge() else { return false };
-        let mask = run_mask(order) << (frame.offset_in_huge() % ROW_FRAMES);
+    /// Whether all bits of a block of at most a row are set: taken as a small block, not as part
+    /// of a huge one. False beyond the table.
+    #[inline]
+    pub(crate) fn is_taken(&self, frame: FrameId, mask: u64) -> bool {
         // Relaxed: the caller frees a block it owns, so the bits were set before, by itself or by
         // whoever handed the block over.
-        let rows = self.block_rows(huge, frame.offset_in_huge(), order);
-        !rows.is_empty() && rows.iter().all(|row| row.load(Ordering::Relaxed) & mask == mask)
+        self.rows
+            .get((frame.0 / ROW_FRAMES as u64) as usize)
+            .is_some_and(|row| row.load(Ordering::Relaxed) & mask == mask)
     }
 
     fn rows_of(&self, huge: HugeId) -> &'a [AtomicU64] {
@@ -170,12 +195,13 @@ impl<'a> Lower<'a> {
         let word = self.entries.get(huge.index())?;
         let rows = self.rows_of(huge);
         for _ in 0..ROW_PASSES {
+            HugeEntry::from_bits(word.load(Ordering::Relaxed)).take_order(order)?;
             for (index, row) in rows.iter().enumerate() {
                 let used = row.load(Ordering::Relaxed);
                 if free_run(used, order).is_none() {
                     continue;
                 }
-                let free = used.count_zeros() as u16;
+                let free = ones(!used) as u16;
                 // Fewer in the counter than clear in the row: others are about to set bits here.
                 let Ok(old) = transition(word, FOREVER, |e| e.take(free)) else { continue };
                 if row.compare_exchange(used, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
@@ -184,21 +210,58 @@ impl<'a> Lower<'a> {
                 }
                 let _ = transition(word, FOREVER, |e| e.give(free));
             }
-            HugeEntry::from_bits(word.load(Ordering::Relaxed)).take_order(order)?;
         }
         None
     }
 
-    /// Gives `bits` of a row back that [`Lower::take_row`] took.
-    pub(crate) fn give_row(&self, first: FrameId, bits: u64) -> Result<HugeEntry, FreeError> {
-        let out_of_range = FreeError::OutOfRange(first, Order::ROW);
-        let huge = first.huge().ok_or(out_of_range)?;
-        let row = self.rows_of(huge).get(first.offset_in_huge() / ROW_FRAMES).ok_or(out_of_range)?;
-        let frames = bits.count_ones() as u16;
+    /// Takes all free frames of a huge frame that has at most a row's worth of them: `rows` gets
+    /// the bits of each row. Returns whether there were any, and the entry's `evicted`.
+    pub(crate) fn take_rest(&self, huge: HugeId, rows: &mut [u64; ROWS]) -> Option<bool> {
+        let word = self.entries.get(huge.index())?;
+        let all = |e: HugeEntry| if e.free() <= ROW_FRAMES as u16 { e.take(e.free()) } else { None };
+        let old = transition(word, FOREVER, all).ok()?;
+        let mut budget = u32::from(old.free());
+        for _ in 0..ROW_PASSES {
+            for (row, taken) in self.rows_of(huge).iter().zip(rows.iter_mut()) {
+                let mut used = row.load(Ordering::Relaxed);
+                while used != u64::MAX && budget > 0 {
+                    // Others may be about to set bits here that are not in our budget: leave
+                    // them as many as they need, which ones is all the same.
+                    let mut bits = !used;
+                    let mut count = ones(bits);
+                    while count > budget {
+                        bits &= bits - 1;
+                        count -= 1;
+                    }
+                    match row.compare_exchange(used, used | bits, Ordering::AcqRel, Ordering::Relaxed) {
+                        Ok(_) => {
+                            *taken |= bits;
+                            budget -= count;
+                            break;
+                        }
+                        Err(seen) => used = seen,
+                    }
+                }
+            }
+            if budget == 0 {
+                return Some(old.is_evicted());
+            }
+        }
+        // Takers and givers moved free bits past us each time: the rest of the budget goes back.
+        let _ = transition(word, FOREVER, |e| e.give(budget as u16));
+        (budget < u32::from(old.free())).then_some(old.is_evicted())
+    }
+
+    /// Gives `bits` of a row back that [`Lower::take_row`] took; returns the entry afterwards. `None`
+    /// if somebody broke the entry: then the frames are lost rather than owned twice.
+    #[inline]
+    pub(crate) fn give_row(&self, first: FrameId, bits: u64) -> Option<HugeEntry> {
+        let word = self.entries.get((first.0 / Order::HUGE.frames()) as usize)?;
+        let row = self.rows.get((first.0 / ROW_FRAMES as u64) as usize)?;
+        let frames = ones(bits) as u16;
         row.fetch_and(!bits, Ordering::AcqRel);
-        let old = transition(&self.entries[huge.index()], FOREVER, |e| e.give(frames))
-            .map_err(|_| FreeError::Corrupt(huge))?;
-        old.give(frames).ok_or(FreeError::Corrupt(huge))
+        let old = transition(word, FOREVER, |e| e.give(frames)).ok()?;
+        old.give(frames)
     }
 
     fn take_huge(&self, huge: HugeId, order: Order) -> Option<Taken> {
@@ -224,8 +287,7 @@ impl<'a> Lower<'a> {
 
     fn give_huge(&self, huge: HugeId, order: Order) -> Option<HugeEntry> {
         if order == Order::HUGE {
-            let old = transition(&self.entries[huge.index()], FOREVER, HugeEntry::give_huge).ok()?;
-            return old.give_huge();
+            return self.give_one_huge(huge);
         }
         let words = &self.entries[huge.index()..huge.index() + order.huge_frames() as usize];
         // Look at all halves first: a wrong order must change nothing.
@@ -337,6 +399,19 @@ enum Fault {
     Alignment,
 }
 
+/// Set bits, quickly for none, few or all: x86-64 has no instruction for it that can be relied on.
+#[inline]
+fn ones(bits: u64) -> u32 {
+    let mut rest = bits;
+    for count in 0..4 {
+        if rest == 0 {
+            return count;
+        }
+        rest &= rest - 1;
+    }
+    if bits == u64::MAX { 64 } else { bits.count_ones() }
+}
+
 /// Whole rows that a block below order 9 covers: 1 up to order 6, then 2 and 4.
 const fn rows_per_block(order: Order) -> usize {
     if order.get() > Order::ROW.get() { 1 << (order.get() - Order::ROW.get()) } else { 1 }
@@ -352,6 +427,7 @@ fn fits(rows: &[AtomicU64], order: Order) -> bool {
 }
 
 /// Position of the lowest aligned run of clear bits for a block of `order`, up to a whole row.
+#[inline]
 pub(crate) fn free_run(used: u64, order: Order) -> Option<u32> {
     // Bit i survives round k if the 2^(k+1) bits from i on are clear.
     const ALIGNED: [u64; 7] = [

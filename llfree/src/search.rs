@@ -14,19 +14,26 @@ use crate::tenant::{Tenant, tree_of};
 use shared_layout::header::HUGE_PER_TREE;
 use shared_layout::{HugeEntry, HugeId, Order};
 
-/// Trees with room in used frames that a search tries before it opens a fresh huge frame:
-/// with memory badly fragmented for an order, each such tree costs a look at all its rows.
+/// Trees with room in used frames that a search tries in each step before it goes on: with memory
+/// badly fragmented for an order, each such tree costs a look at all its rows.
 const PARTIAL_TREES: u32 = 8;
 
+/// A huge frame with no more free frames than this is emptied in one go.
+pub(crate) const CROWDED_FRAMES: u16 = 64;
+
 /// What to try, in this order: a want, and the worst rank that a tree may have for it.
-const SMALL_STEPS: [(Want, Rank); 9] = [
-    (Want::Partial, Rank::Match),
+const SMALL_STEPS: [(Want, Rank); 13] = [
+    (Want::Crowded, Rank::Match),
+    (Want::Mixed, Rank::Match),
+    (Want::Sparse, Rank::Match),
     (Want::Installed, Rank::Fresh),
     (Want::Free, Rank::Fresh),
-    (Want::Partial, Rank::Demote),
+    (Want::Crowded, Rank::Demote),
     (Want::Installed, Rank::Demote),
     (Want::Free, Rank::Demote),
-    (Want::Partial, Rank::Steal),
+    (Want::Crowded, Rank::Steal),
+    (Want::Mixed, Rank::Steal),
+    (Want::Sparse, Rank::Steal),
     (Want::Installed, Rank::Steal),
     (Want::Free, Rank::Steal),
 ];
@@ -44,8 +51,10 @@ const HUGE_STEPS: [(Want, Rank); 6] = [
 pub(crate) struct Spot {
     /// For each class, the huge frame that small blocks come from.
     pub(crate) small: [Option<HugeId>; CLASSES],
-    /// Where to look for the next huge frame, in the tree of the last one.
+    /// Where to look for the next huge frame.
     pub(crate) huge: HugeId,
+    /// A huge frame with memory behind it that was freed just now: it is warm.
+    pub(crate) freed: Option<HugeId>,
     /// No free huge frame with memory behind it was found lately: evicted ones will do.
     pub(crate) any: bool,
     /// `return_epoch` when the hints were last believed.
@@ -56,7 +65,7 @@ const NONE: u32 = u32::MAX;
 const ANY: u64 = 1 << 63;
 
 impl Spot {
-    pub(crate) const START: Self = Self { small: [None; CLASSES], huge: HugeId(0), any: false, epoch: 0 };
+    pub(crate) const START: Self = Self { small: [None; CLASSES], huge: HugeId(0), freed: None, any: false, epoch: 0 };
 
     /// The spot of callers without a handle, in one word: they share one class of small blocks.
     pub(crate) fn pack(&self) -> u64 {
@@ -76,6 +85,15 @@ impl Spot {
 }
 
 impl Tenant<'_> {
+    /// The next huge frame in use with little room, behind the last one of its tree: while a tree is
+    /// crowded its huge frames are much alike, and going through them in order saves the search.
+    pub(crate) fn next_crowded(&self, last: HugeId) -> Option<HugeId> {
+        let end = (tree_of(last) + 1) * HUGE_PER_TREE;
+        let first = last.0 + 1;
+        let near = |e: HugeEntry| e.has_room() && e.free() <= CROWDED_FRAMES;
+        self.lower.entries(first, end - first).position(near).map(|i| HugeId(first + i as u32))
+    }
+
     /// Takes a block of `order`, the spot first. With `reserve`, the trees that small blocks come
     /// from are marked as this spot's own.
     pub(crate) fn take(&self, spot: &mut Spot, order: Order, class: Class, reserve: bool) -> Option<Taken> {
@@ -87,23 +105,65 @@ impl Tenant<'_> {
         near.or_else(|| self.search(spot, order, class, reserve, |huge| self.lower.take(huge, order)))
     }
 
-    /// The next huge frames of the tree that the last one came from.
-    fn take_near(&self, spot: &mut Spot, order: Order) -> Option<Taken> {
-        // The first frame of a tree means that the last tree is used up: that is for a search.
-        let want = if spot.any { Want::Free } else { Want::Installed };
-        while !spot.huge.0.is_multiple_of(HUGE_PER_TREE) {
-            let huge = spot.huge;
-            let entry = self.lower.entry(huge)?;
-            spot.huge = HugeId(huge.0 + 1);
-            if want.matches(entry)
-                && huge.first_frame().is_aligned(order)
-                && let Some(taken) = self.lower.take(huge, order)
-            {
-                spot.huge = HugeId(huge.0 + order.huge_frames());
-                return Some(taken);
+    /// A huge frame for order 9 in the obvious place: freed just now, or next to the last one.
+    #[inline]
+    pub(crate) fn take_next(&self, spot: &mut Spot) -> Option<Taken> {
+        if let Some(freed) = spot.freed.take() {
+            let taken = self.lower.take_huge_if(freed, |e| Want::Installed.matches(e));
+            if taken.is_some() {
+                return taken;
             }
         }
+        let (huge, any) = (spot.huge, spot.any);
+        // The first frame of a tree: is the tree one for us? That is for `take_near`.
+        if huge.0.is_multiple_of(HUGE_PER_TREE) {
+            return None;
+        }
+        spot.huge = HugeId(huge.0 + 1);
+        self.lower.take_huge_if(huge, |e| any || !e.is_evicted())
+    }
+
+    /// The next huge frames behind the last one, and those of the next tree if it will do as well.
+    fn take_near(&self, spot: &mut Spot, order: Order) -> Option<Taken> {
+        let want = if spot.any { Want::Free } else { Want::Installed };
+        let step = order.huge_frames();
+        let mut at = spot.huge.0.next_multiple_of(step);
+        // Two trees at most: what is left of one, and the one behind it.
+        for _ in 0..2 {
+            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(at / HUGE_PER_TREE, want) {
+                break;
+            }
+            let end = (at / HUGE_PER_TREE + 1) * HUGE_PER_TREE;
+            while at < end {
+                let huge = HugeId(at);
+                at += step;
+                let taken = if order == Order::HUGE {
+                    self.lower.take_huge_if(huge, |e| want.matches(e))
+                } else {
+                    self.lower.entry(huge).filter(|e| want.matches(*e)).and_then(|_| self.lower.take(huge, order))
+                };
+                if taken.is_some() {
+                    spot.huge = HugeId(at);
+                    return taken;
+                }
+            }
+        }
+        spot.huge = HugeId(at);
         None
+    }
+
+    /// Whether a tree may be used for huge frames without a search; it takes on their class.
+    fn enter(&self, tree: u32, want: Want) -> bool {
+        if let Some(left) = tree.checked_sub(1) {
+            self.recount_tree(left);
+        }
+        let hint = self.trees.get(tree);
+        let good =
+            hint.promises(want) && !hint.is_reserved() && self.policy.rank(Class::HUGE, hint.class()) <= Rank::Fresh;
+        if good && hint.class() != Class::HUGE {
+            self.trees.set(tree, hint.with_class(Class::HUGE));
+        }
+        good
     }
 
     /// The slow path: another huge frame, for `grab` to take from.
@@ -139,9 +199,9 @@ impl Tenant<'_> {
     ) -> Option<T> {
         let steps: &[(Want, Rank)] = if order.is_huge() { &HUGE_STEPS } else { &SMALL_STEPS };
         let own = spot.small[usize::from(class.get())].map(tree_of);
-        let home = if order.is_huge() { tree_of(HugeId(spot.huge.0.saturating_sub(1))) } else { own.unwrap_or(0) };
+        let home = if order.is_huge() { tree_of(spot.huge) } else { own.unwrap_or(0) };
         for &(want, worst) in steps {
-            let mut patience = if want == Want::Partial && !thorough { PARTIAL_TREES } else { u32::MAX };
+            let mut patience = if want.is_partial() && !thorough { PARTIAL_TREES } else { u32::MAX };
             for tree in self.trees.listed(want, home) {
                 let mut hint = self.trees.get(tree);
                 if hint.is_reserved() && own != Some(tree) && !thorough {
@@ -150,10 +210,13 @@ impl Tenant<'_> {
                 if self.policy.rank(class, hint.class()) > worst {
                     continue;
                 }
-                if self.policy.rank(class, hint.class()) > Rank::Fresh {
-                    // Its last block may be gone, and with it the class.
+                if want.is_partial() || self.policy.rank(class, hint.class()) > Rank::Fresh {
+                    // It may have become emptier, or its last block be gone and with it the class.
                     self.recount_tree(tree);
                     hint = self.trees.get(tree);
+                    if !hint.promises(want) {
+                        continue;
+                    }
                 }
                 if let Some((huge, found)) = self.search_tree(tree, order, want, grab) {
                     let rank = self.policy.rank(class, hint.class());
@@ -170,7 +233,7 @@ impl Tenant<'_> {
         None
     }
 
-    /// Tries every fitting huge frame of a tree, the fullest first; recounts a tree that has none.
+    /// Tries the fitting huge frames of a tree, the fullest first; recounts a tree that has none.
     fn search_tree<T>(
         &self,
         tree: u32,
@@ -178,29 +241,35 @@ impl Tenant<'_> {
         want: Want,
         grab: &mut impl FnMut(HugeId) -> Option<T>,
     ) -> Option<(HugeId, T)> {
-        let fits = |huge: HugeId, entry: HugeEntry| {
-            want.matches(entry)
-                && huge.first_frame().is_aligned(order)
-                && (order.is_huge() || u64::from(entry.free()) >= order.frames())
-        };
-        let mut at_least = 0;
+        let first = tree * HUGE_PER_TREE;
+        let step = order.huge_frames() as usize;
+        let need = if order.is_huge() { 0 } else { order.frames() as u16 };
+        // Blocks of order 9 and 10 fit any frame that matches; of the others, try the fullest.
+        let mut tried = 0u32;
         loop {
-            // The fullest that was not tried yet: (free, position) grows from round to round.
-            let best = self
-                .huge_in(tree)
-                .filter_map(|huge| Some((huge, self.lower.entry(huge)?)))
-                .filter(|(huge, entry)| fits(*huge, *entry))
-                .map(|(huge, entry)| (u64::from(entry.free()) << 32 | u64::from(huge.0), huge))
-                .filter(|(key, _)| *key >= at_least)
-                .min();
-            let Some((key, huge)) = best else {
+            let mut best = None;
+            for (i, entry) in self.lower.entries(first, HUGE_PER_TREE).enumerate().step_by(step) {
+                let free = entry.free();
+                if want.matches(entry)
+                    && free >= need
+                    && tried & 1 << i == 0
+                    && best.is_none_or(|(_, least)| free < least)
+                {
+                    best = Some((i, free));
+                    if !want.is_partial() {
+                        break;
+                    }
+                }
+            }
+            let Some((i, _)) = best else {
                 self.recount_tree(tree);
                 return None;
             };
+            let huge = HugeId(first + i as u32);
             if let Some(found) = grab(huge) {
                 return Some((huge, found));
             }
-            at_least = key + 1;
+            tried |= 1 << i;
         }
     }
 
@@ -222,6 +291,10 @@ impl Tenant<'_> {
             spot.any = want == Want::Free;
             let reserved = self.trees.get(tree).is_reserved();
             self.recount_tree_as(tree, reserved, tree_class);
+            if !self.trees.get(tree).promises(want) {
+                // That was the last one here.
+                spot.huge = HugeId((tree + 1) * HUGE_PER_TREE);
+            }
             return;
         }
         let old = spot.small[usize::from(class.get())].replace(huge).map(tree_of);

@@ -274,22 +274,18 @@ impl<'a> Tenant<'a> {
     }
 
     pub(crate) fn recount_tree_as(&self, tree: u32, reserved: bool, class: Class) {
-        let entries = self.huge_in(tree).filter_map(|huge| self.lower.entry(huge));
-        self.trees.set(tree, TreeHint::count(entries, reserved, class));
-    }
-
-    pub(crate) fn huge_in(&self, tree: u32) -> impl Iterator<Item = HugeId> + use<> {
-        let first = tree * HUGE_PER_TREE;
-        (first..(first + HUGE_PER_TREE).min(self.huge_frames())).map(HugeId)
+        let hint = TreeHint::count(self.lower.entries(tree * HUGE_PER_TREE, HUGE_PER_TREE), reserved, class);
+        self.trees.set(tree, hint);
     }
 
     /// Frames came free in a huge frame: is its tree listed for it?
+    #[inline]
     pub(crate) fn note_free(&self, frame: FrameId, after: HugeEntry) {
         let Some(tree) = frame.huge().map(tree_of) else { return };
         let hint = self.trees.get(tree);
-        if !after.is_all_free() {
-            if !hint.promises(Want::Partial) {
-                self.trees.set(tree, hint.with_partial());
+        if after.has_room() {
+            if !hint.has_room() {
+                self.trees.set(tree, hint.with_room());
             }
         } else if !hint.promises(Want::Free) || !(after.is_evicted() || hint.promises(Want::Installed)) {
             self.recount_tree(tree);
@@ -297,6 +293,7 @@ impl<'a> Tenant<'a> {
     }
 }
 
+#[inline]
 pub(crate) const fn tree_of(huge: HugeId) -> u32 {
     huge.0 / HUGE_PER_TREE
 }

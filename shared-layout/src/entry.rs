@@ -90,26 +90,27 @@ impl HugeEntry {
         self.0 & !EVICTED == ALL_FREE
     }
 
+    /// Some base frames are in use, and others the guest may take.
+    #[must_use]
+    pub const fn has_room(self) -> bool {
+        self.is_small() && self.free() > 0 && self.free() < ALL_FREE
+    }
+
+    /// Base frames are given out one by one here: neither held nor huge, and valid.
+    const fn is_small(self) -> bool {
+        self.0 & (HELD | HUGE | RESERVED) == 0 && self.free() <= ALL_FREE
+    }
+
     /// Guest: take `frames` base frames (1..=511 or a whole row), keeping `evicted`.
     #[must_use]
     pub const fn take(self, frames: u16) -> Option<Self> {
-        if self.is_valid() && !self.is_huge() && !self.is_held() && frames > 0 && self.free() >= frames {
-            Some(Self(self.0 - frames))
-        } else {
-            None
-        }
+        if self.is_small() && frames > 0 && self.free() >= frames { Some(Self(self.0 - frames)) } else { None }
     }
 
     /// Guest: give `frames` base frames back.
     #[must_use]
     pub const fn give(self, frames: u16) -> Option<Self> {
-        if self.is_valid()
-            && !self.is_huge()
-            && !self.is_held()
-            && frames > 0
-            && frames <= ALL_FREE
-            && self.free() + frames <= ALL_FREE
-        {
+        if self.is_small() && frames > 0 && frames <= ALL_FREE && self.free() + frames <= ALL_FREE {
             Some(Self(self.0 + frames))
         } else {
             None
@@ -125,7 +126,7 @@ impl HugeEntry {
     /// Guest: give a block of order 9 back.
     #[must_use]
     pub const fn give_huge(self) -> Option<Self> {
-        if self.is_valid() && self.is_huge() { Some(Self((self.0 & EVICTED) | ALL_FREE)) } else { None }
+        if self.0 & !EVICTED == HUGE { Some(Self((self.0 & EVICTED) | ALL_FREE)) } else { None }
     }
 
     /// Host, soft reclaim: a free frame loses its memory and stays free.

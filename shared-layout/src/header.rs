@@ -104,10 +104,10 @@ pub const MAX_HUGE_FRAMES: u32 = 1 << 25;
 /// The most vCPUs one table describes.
 pub const MAX_VCPUS: u32 = 1024;
 
-/// 64-bit words at the start of the tenant area: three bitmaps of one bit a tree, and a cursor.
+/// 64-bit words at the start of the tenant area: five bitmaps of one bit a tree, and a cursor.
 #[must_use]
 pub const fn tenant_words(huge_frames: u32) -> u64 {
-    3 * huge_frames.div_ceil(HUGE_PER_TREE).div_ceil(64) as u64 + 1
+    5 * huge_frames.div_ceil(HUGE_PER_TREE).div_ceil(64) as u64 + 1
 }
 
 /// Offsets of the parts of a shared region, computed from its geometry by both sides.
@@ -251,7 +251,7 @@ mod tests {
             0x00, 0x20, 0, 0, 0, 0, 0, 0,
             0x00, 0x60, 0, 0, 0, 0, 0, 0,
             0x00, 0x60, 8, 0, 0, 0, 0, 0,
-            0xc8, 0x04, 0, 0, 0, 0, 0, 0,
+            0x48, 0x05, 0, 0, 0, 0, 0, 0,
             0x00, 0x70, 8, 0, 0, 0, 0, 0,
             0, 0, 0, 0x10, 4, 0, 0, 0,
             0, 0, 0, 0, 0, 0, 0, 0,
