@@ -12,7 +12,6 @@ use crate::control::server::{ControlServer, Limits};
 use crate::control::socket::{self, SocketError};
 use crate::doorbell::GuestEnd;
 use crate::service::{self, Service};
-use crate::units::Bytes;
 use crate::vm::{LaunchError, Vm, VmConfig, VmError};
 use crate::workload::{Step, Workload};
 use crate::{kernel_stats, render};
@@ -22,8 +21,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -31,6 +29,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// How long the loop goes on after the VM stopped, so that the last replies get out.
 const LAST_REPLIES: Duration = Duration::from_millis(20);
+
+/// How long a clean end may take before one more signal ends the process hard. What sends a signal
+/// often sends it twice: a terminal that closes, a service manager.
+const HARD_END: Duration = Duration::from_secs(3);
 
 /// Why a launch failed, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +130,7 @@ impl<F: AsRawFd> MutEventSubscriber for StopOn<F> {
 struct Up<'a> {
     event: &'static str,
     name: &'a str,
-    socket: &'a Path,
+    socket: &'a str,
     pid: u32,
     memory_bytes: u64,
     cpus: u32,
@@ -149,14 +151,15 @@ struct WorkloadStep<'a> {
 /// [`RunError`]; the socket is gone then, and so is the VM.
 pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8, RunError> {
     let memory = args.mem.unwrap_or_default();
+    let host = |step| move |source| RunError::Host { step, source };
+    let stop = StopCell::default();
+    // Before there is a file that an early signal could leave behind.
+    let (signals, second_is_hard) = watch_signals(&stop).map_err(host("watch for signals"))?;
     let claim = match (&global.socket, &global.name) {
         (Some(path), _) => socket::Claim::at_path(path)?,
         (None, Some(name)) => socket::Claim::by_name(&socket::runtime_dir()?, name)?,
         (None, None) => socket::Claim::first_free(&socket::runtime_dir()?)?,
     };
-    let host = |step| move |source| RunError::Host { step, source };
-    let stop = StopCell::default();
-    let signals = watch_signals(&stop).map_err(host("watch for signals"))?;
 
     let config = VmConfig { memory, cpus: args.cpus(), backing: args.backing(), kernel: args.kernel.clone() };
     warn_about_huge_pages(&config);
@@ -184,10 +187,10 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         ControlServer::new(claim.listener()?, Limits::default(), dispatch).map_err(host("serve the control socket"))?;
     let server = manager.add_subscriber(Box::new(server));
 
-    announce(&vm, &claim, output).map_err(RunError::Output)?;
+    let first_words = announcement(&vm, &claim, output.json);
     let workload = args.workload.clone().unwrap_or_default();
-    let workload =
-        start_workload(vm.clone(), workload, done_for_thread, output.json).map_err(host("start a thread"))?;
+    let workload = start_workload(vm.clone(), first_words, workload, done_for_thread, output.json)
+        .map_err(host("start a thread"))?;
 
     let reason = loop {
         if let Some(reason) = stop.get() {
@@ -199,7 +202,13 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
             Err(error) => return Err(broken(error)),
         }
     };
-    log::info!("stopping: {reason:?}");
+    std::thread::Builder::new()
+        .name("hard-end".to_owned())
+        .spawn(move || {
+            std::thread::sleep(HARD_END);
+            second_is_hard.store(true, Ordering::Relaxed);
+        })
+        .map_err(host("start a thread"))?;
     // vCPUs first: then requests at work find out that nobody will answer them.
     vm.stop();
     // A workload that still prints into a pipe that nobody reads must not keep the VM from ending.
@@ -210,6 +219,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     // The socket's files go before its clients hear of the end: whoever waits for it finds it gone.
     drop(claim);
     drop(manager.remove_subscriber(server));
+    log::info!("stopped: {reason:?}");
     match reason {
         Stop::GuestEnded => match vm.ended() {
             Some(GuestEnd::Exited(0)) | None => worked,
@@ -221,17 +231,17 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     }
 }
 
-/// SIGTERM, SIGINT and SIGHUP end the VM cleanly; a second one while that takes long ends it hard.
-fn watch_signals(stop: &StopCell) -> io::Result<Vec<StopOn<UnixStream>>> {
-    let armed = Arc::new(AtomicBool::new(false));
+/// SIGTERM, SIGINT and SIGHUP end the VM cleanly. Once the flag is set, one more ends it hard.
+fn watch_signals(stop: &StopCell) -> io::Result<(Vec<StopOn<UnixStream>>, Arc<AtomicBool>)> {
+    let second_is_hard = Arc::new(AtomicBool::new(false));
     let watch = |signal| {
-        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), armed.clone())?;
-        signal_hook::flag::register(signal, armed.clone())?;
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), second_is_hard.clone())?;
         let (read, write) = UnixStream::pair()?;
         signal_hook::low_level::pipe::register(signal, write)?;
         Ok(StopOn { source: read, reason: Stop::Signal(signal), cell: stop.clone() })
     };
-    [SIGTERM, SIGINT, SIGHUP].into_iter().map(watch).collect()
+    let signals = [SIGTERM, SIGINT, SIGHUP].into_iter().map(watch).collect::<io::Result<_>>()?;
+    Ok((signals, second_is_hard))
 }
 
 fn warn_about_huge_pages(config: &VmConfig) {
@@ -245,44 +255,48 @@ fn warn_about_huge_pages(config: &VmConfig) {
     }
 }
 
-fn announce(vm: &Vm, claim: &socket::Claim, output: &mut Output) -> io::Result<()> {
+/// What says that the VM is up.
+fn announcement(vm: &Vm, claim: &socket::Claim, json: bool) -> String {
     let config = vm.config();
-    if output.json {
+    if json {
         let up = Up {
             event: "up",
             name: claim.name(),
-            socket: claim.path(),
+            socket: &claim.path().to_string_lossy(),
             pid: std::process::id(),
             memory_bytes: config.memory.0,
             cpus: config.cpus,
             backing: config.backing.name(),
         };
-        writeln!(output.to, "{}", serde_json::to_string(&up)?)?;
-    } else {
-        let Bytes(bytes) = config.memory;
-        let plural = if config.cpus == 1 { "" } else { "s" };
-        writeln!(
-            output.to,
-            "{} is up: {} of memory, {} vCPU{plural}; control socket {}\n\
-             stop it with Ctrl-C, or with 'llfree-vmm stop' in another terminal",
-            claim.name(),
-            Bytes(bytes),
-            config.cpus,
-            claim.path().display()
-        )?;
+        // Plain data with string keys, which always serializes.
+        return serde_json::to_string(&up).expect("plain data serializes") + "\n";
     }
-    output.to.flush()
+    let plural = if config.cpus == 1 { "" } else { "s" };
+    format!(
+        "{} is up: {} of memory, {} vCPU{plural}; control socket {}\n\
+         stop it with Ctrl-C, or with 'llfree-vmm stop' in another terminal\n",
+        claim.name(),
+        config.memory,
+        config.cpus,
+        claim.path().display()
+    )
 }
 
-/// Runs the steps on a thread of their own, printing each report.
+/// Says the first words and runs the steps, printing each report. On a thread of its own: a pipe
+/// that nobody reads holds up whoever writes to it.
 fn start_workload(
     vm: Arc<Vm>,
+    first_words: String,
     workload: Workload,
     done: EventFd,
     json: bool,
 ) -> io::Result<JoinHandle<Result<u8, RunError>>> {
     let steps = workload.0;
     std::thread::Builder::new().name("workload".to_owned()).spawn(move || {
+        if let Err(error) = print(&first_words) {
+            // Its clients need no word from it, and find it by its socket.
+            log::warn!("the VM is up, but cannot say so: {error}");
+        }
         let mut worst = exit::OK;
         for step in &steps {
             let Step::Guest(request) = step else { break };
@@ -322,7 +336,11 @@ fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError>
     } else {
         render::guest(verb, &report)
     };
-    let mut out = io::stdout();
-    out.write_all(line.as_bytes()).and_then(|()| out.flush()).map_err(RunError::Output)?;
+    print(&line).map_err(RunError::Output)?;
     Ok(guest_exit_code(&report))
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }

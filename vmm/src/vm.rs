@@ -343,7 +343,8 @@ impl Vm {
                     duration = start.elapsed();
                 }
                 pass += more;
-                if self.monitor.limit() <= frames || self.ended().is_some() || !keep_waiting(start.elapsed()) {
+                let over = self.stop.load(Ordering::Acquire) || self.ended().is_some();
+                if self.monitor.limit() <= frames || over || !keep_waiting(start.elapsed()) {
                     break;
                 }
                 std::thread::sleep(SHRINK_POLL);
