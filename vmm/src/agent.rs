@@ -5,6 +5,7 @@
 //! split into a share a vCPU. Reports are a guest's claims: numbers are added with saturation and
 //! shown, nothing is decided by them. A guest that never answers costs the caller its timeout.
 
+use shared_layout::Order;
 use shared_layout::agent::{Command, Outcome, Report};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -172,8 +173,10 @@ fn shares(command: Command, held: &[u64]) -> Vec<Command> {
             let share = if bytes == u64::MAX {
                 u64::MAX
             } else {
-                // In proportion to what is left here; the last one with anything gets the rest.
-                let part = (u128::from(left) * u128::from(*held)).div_ceil(u128::from(total.max(1)));
+                // In proportion to what is left here; the last one with anything gets the rest. Not
+                // in parts of a block, of which every vCPU would free the whole.
+                let part = u128::from(left) * u128::from(*held) / u128::from(total.max(1));
+                let part = part.next_multiple_of(u128::from(Order::MAX.bytes()));
                 u64::try_from(part).unwrap_or(left).min(*held).min(left)
             };
             if bytes != u64::MAX {
@@ -187,7 +190,8 @@ fn shares(command: Command, held: &[u64]) -> Vec<Command> {
     held.iter().enumerate().map(share).collect()
 }
 
-/// Adds the vCPUs' reports up: sums, the first fault, the slowest clock.
+/// Adds the vCPUs' reports up: sums, the first fault, the slowest clock. What is free in the whole
+/// table is left out: each of them looked at another time.
 #[must_use]
 pub fn total(reports: &[Report]) -> Report {
     let mut sum = Report::default();
@@ -212,10 +216,6 @@ pub fn total(reports: &[Report]) -> Report {
             *to = to.saturating_add(from);
         }
         sum.nanos = sum.nanos.max(r.nanos);
-        // The whole table's, counted by whoever reported last: the smallest is the latest while
-        // allocating, and they agree when idle.
-        sum.free_frames = if sum.free_frames == 0 { r.free_frames } else { sum.free_frames.min(r.free_frames) };
-        sum.free_huge = if sum.free_huge == 0 { r.free_huge } else { sum.free_huge.min(r.free_huge) };
     }
     sum
 }
@@ -223,7 +223,6 @@ pub fn total(reports: &[Report]) -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared_layout::Order;
 
     fn bytes(shares: &[Command]) -> Vec<u64> {
         let of = |c: &Command| match *c {
@@ -245,11 +244,19 @@ mod tests {
     #[test]
     fn a_free_is_taken_from_those_who_hold() {
         let free = |bytes| Command::Free { bytes, random: false, seed: 0 };
-        assert_eq!(bytes(&shares(free(100), &[100, 300])), [25, 75]);
-        assert_eq!(bytes(&shares(free(100), &[0, 300])), [0, 100]);
-        assert_eq!(bytes(&shares(free(500), &[100, 300])), [100, 300]);
+        let mib = |count: u64| count << 20;
+        assert_eq!(bytes(&shares(free(mib(100)), &[mib(100), mib(300)])), [mib(28), mib(72)]);
+        assert_eq!(bytes(&shares(free(mib(100)), &[0, mib(300)])), [0, mib(100)]);
+        assert_eq!(bytes(&shares(free(mib(500)), &[mib(100), mib(300)])), [mib(100), mib(300)]);
         assert_eq!(bytes(&shares(free(u64::MAX), &[100, 300])), [u64::MAX, u64::MAX]);
         assert_eq!(bytes(&shares(free(100), &[u64::MAX, u64::MAX])).iter().sum::<u64>(), 100);
+    }
+
+    #[test]
+    fn no_two_vcpus_free_a_part_of_a_block_each() {
+        let free = |bytes| Command::Free { bytes, random: false, seed: 0 };
+        assert_eq!(bytes(&shares(free(2 << 20), &[2 << 20, 2 << 20])), [2 << 20, 0]);
+        assert_eq!(bytes(&shares(free(6 << 20), &[4 << 20, 4 << 20, 4 << 20])), [4 << 20, 2 << 20, 0]);
     }
 
     #[test]

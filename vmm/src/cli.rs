@@ -276,6 +276,19 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
     if cli.global.name.is_some() && cli.global.socket.is_some() {
         return refuse(ErrorKind::ArgumentConflict, "--name and --socket exclude each other".to_owned());
     }
+    if cli.global.name.is_some() || cli.global.socket.is_some() {
+        match cli.command {
+            Some(Command::Demo(_)) => {
+                let message = "the demo has no control socket, so --name and --socket make no sense";
+                return refuse(ErrorKind::ArgumentConflict, message.to_owned());
+            }
+            Some(Command::Client(ClientCommand::List)) => {
+                let message = "list shows all VMs; --name and --socket make sense with status";
+                return refuse(ErrorKind::ArgumentConflict, message.to_owned());
+            }
+            _ => {}
+        }
+    }
     let launch = &cli.launch;
     let flags = [
         ("--mem", launch.mem.is_some()),

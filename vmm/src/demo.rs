@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 const SAMPLE: Duration = Duration::from_millis(20);
 /// The smallest guest that the story fits in.
 const SMALLEST: u64 = 128 << 20;
+/// The least to touch: half of it is kept, in whole huge frames.
+const LEAST_TOUCH: u64 = 2 * HUGE_SIZE;
 /// What the guest needs besides the memory that it touches: its image and its records.
 const GUEST_OWN: u64 = 16 << 20;
 /// How far resident memory may lie above the limit: the VMM's own.
@@ -186,16 +188,24 @@ impl Story<'_, '_> {
 pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let memory = args.mem.0;
     let touch = args.touch.map_or(memory / 2 / HUGE_SIZE * HUGE_SIZE, |touch| touch.0);
+    let refuse = |message| Err(RunError::DemoSize(message));
     if memory < SMALLEST {
-        return Err(size(format!("--mem {} is too small for the story; use at least {}", args.mem, Bytes(SMALLEST))));
+        return refuse(format!("--mem {} is too small for the story; use at least {}", args.mem, Bytes(SMALLEST)));
+    }
+    if touch < LEAST_TOUCH {
+        return refuse(format!(
+            "--touch {} is too small for the story; use at least {}",
+            Bytes(touch),
+            Bytes(LEAST_TOUCH)
+        ));
     }
     if touch > memory - GUEST_OWN {
-        return Err(size(format!(
+        return refuse(format!(
             "--touch {} leaves the guest no memory of its own; use at most {} with --mem {}",
             Bytes(touch),
             Bytes(memory - GUEST_OWN),
             args.mem
-        )));
+        ));
     }
     // 1/16 of memory (1 GiB of 16), of which the guest keeps half. The limit has room for what the
     // guest needs besides.
@@ -321,10 +331,6 @@ fn failed(verb: &'static str) -> impl FnOnce(VmError) -> RunError {
 
 fn monitor_failed(verb: &'static str, error: crate::memory::MemoryError) -> RunError {
     failed(verb)(crate::monitor::MonitorError::Residency(error).into())
-}
-
-fn size(message: String) -> RunError {
-    RunError::Workload { verb: "demo", source: VmError::Size(message) }
 }
 
 fn millis(duration: Duration) -> f64 {

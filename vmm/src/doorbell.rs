@@ -37,8 +37,9 @@ pub enum GuestEnd {
     /// It panicked; the text is the guest's own.
     #[error("the guest panicked: {0}")]
     Panicked(String),
-    /// An exception reached the entry that the VMM placed; the text is the whole report.
-    #[error("{0}")]
+    /// An exception reached the entry that the VMM placed; the text is the whole report, of
+    /// several lines.
+    #[error("the guest crashed: {0}")]
     Exception(String),
     /// It was built for another ABI.
     #[error("ABI mismatch: the guest speaks version {guest}, this host {ABI_VERSION}; rebuild the guest")]

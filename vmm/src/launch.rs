@@ -46,8 +46,11 @@ pub enum RunError {
     /// The guest ended by itself, and not well.
     #[error(transparent)]
     Guest(#[from] GuestEnd),
-    /// A workload's command failed.
-    #[error("the workload's '{verb}' failed")]
+    /// A size that the demo's story does not fit in.
+    #[error("{0}")]
+    DemoSize(String),
+    /// A command of a workload or of the demo failed.
+    #[error("'{verb}' failed")]
     Workload {
         /// The command.
         verb: &'static str,
@@ -77,6 +80,16 @@ impl RunError {
         match self {
             Self::Guest(_) | Self::Workload { source: VmError::Ended(_), .. } => exit::CRASHED,
             _ => exit::ERROR,
+        }
+    }
+
+    /// What to print: one line, except that a crash report keeps its rows.
+    #[must_use]
+    pub fn report(&self) -> String {
+        match self {
+            Self::Guest(end @ GuestEnd::Exception(_))
+            | Self::Workload { source: VmError::Ended(end @ GuestEnd::Exception(_)), .. } => end.to_string(),
+            other => crate::error_line(other),
         }
     }
 }

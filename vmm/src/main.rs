@@ -37,14 +37,14 @@ fn run(cli: &Cli) -> u8 {
         Some(Command::Demo(args)) => demo::run(args, &mut output),
         Some(Command::Client(command)) => match client_commands::run(&cli.global, command, &mut output) {
             Ok(code) => return code,
-            Err(error) => return fail(&error, error.exit_code()),
+            Err(error) => return fail(&vmm::error_line(&error), error.exit_code()),
         },
     };
-    result.unwrap_or_else(|error| fail(&error, error.exit_code()))
+    result.unwrap_or_else(|error| fail(&error.report(), error.exit_code()))
 }
 
-/// Prints the one line that every error is.
-fn fail(error: &dyn std::error::Error, code: u8) -> u8 {
-    let _ = writeln!(std::io::stderr(), "llfree-vmm: error: {}", vmm::error_line(error));
+/// Prints an error, which is one line unless a guest crashed.
+fn fail(error: &str, code: u8) -> u8 {
+    let _ = writeln!(std::io::stderr(), "llfree-vmm: error: {error}");
     code
 }

@@ -14,6 +14,7 @@ use crate::doorbell::GuestEnd;
 use crate::error_line;
 use crate::units::Bytes;
 use crate::vm::{Resize, Vm, VmError};
+use llfree::Census;
 use shared_layout::agent::{Command, Outcome, Report};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
 use std::sync::Arc;
@@ -229,10 +230,12 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
     };
     let start = Instant::now();
     let report = vm.guest(command, timeout)?;
-    Ok(guest_report(&report, start.elapsed()))
+    let took = start.elapsed();
+    Ok(guest_report(&report, &vm.monitor().census(), took))
 }
 
-fn guest_report(r: &Report, took: Duration) -> GuestReport {
+fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
+    let free_huge_bytes = (census.free_installed + census.free_evicted) * HUGE_SIZE;
     GuestReport {
         outcome: Outcome::from_word(r.outcome).map_or(GuestOutcome::Unknown, GuestOutcome::from),
         bytes: r.bytes,
@@ -248,8 +251,8 @@ fn guest_report(r: &Report, took: Duration) -> GuestReport {
         allocs: r.allocs,
         frees: r.frees,
         installs: r.installs,
-        free_bytes: r.free_frames.saturating_mul(FRAME_SIZE),
-        free_huge_bytes: r.free_huge.saturating_mul(HUGE_SIZE),
+        free_bytes: free_huge_bytes + census.fragmented_frames * FRAME_SIZE,
+        free_huge_bytes,
         duration_us: micros(took),
     }
 }

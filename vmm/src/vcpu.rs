@@ -12,7 +12,7 @@ use shared_layout::call::DOORBELL_BYTES;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// What a vCPU did since it started.
@@ -44,6 +44,9 @@ pub struct VcpuContext {
     pub counters: Arc<VcpuCounters>,
 }
 
+/// How long the kicked threads may take together.
+const KICK: Duration = Duration::from_secs(5);
+
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 /// Makes the kick harmless for this process; call once before the first vCPU runs.
@@ -54,15 +57,19 @@ pub fn prepare_kick() -> Result<(), vmm_sys_util::errno::Error> {
     register_signal_handler(SIGRTMIN(), on_kick)
 }
 
-/// Gets a vCPU thread out of the guest and joins it; its stop flag must be set.
-pub fn kick(thread: JoinHandle<()>) {
-    while !thread.is_finished() {
-        // A thread that is gone meanwhile needs no signal.
-        let _ = thread.kill(SIGRTMIN());
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    if thread.join().is_err() {
-        log::error!("a vCPU thread panicked");
+/// Gets vCPU threads out of the guest and joins them; their stop flag must be set. One that does
+/// not come, because nobody reads what it logs, is left behind: it owns all it uses.
+pub fn kick(threads: Vec<JoinHandle<()>>) {
+    let deadline = Instant::now() + KICK;
+    for thread in threads {
+        while !thread.is_finished() && Instant::now() < deadline {
+            // A thread that is gone meanwhile needs no signal.
+            let _ = thread.kill(SIGRTMIN());
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        if thread.is_finished() && thread.join().is_err() {
+            log::error!("a vCPU thread panicked");
+        }
     }
 }
 
@@ -70,6 +77,7 @@ pub fn kick(thread: JoinHandle<()>) {
 pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd> {
     let counters = &context.counters;
     let cannot = |what: String| Some(GuestEnd::Vcpu { vcpu: index, what });
+    counters.busy.store(true, Ordering::Relaxed);
     while !context.stop.load(Ordering::Acquire) {
         let call = match fd.run() {
             Ok(VcpuExit::MmioWrite(address, _)) => {
@@ -125,7 +133,7 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd
         if call == Some(Call::Exception) {
             let report = match context.platform.crash_report(&fd, index) {
                 Ok(frame) => frame.report(Some(&context.kernel)),
-                Err(error) => format!("exception on vCPU {index}; its registers cannot be read: {error}"),
+                Err(error) => crate::error_line(&error),
             };
             return Some(GuestEnd::Exception(report));
         }

@@ -61,6 +61,16 @@ pub enum LaunchError {
         /// KVM's maximum.
         limit: u32,
     },
+    /// KVM refused guest memory.
+    #[error("KVM could not map {memory} at guest address {gpa:#x} as one slot of guest memory; use less --mem")]
+    Memslot {
+        /// Where.
+        gpa: u64,
+        /// How much.
+        memory: Bytes,
+        /// KVM's answer.
+        source: kvm_ioctls::Error,
+    },
     /// KVM refused a step.
     #[error("KVM could not {step}")]
     Kvm {
@@ -393,7 +403,7 @@ impl Vm {
         self.stop.store(true, Ordering::Release);
         self.agents.stop();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        threads.into_iter().for_each(vcpu::kick);
+        vcpu::kick(threads);
     }
 
     /// Waits until the guest ends, at most for `timeout`.
@@ -421,5 +431,9 @@ fn add_memslot(vm: &VmFd, slot: u32, gpa: u64, host_address: u64, bytes: u64) ->
     };
     // SAFETY: the range is a mapping that `Vm` keeps for as long as the VM's fd, and guest and
     // host both expect the other to change it at any time.
-    unsafe { vm.set_user_memory_region(region) }.map_err(|source| LaunchError::Kvm { step: "map guest memory", source })
+    unsafe { vm.set_user_memory_region(region) }.map_err(|source| LaunchError::Memslot {
+        gpa,
+        memory: Bytes(bytes),
+        source,
+    })
 }

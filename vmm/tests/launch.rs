@@ -112,7 +112,9 @@ fn every_json_output_has_its_fields() {
     has_fields(&vm.json("shrink --to 48M"), &resize_fields);
     has_fields(&vm.json("grow --to 64M"), &resize_fields);
     has_fields(&vm.json("reclaim --by 2M"), &["huge_frames", "freed_bytes", "duration_us"]);
-    for command in ["alloc 4M", "alloc 1M --order 0", "verify", "free 1M --random", "churn 50ms", "idle", "stats", "free all"] {
+    for command in
+        ["alloc 4M", "alloc 1M --order 0", "verify", "free 1M --random", "churn 50ms", "idle", "stats", "free all"]
+    {
         let report = vm.json(&format!("guest {command}"));
         has_fields(
             &report,
@@ -214,6 +216,35 @@ fn limits_move_only_where_they_can() {
         assert_eq!(number(&vm.status(), "limit_bytes"), 64 * MIB, "{command}");
     }
     vm.is_fine();
+    vm.stop();
+}
+
+#[test]
+fn a_guest_frees_what_it_was_told_to_and_not_a_block_a_vcpu_more() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 64M --cpus 3");
+    vm.json("guest alloc 24M");
+    for left in [22, 20, 14, 12, 2, 0] {
+        let held = number(&vm.json("guest stats"), "held_bytes");
+        let freed = vm.json(&format!("guest free {}M --random", held / MIB - left));
+        assert_eq!(number(&freed, "held_bytes"), left * MIB, "{freed:#}");
+    }
+    vm.stop();
+}
+
+#[test]
+fn a_guests_report_says_what_is_free_afterwards() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 256M");
+    for command in ["alloc 128M", "free 64M", "alloc 10M --order 0", "free all"] {
+        let (after, stats) = (vm.json(&format!("guest {command}")), vm.json("guest stats"));
+        for field in ["free_bytes", "free_huge_bytes", "held_bytes"] {
+            assert_eq!(after[field], stats[field], "{command}: {field}");
+        }
+        assert_eq!(stats["free_bytes"], vm.status()["guest_free_bytes"], "{command}");
+    }
     vm.stop();
 }
 

@@ -66,7 +66,7 @@ pub(crate) struct Image {
     pub(crate) abi: Option<u32>,
     /// Name and offset in the code.
     pub(crate) symbols: Vec<(&'static str, u64)>,
-    code: Vec<u8>,
+    pub(crate) code: Vec<u8>,
     /// A second segment with the same code.
     pub(crate) again_at: Option<u64>,
 }

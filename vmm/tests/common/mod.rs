@@ -1,5 +1,5 @@
 //! The binary as a user has it: started in a scratch directory of its own, asked by clients,
-//! signalled, waited for. Nothing here knows the library.
+//! signalled, waited for.
 //!
 //! Whatever a test starts is killed when it goes out of scope, so that a failed test leaves no
 //! process and no file. Waiting is polling with a deadline far beyond what a slow machine needs.
@@ -35,8 +35,7 @@ pub(crate) use need_kvm;
 
 /// Why no VM can run here.
 pub(crate) fn no_kvm() -> Option<String> {
-    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    opened.err().map(|error| format!("/dev/kvm cannot be opened: {error}"))
+    vmm::boot::open_kvm().err().map(|error| vmm::error_line(&error))
 }
 
 /// Polls until `probe` has an answer.

@@ -1,0 +1,158 @@
+//! Clients of a live VM, many and hostile: whatever they send or leave undone, it goes on.
+
+mod common;
+
+use common::{DEADLINE, MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+fn connect(vm: &Vm<'_>) -> UnixStream {
+    let stream = UnixStream::connect(&vm.socket).expect("it listens");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    stream.set_write_timeout(Some(DEADLINE)).expect("a timeout");
+    stream
+}
+
+/// Sends bytes, hangs up the sending half, and returns what comes back until the VM hangs up.
+fn talk(vm: &Vm<'_>, bytes: &[u8]) -> String {
+    let mut stream = connect(vm);
+    // A VM that has read enough may hang up in the middle of it.
+    let _ = stream.write_all(bytes).and_then(|()| stream.shutdown(Shutdown::Write));
+    let mut reply = Vec::new();
+    let _ = stream.read_to_end(&mut reply);
+    String::from_utf8(reply).expect("JSON is UTF-8")
+}
+
+#[test]
+fn a_hundred_clients_at_once_are_all_answered() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 64M --cpus 1");
+    let asked: Vec<Process> = (0..100).map(|_| vm.start("status --json")).collect();
+    for client in asked {
+        assert_eq!(number(&client.wait().exits(0).json(), "memory_bytes"), 64 * MIB);
+    }
+    vm.is_fine();
+    vm.stop();
+}
+
+#[test]
+fn a_hundred_connections_each_with_a_request_at_once_are_all_answered() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 64M --cpus 1");
+    let mut streams: Vec<UnixStream> = (0..100).map(|_| connect(&vm)).collect();
+    for stream in &mut streams {
+        stream.write_all(b"{\"version\":1,\"request\":\"status\"}\n").expect("it reads");
+        stream.shutdown(Shutdown::Write).expect("connected");
+    }
+    for mut stream in streams {
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).expect("it answers");
+        assert!(reply.contains("\"memory_bytes\":67108864") && reply.ends_with('\n'), "{reply}");
+    }
+    vm.is_fine();
+    vm.stop();
+}
+
+#[test]
+fn senseless_requests_get_one_error_each() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 64M --cpus 1");
+    for (line, kind) in [
+        (&b"hello"[..], "bad_request"),
+        (b"{}", "bad_request"),
+        (b"[]", "bad_request"),
+        (b"\xff\xfe\x00\x01", "bad_request"),
+        (b"{\"version\":2,\"request\":\"status\"}", "version"),
+        (b"{\"version\":1,\"request\":\"dance\"}", "bad_request"),
+        (b"{\"version\":1,\"request\":\"status\",\"extra\":1}", "bad_request"),
+        (b"{\"version\":1,\"request\":{\"grow\":{\"to_bytes\":0}}}", "bad_request"),
+        (b"{\"version\":1,\"request\":{\"grow\":{\"to_bytes\":-1}}}", "bad_request"),
+        (b"{\"version\":1,\"request\":{\"grow\":{\"to_bytes\":3}}}", "bad_request"),
+        (b"{\"version\":1,\"request\":{\"grow\":{\"to_bytes\":1e99}}}", "bad_request"),
+        (b"{\"version\":1,\"request\":{\"grow\":{\"to_bytes\":18446744073707454464}}}", "refused"),
+        (b"{\"version\":1,\"request\":{\"shrink\":{\"goal\":{\"by_bytes\":67108864000},\"wait_ms\":0}}}", "refused"),
+        (b"{\"version\":1,\"request\":{\"shrink\":{\"goal\":{\"to_bytes\":2097152},\"wait_ms\":18446744073709551615}}}", "bad_request"),
+        (b"{\"version\":1,\"request\":{\"guest\":{\"alloc\":{\"bytes\":4096,\"order\":200}}}}", "bad_request"),
+        (b"{\"version\":1,\"request\":{\"guest\":{\"churn\":{\"millis\":18446744073709551615}}}}", "bad_request"),
+    ] {
+        let reply = talk(&vm, &[line, b"\n"].concat());
+        assert_eq!(reply.lines().count(), 1, "{}: {reply}", line.escape_ascii());
+        assert!(reply.contains(&format!("\"kind\":\"{kind}\"")), "{}: {reply}", line.escape_ascii());
+    }
+    let deep = talk(&vm, &["[".repeat(60_000).as_bytes(), b"\n"].concat());
+    assert!(deep.contains("bad_request"), "{deep}");
+    vm.is_fine();
+    vm.stop();
+}
+
+#[test]
+fn a_line_that_never_ends_is_refused_and_costs_no_memory() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 64M --cpus 1");
+    let before = vm.vm_rss();
+    for byte in [b' ', b'x', b'[', b'{', 0, 0xff] {
+        let reply = talk(&vm, &vec![byte; 8 << 20]);
+        // It hangs up on what it will not read, which may overtake the reply.
+        assert!(reply.is_empty() || reply.contains("too_long"), "{reply}");
+    }
+    assert!(talk(&vm, &[b'x'; (64 << 10) + 1]).contains("too_long"));
+    assert!(vm.vm_rss() < before + 4 * MIB, "{} after {before}", vm.vm_rss());
+    vm.is_fine();
+    vm.stop();
+}
+
+#[test]
+fn clients_that_hang_up_at_any_point_harm_nobody() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 64M");
+    let status = b"{\"version\":1,\"request\":\"status\"}\n";
+    for round in 0..50 {
+        drop(connect(&vm));
+        connect(&vm).write_all(&status[..round % status.len()]).expect("it reads");
+        // The request is whole, its reply finds nobody.
+        connect(&vm).write_all(status).expect("it reads");
+        // Many replies, of which one byte is read.
+        let mut stream = connect(&vm);
+        stream.write_all(&status.repeat(50)).expect("it reads");
+        stream.read_exact(&mut [0]).expect("it answers");
+    }
+    // At work when the client goes.
+    let churn = vm.start("guest churn 300ms");
+    wait_for("it churns", || {
+        vm.status()["vcpus"].as_array()?.iter().any(|vcpu| vcpu["state"] == "running").then_some(())
+    });
+    drop(churn);
+    vm.json("guest alloc 16M");
+    let mut shrink = vm.start("shrink --to 4M --wait 1h");
+    wait_for("it waits", || (number(&vm.status(), "wanted_bytes") > 0).then_some(()));
+    assert!(shrink.is_running());
+    drop(shrink);
+    assert_eq!(vm.json("grow --to 64M")["complete"], true);
+    vm.is_fine();
+    vm.stop();
+}
+
+#[test]
+fn random_bytes_are_never_more_than_errors() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 64M --cpus 1");
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..100 {
+        let mut bytes: Vec<u8> = (0..random.usize(..4096)).map(|_| random.u8(..)).collect();
+        bytes.push(b'\n');
+        for line in talk(&vm, &bytes).lines() {
+            assert!(line.contains("\"error\""), "{line}");
+        }
+    }
+    vm.is_fine();
+    vm.stop();
+}
