@@ -3,6 +3,7 @@
 mod common;
 
 use common::{DEADLINE, MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
+use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -147,12 +148,45 @@ fn random_bytes_are_never_more_than_errors() {
     eprintln!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..100 {
-        let mut bytes: Vec<u8> = (0..random.usize(..4096)).map(|_| random.u8(..)).collect();
-        bytes.push(b'\n');
+        let count = random.usize(..4096);
+        let bytes: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(count).chain([b'\n']).collect();
         for line in talk(&vm, &bytes).lines() {
             assert!(line.contains("\"error\""), "{line}");
         }
     }
     vm.is_fine();
+    vm.stop();
+}
+
+#[test]
+fn a_vm_that_is_killed_or_frozen_costs_its_clients_an_error() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 64M --cpus 1 --name frozen");
+    let churn = vm.start("guest churn 1h");
+    wait_for("it churns", || {
+        vm.status()["vcpus"].as_array()?.iter().any(|vcpu| vcpu["state"] == "running").then_some(())
+    });
+    vm.process.signal(Signal::STOP);
+    let (status, list) = (vm.start("status"), Process::spawn(&mut scratch.command(&["list", "--json"])));
+    assert!(status.wait().exits(1).one_error_line().contains("did not answer within 5s"));
+    let list = list.wait().exits(0).json();
+    let row = list.as_array().expect("a list").iter().find(|row| row["name"] == "frozen").expect("it is listed");
+    assert!(row["status"].is_null() && row["error"].as_str().expect("a reason").contains("did not answer"), "{row:#}");
+    vm.process.signal(Signal::KILL);
+    assert!(churn.wait().exits(1).one_error_line().contains("ended before it answered"));
+}
+
+#[test]
+fn a_client_whose_reader_went_away_ends_quietly() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 64M --cpus 1");
+    for args in ["status", "status --json", "status --watch 10ms", "guest stats"] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = Process::spawn(vm.client(args).stdout(writer)).wait().exits(0);
+        assert_eq!(output.stderr, "", "{args}");
+    }
     vm.stop();
 }

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{MIB, Scratch, has_fields, need_kvm, number};
+use common::{MIB, Process, Scratch, has_fields, need_kvm, number, wait_for};
+use rustix::process::Signal;
 
 #[test]
 fn the_demo_proves_its_story_in_numbers() {
@@ -75,5 +76,20 @@ fn the_smallest_demo_and_other_shapes_pass_too() {
         let output = scratch.run(&[&["demo", "--json"], args].concat());
         assert_eq!(output.code(), 0, "{args:?}: {output:#?}");
         assert_eq!(output.json()["passed"], true);
+    }
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing() {
+    need_kvm!();
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let scratch = Scratch::new();
+        let demo = Process::spawn(&mut scratch.command(&["demo", "--mem", "1G", "--touch", "1000M"]));
+        wait_for("it boots", || demo.stdout().contains("boot ").then_some(()));
+        demo.signal(signal);
+        let output = demo.wait();
+        // On a machine faster than this test it was over already.
+        assert!([0, code].contains(&output.code()), "{output:#?}");
+        assert_eq!(std::fs::read_dir(scratch.path()).expect("scratch").count(), 0);
     }
 }

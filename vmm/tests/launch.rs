@@ -361,6 +361,25 @@ fn a_taken_name_or_socket_is_refused_and_its_vm_goes_on() {
 }
 
 #[test]
+fn vms_that_start_at_once_get_names_of_their_own() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let start = |_| Process::spawn(&mut scratch.command(&["--mem", "64M", "--cpus", "1", "--json"]));
+    let vms: Vec<Process> = (0..6).map(start).collect();
+    let mut names: Vec<String> = vms
+        .iter()
+        .map(|vm| wait_for("it is up", || vm.stdout().lines().next().map(str::to_owned)))
+        .map(|line| serde_json::from_str::<serde_json::Value>(&line).expect("JSON")["name"].to_string())
+        .collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 6, "{names:?}");
+    vms.iter().for_each(|vm| vm.signal(rustix::process::Signal::TERM));
+    vms.into_iter().for_each(|vm| _ = vm.wait().exits(0));
+    assert_eq!(scratch.leftovers(), [] as [String; 0]);
+}
+
+#[test]
 fn what_a_killed_vm_left_is_taken_over() {
     need_kvm!();
     let scratch = Scratch::new();
