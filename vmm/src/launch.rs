@@ -24,11 +24,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// How long the loop goes on after the VM stopped, so that the last replies get out.
-const LAST_REPLIES: Duration = Duration::from_millis(20);
+/// How long the loop goes on after the VM stopped, so that the last replies get out: at most so
+/// long, and until nothing moves for a while.
+const LAST_REPLIES: Duration = Duration::from_secs(1);
+const REPLY_GAP: Duration = Duration::from_millis(20);
 
 /// How long a clean end may take before one more signal ends the process hard. What sends a signal
 /// often sends it twice: a terminal that closes, a service manager.
@@ -177,7 +179,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let config = VmConfig { memory, cpus: args.cpus(), backing: args.backing(), kernel: args.kernel.clone() };
     warn_about_huge_pages(&config);
     let vm = Arc::new(Vm::launch(config)?);
-    let service = Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?;
+    let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
     let event = |step| move |source: io::Error| RunError::Host { step, source };
     let guest_end = vm.end_event().try_clone().map_err(event("copy an event"))?;
     let done = EventFd::new(EFD_NONBLOCK).map_err(event("make an event"))?;
@@ -190,9 +192,9 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     }
     manager.add_subscriber(Box::new(StopOn { source: guest_end, reason: Stop::GuestEnded, cell: stop.clone() }));
     manager.add_subscriber(Box::new(StopOn { source: done, reason: Stop::WorkloadDone, cell: stop.clone() }));
-    let dispatch_stop = stop.clone();
+    let (dispatch_service, dispatch_stop) = (service.clone(), stop.clone());
     let dispatch = move |request, responder| {
-        if service.dispatch(request, responder) {
+        if dispatch_service.dispatch(request, responder) {
             dispatch_stop.set(Stop::Asked);
         }
     };
@@ -228,7 +230,12 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let worked =
         if reason == Stop::WorkloadDone || workload.is_finished() { workload.join() } else { Ok(Ok(exit::OK)) };
     let worked = worked.unwrap_or(Ok(exit::ERROR));
-    let _ = manager.run_with_timeout(LAST_REPLIES.as_millis() as i32);
+    service.finish();
+    let deadline = Instant::now() + LAST_REPLIES;
+    let mut moving = true;
+    while moving && Instant::now() < deadline {
+        moving = manager.run_with_timeout(REPLY_GAP.as_millis() as i32).is_ok_and(|events| events > 0);
+    }
     // The socket's files go before its clients hear of the end: whoever waits for it finds it gone.
     drop(claim);
     drop(manager.remove_subscriber(server));

@@ -5,6 +5,7 @@
 //! answered while the guest churns and a shrink waits for neither. The functions below them turn
 //! what the VM did into the reports of the protocol.
 
+use crate::agent::AgentError;
 use crate::control::protocol::{ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{
     BadPage, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, Shortfall, StatusReport, VcpuStatus,
@@ -17,9 +18,9 @@ use crate::vm::{Resize, Vm, VmError};
 use llfree::Census;
 use shared_layout::agent::{Command, Outcome, Report};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -33,11 +34,16 @@ type Job = (Request, Responder);
 pub struct Service {
     vm: Arc<Vm>,
     name: String,
-    resizes: Option<Sender<Job>>,
-    guest: Option<Sender<Job>>,
-    reports: Option<Sender<Job>>,
+    /// `None` once they have ended.
+    workers: Mutex<Option<Workers>>,
     /// Resizes that wait for their turn: a shrink that only waits for its guest makes way.
     queued_resizes: Arc<AtomicUsize>,
+}
+
+struct Workers {
+    resizes: Sender<Job>,
+    guest: Sender<Job>,
+    reports: Sender<Job>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -57,7 +63,7 @@ impl Service {
                 }
             };
             threads.push(std::thread::Builder::new().name(thread.to_owned()).spawn(serve)?);
-            Ok::<_, std::io::Error>(Some(sender))
+            Ok::<_, std::io::Error>(sender)
         };
         let (of_resizes, queued) = (vm.clone(), queued_resizes.clone());
         let resizes = worker(
@@ -81,7 +87,8 @@ impl Service {
             "reports",
             Box::new(move |_| answer(status(&of_reports, &report_name).map(|report| Reply::Status(Box::new(report))))),
         )?;
-        Ok(Self { vm, name: name.to_owned(), resizes, guest, reports, queued_resizes, threads })
+        let workers = Mutex::new(Some(Workers { resizes, guest, reports, threads }));
+        Ok(Self { vm, name: name.to_owned(), workers, queued_resizes })
     }
 
     /// Answers a request, or hands it to the thread that will. True if the VM is to stop.
@@ -90,6 +97,11 @@ impl Service {
             responder.answer(&answer(Err(end.into())));
             return false;
         }
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(workers) = workers.as_ref() else {
+            responder.answer(&answer(Err(AgentError::Gone.into())));
+            return false;
+        };
         let queue = match request {
             Request::Ping => {
                 responder.answer(&Reply::Pong { name: self.name.clone(), pid: std::process::id() });
@@ -99,28 +111,35 @@ impl Service {
                 responder.answer(&Reply::Stopping);
                 return true;
             }
-            Request::Status => &self.reports,
+            Request::Status => &workers.reports,
             Request::Shrink { .. } | Request::Grow { .. } | Request::Reclaim { .. } => {
                 self.queued_resizes.fetch_add(1, Ordering::Relaxed);
-                &self.resizes
+                &workers.resizes
             }
-            Request::Guest(_) => &self.guest,
+            Request::Guest(_) => &workers.guest,
         };
         // A queue without a thread drops the job, whose responder then says so.
-        let _ = queue.as_ref().map(|queue| queue.send((request, responder)));
+        let _ = queue.send((request, responder));
         false
+    }
+
+    /// Ends the threads, after what they are at: every request has its answer then. Call it when
+    /// the VM has stopped, or they may be at something for long.
+    pub fn finish(&self) {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Without senders the threads run out of jobs.
+        let threads = workers.map_or_else(Vec::new, |workers| workers.threads);
+        for thread in threads {
+            if thread.join().is_err() {
+                log::error!("a thread of the control service panicked");
+            }
+        }
     }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Without senders the threads run out of jobs.
-        (self.resizes, self.guest, self.reports) = (None, None, None);
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                log::error!("a thread of the control service panicked");
-            }
-        }
+        self.finish();
     }
 }
 
@@ -132,7 +151,7 @@ fn answer(result: Result<Reply, VmError>) -> Reply {
     result.unwrap_or_else(|error| {
         let kind = match &error {
             VmError::Size(_) => ErrorKind::Refused,
-            VmError::Agent(crate::agent::AgentError::Gone) => ErrorKind::Stopping,
+            VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(GuestEnd::Exited(0)) => ErrorKind::Stopping,
             VmError::Ended(_) => ErrorKind::Crashed,

@@ -4,7 +4,7 @@ mod common;
 
 use common::{MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
 use rustix::process::Signal;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -144,6 +144,31 @@ fn clients_and_idle_connections_do_not_delay_the_end() {
     end(vm, Signal::TERM, 0);
     watch.wait().exits(0);
     drop(idle);
+}
+
+#[test]
+fn whoever_asked_before_the_end_hears_of_it() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 64M");
+    let churn = vm.start("guest churn 1h");
+    let shrink = vm.start("shrink --to 2M --wait 1h");
+    wait_for("it waits", || (number(&vm.status(), "wanted_bytes") > 0).then_some(()));
+    let mut asked = Vec::new();
+    for request in [r#"{"guest":"stats"}"#, r#"{"guest":"verify"}"#, r#""status""#, r#""ping""#].repeat(5) {
+        let mut stream = std::os::unix::net::UnixStream::connect(&vm.socket).expect("it listens");
+        stream.set_read_timeout(Some(common::DEADLINE)).expect("a timeout");
+        writeln!(stream, r#"{{"version":1,"request":{request}}}"#).expect("it reads");
+        asked.push(stream);
+    }
+    end(vm, Signal::TERM, 0);
+    for mut stream in asked {
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).expect("an end");
+        assert!(reply.starts_with(r#"{"version":1,"reply":"#) && reply.ends_with('\n'), "{reply:?}");
+    }
+    assert!(churn.wait().exits(1).one_error_line().contains("has ended"));
+    assert_eq!(shrink.wait().exits(2).stderr, "", "it says how far it came");
 }
 
 #[test]
