@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 /// How long the loop goes on after the VM stopped, so that the last replies get out: at most so
 /// long, and until nothing moves for a while.
@@ -255,13 +256,27 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
 fn watch_signals(stop: &StopCell) -> io::Result<(Vec<StopOn<UnixStream>>, Arc<AtomicBool>)> {
     let second_is_hard = Arc::new(AtomicBool::new(false));
     let watch = |signal| {
-        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), second_is_hard.clone())?;
         let (read, write) = UnixStream::pair()?;
         signal_hook::low_level::pipe::register(signal, write)?;
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), second_is_hard.clone())?;
         Ok(StopOn { source: read, reason: Stop::Signal(signal), cell: stop.clone() })
     };
-    let signals = [SIGTERM, SIGINT, SIGHUP].into_iter().map(watch).collect::<io::Result<_>>()?;
-    Ok((signals, second_is_hard))
+    // Whoever starts us under nohup wants us to outlive the terminal.
+    let signals: &[i32] = if is_ignored(SIGHUP) { &[SIGTERM, SIGINT] } else { &[SIGTERM, SIGINT, SIGHUP] };
+    // A signal that comes between two steps has to wait: with a handler, but without its pipe, it
+    // would be lost. One that is blocked already is unblocked all the same.
+    signals.iter().for_each(|signal| drop(block_signal(*signal)));
+    let watched = signals.iter().copied().map(watch).collect::<io::Result<_>>();
+    signals.iter().for_each(|signal| drop(unblock_signal(*signal)));
+    Ok((watched?, second_is_hard))
+}
+
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all zeroes is a sigaction: no flags, no handler.
+    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: it only asks, and `now` has room for the answer.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut now) };
+    asked == 0 && now.sa_sigaction == libc::SIG_IGN
 }
 
 fn warn_about_huge_pages(config: &VmConfig) {

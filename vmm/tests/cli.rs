@@ -116,7 +116,7 @@ fn refusals_are_one_line_and_teach() {
         ("--mem 1G --cpus 1025", "1025 vCPUs are out of range"),
         ("--mem 1G --cpus many", "not a number of vCPUs"),
         ("--mem 1G --cpus -2", "not a number of vCPUs"),
-        ("--mem 1G --backing disk", "[possible values: anon, memfd, hugetlb]"),
+        ("--mem 1G --backing disk", "unknown memory backing `disk`: use anon, memfd or hugetlb"),
         ("--mem 1G --workload \"allok 1G\"", "unknown command 'allok'"),
         ("--mem 1G --name a --socket /b", "--name and --socket exclude each other"),
         ("--name a status --socket /b", "--name and --socket exclude each other"),

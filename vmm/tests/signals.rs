@@ -50,6 +50,19 @@ fn a_vm_that_boots_ends_cleanly_whenever_the_signal_comes() {
 }
 
 #[test]
+fn a_vm_under_nohup_outlives_its_terminal() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let mut command = std::process::Command::new("sh");
+    let line = r#"trap "" HUP; exec "$0" --mem 64M --cpus 1 "$@""#;
+    scratch.prepare(command.args(["-c", line, env!("CARGO_BIN_EXE_llfree-vmm")]));
+    let vm = scratch.launch_command(&mut command);
+    vm.process.signal(Signal::HUP);
+    vm.is_fine();
+    end(vm, Signal::TERM, 0);
+}
+
+#[test]
 fn once_the_socket_is_there_a_signal_is_a_clean_end() {
     need_kvm!();
     for _ in 0..8 {
