@@ -2,14 +2,28 @@
 //!
 //! Every figure is measured against a limit or a baseline in the same run, after a warm-up round,
 //! the candidates taking turns: absolute times differ between machines and from minute to minute,
-//! their ratios hardly. A module yields [`series::Row`]s; this file parses the command line and writes
-//! them as a table, JSON or CSV.
+//! their ratios hardly. A module yields rows of its own; this file parses the command line and writes
+//! them as a table, JSON, CSV or a picture.
 
+mod alloc;
 mod boot;
+mod crew;
+mod fill;
+mod frag;
+mod frames;
 mod inflate;
+mod passes;
+mod plot;
 mod series;
+mod tables;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use frag::Exchange;
+use frames::Allocator;
+use passes::Bench;
+use plot::Panel;
+use series::Table;
+use shared_layout::{HUGE_SIZE, Order};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -25,6 +39,10 @@ Examples:
   llfree-bench inflate --mem 4G --to 512M          reclaim, return and install, per 2 MiB frame
   llfree-bench inflate --iterations 15 --csv inflate.csv
   llfree-bench boot --mem 16G --json               from the launch to the agent's first answer
+  llfree-bench alloc --plot alloc.svg              allocators, all orders, over threads
+  llfree-bench alloc --benches bulk,repeat --orders 0,9 --allocators llfree --threads 1
+  llfree-bench frag --plot frag.svg                huge frames that come back
+  llfree-bench fill --csv fill.csv                 order 0 in almost full memory
 
 Close what else uses the machine's cores: rows with a large spread between min and max were disturbed.")]
 struct Cli {
@@ -38,6 +56,12 @@ enum Figure {
     Inflate(InflateArgs),
     /// Boot a guest, against a bare KVM machine
     Boot(BootArgs),
+    /// Allocate and free blocks, against other allocators
+    Alloc(AllocArgs),
+    /// Exchange frames at random and count the free huge frames
+    Frag(FragArgs),
+    /// Allocate frames in almost full memory
+    Fill(FillArgs),
 }
 
 #[derive(Args)]
@@ -51,8 +75,11 @@ struct InflateArgs {
     /// What guest memory is made of: anon, memfd or hugetlb
     #[arg(long, value_name = "KIND", default_value = "anon")]
     backing: Backing,
+    /// Rounds to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
+    iterations: u32,
     #[command(flatten)]
-    common: Common,
+    output: Output,
 }
 
 #[derive(Args)]
@@ -60,21 +87,141 @@ struct BootArgs {
     /// Guest memory
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "16G")]
     mem: Bytes,
+    /// Rounds to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
+    iterations: u32,
     #[command(flatten)]
-    common: Common,
+    output: Output,
 }
 
 #[derive(Args)]
-struct Common {
+struct AllocArgs {
+    /// What the threads do
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        hide_possible_values = true,
+        default_value = "bulk,repeat,random,cross,host"
+    )]
+    benches: Vec<Bench>,
+    /// Block sizes: orders like 0,9 or ranges like 0..=10
+    #[arg(long, value_name = "LIST", default_value = "0..=10")]
+    orders: Orders,
+    /// Threads, each pinned to a core, like 1,2 [default: 1, 2, 4 ... and all cores]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    threads: Vec<u32>,
+    /// Memory to manage; none of it is touched
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "4G")]
+    mem: Bytes,
+    /// Allocators to compare
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "llfree,buddy,buddy-spin,per-core,queue,bitmap"
+    )]
+    allocators: Vec<Allocator>,
     /// Rounds to measure, after one to warm up
-    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = rounds())]
     iterations: u32,
+    /// Run the loops of one bench once, on one thread and untimed, for an instruction-counting profiler
+    #[arg(long, value_name = "BENCH", value_parser = once_bench, conflicts_with_all = ["benches", "threads", "iterations", "json", "csv", "plot"])]
+    once: Option<Bench>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    picture: Picture,
+}
+
+#[derive(Args)]
+struct FragArgs {
+    /// Memory to manage; none of it is touched
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "8G")]
+    mem: Bytes,
+    /// Rounds, each exchanging 10 % of the used frames
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = rounds())]
+    rounds: u32,
+    /// How a round exchanges frames
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "batch,pairs")]
+    exchange: Vec<Exchange>,
+    /// Allocators to compare
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,buddy,bitmap,per-core")]
+    allocators: Vec<Allocator>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    picture: Picture,
+}
+
+#[derive(Args)]
+struct FillArgs {
+    /// Memory to manage; none of it is touched
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "4G")]
+    mem: Bytes,
+    /// Allocators to compare
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,buddy,per-core,queue,bitmap")]
+    allocators: Vec<Allocator>,
+    /// Rounds to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = rounds())]
+    iterations: u32,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    picture: Picture,
+}
+
+#[derive(Args)]
+struct Output {
     /// Print one JSON array of rows
     #[arg(long)]
     json: bool,
     /// Also write the rows to this file
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Picture {
+    /// Also draw the rows into this file
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+fn rounds() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1000)
+}
+
+fn once_bench(text: &str) -> Result<Bench, String> {
+    let bench = Bench::from_str(text, false).ok().filter(|bench| *bench != Bench::Host);
+    bench.ok_or_else(|| "use bulk, repeat, random or cross".to_owned())
+}
+
+/// Orders as on the command line: `0..=10`, or `0,6,9`, or both mixed.
+#[derive(Clone, PartialEq, Debug)]
+struct Orders(Vec<Order>);
+
+impl std::str::FromStr for Orders {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let order = |text: &str| {
+            let order = text.trim().parse().ok().and_then(Order::new);
+            order.ok_or_else(|| format!("'{text}' is no order; orders are 0 to {}", Order::MAX.get()))
+        };
+        let mut orders = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once("..=").unwrap_or((part, part));
+            let (first, last) = (order(first)?, order(last)?);
+            if first > last {
+                return Err(format!("'{part}' is empty; write the smaller order first"));
+            }
+            orders.extend((first.get()..=last.get()).filter_map(Order::new));
+        }
+        orders.sort_unstable();
+        orders.dedup();
+        Ok(Self(orders))
+    }
 }
 
 /// Why there is no figure.
@@ -95,9 +242,27 @@ enum BenchError {
     #[error("KVM could not {step}")]
     Kvm { step: &'static str, source: kvm_ioctls::Error },
     #[error("cannot write {path}")]
-    Csv { path: String, source: csv::Error },
+    File { path: String, source: csv::Error },
+    #[error("cannot pin a thread to a core")]
+    Cores(#[source] std::io::Error),
+    #[error("--threads {threads} needs a core for each, and this process may use {cores}")]
+    Threads { threads: u32, cores: usize },
+    #[error("--mem has {huge_frames} huge frames, too few for these orders on {threads} threads; use at least {}", Bytes(least * HUGE_SIZE))]
+    TooSmall { huge_frames: u32, threads: u32, least: u64 },
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    #[error("cannot draw: {0}")]
+    Plot(String),
     #[error("cannot write the output")]
     Output(#[from] std::io::Error),
+}
+
+/// An allocator found no block although memory was free, or did not take one back.
+#[derive(Debug, thiserror::Error)]
+#[error("an allocation or a free of order {order} failed in {bench} although memory was left")]
+struct Exhausted {
+    bench: &'static str,
+    order: u8,
 }
 
 fn main() -> ExitCode {
@@ -119,30 +284,104 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), BenchError> {
-    let common = match &cli.figure {
-        Figure::Inflate(args) => &args.common,
-        Figure::Boot(args) => &args.common,
-    };
-    // A file that cannot be written should not cost minutes of measuring first.
-    let csv = common.csv.as_ref().map(|path| {
-        let in_file =
-            |error: std::io::Error| BenchError::Csv { path: path.display().to_string(), source: error.into() };
-        File::create(path).map_err(in_file)
-    });
-    let csv = csv.transpose()?;
-    let rows = match &cli.figure {
-        Figure::Inflate(args) => inflate::run(args.mem, args.to, args.backing, common.iterations)?,
-        Figure::Boot(args) => boot::run(args.mem, common.iterations)?,
-    };
-    if let (Some(file), Some(path)) = (csv, &common.csv) {
-        series::write_csv(&rows, file)
-            .map_err(|source| BenchError::Csv { path: path.display().to_string(), source })?;
+    match &cli.figure {
+        Figure::Inflate(args) => {
+            let files = Files::open(&args.output, None)?;
+            let rows = inflate::run(args.mem, args.to, args.backing, args.iterations)?;
+            files.write(&rows, &args.output)
+        }
+        Figure::Boot(args) => {
+            let files = Files::open(&args.output, None)?;
+            files.write(&boot::run(args.mem, args.iterations)?, &args.output)
+        }
+        Figure::Alloc(args) => run_alloc(args),
+        Figure::Frag(args) => {
+            let files = Files::open(&args.output, Some(&args.picture))?;
+            let rows = frag::run(&args.allocators, &args.exchange, huge_frames(args.mem)?, args.rounds)?;
+            files
+                .draw("Free huge frames while 10 % of the frames are exchanged in each round", &frag::panels(&rows))?;
+            files.write(&rows, &args.output)
+        }
+        Figure::Fill(args) => {
+            let files = Files::open(&args.output, Some(&args.picture))?;
+            let rows = fill::run(&args.allocators, huge_frames(args.mem)?, args.iterations, &crew::cores()?)?;
+            files.draw("Order 0 in almost full memory, median", &fill::panels(&rows))?;
+            files.write(&rows, &args.output)
+        }
     }
-    let text = if common.json {
-        serde_json::to_string_pretty(&rows).map_err(std::io::Error::from)? + "\n"
-    } else {
-        series::table(&rows)
+}
+
+fn run_alloc(args: &AllocArgs) -> Result<(), BenchError> {
+    let cores = crew::cores()?;
+    let mut threads = args.threads.clone();
+    if threads.is_empty() {
+        let all = cores.len() as u32;
+        threads = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < all).chain([all]).collect();
+    }
+    let plan = alloc::Plan {
+        benches: args.benches.clone(),
+        orders: args.orders.0.clone(),
+        threads,
+        allocators: args.allocators.clone(),
+        huge_frames: huge_frames(args.mem)?,
+        iterations: args.iterations,
+        cores,
     };
+    if let Some(bench) = args.once {
+        return print(&alloc::once(&plan, bench)?);
+    }
+    let files = Files::open(&args.output, Some(&args.picture))?;
+    let rows = alloc::run(&plan)?;
+    files.draw(&format!("Nanoseconds an operation, {} of frames, median", args.mem), &alloc::panels(&rows))?;
+    files.write(&rows, &args.output)
+}
+
+fn huge_frames(mem: Bytes) -> Result<u32, BenchError> {
+    frames::huge_frames(mem.0)
+        .ok_or_else(|| BenchError::Size(format!("--mem {mem} has more huge frames than can be counted")))
+}
+
+/// What is written besides the standard output. Opened before the first round: a file that cannot be
+/// written should not cost minutes of measuring first.
+struct Files {
+    csv: Option<(File, String)>,
+    plot: Option<(File, String)>,
+}
+
+impl Files {
+    fn open(output: &Output, picture: Option<&Picture>) -> Result<Self, BenchError> {
+        let create = |path: Option<&PathBuf>| {
+            path.map(|path| {
+                let name = path.display().to_string();
+                let file = File::create(path);
+                file.map_err(|error| BenchError::File { path: name.clone(), source: error.into() })
+                    .map(|file| (file, name))
+            })
+            .transpose()
+        };
+        Ok(Self { csv: create(output.csv.as_ref())?, plot: create(picture.and_then(|picture| picture.plot.as_ref()))? })
+    }
+
+    fn draw(&self, title: &str, panels: &[Panel]) -> Result<(), BenchError> {
+        let Some((file, path)) = &self.plot else { return Ok(()) };
+        let svg = plot::draw(title, panels, 3).map_err(|error| BenchError::Plot(error.to_string()))?;
+        let mut file = file;
+        file.write_all(svg.as_bytes()).map_err(|error| BenchError::File { path: path.clone(), source: error.into() })
+    }
+
+    fn write<R: Table>(self, rows: &[R], output: &Output) -> Result<(), BenchError> {
+        if let Some((file, path)) = self.csv {
+            series::write_csv(rows, file).map_err(|source| BenchError::File { path, source })?;
+        }
+        if output.json {
+            print(&(serde_json::to_string_pretty(rows).map_err(std::io::Error::from)? + "\n"))
+        } else {
+            print(&R::table(rows))
+        }
+    }
+}
+
+fn print(text: &str) -> Result<(), BenchError> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),

@@ -3,14 +3,19 @@
 use serde::Serialize;
 use std::time::Duration;
 
-/// Times of one operation, in microseconds a frame (or a boot).
+/// Times of one operation, round after round, all in one unit.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Series {
     values: Vec<f64>,
 }
 
 impl Series {
-    /// Adds a round in which `count` units took `time`.
+    /// Adds a round's time.
+    pub(crate) fn push(&mut self, time: f64) {
+        self.values.push(time);
+    }
+
+    /// Adds, in microseconds, a round in which `count` units took `time`.
     pub(crate) fn add(&mut self, time: Duration, count: u32) {
         self.values.push(time.as_secs_f64() * 1e6 / f64::from(count.max(1)));
     }
@@ -30,11 +35,11 @@ impl Series {
         }
     }
 
-    fn min(&self) -> f64 {
+    pub(crate) fn min(&self) -> f64 {
         self.values.iter().copied().fold(f64::NAN, f64::min)
     }
 
-    fn max(&self) -> f64 {
+    pub(crate) fn max(&self) -> f64 {
         self.values.iter().copied().fold(f64::NAN, f64::max)
     }
 
@@ -71,29 +76,36 @@ pub(crate) struct Row {
     pub(crate) ratio_to_limit: f64,
 }
 
-/// The rows as an aligned table.
-pub(crate) fn table(rows: &[Row]) -> String {
-    let mut text = format!(
-        "{:<10} {:<28} {:>7} {:>12} {:>12} {:>12} {:>9}\n",
-        "candidate", "op", "frames", "us/frame min", "median", "max", "to limit"
-    );
-    for row in rows {
-        text += &format!(
-            "{:<10} {:<28} {:>7} {:>12.3} {:>12.3} {:>12.3} {:>9.3}\n",
-            row.candidate,
-            row.op,
-            row.frames,
-            row.us_per_frame_min,
-            row.us_per_frame_median,
-            row.us_per_frame_max,
-            row.ratio_to_limit
+/// Rows that can be shown to people.
+pub(crate) trait Table: Serialize + Sized {
+    /// The rows as an aligned table.
+    fn table(rows: &[Self]) -> String;
+}
+
+impl Table for Row {
+    fn table(rows: &[Self]) -> String {
+        let mut text = format!(
+            "{:<10} {:<28} {:>7} {:>12} {:>12} {:>12} {:>9}\n",
+            "candidate", "op", "frames", "us/frame min", "median", "max", "to limit"
         );
+        for row in rows {
+            text += &format!(
+                "{:<10} {:<28} {:>7} {:>12.3} {:>12.3} {:>12.3} {:>9.3}\n",
+                row.candidate,
+                row.op,
+                row.frames,
+                row.us_per_frame_min,
+                row.us_per_frame_median,
+                row.us_per_frame_max,
+                row.ratio_to_limit
+            );
+        }
+        text
     }
-    text
 }
 
 /// The rows as CSV with a header line.
-pub(crate) fn write_csv(rows: &[Row], to: impl std::io::Write) -> Result<(), csv::Error> {
+pub(crate) fn write_csv(rows: &[impl Serialize], to: impl std::io::Write) -> Result<(), csv::Error> {
     let mut writer = csv::Writer::from_writer(to);
     rows.iter().try_for_each(|row| writer.serialize(row))?;
     Ok(writer.flush()?)

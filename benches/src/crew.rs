@@ -1,0 +1,135 @@
+//! Threads pinned to cores that start a loop together, and the unit that all their times are given in.
+//!
+//! A thread of a crew sits on one core for good, so that no migration is in its times. The
+//! [`Gate`] spins: a thread that had to be woken would start microseconds after its fellows. The
+//! unit is an uncontended compare-and-swap on a word in L1, timed by the same threads right before
+//! their loops: absolute times drift with clocks and neighbours, the ratio hardly.
+
+use crate::BenchError;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::hint::{black_box, spin_loop};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+/// Compare-and-swaps in one measurement: half a millisecond.
+const CAS_COUNT: u64 = 100_000;
+/// Looks at the gate before the core is left to somebody else.
+const SPINS: u32 = 20_000;
+
+/// Cores that this process may use.
+pub(crate) fn cores() -> Result<Vec<usize>, BenchError> {
+    let set = sched_getaffinity(None).map_err(|errno| BenchError::Cores(errno.into()))?;
+    Ok((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+}
+
+/// Where the threads of a crew wait for each other, any number of times.
+pub(crate) struct Gate {
+    threads: u32,
+    arrived: AtomicU32,
+    opened: AtomicU32,
+}
+
+impl Gate {
+    fn new(threads: u32) -> Self {
+        Self { threads, arrived: AtomicU32::new(0), opened: AtomicU32::new(0) }
+    }
+
+    /// Returns when all threads are here.
+    pub(crate) fn wait(&self) {
+        let opened = self.opened.load(Ordering::Acquire);
+        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
+            self.arrived.store(0, Ordering::Relaxed);
+            // Release: whoever goes on sees what all others did before they came here.
+            self.opened.store(opened.wrapping_add(1), Ordering::Release);
+            return;
+        }
+        let mut spins = 0;
+        while self.opened.load(Ordering::Acquire) == opened {
+            spin_loop();
+            spins += 1;
+            if spins % SPINS == 0 {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// Runs `work(thread, gate)` once on each of the first `threads` cores; results in that order.
+///
+/// A thread that panics ends the process (`panic = "abort"`), so nobody waits for it at the gate.
+pub(crate) fn on_cores<T: Send>(
+    cores: &[usize],
+    threads: u32,
+    work: impl Fn(u32, &Gate) -> T + Sync,
+) -> Result<Vec<T>, BenchError> {
+    let gate = Gate::new(threads);
+    let run = |thread: u32, core: usize| {
+        let mut set = CpuSet::new();
+        set.set(core);
+        let pinned = sched_setaffinity(None, &set).map_err(|errno| BenchError::Cores(errno.into()));
+        // Also a thread that was not pinned takes part: the others count on it at the gate.
+        let result = work(thread, &gate);
+        pinned.map(|()| result)
+    };
+    std::thread::scope(|scope| {
+        let run = &run;
+        let handles: Vec<_> =
+            (0..threads).zip(cores).map(|(thread, core)| scope.spawn(move || run(thread, *core))).collect();
+        // A panic would have ended the process already.
+        handles.into_iter().map(|handle| handle.join().unwrap_or_else(|_| unreachable!())).collect()
+    })
+}
+
+/// Nanoseconds of one uncontended compare-and-swap, on this core, now.
+pub(crate) fn cas_ns() -> f64 {
+    let word = AtomicU64::new(0);
+    cas_loop(&word);
+    let start = Instant::now();
+    cas_loop(&word);
+    nanoseconds(start, CAS_COUNT)
+}
+
+#[inline(never)]
+fn cas_loop(word: &AtomicU64) {
+    let word = black_box(word);
+    let first = word.load(Ordering::Relaxed);
+    for value in first..first + CAS_COUNT {
+        let _ = black_box(word.compare_exchange(value, value + 1, Ordering::AcqRel, Ordering::Acquire));
+    }
+}
+
+/// Nanoseconds since `start`, for each of `count` operations.
+pub(crate) fn nanoseconds(start: Instant, count: u64) -> f64 {
+    start.elapsed().as_secs_f64() * 1e9 / count.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_passes_the_gate_before_the_last_one_came() {
+        let cores = cores().expect("a process has cores");
+        let threads = cores.len().min(4) as u32;
+        let arrived = AtomicU32::new(0);
+        let seen = on_cores(&cores, threads, |_, gate| {
+            for round in 1..=100 {
+                arrived.fetch_add(1, Ordering::Relaxed);
+                gate.wait();
+                if arrived.load(Ordering::Relaxed) < round * threads {
+                    return false;
+                }
+                gate.wait();
+            }
+            true
+        });
+        assert_eq!(seen.expect("own cores can be pinned to"), vec![true; threads as usize]);
+    }
+
+    #[test]
+    fn each_thread_has_its_core() {
+        let cores = cores().expect("a process has cores");
+        let own = on_cores(&cores, cores.len() as u32, |_, _| super::cores().expect("a thread has cores"));
+        assert_eq!(own.expect("pinned"), cores.iter().map(|core| vec![*core]).collect::<Vec<_>>());
+    }
+}
