@@ -250,3 +250,53 @@ pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
     }
     panels
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crew;
+
+    fn plan(threads: &[u32], huge_frames: u32) -> Plan {
+        Plan {
+            benches: vec![Bench::Bulk, Bench::Repeat, Bench::Random, Bench::Cross, Bench::Host],
+            orders: vec![Order::BASE, Order::MAX],
+            threads: threads.to_vec(),
+            allocators: vec![Allocator::Llfree, Allocator::Queue],
+            huge_frames,
+            iterations: 1,
+            cores: crew::cores().expect("a process has cores"),
+        }
+    }
+
+    #[test]
+    fn a_baseline_is_left_out_where_it_has_no_such_order() {
+        let rows = run(&plan(&[1], 16)).expect("half the memory is enough");
+        // alloc and free of three benches and a pair, for llfree twice and the queue once; four
+        // state changes of two kinds.
+        assert_eq!(rows.len(), 7 * 3 + 4 * 2);
+        assert!(rows.iter().all(|row| row.allocator != "queue" || row.order == 0));
+        assert!(rows.iter().all(|row| row.ns_min > 0.0 && row.ns_min <= row.ns_max && row.cas_ns > 0.0));
+        assert!(panels(&rows).iter().all(|panel| panel.title != "host: evict"));
+    }
+
+    #[test]
+    fn all_cores_work_together() {
+        let cores = crew::cores().expect("a process has cores").len() as u32;
+        let rows = run(&plan(&[cores], 64 * cores)).expect("half the memory is enough");
+        assert!(rows.iter().all(|row| row.threads == cores));
+    }
+
+    #[test]
+    fn plans_beyond_the_machine_or_the_memory_are_refused() {
+        let few = run(&plan(&[1], 1)).expect_err("no block of order 10");
+        assert!(few.to_string().contains("use at least 8 MiB"), "{few}");
+        let many = run(&plan(&[100_000], 64)).expect_err("nobody has so many cores");
+        assert!(many.to_string().contains("100000"), "{many}");
+    }
+
+    #[test]
+    fn loops_without_a_clock_do_every_operation() {
+        let text = once(&plan(&[1], 8), Bench::Random).expect("half the memory is enough");
+        assert!(text.contains("random, order 0, llfree: 2048 operations of each kind"), "{text}");
+    }
+}

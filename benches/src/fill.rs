@@ -13,12 +13,16 @@ use crate::plot::{Line, Panel};
 use crate::series::{Series, Table};
 use crate::{BenchError, Exhausted, progress};
 use serde::Serialize;
-use shared_layout::Order;
+use shared_layout::{HUGE_SIZE, Order};
 use std::fmt::Write as _;
 use std::time::Instant;
+use vmm::units::Bytes;
 
 /// Fill levels, in thousandths of all frames.
 const LEVELS: [u32; 4] = [500, 900, 990, 999];
+
+/// Below this, the last level has no more than a handful of free frames.
+const LEAST_HUGE_FRAMES: u32 = 32;
 
 /// One line of the figure.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -115,6 +119,10 @@ pub(crate) fn run(
     iterations: u32,
     cores: &[usize],
 ) -> Result<Vec<Row>, BenchError> {
+    if huge_frames < LEAST_HUGE_FRAMES {
+        let (mem, least) = (Bytes(u64::from(huge_frames) * HUGE_SIZE), Bytes(u64::from(LEAST_HUGE_FRAMES) * HUGE_SIZE));
+        return Err(BenchError::Size(format!("--mem {mem} is too small to be 99.9 % full; use at least {least}")));
+    }
     let mut cells: Vec<(u32, Allocator, [Series; 2], Series)> = Vec::new();
     for per_mille in LEVELS {
         let able = allocators.iter().filter(|a| a.supports(Order::BASE, huge_frames));
@@ -177,4 +185,24 @@ pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
             panel
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crew;
+
+    #[test]
+    fn every_level_of_every_allocator_is_measured() {
+        let cores = crew::cores().expect("a process has cores");
+        let rows = run(&[Allocator::Llfree, Allocator::Bitmap], LEAST_HUGE_FRAMES, 1, &cores).expect("room is left");
+        assert_eq!(rows.len(), 2 * 2 * LEVELS.len());
+        assert!(rows.iter().all(|row| row.ns_median > 0.0 && row.ratio_to_cas > 0.0));
+        assert_eq!(panels(&rows).len(), 2);
+    }
+
+    #[test]
+    fn too_little_memory_is_refused() {
+        assert!(matches!(run(&[Allocator::Llfree], 1, 1, &[0]), Err(BenchError::Size(_))));
+    }
 }

@@ -97,13 +97,7 @@ struct BootArgs {
 #[derive(Args)]
 struct AllocArgs {
     /// What the threads do
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        hide_possible_values = true,
-        default_value = "bulk,repeat,random,cross,host"
-    )]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "bulk,repeat,random,cross,host")]
     benches: Vec<Bench>,
     /// Block sizes: orders like 0,9 or ranges like 0..=10
     #[arg(long, value_name = "LIST", default_value = "0..=10")]
@@ -115,12 +109,7 @@ struct AllocArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "4G")]
     mem: Bytes,
     /// Allocators to compare
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "llfree,buddy,buddy-spin,per-core,queue,bitmap"
-    )]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,buddy,per-core,queue,bitmap")]
     allocators: Vec<Allocator>,
     /// Rounds to measure, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = rounds())]
@@ -314,6 +303,8 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
 fn run_alloc(args: &AllocArgs) -> Result<(), BenchError> {
     let cores = crew::cores()?;
     let mut threads = args.threads.clone();
+    threads.sort_unstable();
+    threads.dedup();
     if threads.is_empty() {
         let all = cores.len() as u32;
         threads = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < all).chain([all]).collect();
@@ -398,5 +389,28 @@ fn progress(round: u32, rounds: u32, what: &str) {
             write!(stderr, "\r\x1b[K")
         };
         let _ = stderr.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn orders_are_lists_and_ranges() {
+        let orders = |text: &str| {
+            let parsed: Result<Orders, _> = text.parse();
+            parsed.map(|orders| orders.0.iter().map(|order| order.get()).collect::<Vec<_>>())
+        };
+        assert_eq!(orders("9,0..=2,1"), Ok(vec![0, 1, 2, 9]));
+        assert_eq!(orders("11").expect_err("too large"), "'11' is no order; orders are 0 to 10");
+        assert!(orders("3..=1").expect_err("empty").contains("3..=1"));
+        assert!(orders("").is_err());
     }
 }

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 pub(crate) const LEAST_OPS: u64 = 100_000;
 /// ... unless they take longer than this.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
-/// Pairs before the timed ones.
-const WARM_PAIRS: u64 = 1_000;
+/// Pairs between two looks at the clock; as many warm up.
+const PAIRS: u64 = 1_000;
 
 /// What the threads do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -172,11 +172,17 @@ impl Blocks<'_> {
         let mut handle = frames.handle();
         gate.wait();
         let cas_ns = cas_ns();
-        pair_loop(&mut handle, self.order, WARM_PAIRS);
+        let mut ok = pair_loop(&mut handle, self.order, PAIRS);
+        let (mut time, mut pairs) = (0.0, 0);
         gate.wait();
-        let start = Instant::now();
-        let ok = pair_loop(&mut handle, self.order, LEAST_OPS);
-        let pair = nanoseconds(start, LEAST_OPS);
+        let begin = Instant::now();
+        while ok && pairs < LEAST_OPS && begin.elapsed() < PATIENCE {
+            let start = Instant::now();
+            ok = pair_loop(&mut handle, self.order, PAIRS);
+            time += nanoseconds(start, 1);
+            pairs += PAIRS;
+        }
+        let pair = time / pairs.max(1) as f64;
         ok.then(|| Measured { cas_ns, ops: vec![("pair", pair)] })
     }
 }

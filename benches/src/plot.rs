@@ -189,3 +189,28 @@ where
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_names_its_panels_and_lines() {
+        let mut panel = Panel { title: "bulk: alloc".into(), log_y: true, ..Panel::default() };
+        panel.point("llfree".into(), "llfree", false, (0.0, 2.5));
+        panel.point("llfree".into(), "llfree", false, (9.0, 25.0));
+        panel.point("queue".into(), "queue", true, (0.0, 4.0));
+        let empty = Panel { title: "nothing".into(), ..Panel::default() };
+        let svg = draw("costs", &[panel, empty], 2).expect("strings are writable");
+        for text in ["costs", "bulk: alloc", "llfree", "queue"] {
+            assert!(svg.contains(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_single_point_is_a_picture_too() {
+        let mut panel = Panel::default();
+        panel.point("llfree".into(), "llfree", false, (1.0, 0.0));
+        assert!(draw("one", &[panel], 3).expect("strings are writable").contains("circle"));
+    }
+}
