@@ -58,7 +58,7 @@ pub(crate) struct Row {
 impl Table for Row {
     fn table(rows: &[Self]) -> String {
         let mut text = format!(
-            "{:<7} {:>5} {:>7} {:<11} {:<9} {:>9} {:>9} {:>9} {:>6} {:>7}\n",
+            "{:<7} {:>5} {:>7} {:<13} {:<9} {:>9} {:>9} {:>9} {:>6} {:>7}\n",
             "bench", "order", "threads", "allocator", "op", "ns min", "median", "max", "cas", "to cas"
         );
         for row in rows {
@@ -66,7 +66,7 @@ impl Table for Row {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "{bench:<7} {order:>5} {threads:>7} {allocator:<11} {op:<9} {ns_min:>9.2} {ns_median:>9.2} \
+                "{bench:<7} {order:>5} {threads:>7} {allocator:<13} {op:<9} {ns_min:>9.2} {ns_median:>9.2} \
                  {ns_max:>9.2} {cas_ns:>6.2} {ratio_to_cas:>7.2}"
             );
         }

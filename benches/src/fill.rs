@@ -44,7 +44,7 @@ pub(crate) struct Row {
 impl Table for Row {
     fn table(rows: &[Self]) -> String {
         let mut text = format!(
-            "{:>6} {:<11} {:<6} {:>9} {:>9} {:>9} {:>6} {:>7}\n",
+            "{:>6} {:<13} {:<6} {:>9} {:>9} {:>9} {:>6} {:>7}\n",
             "% full", "allocator", "op", "ns min", "median", "max", "cas", "to cas"
         );
         for row in rows {
@@ -52,7 +52,7 @@ impl Table for Row {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "{fill_percent:>6.1} {allocator:<11} {op:<6} {ns_min:>9.2} {ns_median:>9.2} {ns_max:>9.2} \
+                "{fill_percent:>6.1} {allocator:<13} {op:<6} {ns_min:>9.2} {ns_median:>9.2} {ns_max:>9.2} \
                  {cas_ns:>6.2} {ratio_to_cas:>7.2}"
             );
         }

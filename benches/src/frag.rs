@@ -51,7 +51,7 @@ const TABLE_STEP: u32 = 10;
 impl Table for Row {
     fn table(rows: &[Self]) -> String {
         let mut text = format!(
-            "{:<11} {:<9} {:>5} {:>9} {:>9} {:>6}\n",
+            "{:<13} {:<9} {:>5} {:>9} {:>9} {:>6}\n",
             "allocator", "exchange", "round", "free huge", "possible", "%"
         );
         let last = rows.iter().map(|row| row.round).max().unwrap_or(0);
@@ -60,7 +60,7 @@ impl Table for Row {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "{allocator:<11} {exchange:<9} {round:>5} {free_huge:>9} {possible_huge:>9} {percent:>6.1}"
+                "{allocator:<13} {exchange:<9} {round:>5} {free_huge:>9} {possible_huge:>9} {percent:>6.1}"
             );
         }
         text

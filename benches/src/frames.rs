@@ -3,7 +3,7 @@
 //! Everything is called through generics, so that a loop over an allocator is compiled for it as
 //! it would be in a program that links nothing else.
 
-use crate::tables::{Llfree, Tables};
+use crate::tables::{Llfree, Shared, Tables};
 use bitmap_allocator::{BitAlloc, BitAlloc16M};
 use buddy_system_allocator::FrameAllocator;
 use clap::ValueEnum;
@@ -44,6 +44,8 @@ pub(crate) trait Visit {
 pub(crate) enum Allocator {
     /// This project's, a handle for each CPU
     Llfree,
+    /// The same without handles
+    LlfreeShared,
     /// buddy_system_allocator's frame allocator behind a mutex
     Buddy,
     /// The same behind a spin lock
@@ -61,6 +63,7 @@ impl Allocator {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Llfree => "llfree",
+            Self::LlfreeShared => "llfree-shared",
             Self::Buddy => "buddy",
             Self::BuddySpin => "buddy-spin",
             Self::PerCore => "per-core",
@@ -72,7 +75,7 @@ impl Allocator {
     /// Whether it has blocks of this order, and can manage that many huge frames.
     pub(crate) fn supports(self, order: Order, huge_frames: u32) -> bool {
         match self {
-            Self::Llfree | Self::Buddy | Self::BuddySpin => true,
+            Self::Llfree | Self::LlfreeShared | Self::Buddy | Self::BuddySpin => true,
             Self::PerCore | Self::Queue => order == Order::BASE,
             Self::Bitmap => frames(huge_frames) <= BitAlloc16M::CAP as u64,
         }
@@ -82,6 +85,7 @@ impl Allocator {
     pub(crate) fn with<V: Visit>(self, huge_frames: u32, visit: V) -> V::Output {
         match self {
             Self::Llfree => visit.visit(&Llfree(Tables::new(huge_frames).tenant())),
+            Self::LlfreeShared => visit.visit(&Shared(Tables::new(huge_frames).tenant())),
             Self::Buddy => visit.visit(&Mutex::new(buddy(huge_frames))),
             Self::BuddySpin => visit.visit(&spin::Mutex::new(buddy(huge_frames))),
             // The lowest frame is taken first.

@@ -109,7 +109,12 @@ struct AllocArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "4G")]
     mem: Bytes,
     /// Allocators to compare
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,buddy,per-core,queue,bitmap")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "llfree,llfree-shared,buddy,per-core,queue,bitmap"
+    )]
     allocators: Vec<Allocator>,
     /// Rounds to measure, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = rounds())]
@@ -135,7 +140,12 @@ struct FragArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "batch,pairs")]
     exchange: Vec<Exchange>,
     /// Allocators to compare
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,buddy,bitmap,per-core")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "llfree,llfree-shared,buddy,bitmap,per-core"
+    )]
     allocators: Vec<Allocator>,
     #[command(flatten)]
     output: Output,
@@ -149,7 +159,12 @@ struct FillArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "4G")]
     mem: Bytes,
     /// Allocators to compare
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,buddy,per-core,queue,bitmap")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "llfree,llfree-shared,buddy,per-core,queue,bitmap"
+    )]
     allocators: Vec<Allocator>,
     /// Rounds to measure, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = rounds())]

@@ -5,7 +5,6 @@
 
 use crate::frames::{FAILED, Frames, Handle};
 use llfree::{Cpu, Host, Reclaim, Tenant};
-use shared_layout::header::HUGE_PER_TREE;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
@@ -20,6 +19,7 @@ pub(crate) struct Tables {
     /// A line longer than it must be, to begin where a line does.
     rows: Vec<AtomicU64>,
     hints: Vec<AtomicU16>,
+    summary: Vec<AtomicU64>,
     epoch: AtomicU64,
     residency: Vec<AtomicU8>,
 }
@@ -31,7 +31,8 @@ impl Tables {
         Self {
             entries: (0..huge).map(|_| AtomicU16::new(entry)).collect(),
             rows: (0..(huge + 1) * ROWS).map(|_| AtomicU64::new(0)).collect(),
-            hints: (0..huge.div_ceil(HUGE_PER_TREE as usize)).map(|_| AtomicU16::new(0)).collect(),
+            hints: (0..Tenant::hint_len(huge_frames)).map(|_| AtomicU16::new(0)).collect(),
+            summary: (0..Tenant::summary_len(huge_frames)).map(|_| AtomicU64::new(0)).collect(),
             epoch: AtomicU64::new(0),
             residency: (0..huge).map(|_| AtomicU8::new(INSTALLED)).collect(),
         }
@@ -40,7 +41,7 @@ impl Tables {
     pub(crate) fn tenant(&self) -> Tenant<'_> {
         let start = self.rows.as_ptr().align_offset(64);
         let rows = &self.rows[start..start + self.entries.len() * ROWS];
-        let tenant = Tenant::new(&self.entries, rows, &self.hints, &self.epoch);
+        let tenant = Tenant::new(&self.entries, rows, &self.hints, &self.summary, &self.epoch);
         // The lengths were computed from one number in `new`.
         let tenant = tenant.unwrap_or_else(|| unreachable!());
         tenant.recount();
@@ -76,6 +77,32 @@ impl Handle for Cpu<'_> {
     #[inline]
     fn free(&mut self, frame: u64, order: Order) -> bool {
         Cpu::free(self, FrameId(frame), order).is_ok()
+    }
+}
+
+/// llfree without a handle: nothing is cached, every block comes from shared memory.
+pub(crate) struct Shared<'a>(pub(crate) Tenant<'a>);
+
+impl<'t> Frames for Shared<'t> {
+    type Handle<'a>
+        = &'a Tenant<'t>
+    where
+        Self: 'a;
+
+    fn handle(&self) -> &Tenant<'t> {
+        &self.0
+    }
+}
+
+impl Handle for &Tenant<'_> {
+    #[inline]
+    fn alloc(&mut self, order: Order) -> u64 {
+        Tenant::alloc(self, order).map_or(FAILED, |allocation| allocation.position().0.0)
+    }
+
+    #[inline]
+    fn free(&mut self, frame: u64, order: Order) -> bool {
+        Tenant::free(self, FrameId(frame), order).is_ok()
     }
 }
 
