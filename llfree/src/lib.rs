@@ -68,5 +68,5 @@ pub use class::{Class, Policy, Rank};
 pub use cpu::{Cpu, HANDLE_FRAMES};
 pub use error::{AllocError, FreeError};
 pub use host::{Census, Claim, Host, Installing, Reclaim, Reclaimed, Refused, Residency};
-pub use stats::Stats;
+pub use stats::{ORDERS, Stats};
 pub use tenant::{Allocation, Block, EvictedBlock, Tenant};

@@ -94,6 +94,13 @@ impl<'a> Lower<'a> {
         self.entries[first..end].iter().map(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)))
     }
 
+    /// The rows of a huge frame: set bits are taken.
+    pub(crate) fn used_rows(&self, huge: HugeId) -> [u64; ROWS] {
+        let mut used = [u64::MAX; ROWS];
+        used.iter_mut().zip(self.rows_of(huge)).for_each(|(to, row)| *to = row.load(Ordering::Relaxed));
+        used
+    }
+
     /// Takes a huge frame that `accepts` likes.
     #[inline]
     pub(crate) fn take_huge_if(&self, huge: HugeId, accepts: impl Fn(HugeEntry) -> bool) -> Option<Taken> {
@@ -426,19 +433,20 @@ fn fits(rows: &[AtomicU64], order: Order) -> bool {
     rows.iter().all(|row| free_run(row.load(Ordering::Relaxed), order).is_some())
 }
 
+// Bit i survives round k if the 2^(k+1) bits from i on are clear.
+const ALIGNED: [u64; 7] = [
+    u64::MAX,
+    0x5555_5555_5555_5555,
+    0x1111_1111_1111_1111,
+    0x0101_0101_0101_0101,
+    0x0001_0001_0001_0001,
+    0x0000_0001_0000_0001,
+    1,
+];
+
 /// Position of the lowest aligned run of clear bits for a block of `order`, up to a whole row.
 #[inline]
 pub(crate) fn free_run(used: u64, order: Order) -> Option<u32> {
-    // Bit i survives round k if the 2^(k+1) bits from i on are clear.
-    const ALIGNED: [u64; 7] = [
-        u64::MAX,
-        0x5555_5555_5555_5555,
-        0x1111_1111_1111_1111,
-        0x0101_0101_0101_0101,
-        0x0001_0001_0001_0001,
-        0x0000_0001_0000_0001,
-        1,
-    ];
     let order = usize::from(order.get().min(Order::ROW.get()));
     let mut free = !used;
     for round in 0..order {
@@ -446,6 +454,24 @@ pub(crate) fn free_run(used: u64, order: Order) -> Option<u32> {
     }
     free &= ALIGNED[order];
     (free != 0).then(|| free.trailing_zeros())
+}
+
+/// Adds a row's free blocks, each frame in the largest that it lies in.
+pub(crate) fn free_blocks_in_row(used: u64, blocks: &mut [u64]) {
+    let (mut free, mut smaller) = (!used, None);
+    for (order, aligned) in ALIGNED.into_iter().enumerate() {
+        if order > 0 {
+            free &= free >> (1 << (order - 1));
+        }
+        let count = u64::from((free & aligned).count_ones());
+        if let Some(below) = smaller {
+            // Two of each smaller block make one of these.
+            blocks[order - 1] += below - 2 * count;
+        }
+        smaller = Some(count);
+        free &= aligned;
+    }
+    blocks[ALIGNED.len() - 1] += smaller.unwrap_or(0);
 }
 
 #[cfg(test)]

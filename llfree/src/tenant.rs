@@ -10,7 +10,6 @@ use crate::error::{AllocError, FreeError};
 use crate::hint::{TreeHint, Trees, Want, summary_words};
 use crate::lower::{Lower, ROWS, Taken};
 use crate::search::Spot;
-use crate::stats::Stats;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use shared_layout::header::{HUGE_PER_TREE, tenant_words};
 use shared_layout::{ControlWord, FrameId, HugeEntry, HugeId, Layout, Order};
@@ -229,13 +228,6 @@ impl<'a> Tenant<'a> {
         let after = self.lower.give(frame, order)?;
         self.note_free(frame, after);
         Ok(())
-    }
-
-    /// Counts the table from its entries: exact when nobody is at work. Frames in the caches of
-    /// handles count as allocated; [`Cpu::drain`] gives them back.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        Stats::count((0..self.huge_frames()).filter_map(|i| self.lower.entry(HugeId(i))))
     }
 
     /// Recounts all hints from the entries: at boot, and when frames came back behind our back.
