@@ -103,6 +103,8 @@ impl<'a> Cpu<'a> {
         if row.bits & mask != 0 {
             return self.refuse(frame, order);
         }
+        // While the register was empty the host may have had the huge frame: look again.
+        row.evicted |= row.bits == 0;
         row.bits |= mask;
         Ok(())
     }

@@ -98,7 +98,8 @@ impl Tenant<'_> {
     /// from are marked as this spot's own.
     pub(crate) fn take(&self, spot: &mut Spot, order: Order, class: Class, reserve: bool) -> Option<Taken> {
         let near = if order.is_huge() {
-            self.take_near(spot, order)
+            // The spot for huge blocks follows their own class; others have to search.
+            if class == Class::HUGE { self.take_near(spot, order) } else { None }
         } else {
             spot.small[usize::from(class.get())].and_then(|huge| self.lower.take(huge, order))
         };
@@ -287,10 +288,13 @@ impl Tenant<'_> {
     ) {
         let tree = tree_of(huge);
         if order.is_huge() {
-            spot.huge = HugeId(huge.0 + order.huge_frames());
-            spot.any = want == Want::Free;
             let reserved = self.trees.get(tree).is_reserved();
             self.recount_tree_as(tree, reserved, tree_class);
+            if class != Class::HUGE {
+                return;
+            }
+            spot.huge = HugeId(huge.0 + order.huge_frames());
+            spot.any = want == Want::Free;
             if !self.trees.get(tree).promises(want) {
                 // That was the last one here.
                 spot.huge = HugeId((tree + 1) * HUGE_PER_TREE);

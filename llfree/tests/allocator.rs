@@ -2,36 +2,15 @@
 
 mod common;
 
-use common::Table;
+use common::{Table, order, ready};
 use llfree::{AllocError, Allocation, FreeError, Reclaim};
 use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeId, Order};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-fn order(order: u8) -> Order {
-    Order::new(order).expect("in range")
-}
-
-/// All frames free with memory behind them.
-fn installed(huge_frames: usize) -> Table {
-    let table = Table::evicted(huge_frames);
-    for huge in (0..huge_frames as u32).map(HugeId) {
-        table.host().claim(huge).expect("idle").install().expect("not held").done();
-    }
-    table.tenant().recount();
-    table
-}
-
-fn ready(allocation: Allocation) -> FrameId {
-    match allocation {
-        Allocation::Ready(block) => block.frame(),
-        Allocation::Evicted(block) => panic!("{block:?} should have memory behind it"),
-    }
-}
-
 #[test]
 fn every_order_reaches_the_last_block() {
     for o in 0..=10 {
-        let table = installed(34);
+        let table = Table::installed(34);
         let tenant = table.tenant();
         let mut cpu = tenant.cpu();
         let blocks = 34 * FRAMES_PER_HUGE / order(o).frames();
@@ -49,7 +28,7 @@ fn every_order_reaches_the_last_block() {
 
 #[test]
 fn small_blocks_of_two_cpus_share_no_huge_frame_while_there_is_room() {
-    let table = installed(64);
+    let table = Table::installed(64);
     let tenant = table.tenant();
     let (mut a, mut b) = (tenant.cpu(), tenant.cpu());
     for _ in 0..300 {
@@ -76,7 +55,7 @@ fn frames_with_memory_are_taken_before_evicted_ones() {
 
 #[test]
 fn a_return_behind_the_guests_back_is_found() {
-    let table = installed(32);
+    let table = Table::installed(32);
     let (tenant, host) = (table.tenant(), table.host());
     let mut cpu = tenant.cpu();
     for huge in 0..32 {
@@ -95,7 +74,7 @@ fn a_return_behind_the_guests_back_is_found() {
 #[test]
 fn order_ten_is_evicted_if_one_half_is() {
     for half in [2, 3] {
-        let table = installed(4);
+        let table = Table::installed(4);
         table.host().claim(HugeId(half)).expect("idle").reclaim(Reclaim::Soft).expect("free").done();
         let tenant = table.tenant();
         let allocation = tenant.alloc_at(FrameId(1024), Order::MAX).expect("free");
@@ -106,7 +85,7 @@ fn order_ten_is_evicted_if_one_half_is() {
 
 #[test]
 fn misuse_is_refused_and_changes_nothing() {
-    let table = installed(4);
+    let table = Table::installed(4);
     let tenant = table.tenant();
     let at = |frame, o| ready(tenant.alloc_at(FrameId(frame), order(o)).expect("free"));
     let small = at(64, 3);
@@ -140,7 +119,7 @@ fn misuse_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_double_free_into_the_row_cache_is_refused() {
-    let table = installed(4);
+    let table = Table::installed(4);
     let tenant = table.tenant();
     let mut cpu = tenant.cpu();
     let frame = ready(cpu.alloc(Order::BASE).expect("free"));
@@ -150,7 +129,7 @@ fn a_double_free_into_the_row_cache_is_refused() {
 
 #[test]
 fn the_host_never_takes_a_cached_row() {
-    let table = installed(1);
+    let table = Table::installed(1);
     let (tenant, host) = (table.tenant(), table.host());
     let mut cpu = tenant.cpu();
     let frame = ready(cpu.alloc(Order::BASE).expect("free"));

@@ -1,8 +1,10 @@
 //! A table in ordinary memory, for tests of both sides.
 
-use llfree::{Host, Tenant};
-use shared_layout::HugeEntry;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64};
+#![allow(dead_code, reason = "a test uses a part of it")]
+
+use llfree::{Allocation, Host, Reclaim, Tenant};
+use shared_layout::{FrameId, HugeEntry, HugeId, Order};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 pub(crate) struct Table {
     pub(crate) entries: Vec<AtomicU16>,
@@ -28,11 +30,60 @@ impl Table {
         table
     }
 
+    /// All frames free with memory behind them.
+    pub(crate) fn installed(huge_frames: usize) -> Self {
+        let table = Self::evicted(huge_frames);
+        (0..huge_frames as u32).for_each(|huge| table.install(huge));
+        table.tenant().recount();
+        table
+    }
+
     pub(crate) fn tenant(&self) -> Tenant<'_> {
         Tenant::new(&self.entries, &self.rows, &self.hints, &self.summary, &self.epoch).expect("lengths fit")
     }
 
     pub(crate) fn host(&self) -> Host<'_> {
         Host::new(&self.entries, &self.residency).expect("lengths fit")
+    }
+
+    pub(crate) fn install(&self, huge: u32) {
+        self.host().claim(HugeId(huge)).expect("idle").install().expect("not held").done();
+    }
+
+    /// Whether the host got it.
+    pub(crate) fn reclaim(&self, huge: u32, how: Reclaim) -> bool {
+        let claim = self.host().claim(HugeId(huge)).expect("idle");
+        claim.reclaim(how).map(llfree::Reclaimed::done).is_ok()
+    }
+
+    pub(crate) fn release(&self, huge: u32) {
+        assert!(self.host().claim(HugeId(huge)).expect("idle").release().expect("held"));
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether the entries and bitfields hold a free block of `order`, looked up the slow way.
+    pub(crate) fn has_free_block(&self, order: Order) -> bool {
+        let entry = |huge: usize| HugeEntry::from_bits(self.entries[huge].load(Ordering::Relaxed));
+        let size = order.frames();
+        (0..self.entries.len() as u64 * 512 / size).any(|block| {
+            let first = block * size;
+            if order.is_huge() {
+                return (first / 512..(first + size) / 512).all(|huge| entry(huge as usize).is_all_free());
+            }
+            let clear = |f: u64| self.rows[(f / 64) as usize].load(Ordering::Relaxed) >> (f % 64) & 1 == 0;
+            entry((first / 512) as usize).take_order(order).is_some() && (first..first + size).all(clear)
+        })
+    }
+}
+
+pub(crate) fn order(order: u8) -> Order {
+    Order::new(order).expect("in range")
+}
+
+/// The frame of a block that must be usable at once.
+pub(crate) fn ready(allocation: Allocation) -> FrameId {
+    match allocation {
+        Allocation::Ready(block) => block.frame(),
+        Allocation::Evicted(block) => panic!("{block:?} should have memory behind it"),
     }
 }

@@ -1,0 +1,130 @@
+//! What the registers of a CPU's handle must never do: give out a frame without memory as usable,
+//! a frame twice, or keep one for ever.
+
+mod common;
+
+use common::{Table, order, ready};
+use llfree::{Allocation, Class, FreeError, HANDLE_FRAMES, Reclaim};
+use shared_layout::{FrameId, Order};
+
+#[test]
+fn a_row_that_was_away_is_not_believed_to_have_memory() {
+    // All frames of the handle's row go back past the handle, the host evicts them, and one
+    // comes back through the handle without ever having been installed.
+    let table = Table::installed(1);
+    let tenant = table.tenant();
+    let mut cpu = tenant.cpu();
+    let row: Vec<_> = (0..64).map(|_| ready(cpu.alloc(Order::BASE).expect("free"))).collect();
+    row.iter().for_each(|frame| tenant.free(*frame, Order::BASE).expect("ours"));
+    assert!(table.reclaim(0, Reclaim::Soft));
+    let Ok(Allocation::Evicted(block)) = tenant.alloc_at(row[0], Order::BASE) else { panic!("it was evicted") };
+    let (frame, order) = block.release();
+    cpu.free(frame, order).expect("ours");
+    assert!(matches!(cpu.alloc(Order::BASE), Ok(Allocation::Evicted(_))), "nothing is behind it");
+}
+
+#[test]
+fn one_handle_alone_cannot_fool_itself_about_memory() {
+    // The same with a single handle: a row filled by base frames goes back as one block.
+    let table = Table::installed(1);
+    let tenant = table.tenant();
+    let mut cpu = tenant.cpu();
+    let row: Vec<_> = (0..64).map(|_| ready(cpu.alloc(Order::BASE).expect("free"))).collect();
+    let first = *row.iter().min().expect("64 frames");
+    cpu.free(first, Order::ROW).expect("ours");
+    assert!(table.reclaim(0, Reclaim::Soft));
+    let Ok(Allocation::Evicted(block)) = cpu.alloc(Order::ROW) else { panic!("it was evicted") };
+    let (frame, _) = block.release();
+    (frame.0..frame.0 + 64).for_each(|f| cpu.free(FrameId(f), Order::BASE).expect("ours"));
+    assert!(matches!(cpu.alloc(Order::BASE), Ok(Allocation::Evicted(_))), "nothing is behind it");
+}
+
+#[test]
+fn an_install_is_seen_by_a_row_that_was_evicted() {
+    let table = Table::evicted(1);
+    let tenant = table.tenant();
+    let mut cpu = tenant.cpu();
+    assert!(matches!(cpu.alloc(Order::BASE), Ok(Allocation::Evicted(_))));
+    table.install(0);
+    assert!(matches!(cpu.alloc(Order::BASE), Ok(Allocation::Ready(_))));
+}
+
+#[test]
+fn no_frame_is_in_two_registers() {
+    // Frees into the row, its neighbours and the rest of a crowded huge frame, then all out again.
+    let table = Table::installed(1);
+    let tenant = table.tenant();
+    let mut all: Vec<_> = (0..512).map(|f| ready(tenant.alloc_at(FrameId(f), Order::BASE).expect("free"))).collect();
+    let mut cpu = tenant.cpu();
+    let mut rng = fastrand::Rng::with_seed(3);
+    for _ in 0..20_000 {
+        if rng.bool() && !all.is_empty() {
+            let frame = all.swap_remove(rng.usize(..all.len()));
+            if rng.u8(..4) == 0 {
+                tenant.free(frame, Order::BASE).expect("ours");
+            } else {
+                cpu.free(frame, Order::BASE).expect("ours");
+                assert_eq!(cpu.free(frame, Order::BASE), Err(FreeError::NotAllocated(frame, Order::BASE)));
+            }
+        } else if let Ok(allocation) = cpu.alloc(Order::BASE) {
+            let frame = ready(allocation);
+            assert!(!all.contains(&frame), "{frame:?} has two owners");
+            all.push(frame);
+        } else {
+            assert_eq!(all.len(), 512, "a handle that fails has nothing left");
+        }
+        let outside = tenant.stats().free_frames + all.len() as u64;
+        assert!(512 - outside <= HANDLE_FRAMES, "a handle holds back {}", 512 - outside);
+    }
+    cpu.drain();
+    assert_eq!(tenant.stats().free_frames + all.len() as u64, 512);
+    tenant.validate().expect("counters fit the bits");
+}
+
+#[test]
+fn orders_and_classes_mix_on_one_handle() {
+    let table = Table::installed(33);
+    let tenant = table.tenant();
+    let mut cpu = tenant.cpu();
+    let mut rng = fastrand::Rng::with_seed(11);
+    let mut owned = vec![false; 33 * 512];
+    let mut blocks = Vec::new();
+    for _ in 0..30_000 {
+        if rng.u8(..100) < 55 {
+            let o = order([0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10][rng.usize(..13)]);
+            let class = Class::new(rng.u8(..7)).expect("in range");
+            match cpu.alloc_class(o, class) {
+                Ok(allocation) => {
+                    let frame = ready(allocation);
+                    for f in frame.0..frame.0 + o.frames() {
+                        assert!(!std::mem::replace(&mut owned[f as usize], true), "frame {f} has two owners");
+                    }
+                    blocks.push((frame, o));
+                }
+                Err(_) => assert!(!table.has_free_block(o), "order {} is free in the table", o.get()),
+            }
+        } else if !blocks.is_empty() {
+            let (frame, o) = blocks.swap_remove(rng.usize(..blocks.len()));
+            owned[frame.0 as usize..(frame.0 + o.frames()) as usize].fill(false);
+            cpu.free(frame, o).expect("ours");
+        }
+    }
+    blocks.into_iter().for_each(|(frame, o)| cpu.free(frame, o).expect("ours"));
+    cpu.drain();
+    assert_eq!(tenant.stats().free_huge, 33);
+    tenant.validate().expect("counters fit the bits");
+}
+
+#[test]
+fn a_class_of_the_users_own_keeps_its_huge_blocks_apart() {
+    let table = Table::installed(64);
+    let tenant = table.tenant();
+    let mut cpu = tenant.cpu();
+    let own = Class::new(4).expect("in range");
+    let tree = |frame: FrameId| frame.0 / 512 / 16;
+    for _ in 0..8 {
+        let huge = ready(cpu.alloc(Order::HUGE).expect("free"));
+        let other = ready(cpu.alloc_class(Order::HUGE, own).expect("free"));
+        assert_ne!(tree(huge), tree(other), "two classes share a tree while there are fresh ones");
+    }
+}
