@@ -16,6 +16,8 @@
 
 use crate::lower::transition;
 use crate::sync::{AtomicU8, AtomicU16, Ordering};
+use crate::violation::Violation;
+use shared_layout::header::MAX_HUGE_FRAMES;
 use shared_layout::{HugeEntry, HugeId};
 
 /// Attempts at one entry before a guest that keeps changing it is called [`Refused::Contended`].
@@ -97,10 +99,10 @@ pub struct Host<'a> {
 
 impl<'a> Host<'a> {
     /// `entries` are shared with the guest, `residency` must be out of its reach (zero: all
-    /// evicted). `None` unless both have one element a huge frame.
+    /// evicted). `None` unless both have one element a huge frame, at most [`MAX_HUGE_FRAMES`].
     #[must_use]
     pub fn new(entries: &'a [AtomicU16], residency: &'a [AtomicU8]) -> Option<Self> {
-        let fits = u32::try_from(entries.len()).is_ok() && entries.len() == residency.len();
+        let fits = entries.len() <= MAX_HUGE_FRAMES as usize && entries.len() == residency.len();
         fits.then_some(Self { entries, residency })
     }
 
@@ -146,6 +148,20 @@ impl<'a> Host<'a> {
             let residency = Residency::from_bits(self.residency[i].load(Ordering::Relaxed));
             (HugeId(i as u32), entry, residency)
         })
+    }
+
+    /// Checks every entry against R: `held`, `evicted`, and that no claim is open. Exact when nobody
+    /// is at work; a guest that writes its entries can make it fail, and harms only itself by that.
+    ///
+    /// # Errors
+    /// The first huge frame whose entry is invalid or contradicts R.
+    pub fn validate(&self) -> Result<(), Violation> {
+        let mut all = self.entries.iter().zip(self.residency).zip(0..);
+        let violation = all.find_map(|((entry, r), huge)| {
+            let (entry, r) = (HugeEntry::from_bits(entry.load(Ordering::Relaxed)), r.load(Ordering::Acquire));
+            Violation::of_residency(HugeId(huge), entry, Residency::from_bits(r), r & BUSY != 0)
+        });
+        violation.map_or(Ok(()), Err)
     }
 
     /// Adds the table up. Exact when nobody is at work, else a snapshot torn between frames.

@@ -63,6 +63,7 @@ mod search;
 mod stats;
 mod sync;
 pub mod tenant;
+mod violation;
 
 pub use class::{Class, Policy, Rank};
 pub use cpu::{Cpu, HANDLE_FRAMES};
@@ -70,3 +71,4 @@ pub use error::{AllocError, FreeError};
 pub use host::{Census, Claim, Host, Installing, Reclaim, Reclaimed, Refused, Residency};
 pub use stats::{ORDERS, Stats};
 pub use tenant::{Allocation, Block, EvictedBlock, Tenant};
+pub use violation::{Contradiction, Violation};

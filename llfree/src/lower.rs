@@ -10,6 +10,7 @@
 
 use crate::error::{AllocError, FreeError};
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use shared_layout::header::MAX_HUGE_FRAMES;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// Rows (64 frames, one word of the bitfield) in a huge frame.
@@ -71,9 +72,9 @@ pub(crate) struct Lower<'a> {
 }
 
 impl<'a> Lower<'a> {
-    /// `None` unless there are exactly eight rows an entry, and no more entries than a `u32` counts.
+    /// `None` unless there are exactly eight rows an entry, and at most [`MAX_HUGE_FRAMES`] entries.
     pub(crate) fn new(entries: &'a [AtomicU16], rows: &'a [AtomicU64]) -> Option<Self> {
-        let fits = u32::try_from(entries.len()).is_ok() && entries.len().checked_mul(ROWS) == Some(rows.len());
+        let fits = entries.len() <= MAX_HUGE_FRAMES as usize && entries.len().checked_mul(ROWS) == Some(rows.len());
         fits.then_some(Self { entries, rows })
     }
 
@@ -189,11 +190,19 @@ impl<'a> Lower<'a> {
         }
         let word = &self.entries[huge.index()];
         let entry = HugeEntry::from_bits(word.load(Ordering::Relaxed));
-        if entry.is_huge() || entry.is_held() || !self.clear_block(huge, frame.offset_in_huge(), order) {
+        if entry.is_huge() || entry.is_held() {
             return Err(not_allocated);
         }
-        let frames = order.frames() as u16;
+        // What was cleared is given back even if it is not all of the block, so that the counter
+        // fits the bits whatever callers do.
+        let frames = self.clear_block(huge, frame.offset_in_huge(), order);
+        if frames == 0 {
+            return Err(not_allocated);
+        }
         let old = transition(word, FOREVER, |e| e.give(frames)).map_err(|_| FreeError::Corrupt(huge))?;
+        if u64::from(frames) < order.frames() {
+            return Err(not_allocated);
+        }
         old.give(frames).ok_or(FreeError::Corrupt(huge))
     }
 
@@ -265,8 +274,9 @@ impl<'a> Lower<'a> {
     pub(crate) fn give_row(&self, first: FrameId, bits: u64) -> Option<HugeEntry> {
         let word = self.entries.get((first.0 / Order::HUGE.frames()) as usize)?;
         let row = self.rows.get((first.0 / ROW_FRAMES as u64) as usize)?;
-        let frames = ones(bits) as u16;
-        row.fetch_and(!bits, Ordering::AcqRel);
+        // Only what was still set: frames that somebody freed out of our register (a double free)
+        // must not raise the counter twice, or it would call a huge frame free that is not.
+        let frames = ones(row.fetch_and(!bits, Ordering::AcqRel) & bits) as u16;
         let old = transition(word, FOREVER, |e| e.give(frames)).ok()?;
         old.give(frames)
     }
@@ -274,6 +284,11 @@ impl<'a> Lower<'a> {
     fn take_huge(&self, huge: HugeId, order: Order) -> Option<Taken> {
         let last = huge.0.checked_add(order.huge_frames() - 1)?;
         if !huge.first_frame().is_aligned(order) || last >= self.huge_frames() {
+            return None;
+        }
+        // As above: a half that is taken and given back again is not there for others meanwhile.
+        let words = &self.entries[huge.index()..=last as usize];
+        if !words.iter().all(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)).is_all_free()) {
             return None;
         }
         let mut evicted = false;
@@ -370,20 +385,20 @@ impl<'a> Lower<'a> {
         true
     }
 
-    /// Clears the bits of the block at `offset`; false, and nothing changed, if one is clear.
-    fn clear_block(&self, huge: HugeId, offset: usize, order: Order) -> bool {
+    /// Clears the bits of the block at `offset`; the number of frames cleared. None if one is clear
+    /// already, fewer than the block has only if another party frees a part of it at this moment.
+    fn clear_block(&self, huge: HugeId, offset: usize, order: Order) -> u16 {
         let rows = self.block_rows(huge, offset, order);
         let mask = run_mask(order) << (offset % ROW_FRAMES);
         if !rows.iter().all(|row| row.load(Ordering::Relaxed) & mask == mask) {
-            return false;
+            return 0;
         }
+        let mut cleared = 0;
         for row in rows {
             let mut used = row.load(Ordering::Relaxed);
             loop {
                 if used & mask != mask {
-                    // Two parties free one block at once. What this call cleared stays clear
-                    // without a budget: lost frames, never frames with two owners.
-                    return false;
+                    return cleared;
                 }
                 // Release: the next owner sees our last writes to the frames.
                 match row.compare_exchange(used, used & !mask, Ordering::AcqRel, Ordering::Relaxed) {
@@ -391,8 +406,9 @@ impl<'a> Lower<'a> {
                     Err(seen) => used = seen,
                 }
             }
+            cleared += ones(mask) as u16;
         }
-        true
+        cleared
     }
 
     fn block_rows(&self, huge: HugeId, offset: usize, order: Order) -> &'a [AtomicU64] {

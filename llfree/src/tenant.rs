@@ -11,6 +11,7 @@ use crate::hint::{TreeHint, Trees, Want, summary_words};
 use crate::lower::{Lower, ROWS, Taken};
 use crate::search::Spot;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use crate::violation::Violation;
 use shared_layout::header::{HUGE_PER_TREE, tenant_words};
 use shared_layout::{ControlWord, FrameId, HugeEntry, HugeId, Layout, Order};
 
@@ -122,8 +123,9 @@ impl<'a> Tenant<'a> {
     }
 
     /// A tenant over slices: one of `entries` and eight `rows` a huge frame, [`Self::hint_len`]
-    /// `hints`, [`Self::summary_len`] words of `summary`. `None` if a length does not fit. Call
-    /// [`recount`](Self::recount) once before the first allocation.
+    /// `hints`, [`Self::summary_len`] words of `summary`. `None` if a length does not fit or there
+    /// are more than [`MAX_HUGE_FRAMES`](shared_layout::header::MAX_HUGE_FRAMES). Call [`recount`](Self::recount) once before the
+    /// first allocation, whatever `hints` and `summary` contain.
     #[must_use]
     pub fn new(
         entries: &'a [AtomicU16],
@@ -237,20 +239,16 @@ impl<'a> Tenant<'a> {
         }
     }
 
-    /// Checks every entry against its bitfield; call it when nobody is at work.
+    /// Checks every entry against its bitfield; exact when nobody is at work. It holds whatever
+    /// callers do, wrong frees included: frames may then have two owners, but the table stays sound.
     ///
     /// # Errors
-    /// The first huge frame whose entry is invalid or whose bits contradict its counter.
-    pub fn validate(&self) -> Result<(), HugeId> {
-        for huge in (0..self.huge_frames()).map(HugeId) {
-            let Some(entry) = self.lower.entry(huge) else { return Err(huge) };
-            // Bits of held frames and of huge blocks stay clear.
-            let expected = if entry.is_huge() || entry.is_held() { 512 } else { u32::from(entry.free()) };
-            if !entry.is_valid() || self.lower.clear_bits(huge) != expected {
-                return Err(huge);
-            }
-        }
-        Ok(())
+    /// The first huge frame whose entry is invalid or contradicts its bits.
+    pub fn validate(&self) -> Result<(), Violation> {
+        let mut all = (0..self.huge_frames()).map(HugeId);
+        let violation =
+            all.find_map(|huge| Violation::of_bits(huge, self.lower.entry(huge)?, self.lower.clear_bits(huge)));
+        violation.map_or(Ok(()), Err)
     }
 
     pub(crate) fn is_evicted(&self, frame: FrameId, order: Order) -> bool {

@@ -13,6 +13,8 @@ mod error;
 mod host;
 #[path = "../src/lower.rs"]
 mod lower;
+#[path = "../src/violation.rs"]
+mod violation;
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 }
