@@ -180,6 +180,11 @@ impl<'a> Trees<'a> {
         }
     }
 
+    /// Empties the bitmaps, bits behind the last tree included.
+    pub(crate) fn unlist(&self) {
+        self.summary.iter().for_each(|bits| bits.store(0, Ordering::Relaxed));
+    }
+
     /// The trees that are listed for `want`, once each, from `home` on.
     pub(crate) fn listed(self, want: Want, home: u32) -> impl Iterator<Item = u32> {
         let words = self.hints.len().div_ceil(64) as u32;

@@ -3,8 +3,9 @@
 //! A [`Spot`] remembers where a CPU (or all callers without a handle together) found its last
 //! blocks. When that place is used up, trees are tried in the order of the policy's ranks, and in
 //! each rank frames with memory behind them before evicted ones. Only after a recount of all hints
-//! from the entries, and a look at every tree that they then list, reserved or not, is there
-//! nothing left. The search changes no owner by itself: it calls the lower level, which does.
+//! from the entries, a look at every tree that they then list, reserved or not, and a last one at
+//! the entries themselves is there nothing left. The search changes no owner by itself: it calls
+//! the lower level, which does.
 
 use crate::class::{CLASSES, Class, Rank};
 use crate::hint::Want;
@@ -179,14 +180,26 @@ impl Tenant<'_> {
         let epoch = self.return_epoch.load(Ordering::Acquire);
         if reserve && epoch != spot.epoch {
             spot.epoch = epoch;
-            self.recount();
+            self.recount_trees();
         }
         if let Some(found) = self.search_by_hint(spot, order, class, reserve, false, &mut grab) {
             return Some(found);
         }
-        // No hint helped: only the entries can say that there is nothing left.
-        self.recount();
-        self.search_by_hint(spot, order, class, reserve, true, &mut grab)
+        // No hint helped: perhaps they are stale.
+        self.recount_trees();
+        if let Some(found) = self.search_by_hint(spot, order, class, reserve, true, &mut grab) {
+            return Some(found);
+        }
+        // Others may change hints as fast as we count: only the entries can say that nothing is left.
+        let fits = |e: HugeEntry| if order.is_huge() { e.is_all_free() } else { e.take_order(order).is_some() };
+        let all = self.lower.entries(0, self.huge_frames()).enumerate().step_by(order.huge_frames() as usize);
+        all.filter(|(_, e)| fits(*e)).find_map(|(i, _)| grab(HugeId(i as u32)))
+    }
+
+    fn recount_trees(&self) {
+        for tree in 0..self.trees.len() {
+            self.recount_tree(tree);
+        }
     }
 
     fn search_by_hint<T>(

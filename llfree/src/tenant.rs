@@ -216,8 +216,11 @@ impl<'a> Tenant<'a> {
     /// Which part of the request does not fit, or that the block is not free.
     pub fn alloc_at(&self, frame: FrameId, order: Order) -> Result<Allocation, AllocError> {
         let taken = self.lower.take_at(frame, order)?;
-        if let Some(huge) = frame.huge() {
-            self.recount_tree(tree_of(huge));
+        if let Some(tree) = frame.huge().map(tree_of) {
+            // The first block of a tree gives it its class, also one that chose its place.
+            let hint = self.trees.get(tree);
+            let class = if hint.class() == Class::FREE { Class::of(order) } else { hint.class() };
+            self.recount_tree_as(tree, hint.is_reserved(), class);
         }
         Ok(Allocation::new(taken, order))
     }
@@ -232,10 +235,14 @@ impl<'a> Tenant<'a> {
         Ok(())
     }
 
-    /// Recounts all hints from the entries: at boot, and when frames came back behind our back.
+    /// Forgets all hints and counts them from the entries: at boot, also over memory that was used
+    /// before, and when frames came back behind our back. Trees keep their class; that a CPU
+    /// reserved them is forgotten, so while CPUs are at work two of them may meet in one.
     pub fn recount(&self) {
+        self.spot.store(Spot::START.pack(), Ordering::Relaxed);
+        self.trees.unlist();
         for tree in 0..self.trees.len() {
-            self.recount_tree(tree);
+            self.recount_tree_as(tree, false, self.trees.get(tree).class());
         }
     }
 
