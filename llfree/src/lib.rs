@@ -16,6 +16,8 @@
 //! | [`class`] | what memory is for, and which trees may serve it |
 //! | [`tenant`], [`cpu`] | the guest's allocator on top of these |
 //! | [`host`] | claims, reclaim, release, install |
+//! | [`persist`], `recover` | an allocator that outlives its process, and its repair after a crash |
+//! | `durable` | cache-line write-back, for mappings that outlive a power failure |
 //! | `sync` | the atomics, exchanged for loom's in the model checks |
 //!
 //! The crate is `no_std`, has no features and makes no system call.
@@ -55,10 +57,14 @@ extern crate std;
 
 pub mod class;
 pub mod cpu;
+mod durable;
 mod error;
 mod hint;
 pub mod host;
 mod lower;
+pub mod persist;
+mod recover;
+mod region_error;
 mod search;
 mod stats;
 mod sync;
@@ -67,8 +73,12 @@ mod violation;
 
 pub use class::{Class, Policy, Rank};
 pub use cpu::{Cpu, HANDLE_FRAMES};
+pub use durable::WriteBack;
 pub use error::{AllocError, FreeError};
 pub use host::{Census, Claim, Host, Installing, Reclaim, Reclaimed, Refused, Residency};
+pub use persist::{Inspection, Persistent};
+pub use recover::{Leaks, Recovery, recover};
+pub use region_error::{CloseError, CreateError, OpenError};
 pub use stats::{ORDERS, Stats};
 pub use tenant::{Allocation, Block, EvictedBlock, Tenant};
 pub use violation::{Contradiction, Violation};

@@ -8,6 +8,7 @@
 //!
 //! Everything works through `&self` on atomics, is lock-free, and knows nothing of trees or CPUs.
 
+use crate::durable::WriteBack;
 use crate::error::{AllocError, FreeError};
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use shared_layout::header::MAX_HUGE_FRAMES;
@@ -69,13 +70,42 @@ pub(crate) struct TakenRow {
 pub(crate) struct Lower<'a> {
     entries: &'a [AtomicU16],
     rows: &'a [AtomicU64],
+    write_back: WriteBack,
 }
 
 impl<'a> Lower<'a> {
     /// `None` unless there are exactly eight rows an entry, and at most [`MAX_HUGE_FRAMES`] entries.
     pub(crate) fn new(entries: &'a [AtomicU16], rows: &'a [AtomicU64]) -> Option<Self> {
         let fits = entries.len() <= MAX_HUGE_FRAMES as usize && entries.len().checked_mul(ROWS) == Some(rows.len());
-        fits.then_some(Self { entries, rows })
+        fits.then_some(Self { entries, rows, write_back: WriteBack::NONE })
+    }
+
+    /// The same table in memory that needs changes written back to keep them.
+    pub(crate) fn with_write_back(self, write_back: WriteBack) -> Self {
+        Self { write_back, ..self }
+    }
+
+    /// Makes a huge frame's entry and bits durable, before a block in it changes hands.
+    ///
+    /// This is all that a power failure asks for. A block that was handed out had its bits (or
+    /// its `huge`) written back by then, and everything that its huge frame was before; so
+    /// whichever later state of the two lines survives, in whatever mixture, it says that the
+    /// block is taken.
+    #[inline]
+    fn settle(&self, huge: HugeId) {
+        if self.write_back.is_needed() {
+            self.write_lines(huge);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_lines(&self, huge: HugeId) {
+        if let Some(word) = self.entries.get(huge.index()) {
+            self.write_back.lines(core::slice::from_ref(word));
+            self.write_back.lines(self.rows_of(huge));
+            self.write_back.fence();
+        }
     }
 
     pub(crate) fn huge_frames(&self) -> u32 {
@@ -107,6 +137,7 @@ impl<'a> Lower<'a> {
     pub(crate) fn take_huge_if(&self, huge: HugeId, accepts: impl Fn(HugeEntry) -> bool) -> Option<Taken> {
         let step = |e: HugeEntry| if accepts(e) { e.take_huge() } else { None };
         let old = transition(self.entries.get(huge.index())?, FOREVER, step).ok()?;
+        self.settle(huge);
         Some(Taken { frame: huge.first_frame(), evicted: old.is_evicted() })
     }
 
@@ -114,12 +145,22 @@ impl<'a> Lower<'a> {
     #[inline]
     pub(crate) fn give_one_huge(&self, huge: HugeId) -> Option<HugeEntry> {
         let old = transition(self.entries.get(huge.index())?, FOREVER, HugeEntry::give_huge).ok()?;
+        self.settle(huge);
         old.give_huge()
     }
 
     /// Clear bits of a huge frame: what the counter should be when nobody is at work in it.
     pub(crate) fn clear_bits(&self, huge: HugeId) -> u32 {
         self.rows_of(huge).iter().map(|row| row.load(Ordering::Acquire).count_zeros()).sum()
+    }
+
+    /// Whether a huge frame's entry is valid and fits its bits, when nobody is at work in it.
+    pub(crate) fn is_consistent(&self, huge: HugeId) -> bool {
+        self.entry(huge).is_some_and(|entry| {
+            // Bits of held frames and of huge blocks stay clear.
+            let expected = if entry.is_huge() || entry.is_held() { 512 } else { u32::from(entry.free()) };
+            entry.is_valid() && self.clear_bits(huge) == expected
+        })
     }
 
     /// Whether all bits of a block of at most a row are set: taken as a small block, not as part
@@ -133,7 +174,7 @@ impl<'a> Lower<'a> {
             .is_some_and(|row| row.load(Ordering::Relaxed) & mask == mask)
     }
 
-    fn rows_of(&self, huge: HugeId) -> &'a [AtomicU64] {
+    pub(crate) fn rows_of(&self, huge: HugeId) -> &'a [AtomicU64] {
         let start = huge.index() * ROWS;
         self.rows.get(start..start + ROWS).unwrap_or(&[])
     }
@@ -154,8 +195,10 @@ impl<'a> Lower<'a> {
             // Others took the run that we saw. Our budget goes back; an entry that refuses it was
             // broken by somebody, and then the frames are lost rather than owned twice.
             let _ = transition(word, FOREVER, |e| e.give(order.frames() as u16));
+            self.settle(huge);
             return None;
         };
+        self.settle(huge);
         Some(Taken { frame: FrameId(huge.first_frame().0 + offset as u64), evicted: old.is_evicted() })
     }
 
@@ -172,9 +215,11 @@ impl<'a> Lower<'a> {
         let word = &self.entries[huge.index()];
         let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| not_free)?;
         if self.set_block(huge, frame.offset_in_huge(), order) {
+            self.settle(huge);
             return Ok(Taken { frame, evicted: old.is_evicted() });
         }
         let _ = transition(word, FOREVER, |e| e.give(order.frames() as u16));
+        self.settle(huge);
         Err(not_free)
     }
 
@@ -200,6 +245,7 @@ impl<'a> Lower<'a> {
             return Err(not_allocated);
         }
         let old = transition(word, FOREVER, |e| e.give(frames)).map_err(|_| FreeError::Corrupt(huge))?;
+        self.settle(huge);
         if u64::from(frames) < order.frames() {
             return Err(not_allocated);
         }
@@ -221,6 +267,7 @@ impl<'a> Lower<'a> {
                 // Fewer in the counter than clear in the row: others are about to set bits here.
                 let Ok(old) = transition(word, FOREVER, |e| e.take(free)) else { continue };
                 if row.compare_exchange(used, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                    self.settle(huge);
                     let first = FrameId(huge.first_frame().0 + (index * ROW_FRAMES) as u64);
                     return Some(TakenRow { first, bits: !used, evicted: old.is_evicted() });
                 }
@@ -260,11 +307,13 @@ impl<'a> Lower<'a> {
                 }
             }
             if budget == 0 {
+                self.settle(huge);
                 return Some(old.is_evicted());
             }
         }
         // Takers and givers moved free bits past us each time: the rest of the budget goes back.
         let _ = transition(word, FOREVER, |e| e.give(budget as u16));
+        self.settle(huge);
         (budget < u32::from(old.free())).then_some(old.is_evicted())
     }
 
@@ -272,12 +321,14 @@ impl<'a> Lower<'a> {
     /// if somebody broke the entry: then the frames are lost rather than owned twice.
     #[inline]
     pub(crate) fn give_row(&self, first: FrameId, bits: u64) -> Option<HugeEntry> {
-        let word = self.entries.get((first.0 / Order::HUGE.frames()) as usize)?;
+        let huge = first.huge()?;
+        let word = self.entries.get(huge.index())?;
         let row = self.rows.get((first.0 / ROW_FRAMES as u64) as usize)?;
         // Only what was still set: frames that somebody freed out of our register (a double free)
         // must not raise the counter twice, or it would call a huge frame free that is not.
         let frames = ones(row.fetch_and(!bits, Ordering::AcqRel) & bits) as u16;
         let old = transition(word, FOREVER, |e| e.give(frames)).ok()?;
+        self.settle(huge);
         old.give(frames)
     }
 
@@ -299,11 +350,13 @@ impl<'a> Lower<'a> {
                     // Undo exactly the halves that this call took, and no other.
                     for taken in huge.0..index {
                         let _ = transition(&self.entries[taken as usize], FOREVER, HugeEntry::give_huge);
+                        self.settle(HugeId(taken));
                     }
                     return None;
                 }
             }
         }
+        (huge.0..=last).for_each(|index| self.settle(HugeId(index)));
         Some(Taken { frame: huge.first_frame(), evicted })
     }
 
@@ -321,6 +374,7 @@ impl<'a> Lower<'a> {
             let old = transition(word, FOREVER, HugeEntry::give_huge).ok()?;
             after = after.or(old.give_huge());
         }
+        (0..order.huge_frames()).for_each(|half| self.settle(HugeId(huge.0 + half)));
         after
     }
 

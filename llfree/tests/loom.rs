@@ -7,6 +7,8 @@
 #![expect(dead_code, reason = "a model uses a part of the files it compiles")]
 #![expect(unreachable_pub, reason = "the files are modules of a test here")]
 
+#[path = "../src/durable.rs"]
+mod durable;
 #[path = "../src/error.rs"]
 mod error;
 #[path = "../src/host.rs"]
