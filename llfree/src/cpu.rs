@@ -19,6 +19,9 @@ use shared_layout::{FrameId, HugeId, Order};
 /// was freed into the row meanwhile, and a row of freed ones.
 pub const HANDLE_FRAMES: u64 = 192;
 
+/// A row with so many freed frames is served again before another is taken.
+const REUSED_FRAMES: u32 = 16;
+
 /// No row: it lies beyond every table, so no free ever matches it.
 const EMPTY_ROW: TakenRow = TakenRow { first: FrameId(!63), bits: 0, evicted: false };
 
@@ -122,6 +125,7 @@ impl<'a> Cpu<'a> {
         for huge in core::mem::replace(&mut self.spot.small, [None; CLASSES]).into_iter().flatten() {
             self.tenant.leave(Some(tree_of(huge)));
         }
+        self.tenant.leave(self.spot.tree.take());
     }
 
     #[inline]
@@ -243,9 +247,11 @@ impl<'a> Cpu<'a> {
         self.tenant.take(&mut self.spot, order, class, true)
     }
 
-    /// Serves from what was freed lately, if the row is used up and the tree is of this class.
+    /// Serves from what was freed lately, if that is worth a row and the tree is of this class. A few
+    /// frames are not: a caller that frees and allocates one by one would find everything back where
+    /// it was, and memory would never get tidier.
     fn reuse_freed(&mut self, order: Order, class: Class) -> bool {
-        let fits = self.row.bits == 0 && free_run(!self.freed.bits, order).is_some();
+        let fits = self.freed.bits.count_ones() >= REUSED_FRAMES && free_run(!self.freed.bits, order).is_some();
         let of_class = || {
             let tree = self.freed.first.huge().map(tree_of);
             tree.is_some_and(|tree| self.tenant.trees.get(tree).class() == class)

@@ -1,40 +1,39 @@
 //! [`Trees`]: where to look, never what is true.
 //!
-//! A tree is [`HUGE_PER_TREE`] huge frames. One 16-bit word says roughly what is free in it and
+//! A tree is [`HUGE_PER_TREE`](shared_layout::header::HUGE_PER_TREE) huge frames. One 16-bit word says roughly what is free in it and
 //! what it is for, and five bitmaps repeat, one bit a tree, which trees promise what a search may
 //! be after; so a search looks at 64 trees with one load. All of it is the tenant's own, anybody
 //! may find it stale (the host takes and returns frames without touching it), and it is recounted
 //! from the entries rather than adjusted, so no error stays.
 //!
 //! ```text
-//!  15         14..12   11..10   9..5             4..0
-//! +----------+--------+--------+----------------+-----------+
-//! | reserved | class  | room   | installed free | free huge |
-//! +----------+--------+--------+----------------+-----------+
+//!  15..8   7          6..4    3..2   1           0
+//! +-------+----------+-------+------+-----------+------+
+//! | zero  | reserved | class | room | installed | free |
+//! +-------+----------+-------+------+-----------+------+
+//! free: some huge frame is; installed: one of these has memory behind it
 //! room: 0 no huge frame in use has any, 1 sparse, 2 mixed, 3 crowded
 //! ```
 //!
-//! Why 16 huge frames: 32 MiB a tree let a CPU fill small blocks for long without a search, its
-//! entries share half a cache line, and the hints stay below 80 bytes a GiB.
+//! Why 32 huge frames: the entries of a tree are one cache line, so that CPUs in different trees do
+//! not disturb each other; 64 MiB let a CPU work for long without a search; and the hints stay
+//! below 50 bytes a GiB.
 
 use crate::class::Class;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
-use shared_layout::header::HUGE_PER_TREE;
 use shared_layout::{FRAMES_PER_HUGE, HugeEntry};
 
 /// What was free in a tree when somebody last counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct TreeHint(u16);
 
-const COUNT_MASK: u16 = 0x1f;
-const INSTALLED_SHIFT: u16 = 5;
-const ROOM_SHIFT: u16 = 10;
+const FREE: u16 = 1 << 0;
+const INSTALLED: u16 = 1 << 1;
+const ROOM_SHIFT: u16 = 2;
 const ROOM_MASK: u16 = 3 << ROOM_SHIFT;
-const CLASS_SHIFT: u16 = 12;
+const CLASS_SHIFT: u16 = 4;
 const CLASS_MASK: u16 = 7 << CLASS_SHIFT;
-const RESERVED: u16 = 1 << 15;
-
-const _: () = assert!(HUGE_PER_TREE as u16 <= COUNT_MASK);
+const RESERVED: u16 = 1 << 7;
 
 /// What a search is after: room in huge frames that are in use already, from the fullest trees to
 /// the emptiest (so that what is nearly empty gets a chance to become free), or free huge frames.
@@ -72,19 +71,19 @@ impl Want {
 impl TreeHint {
     /// Counts a tree's entries. A tree that is free as a whole has no class any more.
     pub(crate) fn count(entries: impl Iterator<Item = HugeEntry>, reserved: bool, class: Class) -> Self {
-        let (mut huge_frames, mut free, mut installed) = (0u16, 0u16, 0u16);
+        let (mut huge_frames, mut free, mut installed) = (0, 0, false);
         let (mut room, mut used) = (false, 0u32);
         for entry in entries {
             huge_frames += 1;
             if entry.is_all_free() {
                 free += 1;
-                installed += u16::from(!entry.is_evicted());
+                installed |= !entry.is_evicted();
             } else {
                 room |= entry.has_room();
                 used += u32::from(FRAMES_PER_HUGE as u16 - entry.free().min(FRAMES_PER_HUGE as u16));
             }
         }
-        let all = u32::from(huge_frames) * FRAMES_PER_HUGE as u32;
+        let all = huge_frames * FRAMES_PER_HUGE as u32;
         let room = match () {
             () if !room => 0,
             () if used * 8 >= all * 7 => 3,
@@ -92,9 +91,9 @@ impl TreeHint {
             () => 1,
         };
         let class = if free == huge_frames && !reserved { Class::FREE } else { class };
-        let class = u16::from(class.get()) << CLASS_SHIFT;
-        let reserved = if reserved { RESERVED } else { 0 };
-        Self(free | installed << INSTALLED_SHIFT | room << ROOM_SHIFT | class | reserved)
+        let flag = |set, bit| if set { bit } else { 0 };
+        let flags = flag(free > 0, FREE) | flag(installed, INSTALLED) | flag(reserved, RESERVED);
+        Self(flags | room << ROOM_SHIFT | u16::from(class.get()) << CLASS_SHIFT)
     }
 
     #[inline]
@@ -103,8 +102,8 @@ impl TreeHint {
             Want::Crowded => self.0 & ROOM_MASK == 3 << ROOM_SHIFT,
             Want::Mixed => self.0 & ROOM_MASK == 2 << ROOM_SHIFT,
             Want::Sparse => self.0 & ROOM_MASK == 1 << ROOM_SHIFT,
-            Want::Installed => self.0 & (COUNT_MASK << INSTALLED_SHIFT) != 0,
-            Want::Free => self.0 & COUNT_MASK != 0,
+            Want::Installed => self.0 & INSTALLED != 0,
+            Want::Free => self.0 & FREE != 0,
         }
     }
 
@@ -114,7 +113,7 @@ impl TreeHint {
         self.0 & ROOM_MASK != 0
     }
 
-    /// A CPU fills this tree with small blocks; others had better look elsewhere.
+    /// A CPU is at work in this tree; others had better look elsewhere.
     #[inline]
     pub(crate) fn is_reserved(self) -> bool {
         self.0 & RESERVED != 0
@@ -124,6 +123,11 @@ impl TreeHint {
     #[inline]
     pub(crate) fn class(self) -> Class {
         Class::from_bits(self.0 >> CLASS_SHIFT)
+    }
+
+    /// The same tree in a CPU's hands.
+    pub(crate) fn reserve(self) -> Self {
+        Self(self.0 | RESERVED)
     }
 
     /// The same tree for another class.
@@ -226,15 +230,16 @@ impl Iterator for Bits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared_layout::header::HUGE_PER_TREE;
     use std::vec::Vec;
 
     #[test]
-    fn a_full_tree_of_free_frames_fits_the_counters() {
+    fn a_free_tree_promises_free_frames_and_has_no_class() {
         let all = core::iter::repeat_n(HugeEntry::FREE_INSTALLED, HUGE_PER_TREE as usize);
         let hint = TreeHint::count(all.clone(), true, Class::HUGE);
         assert!(hint.promises(Want::Free) && hint.promises(Want::Installed) && hint.is_reserved());
         assert!(!hint.has_room());
-        assert_eq!((hint.0 & COUNT_MASK, hint.class()), (16, Class::HUGE));
+        assert_eq!(hint.class(), Class::HUGE, "while it is reserved");
         assert_eq!(TreeHint::count(all, false, Class::HUGE).class(), Class::FREE);
     }
 

@@ -54,6 +54,8 @@ pub(crate) struct Spot {
     pub(crate) small: [Option<HugeId>; CLASSES],
     /// Where to look for the next huge frame.
     pub(crate) huge: HugeId,
+    /// The tree that this CPU takes huge frames from, if it reserved one.
+    pub(crate) tree: Option<u32>,
     /// A huge frame with memory behind it that was freed just now: it is warm.
     pub(crate) freed: Option<HugeId>,
     /// No free huge frame with memory behind it was found lately: evicted ones will do.
@@ -66,7 +68,8 @@ const NONE: u32 = u32::MAX;
 const ANY: u64 = 1 << 63;
 
 impl Spot {
-    pub(crate) const START: Self = Self { small: [None; CLASSES], huge: HugeId(0), freed: None, any: false, epoch: 0 };
+    pub(crate) const START: Self =
+        Self { small: [None; CLASSES], huge: HugeId(0), tree: None, freed: None, any: false, epoch: 0 };
 
     /// The spot of callers without a handle, in one word: they share one class of small blocks.
     pub(crate) fn pack(&self) -> u64 {
@@ -95,12 +98,12 @@ impl Tenant<'_> {
         self.lower.entries(first, end - first).position(near).map(|i| HugeId(first + i as u32))
     }
 
-    /// Takes a block of `order`, the spot first. With `reserve`, the trees that small blocks come
-    /// from are marked as this spot's own.
+    /// Takes a block of `order`, the spot first. With `reserve`, the trees that blocks come from are
+    /// marked as this spot's own.
     pub(crate) fn take(&self, spot: &mut Spot, order: Order, class: Class, reserve: bool) -> Option<Taken> {
         let near = if order.is_huge() {
             // The spot for huge blocks follows their own class; others have to search.
-            if class == Class::HUGE { self.take_near(spot, order) } else { None }
+            if class == Class::HUGE { self.take_near(spot, order, reserve) } else { None }
         } else {
             spot.small[usize::from(class.get())].and_then(|huge| self.lower.take(huge, order))
         };
@@ -126,13 +129,13 @@ impl Tenant<'_> {
     }
 
     /// The next huge frames behind the last one, and those of the next tree if it will do as well.
-    fn take_near(&self, spot: &mut Spot, order: Order) -> Option<Taken> {
+    fn take_near(&self, spot: &mut Spot, order: Order, reserve: bool) -> Option<Taken> {
         let want = if spot.any { Want::Free } else { Want::Installed };
         let step = order.huge_frames();
         let mut at = spot.huge.0.next_multiple_of(step);
         // Two trees at most: what is left of one, and the one behind it.
         for _ in 0..2 {
-            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(at / HUGE_PER_TREE, want) {
+            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, at / HUGE_PER_TREE, want, reserve) {
                 break;
             }
             let end = (at / HUGE_PER_TREE + 1) * HUGE_PER_TREE;
@@ -154,18 +157,26 @@ impl Tenant<'_> {
         None
     }
 
-    /// Whether a tree may be used for huge frames without a search; it takes on their class.
-    fn enter(&self, tree: u32, want: Want) -> bool {
-        if let Some(left) = tree.checked_sub(1) {
-            self.recount_tree(left);
+    /// Leaves the tree in hand for one that may be used for huge frames without a search, if it may:
+    /// then it takes on their class.
+    fn enter(&self, spot: &mut Spot, tree: u32, want: Want, reserve: bool) -> bool {
+        match spot.tree.take() {
+            Some(left) => self.leave(Some(left)),
+            None => tree.checked_sub(1).into_iter().for_each(|left| self.recount_tree(left)),
         }
         let hint = self.trees.get(tree);
-        let good =
-            hint.promises(want) && !hint.is_reserved() && self.policy.rank(Class::HUGE, hint.class()) <= Rank::Fresh;
-        if good && hint.class() != Class::HUGE {
-            self.trees.set(tree, hint.with_class(Class::HUGE));
+        let rank = self.policy.rank(Class::HUGE, hint.class());
+        if !hint.promises(want) || hint.is_reserved() || rank > Rank::Fresh {
+            return false;
         }
-        good
+        let hint = hint.with_class(Class::HUGE);
+        if reserve {
+            spot.tree = Some(tree);
+            self.trees.set(tree, hint.reserve());
+        } else {
+            self.trees.set(tree, hint);
+        }
+        true
     }
 
     /// The slow path: another huge frame, for `grab` to take from.
@@ -183,6 +194,10 @@ impl Tenant<'_> {
             self.recount_trees();
         }
         if let Some(found) = self.search_by_hint(spot, order, class, reserve, false, &mut grab) {
+            return Some(found);
+        }
+        // What is left may be in trees that others reserved.
+        if let Some(found) = self.search_by_hint(spot, order, class, reserve, true, &mut grab) {
             return Some(found);
         }
         // No hint helped: perhaps they are stale.
@@ -212,7 +227,7 @@ impl Tenant<'_> {
         grab: &mut impl FnMut(HugeId) -> Option<T>,
     ) -> Option<T> {
         let steps: &[(Want, Rank)] = if order.is_huge() { &HUGE_STEPS } else { &SMALL_STEPS };
-        let own = spot.small[usize::from(class.get())].map(tree_of);
+        let own = if order.is_huge() { spot.tree } else { spot.small[usize::from(class.get())].map(tree_of) };
         let home = if order.is_huge() { tree_of(spot.huge) } else { own.unwrap_or(0) };
         for &(want, worst) in steps {
             let mut patience = if want.is_partial() && !thorough { PARTIAL_TREES } else { u32::MAX };
@@ -301,7 +316,11 @@ impl Tenant<'_> {
     ) {
         let tree = tree_of(huge);
         if order.is_huge() {
-            let reserved = self.trees.get(tree).is_reserved();
+            let own = reserve && class == Class::HUGE;
+            let reserved = own || self.trees.get(tree).is_reserved();
+            if own && spot.tree != Some(tree) {
+                self.leave(spot.tree.replace(tree));
+            }
             self.recount_tree_as(tree, reserved, tree_class);
             if class != Class::HUGE {
                 return;

@@ -137,15 +137,15 @@ fn lengths_that_do_not_fit_are_refused() {
     let u16s = |n: usize| (0..n).map(|_| AtomicU16::new(0)).collect::<Vec<_>>();
     let u64s = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
     let epoch = AtomicU64::new(0);
-    // 20 huge frames: two trees, one word a bitmap.
+    // 40 huge frames: two trees, one word a bitmap.
     let fits = |entries: usize, rows: usize, hints: usize, summary: usize| {
         Tenant::new(&u16s(entries), &u64s(rows), &u16s(hints), &u64s(summary), &epoch).is_some()
     };
-    assert!(fits(20, 160, 2, 6));
-    for wrong in [(19, 160, 2, 6), (20, 159, 2, 6), (20, 161, 2, 6), (20, 0, 2, 6), (20, 160, 1, 6), (20, 160, 3, 6)] {
+    assert!(fits(40, 320, 2, 6));
+    for wrong in [(39, 320, 2, 6), (40, 319, 2, 6), (40, 321, 2, 6), (40, 0, 2, 6), (40, 320, 1, 6), (40, 320, 3, 6)] {
         assert!(!fits(wrong.0, wrong.1, wrong.2, wrong.3), "{wrong:?}");
     }
-    assert!([0, 1, 5, 7].iter().all(|summary| !fits(20, 160, 2, *summary)));
+    assert!([0, 1, 5, 7].iter().all(|summary| !fits(40, 320, 2, *summary)));
     assert!(Host::new(&u16s(3), &[const { AtomicU8::new(0) }; 4]).is_none());
 }
 

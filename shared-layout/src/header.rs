@@ -98,7 +98,7 @@ const _: () = assert!(size_of::<Header>() as u64 <= ControlWord::Limit.offset())
 const _: () = assert!(ControlWord::ReturnEpoch.offset() + 8 <= HEADER_BYTES);
 
 /// Huge frames that share one hint word in the tenant area (a tree).
-pub const HUGE_PER_TREE: u32 = 16;
+pub const HUGE_PER_TREE: u32 = 32;
 /// The most huge frames one table describes: 64 TiB of RAM.
 pub const MAX_HUGE_FRAMES: u32 = 1 << 25;
 /// The most vCPUs one table describes.
@@ -251,7 +251,7 @@ mod tests {
             0x00, 0x20, 0, 0, 0, 0, 0, 0,
             0x00, 0x60, 0, 0, 0, 0, 0, 0,
             0x00, 0x60, 8, 0, 0, 0, 0, 0,
-            0x48, 0x05, 0, 0, 0, 0, 0, 0,
+            0xa8, 0x02, 0, 0, 0, 0, 0, 0,
             0x00, 0x70, 8, 0, 0, 0, 0, 0,
             0, 0, 0, 0x10, 4, 0, 0, 0,
             0, 0, 0, 0, 0, 0, 0, 0,
