@@ -1,7 +1,11 @@
 //! Persistent regions: what they keep, what they refuse, and that a refusal changes nothing.
 
+#[path = "common/memory.rs"]
+mod memory;
+
 use llfree::persist::{MAGIC, VERSION, inspect, region_bytes};
 use llfree::{AllocError, CloseError, CreateError, OpenError, Persistent, Recovery, WriteBack};
+use memory::Memory;
 use proptest::prelude::*;
 use shared_layout::{FrameId, HugeEntry, Order};
 use std::sync::atomic::AtomicU8;
@@ -13,35 +17,24 @@ const BYTES: usize = region_bytes(HUGE).expect("in range");
 const ENTRIES: usize = 128;
 const BITFIELDS: usize = 192;
 
-/// Bytes at a cache line, with room for one more.
-struct Memory(Vec<Line>);
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "only its bytes are read")] [u8; 64]);
+struct Region(Memory);
 
-impl Memory {
-    fn new(bytes: usize) -> Self {
-        Self(vec![Line([0; 64]); bytes.div_ceil(64) + 1])
-    }
-
+impl Region {
     /// A region that was created and left without a close.
     fn created() -> Self {
-        let mut memory = Self::new(BYTES);
+        let mut memory = Memory::new(BYTES);
         create(memory.bytes(BYTES)).expect("fresh");
-        memory
+        Self(memory)
     }
 
     fn closed() -> Self {
-        let mut memory = Self::new(BYTES);
+        let mut memory = Memory::new(BYTES);
         create(memory.bytes(BYTES)).expect("fresh").close().expect("alone");
-        memory
+        Self(memory)
     }
 
     fn bytes(&mut self, len: usize) -> &mut [u8] {
-        let all = self.0.len() * 64;
-        // SAFETY: lines are bytes without padding, borrowed as exclusively as the vector.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<u8>(), all) };
-        &mut bytes[..len]
+        self.0.bytes(len)
     }
 
     fn region(&mut self) -> &mut [u8] {
@@ -82,7 +75,7 @@ fn refuses(region: &mut [u8], error: OpenError, words: &[&str]) {
 
 #[test]
 fn what_was_allocated_is_allocated_after_a_close() {
-    let mut memory = Memory::new(BYTES);
+    let mut memory = Region(Memory::new(BYTES));
     let instance = create(memory.region()).expect("fresh");
     assert_eq!((instance.generation(), instance.recovery()), (1, None));
     let tenant = instance.tenant();
@@ -110,7 +103,7 @@ fn what_was_allocated_is_allocated_after_a_close() {
 
 #[test]
 fn an_instance_that_was_not_closed_is_recovered_once() {
-    let mut memory = Memory::created();
+    let mut memory = Region::created();
     // A take that stopped between its two steps, and a give likewise.
     memory.region()[ENTRIES..ENTRIES + 2].copy_from_slice(&(512u16 - 4).to_le_bytes());
     memory.region()[BITFIELDS + 64..BITFIELDS + 72].copy_from_slice(&3u64.to_le_bytes());
@@ -131,7 +124,7 @@ fn an_instance_that_was_not_closed_is_recovered_once() {
 
 #[test]
 fn a_closed_instance_with_a_broken_entry_is_recovered() {
-    let mut memory = Memory::closed();
+    let mut memory = Region::closed();
     memory.region()[ENTRIES + 8] = 0xff;
     memory.region()[ENTRIES + 9] = 0x1f;
     let instance = open(memory.region()).expect("the header is fine");
@@ -141,7 +134,7 @@ fn a_closed_instance_with_a_broken_entry_is_recovered() {
 
 #[test]
 fn held_and_evicted_frames_stay_so() {
-    let mut memory = Memory::created();
+    let mut memory = Region::created();
     let held = HugeEntry::FREE_EVICTED.hold().expect("free");
     let used = HugeEntry::FREE_EVICTED.take(5).expect("free");
     for (i, entry) in [held, HugeEntry::HUGE_EVICTED, used].into_iter().enumerate() {
@@ -155,7 +148,7 @@ fn held_and_evicted_frames_stay_so() {
 
 #[test]
 fn leaks_are_what_no_owner_claims() {
-    let mut memory = Memory::created();
+    let mut memory = Region::created();
     let mut instance = open(memory.region()).expect("a region");
     let tenant = instance.tenant();
     let mut cpu = tenant.cpu();
@@ -186,7 +179,7 @@ fn every_mapping_gets_the_instruction_it_needs() {
         return;
     };
     assert_ne!(write_back, WriteBack::NONE);
-    let mut memory = Memory::new(BYTES);
+    let mut memory = Region(Memory::new(BYTES));
     let instance = Persistent::create(memory.region(), HUGE, write_back).expect("fresh");
     let tenant = instance.tenant();
     let mut cpu = tenant.cpu();
@@ -200,7 +193,7 @@ fn every_mapping_gets_the_instruction_it_needs() {
 
 #[test]
 fn create_refuses_what_does_not_fit() {
-    let mut memory = Memory::new(BYTES);
+    let mut memory = Region(Memory::new(BYTES));
     let none = WriteBack::NONE;
     let refused = |region: &mut [u8], huge: u32, error: CreateError, words: &[&str]| {
         let before = region.to_vec();
@@ -224,7 +217,7 @@ fn create_refuses_what_does_not_fit() {
     refused(region, HUGE, CreateError::Misaligned { address }, &[&format!("{address:#x}"), "64"]);
     memory.set(0, 5);
     refused(memory.region(), HUGE, CreateError::Occupied { first: 5 }, &["0x0000000000000005"]);
-    let mut memory = Memory::created();
+    let mut memory = Region::created();
     refused(memory.region(), HUGE, CreateError::Occupied { first: MAGIC }, &[]);
     // On purpose it can be had.
     memory.set(0, 0);
@@ -233,7 +226,7 @@ fn create_refuses_what_does_not_fit() {
 
 #[test]
 fn open_refuses_a_region_that_is_too_short_for_a_header() {
-    let mut memory = Memory::closed();
+    let mut memory = Region::closed();
     for bytes in [0, 1, 127] {
         refuses(memory.bytes(bytes), OpenError::NoHeader { bytes, needed: 128 }, &[&bytes.to_string(), "128"]);
     }
@@ -241,7 +234,7 @@ fn open_refuses_a_region_that_is_too_short_for_a_header() {
 
 #[test]
 fn open_refuses_a_base_that_is_not_aligned() {
-    let mut memory = Memory::closed();
+    let mut memory = Region::closed();
     memory.bytes(BYTES + 8).copy_within(..BYTES, 8);
     let region = &mut memory.bytes(BYTES + 8)[8..];
     let address = region.as_ptr().addr();
@@ -250,7 +243,7 @@ fn open_refuses_a_base_that_is_not_aligned() {
 
 #[test]
 fn open_refuses_what_is_no_region() {
-    let mut memory = Memory::new(BYTES);
+    let mut memory = Region(Memory::new(BYTES));
     refuses(memory.region(), OpenError::Magic { found: 0 }, &["0x0000000000000000"]);
     memory.region().fill(b'x');
     refuses(memory.region(), OpenError::Magic { found: 0x7878_7878_7878_7878 }, &["0x7878787878787878"]);
@@ -258,7 +251,7 @@ fn open_refuses_what_is_no_region() {
 
 #[test]
 fn open_refuses_other_versions_with_both_numbers() {
-    let mut memory = Memory::closed();
+    let mut memory = Region::closed();
     let newer = VERSION + 6;
     memory.region()[8..12].copy_from_slice(&newer.to_le_bytes());
     refuses(memory.region(), OpenError::NewerVersion { found: newer }, &["7", "reads 1"]);
@@ -268,19 +261,19 @@ fn open_refuses_other_versions_with_both_numbers() {
 
 #[test]
 fn open_refuses_a_geometry_that_contradicts_itself() {
-    let mut memory = Memory::closed();
+    let mut memory = Region::closed();
     for huge in [0, u64::from(shared_layout::header::MAX_HUGE_FRAMES) + 1, u64::MAX] {
         memory.set(16, huge);
         refuses(memory.region(), OpenError::HugeFrames(huge), &[&huge.to_string()]);
     }
     for offset in [24, 32, 40, 48] {
-        let mut memory = Memory::closed();
+        let mut memory = Region::closed();
         let expected = u64::from_le_bytes(memory.region()[offset..offset + 8].try_into().expect("8 bytes"));
         memory.set(offset, 77);
         refuses(memory.region(), OpenError::Header { offset, found: 77, expected }, &["0x4d", &offset.to_string()]);
     }
     // The header's own size is a word of it.
-    let mut memory = Memory::closed();
+    let mut memory = Region::closed();
     memory.region()[12] = 64;
     let (found, expected) = (64 << 32 | u64::from(VERSION), 128 << 32 | u64::from(VERSION));
     refuses(memory.region(), OpenError::Header { offset: 8, found, expected }, &["byte 8"]);
@@ -288,7 +281,7 @@ fn open_refuses_a_geometry_that_contradicts_itself() {
 
 #[test]
 fn open_refuses_a_file_that_is_not_as_long_as_it_says() {
-    let mut memory = Memory::closed();
+    let mut memory = Region::closed();
     for bytes in [128, BYTES - 64, BYTES - 1] {
         refuses(
             memory.bytes(bytes),
@@ -303,12 +296,12 @@ fn open_refuses_a_file_that_is_not_as_long_as_it_says() {
 #[test]
 fn open_refuses_reserved_words_and_unknown_states() {
     for offset in [56, 80, 88, 96, 104, 112, 120] {
-        let mut memory = Memory::closed();
+        let mut memory = Region::closed();
         memory.set(offset, 9);
         refuses(memory.region(), OpenError::Reserved { offset, found: 9 }, &["0x9", &offset.to_string()]);
     }
     for found in [0, 3, u64::MAX] {
-        let mut memory = Memory::closed();
+        let mut memory = Region::closed();
         memory.set(64, found);
         refuses(memory.region(), OpenError::State { found }, &[&found.to_string()]);
     }
@@ -337,7 +330,7 @@ fn mutations() -> impl Strategy<Value = Vec<(usize, u8)>> {
 proptest! {
     #[test]
     fn open_is_total_on_mutated_regions(clean in any::<bool>(), changes in mutations(), len in prop_oneof![4 => Just(BYTES), 1 => 0..BYTES + 64]) {
-        let mut memory = if clean { Memory::closed() } else { Memory::created() };
+        let mut memory = if clean { Region::closed() } else { Region::created() };
         for (offset, byte) in changes {
             memory.region()[offset] = byte;
         }
@@ -365,7 +358,7 @@ proptest! {
 
     #[test]
     fn open_is_total_on_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..512), good in 0usize..=128) {
-        let mut source = Memory::closed();
+        let mut source = Region::closed();
         let mut memory = Memory::new(bytes.len());
         let region = memory.bytes(bytes.len());
         region.copy_from_slice(&bytes);
