@@ -67,7 +67,7 @@ pub enum Refused {
     Contended,
 }
 
-/// Counts from one pass over the entries and R, each word read once.
+/// Counts from one pass over the entries and R.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Census {
     /// Huge frames in the table.
@@ -86,7 +86,8 @@ pub struct Census {
     pub fragmented_frames: u64,
     /// Claimed: 4 KiB frames the guest has in use.
     pub used_frames: u64,
-    /// Entries that no transition leads to, or that contradict R about `held`.
+    /// Entries that no transition leads to, or that contradict R about `held`: only a guest makes
+    /// such.
     pub corrupt: u64,
 }
 
@@ -168,18 +169,20 @@ impl<'a> Host<'a> {
     #[must_use]
     pub fn census(&self) -> Census {
         let mut c = Census { huge_frames: self.entries.len() as u64, ..Census::default() };
-        for (_, entry, residency) in self.scan(HugeId(0)) {
+        for (huge, entry, residency) in self.scan(HugeId(0)) {
             match residency {
                 Residency::Installed => c.installed += 1,
                 Residency::Evicted => c.evicted += 1,
                 Residency::Held => c.held += 1,
             }
-            if !entry.is_valid() || entry.is_held() != (residency == Residency::Held) {
+            let torn = entry.is_held() != (residency == Residency::Held);
+            if !entry.is_valid() || (torn && self.contradicts(huge)) {
                 c.corrupt += 1;
             } else if entry.is_all_free() {
                 match residency {
                     Residency::Installed => c.free_installed += 1,
-                    _ => c.free_evicted += 1,
+                    Residency::Evicted => c.free_evicted += 1,
+                    Residency::Held => {}
                 }
             } else if !entry.is_held() {
                 c.fragmented_frames += u64::from(entry.free());
@@ -187,6 +190,14 @@ impl<'a> Host<'a> {
             }
         }
         c
+    }
+
+    /// Whether entry and R disagree about `held` though nobody is at the frame. They may for as long
+    /// as a claimant is between its two steps, so the question is asked under a claim.
+    fn contradicts(&self, huge: HugeId) -> bool {
+        let Some(claim) = self.claim(huge) else { return false };
+        let entry = HugeEntry::from_bits(claim.entry.load(Ordering::Relaxed));
+        entry.is_held() != (claim.state == Residency::Held)
     }
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Table, order, ready};
 use llfree::{AllocError, Allocation, FreeError, Reclaim};
-use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeId, Order};
+use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeEntry, HugeId, Order};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[test]
@@ -235,4 +235,19 @@ fn no_frame_has_two_owners_under_two_cpus_and_a_host() {
     let stats = table.tenant().stats();
     assert_eq!(stats.free_huge, HUGE as u64, "frames were lost: {stats:?}");
     assert_eq!(table.tenant().validate(), Ok(()));
+}
+
+#[test]
+fn a_frame_that_the_host_is_at_is_not_called_corrupt() {
+    let table = installed(2);
+    let host = table.host();
+    let reclaimed = host.claim(HugeId(1)).expect("idle").reclaim(Reclaim::Hard).expect("free");
+    assert_eq!(host.census().corrupt, 0, "the entry says held, R not yet");
+    reclaimed.done();
+    assert_eq!((host.census().corrupt, host.census().held), (0, 1));
+    for lie in [HugeEntry::FREE_EVICTED, HugeEntry::from_bits(0xffff)] {
+        table.entries[1].store(lie.bits(), Ordering::Relaxed);
+        let census = host.census();
+        assert_eq!((census.corrupt, census.free_evicted), (1, 0), "{lie:?}");
+    }
 }

@@ -399,3 +399,28 @@ fn give_of_order_ten_against_take_of_a_half() {
         },
     );
 }
+
+#[test]
+fn a_census_takes_no_step_of_the_host_for_a_lie_of_the_guest() {
+    for start in [Residency::Installed, Residency::Held] {
+        race(
+            move || {
+                let held = HugeEntry::FREE_INSTALLED.hold().expect("free");
+                let entry = if start == Residency::Held { held } else { HugeEntry::FREE_INSTALLED };
+                Table::new(&[(entry, start)])
+            },
+            // The census may have the frame for an instant; then there is no step.
+            move |t| match t.host().claim(H0) {
+                Some(claim) if start == Residency::Held => claim.release().is_ok(),
+                Some(claim) => claim.reclaim(Reclaim::Hard).map(host::Reclaimed::done).is_ok(),
+                None => false,
+            },
+            |t| t.host().census().corrupt,
+            |t, _, corrupt| {
+                assert_eq!(corrupt, 0);
+                t.entries[0].store(0xffff, Ordering::Relaxed);
+                assert_eq!(t.host().census().corrupt, 1);
+            },
+        );
+    }
+}
