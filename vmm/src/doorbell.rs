@@ -6,15 +6,16 @@
 
 use crate::agent::Agents;
 use crate::boot::Platform;
+use crate::guest_log::printable;
 use crate::monitor::Monitor;
 use shared_layout::agent::Report;
 use shared_layout::header::ABI_VERSION;
-use shared_layout::mailbox::{WORDS, text_bytes};
+use shared_layout::mailbox::{WORDS, Words, text_bytes};
 use shared_layout::{Call, Request, Status};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Lines of one guest that reach the log; a guest cannot fill the host's disk.
+/// Lines of one guest that reach the log.
 const LOG_LINES: u64 = 10_000;
 
 /// What becomes of the vCPU after a call.
@@ -117,13 +118,13 @@ impl Doorbell {
             Request::Install { first, count } => (self.monitor.install(first, count), Flow::Continue),
             Request::Log(words) => {
                 match self.log_lines.fetch_add(1, Ordering::Relaxed) {
-                    line if line < LOG_LINES => log::info!("guest vCPU {vcpu}: {}", printable(text_bytes(&words))),
+                    line if line < LOG_LINES => log::info!("guest vCPU {vcpu}: {}", guest_text(&words)),
                     LOG_LINES => log::warn!("the guest logged {LOG_LINES} lines; the rest is dropped"),
                     _ => {}
                 }
                 (Status::Ok, Flow::Continue)
             }
-            Request::Panic(words) => (Status::Ok, Flow::End(GuestEnd::Panicked(printable(text_bytes(&words))))),
+            Request::Panic(words) => (Status::Ok, Flow::End(GuestEnd::Panicked(guest_text(&words)))),
             Request::Exit { code } => (Status::Ok, Flow::End(GuestEnd::Exited(code))),
             // Rung through the mailbox it would be a lie: the VMM's own entry has no mailbox
             // business, and the vCPU loop handles it before it comes here.
@@ -132,17 +133,7 @@ impl Doorbell {
     }
 }
 
-/// A guest's text for a terminal: UTF-8 or not, without control characters.
-fn printable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_cannot_send_escape_sequences() {
-        assert_eq!(printable(b"\x1b[2Jhi\n\xff"), " [2Jhi \u{fffd}");
-    }
+/// The text of a log or panic call, UTF-8 or not.
+fn guest_text(words: &Words) -> String {
+    printable(&String::from_utf8_lossy(text_bytes(words)))
 }

@@ -7,6 +7,7 @@
 //! | [`units`] | sizes and times as people type them |
 //! | [`kernel_stats`] | what the host kernel says about this process and its huge pages |
 //! | [`memory`] | guest RAM: mapped, populated, discarded, and its residency by the kernel's accounting |
+//! | [`guest_log`] | what a guest can make us write: filtered and bounded |
 //! | [`boot`] | KVM's checks, the platform region, the guest's image, crash reports |
 //! | [`monitor`] | the owner of the guest's memory: shrink, grow, install, audit |
 //! | [`agent`], [`doorbell`], [`vcpu`] | commands for the guest, its calls, its exits |
@@ -23,6 +24,7 @@ pub mod client_commands;
 pub mod control;
 pub mod demo;
 pub mod doorbell;
+pub mod guest_log;
 pub mod kernel_stats;
 pub mod launch;
 pub mod memory;
@@ -34,7 +36,7 @@ pub mod vcpu;
 pub mod vm;
 pub mod workload;
 
-/// An error and all its causes on one line, joined by `: `.
+/// An error and all its causes on one line, joined by `: `, fit for a terminal.
 #[must_use]
 pub fn error_line(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
@@ -44,6 +46,6 @@ pub fn error_line(error: &dyn std::error::Error) -> String {
         line.push_str(&cause.to_string());
         next = cause.source();
     }
-    // A cause from elsewhere may bring line breaks of its own.
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
+    // A cause from elsewhere may bring line breaks of its own, and worse.
+    guest_log::printable(&line).split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,8 +1,9 @@
 //! Reports as text for people. Pure functions: a report in, aligned lines out.
 //!
-//! What a guest or another process wrote is shown without its control characters.
+//! What a guest or another process wrote is filtered on the way.
 
 use crate::control::report::{GuestOutcome, GuestReport, ReclaimReport, ResizeReport, StatusReport};
+use crate::guest_log::printable;
 use crate::units::Bytes;
 use std::fmt::Write;
 
@@ -35,11 +36,6 @@ fn percent(part: u64, whole: u64) -> String {
     if whole == 0 { "-".to_owned() } else { format!("{:.0} %", part as f64 / whole as f64 * 100.0) }
 }
 
-/// Nothing that moves a terminal's cursor.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
 /// What `shrink` and `grow` print.
 #[must_use]
 pub fn resize(verb: &str, report: &ResizeReport) -> String {
@@ -59,7 +55,7 @@ pub fn resize(verb: &str, report: &ResizeReport) -> String {
     if let Some(shortfall) = &report.shortfall {
         rows.push(("in use", Bytes(shortfall.in_use_bytes).to_string()));
         rows.push(("fragmented", Bytes(shortfall.fragmented_bytes).to_string()));
-        rows.push(("why", plain(&shortfall.wording)));
+        rows.push(("why", printable(&shortfall.wording)));
     }
     table(&rows)
 }
@@ -114,7 +110,7 @@ pub fn status(report: &StatusReport) -> String {
     let huge = format!("{} of it in huge pages", percent(report.huge_page_bytes, report.resident_bytes));
     let failed = |what: u64, word: &str| if what == 0 { String::new() } else { format!("{what} {word}") };
     let mut rows = vec![
-        ("memory", memory(report.memory_bytes, &format!("backing {}", plain(&report.backing)))),
+        ("memory", memory(report.memory_bytes, &format!("backing {}", printable(&report.backing)))),
         ("limit", memory(report.limit_bytes, "the guest may hold this much")),
         ("resident", memory(report.resident_bytes, &format!("by the host kernel's accounting; {huge}"))),
         ("installed", memory(report.installed_bytes, "has memory behind it")),
@@ -136,7 +132,7 @@ pub fn status(report: &StatusReport) -> String {
             count(report.corrupt_entries, format!("table entries, {} refused calls", report.bad_calls)),
         ));
     }
-    let mut text = format!("{}  pid {}, up {}\n", plain(&report.name), report.pid, uptime(report.uptime_ms));
+    let mut text = format!("{}  pid {}, up {}\n", printable(&report.name), report.pid, uptime(report.uptime_ms));
     text.push_str(&table(&rows));
     if !report.vcpus.is_empty() {
         text.push_str(&vcpus(report));
@@ -154,7 +150,7 @@ fn vcpus(report: &StatusReport) -> String {
             text,
             "{:<6}{:<12}{:>12}{:>12}{:>12}{:>12}",
             vcpu.index,
-            plain(&vcpu.state),
+            printable(&vcpu.state),
             vcpu.calls,
             exits.mmio,
             exits.pio,
@@ -183,7 +179,7 @@ pub fn list(vms: &[(String, Result<StatusReport, String>)]) -> String {
                 Bytes(status.resident_bytes),
                 uptime(status.uptime_ms)
             ),
-            Err(why) => format!("    {}", plain(why)),
+            Err(why) => format!("    {}", printable(why)),
         };
         let _ = writeln!(text, "{name:<name_width$}{line}");
     }

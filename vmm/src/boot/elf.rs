@@ -10,6 +10,7 @@ mod tests;
 
 pub use error::{Found, KernelError, Place};
 
+use crate::guest_log::printable;
 use linux_loader::loader::{KernelLoader, elf::Elf};
 use object::LittleEndian;
 use object::elf::{self, FileHeader64, ProgramHeader64};
@@ -172,7 +173,8 @@ impl Kernel {
             .max_by_key(|symbol| (symbol.st_value(LittleEndian), symbol.st_size(LittleEndian) != 0))?;
         let name = symbols.symbol_name(LittleEndian, best).ok()?;
         let name = String::from_utf8_lossy(&name[..name.len().min(MAX_NAME_BYTES)]);
-        Some(format!("{:#}+{:#x}", demangle(&name), address - best.st_value(LittleEndian)))
+        let name = printable(&format!("{:#}", demangle(&name)));
+        Some(format!("{name}+{:#x}", address - best.st_value(LittleEndian)))
     }
 
     fn outside_ram(&self, segment: &Segment, ram_bytes: u64) -> KernelError {

@@ -185,6 +185,14 @@ fn addresses_have_readable_names() {
 }
 
 #[test]
+fn names_of_a_hostile_image_are_fit_for_a_terminal() {
+    let mut image = Image::good();
+    image.symbols = vec![("\x1b]0;owned\x07\x1b[2J\u{202e}name\n", 2 * MIB, 0, 0)];
+    let kernel = image.parse().expect("good");
+    assert_eq!(kernel.symbolize(2 * MIB + 4).as_deref(), Some(" ]0;owned  [2Jname +0x4"));
+}
+
+#[test]
 fn what_is_no_elf_is_refused() {
     refused_bytes(vec![], &["empty", "0 bytes"]);
     refused_bytes(b"#!/bin/sh\n".to_vec(), &["no ELF", "23 21 2f 62", "#!/b"]);
