@@ -65,9 +65,10 @@ pub enum Status {
     BadArgument = 2,
     /// A frame of the range is held by the host; the frames before it were installed.
     Held = 3,
-    /// The host has no memory; the frames before the failing one were installed.
+    /// The host has no memory; some frames before the failing one may have been installed.
     NoMemory = 4,
-    /// The host failed for another reason and logged it.
+    /// The host failed for another reason, which its log may name, or it is stopping the guest; some
+    /// frames may have been installed.
     HostError = 5,
     /// The guest's ABI version is not the host's.
     AbiMismatch = 6,

@@ -26,7 +26,7 @@ pub enum CommandError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// It said that it would stop, and did not.
-    #[error("the VM is still there {STOP:?} after it agreed to stop; its pid is in 'llfree-vmm list'")]
+    #[error("the VM is still there {STOP:?} after it agreed to stop; find its process with 'pgrep -a llfree-vmm'")]
     StillThere,
     /// Our output has nowhere to go.
     #[error("cannot write the output")]
@@ -71,8 +71,7 @@ impl Output<'_> {
 /// Runs a command against a running VM and says with which code to exit.
 ///
 /// # Errors
-/// Whatever keeps it from asking a VM or printing the answer. The demo starts a VM of its own and
-/// is refused here.
+/// Whatever keeps it from asking a VM or printing the answer.
 pub fn run(global: &Global, command: &ClientCommand, output: &mut Output) -> Result<u8, CommandError> {
     let result = match command {
         ClientCommand::List => list(output),

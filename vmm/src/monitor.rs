@@ -1,22 +1,31 @@
 //! The monitor: the host-side owner of one guest's memory.
 //!
 //! It alone discards and populates guest RAM, and it keeps the residency R, which no guest can
-//! reach, in step with what it did; [`llfree::Host`] gives the order of the steps. Passes that
-//! change the limit run one at a time; installs come from vCPU threads, in parallel, and wait at
-//! most for the one bounded batch that has their own frame. Nothing here believes a guest: what
-//! the entries claim decides where to look and is reported as a claim, never how much memory there
-//! is. That comes from R and, cross-checked by [`Monitor::audit`], from the kernel.
+//! reach, in step with what it did; [`llfree::Host`] gives the order of the steps. Passes run one
+//! at a time, in bounded batches; between two batches an [audit](Monitor::audit) gets its turn.
+//! Installs come from vCPU threads, in parallel, and wait for whoever has a frame of theirs: one
+//! batch of discards, or another vCPU's batch. Nothing here believes a guest: what the entries
+//! claim decides where to look and is reported as a claim, never how much memory there is. That
+//! comes from R and, cross-checked by the audit, from the kernel.
+
+mod audit;
 
 use crate::boot::Platform;
+use crate::error_line;
+use crate::guest_log::Rarely;
 use crate::memory::{GuestRam, MemoryError};
 use llfree::{Census, Claim, Host, Installing, Reclaim, Reclaimed, Residency};
-use shared_layout::{ControlWord, HUGE_SIZE, HugeEntry, HugeId, Status};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use shared_layout::{ControlWord, HugeEntry, HugeId, Status};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Frames in one batch of discards: 64 MiB, so that an install behind it waits microseconds.
-const BATCH: usize = 32;
+/// Frames in one batch, of discards or of an install: 64 MiB. Who needs a frame of a batch waits for
+/// all of it: for discards of huge pages 0.2 ms, of 4 KiB pages 10 to 30 ms; for an install 3 ms, or
+/// 100 ms and more where the host must find the memory first.
+const BATCH: u32 = 32;
+/// How often somebody who waits for a frame looks by himself; batches of discards wake him.
+const CLAIM_POLL: Duration = Duration::from_micros(200);
 
 /// What one pass did, in huge frames.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -58,9 +67,37 @@ pub enum MonitorError {
         /// What the kernel said.
         source: MemoryError,
     },
+    /// The kernel did not take back what a guest touched behind our back.
+    #[error("the kernel refused to take back huge frame {frame}, which the guest touched but does not have")]
+    Repair {
+        /// The frame.
+        frame: u32,
+        /// What the kernel said.
+        source: MemoryError,
+    },
     /// The kernel did not say what is resident.
     #[error("cannot ask the kernel which guest memory is resident")]
     Residency(#[source] MemoryError),
+}
+
+/// A lock that is handed on: who waits for it gets it before its last owner gets it again.
+#[derive(Default)]
+struct Turns {
+    next: Mutex<()>,
+    now: Mutex<()>,
+}
+
+impl Turns {
+    fn take(&self) -> MutexGuard<'_, ()> {
+        // Who waits for `now` has `next`, and there its last owner has to queue.
+        let _next = lock(&self.next);
+        lock(&self.now)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing here is left half done by a panic: claims undo themselves.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The host-side owner of one guest's memory; shared by vCPU threads and the control plane.
@@ -70,8 +107,19 @@ pub struct Monitor {
     residency: Box<[AtomicU8]>,
     /// Held for the length of a pass; the value is the frame where the next one starts.
     passes: Mutex<HugeId>,
-    /// Signalled when a batch has let go of its frames.
+    /// Held by whoever discards: for a batch of a pass, what a failed install left, or an audit.
+    /// Its owner waits for no claim.
+    discards: Turns,
+    /// Signalled when a batch of discards has let go of its frames.
     batch_over: (Mutex<()>, Condvar),
+    /// These two are in the header as well, where the guest can overwrite them.
+    wanted: AtomicU64,
+    return_epoch: AtomicU64,
+    stopping: AtomicBool,
+    /// Installs that failed for a reason of the host, for the log.
+    host_failures: Rarely,
+    /// Audits that found something, for the log.
+    violations_found: Rarely,
     /// See [`Counters`].
     pub counters: Counters,
 }
@@ -89,7 +137,13 @@ impl Monitor {
             platform,
             residency,
             passes: Mutex::new(HugeId(0)),
+            discards: Turns::default(),
             batch_over: (Mutex::new(()), Condvar::new()),
+            wanted: AtomicU64::new(0),
+            return_epoch: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            host_failures: Rarely::default(),
+            violations_found: Rarely::default(),
             counters: Counters::default(),
         };
         let entries = monitor.platform.entries();
@@ -136,7 +190,16 @@ impl Monitor {
     /// Huge frames that the host still wants from the guest.
     #[must_use]
     pub fn wanted(&self) -> u64 {
-        self.platform.control(ControlWord::Wanted).load(Ordering::Relaxed)
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Ends installs and reclaiming passes, now and later, at their next batch: the VM goes down.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// One pass towards a limit of `target` huge frames: holds what is free, frames with memory
@@ -146,7 +209,7 @@ impl Monitor {
     /// # Errors
     /// [`MonitorError::Discard`]; the frames taken before stay taken.
     pub fn shrink(&self, target: u32) -> Result<Pass, MonitorError> {
-        let mut cursor = self.begin_pass();
+        let mut cursor = lock(&self.passes);
         let mut pass = Pass::default();
         let excess = self.limit().saturating_sub(target);
         let result = [Residency::Installed, Residency::Evicted].into_iter().try_for_each(|residency| {
@@ -162,7 +225,7 @@ impl Monitor {
     /// Returns held frames until the limit is `target` huge frames. Touches no memory and cannot
     /// fail: a frame whose entry the guest overwrote is returned in R all the same.
     pub fn grow(&self, target: u32) -> Pass {
-        let _cursor = self.begin_pass();
+        let _cursor = lock(&self.passes);
         let missing = target.saturating_sub(self.limit());
         let mut pass = Pass::default();
         for (index, word) in self.residency.iter().enumerate() {
@@ -177,8 +240,8 @@ impl Monitor {
                 pass.frames += 1;
             }
         }
-        // Release: a guest that sees the new epoch sees the entries it stands for.
-        self.platform.control(ControlWord::ReturnEpoch).fetch_add(1, Ordering::Release);
+        let epoch = self.return_epoch.fetch_add(1, Ordering::Relaxed) + 1;
+        self.platform.set_control(ControlWord::ReturnEpoch, epoch);
         self.set_wanted(0);
         self.publish_limit();
         pass
@@ -189,17 +252,21 @@ impl Monitor {
     /// # Errors
     /// [`MonitorError::Discard`]; the frames taken before stay taken.
     pub fn evict(&self, frames: u32) -> Result<Pass, MonitorError> {
-        let mut cursor = self.begin_pass();
+        let mut cursor = lock(&self.passes);
         self.reclaim_pass(&mut cursor, frames, Residency::Installed, Reclaim::Soft)
     }
 
     /// Puts zeroed memory behind `count` frames from `first` on, for a vCPU that waits for it.
-    /// Any numbers may be asked for; frames before a failing one stay installed.
+    /// Any numbers may be asked for. Frames before a held one are installed; of those before one
+    /// that the host has no memory for, some may be.
     pub fn install(&self, first: HugeId, count: u32) -> Status {
         let status = match first.0.checked_add(count) {
             Some(end) if count > 0 && end <= self.huge_frames() => (first.0..end)
-                .step_by(BATCH)
-                .map(|start| self.install_batch(start..end.min(start + BATCH as u32)))
+                .step_by(BATCH as usize)
+                .map(|start| {
+                    let batch = start..end.min(start + BATCH);
+                    if self.is_stopping() { Status::HostError } else { self.install_batch(batch) }
+                })
                 .find(|status| *status != Status::Ok)
                 .unwrap_or(Status::Ok),
             _ => Status::BadArgument,
@@ -210,55 +277,9 @@ impl Monitor {
         status
     }
 
-    /// Compares R with the kernel's accounting, and repairs what a guest did behind our back:
-    /// memory that appeared behind a held frame is discarded again, behind an evicted one it is
-    /// adopted as installed. Returns the frames concerned, which also count as violations.
-    ///
-    /// # Errors
-    /// If the kernel does not answer, or does not take memory back.
-    pub fn audit(&self) -> Result<u64, MonitorError> {
-        // No pass may run: it would discard between the kernel's answer and our look at R.
-        // Installs may: they only ever make R agree with the kernel.
-        let _pass = self.begin_pass();
-        let mut suspects = Vec::new();
-        let see = |range: std::ops::Range<u64>| {
-            for huge in (range.start / HUGE_SIZE) as u32..range.end.div_ceil(HUGE_SIZE) as u32 {
-                if self.host().residency(HugeId(huge)).is_some_and(|r| r != Residency::Installed) {
-                    suspects.push(HugeId(huge));
-                }
-            }
-        };
-        self.ram.for_each_resident(see).map_err(MonitorError::Residency)?;
-        suspects.dedup();
-        let mut violations = 0;
-        for huge in suspects {
-            let Some(claim) = self.host().claim(huge) else { continue };
-            match claim.residency() {
-                Residency::Installed => continue,
-                Residency::Evicted => {
-                    if let Ok(installing) = claim.install() {
-                        installing.done();
-                    }
-                }
-                Residency::Held => {
-                    let discard = |source| MonitorError::Discard { first: huge.0, frames: 1, source };
-                    self.ram.discard(huge, 1).map_err(discard)?;
-                }
-            }
-            violations += 1;
-        }
-        self.counters.violations.fetch_add(violations, Ordering::Relaxed);
-        Ok(violations)
-    }
-
     fn host(&self) -> Host<'_> {
         Host::new(self.platform.entries(), &self.residency)
             .expect("both tables were made with one element a huge frame of the same RAM")
-    }
-
-    fn begin_pass(&self) -> MutexGuard<'_, HugeId> {
-        // A pass leaves no state behind that a panic could tear: claims undo themselves.
-        self.passes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reclaim_pass(
@@ -269,39 +290,41 @@ impl Monitor {
         how: Reclaim,
     ) -> Result<Pass, MonitorError> {
         let mut pass = Pass::default();
-        if most == 0 {
-            return Ok(pass);
-        }
-        let mut batch = Vec::with_capacity(BATCH);
-        for (huge, entry, r) in self.host().scan(*cursor) {
-            if r != residency || !entry.is_all_free() {
-                continue;
+        let mut free = self.host().scan(*cursor).filter(|(_, entry, r)| *r == residency && entry.is_all_free());
+        while pass.frames < most && !self.is_stopping() {
+            let _turn = self.discards.take();
+            let due = BATCH.min(most - pass.frames);
+            let mut step = Pass::default();
+            let mut batch = Vec::with_capacity(BATCH as usize);
+            while step.frames < due
+                && let Some((huge, ..)) = free.next()
+            {
+                let Some(reclaimed) = self.host().claim(huge).and_then(|claim| claim.reclaim(how).ok()) else {
+                    continue;
+                };
+                *cursor = HugeId(huge.0 + 1);
+                step.frames += 1;
+                // R may have changed between scan and claim.
+                if reclaimed.has_memory() {
+                    step.discarded += 1;
+                    batch.push(reclaimed);
+                } else {
+                    reclaimed.done();
+                }
             }
-            let Some(reclaimed) = self.host().claim(huge).and_then(|claim| claim.reclaim(how).ok()) else { continue };
-            *cursor = HugeId(huge.0 + 1);
-            pass.frames += 1;
-            // R may have changed between scan and claim.
-            if reclaimed.has_memory() {
-                pass.discarded += 1;
-                batch.push(reclaimed);
-            } else {
-                reclaimed.done();
-            }
-            if batch.len() == BATCH || pass.frames == most {
-                self.discard_batch(&mut batch)?;
-            }
-            if pass.frames == most {
+            self.discard_batch(batch)?;
+            pass += step;
+            if step.frames < due {
                 break;
             }
         }
-        self.discard_batch(&mut batch)?;
         Ok(pass)
     }
 
     /// Discards the memory of a batch, one system call a run of neighbours.
-    fn discard_batch(&self, batch: &mut Vec<Reclaimed<'_>>) -> Result<(), MonitorError> {
+    fn discard_batch(&self, batch: Vec<Reclaimed<'_>>) -> Result<(), MonitorError> {
         let mut result = Ok(());
-        let mut rest = batch.drain(..).peekable();
+        let mut rest = batch.into_iter().peekable();
         while let Some(reclaimed) = rest.next() {
             let first = reclaimed.huge();
             let mut run = vec![reclaimed];
@@ -355,11 +378,19 @@ impl Monitor {
                 Status::Ok
             }
             Err(error) => {
-                log::warn!("install of {frames} huge frames from {} on failed: {error}", first.0);
+                let number = self.host_failures.tick();
+                if let Some(number) = number {
+                    let why = error_line(&error);
+                    log::warn!("install of {frames} huge frames from {} on failed ({number} so far): {why}", first.0);
+                }
                 // What the kernel populated before it failed must not stay behind frames that R
-                // calls evicted.
-                if let Err(error) = self.ram.discard(first, frames) {
-                    log::warn!("and what it left behind could not be discarded: {error}");
+                // calls evicted. An audit at work may have seen it: our claims keep it off until
+                // it is over and we have our turn.
+                let _turn = self.discards.take();
+                if let Err(error) = self.ram.discard(first, frames)
+                    && number.is_some()
+                {
+                    log::warn!("and what it left behind could not be discarded: {}", error_line(&error));
                 }
                 run.clear();
                 if error.is_out_of_memory() { Status::NoMemory } else { Status::HostError }
@@ -367,30 +398,55 @@ impl Monitor {
         }
     }
 
-    /// Claims a frame of the table, waiting for the batch that may have it.
+    /// Claims a frame of the table, waiting for whoever may have it.
     fn claim_patiently(&self, huge: HugeId) -> Claim<'_> {
         let host = self.host();
         loop {
             if let Some(claim) = host.claim(huge) {
                 return claim;
             }
-            let (lock, batch_over) = &self.batch_over;
-            let guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
-            // The timeout covers a notification that came before we slept, and other vCPUs'
-            // installs, which are over sooner than a wake-up would take.
-            let _ = batch_over.wait_timeout(guard, Duration::from_micros(200));
+            let (mutex, batch_over) = &self.batch_over;
+            let guard = lock(mutex);
+            // The timeout covers a notification that came before we slept, and claims that end
+            // without one: other vCPUs' installs, audits, grows.
+            let _ = batch_over.wait_timeout(guard, CLAIM_POLL);
         }
     }
 
     fn set_wanted(&self, huge_frames: u64) {
-        self.platform.control(ControlWord::Wanted).store(huge_frames, Ordering::Relaxed);
+        self.wanted.store(huge_frames, Ordering::Relaxed);
+        self.platform.set_control(ControlWord::Wanted, huge_frames);
     }
 
     fn publish_limit(&self) {
-        self.platform.control(ControlWord::Limit).store(u64::from(self.limit()), Ordering::Relaxed);
+        self.platform.set_control(ControlWord::Limit, u64::from(self.limit()));
     }
 }
 
 fn is_held(residency: u8) -> bool {
     residency & 0x7f == Residency::Held as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_a_turn_gets_it_before_its_last_owner_gets_it_again() {
+        let turns = Turns::default();
+        let second_had_it = AtomicBool::new(false);
+        let first = turns.take();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _turn = turns.take();
+                second_had_it.store(true, Ordering::Relaxed);
+            });
+            while turns.next.try_lock().is_ok() {
+                std::thread::yield_now();
+            }
+            drop(first);
+            let _again = turns.take();
+            assert!(second_had_it.load(Ordering::Relaxed));
+        });
+    }
 }

@@ -104,6 +104,9 @@ pub enum VmError {
     /// The guest ended.
     #[error(transparent)]
     Ended(#[from] GuestEnd),
+    /// The VM was told to stop meanwhile.
+    #[error("the VM is stopping")]
+    Stopping,
 }
 
 /// How a resize went; sizes in bytes.
@@ -128,6 +131,10 @@ struct End {
 
 /// A running virtual machine.
 pub struct Vm {
+    /// Keeps the memslots; nothing is asked of it after the launch. First, so that KVM lets go of
+    /// the memory before the fields below unmap it: `drop` has ended the vCPUs by then, and one that
+    /// it left behind shares their ownership.
+    _vm: VmFd,
     config: VmConfig,
     platform: Arc<Platform>,
     monitor: Arc<Monitor>,
@@ -140,15 +147,13 @@ pub struct Vm {
     end_event: Arc<EventFd>,
     started: Instant,
     next_seed: AtomicU32,
-    /// Keeps the memslots; nothing is asked of it after the launch.
-    _vm: VmFd,
 }
 
 impl Vm {
     /// Builds and starts a VM.
     ///
     /// # Errors
-    /// [`LaunchError`], before any vCPU runs.
+    /// [`LaunchError`]. When a vCPU's thread cannot be started, those before it ran for an instant.
     pub fn launch(config: VmConfig) -> Result<Self, LaunchError> {
         let started = Instant::now();
         let kvm = boot::open_kvm()?;
@@ -196,6 +201,7 @@ impl Vm {
         let agents = Arc::new(Agents::new(config.cpus));
         let doorbell = Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone()));
         let machine = Self {
+            _vm: vm,
             vcpus: fds.iter().map(|_| Arc::new(VcpuCounters::default())).collect(),
             config,
             platform,
@@ -208,7 +214,6 @@ impl Vm {
             end_event: Arc::new(end_event),
             started,
             next_seed: AtomicU32::new(1),
-            _vm: vm,
         };
         for (index, fd) in fds.into_iter().enumerate() {
             // A thread that cannot start drops the machine, which stops those that did.
@@ -330,7 +335,8 @@ impl Vm {
     /// the time since the start.
     ///
     /// # Errors
-    /// A size out of range, or a discard that the kernel refused. Falling short is no error.
+    /// A size out of range, a discard that the kernel refused, or the end of the VM before the
+    /// target is reached. Falling short of it is no error.
     pub fn shrink(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
         let frames = self.frames_of(target)?;
         let start = Instant::now();
@@ -353,8 +359,16 @@ impl Vm {
                     duration = start.elapsed();
                 }
                 pass += more;
-                let over = self.stop.load(Ordering::Acquire) || self.ended().is_some();
-                if self.monitor.limit() <= frames || over || !keep_waiting(start.elapsed()) {
+                if self.monitor.limit() <= frames {
+                    break;
+                }
+                if let Some(end) = self.ended() {
+                    return Err(end.into());
+                }
+                if self.stop.load(Ordering::Acquire) {
+                    return Err(VmError::Stopping);
+                }
+                if !keep_waiting(start.elapsed()) {
                     break;
                 }
                 std::thread::sleep(SHRINK_POLL);
@@ -399,8 +413,10 @@ impl Vm {
     }
 
     /// Stops the vCPUs and waits for them; the guest's memory stays until the `Vm` is dropped.
+    /// Ends what others do for the guest at its next step: commands, waiting shrinks, passes.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
+        self.monitor.stop();
         self.agents.stop();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         vcpu::kick(threads);
@@ -429,8 +445,9 @@ fn add_memslot(vm: &VmFd, slot: u32, gpa: u64, host_address: u64, bytes: u64) ->
         memory_size: bytes,
         userspace_addr: host_address,
     };
-    // SAFETY: the range is a mapping that `Vm` keeps for as long as the VM's fd, and guest and
-    // host both expect the other to change it at any time.
+    // SAFETY: the range is a mapping that outlives the VM's fd and those of its vCPUs: in `launch`
+    // it was made before them, in `Vm` it is dropped after them, and a vCPU's thread owns a share of
+    // it. Guest and host both expect the other to change it at any time.
     unsafe { vm.set_user_memory_region(region) }.map_err(|source| LaunchError::Memslot {
         gpa,
         memory: Bytes(bytes),

@@ -189,10 +189,10 @@ impl Platform {
         self.atomics(self.layout.bitfields, self.layout.huge_frames as usize * 8)
     }
 
-    /// A control word. The host writes it and must not believe what it reads back.
-    #[must_use]
-    pub fn control(&self, word: ControlWord) -> &AtomicU64 {
-        self.word(word.offset())
+    /// Tells the guest a control word. There is no way to read one back: the guest can write it too.
+    pub fn set_control(&self, word: ControlWord, value: u64) {
+        // Release: a guest that sees a new return epoch sees the entries that it stands for.
+        self.word(word.offset()).store(value, Ordering::Release);
     }
 
     /// A copy of the vCPU's request, each word read once; `None` if there is no such vCPU.

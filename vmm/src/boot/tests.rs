@@ -182,7 +182,7 @@ fn sixteen_gibibytes_fit_one_slot() {
     greets(16 << 30, 1);
     let Some(mut machine) = machine(16 << 30, 1, touch_address()) else { return };
     let last = (16 << 30) - 8;
-    machine.platform.control(shared_layout::ControlWord::Wanted).store(last, std::sync::atomic::Ordering::Relaxed);
+    machine.platform.set_control(shared_layout::ControlWord::Wanted, last);
     assert_eq!(machine.run(0), Call::Exit);
     let word: u64 = machine.ram.read_obj(GuestAddress(last)).expect("in RAM");
     assert_eq!(word, last);

@@ -1,0 +1,71 @@
+//! The audit: R against the kernel's own account of what is resident.
+//!
+//! A guest can touch any of its RAM, asked or not, and the kernel gives it memory. Only the kernel
+//! knows; so it is asked, and what it says beyond R is settled on the spot and counted.
+
+use super::{Monitor, MonitorError};
+use llfree::Residency;
+use shared_layout::{HUGE_SIZE, HugeId};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+impl Monitor {
+    /// Compares R with the kernel's accounting, and repairs what a guest did behind our back:
+    /// memory that appeared behind a held frame is discarded again, behind an evicted one it is
+    /// adopted as installed. Returns the frames concerned, which also count as violations.
+    ///
+    /// It waits for the batch of discards at work, not for the pass that the batch belongs to.
+    ///
+    /// # Errors
+    /// If the kernel does not answer, or does not take memory back.
+    pub fn audit(&self) -> Result<u64, MonitorError> {
+        // Nobody may discard between the kernel's answer and our look at R. Between two batches a
+        // pass has no frame in hand, so R is settled. Installs may go on: they only ever make R
+        // agree with the kernel, and a frame that one is at is left to the next audit.
+        let _turn = self.discards.take();
+        let mut suspects = Vec::new();
+        let see = |range: Range<u64>| {
+            for huge in (range.start / HUGE_SIZE) as u32..range.end.div_ceil(HUGE_SIZE) as u32 {
+                if self.host().residency(HugeId(huge)).is_some_and(|r| r != Residency::Installed) {
+                    suspects.push(HugeId(huge));
+                }
+            }
+        };
+        self.ram.for_each_resident(see).map_err(MonitorError::Residency)?;
+        suspects.dedup();
+        let mut violations = 0;
+        let settled = suspects.into_iter().try_for_each(|huge| {
+            let found = self.settle(huge)?;
+            violations += u64::from(found);
+            Ok(())
+        });
+        if violations > 0 {
+            let before = self.counters.violations.fetch_add(violations, Ordering::Relaxed);
+            if self.violations_found.tick().is_some() {
+                log::warn!(
+                    "the guest touched {violations} huge frames that it had not asked for, {} since it started; \
+                     what lay behind held frames was taken back",
+                    before.saturating_add(violations)
+                );
+            }
+        }
+        settled.map(|()| violations)
+    }
+
+    /// Makes R and the kernel agree about a frame that has memory; false if they did meanwhile.
+    fn settle(&self, huge: HugeId) -> Result<bool, MonitorError> {
+        let Some(claim) = self.host().claim(huge) else { return Ok(false) };
+        match claim.residency() {
+            Residency::Installed => return Ok(false),
+            Residency::Evicted => {
+                if let Ok(installing) = claim.install() {
+                    installing.done();
+                }
+            }
+            Residency::Held => {
+                self.ram.discard(huge, 1).map_err(|source| MonitorError::Repair { frame: huge.0, source })?;
+            }
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,90 @@
+//! What the monitor promises while others are at work: the VM stops, the host asks for a status, a
+//! guest cheats. Real machines on /dev/kvm, through the library.
+
+use shared_layout::{HugeId, Status};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use vmm::control::protocol::GuestRequest;
+use vmm::memory::Backing;
+use vmm::service;
+use vmm::units::Bytes;
+use vmm::vm::{Vm, VmConfig, VmError};
+
+const MIB: u64 = 1 << 20;
+
+/// A guest that waits for commands, or `None` with the reason on stderr where there is no KVM.
+fn launch(mib: u64, backing: Backing) -> Option<Vm> {
+    if let Err(error) = vmm::boot::open_kvm() {
+        eprintln!("SKIPPED: {}", vmm::error_line(&error));
+        return None;
+    }
+    let config = VmConfig { memory: Bytes(mib * MIB), cpus: 1, backing, kernel: None };
+    let vm = Vm::launch(config).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+    service::guest(&vm, &GuestRequest::Stats).expect("it answers");
+    Some(vm)
+}
+
+#[test]
+fn a_waiting_shrink_ends_when_the_vm_stops() {
+    let Some(vm) = launch(64, Backing::Anon) else { return };
+    service::guest(&vm, &GuestRequest::Alloc { bytes: 48 * MIB, order: 9 }).expect("it answers");
+    std::thread::scope(|scope| {
+        let shrink = scope.spawn(|| vm.shrink(16 * MIB, |waited| waited < Duration::from_secs(60)));
+        while vm.monitor().wanted() == 0 {
+            std::thread::yield_now();
+        }
+        vm.stop();
+        assert!(matches!(shrink.join().expect("no panic"), Err(VmError::Stopping)));
+    });
+}
+
+#[test]
+fn installs_and_passes_end_when_the_vm_stops() {
+    let Some(vm) = launch(512, Backing::Anon) else { return };
+    let monitor = vm.monitor();
+    assert_eq!(monitor.install(HugeId(8), 64), Status::Ok);
+    vm.stop();
+    let resident = monitor.ram().residency().expect("the kernel answers");
+    assert_eq!(monitor.install(HugeId(100), 100), Status::HostError);
+    assert_eq!(monitor.evict(u32::MAX).expect("nothing to refuse").frames, 0);
+    assert_eq!(monitor.ram().residency().expect("the kernel answers"), resident);
+}
+
+#[test]
+fn what_a_guest_writes_over_the_header_is_not_believed() {
+    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let word = |at: usize| {
+        u64::from_le_bytes(std::array::from_fn(|i| vm.platform().shared_bytes()[at + i].load(Ordering::Relaxed)))
+    };
+    let (limit, wanted, epoch) = (0x100, 0x108, 0x110);
+    vm.shrink(32 * MIB, |_| false).expect("in range");
+    for byte in &vm.platform().shared_bytes()[limit..epoch + 8] {
+        byte.store(0xff, Ordering::Relaxed);
+    }
+    assert_eq!((vm.monitor().limit(), vm.monitor().wanted()), (16, 0));
+    assert_eq!(service::status(&vm, "liar").expect("status answers").wanted_bytes, 0);
+    vm.grow(64 * MIB).expect("in range");
+    assert_eq!((word(limit), word(wanted), word(epoch)), (32, 0, 1), "the host's own numbers");
+}
+
+#[test]
+fn a_status_is_answered_in_the_middle_of_a_shrink() {
+    // Of 4 KiB pages, so that the pass has many batches that take their time.
+    let Some(vm) = launch(512, Backing::Memfd) else { return };
+    let in_the_middle = |_| {
+        assert_eq!(vm.monitor().install(HugeId(8), 240), Status::Ok);
+        let seen = std::thread::scope(|scope| {
+            let shrink = scope.spawn(|| vm.shrink(64 * MIB, |_| false).expect("in range"));
+            while vm.monitor().limit() == 256 && !shrink.is_finished() {
+                std::thread::yield_now();
+            }
+            let seen = service::status(&vm, "busy").expect("status answers").limit_bytes;
+            assert_eq!(shrink.join().expect("no panic").actual, 64 * MIB);
+            seen
+        });
+        vm.grow(512 * MIB).expect("in range");
+        64 * MIB < seen && seen < 512 * MIB
+    };
+    // Whether this thread runs at all during a pass is the scheduler's choice: a few passes.
+    assert!((0..20).any(in_the_middle), "every status waited for the whole pass");
+}
