@@ -180,24 +180,27 @@ fn a_path_too_long_is_refused_with_both_numbers() {
 }
 
 #[test]
-fn a_directory_that_others_can_enter_is_refused() {
+fn a_directory_that_others_can_enter_gets_no_socket_and_hides_no_vm() {
     // The environment of a test is shared by its threads, so this asks a process of its own.
     let home = dir();
-    let run = |mode: u32| {
+    let run = |mode: u32, args: &[&str]| {
         let place = home.path().join("llfree-vmm");
         let _ = std::fs::create_dir(&place);
         std::fs::set_permissions(&place, std::fs::Permissions::from_mode(mode)).expect("ours");
         std::process::Command::new(env!("CARGO_BIN_EXE_llfree-vmm"))
-            .arg("list")
+            .args(args)
             .env("XDG_RUNTIME_DIR", home.path())
+            .env_remove("RUST_LOG")
             .output()
             .expect("it runs")
     };
-    let open = run(0o755);
-    let text = String::from_utf8_lossy(&open.stderr).into_owned();
-    assert_eq!(open.status.code(), Some(1), "{text}");
-    assert!(text.contains("mode 0700, but its mode is 0755"), "{text}");
-    assert_eq!(text.matches('\n').count(), 1, "{text}");
-    let closed = run(0o700);
+    for (args, code) in [(&["--mem", "64M"][..], 1), (&["list"], 0)] {
+        let open = run(0o755, args);
+        let text = String::from_utf8_lossy(&open.stderr).into_owned();
+        assert_eq!(open.status.code(), Some(code), "{text}");
+        assert!(text.contains("mode 0700, but its mode is 0755"), "{text}");
+        assert_eq!(text.matches('\n').count(), 1, "{text}");
+    }
+    let closed = run(0o700, &["list"]);
     assert_eq!(closed.status.code(), Some(0), "{}", String::from_utf8_lossy(&closed.stderr));
 }

@@ -360,14 +360,20 @@ pub struct LiveVm {
 /// The VMs of this user that listen now, by name.
 ///
 /// # Errors
-/// When a directory of sockets is not ours alone, or cannot be read.
+/// When a directory of sockets cannot be read.
 pub fn live_vms() -> Result<Vec<LiveVm>, SocketError> {
+    // Terminals differ in XDG_RUNTIME_DIR; so a VM is looked for wherever one may be.
+    live_in_any(&candidates())
+}
+
+fn live_in_any(dirs: &[PathBuf]) -> Result<Vec<LiveVm>, SocketError> {
     let mut vms = Vec::new();
-    for dir in candidates() {
-        // Terminals differ in XDG_RUNTIME_DIR; so a VM is looked for wherever one may be.
-        if std::fs::symlink_metadata(&dir).is_ok() {
-            check_dir(&dir)?;
-            vms.extend(live_in(&dir)?);
+    for dir in dirs.iter().filter(|dir| std::fs::symlink_metadata(dir).is_ok()) {
+        match check_dir(dir) {
+            Ok(()) => vms.extend(live_in(dir)?),
+            // No VM of ours is in there, as none would have started; and whoever made it must not
+            // keep us from those elsewhere.
+            Err(error) => log::warn!("not looking for VMs there: {}", crate::error_line(&error)),
         }
     }
     vms.sort();
@@ -462,6 +468,22 @@ mod tests {
         ] {
             assert_eq!(choose(name, vms).expect_err(message).to_string(), message);
         }
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_hides_no_vm() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let dir = |name: &str, mode| {
+            let path = scratch.path().join(name);
+            std::fs::DirBuilder::new().mode(mode).create(&path).expect("scratch");
+            path
+        };
+        let (ours, open, link) = (dir("ours", 0o700), dir("open", 0o755), scratch.path().join("link"));
+        std::os::unix::fs::symlink(&ours, &link).expect("scratch");
+        let _claim = Claim::by_name(&ours, "a").expect("free");
+        let _squatter = Claim::by_name(&open, "b").expect("free");
+        let vms = live_in_any(&[open, link, scratch.path().join("absent"), ours]).expect("readable");
+        assert_eq!(vms.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]
