@@ -38,10 +38,14 @@ pub enum GuestEnd {
     /// It panicked; the text is the guest's own.
     #[error("the guest panicked: {0}")]
     Panicked(String),
-    /// An exception reached the entry that the VMM placed; the text is the whole report, of
-    /// several lines.
-    #[error("the guest crashed: {0}")]
-    Exception(String),
+    /// The exception entry that the VMM placed was reached, or somebody claimed so.
+    #[error("the guest crashed: {what}")]
+    Exception {
+        /// What happened and where, on one line.
+        what: String,
+        /// Registers, as indented lines; empty without an exception.
+        details: String,
+    },
     /// It was built for another ABI.
     #[error("ABI mismatch: the guest speaks version {guest}, this host {ABI_VERSION}; rebuild the guest")]
     AbiMismatch {

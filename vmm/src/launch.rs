@@ -86,13 +86,18 @@ impl RunError {
         }
     }
 
-    /// What to print: one line, except that a crash report keeps its rows.
+    /// What to print: one line, and below it the registers of a guest that crashed.
     #[must_use]
     pub fn report(&self) -> String {
+        let line = crate::error_line(self);
         match self {
-            Self::Guest(end @ GuestEnd::Exception(_))
-            | Self::Workload { source: VmError::Ended(end @ GuestEnd::Exception(_)), .. } => end.to_string(),
-            other => crate::error_line(other),
+            Self::Guest(GuestEnd::Exception { details, .. })
+            | Self::Workload { source: VmError::Ended(GuestEnd::Exception { details, .. }), .. }
+                if !details.is_empty() =>
+            {
+                format!("{line}\n{details}")
+            }
+            _ => line,
         }
     }
 }

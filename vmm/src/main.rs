@@ -1,4 +1,5 @@
-//! The binary: reads the command line, runs one thing, prints errors as one line.
+//! The binary: reads the command line, runs one thing, prints errors as one line (a crashed guest's
+//! registers below it).
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;

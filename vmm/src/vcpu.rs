@@ -4,8 +4,9 @@
 //! whose only effect is that `KVM_RUN` returns `EINTR`, and goes on sending until the thread is
 //! gone, so a signal that arrives just before `KVM_RUN` loses nothing.
 
-use crate::boot::{Kernel, Platform};
+use crate::boot::{BootError, Kernel, Platform};
 use crate::doorbell::{Doorbell, Flow, GuestEnd};
+use crate::error_line;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use shared_layout::Call;
 use shared_layout::call::DOORBELL_BYTES;
@@ -131,11 +132,20 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd
         };
         counters.calls.fetch_add(1, Ordering::Relaxed);
         if call == Some(Call::Exception) {
-            let report = match context.platform.crash_report(&fd, index) {
-                Ok(frame) => frame.report(Some(&context.kernel)),
-                Err(error) => crate::error_line(&error),
+            let (what, details) = match context.platform.crash_report(&fd, index) {
+                Ok(frame) => {
+                    let kernel = Some(&*context.kernel);
+                    (frame.summary(index, kernel), frame.details(kernel))
+                }
+                Err(error @ BootError::NoException { .. }) => {
+                    (error_line(&error) + &position(&fd, context), String::new())
+                }
+                Err(error) => {
+                    let why = error_line(&error);
+                    (format!("an exception on vCPU {index}, whose registers cannot be read: {why}"), String::new())
+                }
             };
-            return Some(GuestEnd::Exception(report));
+            return Some(GuestEnd::Exception { what, details });
         }
         counters.busy.store(call != Some(Call::Wait), Ordering::Relaxed);
         let flow = context.doorbell.ring(index, call);

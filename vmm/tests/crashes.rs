@@ -62,7 +62,22 @@ fn a_report_names_the_function() {
     need_kvm!();
     let mut image = Image::new(&[&NOP.repeat(7), UD2]);
     image.symbols = vec![("_start", 0), ("_ZN4shim4boom17h0123456789abcdefE", 4), ("later", 9)];
-    reports(&run(&image).exits(3), &["invalid opcode", "at rip 0x0000000000200007 (shim::boom+0x3)"]);
+    let output = run(&image).exits(3);
+    reports(&output, &["at rip 0x0000000000200007 (shim::boom+0x3)"]);
+    let lines: Vec<&str> = output.stderr.lines().collect();
+    let first = "the guest crashed: invalid opcode (vector 6, error code 0x0), on vCPU 0 at shim::boom+0x3";
+    assert_eq!(lines[0], format!("llfree-vmm: error: {first}"));
+    assert!(lines[1..].iter().all(|line| line.starts_with("  ")), "{output:#?}");
+}
+
+#[test]
+fn an_image_cannot_send_escape_sequences() {
+    need_kvm!();
+    let mut image = Image::new(&[UD2]);
+    image.symbols = vec![("\x1b]0;owned\x07\x1b[2J\u{202e}boom", 0)];
+    let output = run(&image).exits(3);
+    reports(&output, &["boom+0x0"]);
+    assert!(!output.stderr.contains(['\x07', '\u{202e}']), "{output:#?}");
 }
 
 #[test]
@@ -164,7 +179,8 @@ fn senseless_calls_are_refused_and_counted() {
 fn a_guest_that_says_it_had_an_exception_is_not_believed() {
     need_kvm!();
     let output = run(&Image::new(&[&ring(Call::Exception as u8)])).exits(3);
-    reports(&output, &["no exception happened", "itself"]);
+    reports(&output, &["no exception happened", "itself", "on vCPU 0 from ring 3 (rip 0x20000"]);
+    assert_eq!(output.stderr.lines().count(), 1, "{output:#?}");
 }
 
 #[test]

@@ -43,7 +43,7 @@ impl Platform {
         // A stub runs in ring 0; the guest's own code never does.
         let ring = (sregs.cs.selector & 3) as u8;
         if ring != 0 {
-            return Err(BootError::NoException { index, ring, rip: registers.rip });
+            return Err(BootError::NoException { index, ring });
         }
         Ok(CrashFrame { vector, error_code, cr2: sregs.cr2, rip, cs, rflags, rsp, registers })
     }
@@ -95,25 +95,29 @@ impl CrashFrame {
         Some(format!("{access} at {:#x}, {why}{null}", self.cr2))
     }
 
-    /// A report of several lines for the log; `kernel` gives the names of addresses.
+    /// What happened and where, on one line; `kernel` gives the name of the place.
     #[must_use]
-    pub fn report(&self, kernel: Option<&Kernel>) -> String {
-        let symbol = kernel.and_then(|kernel| kernel.symbolize(self.rip)).map(|name| format!(" ({name})"));
+    pub fn summary(&self, vcpu: u32, kernel: Option<&Kernel>) -> String {
+        let fault = self.fault().map_or_else(String::new, |fault| format!(": {fault}"));
+        let place = kernel.and_then(|kernel| kernel.symbolize(self.rip)).unwrap_or_else(|| format!("{:#x}", self.rip));
+        let (name, vector, code) = (self.name(), self.vector, self.error_code);
+        format!("{name} (vector {vector}, error code {code:#x}){fault}, on vCPU {vcpu} at {place}")
+    }
+
+    /// All registers, as indented lines, the last one without an end.
+    #[must_use]
+    pub fn details(&self, kernel: Option<&Kernel>) -> String {
         let r = &self.registers;
-        let mut text = format!("{} (vector {}, error code {:#x})", self.name(), self.vector, self.error_code);
-        if let Some(fault) = self.fault() {
-            text.push_str(": ");
-            text.push_str(&fault);
-        }
+        let symbol = kernel.and_then(|kernel| kernel.symbolize(self.rip)).map(|name| format!(" ({name})"));
+        let mut text = format!("  at rip {:#018x}{}", self.rip, symbol.unwrap_or_default());
+        // Writing to a String cannot fail.
+        let _ = write!(text, ", ring {}, rflags {:#x}, cr2 {:#x}", self.cs & 3, self.rflags, self.cr2);
         let rows = [
             [("rax", r.rax), ("rbx", r.rbx), ("rcx", r.rcx), ("rdx", r.rdx)],
             [("rsi", r.rsi), ("rdi", r.rdi), ("rbp", r.rbp), ("rsp", self.rsp)],
             [("r8", r.r8), ("r9", r.r9), ("r10", r.r10), ("r11", r.r11)],
             [("r12", r.r12), ("r13", r.r13), ("r14", r.r14), ("r15", r.r15)],
         ];
-        // Writing to a String cannot fail.
-        let _ = write!(text, "\n  at rip {:#018x}{}", self.rip, symbol.unwrap_or_default());
-        let _ = write!(text, ", ring {}, rflags {:#x}, cr2 {:#x}", self.cs & 3, self.rflags, self.cr2);
         for row in rows {
             text.push_str("\n ");
             for (name, value) in row {
@@ -141,14 +145,13 @@ mod tests {
             rsp: 0x4000_0000,
             registers,
         };
-        let text = frame.report(None);
-        assert!(
-            text.starts_with("page fault (vector 14, error code 0x6): write at 0x10, not mapped: a null pointer\n")
+        assert_eq!(
+            frame.summary(1, None),
+            "page fault (vector 14, error code 0x6): write at 0x10, not mapped: a null pointer, on vCPU 1 at 0x201234"
         );
-        assert!(
-            text.contains("at rip 0x0000000000201234, ring 3") && text.contains("r15 0x0000000000000def"),
-            "{text}"
-        );
+        let text = frame.details(None);
+        assert!(text.starts_with("  at rip 0x0000000000201234, ring 3"), "{text}");
+        assert!(text.ends_with("r15 0x0000000000000def") && text.lines().all(|line| line.starts_with("  ")), "{text}");
         assert_eq!(CrashFrame { vector: u64::MAX, ..frame }.name(), "unknown exception");
     }
 }

@@ -121,16 +121,14 @@ pub enum BootError {
     },
     /// The exception doorbell was rung, but not by an exception.
     #[error(
-        "vCPU {index} rang the exception doorbell from ring {ring} at {rip:#x}: no exception happened, the guest \
-         itself wrote there"
+        "no exception happened: the guest itself rang the doorbell that the VMM's exception entry rings, on vCPU \
+         {index} from ring {ring}"
     )]
     NoException {
         /// The vCPU.
         index: u32,
         /// Privilege level it runs at.
         ring: u8,
-        /// Its instruction pointer.
-        rip: u64,
     },
 }
 

@@ -137,7 +137,7 @@ impl Machine {
     fn crash(&mut self) -> CrashFrame {
         assert_eq!(self.run(0), Call::Exception);
         let frame = self.platform.crash_report(&self.vcpus[0], 0).expect("an exception");
-        eprintln!("{}", frame.report(None));
+        eprintln!("{}\n{}", frame.summary(0, None), frame.details(None));
         assert_eq!(frame.cs, 0x33, "raised in ring 3");
         frame
     }
