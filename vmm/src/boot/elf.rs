@@ -14,7 +14,7 @@ use crate::guest_log::printable;
 use linux_loader::loader::{KernelLoader, elf::Elf};
 use object::LittleEndian;
 use object::elf::{self, FileHeader64, ProgramHeader64};
-use object::read::elf::{FileHeader, ProgramHeader, Sym};
+use object::read::elf::{FileHeader, NoteIterator, ProgramHeader, Sym};
 use rustc_demangle::demangle;
 use shared_layout::HUGE_SIZE;
 use shared_layout::header::{ABI_VERSION, MAX_HUGE_FRAMES, NOTE_NAME, NOTE_TYPE};
@@ -269,10 +269,15 @@ fn segments(name: &str, image: &[u8], programs: &[ProgramHeader64<LittleEndian>]
 
 /// Checks that the image states our ABI version, in a note of one u32.
 fn check_note(name: &str, image: &[u8], programs: &[ProgramHeader64<LittleEndian>]) -> Result<(), KernelError> {
+    // Notes are padded to 4 bytes or to 8. The segment's alignment should say to which, but may be
+    // larger for another reason; so both are tried. With ours alone both give the same.
     let notes = programs
         .iter()
+        .filter(|program| program.p_type(LittleEndian) == elf::PT_NOTE)
         .filter(|program| program.p_filesz(LittleEndian) <= MAX_NOTE_BYTES)
-        .filter_map(|program| program.notes(LittleEndian, image).ok().flatten())
+        .filter_map(|program| program.data(LittleEndian, image).ok())
+        .flat_map(|data| [4, 8].map(|align| NoteIterator::<Header>::new(LittleEndian, align, data)))
+        .filter_map(Result::ok)
         .flatten()
         .filter_map(Result::ok);
     for note in notes {

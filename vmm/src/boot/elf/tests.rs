@@ -15,25 +15,39 @@ struct Part {
     data: Vec<u8>,
     file_bytes: u64,
     memory_bytes: u64,
+    align: u64,
 }
 
 impl Part {
     fn load(flags: u32, address: u64, data: &[u8], memory_bytes: u64) -> Self {
         let file_bytes = data.len() as u64;
-        Self { kind: 1, flags, address, virtual_address: address, data: data.into(), file_bytes, memory_bytes }
+        Self {
+            kind: 1,
+            flags,
+            address,
+            virtual_address: address,
+            data: data.into(),
+            file_bytes,
+            memory_bytes,
+            align: 4,
+        }
     }
 
     fn note(name: &[u8], kind: u32, desc: &[u8]) -> Self {
+        Self::padded_note(name, kind, desc, 4)
+    }
+
+    fn padded_note(name: &[u8], kind: u32, desc: &[u8], align: usize) -> Self {
         let mut data = Vec::new();
         for word in [name.len() as u32 + 1, desc.len() as u32, kind] {
             data.extend(word.to_le_bytes());
         }
         for field in [[name, b"\0"].concat().as_slice(), desc] {
             data.extend(field);
-            data.resize(data.len().next_multiple_of(4), 0);
+            data.resize(data.len().next_multiple_of(align), 0);
         }
         let bytes = data.len() as u64;
-        Self { kind: 4, ..Self::load(4, 0, &data, bytes) }
+        Self { kind: 4, align: align as u64, ..Self::load(4, 0, &data, bytes) }
     }
 }
 
@@ -77,7 +91,7 @@ impl Image {
             programs.extend(part.kind.to_le_bytes());
             programs.extend(part.flags.to_le_bytes());
             let offset = (headers + data.len()) as u64;
-            for word in [offset, part.virtual_address, part.address, part.file_bytes, part.memory_bytes, 4] {
+            for word in [offset, part.virtual_address, part.address, part.file_bytes, part.memory_bytes, part.align] {
                 programs.extend(word.to_le_bytes());
             }
             data.extend(&part.data);
@@ -252,6 +266,22 @@ fn the_abi_version_must_be_ours() {
     refused(|image| image.parts[2] = note(b"llfree-vmm", 2, &[1, 0, 0, 0]), &["no ABI note"]);
     refused(|image| image.parts[2] = note(b"llfree-vmm", 1, &[1]), &["1 bytes", "4"]);
     refused(|image| image.parts[2] = note(b"llfree-vmm", 1, &[7, 0, 0, 0]), &["ABI version 7", "VMM 1"]);
+}
+
+#[test]
+fn the_note_is_found_whatever_its_segments_alignment() {
+    for padding in [4, 8] {
+        // Behind another note whose length shows the padding.
+        let mut note = Part::padded_note(b"GNU", 5, &[0; 12], padding);
+        let ours = Part::padded_note(b"llfree-vmm", 1, &1_u32.to_le_bytes(), padding);
+        note.data.extend(ours.data);
+        note.file_bytes = note.data.len() as u64;
+        for align in [0, 1, 4, 8, 16, 4096] {
+            let mut image = Image::good();
+            image.parts[2] = Part { align, ..note.clone() };
+            image.parse().unwrap_or_else(|error| panic!("padding {padding}, alignment {align}: {error}"));
+        }
+    }
 }
 
 #[test]
