@@ -11,8 +11,9 @@ use std::process::Command;
 
 /// Explicit, as then the flags below do not apply to procedural macros and build scripts.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// Linked at a fixed address; no red zone, as exception stubs share the guest's view of its stack;
-/// no unwind tables, as nothing unwinds; no CPU feature beyond the base.
+/// Linked at a fixed address; no red zone, so that the same code could run in ring 0, where an
+/// exception pushes onto the stack in use; no unwind tables, as nothing unwinds; no CPU feature
+/// beyond the base.
 const RUSTFLAGS: [&str; 4] =
     ["-Crelocation-model=static", "-Cno-redzone=yes", "-Cforce-unwind-tables=no", "-Ctarget-cpu=x86-64"];
 /// Sources of the guest, from the workspace's root.

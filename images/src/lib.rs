@@ -1,6 +1,6 @@
 //! What guests boot from. [`SHIM_ELF`] is the bare-metal guest of the `guest-shim` crate, built by
-//! this crate's build script; the directory also holds recipes for Linux guests. Bytes only: who
-//! loads them checks them.
+//! this crate's build script. Bytes only: who loads them checks them. The directory also holds
+//! `testbed`, which runs a program on a stock KVM that QEMU emulates.
 
 /// Aligned like an ELF header, so that parsers can look at the tables in place.
 #[repr(C, align(16))]

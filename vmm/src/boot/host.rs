@@ -19,10 +19,8 @@ pub struct KvmLimits {
 }
 
 /// What we cannot do without: name, purpose, first release.
-const NEEDED: [(Cap, &str, &str, &str); 2] = [
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "guest memory that lies in this process", "2.6.25"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "stopping a vCPU without a race", "4.11"),
-];
+const NEEDED: [(Cap, &str, &str, &str); 1] =
+    [(Cap::UserMemory, "KVM_CAP_USER_MEMORY", "guest memory that lies in this process", "2.6.25")];
 
 /// Opens `/dev/kvm` and checks that it can do all this VMM needs.
 ///
