@@ -2,8 +2,9 @@
 //!
 //! [`Service::dispatch`] runs on the event loop and only sorts: what may take long goes to one of
 //! three threads (resizes, the guest's agent, reports), each with a queue, so that a status is
-//! answered while the guest churns and a shrink waits for neither. The functions below them turn
-//! what the VM did into the reports of the protocol.
+//! answered while the guest churns and a shrink waits for neither. The thread of reports also
+//! audits the guest's memory whenever nobody asked for a while. The functions below them turn what
+//! the VM did into the reports of the protocol.
 
 use crate::agent::AgentError;
 use crate::control::protocol::{ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
@@ -13,13 +14,15 @@ use crate::control::report::{
 use crate::control::server::Responder;
 use crate::doorbell::GuestEnd;
 use crate::error_line;
+use crate::guest_log::Rarely;
+use crate::monitor::MonitorError;
 use crate::units::Bytes;
 use crate::vm::{Resize, Vm, VmError};
 use llfree::Census;
 use shared_layout::agent::{Command, Outcome, Report};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,6 +30,13 @@ use std::time::{Duration, Instant};
 /// How long a guest may take over one command, beyond a churn's own time: touching memory that
 /// the host must first find can take milliseconds a huge frame.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(9 * 60);
+
+/// Between two audits, while they are cheap: how long a guest may use what it does not have.
+const AUDIT_PAUSE: Duration = Duration::from_secs(1);
+/// The same where an audit costs 5 ms or more, as with much memory on kernels before 6.7.
+const LONGEST_AUDIT_PAUSE: Duration = Duration::from_secs(10);
+/// Pause for each unit of time that an audit took: at most 1/2000 of a CPU.
+const PAUSE_PER_AUDIT: u32 = 2000;
 
 type Job = (Request, Responder);
 
@@ -55,38 +65,34 @@ impl Service {
     pub fn start(vm: Arc<Vm>, name: &str) -> std::io::Result<Self> {
         let queued_resizes = Arc::new(AtomicUsize::new(0));
         let mut threads = Vec::new();
-        let mut worker = |thread: &str, work: Box<dyn Fn(Request) -> Reply + Send>| {
+        let mut worker = |thread: &str, serve: Box<dyn FnOnce(Receiver<Job>) + Send>| {
             let (sender, jobs): (Sender<Job>, Receiver<Job>) = channel();
-            let serve = move || {
-                for (request, responder) in jobs {
-                    responder.answer(&work(request));
-                }
-            };
-            threads.push(std::thread::Builder::new().name(thread.to_owned()).spawn(serve)?);
+            threads.push(std::thread::Builder::new().name(thread.to_owned()).spawn(move || serve(jobs))?);
             Ok::<_, std::io::Error>(sender)
         };
         let (of_resizes, queued) = (vm.clone(), queued_resizes.clone());
         let resizes = worker(
             "resizes",
-            Box::new(move |request| {
-                queued.fetch_sub(1, Ordering::Relaxed);
-                let superseded = || queued.load(Ordering::Relaxed) > 0;
-                answer(resize(&of_resizes, &request, &superseded))
+            Box::new(move |jobs| {
+                for (request, responder) in jobs {
+                    queued.fetch_sub(1, Ordering::Relaxed);
+                    let superseded = || queued.load(Ordering::Relaxed) > 0;
+                    responder.answer(&answer(resize(&of_resizes, &request, &superseded)));
+                }
             }),
         )?;
         let of_guest = vm.clone();
         let guest = worker(
             "guest-commands",
-            Box::new(move |request| {
-                let Request::Guest(command) = request else { return not_here() };
-                answer(guest(&of_guest, &command).map(Reply::Guest))
+            Box::new(move |jobs| {
+                for (request, responder) in jobs {
+                    let Request::Guest(command) = request else { continue };
+                    responder.answer(&answer(guest(&of_guest, &command).map(Reply::Guest)));
+                }
             }),
         )?;
         let (of_reports, report_name) = (vm.clone(), name.to_owned());
-        let reports = worker(
-            "reports",
-            Box::new(move |_| answer(status(&of_reports, &report_name).map(|report| Reply::Status(Box::new(report))))),
-        )?;
+        let reports = worker("reports", Box::new(move |jobs| report_and_audit(&of_reports, &report_name, &jobs)))?;
         let workers = Mutex::new(Some(Workers { resizes, guest, reports, threads }));
         Ok(Self { vm, name: name.to_owned(), workers, queued_resizes })
     }
@@ -140,6 +146,30 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+/// The thread of reports. A status audits too; in between, audits see to it that a guest which uses
+/// what it does not have is found without one.
+fn report_and_audit(vm: &Vm, name: &str, jobs: &Receiver<Job>) {
+    let failures = Rarely::default();
+    let mut pause = AUDIT_PAUSE;
+    loop {
+        match jobs.recv_timeout(pause) {
+            Ok((_, responder)) => {
+                responder.answer(&answer(status(vm, name).map(|report| Reply::Status(Box::new(report)))));
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let start = Instant::now();
+                if let Err(error) = vm.monitor().audit()
+                    && let Some(number) = failures.tick()
+                {
+                    log::warn!("the guest's memory could not be audited ({number} so far): {}", error_line(&error));
+                }
+                pause = start.elapsed().saturating_mul(PAUSE_PER_AUDIT).clamp(AUDIT_PAUSE, LONGEST_AUDIT_PAUSE);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
     }
 }
 
@@ -198,17 +228,12 @@ fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
 #[must_use]
 pub fn resize_report(vm: &Vm, resize: &Resize) -> ResizeReport {
     let census = vm.monitor().census();
-    let (in_use_bytes, fragmented_bytes) = (census.used_frames * FRAME_SIZE, census.fragmented_frames * FRAME_SIZE);
+    let (in_use_bytes, fragmented_bytes) = (guest_used_bytes(&census), census.fragmented_frames * FRAME_SIZE);
     let complete = resize.actual == resize.target;
     let shortfall = (!complete).then(|| Shortfall {
         in_use_bytes,
         fragmented_bytes,
-        wording: format!(
-            "the guest uses {}, and {} lie free between used pages, in frames that are not wholly free; \
-             free memory in the guest, or give it time with --wait",
-            Bytes(in_use_bytes),
-            Bytes(fragmented_bytes)
-        ),
+        wording: shortfall_wording(Bytes(in_use_bytes), Bytes(fragmented_bytes)),
     });
     ResizeReport {
         target_bytes: resize.target,
@@ -220,6 +245,19 @@ pub fn resize_report(vm: &Vm, resize: &Resize) -> ResizeReport {
         freed_bytes: u64::from(resize.pass.discarded) * HUGE_SIZE,
         duration_us: micros(resize.duration),
     }
+}
+
+fn shortfall_wording(in_use: Bytes, fragmented: Bytes) -> String {
+    let between = match fragmented {
+        Bytes(0) => String::new(),
+        some => format!(", and {some} lie free between used pages, in frames that are not wholly free"),
+    };
+    format!("the guest uses {in_use}{between}; free memory in the guest, or wait for it with --wait")
+}
+
+/// What the guest claims to use. Huge frame 0 is nobody's: its entry keeps the guest off it.
+fn guest_used_bytes(census: &Census) -> u64 {
+    (census.used_frames * FRAME_SIZE).saturating_sub(HUGE_SIZE)
 }
 
 /// Runs a guest command on all vCPUs.
@@ -276,17 +314,18 @@ fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
     }
 }
 
-/// All numbers about a VM. Audits residency on the way, so that `violations` is up to date.
+/// All numbers about a VM. Audits residency on the way, so that `violations` is up to date; what
+/// is resident is what the audit found, not what it left.
 ///
 /// # Errors
 /// If the kernel does not answer, or does not take violating memory back.
 pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
     let monitor = vm.monitor();
+    let ram = monitor.ram().residency().map_err(MonitorError::Residency)?;
+    let overhead = vm.resident_bytes().map(|all| all.saturating_sub(ram.resident_bytes));
     monitor.audit()?;
-    let ram = monitor.ram().residency().map_err(crate::monitor::MonitorError::Residency)?;
     let census = monitor.census();
     let counters = &monitor.counters;
-    let overhead = vm.resident_bytes().map(|all| all.saturating_sub(ram.resident_bytes));
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let vcpu = |(index, c): (usize, &Arc<crate::vcpu::VcpuCounters>)| VcpuStatus {
         index: index as u32,
@@ -307,7 +346,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         held_bytes: census.held * HUGE_SIZE,
         evicted_bytes: census.evicted * HUGE_SIZE,
         installed_bytes: census.installed * HUGE_SIZE,
-        guest_used_bytes: census.used_frames * FRAME_SIZE,
+        guest_used_bytes: guest_used_bytes(&census),
         guest_free_bytes: (census.free_installed + census.free_evicted) * HUGE_SIZE
             + census.fragmented_frames * FRAME_SIZE,
         reclaimable_now_bytes: (census.free_installed + census.free_evicted) * HUGE_SIZE,
@@ -323,4 +362,16 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortfall_names_only_what_there_is() {
+        let text = |in_use: u64, fragmented: u64| shortfall_wording(Bytes(in_use << 20), Bytes(fragmented << 20));
+        assert_eq!(text(104, 0), "the guest uses 104 MiB; free memory in the guest, or wait for it with --wait");
+        assert!(text(104, 3).contains("104 MiB, and 3 MiB lie free between used pages"), "{}", text(104, 3));
+    }
 }

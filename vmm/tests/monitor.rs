@@ -1,12 +1,14 @@
 //! What the monitor promises while others are at work: the VM stops, the host asks for a status, a
 //! guest cheats. Real machines on /dev/kvm, through the library.
 
-use shared_layout::{HugeId, Status};
+use shared_layout::{HUGE_SIZE, HugeId, Status};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use vm_memory::{Bytes as _, GuestAddress};
 use vmm::control::protocol::GuestRequest;
 use vmm::memory::Backing;
-use vmm::service;
+use vmm::service::{self, Service};
 use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig, VmError};
 
@@ -23,6 +25,16 @@ fn launch(mib: u64, backing: Backing) -> Option<Vm> {
     service::guest(&vm, &GuestRequest::Stats).expect("it answers");
     Some(vm)
 }
+
+/// Does what a guest would that touches a frame without asking; which, says its entry.
+fn touch_unasked(vm: &Vm, entry: u16) {
+    let index = vm.platform().entries().iter().position(|word| word.load(Ordering::Relaxed) == entry);
+    let at = GuestAddress(index.expect("there is such a frame") as u64 * HUGE_SIZE);
+    vm.monitor().ram().guest_memory().write_obj(1u64, at).expect("in RAM");
+}
+
+const HELD: u16 = 0xc000;
+const FREE_EVICTED: u16 = 0x4200;
 
 #[test]
 fn a_waiting_shrink_ends_when_the_vm_stops() {
@@ -87,4 +99,45 @@ fn a_status_is_answered_in_the_middle_of_a_shrink() {
     };
     // Whether this thread runs at all during a pass is the scheduler's choice: a few passes.
     assert!((0..20).any(in_the_middle), "every status waited for the whole pass");
+}
+
+#[test]
+fn a_status_reports_what_a_guest_used_beyond_its_limit() {
+    let Some(vm) = launch(64, Backing::Anon) else { return };
+    vm.shrink(8 * MIB, |_| false).expect("in range");
+    for index in 4..16 {
+        let at = GuestAddress(index * 2 * HUGE_SIZE);
+        vm.monitor().ram().guest_memory().write_obj(1u64, at).expect("in RAM");
+    }
+    let first = service::status(&vm, "cheat").expect("status answers");
+    assert!(first.violations >= 11, "{first:?}");
+    let second = service::status(&vm, "cheat").expect("status answers");
+    assert_eq!(second.violations, first.violations);
+    assert!(first.resident_bytes > second.resident_bytes, "it says what it found, not what it left");
+}
+
+#[test]
+fn a_cheat_is_found_without_anybody_asking() {
+    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let vm = Arc::new(vm);
+    let _service = Service::start(vm.clone(), "watched").expect("threads");
+    vm.shrink(32 * MIB, |_| false).expect("in range");
+    touch_unasked(&vm, HELD);
+    touch_unasked(&vm, FREE_EVICTED);
+    let start = Instant::now();
+    while vm.monitor().counters.violations.load(Ordering::Relaxed) < 2 {
+        assert!(start.elapsed() < Duration::from_secs(60), "nobody looked");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(vm.monitor().audit().expect("the kernel answers"), 0, "both were settled");
+}
+
+#[test]
+fn the_frame_that_nobody_may_use_is_not_called_used() {
+    let Some(vm) = launch(64, Backing::Anon) else { return };
+    service::guest(&vm, &GuestRequest::Idle).expect("it answers");
+    let status = service::status(&vm, "new").expect("status answers");
+    assert_eq!(status.guest_used_bytes, 2 * MIB, "its image alone");
+    assert_eq!(status.guest_used_bytes + status.guest_free_bytes, 62 * MIB);
+    assert_eq!(status.limit_bytes, 64 * MIB);
 }

@@ -70,7 +70,8 @@ pub struct StatusReport {
     pub limit_bytes: u64,
     /// Memory that the host still wants, in bytes.
     pub wanted_bytes: u64,
-    /// Resident guest memory of the kernel, in bytes.
+    /// Resident guest memory of the kernel, in bytes, with what the guest touched without asking
+    /// and what is taken back while this report is made.
     pub resident_bytes: u64,
     /// The part of it in huge pages, in bytes.
     pub huge_page_bytes: u64,
@@ -112,7 +113,7 @@ pub struct VcpuStatus {
     pub exits: ExitCounts,
     /// Doorbell calls it made.
     pub calls: u64,
-    /// What it does now: `running`, `waiting`, `stopped` ...
+    /// What it does now: `running`, or `waiting` for a command.
     pub state: String,
 }
 
