@@ -239,7 +239,7 @@ fn no_frame_has_two_owners_under_two_cpus_and_a_host() {
 
 #[test]
 fn a_frame_that_the_host_is_at_is_not_called_corrupt() {
-    let table = installed(2);
+    let table = Table::installed(2);
     let host = table.host();
     let reclaimed = host.claim(HugeId(1)).expect("idle").reclaim(Reclaim::Hard).expect("free");
     assert_eq!(host.census().corrupt, 0, "the entry says held, R not yet");
