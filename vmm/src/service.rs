@@ -181,7 +181,7 @@ fn answer(result: Result<Reply, VmError>) -> Reply {
     result.unwrap_or_else(|error| {
         let kind = match &error {
             VmError::Size(_) => ErrorKind::Refused,
-            VmError::Stopping | VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
+            VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(GuestEnd::Exited(0)) => ErrorKind::Stopping,
             VmError::Ended(_) => ErrorKind::Crashed,

@@ -104,9 +104,6 @@ pub enum VmError {
     /// The guest ended.
     #[error(transparent)]
     Ended(#[from] GuestEnd),
-    /// The VM was told to stop meanwhile.
-    #[error("the VM is stopping")]
-    Stopping,
 }
 
 /// How a resize went; sizes in bytes.
@@ -335,8 +332,8 @@ impl Vm {
     /// the time since the start.
     ///
     /// # Errors
-    /// A size out of range, a discard that the kernel refused, or the end of the VM before the
-    /// target is reached. Falling short of it is no error.
+    /// A size out of range, or a discard that the kernel refused. Falling short is no error, also
+    /// when the VM ends meanwhile.
     pub fn shrink(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
         let frames = self.frames_of(target)?;
         let start = Instant::now();
@@ -359,16 +356,8 @@ impl Vm {
                     duration = start.elapsed();
                 }
                 pass += more;
-                if self.monitor.limit() <= frames {
-                    break;
-                }
-                if let Some(end) = self.ended() {
-                    return Err(end.into());
-                }
-                if self.stop.load(Ordering::Acquire) {
-                    return Err(VmError::Stopping);
-                }
-                if !keep_waiting(start.elapsed()) {
+                let over = self.stop.load(Ordering::Acquire) || self.ended().is_some();
+                if self.monitor.limit() <= frames || over || !keep_waiting(start.elapsed()) {
                     break;
                 }
                 std::thread::sleep(SHRINK_POLL);

@@ -10,9 +10,11 @@ use vmm::control::protocol::GuestRequest;
 use vmm::memory::Backing;
 use vmm::service::{self, Service};
 use vmm::units::Bytes;
-use vmm::vm::{Vm, VmConfig, VmError};
+use vmm::vm::{Vm, VmConfig};
 
 const MIB: u64 = 1 << 20;
+/// For what happens sooner, however slow the machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A guest that waits for commands, or `None` with the reason on stderr where there is no KVM.
 fn launch(mib: u64, backing: Backing) -> Option<Vm> {
@@ -41,12 +43,14 @@ fn a_waiting_shrink_ends_when_the_vm_stops() {
     let Some(vm) = launch(64, Backing::Anon) else { return };
     service::guest(&vm, &GuestRequest::Alloc { bytes: 48 * MIB, order: 9 }).expect("it answers");
     std::thread::scope(|scope| {
-        let shrink = scope.spawn(|| vm.shrink(16 * MIB, |waited| waited < Duration::from_secs(60)));
+        let begin = Instant::now();
+        let shrink = scope.spawn(|| vm.shrink(16 * MIB, |waited| waited < 2 * PATIENCE));
         while vm.monitor().wanted() == 0 {
             std::thread::yield_now();
         }
         vm.stop();
-        assert!(matches!(shrink.join().expect("no panic"), Err(VmError::Stopping)));
+        assert!(shrink.join().expect("no panic").expect("in range").actual > 16 * MIB);
+        assert!(begin.elapsed() < PATIENCE, "it waited to the end");
     });
 }
 
@@ -126,7 +130,7 @@ fn a_cheat_is_found_without_anybody_asking() {
     touch_unasked(&vm, FREE_EVICTED);
     let start = Instant::now();
     while vm.monitor().counters.violations.load(Ordering::Relaxed) < 2 {
-        assert!(start.elapsed() < Duration::from_secs(60), "nobody looked");
+        assert!(start.elapsed() < PATIENCE, "nobody looked");
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(vm.monitor().audit().expect("the kernel answers"), 0, "both were settled");
