@@ -16,7 +16,7 @@
 //! | [`class`] | what memory is for, and which trees may serve it |
 //! | [`tenant`], [`cpu`] | the guest's allocator on top of these |
 //! | [`host`] | claims, reclaim, release, install |
-//! | [`persist`], `recover` | an allocator that outlives its process, and its repair after a crash |
+//! | [`persist`], [`mod@recover`] | an allocator that outlives its process, and its repair after a crash |
 //! | `durable` | cache-line write-back, for mappings that outlive a power failure |
 //! | `sync` | the atomics, exchanged for loom's in the model checks |
 //!
@@ -63,7 +63,7 @@ mod hint;
 pub mod host;
 mod lower;
 pub mod persist;
-mod recover;
+pub mod recover;
 mod region_error;
 mod search;
 mod stats;

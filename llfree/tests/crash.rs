@@ -278,7 +278,9 @@ fn a_crash_in_recover_is_mended_by_recover() {
             Persistent::open(whole.bytes(BYTES), WriteBack::NONE).expect("a region");
             for stop in 0.. {
                 let mut memory = memory.clone();
-                let opens = || drop(Persistent::open(memory.bytes(BYTES), WriteBack::NONE).expect("a region"));
+                let opens = || {
+                    Persistent::open(memory.bytes(BYTES), WriteBack::NONE).expect("a region");
+                };
                 let done = sync::run_until(stop, opens);
                 crashes += 1;
                 Persistent::open(memory.bytes(BYTES), WriteBack::NONE).expect("still a region");
@@ -299,7 +301,9 @@ fn a_crash_in_recover_is_mended_by_recover() {
 fn a_crash_in_create_leaves_a_region_or_none() {
     for stop in 0.. {
         let mut memory = Memory::new(BYTES);
-        let creates = || drop(Persistent::create(memory.bytes(BYTES), HUGE, WriteBack::NONE).expect("fresh"));
+        let creates = || {
+            Persistent::create(memory.bytes(BYTES), HUGE, WriteBack::NONE).expect("fresh");
+        };
         let done = sync::run_until(stop, creates);
         match Persistent::open(memory.bytes(BYTES), WriteBack::NONE) {
             Ok(instance) => assert_eq!(instance.tenant().stats().free_huge, u64::from(HUGE)),
