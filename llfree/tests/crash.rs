@@ -18,6 +18,8 @@ mod durable;
 mod error;
 #[path = "../src/hint.rs"]
 mod hint;
+#[path = "../src/host.rs"]
+mod host;
 #[path = "../src/lower.rs"]
 mod lower;
 #[path = "common/memory.rs"]
@@ -36,6 +38,8 @@ mod stats;
 mod sync;
 #[path = "../src/tenant.rs"]
 mod tenant;
+#[path = "../src/violation.rs"]
+mod violation;
 
 use cpu::{Cpu, HANDLE_FRAMES};
 use durable::WriteBack;
