@@ -14,6 +14,7 @@ mod frames;
 mod inflate;
 mod passes;
 mod plot;
+mod recovery;
 mod series;
 mod tables;
 
@@ -43,6 +44,7 @@ Examples:
   llfree-bench alloc --benches bulk,repeat --orders 0,9 --allocators llfree --threads 1
   llfree-bench frag --plot frag.svg                huge frames that come back
   llfree-bench fill --csv fill.csv                 order 0 in almost full memory
+  llfree-bench recovery --mem 8G                   a persistent instance after a crash
 
 Close what else uses the machine's cores: rows with a large spread between min and max were disturbed.")]
 struct Cli {
@@ -62,6 +64,8 @@ enum Figure {
     Frag(FragArgs),
     /// Allocate frames in almost full memory
     Fill(FillArgs),
+    /// Open a persistent instance that was closed, or was not
+    Recovery(RecoveryArgs),
 }
 
 #[derive(Args)]
@@ -173,6 +177,18 @@ struct FillArgs {
     output: Output,
     #[command(flatten)]
     picture: Picture,
+}
+
+#[derive(Args)]
+struct RecoveryArgs {
+    /// Memory to manage; none of it is touched
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "8G")]
+    mem: Bytes,
+    /// Rounds to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = rounds())]
+    iterations: u32,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Args)]
@@ -311,6 +327,10 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
             let rows = fill::run(&args.allocators, huge_frames(args.mem)?, args.iterations, &crew::cores()?)?;
             files.draw("Order 0 in almost full memory, median", &fill::panels(&rows))?;
             files.write(&rows, &args.output)
+        }
+        Figure::Recovery(args) => {
+            let files = Files::open(&args.output, None)?;
+            files.write(&recovery::run(args.mem, args.iterations)?, &args.output)
         }
     }
 }

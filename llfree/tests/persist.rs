@@ -8,7 +8,6 @@ use llfree::{AllocError, CloseError, CreateError, OpenError, Persistent, Recover
 use memory::Memory;
 use proptest::prelude::*;
 use shared_layout::{FrameId, HugeEntry, Order};
-use std::io::Write;
 use std::sync::atomic::AtomicU8;
 
 const HUGE: u32 = 20;
@@ -369,70 +368,4 @@ proptest! {
         prop_assert!(open(region).is_err());
         prop_assert_eq!(&*region, &*before);
     }
-}
-
-/// Prints what the README and the benchmarks quote: 8 GiB recovered, warm and exclusive.
-#[test]
-#[ignore = "a measurement: cargo test --release -p llfree --test persist -- --ignored --nocapture"]
-fn recovery_of_8_gib() {
-    const HUGE: u32 = 4096;
-    let bytes = region_bytes(HUGE).expect("in range");
-    let mut memory = Memory::new(bytes);
-    let region = memory.bytes(bytes);
-    let bitfields = 128 + HUGE as usize * 2;
-    let measure = |name: &str, region: &mut [u8], write_back: WriteBack| {
-        let image = region.to_vec();
-        let mut times: Vec<_> = (0..200)
-            .map(|_| {
-                region.copy_from_slice(&image);
-                let start = std::time::Instant::now();
-                let instance = Persistent::open(region, write_back).expect("a region");
-                let time = start.elapsed();
-                std::hint::black_box(instance.recovery());
-                time.as_nanos()
-            })
-            .collect();
-        times.sort_unstable();
-        eprintln!("{name:32} min {:6} ns, median {:6} ns", times[0], times[times.len() / 2]);
-    };
-    for name in ["closed", "killed, free", "killed, full", "killed, random bits", "killed, half the rows"] {
-        region[..8].fill(0);
-        let instance = Persistent::create(region, HUGE, WriteBack::NONE).expect("zeroed");
-        if name == "closed" {
-            instance.close().expect("alone");
-        }
-        let mut random = fastrand::Rng::with_seed(7);
-        for row in region[bitfields..bitfields + HUGE as usize * 64].chunks_exact_mut(8) {
-            let bits = match name {
-                "killed, full" => u64::MAX,
-                "killed, random bits" => random.u64(..),
-                "killed, half the rows" => [0, u64::MAX][usize::from(random.bool())],
-                _ => 0,
-            };
-            row.copy_from_slice(&bits.to_le_bytes());
-        }
-        measure(name, region, WriteBack::NONE);
-    }
-    // Where all of it has to be written back.
-    if let Some(write_back) = WriteBack::detect() {
-        measure("the last one, written back", region, write_back);
-    }
-    // And through a mapping that no page table has yet: what the next process pays.
-    let file = tempfile::tempfile().expect("a file");
-    (&file).write_all(region).expect("room");
-    let mut times: Vec<_> = (0..50)
-        .map(|_| {
-            // SAFETY: nobody else has the file.
-            let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.expect("mapped");
-            map.copy_from_slice(region);
-            drop(map);
-            // SAFETY: as above.
-            let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.expect("mapped");
-            let start = std::time::Instant::now();
-            std::hint::black_box(open(&mut map).expect("a region").recovery());
-            start.elapsed().as_nanos()
-        })
-        .collect();
-    times.sort_unstable();
-    eprintln!("{:32} min {:6} ns, median {:6} ns", "the last one, freshly mapped", times[0], times[times.len() / 2]);
 }
