@@ -103,7 +103,11 @@ fn the_guest_needs_no_special_instruction() {
     let output = match objdump {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
         other => {
-            eprintln!("SKIPPED: objdump is needed to look at instructions: {other:?}");
+            // Past the harness, which shows nobody what a passing test prints.
+            let _ = std::io::Write::write_fmt(
+                &mut std::io::stderr(),
+                format_args!("SKIPPED: objdump is needed to look at instructions: {other:?}\n"),
+            );
             return;
         }
     };

@@ -36,6 +36,10 @@ pub mod vcpu;
 pub mod vm;
 pub mod workload;
 
+#[cfg(test)]
+#[path = "../tests/common/skipped.rs"]
+mod skipped;
+
 /// An error and all its causes on one line, joined by `: `, fit for a terminal.
 #[must_use]
 pub fn error_line(error: &dyn std::error::Error) -> String {

@@ -4,6 +4,7 @@
 mod common;
 
 use common::image::{BASE, Image, LOOP};
+use common::skipped::skipped;
 use common::{MIB, Process, Scratch, need_kvm};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -240,7 +241,7 @@ fn a_kernel_that_is_none_is_refused() {
 fn who_may_not_use_kvm_is_told_what_to_do() {
     const NOBODY: u32 = 65534;
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only root can try as somebody else");
+        skipped("only root can try as somebody else");
         return;
     }
     need_kvm!();
@@ -259,7 +260,7 @@ fn who_may_not_use_kvm_is_told_what_to_do() {
     };
     let test = as_nobody(std::process::Command::new("sh").args(["-c", "exec 3<>/dev/kvm"]));
     if test.code() == 0 {
-        eprintln!("SKIPPED: everybody may use /dev/kvm here");
+        skipped("everybody may use /dev/kvm here");
         return;
     }
     for args in [&["--mem", "64M"][..], &["demo", "--mem", "256M"]] {

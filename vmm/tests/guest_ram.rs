@@ -3,8 +3,12 @@
 //! One process of its own, and one test at a time: each compares the kernel's figures before and
 //! after, and nothing else may allocate in between.
 
+#[path = "common/skipped.rs"]
+mod skipped;
+
 use rustix::fs::{FlockOperation, flock};
 use shared_layout::{HUGE_SIZE, HugeId};
+use skipped::skipped;
 use std::fs::{self, File};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use vm_memory::{Bytes, GuestAddress};
@@ -84,7 +88,7 @@ fn anonymous_ram_is_all_huge_pages() {
     let _alone = alone();
     match thp_mode() {
         Ok(ThpMode::Always | ThpMode::Madvise) => (),
-        other => return eprintln!("SKIPPED: no transparent huge pages here: {other:?}"),
+        other => return skipped(format_args!("no transparent huge pages here: {other:?}")),
     }
     let ram = GuestRam::new(64 * MIB, Backing::Anon).expect("never touched");
     let whole = RamResidency { resident_bytes: 64 * MIB, huge_bytes: 64 * MIB };
@@ -100,7 +104,7 @@ fn anonymous_ram_is_all_huge_pages() {
 fn a_tebibyte_costs_nothing_until_it_is_touched() {
     let _alone = alone();
     if fs::read_to_string("/proc/sys/vm/overcommit_memory").expect("/proc is mounted").trim() == "2" {
-        return eprintln!("SKIPPED: vm.overcommit_memory is 2, so that every promise is counted");
+        return skipped("vm.overcommit_memory is 2, so that every promise is counted");
     }
     for backing in [Backing::Anon, Backing::Memfd] {
         let before = rss();
@@ -120,7 +124,7 @@ fn a_tebibyte_costs_nothing_until_it_is_touched() {
 #[test]
 fn a_short_pool_fails_at_start_and_teaches() {
     let _alone = alone();
-    let Ok(_lock) = lock_pool() else { return eprintln!("SKIPPED: no 2 MiB hugetlb pages here") };
+    let Ok(_lock) = lock_pool() else { return skipped("no 2 MiB hugetlb pages here") };
     let pool = huge_page_pool().expect("the pool exists");
     let surplus: u64 = read_pool("nr_overcommit_hugepages");
     let needed = pool.total + surplus + 3;
@@ -207,7 +211,7 @@ struct RaisedPool {
 impl RaisedPool {
     fn by(pages: u64) -> Option<Self> {
         let skip = |reason: &str| {
-            eprintln!("SKIPPED: {reason}");
+            skipped(reason);
             None
         };
         let Ok(lock) = lock_pool() else { return skip("no 2 MiB hugetlb pages here") };

@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::skipped::skipped;
 use common::{MIB, Process, Scratch, has_fields, need_kvm, number, wait_for};
 
 /// More than the VMM itself ever needs, less than any amount tested here.
@@ -309,7 +310,7 @@ fn with_one_vm_no_name_is_needed_and_with_two_they_are_listed() {
     let scratch = Scratch::new();
     let none = scratch.run(&["list"]).exits(0);
     if none.stdout != "no VM is running\n" {
-        eprintln!("SKIPPED: this user runs other VMs, which a list shows too");
+        skipped("this user runs other VMs, which a list shows too");
         return;
     }
     assert_eq!(scratch.run(&["list", "--json"]).exits(0).stdout, "[]\n");
@@ -480,7 +481,7 @@ fn hugetlb_without_free_pages_fails_at_start() {
         std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
     };
     let (Some(free), Some(0)) = (pool("free_hugepages"), pool("nr_overcommit_hugepages")) else {
-        eprintln!("SKIPPED: no pool of 2 MiB pages, or one that grows by itself");
+        skipped("no pool of 2 MiB pages, or one that grows by itself");
         return;
     };
     let scratch = Scratch::new();

@@ -1,8 +1,12 @@
 //! Real machines on /dev/kvm, through the library: the promises about memory, and a guest that
 //! writes what it likes over everything it shares with the host.
 
+#[path = "common/skipped.rs"]
+mod skipped;
+
 use shared_layout::agent::Command;
 use shared_layout::{Call, FRAME_SIZE, HUGE_SIZE, HugeId, Status};
+use skipped::skipped;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
@@ -19,7 +23,7 @@ const MIB: u64 = 1 << 20;
 /// A running guest, or `None` with the reason on stderr where there is no KVM.
 fn launch(mib: u64, cpus: u32, backing: Backing) -> Option<Vm> {
     if let Err(error) = vmm::boot::open_kvm() {
-        eprintln!("SKIPPED: {}", vmm::error_line(&error));
+        skipped(vmm::error_line(&error));
         return None;
     }
     let vm = Vm::launch(VmConfig { memory: Bytes(mib * MIB), cpus, backing, kernel: None });
@@ -27,7 +31,7 @@ fn launch(mib: u64, cpus: u32, backing: Backing) -> Option<Vm> {
         Ok(vm) => Some(vm),
         // The pool is the administrator's; nobody else can make this test run.
         Err(error) if backing == Backing::Hugetlb => {
-            eprintln!("SKIPPED: {}", vmm::error_line(&error));
+            skipped(vmm::error_line(&error));
             None
         }
         Err(error) => panic!("{}", vmm::error_line(&error)),

@@ -1,7 +1,11 @@
 //! What the monitor promises while others are at work: the VM stops, the host asks for a status, a
 //! guest cheats. Real machines on /dev/kvm, through the library.
 
+#[path = "common/skipped.rs"]
+mod skipped;
+
 use shared_layout::{HUGE_SIZE, HugeId, Status};
+use skipped::skipped;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -19,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A guest that waits for commands, or `None` with the reason on stderr where there is no KVM.
 fn launch(mib: u64, backing: Backing) -> Option<Vm> {
     if let Err(error) = vmm::boot::open_kvm() {
-        eprintln!("SKIPPED: {}", vmm::error_line(&error));
+        skipped(vmm::error_line(&error));
         return None;
     }
     let config = VmConfig { memory: Bytes(mib * MIB), cpus: 1, backing, kernel: None };

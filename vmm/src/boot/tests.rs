@@ -2,6 +2,7 @@
 //! test program and copied into a guest's RAM.
 
 use super::*;
+use crate::skipped::skipped;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use shared_layout::mailbox::WORDS;
@@ -88,7 +89,7 @@ fn machine(ram_bytes: u64, vcpus: u32, code: &[u8]) -> Option<Machine> {
     let kvm = match open_kvm() {
         Ok(kvm) => kvm,
         Err(error) => {
-            eprintln!("SKIPPED: {error}");
+            skipped(error);
             return None;
         }
     };
@@ -269,7 +270,7 @@ fn a_system_call_ends_in_a_report() {
 #[test]
 fn this_hosts_limits_are_stated() {
     let Ok(kvm) = open_kvm() else {
-        eprintln!("SKIPPED: no /dev/kvm");
+        skipped("no /dev/kvm");
         return;
     };
     let limits = limits(&kvm).expect("CPUID");

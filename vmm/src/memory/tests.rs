@@ -1,6 +1,7 @@
 //! What can be promised about guest RAM without looking at the whole process.
 
 use super::*;
+use crate::skipped::skipped;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
 const fn is_send_and_sync<T: Send + Sync>() {}
@@ -163,7 +164,7 @@ fn old_and_new_kernels_give_the_same_account() {
         assert!(state.present);
         joined.push(range);
     }) {
-        Err(error) if lacks_scan(&error) => eprintln!("SKIPPED: no PAGEMAP_SCAN before Linux 6.7"),
+        Err(error) if lacks_scan(&error) => skipped("no PAGEMAP_SCAN before Linux 6.7"),
         other => {
             other.expect("/proc is mounted");
             joined.finish();

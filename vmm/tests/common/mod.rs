@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
 pub(crate) mod image;
+pub(crate) mod skipped;
 
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -26,7 +27,7 @@ pub(crate) const MIB: u64 = 1 << 20;
 macro_rules! need_kvm {
     () => {
         if let Some(reason) = crate::common::no_kvm() {
-            eprintln!("SKIPPED: {reason}");
+            crate::common::skipped::skipped(reason);
             return;
         }
     };
