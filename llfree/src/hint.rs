@@ -231,7 +231,6 @@ impl Iterator for Bits {
 mod tests {
     use super::*;
     use shared_layout::header::HUGE_PER_TREE;
-    use std::vec::Vec;
 
     #[test]
     fn a_free_tree_promises_free_frames_and_has_no_class() {
@@ -259,26 +258,5 @@ mod tests {
         let held = HugeEntry::FREE_EVICTED.hold().expect("free");
         let hint = TreeHint::count([held, HugeEntry::HUGE_EVICTED].into_iter(), false, Class::HUGE);
         assert!(Want::ALL.iter().all(|want| !hint.promises(*want)));
-    }
-
-    #[test]
-    fn a_lap_visits_every_listed_tree_once_from_home_on() {
-        for count in [1usize, 63, 64, 65, 130, 200] {
-            let hints: Vec<_> = (0..count).map(|_| AtomicU16::new(0)).collect();
-            let summary: Vec<_> = (0..summary_words(count)).map(|_| AtomicU64::new(0)).collect();
-            let trees = Trees::new(&hints, &summary).expect("lengths fit");
-            let free = TreeHint::count([HugeEntry::FREE_EVICTED].into_iter(), false, Class::HUGE);
-            let listed: Vec<u32> = (0..count as u32).filter(|tree| tree % 3 == 0 || tree % 64 == 63).collect();
-            listed.iter().for_each(|tree| trees.set(*tree, free));
-            for home in [0, 1, 62, 63, 64, 65, 129, 199, 500] {
-                let mut seen: Vec<u32> = trees.listed(Want::Free, home).collect();
-                let from = if (home as usize) < count { home } else { 0 };
-                let first = listed.iter().find(|tree| **tree >= from).or(listed.first());
-                assert_eq!(seen.first(), first, "{count} trees from {home}");
-                seen.sort_unstable();
-                assert_eq!(seen, listed);
-            }
-            assert_eq!(trees.listed(Want::Installed, 0).next(), None);
-        }
     }
 }

@@ -79,6 +79,8 @@ mod search;
 mod stats;
 mod sync;
 pub mod tenant;
+#[cfg(test)]
+mod tests;
 mod violation;
 
 pub use class::{Class, Policy, Rank};

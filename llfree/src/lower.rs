@@ -117,6 +117,16 @@ impl<'a> Lower<'a> {
         self.entries.get(huge.index()).map(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)))
     }
 
+    /// Whether there is nothing behind a huge frame of which the caller owns a part; true beyond
+    /// the table. Nothing sets the bit meanwhile.
+    #[inline]
+    pub(crate) fn is_evicted(&self, huge: HugeId) -> bool {
+        // Acquire pairs with the end of an install, also one that another CPU asked for: memory
+        // was put there before the bit went.
+        let word = self.entries.get(huge.index());
+        word.is_none_or(|word| HugeEntry::from_bits(word.load(Ordering::Acquire)).is_evicted())
+    }
+
     /// The entries from `first` on, at most `count`.
     #[inline]
     pub(crate) fn entries(&self, first: u32, count: u32) -> impl Iterator<Item = HugeEntry> + use<'a> {

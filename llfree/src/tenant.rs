@@ -260,9 +260,7 @@ impl<'a> Tenant<'a> {
 
     pub(crate) fn is_evicted(&self, frame: FrameId, order: Order) -> bool {
         let first = (frame.0 / Order::HUGE.frames()) as u32;
-        // No ordering is needed: the host's reply to the install call came after it cleared the
-        // bit, and nothing sets it while we own a frame.
-        (first..first + order.huge_frames()).any(|i| self.lower.entry(HugeId(i)).is_none_or(HugeEntry::is_evicted))
+        (first..first + order.huge_frames()).any(|i| self.lower.is_evicted(HugeId(i)))
     }
 
     pub(crate) fn recount_tree(&self, tree: u32) {

@@ -2,24 +2,43 @@
 //!
 //! The protocol files are compiled a second time here, against loom's atomics: they name
 //! `crate::sync`, and in this crate that is loom's. Each model checks what must hold whatever the
-//! order: no frame has two owners, none is lost, R and the entry agree.
+//! order: no frame has two owners, none is lost, R and the entry agree. Here are blocks and the
+//! host; `loom/rows.rs` has the rows of handles, `loom/memory.rs` what the owner of a frame sees of
+//! the last one's work, `loom/handle.rs` whole handles.
 
 #![expect(dead_code, reason = "a model uses a part of the files it compiles")]
 #![expect(unreachable_pub, reason = "the files are modules of a test here")]
 
+#[path = "../src/class.rs"]
+mod class;
+#[path = "../src/cpu.rs"]
+mod cpu;
 #[path = "../src/durable.rs"]
 mod durable;
 #[path = "../src/error.rs"]
 mod error;
+#[path = "loom/handle.rs"]
+mod handle;
+#[path = "../src/hint.rs"]
+mod hint;
 #[path = "../src/host.rs"]
 mod host;
 #[path = "../src/lower.rs"]
 mod lower;
+#[path = "loom/memory.rs"]
+mod memory;
+#[path = "loom/rows.rs"]
+mod rows;
+#[path = "../src/search.rs"]
+mod search;
+#[path = "../src/stats.rs"]
+mod stats;
+#[path = "loom/sync.rs"]
+mod sync;
+#[path = "../src/tenant.rs"]
+mod tenant;
 #[path = "../src/violation.rs"]
 mod violation;
-mod sync {
-    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
-}
 
 use host::{Host, Reclaim, Residency};
 use loom::sync::Arc;
@@ -34,6 +53,7 @@ struct Table {
     entries: Vec<AtomicU16>,
     rows: Vec<AtomicU64>,
     residency: Vec<AtomicU8>,
+    memory: memory::Memory,
 }
 
 impl Table {
@@ -42,6 +62,7 @@ impl Table {
             entries: entries.iter().map(|(e, _)| AtomicU16::new(e.bits())).collect(),
             rows: entries.iter().flat_map(|_| (0..8).map(|_| AtomicU64::new(0))).collect(),
             residency: entries.iter().map(|(_, r)| AtomicU8::new(*r as u8)).collect(),
+            memory: memory::Memory::new(),
         })
     }
 
@@ -79,14 +100,17 @@ fn order(order: u8) -> Order {
     Order::new(order).expect("in range")
 }
 
-/// Runs two parties on one table in every interleaving, then `after` with their results.
+/// Runs two parties on one table in every interleaving with at most five preemptions, then `after`
+/// with their results.
 fn race<A: Send + 'static, B: Send + 'static>(
     table: impl Fn() -> Arc<Table> + Send + Sync + 'static,
     a: impl Fn(&Table) -> A + Send + Sync + Copy + 'static,
     b: impl Fn(&Table) -> B + Send + Sync + Copy + 'static,
     after: impl Fn(&Table, A, B) + Send + Sync + 'static,
 ) {
-    loom::model(move || {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(5);
+    model.check(move || {
         let table = table();
         let other = table.clone();
         let first = thread::spawn(move || a(&other));
