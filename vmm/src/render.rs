@@ -44,8 +44,13 @@ pub fn resize(verb: &str, report: &ResizeReport) -> String {
         0 => String::new(),
         frames => format!(", {:.2} us a frame", report.duration_us as f64 / frames as f64),
     };
+    let waited = match report.waited_us {
+        // Too short for people to have waited for anything.
+        0..100_000 => String::new(),
+        waited => format!(", after waiting {} for the guest", micros(waited)),
+    };
     let mut rows = vec![
-        (verb, format!("{state} in {}{speed}", micros(report.duration_us))),
+        (verb, format!("{state} in {}{speed}{waited}", micros(report.duration_us))),
         ("target", Bytes(report.target_bytes).to_string()),
         ("actual", Bytes(report.actual_bytes).to_string()),
         ("frames", format!("{} of 2 MiB", report.huge_frames)),
@@ -97,7 +102,7 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
     ));
     rows.push((
         "since boot",
-        format!("{} allocs, {} frees, {} installs", report.allocs, report.frees, report.installs),
+        format!("{} allocs, {} frees, {} install calls", report.allocs, report.frees, report.install_calls),
     ));
     table(&rows)
 }

@@ -197,9 +197,14 @@ fn resize(vm: &Vm, request: &Request, superseded: &dyn Fn() -> bool) -> Result<R
             let wait = Duration::from_millis(wait_ms);
             let target = target(vm, goal)?;
             let resize = vm.shrink(target, |elapsed| elapsed < wait && !superseded())?;
-            Ok(Reply::Resize(resize_report(vm, &resize)))
+            let advice = match () {
+                () if superseded() => "another resize took over",
+                () if wait_ms > 0 => "free memory in the guest",
+                () => "free memory in the guest, or wait for it with --wait",
+            };
+            Ok(Reply::Resize(resize_report(vm, &resize, advice)))
         }
-        Request::Grow { to_bytes } => Ok(Reply::Resize(resize_report(vm, &vm.grow(to_bytes)?))),
+        Request::Grow { to_bytes } => Ok(Reply::Resize(resize_report(vm, &vm.grow(to_bytes)?, ""))),
         Request::Reclaim { bytes } => {
             let start = Instant::now();
             let frames = bytes.map_or(u32::MAX, |bytes| u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX));
@@ -224,16 +229,16 @@ fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
     }
 }
 
-/// What a resize did, as the protocol says it.
+/// What a resize did, as the protocol says it; `advice` ends the sentence about a shortfall.
 #[must_use]
-pub fn resize_report(vm: &Vm, resize: &Resize) -> ResizeReport {
+pub fn resize_report(vm: &Vm, resize: &Resize, advice: &str) -> ResizeReport {
     let census = vm.monitor().census();
     let (in_use_bytes, fragmented_bytes) = (guest_used_bytes(&census), census.fragmented_frames * FRAME_SIZE);
     let complete = resize.actual == resize.target;
     let shortfall = (!complete).then(|| Shortfall {
         in_use_bytes,
         fragmented_bytes,
-        wording: shortfall_wording(Bytes(in_use_bytes), Bytes(fragmented_bytes)),
+        wording: shortfall_wording(Bytes(in_use_bytes), Bytes(fragmented_bytes), advice),
     });
     ResizeReport {
         target_bytes: resize.target,
@@ -244,15 +249,16 @@ pub fn resize_report(vm: &Vm, resize: &Resize) -> ResizeReport {
         huge_frames: resize.pass.frames.into(),
         freed_bytes: u64::from(resize.pass.discarded) * HUGE_SIZE,
         duration_us: micros(resize.duration),
+        waited_us: micros(resize.waited),
     }
 }
 
-fn shortfall_wording(in_use: Bytes, fragmented: Bytes) -> String {
+fn shortfall_wording(in_use: Bytes, fragmented: Bytes, advice: &str) -> String {
     let between = match fragmented {
         Bytes(0) => String::new(),
         some => format!(", and {some} lie free between used pages, in frames that are not wholly free"),
     };
-    format!("the guest uses {in_use}{between}; free memory in the guest, or wait for it with --wait")
+    format!("the guest uses {in_use}{between}; {advice}")
 }
 
 /// What the guest claims to use. Huge frame 0 is nobody's: its entry keeps the guest off it.
@@ -307,7 +313,7 @@ fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
         }),
         allocs: r.allocs,
         frees: r.frees,
-        installs: r.installs,
+        install_calls: r.installs,
         free_bytes: free_huge_bytes + census.fragmented_frames * FRAME_SIZE,
         free_huge_bytes,
         duration_us: micros(took),
@@ -370,8 +376,9 @@ mod tests {
 
     #[test]
     fn a_shortfall_names_only_what_there_is() {
-        let text = |in_use: u64, fragmented: u64| shortfall_wording(Bytes(in_use << 20), Bytes(fragmented << 20));
-        assert_eq!(text(104, 0), "the guest uses 104 MiB; free memory in the guest, or wait for it with --wait");
+        let text =
+            |in_use: u64, fragmented: u64| shortfall_wording(Bytes(in_use << 20), Bytes(fragmented << 20), "free some");
+        assert_eq!(text(104, 0), "the guest uses 104 MiB; free some");
         assert!(text(104, 3).contains("104 MiB, and 3 MiB lie free between used pages"), "{}", text(104, 3));
     }
 }

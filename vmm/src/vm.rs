@@ -115,8 +115,10 @@ pub struct Resize {
     pub actual: u64,
     /// What was done.
     pub pass: Pass,
-    /// From the request to the last frame.
+    /// Spent at it: the passes that moved frames.
     pub duration: Duration,
+    /// Spent otherwise: on a guest that had nothing to give.
+    pub waited: Duration,
 }
 
 /// The guest's end, when it comes, and who waits for it.
@@ -346,14 +348,16 @@ impl Vm {
             )));
         }
         let mut pass = self.monitor.shrink(frames)?;
+        // The first pass counts whatever it found; later ones if they took something.
         let mut duration = start.elapsed();
         if self.monitor.limit() > frames {
             // Busy vCPUs see `wanted` by themselves; idle ones hold only what they cached.
             self.agents.drain_if_idle(DRAIN_TIMEOUT);
             loop {
+                let begin = Instant::now();
                 let more = self.monitor.shrink(frames)?;
                 if more.frames > 0 {
-                    duration = start.elapsed();
+                    duration += begin.elapsed();
                 }
                 pass += more;
                 let over = self.stop.load(Ordering::Acquire) || self.ended().is_some();
@@ -363,7 +367,8 @@ impl Vm {
                 std::thread::sleep(SHRINK_POLL);
             }
         }
-        Ok(Resize { target, actual: u64::from(self.monitor.limit()) * HUGE_SIZE, pass, duration })
+        let waited = start.elapsed().saturating_sub(duration);
+        Ok(Resize { target, actual: u64::from(self.monitor.limit()) * HUGE_SIZE, pass, duration, waited })
     }
 
     /// Raises the limit to `target` bytes.
@@ -383,7 +388,8 @@ impl Vm {
         let start = Instant::now();
         let pass = self.monitor.grow(frames);
         let duration = start.elapsed();
-        Ok(Resize { target, actual: u64::from(self.monitor.limit()) * HUGE_SIZE, pass, duration })
+        let actual = u64::from(self.monitor.limit()) * HUGE_SIZE;
+        Ok(Resize { target, actual, pass, duration, waited: Duration::ZERO })
     }
 
     fn frames_of(&self, bytes: u64) -> Result<u32, VmError> {

@@ -81,6 +81,7 @@ fn resize(complete: bool) -> Reply {
         huge_frames: 7000,
         freed_bytes: 7 << 30,
         duration_us: 42_000,
+        waited_us: 0,
     })
 }
 
@@ -126,7 +127,7 @@ fn guest(outcome: GuestOutcome) -> Reply {
         first_bad: bad.then_some(BadPage { address: 0x20_0000, expected: 1, found: 2 }),
         allocs: 4096,
         frees: 0,
-        installs: 4096,
+        install_calls: 4096,
         free_bytes: 8 << 30,
         free_huge_bytes: 8 << 30,
         duration_us: 2_500_000,

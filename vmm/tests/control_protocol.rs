@@ -57,7 +57,7 @@ fn guest_report() -> GuestReport {
         first_bad: Some(BadPage { address: 0x1000, expected: u64::MAX, found: 0 }),
         allocs: 6,
         frees: 7,
-        installs: 8,
+        install_calls: 8,
         free_bytes: 9,
         free_huge_bytes: 10,
         duration_us: 11,

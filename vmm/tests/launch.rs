@@ -109,6 +109,7 @@ fn every_json_output_has_its_fields() {
         "huge_frames",
         "freed_bytes",
         "duration_us",
+        "waited_us",
     ];
     has_fields(&vm.json("shrink --to 48M"), &resize_fields);
     has_fields(&vm.json("grow --to 64M"), &resize_fields);
@@ -129,7 +130,7 @@ fn every_json_output_has_its_fields() {
                 "first_bad",
                 "allocs",
                 "frees",
-                "installs",
+                "install_calls",
                 "free_bytes",
                 "free_huge_bytes",
                 "duration_us",

@@ -117,7 +117,7 @@ fn a_partial_shrink_says_why() {
     alloc(&vm, 128, 0);
     free(&vm, Some(64), true);
     let resize = vm.shrink(32 * MIB, |_| false).expect("in range");
-    let report = service::resize_report(&vm, &resize);
+    let report = service::resize_report(&vm, &resize, "free some");
     assert!(!report.complete && report.actual_bytes > report.target_bytes);
     let shortfall = report.shortfall.expect("it says why");
     assert!(shortfall.in_use_bytes >= 64 * MIB, "{shortfall:?}");

@@ -24,8 +24,10 @@ pub struct ResizeReport {
     pub huge_frames: u64,
     /// Resident memory that went back to the host, in bytes.
     pub freed_bytes: u64,
-    /// From the request to the result, in microseconds.
+    /// Spent at it, in microseconds, without the time that a shrink waited for its guest.
     pub duration_us: u64,
+    /// That time, in microseconds.
+    pub waited_us: u64,
 }
 
 /// Why a shrink stopped short of its target.
@@ -152,7 +154,7 @@ pub struct GuestReport {
     /// Frees since boot.
     pub frees: u64,
     /// Install calls since boot.
-    pub installs: u64,
+    pub install_calls: u64,
     /// Free memory in the whole table, in bytes.
     pub free_bytes: u64,
     /// The part of it in wholly free huge frames, in bytes.
