@@ -29,7 +29,8 @@ impl fmt::Display for AllocError {
 
 impl core::error::Error for AllocError {}
 
-/// Why a block was not freed; nothing was changed unless the variant says so.
+/// Why a block was not freed; nothing was changed unless the variant says so, or unless another
+/// party frees a part of the block at this very moment: then each frame is free once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FreeError {
     /// The block does not lie in the table.

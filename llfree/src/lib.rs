@@ -32,6 +32,17 @@
 //! system call. `examples/` has a kernel's use, two processes that share a table, and an instance
 //! that survives its process.
 //!
+//! # Misuse
+//! No call panics, and what is wrong with it is a typed error wherever the table can tell. Two bits
+//! a frame would be needed to tell the rest, which harms the caller and whoever he takes frames
+//! from, but never the table itself ([`Tenant::validate`] still holds):
+//!
+//! * freeing a block that has a new owner by now, or one that only a CPU's handle caches: to the
+//!   table both are allocated. A handle sees frames that it caches itself.
+//! * freeing a part of one's own block below order 9, several that lie side by side as one, or a
+//!   block of order 10 as two of order 9: that works, and frees just these frames.
+//! * frames of another table: numbers fit as long as they lie in this one.
+//!
 //! ```
 //! use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64};
 //! use llfree::{Allocation, Host, Reclaim, Tenant};

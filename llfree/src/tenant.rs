@@ -146,6 +146,7 @@ impl<'a> Tenant<'a> {
     /// A tenant over a shared region.
     ///
     /// # Safety
+    /// `layout` must come from [`Layout::new`] or a checked header, unchanged, and
     /// `base` must be page aligned and point to `layout.total` bytes that stay mapped for `'a` and
     /// that every party (this one, other CPUs, the host) accesses as atomics only.
     #[must_use]

@@ -63,16 +63,17 @@ impl Table {
 
     /// Whether the entries and bitfields hold a free block of `order`, looked up the slow way.
     pub(crate) fn has_free_block(&self, order: Order) -> bool {
-        let entry = |huge: usize| HugeEntry::from_bits(self.entries[huge].load(Ordering::Relaxed));
-        let size = order.frames();
-        (0..self.entries.len() as u64 * 512 / size).any(|block| {
-            let first = block * size;
-            if order.is_huge() {
-                return (first / 512..(first + size) / 512).all(|huge| entry(huge as usize).is_all_free());
-            }
-            let clear = |f: u64| self.rows[(f / 64) as usize].load(Ordering::Relaxed) >> (f % 64) & 1 == 0;
-            entry((first / 512) as usize).take_order(order).is_some() && (first..first + size).all(clear)
-        })
+        let entry = |huge: u64| HugeEntry::from_bits(self.entries[huge as usize].load(Ordering::Relaxed));
+        let (size, huge_frames) = (order.frames(), self.entries.len() as u64);
+        if order.is_huge() {
+            let step = u64::from(order.huge_frames());
+            return (0..huge_frames / step).any(|i| (i * step..(i + 1) * step).all(|huge| entry(huge).is_all_free()));
+        }
+        let clear = |f: u64| self.rows[(f / 64) as usize].load(Ordering::Relaxed) >> (f % 64) & 1 == 0;
+        let block = |first: u64| (first..first + size).all(clear);
+        (0..huge_frames)
+            .filter(|huge| entry(*huge).take_order(order).is_some())
+            .any(|huge| (0..512 / size).any(|i| block(huge * 512 + i * size)))
     }
 }
 
