@@ -265,7 +265,7 @@ fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
     story.begin("free");
     // At random, so that what is kept lies scattered over all of the memory.
     guest(vm, &GuestRequest::Free { bytes: Some(touch_bytes - kept_bytes), random: true })?;
-    story.tell(&format!("the guest frees all but {}, and the host keeps paying", Bytes(kept_bytes)), vm)?;
+    story.tell(&format!("the guest frees all but {}; the host keeps paying", Bytes(kept_bytes)), vm)?;
     story.verify(vm, kept_bytes)?;
 
     story.begin("shrink");
