@@ -231,3 +231,42 @@ fn a_failed_install_leaves_the_block_without_an_address() {
     tenant.free(frame, o).expect("ours");
     assert_eq!(tenant.entry(HugeId(0)), Some(HugeEntry::FREE_EVICTED));
 }
+
+/// A guest that rewrites its words as fast as it can holds the host up.
+#[test]
+fn a_guest_that_never_stops_writing_stops_no_host_operation() {
+    let table = Table::installed(1);
+    let stop = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut rng = fastrand::Rng::with_seed(1);
+            while stop.load(Ordering::Relaxed) == 0 {
+                let entry = [HugeEntry::FREE_INSTALLED.bits(), HugeEntry::FREE_EVICTED.bits(), rng.u16(..)];
+                table.entries[0].store(entry[rng.usize(..3)], Ordering::Relaxed);
+            }
+        });
+        let (host, mut expected) = (table.host(), Residency::Installed);
+        for i in 0..30_000 {
+            assert_eq!(host.residency(HugeId(0)), Some(expected), "R follows the host's own steps only");
+            let claim = host.claim(HugeId(0)).expect("no other claim is open");
+            expected = match i % 4 {
+                0 => claim.reclaim(Reclaim::Hard).map_or(expected, |r| {
+                    r.done();
+                    Residency::Held
+                }),
+                1 => claim.release().map_or(expected, |_| Residency::Evicted),
+                2 => claim.install().map_or(expected, |installing| {
+                    installing.done();
+                    Residency::Installed
+                }),
+                _ => {
+                    // A discard that fails: nothing moves.
+                    drop(claim.reclaim(Reclaim::Soft));
+                    expected
+                }
+            };
+            let _ = (host.census(), host.validate());
+        }
+        stop.store(1, Ordering::Relaxed);
+    });
+}

@@ -100,7 +100,7 @@ fn order(order: u8) -> Order {
     Order::new(order).expect("in range")
 }
 
-/// Runs two parties on one table in every interleaving with at most five preemptions, then `after`
+/// Runs two parties on one table in every interleaving with at most four preemptions, then `after`
 /// with their results.
 fn race<A: Send + 'static, B: Send + 'static>(
     table: impl Fn() -> Arc<Table> + Send + Sync + 'static,
@@ -109,7 +109,7 @@ fn race<A: Send + 'static, B: Send + 'static>(
     after: impl Fn(&Table, A, B) + Send + Sync + 'static,
 ) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(5);
+    model.preemption_bound = Some(4);
     model.check(move || {
         let table = table();
         let other = table.clone();

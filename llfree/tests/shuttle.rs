@@ -299,19 +299,19 @@ fn check(scheduler: impl Scheduler + 'static, cpus: u8, huge_frames: u32, squeez
 
 #[test]
 fn random_schedules_of_two_cpus_and_a_host() {
-    check(RandomScheduler::new(300), 2, 2, true);
-    check(RandomScheduler::new(150), 2, 3, false);
+    check(RandomScheduler::new(1500), 2, 2, true);
+    check(RandomScheduler::new(600), 2, 3, false);
 }
 
 #[test]
 fn random_schedules_of_three_cpus_and_a_host_over_two_trees() {
-    check(RandomScheduler::new(100), 3, 18, true);
+    check(RandomScheduler::new(300), 3, 18, true);
 }
 
 #[test]
 fn schedules_with_few_but_unlucky_switches() {
     for depth in 1..=4 {
-        check(PctScheduler::new(depth, 100), 2, 2, true);
+        check(PctScheduler::new(depth, 500), 2, 2, true);
     }
-    check(PctScheduler::new(3, 100), 3, 3, true);
+    check(PctScheduler::new(3, 400), 3, 3, true);
 }

@@ -97,19 +97,6 @@ fn once(mut frames: Vec<u64>) {
 }
 
 #[test]
-fn two_handles_share_a_crowded_huge_frame() {
-    race(
-        || Machine::new(0b111),
-        |m| alloc(m, 2),
-        |m| alloc(m, 1),
-        |_, a, b| {
-            assert!(!a.is_empty() || !b.is_empty());
-            once([a, b].concat());
-        },
-    );
-}
-
-#[test]
 fn a_handle_and_a_caller_without_one() {
     race(
         || Machine::new(0b11),
