@@ -13,7 +13,7 @@ use crate::monitor::{Monitor, MonitorError, Pass};
 use crate::units::Bytes;
 use crate::vcpu::{self, VcpuContext, VcpuCounters};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
 use std::path::PathBuf;
@@ -172,7 +172,7 @@ impl Vm {
         kernel.load(ram.guest_memory())?;
         let kernel = Arc::new(kernel);
 
-        let vm = kvm.create_vm().map_err(|source| LaunchError::Kvm { step: "create a VM", source })?;
+        let vm = create_vm(&kvm).map_err(|source| LaunchError::Kvm { step: "create a VM", source })?;
         add_memslot(&vm, 0, 0, ram.host_address(), ram.bytes())?;
         let (gpa, host_address, bytes) = platform.memslot();
         add_memslot(&vm, 1, gpa, host_address, bytes)?;
@@ -429,6 +429,16 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// KVM gives up on a new VM when a signal comes; the signal's own handler is what acts on it.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
+    loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            other => return other,
+        }
     }
 }
 
