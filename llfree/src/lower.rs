@@ -98,9 +98,10 @@ impl<'a> Lower<'a> {
         }
     }
 
+    // By value: the address of the caller's own table stays its own, and the table in registers.
     #[cold]
     #[inline(never)]
-    fn write_lines(&self, huge: HugeId) {
+    fn write_lines(self, huge: HugeId) {
         if let Some(word) = self.entries.get(huge.index()) {
             self.write_back.lines(core::slice::from_ref(word));
             self.write_back.lines(self.rows_of(huge));
