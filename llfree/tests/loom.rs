@@ -448,3 +448,47 @@ fn a_census_takes_no_step_of_the_host_for_a_lie_of_the_guest() {
         );
     }
 }
+
+/// Entry and R say the same when all is done.
+fn check_residency(t: &Table) {
+    t.host().validate().expect("entries fit R");
+}
+
+#[test]
+fn install_against_hold_and_release() {
+    // Nobody owns the frame, so the host may also take it before or after it is installed.
+    race(
+        || Table::new(&[(HugeEntry::FREE_EVICTED, Residency::Evicted)]),
+        |t| t.host().claim(H0).and_then(|claim| claim.install().ok()).map(host::Installing::done).is_some(),
+        |t| {
+            let held = reclaim(t, Reclaim::Hard);
+            held && t.host().claim(H0).is_some_and(|claim| claim.release().expect("held"))
+        },
+        |t, _, _| match t.host().residency(H0) {
+            // The release came while the install looked at the frame, and gave way.
+            Some(Residency::Held) => assert!(t.entry(0).is_held()),
+            _ => check_residency(t),
+        },
+    );
+}
+
+#[test]
+fn release_against_install() {
+    race(
+        || Table::new(&[(HugeEntry::FREE_EVICTED.hold().expect("free"), Residency::Held)]),
+        |t| t.host().claim(H0).and_then(|claim| claim.release().ok()),
+        |t| t.host().claim(H0).and_then(|claim| claim.install().ok()).map(host::Installing::done).is_some(),
+        |t, released, installed| {
+            check_residency(t);
+            let expected = match (released, installed) {
+                (None, false) => Residency::Held,
+                (_, true) => Residency::Installed,
+                (Some(clean), false) => {
+                    assert!(clean);
+                    Residency::Evicted
+                }
+            };
+            assert_eq!(t.host().residency(H0), Some(expected));
+        },
+    );
+}

@@ -58,6 +58,23 @@ fn a_double_free_is_seen_in_every_register_of_a_handle() {
 }
 
 #[test]
+fn a_double_free_is_seen_when_a_row_of_freed_frames_becomes_the_one_to_serve_from() {
+    let table = Table::installed(1);
+    let tenant = table.tenant();
+    (0..512).for_each(|f| {
+        ready(tenant.alloc_at(FrameId(f), Order::BASE).expect("free"));
+    });
+    [2, 3].iter().for_each(|f| tenant.free(FrameId(*f), Order::BASE).expect("ours"));
+    let mut cpu = tenant.cpu();
+    cpu.free(FrameId(0), Order::BASE).expect("ours");
+    // Frame 0 alone does not do for a pair: the rest of its row is taken as well.
+    assert_eq!(ready(cpu.alloc(order(1)).expect("free")), FrameId(2));
+    assert_eq!(cpu.free(FrameId(0), Order::BASE), Err(FreeError::NotAllocated(FrameId(0), Order::BASE)));
+    cpu.drain();
+    assert_eq!(tenant.stats().free_frames, 1);
+}
+
+#[test]
 fn a_larger_order_than_allocated_is_refused() {
     for o in 0..=8 {
         let table = Table::installed(2);

@@ -280,3 +280,32 @@ fn a_huge_block_given_back_against_hold() {
         },
     );
 }
+
+#[test]
+fn a_rest_whose_frame_moves_to_a_row_behind() {
+    // Frame 64 is free and frame 0 is not, then the other way round.
+    let table = || {
+        let table = Table::one_row(0);
+        table.rows[1].store(!1, Ordering::Relaxed);
+        table.entries[0].store(HugeEntry::FREE_INSTALLED.take(511).expect("free").bits(), Ordering::Relaxed);
+        table
+    };
+    race(
+        table,
+        |t| {
+            let mut rows = [0; ROWS];
+            let _ = t.lower().take_rest(H0, &mut rows);
+            (rows[0], rows[1])
+        },
+        |t| {
+            t.lower().give(FrameId(0), order(0)).expect("ours");
+            t.lower().take_at(FrameId(64), order(0)).is_ok()
+        },
+        |t, (row0, row1), moved| {
+            assert!(row1 == 0 || !moved, "frame 64 has two owners");
+            let taken = row0.count_ones() + row1.count_ones() + u32::from(moved);
+            assert_eq!(u32::from(t.entry(0).free()), 2 - taken, "a budget was lost");
+            t.check_counter();
+        },
+    );
+}
