@@ -9,13 +9,14 @@
 //! comes from R and, cross-checked by the audit, from the kernel.
 
 mod audit;
+mod install;
+mod reclaim;
 
 use crate::boot::Platform;
-use crate::error_line;
 use crate::guest_log::Rarely;
 use crate::memory::{GuestRam, MemoryError};
-use llfree::{Census, Claim, Host, Installing, Reclaim, Reclaimed, Residency};
-use shared_layout::{ControlWord, HugeEntry, HugeId, Status};
+use llfree::{Census, Claim, Host, Residency};
+use shared_layout::{ControlWord, HugeEntry, HugeId};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -202,200 +203,9 @@ impl Monitor {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// One pass towards a limit of `target` huge frames: holds what is free, frames with memory
-    /// behind them first (those are what the host gains), then evicted ones, which cost no call.
-    /// What is missing afterwards becomes the header's `wanted`.
-    ///
-    /// # Errors
-    /// [`MonitorError::Discard`]; the frames taken before stay taken.
-    pub fn shrink(&self, target: u32) -> Result<Pass, MonitorError> {
-        let mut cursor = lock(&self.passes);
-        let mut pass = Pass::default();
-        let excess = self.limit().saturating_sub(target);
-        let result = [Residency::Installed, Residency::Evicted].into_iter().try_for_each(|residency| {
-            let missing = excess - pass.frames;
-            pass += self.reclaim_pass(&mut cursor, missing, residency, Reclaim::Hard)?;
-            Ok(())
-        });
-        self.set_wanted(u64::from(self.limit().saturating_sub(target)));
-        self.publish_limit();
-        result.map(|()| pass)
-    }
-
-    /// Returns held frames until the limit is `target` huge frames. Touches no memory and cannot
-    /// fail: a frame whose entry the guest overwrote is returned in R all the same.
-    pub fn grow(&self, target: u32) -> Pass {
-        let _cursor = lock(&self.passes);
-        let missing = target.saturating_sub(self.limit());
-        let mut pass = Pass::default();
-        for (index, word) in self.residency.iter().enumerate() {
-            if pass.frames == missing {
-                break;
-            }
-            if !is_held(word.load(Ordering::Relaxed)) {
-                continue;
-            }
-            // An install that asks for a held frame has it for an instant before it is refused.
-            if self.claim_patiently(HugeId(index as u32)).release().is_ok() {
-                pass.frames += 1;
-            }
-        }
-        let epoch = self.return_epoch.fetch_add(1, Ordering::Relaxed) + 1;
-        self.platform.set_control(ControlWord::ReturnEpoch, epoch);
-        self.set_wanted(0);
-        self.publish_limit();
-        pass
-    }
-
-    /// Takes memory from behind at most `frames` free frames, which stay free for the guest.
-    ///
-    /// # Errors
-    /// [`MonitorError::Discard`]; the frames taken before stay taken.
-    pub fn evict(&self, frames: u32) -> Result<Pass, MonitorError> {
-        let mut cursor = lock(&self.passes);
-        self.reclaim_pass(&mut cursor, frames, Residency::Installed, Reclaim::Soft)
-    }
-
-    /// Puts zeroed memory behind `count` frames from `first` on, for a vCPU that waits for it.
-    /// Any numbers may be asked for. Frames before a held one are installed; of those before one
-    /// that the host has no memory for, some may be.
-    pub fn install(&self, first: HugeId, count: u32) -> Status {
-        let status = match first.0.checked_add(count) {
-            Some(end) if count > 0 && end <= self.huge_frames() => (first.0..end)
-                .step_by(BATCH as usize)
-                .map(|start| {
-                    let batch = start..end.min(start + BATCH);
-                    if self.is_stopping() { Status::HostError } else { self.install_batch(batch) }
-                })
-                .find(|status| *status != Status::Ok)
-                .unwrap_or(Status::Ok),
-            _ => Status::BadArgument,
-        };
-        if status != Status::Ok {
-            self.counters.install_failures.fetch_add(1, Ordering::Relaxed);
-        }
-        status
-    }
-
     fn host(&self) -> Host<'_> {
         Host::new(self.platform.entries(), &self.residency)
             .expect("both tables were made with one element a huge frame of the same RAM")
-    }
-
-    fn reclaim_pass(
-        &self,
-        cursor: &mut HugeId,
-        most: u32,
-        residency: Residency,
-        how: Reclaim,
-    ) -> Result<Pass, MonitorError> {
-        let mut pass = Pass::default();
-        let mut free = self.host().scan(*cursor).filter(|(_, entry, r)| *r == residency && entry.is_all_free());
-        while pass.frames < most && !self.is_stopping() {
-            let _turn = self.discards.take();
-            let due = BATCH.min(most - pass.frames);
-            let mut step = Pass::default();
-            let mut batch = Vec::with_capacity(BATCH as usize);
-            while step.frames < due
-                && let Some((huge, ..)) = free.next()
-            {
-                let Some(reclaimed) = self.host().claim(huge).and_then(|claim| claim.reclaim(how).ok()) else {
-                    continue;
-                };
-                *cursor = HugeId(huge.0 + 1);
-                step.frames += 1;
-                // R may have changed between scan and claim.
-                if reclaimed.has_memory() {
-                    step.discarded += 1;
-                    batch.push(reclaimed);
-                } else {
-                    reclaimed.done();
-                }
-            }
-            self.discard_batch(batch)?;
-            pass += step;
-            if step.frames < due {
-                break;
-            }
-        }
-        Ok(pass)
-    }
-
-    /// Discards the memory of a batch, one system call a run of neighbours.
-    fn discard_batch(&self, batch: Vec<Reclaimed<'_>>) -> Result<(), MonitorError> {
-        let mut result = Ok(());
-        let mut rest = batch.into_iter().peekable();
-        while let Some(reclaimed) = rest.next() {
-            let first = reclaimed.huge();
-            let mut run = vec![reclaimed];
-            while let Some(next) = rest.next_if(|next| next.huge().0 == first.0 + run.len() as u32) {
-                run.push(next);
-            }
-            let frames = run.len() as u32;
-            match self.ram.discard(first, frames) {
-                Ok(()) => run.into_iter().for_each(Reclaimed::done),
-                // Dropping the run gives its frames back as they were.
-                Err(source) => result = Err(MonitorError::Discard { first: first.0, frames, source }),
-            }
-        }
-        drop(rest);
-        self.batch_over.1.notify_all();
-        result
-    }
-
-    /// Claims up to a batch of neighbours and populates each run of them that needs it.
-    fn install_batch(&self, range: std::ops::Range<u32>) -> Status {
-        let mut run: Vec<Installing<'_>> = Vec::new();
-        let mut status = Status::Ok;
-        for huge in range {
-            match self.claim_patiently(HugeId(huge)).install() {
-                Ok(installing) if installing.needs_memory() => run.push(installing),
-                Ok(installing) => {
-                    // Installed by another vCPU meanwhile, or asked for twice.
-                    installing.done();
-                    status = self.populate_run(&mut run);
-                }
-                Err(_) => status = Status::Held,
-            }
-            if status != Status::Ok {
-                break;
-            }
-        }
-        // The frames before a held one are still the guest's due.
-        match self.populate_run(&mut run) {
-            Status::Ok => status,
-            failed => failed,
-        }
-    }
-
-    fn populate_run(&self, run: &mut Vec<Installing<'_>>) -> Status {
-        let Some(first) = run.first().map(Installing::huge) else { return Status::Ok };
-        let frames = run.len() as u32;
-        match self.ram.populate(first, frames) {
-            Ok(()) => {
-                run.drain(..).for_each(Installing::done);
-                self.counters.installs.fetch_add(u64::from(frames), Ordering::Relaxed);
-                Status::Ok
-            }
-            Err(error) => {
-                let number = self.host_failures.tick();
-                if let Some(number) = number {
-                    let why = error_line(&error);
-                    log::warn!("install of {frames} huge frames from {} on failed ({number} so far): {why}", first.0);
-                }
-                // What the kernel populated before it failed must not stay behind frames that R
-                // calls evicted. An audit at work may have seen it: our claims keep it off until
-                // it is over and we have our turn.
-                let _turn = self.discards.take();
-                if let Err(error) = self.ram.discard(first, frames)
-                    && number.is_some()
-                {
-                    log::warn!("and what it left behind could not be discarded: {}", error_line(&error));
-                }
-                run.clear();
-                if error.is_out_of_memory() { Status::NoMemory } else { Status::HostError }
-            }
-        }
     }
 
     /// Claims a frame of the table, waiting for whoever may have it.
