@@ -86,6 +86,10 @@ fn every_json_output_has_its_fields() {
         "installs",
         "install_failures",
         "violations",
+        "held_violations",
+        "enforcement",
+        "on_violation",
+        "install_pool",
         "corrupt_entries",
         "bad_calls",
         "vcpus",
@@ -93,6 +97,7 @@ fn every_json_output_has_its_fields() {
     let status = vm.status();
     has_fields(&status, &status_fields);
     assert_eq!(status["backing"], "anon");
+    has_fields(&status["install_pool"], &["size_bytes", "resident_bytes", "hits", "misses", "given_back"]);
     let vcpus = status["vcpus"].as_array().expect("a list");
     assert_eq!(vcpus.len(), 1);
     has_fields(&vcpus[0], &["index", "exits", "calls", "state"]);
