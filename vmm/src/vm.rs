@@ -18,7 +18,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -459,12 +459,18 @@ impl Vm {
         self.monitor.stop();
         self.agents.stop();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let first_time = !threads.is_empty();
         if let Some(violations) = &self.violations {
             violations.release();
         }
         vcpu::kick(threads);
         if let Some(violations) = &self.violations {
             violations.finish();
+        }
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (all, held) = (count(&self.monitor.counters.violations), count(&self.monitor.counters.held_violations));
+        if first_time && all > 0 {
+            log::warn!("{all} times in all the guest touched memory that it did not have, {held} of them held frames");
         }
     }
 

@@ -12,7 +12,8 @@ const SLACK: u64 = 24 * MIB;
 fn memory_goes_back_to_the_host_and_comes_again_with_contents_intact() {
     need_kvm!();
     let scratch = Scratch::new();
-    let vm = scratch.launch("--mem 512M --name story");
+    // The install pool is memory beside the guest's, and says so in its own field.
+    let vm = scratch.launch("--mem 512M --name story --install-pool 8M");
     let status = vm.status();
     assert_eq!(number(&status, "limit_bytes"), 512 * MIB);
     assert!(number(&status, "resident_bytes") <= 8 * MIB, "an untouched guest costs nothing: {status:#}");

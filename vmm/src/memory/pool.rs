@@ -21,6 +21,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const SLOT: usize = HUGE_SIZE as usize;
+/// The refilling thread's.
+const NICE: i32 = 10;
 /// How often the thread looks around unasked.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long the host has to be well before the pool takes memory from it again.
@@ -262,6 +264,10 @@ struct Refill<'a> {
 impl Refill<'_> {
     fn run(mut self) {
         let shared = self.shared;
+        // vCPUs first: who finds the pool dry helps himself.
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            log::debug!("the install pool is refilled with ordinary priority: {error}");
+        }
         while !shared.stop.load(Ordering::Relaxed) {
             if self.pressure.is_high() {
                 self.well_from = Some(Instant::now() + CONVALESCENCE);
@@ -317,17 +323,17 @@ impl Refill<'_> {
     }
 
     /// Sleeps until somebody took enough, the host runs short, or for `pause`.
-    fn sleep(&self, pause: Duration) {
+    fn sleep(&mut self, pause: Duration) {
         let mut fds = vec![PollFd::new(&self.shared.event, PollFlags::IN)];
         if let Some(trigger) = self.pressure.trigger() {
             fds.push(PollFd::from_borrowed_fd(trigger.as_fd(), PollFlags::PRI));
         }
         // At most a second, which a poll can be told.
         let pause = Timespec::try_from(pause).ok();
-        if let Ok(count) = rustix::event::poll(&mut fds, pause.as_ref())
-            && count > 0
-        {
-            self.pressure.note(fds.get(1).map(PollFd::revents));
+        let polled = rustix::event::poll(&mut fds, pause.as_ref());
+        let urgent = fds.get(1).map(PollFd::revents);
+        if let (Ok(1..), Some(events)) = (polled, urgent) {
+            self.pressure.note(events);
         }
         // Empty, unless somebody woke us.
         let _ = rustix::io::read(&self.shared.event, &mut [0; 8]);

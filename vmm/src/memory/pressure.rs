@@ -26,6 +26,14 @@ enum Source {
     Available(u64),
 }
 
+impl Source {
+    fn available() -> Self {
+        let least = meminfo("MemTotal").unwrap_or(0) / PART;
+        log::debug!("the install pool is given back below {least} bytes of available memory");
+        Self::Available(least)
+    }
+}
+
 /// How the host's memory is.
 pub(super) struct Pressure {
     source: Source,
@@ -43,9 +51,7 @@ impl Pressure {
                 Err(error) => log::debug!("no memory pressure from {}: {error}", place.display()),
             }
         }
-        let least = meminfo("MemTotal").unwrap_or(0) / PART;
-        log::debug!("the install pool is given back below {least} bytes of available memory");
-        Self::new(Source::Available(least))
+        Self::new(Source::available())
     }
 
     /// High while less than `bytes` are available.
@@ -67,8 +73,11 @@ impl Pressure {
     }
 
     /// What a poll of it gave.
-    pub(super) fn note(&self, events: Option<PollFlags>) {
-        if events.is_some_and(|events| events.contains(PollFlags::PRI)) {
+    pub(super) fn note(&mut self, events: PollFlags) {
+        if events.contains(PollFlags::ERR) {
+            // Its cgroup is gone, and would say so for ever.
+            self.source = Source::available();
+        } else if events.contains(PollFlags::PRI) {
             self.high.set(true);
         }
     }

@@ -143,8 +143,9 @@ impl Monitor {
         self.counters.violations.fetch_add(1, Ordering::Relaxed);
         self.counters.held_violations.fetch_add(held.into(), Ordering::Relaxed);
         let violation = Violation { address: fault.offset, held, write: fault.write, vcpu };
-        if let Some(number) = self.violations_found.tick() {
-            log::warn!("{violation} ({number} so far)");
+        let ends = policy == OnViolation::Stop || (policy == OnViolation::Install && held);
+        if !ends && let Some(number) = self.violations_found.tick() {
+            log::warn!("{violation}; the guest had not asked for it ({number} so far)");
         }
         match (policy, held) {
             (OnViolation::Stop, _) | (OnViolation::Install, true) => {
