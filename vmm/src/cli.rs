@@ -3,7 +3,9 @@
 //! [`parse`] turns arguments into a [`Cli`], or into the text and exit code to end with: usage
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
-use crate::memory::Backing;
+use crate::install_config::{InstallConfig, InstallPool};
+use crate::memory::{Backing, UseUserfaultfd};
+use crate::monitor::OnViolation;
 use crate::units::{Bytes, parse_duration, parse_memory};
 use crate::workload::{DEFAULT_ORDER, FreeAmount, Workload, parse_amount, parse_millis, parse_order};
 use clap::error::ErrorKind;
@@ -97,9 +99,31 @@ pub struct LaunchArgs {
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
+    /// Zeroed memory kept ready for installs, like 64M or 64M,rate=4G/s; 0 for none [default: 64M, or an
+    /// eighth of --mem if that is less]
+    #[arg(long, value_name = "SIZE[,rate=SIZE/s]", allow_hyphen_values = true)]
+    pub install_pool: Option<InstallPool>,
+    /// What touching memory unasked comes to. stop: the guest's end; install (the default): it gets
+    /// what its limit includes, else it ends; log: neither ends it, and what is beyond the limit is
+    /// lent for a moment
+    #[arg(long, value_name = "POLICY")]
+    pub on_violation: Option<OnViolation>,
+    /// What sees such touches: auto (the default: where it is permitted), on (or no launch), off
+    #[arg(long, value_name = "WHEN", value_parser = parse_userfaultfd)]
+    pub userfaultfd: Option<UseUserfaultfd>,
 }
 
 impl LaunchArgs {
+    /// How frames get their memory.
+    #[must_use]
+    pub fn install_config(&self) -> InstallConfig {
+        InstallConfig {
+            pool: self.install_pool,
+            on_violation: self.on_violation,
+            userfaultfd: self.userfaultfd.unwrap_or_default(),
+        }
+    }
+
     /// vCPUs, the default filled in.
     #[must_use]
     pub fn cpus(&self) -> u32 {
@@ -117,6 +141,15 @@ impl LaunchArgs {
 fn default_cpus() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if cores < 2 { 1 } else { 2 }
+}
+
+fn parse_userfaultfd(text: &str) -> Result<UseUserfaultfd, String> {
+    match text {
+        "auto" => Ok(UseUserfaultfd::Auto),
+        "on" => Ok(UseUserfaultfd::On),
+        "off" => Ok(UseUserfaultfd::Off),
+        _ => Err("use auto, on or off".to_owned()),
+    }
 }
 
 fn parse_cpus(text: &str) -> Result<u32, String> {

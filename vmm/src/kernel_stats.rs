@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::{fmt, fs, io};
 
 const SMAPS_ROLLUP: &str = "/proc/self/smaps_rollup";
+const MEMINFO: &str = "/proc/meminfo";
 const SMAPS: &str = "/proc/self/smaps";
 const THP_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 /// Where the kernel keeps the pool of 2 MiB pages, whatever its default huge page size is.
@@ -24,6 +25,14 @@ pub(crate) const POOL_DIR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 pub fn process_resident_bytes() -> io::Result<u64> {
     let text = fs::read_to_string(SMAPS_ROLLUP)?;
     kib_field(&text, "Rss").ok_or_else(|| malformed(SMAPS_ROLLUP, "Rss"))
+}
+
+/// A field of `/proc/meminfo`, such as `MemAvailable`, in bytes.
+///
+/// # Errors
+/// `/proc` is not mounted, or the file has no such line.
+pub(crate) fn meminfo_bytes(field: &str) -> io::Result<u64> {
+    kib_field(&fs::read_to_string(MEMINFO)?, field).ok_or_else(|| malformed(MEMINFO, field))
 }
 
 /// The machine's pool of 2 MiB hugetlb pages, in pages.

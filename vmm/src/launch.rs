@@ -182,9 +182,16 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         (None, None) => socket::Claim::first_free(&socket::runtime_dir()?)?,
     };
 
-    let config = VmConfig { memory, cpus: args.cpus(), backing: args.backing(), kernel: args.kernel.clone() };
+    let config = VmConfig {
+        memory,
+        cpus: args.cpus(),
+        backing: args.backing(),
+        kernel: args.kernel.clone(),
+        install: args.install_config(),
+    };
     warn_about_huge_pages(&config);
     let vm = Arc::new(Vm::launch(config)?);
+    warn_about_enforcement(&vm);
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
     let event = |step| move |source: io::Error| RunError::Host { step, source };
     let guest_end = vm.end_event().try_clone().map_err(event("copy an event"))?;
@@ -292,6 +299,20 @@ fn warn_about_huge_pages(config: &VmConfig) {
             "transparent huge pages are off: installs and reclaim will be many times slower; \
              'echo madvise > /sys/kernel/mm/transparent_hugepage/enabled' turns them on"
         );
+    }
+}
+
+/// Says once what nobody holds the guest to.
+fn warn_about_enforcement(vm: &Vm) {
+    if vm.is_enforced() {
+        return;
+    }
+    let consequence = "what the guest touches unasked is found by an audit once a second, not prevented; \
+                       installs take no memory from a pool";
+    match vm.monitor().supply().why_no_userfault() {
+        Some(error) => log::warn!("{}; {consequence}", crate::error_line(error)),
+        // Somebody chose so.
+        None => log::info!("guest memory is not under userfaultfd: {consequence}"),
     }
 }
 

@@ -10,6 +10,7 @@
 //! | [`guest_log`] | what a guest can make us write: filtered and bounded |
 //! | [`boot`] | KVM's checks, the platform region, the guest's image, crash reports |
 //! | [`monitor`] | the owner of the guest's memory: shrink, grow, install, audit |
+//! | [`install_config`] | how frames get their memory, as the command line says it |
 //! | [`agent`], [`doorbell`], [`vcpu`] | commands for the guest, its calls, its exits |
 //! | [`vm`] | one machine made of these |
 //! | [`control`], [`service`] | the control socket, and requests carried out |
@@ -25,6 +26,7 @@ pub mod control;
 pub mod demo;
 pub mod doorbell;
 pub mod guest_log;
+pub mod install_config;
 pub mod kernel_stats;
 pub mod launch;
 pub mod memory;

@@ -2,12 +2,21 @@
 //!
 //! This is the only place that maps guest RAM, puts memory behind it or returns memory to the
 //! kernel. It keeps no record of which frames are resident: callers do, and can compare theirs
-//! with the kernel's own ([`GuestRam::residency`], [`GuestRam::for_each_resident`]). Invariants:
+//! with the kernel's own ([`GuestRam::residency`], [`GuestRam::for_each_resident`]). [`Supply`] puts
+//! memory behind frames the fast way, and under a [`Userfault`] the only one. Invariants:
 //! every range is checked against the RAM before a system call sees it, and memory that was
 //! discarded has really gone back and reads as zero when it returns.
 
 mod mapping;
 mod pages;
+mod pool;
+mod pressure;
+mod supply;
+mod userfault;
+
+pub use pool::PoolStatus;
+pub use supply::{PoolConfig, Shortfall, Supply, UseUserfaultfd};
+pub use userfault::{Fault, Userfault, UserfaultError};
 
 use crate::kernel_stats;
 use mapping::Mapping;
@@ -159,6 +168,30 @@ pub enum MemoryError {
         /// Why.
         source: io::Error,
     },
+    /// Memory was there, but did not get to where it belongs.
+    #[error("cannot move a huge page to huge frame {frame} of guest RAM")]
+    Move {
+        /// The frame.
+        frame: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The pool of ready memory could not be made.
+    #[error(
+        "cannot make an install pool of {huge_frames} huge frames: ask for less, or for none with --install-pool 0"
+    )]
+    Pool {
+        /// Its size.
+        huge_frames: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// A userfaultfd is a must, and not to be had.
+    #[error("--userfaultfd on: leave it out to do without")]
+    Userfault(#[source] UserfaultError),
+    /// A userfaultfd is a must, and of no use for this kind of memory.
+    #[error("--userfaultfd on: pages of {0} memory cannot be moved; use --backing anon")]
+    UserfaultBacking(Backing),
     /// The kernel's account of resident pages is not to be had.
     #[error("cannot read the kernel's account of resident guest RAM")]
     Residency(#[source] io::Error),
@@ -172,6 +205,8 @@ impl MemoryError {
         let (backing, source) = match self {
             Self::PoolTooSmall { .. } => return true,
             Self::Map { backing, source, .. } | Self::Populate { backing, source, .. } => (*backing, source),
+            // The kernel moves pages without new ones, but page tables it may need.
+            Self::Move { source, .. } => (Backing::Anon, source),
             _ => return false,
         };
         match source.raw_os_error() {

@@ -9,7 +9,8 @@
 use crate::agent::AgentError;
 use crate::control::protocol::{ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{
-    BadPage, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, Shortfall, StatusReport, VcpuStatus,
+    BadPage, ExitCounts, GuestOutcome, GuestReport, InstallPoolStatus, ReclaimReport, ResizeReport, Shortfall,
+    StatusReport, VcpuStatus,
 };
 use crate::control::server::Responder;
 use crate::doorbell::GuestEnd;
@@ -329,6 +330,8 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
     let monitor = vm.monitor();
     let ram = monitor.ram().residency().map_err(MonitorError::Residency)?;
     let overhead = vm.resident_bytes().map(|all| all.saturating_sub(ram.resident_bytes));
+    let (supply, pool) = (monitor.supply(), monitor.supply().pool_status());
+    let overhead = overhead.map(|overhead| overhead.saturating_sub(pool.resident_bytes));
     monitor.audit()?;
     let census = monitor.census();
     let counters = &monitor.counters;
@@ -360,6 +363,16 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         installs: count(&counters.installs),
         install_failures: count(&counters.install_failures),
         violations: count(&counters.violations),
+        held_violations: count(&counters.held_violations),
+        enforcement: if vm.is_enforced() { "userfaultfd" } else { "audit" }.to_owned(),
+        on_violation: vm.config().install.on_violation.unwrap_or_default().name().to_owned(),
+        install_pool: InstallPoolStatus {
+            size_bytes: pool.size_bytes,
+            resident_bytes: pool.resident_bytes,
+            hits: supply.hits(),
+            misses: supply.misses(),
+            given_back: pool.given_back,
+        },
         corrupt_entries: census.corrupt,
         bad_calls: count(&vm.doorbell().bad_calls),
         vcpus: vm.vcpus().iter().enumerate().map(vcpu).collect(),

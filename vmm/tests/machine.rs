@@ -13,7 +13,8 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm::control::protocol::GuestRequest;
 use vmm::control::report::{GuestOutcome, GuestReport};
 use vmm::doorbell::{Flow, GuestEnd};
-use vmm::memory::Backing;
+use vmm::install_config::InstallConfig;
+use vmm::memory::{Backing, UseUserfaultfd};
 use vmm::service;
 use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig};
@@ -22,11 +23,16 @@ const MIB: u64 = 1 << 20;
 
 /// A running guest, or `None` with the reason on stderr where there is no KVM.
 fn launch(mib: u64, cpus: u32, backing: Backing) -> Option<Vm> {
+    start(VmConfig::new(Bytes(mib * MIB), cpus, backing))
+}
+
+fn start(config: VmConfig) -> Option<Vm> {
+    let backing = config.backing;
     if let Err(error) = vmm::boot::open_kvm() {
         skipped(vmm::error_line(&error));
         return None;
     }
-    let vm = Vm::launch(VmConfig { memory: Bytes(mib * MIB), cpus, backing, kernel: None });
+    let vm = Vm::launch(config);
     match vm {
         Ok(vm) => Some(vm),
         // The pool is the administrator's; nobody else can make this test run.
@@ -253,7 +259,10 @@ fn doorbell_calls_with_bad_arguments_get_an_error_status() {
 
 #[test]
 fn memory_that_a_guest_touches_unasked_is_found_and_taken_back() {
-    let Some(vm) = launch(64, 1, Backing::Anon) else { return };
+    // With one it would be seen in the act: tests/violations.rs.
+    let without = InstallConfig { userfaultfd: UseUserfaultfd::Off, ..InstallConfig::default() };
+    let config = VmConfig { install: without, ..VmConfig::new(Bytes(64 * MIB), 1, Backing::Anon) };
+    let Some(vm) = start(config) else { return };
     guest(&vm, &GuestRequest::Stats);
     vm.shrink(32 * MIB, |_| false).expect("in range");
     let (mut held, mut evicted) = (None, None);
