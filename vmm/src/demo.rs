@@ -10,6 +10,7 @@ use crate::cli::{DemoArgs, exit};
 use crate::client_commands::Output;
 use crate::control::protocol::GuestRequest;
 use crate::control::report::{GuestOutcome, GuestReport};
+use crate::harden::{self, Needs, Role};
 use crate::launch::RunError;
 use crate::service;
 use crate::units::Bytes;
@@ -108,6 +109,7 @@ impl Sampler {
         let stop = Arc::new(AtomicBool::new(false));
         let until = stop.clone();
         let watch = move || {
+            harden::enter(Role::Sampler);
             while !until.load(Ordering::Relaxed) {
                 samples.take();
                 std::thread::sleep(SAMPLE);
@@ -214,6 +216,7 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let start = Instant::now();
     let config =
         VmConfig { memory: args.mem, cpus: args.cpus(), backing: args.backing.unwrap_or_default(), kernel: None };
+    harden::prepare(args.seccomp.unwrap_or_default(), &Needs::default())?;
     let vm = Arc::new(Vm::launch(config)?);
     guest(&vm, &GuestRequest::Stats)?;
     let boot_ms = millis(start.elapsed());
@@ -233,6 +236,7 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     };
     let sampler =
         Sampler::start(story.samples.clone()).map_err(|source| RunError::Host { step: "start a thread", source })?;
+    harden::enter(Role::Story);
     let result = play(&mut story, &vm);
     drop(sampler);
     vm.stop();

@@ -11,6 +11,7 @@ use crate::control::report::GuestReport;
 use crate::control::server::{ControlServer, Limits};
 use crate::control::socket::{self, SocketError};
 use crate::doorbell::GuestEnd;
+use crate::harden::{self, Needs, Role, SeccompError};
 use crate::service::{self, Service};
 use crate::vm::{LaunchError, Vm, VmConfig, VmError};
 use crate::workload::{Step, Workload};
@@ -46,6 +47,9 @@ pub enum RunError {
     /// No VM.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// No filters for the threads.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// The guest ended by itself, and not well.
     #[error(transparent)]
     Guest(#[from] GuestEnd),
@@ -184,6 +188,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
 
     let config = VmConfig { memory, cpus: args.cpus(), backing: args.backing(), kernel: args.kernel.clone() };
     warn_about_huge_pages(&config);
+    harden::prepare(args.seccomp.unwrap_or_default(), &Needs { socket_dir: claim.path().parent(), cgroup: None })?;
     let vm = Arc::new(Vm::launch(config)?);
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
     let event = |step| move |source: io::Error| RunError::Host { step, source };
@@ -213,6 +218,8 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let workload = start_workload(vm.clone(), first_words, workload, done_for_thread, output.json)
         .map_err(host("start a thread"))?;
 
+    // Last, when all that needs more than the loop does is open and runs.
+    harden::enter(Role::Main);
     let reason = loop {
         if let Some(reason) = stop.get() {
             break reason;
@@ -333,6 +340,7 @@ fn start_workload(
 ) -> io::Result<JoinHandle<Result<u8, RunError>>> {
     let steps = workload.0;
     std::thread::Builder::new().name("workload".to_owned()).spawn(move || {
+        harden::enter(Role::Workload);
         if let Err(error) = print(&first_words) {
             // Its clients need no word from it, and find it by its socket.
             log::warn!("the VM is up, but cannot say so: {error}");

@@ -15,6 +15,7 @@ use crate::control::server::Responder;
 use crate::doorbell::GuestEnd;
 use crate::error_line;
 use crate::guest_log::Rarely;
+use crate::harden::{self, Role};
 use crate::monitor::MonitorError;
 use crate::units::Bytes;
 use crate::vm::{Resize, Vm, VmError};
@@ -65,14 +66,18 @@ impl Service {
     pub fn start(vm: Arc<Vm>, name: &str) -> std::io::Result<Self> {
         let queued_resizes = Arc::new(AtomicUsize::new(0));
         let mut threads = Vec::new();
-        let mut worker = |thread: &str, serve: Box<dyn FnOnce(Receiver<Job>) + Send>| {
+        let mut worker = |thread: &str, role: Role, serve: Box<dyn FnOnce(Receiver<Job>) + Send>| {
             let (sender, jobs): (Sender<Job>, Receiver<Job>) = channel();
-            threads.push(std::thread::Builder::new().name(thread.to_owned()).spawn(move || serve(jobs))?);
+            threads.push(std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
+                harden::enter(role);
+                serve(jobs);
+            })?);
             Ok::<_, std::io::Error>(sender)
         };
         let (of_resizes, queued) = (vm.clone(), queued_resizes.clone());
         let resizes = worker(
             "resizes",
+            Role::Resizes,
             Box::new(move |jobs| {
                 for (request, responder) in jobs {
                     queued.fetch_sub(1, Ordering::Relaxed);
@@ -84,6 +89,7 @@ impl Service {
         let of_guest = vm.clone();
         let guest = worker(
             "guest-commands",
+            Role::GuestCommands,
             Box::new(move |jobs| {
                 for (request, responder) in jobs {
                     let Request::Guest(command) = request else { continue };
@@ -92,7 +98,7 @@ impl Service {
             }),
         )?;
         let (of_reports, report_name) = (vm.clone(), name.to_owned());
-        let reports = worker("reports", Box::new(move |jobs| report_and_audit(&of_reports, &report_name, &jobs)))?;
+        let reports = worker("reports", Role::Reports, Box::new(move |jobs| report_and_audit(&of_reports, &report_name, &jobs)))?;
         let workers = Mutex::new(Some(Workers { resizes, guest, reports, threads }));
         Ok(Self { vm, name: name.to_owned(), workers, queued_resizes })
     }

@@ -7,6 +7,7 @@
 use crate::agent::{self, AgentError, Agents};
 use crate::boot::{self, BootError, Kernel, KernelError, Platform};
 use crate::doorbell::{Doorbell, GuestEnd};
+use crate::harden::{self, Role};
 use crate::kernel_stats;
 use crate::memory::{Backing, GuestRam, MemoryError};
 use crate::monitor::{Monitor, MonitorError, Pass};
@@ -233,6 +234,7 @@ impl Vm {
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
+                harden::enter(Role::Vcpu);
                 let Some(reason) = vcpu::run(fd, index, &context) else { return };
                 // The first reason is the cause, later ones are its consequences.
                 end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
