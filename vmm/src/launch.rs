@@ -233,6 +233,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     std::thread::Builder::new()
         .name("hard-end".to_owned())
         .spawn(move || {
+            harden::enter(Role::HardEnd);
             std::thread::sleep(HARD_END);
             second_is_hard.store(true, Ordering::Relaxed);
         })

@@ -14,6 +14,7 @@
 //! | [`vm`] | one machine made of these |
 //! | [`control`], [`service`] | the control socket, and requests carried out |
 //! | [`cli`], [`workload`], [`client_commands`], [`render`], [`chart`] | what people see |
+//! | [`faults`] | places where tests make the host fail |
 //! | [`harden`] | what the process gives up before it serves a guest |
 //! | [`launch`], [`demo`] | what the binary runs |
 
@@ -25,6 +26,7 @@ pub mod client_commands;
 pub mod control;
 pub mod demo;
 pub mod doorbell;
+pub mod faults;
 pub mod guest_log;
 pub mod harden;
 pub mod kernel_stats;

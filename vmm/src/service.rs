@@ -13,12 +13,12 @@ use crate::control::report::{
 };
 use crate::control::server::Responder;
 use crate::doorbell::GuestEnd;
-use crate::error_line;
 use crate::guest_log::Rarely;
 use crate::harden::{self, Role};
 use crate::monitor::MonitorError;
 use crate::units::Bytes;
 use crate::vm::{Resize, Vm, VmError};
+use crate::{error_line, faults};
 use llfree::Census;
 use shared_layout::agent::{Command, Outcome, Report};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
@@ -68,6 +68,7 @@ impl Service {
         let mut threads = Vec::new();
         let mut worker = |thread: &str, role: Role, serve: Box<dyn FnOnce(Receiver<Job>) + Send>| {
             let (sender, jobs): (Sender<Job>, Receiver<Job>) = channel();
+            faults::point(faults::THREAD_START)?;
             threads.push(std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
                 harden::enter(role);
                 serve(jobs);
@@ -80,6 +81,9 @@ impl Service {
             Role::Resizes,
             Box::new(move |jobs| {
                 for (request, responder) in jobs {
+                    if faults::point(faults::THREAD_DEATH).is_err() {
+                        return;
+                    }
                     queued.fetch_sub(1, Ordering::Relaxed);
                     let superseded = || queued.load(Ordering::Relaxed) > 0;
                     responder.answer(&answer(resize(&of_resizes, &request, &superseded)));
@@ -92,13 +96,17 @@ impl Service {
             Role::GuestCommands,
             Box::new(move |jobs| {
                 for (request, responder) in jobs {
+                    if faults::point(faults::THREAD_DEATH).is_err() {
+                        return;
+                    }
                     let Request::Guest(command) = request else { continue };
                     responder.answer(&answer(guest(&of_guest, &command).map(Reply::Guest)));
                 }
             }),
         )?;
         let (of_reports, report_name) = (vm.clone(), name.to_owned());
-        let reports = worker("reports", Role::Reports, Box::new(move |jobs| report_and_audit(&of_reports, &report_name, &jobs)))?;
+        let reports =
+            worker("reports", Role::Reports, Box::new(move |jobs| report_and_audit(&of_reports, &report_name, &jobs)))?;
         let workers = Mutex::new(Some(Workers { resizes, guest, reports, threads }));
         Ok(Self { vm, name: name.to_owned(), workers, queued_resizes })
     }
@@ -163,6 +171,9 @@ fn report_and_audit(vm: &Vm, name: &str, jobs: &Receiver<Job>) {
     loop {
         match jobs.recv_timeout(pause) {
             Ok((_, responder)) => {
+                if faults::point(faults::THREAD_DEATH).is_err() {
+                    return;
+                }
                 responder.answer(&answer(status(vm, name).map(|report| Reply::Status(Box::new(report)))));
             }
             Err(RecvTimeoutError::Timeout) => {

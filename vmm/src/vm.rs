@@ -8,11 +8,11 @@ use crate::agent::{self, AgentError, Agents};
 use crate::boot::{self, BootError, Kernel, KernelError, Platform};
 use crate::doorbell::{Doorbell, GuestEnd};
 use crate::harden::{self, Role};
-use crate::kernel_stats;
 use crate::memory::{Backing, GuestRam, MemoryError};
 use crate::monitor::{Monitor, MonitorError, Pass};
 use crate::units::Bytes;
 use crate::vcpu::{self, VcpuContext, VcpuCounters};
+use crate::{faults, kernel_stats};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use shared_layout::HUGE_SIZE;
@@ -231,6 +231,8 @@ impl Vm {
             counters: self.vcpus[index as usize].clone(),
         };
         let (end, event, agents) = (self.end.clone(), self.end_event.clone(), self.agents.clone());
+        let refused = |source| LaunchError::Host { step: "start a vCPU's thread", source };
+        faults::point(faults::THREAD_START).map_err(refused)?;
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
@@ -240,11 +242,11 @@ impl Vm {
                 end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
                 end.changed.notify_all();
                 agents.stop();
-                if let Err(error) = event.write(1) {
+                if let Err(error) = faults::point(faults::EVENTFD).and_then(|()| event.write(1)) {
                     log::error!("the guest's end could not be announced: {error}");
                 }
             })
-            .map_err(|source| LaunchError::Host { step: "start a vCPU's thread", source })?;
+            .map_err(refused)?;
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         Ok(())
     }

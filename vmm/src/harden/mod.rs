@@ -16,7 +16,6 @@ pub use seccomp::{EXIT_FORBIDDEN, Seccomp, SeccompError, UnknownMode};
 use crate::error_line;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What of the file system is needed after the start.
 #[derive(Clone, Copy, Default, Debug)]
@@ -32,8 +31,6 @@ struct Sandbox {
     files: Option<landlock::Files>,
     /// What main keeps to clean up in directories that are somebody else's.
     kept: capabilities::Kept,
-    /// Main gave its rights up: who starts now has inherited all but a filter of his own.
-    main_entered: AtomicBool,
 }
 
 static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
@@ -54,12 +51,7 @@ pub fn prepare(mode: Seccomp, needs: &Needs<'_>) -> Result<(), SeccompError> {
         }
         other => other?,
     };
-    let sandbox = Sandbox {
-        filters,
-        files: landlock::prepare(needs),
-        kept: capabilities::needed_for(needs),
-        main_entered: AtomicBool::new(false),
-    };
+    let sandbox = Sandbox { filters, files: landlock::prepare(needs), kept: capabilities::needed_for(needs) };
     // Only the first VM of a process decides; there is one.
     let _ = SANDBOX.set(sandbox);
     Ok(())
@@ -72,24 +64,20 @@ pub fn enter(role: Role) {
     // Whatever the C library's allocator wants to learn for a thread's first allocation (the number
     // of CPUs, from a file on old versions) it learns now.
     drop(std::hint::black_box(Vec::<u8>::with_capacity(64)));
-    if !sandbox.main_entered.load(Ordering::Acquire) {
-        if let Err(error) = capabilities::drop_all_but(if role == Role::Main { sandbox.kept } else { capabilities::NONE })
-        {
-            fail(role, "give its capabilities up", &error);
-        }
-        if let Some(files) = &sandbox.files
-            && let Err(error) = files.restrict_this_thread()
-        {
-            fail(role, "restrict its view of files", &error);
-        }
+    // Also on threads that inherited this from main: none can tell, and to give up twice is free.
+    let kept = if role == Role::Main { sandbox.kept } else { capabilities::NONE };
+    if let Err(error) = capabilities::drop_all_but(kept) {
+        fail(role, "give its capabilities up", &error);
+    }
+    if let Some(files) = &sandbox.files
+        && let Err(error) = files.restrict_this_thread()
+    {
+        fail(role, "restrict its view of files", &error);
     }
     if let Some(filters) = &sandbox.filters
         && let Err(error) = seccomp::install(filters, role)
     {
         fail(role, "take its seccomp filter", &error);
-    }
-    if matches!(role, Role::Main | Role::Story) {
-        sandbox.main_entered.store(true, Ordering::Release);
     }
 }
 

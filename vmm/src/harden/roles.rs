@@ -24,6 +24,8 @@ pub enum Role {
     Reports,
     /// Runs `--workload`.
     Workload,
+    /// Waits while the VM ends, for the moment from which one more signal is obeyed at once.
+    HardEnd,
     /// Watches resident memory for the chart of `demo`.
     Sampler,
     /// Keeps zeroed frames in stock.
@@ -57,7 +59,7 @@ use Allow::{Call, Null, Signal, With, WithBits, Without};
 
 impl Role {
     /// Every kind of thread.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Main,
         Self::Story,
         Self::Vcpu,
@@ -65,6 +67,7 @@ impl Role {
         Self::GuestCommands,
         Self::Reports,
         Self::Workload,
+        Self::HardEnd,
         Self::Sampler,
         Self::InstallPool,
         Self::Userfault,
@@ -82,6 +85,7 @@ impl Role {
             Self::GuestCommands => "guest-commands",
             Self::Reports => "reports",
             Self::Workload => "workload",
+            Self::HardEnd => "hard-end",
             Self::Sampler => "sampler",
             Self::InstallPool => "install-pool",
             Self::Userfault => "userfault",
@@ -97,7 +101,7 @@ impl Role {
             Self::Story => &[MEMORY, USERFAULT, READ_FILES, THREADS],
             Self::Vcpu => &[KVM_VCPU, MEMORY, USERFAULT],
             Self::Resizes => &[MEMORY, USERFAULT, READ_FILES, WRITE_CGROUP],
-            Self::GuestCommands | Self::Workload => &[],
+            Self::GuestCommands | Self::Workload | Self::HardEnd => &[],
             Self::Reports | Self::Sampler => &[MEMORY, USERFAULT, READ_FILES],
             Self::InstallPool => &[MEMORY, USERFAULT, READ_FILES],
             Self::Userfault => &[MEMORY, USERFAULT, EVENTS],
@@ -251,20 +255,25 @@ const EVENT_LOOP: &[Allow] = &[
     Call(libc::SYS_recvfrom),
     Call(libc::SYS_shutdown),
     Call(libc::SYS_timerfd_settime),
-    With(libc::SYS_ioctl, 1, &[libc::FIONBIO as u64]),
+    With(libc::SYS_ioctl, 1, &[libc::FIONBIO]),
     With(libc::SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u64, libc::F_GETFL as u64]),
     Call(libc::SYS_unlink),
     With(libc::SYS_unlinkat, 2, &[0]),
 ];
 
-/// Starting threads, never processes, and giving them filters of their own.
+/// Starting threads, never processes, and what [`super::enter`] does on them: all of it only ever
+/// takes rights away.
 const THREADS: &[Allow] = &[
     WithBits(libc::SYS_clone, 0, CLONE_THREAD),
     // Its flags lie in memory, where a filter cannot look: it is refused with ENOSYS by a filter of
     // its own, and the C library then takes `clone`.
     Call(libc::SYS_clone3),
     Call(libc::SYS_seccomp),
-    With(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u64]),
+    With(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u64, libc::PR_CAP_AMBIENT as u64]),
+    Call(libc::SYS_capget),
+    Call(libc::SYS_capset),
+    With(libc::SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u64]),
+    Call(libc::SYS_landlock_restrict_self),
 ];
 
 const CLONE_THREAD: u64 = (libc::CLONE_THREAD | libc::CLONE_VM) as c_ulong;
@@ -279,7 +288,7 @@ mod tests {
         assert_eq!(ioc(READ, KVM, 0x81, size_of::<kvm_bindings::kvm_regs>() as u64), 0x8090_ae81, "KVM_GET_REGS");
         assert_eq!(ioc(READ, KVM, 0x83, size_of::<kvm_bindings::kvm_sregs>() as u64), 0x8138_ae83, "KVM_GET_SREGS");
         assert_eq!(ioc(READ | WRITE, UFFD, 0x05, 40), 0xc028_aa05, "UFFDIO_MOVE");
-        assert_eq!(ioc(READ | WRITE, b'f' as u64, 16, 0x60), 0xc060_6610, "PAGEMAP_SCAN");
+        assert_eq!(ioc(READ | WRITE, u64::from(b'f'), 16, 0x60), 0xc060_6610, "PAGEMAP_SCAN");
     }
 
     #[test]
@@ -302,11 +311,7 @@ mod tests {
         for role in Role::ALL {
             for allow in role.groups().iter().copied().chain([EVERY_THREAD]).flatten() {
                 let call = match *allow {
-                    Call(call)
-                    | With(call, ..)
-                    | Without(call, ..)
-                    | WithBits(call, ..)
-                    | Null(call, _) => call,
+                    Call(call) | With(call, ..) | Without(call, ..) | WithBits(call, ..) | Null(call, _) => call,
                     Signal(_) => libc::SYS_tgkill,
                 };
                 assert!(!forbidden.contains(&call), "{role:?} may make system call {call}");
