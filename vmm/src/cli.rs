@@ -30,6 +30,9 @@ pub mod exit {
     pub const FORBIDDEN: u8 = super::EXIT_FORBIDDEN;
 }
 
+/// The cgroup that needs no path.
+pub const AUTO: &str = "auto";
+
 const HELP_TAIL: &str = "\
 Examples:
   llfree-vmm --mem 16G                         launch a guest that costs what it touches
@@ -105,6 +108,10 @@ pub struct LaunchArgs {
     /// in the kernel's audit log, off turns all sandboxing off
     #[arg(long, value_name = "MODE", hide_possible_values = true)]
     pub seccomp: Option<Seccomp>,
+    /// Run in a memory cgroup (v2) of its own whose memory.max follows the limit, made below PATH,
+    /// or beside the cgroup of whoever launches (auto)
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = AUTO)]
+    pub cgroup: Option<PathBuf>,
 }
 
 impl LaunchArgs {
@@ -308,6 +315,7 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
         ("--workload", launch.workload.is_some()),
         ("--backing", launch.backing.is_some()),
         ("--seccomp", launch.seccomp.is_some()),
+        ("--cgroup", launch.cgroup.is_some()),
     ];
     let given = flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
     match (&cli.command, given) {

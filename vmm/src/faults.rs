@@ -40,6 +40,8 @@ points! {
     SOCKET_WRITE = "socket-write";
     /// A client's socket takes one byte a write.
     SOCKET_SHORT_WRITE = "socket-short-write";
+    /// A cgroup's file cannot be written.
+    CGROUP_WRITE = "cgroup-write";
 }
 
 /// Fails if a test wants this point to: with the error number that it gave, or EIO.

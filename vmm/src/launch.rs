@@ -4,7 +4,8 @@
 //! event loop; nothing in it blocks. The loop runs until somebody gives a reason to stop, then
 //! everything is taken down in order: vCPUs, requests at work, socket files.
 
-use crate::cli::{Global, LaunchArgs, exit};
+use crate::cgroup::{Cgroup, CgroupError};
+use crate::cli::{AUTO, Global, LaunchArgs, exit};
 use crate::client_commands::{Output, guest_exit_code};
 use crate::control::protocol::GuestRequest;
 use crate::control::report::GuestReport;
@@ -13,6 +14,7 @@ use crate::control::socket::{self, SocketError};
 use crate::doorbell::GuestEnd;
 use crate::harden::{self, Needs, Role, SeccompError};
 use crate::service::{self, Service};
+use crate::units::Bytes;
 use crate::vm::{LaunchError, Vm, VmConfig, VmError};
 use crate::workload::{Step, Workload};
 use crate::{kernel_stats, render};
@@ -22,6 +24,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -47,6 +50,9 @@ pub enum RunError {
     /// No VM.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// No cgroup of its own.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// No filters for the threads.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
@@ -188,8 +194,15 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
 
     let config = VmConfig { memory, cpus: args.cpus(), backing: args.backing(), kernel: args.kernel.clone() };
     warn_about_huge_pages(&config);
-    harden::prepare(args.seccomp.unwrap_or_default(), &Needs { socket_dir: claim.path().parent(), cgroup: None })?;
+    // Before there is memory: what is charged elsewhere stays charged there.
+    let cgroup = args.cgroup.as_deref().map(|path| enter_cgroup(path, memory)).transpose()?;
+    let _leave = cgroup.clone().map(Leave);
+    let needs = Needs { socket_dir: claim.path().parent(), cgroup: cgroup.as_ref().map(|cgroup| cgroup.path()) };
+    harden::prepare(args.seccomp.unwrap_or_default(), &needs)?;
     let vm = Arc::new(Vm::launch(config)?);
+    if let Some(cgroup) = &cgroup {
+        vm.follow_with(cgroup.clone());
+    }
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
     let event = |step| move |source: io::Error| RunError::Host { step, source };
     let guest_end = vm.end_event().try_clone().map_err(event("copy an event"))?;
@@ -263,6 +276,21 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         Stop::Asked | Stop::Signal(_) => Ok(exit::OK),
         Stop::WorkloadDone => worked,
     }
+}
+
+/// Leaves the cgroup at the end of the launch, though threads that were left behind may share it.
+struct Leave(Arc<Cgroup>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// A cgroup below `parent`, or where it likes to be if that is no path.
+fn enter_cgroup(parent: &Path, memory: Bytes) -> Result<Arc<Cgroup>, CgroupError> {
+    let parent = (parent != Path::new(AUTO)).then_some(parent);
+    Cgroup::enter(parent, memory.0, 0).map(Arc::new)
 }
 
 /// SIGTERM, SIGINT and SIGHUP end the VM cleanly. Once the flag is set, one more ends it hard.

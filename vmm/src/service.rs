@@ -9,7 +9,8 @@
 use crate::agent::AgentError;
 use crate::control::protocol::{ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{
-    BadPage, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, Shortfall, StatusReport, VcpuStatus,
+    BadPage, CgroupStatus, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, Shortfall, StatusReport,
+    VcpuStatus,
 };
 use crate::control::server::Responder;
 use crate::doorbell::GuestEnd;
@@ -183,6 +184,8 @@ fn report_and_audit(vm: &Vm, name: &str, jobs: &Receiver<Job>) {
                 {
                     log::warn!("the guest's memory could not be audited ({number} so far): {}", error_line(&error));
                 }
+                // A maximum that could not fall right after a shrink can by now.
+                vm.settle_cgroup();
                 pause = start.elapsed().saturating_mul(PAUSE_PER_AUDIT).clamp(AUDIT_PAUSE, LONGEST_AUDIT_PAUSE);
             }
             Err(RecvTimeoutError::Disconnected) => break,
@@ -202,7 +205,7 @@ fn answer(result: Result<Reply, VmError>) -> Reply {
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(GuestEnd::Exited(0)) => ErrorKind::Stopping,
             VmError::Ended(_) => ErrorKind::Crashed,
-            VmError::Monitor(_) => ErrorKind::Internal,
+            VmError::Monitor(_) | VmError::Cgroup(_) => ErrorKind::Internal,
         };
         Reply::error(kind, error_line(&error))
     })
@@ -379,6 +382,11 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         violations: count(&counters.violations),
         corrupt_entries: census.corrupt,
         bad_calls: count(&vm.doorbell().bad_calls),
+        cgroup: vm.cgroup().and_then(|cgroup| cgroup.usage().ok()).map(|usage| CgroupStatus {
+            path: usage.path.to_string_lossy().into_owned(),
+            memory_max_bytes: usage.max,
+            memory_current_bytes: usage.current,
+        }),
         vcpus: vm.vcpus().iter().enumerate().map(vcpu).collect(),
     })
 }

@@ -6,6 +6,7 @@
 
 use crate::agent::{self, AgentError, Agents};
 use crate::boot::{self, BootError, Kernel, KernelError, Platform};
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::doorbell::{Doorbell, GuestEnd};
 use crate::harden::{self, Role};
 use crate::memory::{Backing, GuestRam, MemoryError};
@@ -19,7 +20,7 @@ use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -99,6 +100,9 @@ pub enum VmError {
     /// The guest's agent did not answer.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// Its cgroup did not make room for it.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// A size out of range.
     #[error("{0}")]
     Size(String),
@@ -147,6 +151,7 @@ pub struct Vm {
     end_event: Arc<EventFd>,
     started: Instant,
     next_seed: AtomicU32,
+    cgroup: OnceLock<Arc<Cgroup>>,
 }
 
 impl Vm {
@@ -214,6 +219,7 @@ impl Vm {
             end_event: Arc::new(end_event),
             started,
             next_seed: AtomicU32::new(1),
+            cgroup: OnceLock::new(),
         };
         for (index, fd) in fds.into_iter().enumerate() {
             // A thread that cannot start drops the machine, which stops those that did.
@@ -267,6 +273,26 @@ impl Vm {
     #[must_use]
     pub fn platform(&self) -> &Platform {
         &self.platform
+    }
+
+    /// Lets the maximum of this cgroup, which the process is in, follow the limit from now on. Only
+    /// the first one counts.
+    pub fn follow_with(&self, cgroup: Arc<Cgroup>) {
+        let _ = self.cgroup.set(cgroup);
+    }
+
+    /// The cgroup that follows the limit.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.get().map(|cgroup| &**cgroup)
+    }
+
+    /// Lowers the cgroup's maximum to what the limit needs, as soon as that can be.
+    pub fn settle_cgroup(&self) {
+        let limit = u64::from(self.monitor.limit()) * HUGE_SIZE;
+        if let Some(Err(error)) = self.cgroup().map(|cgroup| cgroup.lower(limit)) {
+            log::debug!("the cgroup's maximum stays for now: {}", crate::error_line(&error));
+        }
     }
 
     /// The calls' side of the story.
@@ -372,13 +398,14 @@ impl Vm {
             }
         }
         let waited = start.elapsed().saturating_sub(duration);
+        self.settle_cgroup();
         Ok(Resize { target, actual: u64::from(self.monitor.limit()) * HUGE_SIZE, pass, duration, waited })
     }
 
     /// Raises the limit to `target` bytes.
     ///
     /// # Errors
-    /// A size out of range; nothing else can fail.
+    /// A size out of range, or a cgroup that does not make room.
     pub fn grow(&self, target: u64) -> Result<Resize, VmError> {
         let frames = self.frames_of(target)?;
         let limit = self.monitor.limit();
@@ -388,6 +415,9 @@ impl Vm {
                 Bytes(target),
                 Bytes(u64::from(limit) * HUGE_SIZE)
             )));
+        }
+        if let Some(cgroup) = self.cgroup() {
+            cgroup.raise(target)?;
         }
         let start = Instant::now();
         let pass = self.monitor.grow(frames);

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use vmm::cgroup::{Cgroup, CgroupError};
 use vmm::control::client::{Client, ClientError};
 use vmm::control::protocol::{GuestRequest, Reply, Request, ShrinkGoal};
 use vmm::control::report::GuestOutcome;
@@ -26,7 +27,7 @@ use vmm::faults::{self, Scenario};
 use vmm::memory::Backing;
 use vmm::service::{self, Service};
 use vmm::units::Bytes;
-use vmm::vm::{LaunchError, Vm, VmConfig};
+use vmm::vm::{LaunchError, Vm, VmConfig, VmError};
 
 const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 256 * MIB;
@@ -223,6 +224,44 @@ fn writes_are_short(scenario: &Scenario, point: &str) {
     served.stop();
 }
 
+/// A cgroup's maximum cannot be written: a grow says so and changes nothing, a shrink stands and the
+/// maximum follows later. On files that look like a cgroup: the VM's part is the same.
+fn a_cgroup_stays_as_it_is(scenario: &Scenario, point: &str) {
+    let parent = tempfile::tempdir().expect("a scratch directory");
+    let own = parent.path().join(format!("llfree-vmm-{}", std::process::id()));
+    std::fs::create_dir(&own).expect("scratch");
+    let write = |path: PathBuf, text: &str| std::fs::write(path, text).expect("scratch");
+    for name in ["cgroup.controllers", "cgroup.subtree_control", "cgroup.procs"] {
+        write(parent.path().join(name), "memory\n");
+    }
+    for name in ["memory.max", "memory.current", "cgroup.procs"] {
+        write(own.join(name), "0\n");
+    }
+    let enter = || Cgroup::enter_from(parent.path(), parent.path(), MEMORY, 0);
+    scenario.set(point, "return").expect("actions");
+    assert!(matches!(enter(), Err(CgroupError::Refused { .. })));
+    scenario.set(point, "off").expect("actions");
+    let cgroup = Arc::new(enter().expect("it looks like a cgroup"));
+    let max = || cgroup.usage().expect("numbers").max;
+
+    let vm = launch();
+    let used_when_new = vm.monitor().census().used_frames;
+    vm.follow_with(cgroup.clone());
+    let all = max();
+    scenario.set(point, "return").expect("actions");
+    assert_eq!(vm.shrink(64 * MIB, |_| false).expect("the shrink stands").actual, 64 * MIB);
+    assert_eq!(max(), all);
+    scenario.set(point, "off").expect("actions");
+    vm.settle_cgroup();
+    assert_eq!(max(), all - (MEMORY - 64 * MIB));
+    scenario.set(point, "1*return->off").expect("actions");
+    assert!(matches!(vm.grow(MEMORY), Err(VmError::Cgroup(_))));
+    assert_eq!((u64::from(vm.monitor().limit()) * HUGE_SIZE, max()), (64 * MIB, all - (MEMORY - 64 * MIB)));
+    vm.grow(MEMORY).expect("the second time it works");
+    assert_eq!(max(), all);
+    is_whole(&vm, used_when_new, "a cgroup that could not be written");
+}
+
 /// A VM behind a control socket, all in this process.
 struct Served {
     vm: Arc<Vm>,
@@ -285,6 +324,7 @@ fn after_any_fault_no_frame_is_lost_and_the_vmm_serves_or_stops() {
             faults::EVENTFD => an_eventfd_is_full,
             faults::SOCKET_READ | faults::SOCKET_WRITE => a_socket_breaks,
             faults::SOCKET_SHORT_WRITE => writes_are_short,
+            faults::CGROUP_WRITE => a_cgroup_stays_as_it_is,
             other => panic!("no driver for the point '{other}'"),
         };
         driver(&scenario, point);

@@ -1,5 +1,5 @@
-//! Landlock: of all files, a thread may open only those that say what is resident, and its own
-//! cgroup; of all directories, remove its socket from one. No TCP either.
+//! Landlock: of all files, a thread may open only those that say what is resident; of all
+//! directories, remove its socket from one and its cgroup from another. No TCP either.
 //!
 //! Files that are open already (KVM, memory files, the socket, the terminal) stay usable: that is
 //! why threads enter after the start. Best effort: an older kernel enforces what it knows.
@@ -58,13 +58,9 @@ fn rules(needs: &Needs<'_>) -> Result<Files, RulesetError> {
         // The parent of a mere file name is the empty path.
         allow(if dir.as_os_str().is_empty() { Path::new(".") } else { dir }, AccessFs::RemoveFile.into())?;
     }
-    if let Some(dir) = needs.cgroup {
-        allow(dir, AccessFs::ReadFile | AccessFs::WriteFile)?;
-        // To leave it and to remove it.
-        if let Some(parent) = dir.parent() {
-            allow(parent, AccessFs::RemoveDir.into())?;
-            allow(&parent.join("cgroup.procs"), AccessFs::WriteFile.into())?;
-        }
+    // Its files are open; what is left is to remove it.
+    if let Some(parent) = needs.cgroup.and_then(Path::parent) {
+        allow(parent, AccessFs::RemoveDir.into())?;
     }
     Ok(Files { rules, _pins: pins })
 }

@@ -97,12 +97,13 @@ impl Role {
     /// What this kind of thread may do, besides what every thread needs.
     pub(super) const fn groups(self) -> &'static [&'static [Allow]] {
         match self {
-            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, WRITE_CGROUP],
+            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP],
             Self::Story => &[MEMORY, USERFAULT, READ_FILES, THREADS],
             Self::Vcpu => &[KVM_VCPU, MEMORY, USERFAULT],
-            Self::Resizes => &[MEMORY, USERFAULT, READ_FILES, WRITE_CGROUP],
+            Self::Resizes => &[MEMORY, USERFAULT, READ_FILES, CGROUP],
             Self::GuestCommands | Self::Workload | Self::HardEnd => &[],
-            Self::Reports | Self::Sampler => &[MEMORY, USERFAULT, READ_FILES],
+            Self::Reports => &[MEMORY, USERFAULT, READ_FILES, CGROUP],
+            Self::Sampler => &[MEMORY, USERFAULT, READ_FILES],
             Self::InstallPool => &[MEMORY, USERFAULT, READ_FILES],
             Self::Userfault => &[MEMORY, USERFAULT, EVENTS],
             Self::AutoReclaim => &[MEMORY, USERFAULT, READ_FILES, EVENTS],
@@ -126,8 +127,6 @@ const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 /// Of a file's flags, those that could change a file.
 const OPEN_TO_CHANGE: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
-/// `open` with `O_RDONLY` or `O_WRONLY` of what exists.
-const OPEN_TO_CREATE: u64 = (libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC) as u64;
 const PUNCH_HOLE: u64 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;
 
 /// What Rust's runtime, the C library's allocator, logging and the signal handlers of this process
@@ -227,13 +226,8 @@ const READ_FILES: &[Allow] = &[
     With(libc::SYS_ioctl, 1, &[ioc(READ | WRITE, b'f' as u64, 16, 0x60)]), // PAGEMAP_SCAN
 ];
 
-/// Limits of the VM's own cgroup, and its end.
-const WRITE_CGROUP: &[Allow] = &[
-    Without(libc::SYS_openat, 2, OPEN_TO_CREATE),
-    Call(libc::SYS_lseek),
-    Call(libc::SYS_rmdir),
-    With(libc::SYS_unlinkat, 2, &[libc::AT_REMOVEDIR as u64]),
-];
+/// The VM's own cgroup, whose files are open: its maximum, what is in use, and its end.
+const CGROUP: &[Allow] = &[Call(libc::SYS_pwrite64), Call(libc::SYS_pread64), Call(libc::SYS_rmdir)];
 
 /// Waiting for descriptors, and reading them.
 const EVENTS: &[Allow] = &[
