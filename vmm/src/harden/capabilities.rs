@@ -1,13 +1,15 @@
 //! Capabilities: none is needed once the VM runs, so each thread drops all of its own, and
 //! `no_new_privs` sees to it that no program it might start gets any.
 //!
-//! The one exception is root whose control socket lies in a directory of somebody else: to remove
-//! the socket main keeps `CAP_DAC_OVERRIDE`.
+//! The one exception is root who has to remove the control socket, or the VM's cgroup, from a
+//! directory that is somebody else's or is not writable by its mode, as the topmost cgroup is: for
+//! that, main keeps `CAP_DAC_OVERRIDE`.
 
 use super::Needs;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// What a thread keeps.
 pub(super) type Kept = CapabilitySet;
@@ -15,13 +17,15 @@ pub(super) type Kept = CapabilitySet;
 /// Nothing.
 pub(super) const NONE: Kept = CapabilitySet::empty();
 
+const OWNER_WRITES: u32 = 0o200;
+
 /// What main needs to clean up at the end.
 pub(super) fn needed_for(needs: &Needs<'_>) -> Kept {
     let us = rustix::process::geteuid().as_raw();
-    let foreign = [needs.socket_dir, needs.cgroup]
+    let foreign = [needs.socket_dir, needs.cgroup.and_then(Path::parent)]
         .into_iter()
         .flatten()
-        .any(|dir| std::fs::metadata(dir).is_ok_and(|dir| dir.uid() != us));
+        .any(|dir| std::fs::metadata(dir).is_ok_and(|dir| dir.uid() != us || dir.mode() & OWNER_WRITES == 0));
     if foreign { CapabilitySet::DAC_OVERRIDE } else { NONE }
 }
 
