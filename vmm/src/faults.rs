@@ -2,7 +2,7 @@
 //! write that gets half of its bytes out.
 //!
 //! Without the Cargo feature `fault-injection` (only the tests of this crate turn it on) a point is
-//! nothing: it compiles to `Ok(())`. To add one: a name in [`points!`]'s list, `faults::point(NAME)?`
+//! nothing: it compiles to `Ok(())`. To add one: a name in the list below, `faults::point(NAME)?`
 //! right before the step that may fail (its errors take the same way as the kernel's), and a
 //! driver in `tests/faults.rs`, which fails while a point has none. Actions are those of the crate
 //! `fail`: `1*return->off` fails the first time, `2*off->1*return->off` the third, `return(12)`
