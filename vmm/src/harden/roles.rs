@@ -104,7 +104,7 @@ impl Role {
             Self::GuestCommands | Self::Workload | Self::HardEnd => &[],
             Self::Reports => &[MEMORY, USERFAULT, READ_FILES, CGROUP],
             Self::Sampler => &[MEMORY, USERFAULT, READ_FILES],
-            Self::InstallPool => &[MEMORY, USERFAULT, READ_FILES],
+            Self::InstallPool => &[MEMORY, USERFAULT, READ_FILES, EVENTS],
             Self::Userfault => &[MEMORY, USERFAULT, EVENTS],
             Self::AutoReclaim => &[MEMORY, USERFAULT, READ_FILES, EVENTS],
             Self::Device => &[MEMORY, USERFAULT, EVENTS],
