@@ -3,6 +3,7 @@
 //! [`parse`] turns arguments into a [`Cli`], or into the text and exit code to end with: usage
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
+use crate::harden::{EXIT_FORBIDDEN, Seccomp};
 use crate::install_config::{InstallConfig, InstallPool};
 use crate::memory::{Backing, UseUserfaultfd};
 use crate::monitor::OnViolation;
@@ -27,7 +28,12 @@ pub mod exit {
     pub const CRASHED: u8 = 3;
     /// SIGINT.
     pub const INTERRUPTED: u8 = 130;
+    /// A thread made a system call that its seccomp filter forbids.
+    pub const FORBIDDEN: u8 = super::EXIT_FORBIDDEN;
 }
+
+/// The cgroup that needs no path.
+pub const AUTO: &str = "auto";
 
 const HELP_TAIL: &str = "\
 Examples:
@@ -44,7 +50,8 @@ Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory co
 2 MiB. With one VM running no --name is needed.
 
 Exit codes: 0 all went well; 1 an error; 2 a partial shrink, or a guest command that fell short
-(verify found wrong data, no memory left); 3 the guest crashed; 130 interrupted.";
+(verify found wrong data, no memory left); 3 the guest crashed; 130 interrupted; 159 a system call
+that the VMM's own seccomp filter forbids.";
 
 /// Launches a guest whose unused memory the host takes back in microseconds, and controls it.
 #[derive(Clone, Debug, Parser)]
@@ -111,6 +118,14 @@ pub struct LaunchArgs {
     /// What sees such touches: auto (the default: where it is permitted), on (or no launch), off
     #[arg(long, value_name = "WHEN", value_parser = parse_userfaultfd)]
     pub userfaultfd: Option<UseUserfaultfd>,
+    /// What a thread's forbidden system call does: on (the default) ends the VM, log only notes it
+    /// in the kernel's audit log, off turns all sandboxing off
+    #[arg(long, value_name = "MODE", hide_possible_values = true)]
+    pub seccomp: Option<Seccomp>,
+    /// Run in a memory cgroup (v2) of its own whose memory.max follows the limit, made below PATH,
+    /// or beside the cgroup of whoever launches (auto)
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = AUTO)]
+    pub cgroup: Option<PathBuf>,
 }
 
 impl LaunchArgs {
@@ -232,6 +247,9 @@ pub struct DemoArgs {
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
+    /// What a thread's forbidden system call does: on (the default), log or off
+    #[arg(long, value_name = "MODE", hide_possible_values = true)]
+    pub seccomp: Option<Seccomp>,
 }
 
 impl DemoArgs {
@@ -329,6 +347,8 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
         ("--kernel", launch.kernel.is_some()),
         ("--workload", launch.workload.is_some()),
         ("--backing", launch.backing.is_some()),
+        ("--seccomp", launch.seccomp.is_some()),
+        ("--cgroup", launch.cgroup.is_some()),
     ];
     let given = flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
     match (&cli.command, given) {

@@ -10,6 +10,7 @@ use crate::cli::{DemoArgs, exit};
 use crate::client_commands::Output;
 use crate::control::protocol::GuestRequest;
 use crate::control::report::{GuestOutcome, GuestReport};
+use crate::harden::{self, Needs, Role};
 use crate::install_config::InstallPool;
 use crate::launch::RunError;
 use crate::memory::Backing;
@@ -112,6 +113,7 @@ impl Sampler {
         let stop = Arc::new(AtomicBool::new(false));
         let until = stop.clone();
         let watch = move || {
+            harden::enter(Role::Sampler);
             while !until.load(Ordering::Relaxed) {
                 samples.take();
                 std::thread::sleep(SAMPLE);
@@ -221,6 +223,7 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
         // The story is about what the guest costs, and has little room for what is beside it.
         config.install.pool = Some(InstallPool::default_for(args.mem).at_most(POOL));
     }
+    harden::prepare(args.seccomp.unwrap_or_default(), &Needs::default())?;
     let vm = Arc::new(Vm::launch(config)?);
     guest(&vm, &GuestRequest::Stats)?;
     let boot_ms = millis(start.elapsed());
@@ -240,6 +243,7 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     };
     let sampler =
         Sampler::start(story.samples.clone()).map_err(|source| RunError::Host { step: "start a thread", source })?;
+    harden::enter(Role::Story);
     let result = play(&mut story, &vm);
     drop(sampler);
     vm.stop();

@@ -5,6 +5,7 @@
 //! A file that lacks what it should hold is an [`io::ErrorKind::InvalidData`] error, never a zero.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::{fmt, fs, io};
 
 const SMAPS_ROLLUP: &str = "/proc/self/smaps_rollup";
@@ -103,6 +104,16 @@ pub(crate) fn huge_mapped_bytes(addresses: &Range<u64>) -> io::Result<u64> {
     Ok(parse_huge_mapped(&fs::read_to_string(SMAPS)?, addresses))
 }
 
+/// Where cgroup v2 is mounted, from `/proc/self/mountinfo`.
+pub(crate) fn parse_cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        // Mount id, parent, device, root, mount point, options, tags ... - type, source, options.
+        let (mount, kind) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4)?;
+        (kind.split(' ').next() == Some("cgroup2")).then(|| PathBuf::from(point))
+    })
+}
+
 fn malformed(path: &str, missing: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{path} does not hold {missing}"))
 }
@@ -182,6 +193,14 @@ mod tests {
         assert_eq!(parse_huge_mapped(smaps, &mib(0, 8)), 6 << 20);
         assert_eq!(parse_huge_mapped(smaps, &mib(4, 12)), 8 << 20);
         assert_eq!(parse_huge_mapped(smaps, &mib(2, 4)), 0, "an area across the edge is not ours");
+    }
+
+    #[test]
+    fn cgroup_v2_is_found_among_the_mounts() {
+        let mounts = "31 24 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+             32 24 0:28 / /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 cgroup2 rw\n";
+        assert_eq!(parse_cgroup2_mount(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(parse_cgroup2_mount("31 24 0:27 / /x rw - ext4 cgroup2 rw\n - \n"), None);
     }
 
     #[test]

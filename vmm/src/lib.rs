@@ -15,17 +15,23 @@
 //! | [`vm`] | one machine made of these |
 //! | [`control`], [`service`] | the control socket, and requests carried out |
 //! | [`cli`], [`workload`], [`client_commands`], [`render`], [`chart`] | what people see |
+//! | [`faults`] | places where tests make the host fail |
+//! | [`cgroup`] | the VM's own memory cgroup |
+//! | [`harden`] | what the process gives up before it serves a guest |
 //! | [`launch`], [`demo`] | what the binary runs |
 
 pub mod agent;
 pub mod boot;
+pub mod cgroup;
 pub mod chart;
 pub mod cli;
 pub mod client_commands;
 pub mod control;
 pub mod demo;
 pub mod doorbell;
+pub mod faults;
 pub mod guest_log;
+pub mod harden;
 pub mod install_config;
 pub mod kernel_stats;
 pub mod launch;

@@ -18,7 +18,7 @@ pub use pool::PoolStatus;
 pub use supply::{PoolConfig, Shortfall, Supply, UseUserfaultfd};
 pub use userfault::{Fault, Userfault, UserfaultError};
 
-use crate::kernel_stats;
+use crate::{faults, kernel_stats};
 use mapping::Mapping;
 use pages::{Joined, State};
 use rustix::fd::OwnedFd;
@@ -328,6 +328,8 @@ impl GuestRam {
         if start == end {
             return Ok(());
         }
+        let refused = |source| MemoryError::Discard { first: first.0, count, backing: self.backing, source };
+        faults::point(faults::DISCARD).map_err(refused)?;
         match &self.file {
             // On a shared mapping MADV_DONTNEED would succeed and free nothing.
             Some(file) => {
@@ -340,12 +342,7 @@ impl GuestRam {
                 rustix::mm::madvise(self.mapping.pointer(start), end - start, Advice::LinuxDontNeed)
             }),
         }
-        .map_err(|error| MemoryError::Discard {
-            first: first.0,
-            count,
-            backing: self.backing,
-            source: error.into(),
-        })
+        .map_err(|error| refused(error.into()))
     }
 
     /// Puts memory behind `count` huge frames: zeroed where there was none, unchanged where there
@@ -363,16 +360,14 @@ impl GuestRam {
         if start == end {
             return Ok(());
         }
+        let refused = |source| MemoryError::Populate { first: first.0, count, backing: self.backing, source };
+        faults::point(faults::POPULATE).map_err(refused)?;
         // SAFETY: the range is inside our mapping, and what it holds does not change.
         retry_on_intr(|| unsafe {
             rustix::mm::madvise(self.mapping.pointer(start), end - start, Advice::LinuxPopulateWrite)
         })
-        .map_err(|error| MemoryError::Populate {
-            first: first.0,
-            count,
-            backing: self.backing,
-            source: error.into(),
-        })
+        .map_err(|error| refused(error.into()))?;
+        faults::point(faults::POPULATE_LATE).map_err(refused)
     }
 
     /// How much host memory is behind the RAM, by the kernel's own account.
@@ -406,6 +401,7 @@ impl GuestRam {
     }
 
     fn read_residency(&self) -> io::Result<RamResidency> {
+        faults::point(faults::RESIDENCY)?;
         let file_bytes = match &self.file {
             // A page can be in the file and in no page table.
             Some(file) => Some(u64::try_from(rustix::fs::fstat(file)?.st_blocks).unwrap_or(0) * 512),
@@ -440,6 +436,7 @@ impl GuestRam {
     }
 
     fn walk_resident(&self, mut visit: impl FnMut(Range<u64>)) -> io::Result<()> {
+        faults::point(faults::RESIDENCY)?;
         let (start, len) = (self.mapping.start(), self.mapping.len());
         match &self.file {
             Some(file) if self.backing == Backing::Memfd => pages::file_data(file, self.bytes(), visit),

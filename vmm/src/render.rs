@@ -129,6 +129,10 @@ pub fn status(report: &StatusReport) -> String {
         rows.push(("wanted", memory(report.wanted_bytes, "the host asks the guest for more")));
     }
     rows.push(("VMM overhead", memory(report.vmm_overhead_bytes, "resident, without guest memory and pool")));
+    if let Some(cgroup) = &report.cgroup {
+        let note = format!("in use of {} in {}", Bytes(cgroup.memory_max_bytes), printable(&cgroup.path));
+        rows.push(("cgroup", memory(cgroup.memory_current_bytes, &note)));
+    }
     rows.push(("installs", count(report.installs, failed(report.install_failures, "failed"))));
     let pool = report.install_pool;
     if pool.size_bytes > 0 {

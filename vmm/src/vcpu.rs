@@ -6,7 +6,7 @@
 
 use crate::boot::{BootError, Kernel, Platform};
 use crate::doorbell::{Doorbell, Flow, GuestEnd};
-use crate::error_line;
+use crate::{error_line, faults};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use shared_layout::Call;
 use shared_layout::call::DOORBELL_BYTES;
@@ -83,7 +83,7 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd
     counters.busy.store(true, Ordering::Relaxed);
     counters.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
     while !context.stop.load(Ordering::Acquire) {
-        let call = match fd.run() {
+        let call = match faults::point(faults::VCPU_RUN).map_err(Into::into).and_then(|()| fd.run()) {
             Ok(VcpuExit::MmioWrite(address, _)) => {
                 counters.mmio.fetch_add(1, Ordering::Relaxed);
                 match address.checked_sub(context.platform.doorbell_gpa()) {

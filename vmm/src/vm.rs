@@ -6,20 +6,22 @@
 
 use crate::agent::{self, AgentError, Agents};
 use crate::boot::{self, BootError, Kernel, KernelError, Platform};
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::doorbell::{Doorbell, GuestEnd};
+use crate::harden::{self, Role};
 use crate::install_config::{InstallConfig, InstallConfigError};
-use crate::kernel_stats;
 use crate::memory::{Backing, GuestRam, MemoryError, Supply};
 use crate::monitor::{Monitor, MonitorError, Pass, Violations};
 use crate::units::Bytes;
 use crate::vcpu::{self, VcpuContext, VcpuCounters};
+use crate::{faults, kernel_stats};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -112,6 +114,9 @@ pub enum VmError {
     /// The guest's agent did not answer.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// Its cgroup did not make room for it.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// A size out of range.
     #[error("{0}")]
     Size(String),
@@ -156,7 +161,7 @@ impl Announcer {
         self.end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.end.changed.notify_all();
         self.agents.stop();
-        if let Err(error) = self.event.write(1) {
+        if let Err(error) = faults::point(faults::EVENTFD).and_then(|()| self.event.write(1)) {
             log::error!("the guest's end could not be announced: {error}");
         }
     }
@@ -181,6 +186,7 @@ pub struct Vm {
     announcer: Announcer,
     started: Instant,
     next_seed: AtomicU32,
+    cgroup: OnceLock<Arc<Cgroup>>,
 }
 
 impl Vm {
@@ -257,6 +263,7 @@ impl Vm {
             announcer,
             started,
             next_seed: AtomicU32::new(1),
+            cgroup: OnceLock::new(),
         };
         for (index, fd) in fds.into_iter().enumerate() {
             // A thread that cannot start drops the machine, which stops those that did.
@@ -274,14 +281,17 @@ impl Vm {
             counters: self.vcpus[index as usize].clone(),
         };
         let announcer = self.announcer.clone();
+        let refused = |source| LaunchError::Host { step: "start a vCPU's thread", source };
+        faults::point(faults::THREAD_START).map_err(refused)?;
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
+                harden::enter(Role::Vcpu);
                 if let Some(reason) = vcpu::run(fd, index, &context) {
                     announcer.announce(reason);
                 }
             })
-            .map_err(|source| LaunchError::Host { step: "start a vCPU's thread", source })?;
+            .map_err(refused)?;
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         Ok(())
     }
@@ -302,6 +312,26 @@ impl Vm {
     #[must_use]
     pub fn platform(&self) -> &Platform {
         &self.platform
+    }
+
+    /// Lets the maximum of this cgroup, which the process is in, follow the limit from now on. Only
+    /// the first one counts.
+    pub fn follow_with(&self, cgroup: Arc<Cgroup>) {
+        let _ = self.cgroup.set(cgroup);
+    }
+
+    /// The cgroup that follows the limit.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.get().map(|cgroup| &**cgroup)
+    }
+
+    /// Lowers the cgroup's maximum to what the limit needs, as soon as that can be.
+    pub fn settle_cgroup(&self) {
+        let limit = u64::from(self.monitor.limit()) * HUGE_SIZE;
+        if let Some(Err(error)) = self.cgroup().map(|cgroup| cgroup.lower(limit)) {
+            log::debug!("the cgroup's maximum stays for now: {}", crate::error_line(&error));
+        }
     }
 
     /// The calls' side of the story.
@@ -413,13 +443,14 @@ impl Vm {
             }
         }
         let waited = start.elapsed().saturating_sub(duration);
+        self.settle_cgroup();
         Ok(Resize { target, actual: u64::from(self.monitor.limit()) * HUGE_SIZE, pass, duration, waited })
     }
 
     /// Raises the limit to `target` bytes.
     ///
     /// # Errors
-    /// A size out of range; nothing else can fail.
+    /// A size out of range, or a cgroup that does not make room.
     pub fn grow(&self, target: u64) -> Result<Resize, VmError> {
         let frames = self.frames_of(target)?;
         let limit = self.monitor.limit();
@@ -429,6 +460,9 @@ impl Vm {
                 Bytes(target),
                 Bytes(u64::from(limit) * HUGE_SIZE)
             )));
+        }
+        if let Some(cgroup) = self.cgroup() {
+            cgroup.raise(target)?;
         }
         let start = Instant::now();
         let pass = self.monitor.grow(frames);

@@ -103,6 +103,7 @@ fn status() -> StatusReport {
         guest_free_bytes: 3 << 30,
         reclaimable_now_bytes: 3 << 30,
         vmm_overhead_bytes: 20 << 20,
+        cgroup: None,
         installs: 4096,
         enforcement: "userfaultfd".to_owned(),
         on_violation: "install".to_owned(),

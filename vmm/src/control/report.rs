@@ -109,6 +109,9 @@ pub struct StatusReport {
     pub corrupt_entries: u64,
     /// Doorbell calls that were refused.
     pub bad_calls: u64,
+    /// The VM's own cgroup, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<CgroupStatus>,
     /// One a vCPU.
     pub vcpus: Vec<VcpuStatus>,
 }
@@ -127,6 +130,17 @@ pub struct InstallPoolStatus {
     pub misses: u64,
     /// Times that it gave all it held back because the host was short of memory.
     pub given_back: u64,
+}
+
+/// The memory cgroup of a VM.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct CgroupStatus {
+    /// Its directory.
+    pub path: String,
+    /// What it allows the whole process, in bytes.
+    pub memory_max_bytes: u64,
+    /// What is in use of that, in bytes.
+    pub memory_current_bytes: u64,
 }
 
 /// One vCPU.

@@ -8,6 +8,8 @@
 
 use super::mapping::Mapping;
 use super::pressure::Pressure;
+use crate::faults;
+use crate::harden::{self, Role};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{Errno, retry_on_intr};
@@ -200,9 +202,10 @@ impl Pool {
             given_back: AtomicU64::new(0),
         });
         let of_thread = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("install-pool".to_owned())
-            .spawn(move || Refill { shared: &of_thread, pressure, well_from: None, budget: None }.run())?;
+        let thread = std::thread::Builder::new().name("install-pool".to_owned()).spawn(move || {
+            harden::enter(Role::InstallPool);
+            Refill { shared: &of_thread, pressure, well_from: None, budget: None }.run();
+        })?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -342,6 +345,7 @@ impl Refill<'_> {
 
 /// Puts memory behind slots: zeroed where there was none.
 fn populate(mapping: &Mapping, slots: Range<usize>) -> Result<(), Errno> {
+    faults::point(faults::POPULATE).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     // SAFETY: the range is inside our mapping, which nobody else uses.
     retry_on_intr(|| unsafe {
         rustix::mm::madvise(mapping.pointer(slots.start * SLOT), slots.len() * SLOT, Advice::LinuxPopulateWrite)

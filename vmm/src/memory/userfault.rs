@@ -5,6 +5,7 @@
 //! does. Invariants: every range is inside the registered mapping before a system call sees it, and
 //! once it is [detached](Userfault::detach) nobody sleeps in a fault any more.
 
+use crate::faults;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
@@ -212,6 +213,9 @@ impl Userfault {
         // A page that the kernel is at for a moment (compaction, a split) is worth some more calls.
         let mut patience = 64;
         while moved < len {
+            if let Err(error) = faults::point(faults::MOVE) {
+                return Err(MoveError { moved, error: Errno::from_io_error(&error).unwrap_or(Errno::IO) });
+            }
             let mut arg = MoveArg {
                 dst: (self.start + offset + moved) as u64,
                 src: (source.start + moved) as u64,
@@ -295,6 +299,7 @@ impl Userfault {
     /// # Errors
     /// If the kernel refuses.
     pub fn read(&self, faults: &mut Vec<Fault>) -> io::Result<()> {
+        faults::point(faults::USERFAULT_READ)?;
         let mut buffer = [0u8; MESSAGE * MESSAGES];
         let bytes = match rustix::io::read(&self.fd, &mut buffer) {
             Ok(bytes) => bytes,

@@ -10,6 +10,7 @@
 use super::{CLAIM_POLL, Monitor, lock};
 use crate::doorbell::GuestEnd;
 use crate::error_line;
+use crate::harden::{self, Role};
 use crate::memory::{Fault, Userfault};
 use crate::vcpu::VcpuCounters;
 use llfree::{Claim, Residency};
@@ -271,6 +272,7 @@ impl Violations {
         let shared = Arc::new(Shared { event, over: AtomicBool::new(false) });
         let of_thread = shared.clone();
         let thread = std::thread::Builder::new().name("userfault".to_owned()).spawn(move || {
+            harden::enter(Role::Userfault);
             let Some(userfault) = monitor.supply.userfault() else { return };
             let find = |fault: &Fault| {
                 let vcpu = vcpus.iter().position(|vcpu| vcpu.thread.load(Ordering::Relaxed) == fault.thread)?;
