@@ -181,7 +181,14 @@ const MEMORY: &[Allow] = &[
     With(
         libc::SYS_madvise,
         2,
-        &[libc::MADV_POPULATE_READ as u64, libc::MADV_POPULATE_WRITE as u64, libc::MADV_COLLAPSE as u64],
+        &[
+            libc::MADV_POPULATE_READ as u64,
+            libc::MADV_POPULATE_WRITE as u64,
+            libc::MADV_COLLAPSE as u64,
+            // A slot for an install that finds the pool dry.
+            libc::MADV_DONTFORK as u64,
+            libc::MADV_DONTDUMP as u64,
+        ],
     ),
     With(libc::SYS_fallocate, 1, &[PUNCH_HOLE]),
     With(libc::SYS_process_madvise, 3, &[libc::MADV_DONTNEED as u64]),
