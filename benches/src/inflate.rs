@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `reclaim_touched` | shrink while all free frames have memory behind them | `discard_touched_bulk` |
 //! | `reclaim_untouched` | shrink while none has | `discard_untouched_bulk` |
+//! | `reclaim_scattered` | soft reclaim after the guest freed a random half | `discard_scattered_per_run` |
 //! | `return` | grow | `discard_untouched_bulk`: the cheapest call for a frame |
 //! | `return_install_touch` | grow, then the guest allocates each frame, has it installed, and writes to every page | `populate_touch_per_frame` |
 
@@ -18,7 +19,7 @@ use std::time::Instant;
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::control::protocol::GuestRequest;
 use vmm::control::report::GuestOutcome;
-use vmm::memory::{Backing, GuestRam};
+use vmm::memory::{Backing, GuestRam, Run};
 use vmm::service;
 use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig};
@@ -31,10 +32,13 @@ const GUEST_OWN: u64 = 8 << 20;
 struct Ops {
     reclaim_touched: Series,
     reclaim_untouched: Series,
+    reclaim_scattered: Series,
     give_back: Series,
     give_back_install_touch: Series,
     discard_touched_bulk: Series,
     discard_touched_per_frame: Series,
+    discard_scattered_together: Series,
+    discard_scattered_per_run: Series,
     discard_untouched_bulk: Series,
     discard_untouched_per_frame: Series,
     populate_bulk: Series,
@@ -43,14 +47,17 @@ struct Ops {
 }
 
 impl Ops {
-    fn all(&mut self) -> [&mut Series; 11] {
+    fn all(&mut self) -> [&mut Series; 14] {
         [
             &mut self.reclaim_touched,
             &mut self.reclaim_untouched,
+            &mut self.reclaim_scattered,
             &mut self.give_back,
             &mut self.give_back_install_touch,
             &mut self.discard_touched_bulk,
             &mut self.discard_touched_per_frame,
+            &mut self.discard_scattered_together,
+            &mut self.discard_scattered_per_run,
             &mut self.discard_untouched_bulk,
             &mut self.discard_untouched_per_frame,
             &mut self.populate_bulk,
@@ -85,10 +92,23 @@ pub(crate) fn run(mem: Bytes, to: Bytes, backing: Backing, iterations: u32) -> R
     Ok(vec![
         ops.reclaim_touched.row("llfree", "reclaim_touched", frames, &ops.discard_touched_bulk),
         ops.reclaim_untouched.row("llfree", "reclaim_untouched", frames, &ops.discard_untouched_bulk),
+        ops.reclaim_scattered.row("llfree", "reclaim_scattered", frames / 2, &ops.discard_scattered_per_run),
         ops.give_back.row("llfree", "return", frames, &ops.discard_untouched_bulk),
         ops.give_back_install_touch.row("llfree", "return_install_touch", frames, &ops.populate_touch_per_frame),
         ops.discard_touched_bulk.row("raw", "discard_touched_bulk", frames, &ops.discard_touched_bulk),
         ops.discard_touched_per_frame.row("raw", "discard_touched_per_frame", frames, &ops.discard_touched_bulk),
+        ops.discard_scattered_together.row(
+            "raw",
+            "discard_scattered_together",
+            frames / 2,
+            &ops.discard_scattered_per_run,
+        ),
+        ops.discard_scattered_per_run.row(
+            "raw",
+            "discard_scattered_per_run",
+            frames / 2,
+            &ops.discard_scattered_per_run,
+        ),
         ops.discard_untouched_bulk.row("raw", "discard_untouched_bulk", frames, &ops.discard_untouched_bulk),
         ops.discard_untouched_per_frame.row("raw", "discard_untouched_per_frame", frames, &ops.discard_untouched_bulk),
         ops.populate_bulk.row("raw", "populate_bulk", frames, &ops.populate_bulk),
@@ -113,6 +133,14 @@ fn guest_round(vm: &Vm, mem: Bytes, to: Bytes, frames: u32, ops: &mut Ops) -> Re
     grow(vm, mem)?;
     alloc(vm, mem.0 - to.0)?;
     ops.give_back_install_touch.add(start.elapsed(), frames);
+
+    // Half of it is free, here and there.
+    let half = GuestRequest::Free { bytes: Some((mem.0 - to.0) / 2), random: true };
+    service::guest(vm, &half)?;
+    service::guest(vm, &GuestRequest::Idle)?;
+    let start = Instant::now();
+    let pass = vm.monitor().evict(u32::MAX).map_err(vmm::vm::VmError::from)?;
+    ops.reclaim_scattered.add(start.elapsed(), pass.discarded);
     free_all(vm)
 }
 
@@ -143,6 +171,22 @@ fn raw_round(raw: &GuestRam, frames: u32, ops: &mut Ops) -> Result<(), BenchErro
     let start = Instant::now();
     each().try_for_each(|huge| raw.discard(huge, 1))?;
     ops.discard_touched_per_frame.add(start.elapsed(), frames);
+
+    let scattered: Vec<Run> = each().step_by(2).map(|first| Run { first, count: 1 }).collect();
+    raw.populate(first, frames)?;
+    let mut failed = None;
+    let start = Instant::now();
+    raw.discard_runs(&scattered, |_, result| failed = failed.take().or(result.err()));
+    ops.discard_scattered_together.add(start.elapsed(), scattered.len() as u32);
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+
+    raw.populate(first, frames)?;
+    let start = Instant::now();
+    scattered.iter().try_for_each(|run| raw.discard(run.first, run.count))?;
+    ops.discard_scattered_per_run.add(start.elapsed(), scattered.len() as u32);
+    raw.discard(first, frames)?;
 
     let start = Instant::now();
     for huge in each() {
