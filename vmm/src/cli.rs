@@ -19,7 +19,7 @@ pub mod exit {
     pub const OK: u8 = 0;
     /// An error; one line on stderr says which.
     pub const ERROR: u8 = 1;
-    /// A partial result: a shrink short of its target, a guest command that fell short.
+    /// A partial result: a shrink short of its target, a guest command that fell short, a finding.
     pub const PARTIAL: u8 = 2;
     /// The guest crashed.
     pub const CRASHED: u8 = 3;
@@ -42,7 +42,7 @@ Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory co
 2 MiB. With one VM running no --name is needed.
 
 Exit codes: 0 all went well; 1 an error; 2 a partial shrink, or a guest command that fell short
-(verify found wrong data, no memory left); 3 the guest crashed; 130 interrupted.";
+(verify found wrong data, no memory left), or findings of validate; 3 the guest crashed; 130 interrupted.";
 
 /// Launches a guest whose unused memory the host takes back in microseconds, and controls it.
 #[derive(Clone, Debug, Parser)]
@@ -154,6 +154,8 @@ pub enum ClientCommand {
         #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
         by: Option<Bytes>,
     },
+    /// Check that no frame is lost or owned twice; exit code 2 if something is wrong
+    Validate,
     /// Show limit, resident memory, installs, exits and more
     Status {
         /// Again and again, at this interval

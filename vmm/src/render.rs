@@ -2,7 +2,7 @@
 //!
 //! What a guest or another process wrote is filtered on the way.
 
-use crate::control::report::{GuestOutcome, GuestReport, ReclaimReport, ResizeReport, StatusReport};
+use crate::control::report::{GuestOutcome, GuestReport, ReclaimReport, ResizeReport, StatusReport, ValidateReport};
 use crate::guest_log::printable;
 use crate::units::Bytes;
 use std::fmt::Write;
@@ -72,6 +72,33 @@ pub fn reclaim(report: &ReclaimReport) -> String {
         ("reclaim", format!("{} frames of 2 MiB in {}", report.huge_frames, micros(report.duration_us))),
         ("freed on host", Bytes(report.freed_bytes).to_string()),
     ])
+}
+
+/// What `validate` prints.
+#[must_use]
+pub fn validate(report: &ValidateReport) -> String {
+    let state = match report.findings.len() {
+        0 => "clean".to_owned(),
+        1 => "1 FINDING".to_owned(),
+        n => format!("{n} FINDINGS"),
+    };
+    let mut rows = vec![
+        ("validate", format!("{state}, {} huge frames in {}", report.huge_frames, micros(report.duration_us))),
+        ("by the host", format!("{} installed, {} evicted, {} held", report.installed, report.evicted, report.held)),
+    ];
+    for finding in &report.findings {
+        let blame = if finding.guest_can_cause { "" } else { "; A FAULT OF THE HOST" };
+        let frames = match &finding.first_frames[..] {
+            [] => String::new(),
+            some => {
+                let more = if finding.count > some.len() as u64 { " ..." } else { "" };
+                let numbers: Vec<String> = some.iter().map(u32::to_string).collect();
+                format!(": {}{more}", numbers.join(", "))
+            }
+        };
+        rows.push(("finding", format!("{} {}{frames}{blame}", finding.count, printable(&finding.wording))));
+    }
+    table(&rows)
 }
 
 /// What `guest` prints; `verb` says what was asked.

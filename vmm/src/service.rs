@@ -9,13 +9,14 @@
 use crate::agent::AgentError;
 use crate::control::protocol::{ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{
-    BadPage, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, Shortfall, StatusReport, VcpuStatus,
+    BadPage, ExitCounts, FindingReport, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, Shortfall,
+    StatusReport, ValidateReport, VcpuStatus,
 };
 use crate::control::server::Responder;
 use crate::doorbell::GuestEnd;
 use crate::error_line;
 use crate::guest_log::Rarely;
-use crate::monitor::MonitorError;
+use crate::monitor::{Finding, MonitorError};
 use crate::units::Bytes;
 use crate::vm::{Resize, Vm, VmError};
 use llfree::Census;
@@ -117,7 +118,7 @@ impl Service {
                 responder.answer(&Reply::Stopping);
                 return true;
             }
-            Request::Status => &workers.reports,
+            Request::Status | Request::Validate => &workers.reports,
             Request::Shrink { .. } | Request::Grow { .. } | Request::Reclaim { .. } => {
                 self.queued_resizes.fetch_add(1, Ordering::Relaxed);
                 &workers.resizes
@@ -156,6 +157,7 @@ fn report_and_audit(vm: &Vm, name: &str, jobs: &Receiver<Job>) {
     let mut pause = AUDIT_PAUSE;
     loop {
         match jobs.recv_timeout(pause) {
+            Ok((Request::Validate, responder)) => responder.answer(&answer(validate(vm).map(Reply::Validate))),
             Ok((_, responder)) => {
                 responder.answer(&answer(status(vm, name).map(|report| Reply::Status(Box::new(report)))));
             }
@@ -318,6 +320,31 @@ fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
         free_huge_bytes,
         duration_us: micros(took),
     }
+}
+
+/// Checks that no frame is lost or owned twice, by all that the host can know. Repairs nothing.
+///
+/// # Errors
+/// If the kernel does not answer.
+pub fn validate(vm: &Vm) -> Result<ValidateReport, VmError> {
+    let start = Instant::now();
+    let seen = vm.monitor().validate()?;
+    let finding = |finding: &Finding| FindingReport {
+        check: finding.check.name().to_owned(),
+        count: finding.count,
+        first_frames: finding.first.iter().map(|huge| huge.0).collect(),
+        guest_can_cause: finding.check.is_claim(),
+        wording: finding.check.meaning().to_owned(),
+    };
+    Ok(ValidateReport {
+        clean: seen.findings.is_empty(),
+        huge_frames: seen.census.huge_frames,
+        held: seen.census.held,
+        evicted: seen.census.evicted,
+        installed: seen.census.installed,
+        findings: seen.findings.iter().map(finding).collect(),
+        duration_us: micros(start.elapsed()),
+    })
 }
 
 /// All numbers about a VM. Audits residency on the way, so that `violations` is up to date; what

@@ -5,13 +5,15 @@ use vmm::control::protocol::{
     DecodeError, ErrorKind, GuestRequest, MAX_LINE, MAX_REPLY, PROTOCOL_VERSION, Reply, Request, ShrinkGoal,
 };
 use vmm::control::report::{
-    BadPage, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, Shortfall, StatusReport, VcpuStatus,
+    BadPage, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, Shortfall, StatusReport,
+    ValidateReport, VcpuStatus,
 };
 
 fn requests() -> Vec<(Request, &'static str)> {
     vec![
         (Request::Ping, r#"{"version":1,"request":"ping"}"#),
         (Request::Status, r#"{"version":1,"request":"status"}"#),
+        (Request::Validate, r#"{"version":1,"request":"validate"}"#),
         (
             Request::Shrink { goal: ShrinkGoal::ToBytes(1 << 30), wait_ms: 10_000 },
             r#"{"version":1,"request":{"shrink":{"goal":{"to_bytes":1073741824},"wait_ms":10000}}}"#,
@@ -83,6 +85,7 @@ fn replies_survive_a_line() {
         Reply::Status(Box::new(StatusReport { name: "a".to_owned(), vcpus: vec![vcpu], ..StatusReport::default() })),
         Reply::Resize(ResizeReport { shortfall: Some(shortfall), ..ResizeReport::default() }),
         Reply::Reclaim(ReclaimReport::default()),
+        Reply::Validate(ValidateReport::default()),
         Reply::Guest(guest_report()),
         Reply::Stopping,
         Reply::error(ErrorKind::Busy, "later"),

@@ -54,6 +54,43 @@ pub struct ReclaimReport {
     pub duration_us: u64,
 }
 
+/// What a check of a live VM found.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidateReport {
+    /// Whether nothing was found.
+    pub clean: bool,
+    /// Huge frames of the VM.
+    pub huge_frames: u64,
+    /// Huge frames that the host holds.
+    pub held: u64,
+    /// Huge frames without memory that the guest may ask for.
+    pub evicted: u64,
+    /// Huge frames with memory.
+    pub installed: u64,
+    /// One a kind of contradiction.
+    pub findings: Vec<FindingReport>,
+    /// From the request to the result, in microseconds.
+    pub duration_us: u64,
+}
+
+/// One kind of contradiction.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FindingReport {
+    /// What was compared, as a word.
+    pub check: String,
+    /// How many frames, or words, are concerned.
+    pub count: u64,
+    /// The numbers of the first few huge frames.
+    pub first_frames: Vec<u32>,
+    /// A guest can bring this about by writing or touching what it should not; otherwise it is a
+    /// fault of the host.
+    pub guest_can_cause: bool,
+    /// What it means.
+    pub wording: String,
+}
+
 /// All numbers about a VM. "Of the kernel" means: by the host kernel's accounting.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
