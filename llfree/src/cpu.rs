@@ -283,6 +283,8 @@ impl<'a> Cpu<'a> {
         self.tenant.note_free(frame, after);
         if !after.is_evicted() {
             self.spot.freed = Some(huge);
+            // There is memory again that costs no install: look for that first.
+            self.spot.any = false;
         }
         Ok(())
     }
