@@ -4,6 +4,7 @@
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
 use crate::memory::Backing;
+use crate::monitor::auto::Switch;
 use crate::units::{Bytes, parse_duration, parse_memory};
 use crate::workload::{DEFAULT_ORDER, FreeAmount, Workload, parse_amount, parse_millis, parse_order};
 use clap::error::ErrorKind;
@@ -97,6 +98,9 @@ pub struct LaunchArgs {
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
+    /// Take back free memory by itself: on, off (the default), or how, like interval=5s,min-age=2,keep=64M,rate=4G/s
+    #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
+    pub auto_reclaim: Option<Switch>,
 }
 
 impl LaunchArgs {
@@ -153,6 +157,12 @@ pub enum ClientCommand {
         /// At most this much; all that is free by default
         #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
         by: Option<Bytes>,
+    },
+    /// Take back free memory by itself, from now on or no more
+    AutoReclaim {
+        /// on, off, or how: interval=5s,min-age=2,keep=64M,rate=4G/s, what is left out as shown
+        #[arg(value_name = "SPEC", allow_hyphen_values = true)]
+        settings: Switch,
     },
     /// Check that no frame is lost or owned twice; exit code 2 if something is wrong
     Validate,
@@ -298,6 +308,7 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
         ("--kernel", launch.kernel.is_some()),
         ("--workload", launch.workload.is_some()),
         ("--backing", launch.backing.is_some()),
+        ("--auto-reclaim", launch.auto_reclaim.is_some()),
     ];
     let given = flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
     match (&cli.command, given) {

@@ -185,6 +185,8 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let config = VmConfig { memory, cpus: args.cpus(), backing: args.backing(), kernel: args.kernel.clone() };
     warn_about_huge_pages(&config);
     let vm = Arc::new(Vm::launch(config)?);
+    let auto_reclaim = args.auto_reclaim.unwrap_or_default();
+    vm.auto_reclaim().switch(auto_reclaim).map_err(host("start automatic reclaim"))?;
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
     let event = |step| move |source: io::Error| RunError::Host { step, source };
     let guest_end = vm.end_event().try_clone().map_err(event("copy an event"))?;

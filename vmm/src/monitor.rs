@@ -9,6 +9,7 @@
 //! comes from R and, cross-checked by the audit, from the kernel.
 
 mod audit;
+pub mod auto;
 mod install;
 mod reclaim;
 mod validate;

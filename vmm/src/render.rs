@@ -2,7 +2,9 @@
 //!
 //! What a guest or another process wrote is filtered on the way.
 
-use crate::control::report::{GuestOutcome, GuestReport, ReclaimReport, ResizeReport, StatusReport, ValidateReport};
+use crate::control::report::{
+    AutoReclaimReport, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, StatusReport, ValidateReport,
+};
 use crate::guest_log::printable;
 use crate::units::Bytes;
 use std::fmt::Write;
@@ -72,6 +74,28 @@ pub fn reclaim(report: &ReclaimReport) -> String {
         ("reclaim", format!("{} frames of 2 MiB in {}", report.huge_frames, micros(report.duration_us))),
         ("freed on host", Bytes(report.freed_bytes).to_string()),
     ])
+}
+
+/// What `auto-reclaim` prints, and a line of `status`.
+#[must_use]
+pub fn auto_reclaim(report: &AutoReclaimReport) -> String {
+    table(&[("auto-reclaim", auto_reclaim_line(report))])
+}
+
+fn auto_reclaim_line(report: &AutoReclaimReport) -> String {
+    let evicted = format!("{} taken back in {} scans", Bytes(report.evicted_bytes), report.scans);
+    let Some(settings) = report.settings.as_deref().filter(|_| report.on) else {
+        return if report.scans > 0 { format!("off; {evicted}") } else { "off".to_owned() };
+    };
+    let last = report.last_scan_ms_ago.map_or_else(String::new, |ms| {
+        let back_off = match report.back_off_bytes {
+            0 => String::new(),
+            bytes => format!(", {} of it for recent installs", Bytes(bytes)),
+        };
+        let (free, headroom) = (Bytes(report.free_bytes), Bytes(report.headroom_bytes));
+        format!("; {} ago {free} free with memory, headroom {headroom}{back_off}", micros(ms.saturating_mul(1000)))
+    });
+    format!("on, {}; {evicted}{last}", printable(settings))
 }
 
 /// What `validate` prints.
@@ -154,6 +178,9 @@ pub fn status(report: &StatusReport) -> String {
     ];
     if report.wanted_bytes > 0 {
         rows.push(("wanted", memory(report.wanted_bytes, "the host asks the guest for more")));
+    }
+    if report.auto_reclaim.on || report.auto_reclaim.scans > 0 {
+        rows.push(("auto-reclaim", auto_reclaim_line(&report.auto_reclaim)));
     }
     rows.push(("VMM overhead", memory(report.vmm_overhead_bytes, "resident, without guest memory")));
     rows.push(("installs", count(report.installs, failed(report.install_failures, "failed"))));

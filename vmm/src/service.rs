@@ -9,13 +9,14 @@
 use crate::agent::AgentError;
 use crate::control::protocol::{ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{
-    BadPage, ExitCounts, FindingReport, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, Shortfall,
-    StatusReport, ValidateReport, VcpuStatus,
+    AutoReclaimReport, BadPage, ExitCounts, FindingReport, GuestOutcome, GuestReport, ReclaimReport, ResizeReport,
+    Shortfall, StatusReport, ValidateReport, VcpuStatus,
 };
 use crate::control::server::Responder;
 use crate::doorbell::GuestEnd;
 use crate::error_line;
 use crate::guest_log::Rarely;
+use crate::monitor::auto::{AutoStatus, Switch};
 use crate::monitor::{Finding, MonitorError};
 use crate::units::Bytes;
 use crate::vm::{Resize, Vm, VmError};
@@ -118,6 +119,10 @@ impl Service {
                 responder.answer(&Reply::Stopping);
                 return true;
             }
+            Request::AutoReclaim { settings } => {
+                responder.answer(&answer(auto_reclaim(&self.vm, settings).map(Reply::AutoReclaim)));
+                return false;
+            }
             Request::Status | Request::Validate => &workers.reports,
             Request::Shrink { .. } | Request::Grow { .. } | Request::Reclaim { .. } => {
                 self.queued_resizes.fetch_add(1, Ordering::Relaxed);
@@ -187,7 +192,7 @@ fn answer(result: Result<Reply, VmError>) -> Reply {
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(GuestEnd::Exited(0)) => ErrorKind::Stopping,
             VmError::Ended(_) => ErrorKind::Crashed,
-            VmError::Monitor(_) => ErrorKind::Internal,
+            VmError::Monitor(_) | VmError::Thread(_) => ErrorKind::Internal,
         };
         Reply::error(kind, error_line(&error))
     })
@@ -322,6 +327,29 @@ fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
     }
 }
 
+/// Switches automatic reclaim.
+///
+/// # Errors
+/// If the host has no thread to give.
+pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmError> {
+    vm.auto_reclaim().switch(switch).map_err(VmError::Thread)?;
+    Ok(auto_report(&vm.auto_reclaim().status()))
+}
+
+fn auto_report(status: &AutoStatus) -> AutoReclaimReport {
+    let settings = status.switch.0;
+    AutoReclaimReport {
+        on: settings.is_some(),
+        settings: settings.map(|settings| settings.to_string()),
+        evicted_bytes: status.evicted * HUGE_SIZE,
+        scans: status.scans,
+        last_scan_ms_ago: status.last_scan.map(|last| u64::try_from(last.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        free_bytes: u64::from(status.last.free) * HUGE_SIZE,
+        headroom_bytes: u64::from(status.last.headroom) * HUGE_SIZE,
+        back_off_bytes: u64::from(status.last.back_off) * HUGE_SIZE,
+    }
+}
+
 /// Checks that no frame is lost or owned twice, by all that the host can know. Repairs nothing.
 ///
 /// # Errors
@@ -389,6 +417,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         violations: count(&counters.violations),
         corrupt_entries: census.corrupt,
         bad_calls: count(&vm.doorbell().bad_calls),
+        auto_reclaim: auto_report(&vm.auto_reclaim().status()),
         vcpus: vm.vcpus().iter().enumerate().map(vcpu).collect(),
     })
 }

@@ -88,6 +88,7 @@ fn every_json_output_has_its_fields() {
         "violations",
         "corrupt_entries",
         "bad_calls",
+        "auto_reclaim",
         "vcpus",
     ];
     let status = vm.status();

@@ -138,8 +138,32 @@ pub struct StatusReport {
     pub corrupt_entries: u64,
     /// Doorbell calls that were refused.
     pub bad_calls: u64,
+    /// Reclaim without being asked.
+    pub auto_reclaim: AutoReclaimReport,
     /// One a vCPU.
     pub vcpus: Vec<VcpuStatus>,
+}
+
+/// What automatic reclaim is at.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AutoReclaimReport {
+    /// Whether it runs.
+    pub on: bool,
+    /// Its settings as the command line takes them, if it runs.
+    pub settings: Option<String>,
+    /// What it took back since the VM started, in bytes.
+    pub evicted_bytes: u64,
+    /// Scans since the VM started.
+    pub scans: u64,
+    /// Milliseconds since the last of them.
+    pub last_scan_ms_ago: Option<u64>,
+    /// Free memory that the host still pays for, at the last scan, in bytes.
+    pub free_bytes: u64,
+    /// How much of that stays with the guest, in bytes.
+    pub headroom_bytes: u64,
+    /// The part of the headroom that recent installs called for, in bytes.
+    pub back_off_bytes: u64,
 }
 
 /// One vCPU.

@@ -65,6 +65,25 @@ impl Monitor {
         self.reclaim_pass(&mut cursor, frames, Residency::Installed, Reclaim::Soft)
     }
 
+    /// Takes memory from behind those of `frames` that are still free, which stay free. No more than
+    /// a [`BATCH`] of them, in ascending order, so that neighbours go back together.
+    ///
+    /// # Errors
+    /// [`MonitorError::Discard`]; the frames taken before stay taken.
+    pub(super) fn evict_these(&self, frames: &[HugeId]) -> Result<Pass, MonitorError> {
+        let _cursor = lock(&self.passes);
+        let _turn = self.discards.take();
+        let mut batch = Batch::default();
+        for huge in frames.iter().take(BATCH as usize) {
+            if let Some(claim) = self.host().claim(*huge)
+                && let Ok(reclaimed) = claim.reclaim(Reclaim::Soft)
+            {
+                batch.add(reclaimed);
+            }
+        }
+        self.settle_batch(&mut batch)
+    }
+
     fn reclaim_pass(
         &self,
         cursor: &mut HugeId,
