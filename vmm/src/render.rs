@@ -153,7 +153,10 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
     ));
     rows.push((
         "since boot",
-        format!("{} allocs, {} frees, {} install calls", report.allocs, report.frees, report.install_calls),
+        format!(
+            "{} allocs, {} frees, {} install calls, {} frames asked ahead",
+            report.allocs, report.frees, report.install_calls, report.ahead_frames
+        ),
     ));
     table(&rows)
 }

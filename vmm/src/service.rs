@@ -321,6 +321,7 @@ fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
         allocs: r.allocs,
         frees: r.frees,
         install_calls: r.installs,
+        ahead_frames: r.ahead,
         free_bytes: free_huge_bytes + census.fragmented_frames * FRAME_SIZE,
         free_huge_bytes,
         duration_us: micros(took),

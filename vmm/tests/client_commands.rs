@@ -129,6 +129,7 @@ fn guest(outcome: GuestOutcome) -> Reply {
         allocs: 4096,
         frees: 0,
         install_calls: 4096,
+        ahead_frames: 0,
         free_bytes: 8 << 30,
         free_huge_bytes: 8 << 30,
         duration_us: 2_500_000,

@@ -69,6 +69,7 @@ fn guest_report() -> GuestReport {
         allocs: 6,
         frees: 7,
         install_calls: 8,
+        ahead_frames: 12,
         free_bytes: 9,
         free_huge_bytes: 10,
         duration_us: 11,

@@ -132,6 +132,7 @@ fn every_json_output_has_its_fields() {
                 "allocs",
                 "frees",
                 "install_calls",
+                "ahead_frames",
                 "free_bytes",
                 "free_huge_bytes",
                 "duration_us",

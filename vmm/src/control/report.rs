@@ -216,6 +216,8 @@ pub struct GuestReport {
     pub frees: u64,
     /// Install calls since boot.
     pub install_calls: u64,
+    /// Huge frames that those asked for before they were needed.
+    pub ahead_frames: u64,
     /// Free memory in the whole table, in bytes.
     pub free_bytes: u64,
     /// The part of it in wholly free huge frames, in bytes.
