@@ -130,6 +130,7 @@ pub fn validate(report: &ValidateReport) -> String {
 pub fn guest(verb: &str, report: &GuestReport) -> String {
     let outcome = match report.outcome {
         GuestOutcome::Ok => "ok",
+        GuestOutcome::FellShort => "the guest held less than that",
         GuestOutcome::OutOfMemory => "out of memory",
         GuestOutcome::InstallFailed => "the host refused memory",
         GuestOutcome::Corrupt => "WRONG DATA",
@@ -180,7 +181,7 @@ pub fn status(report: &StatusReport) -> String {
         ("reclaimable", memory(report.reclaimable_now_bytes, "a shrink could take it now")),
     ];
     if report.wanted_bytes > 0 {
-        rows.push(("wanted", memory(report.wanted_bytes, "the host asks the guest for more")));
+        rows.push(("wanted", memory(report.wanted_bytes, "asked of the guest until the next resize")));
     }
     if report.auto_reclaim.on || report.auto_reclaim.scans > 0 {
         rows.push(("auto-reclaim", auto_reclaim_line(&report.auto_reclaim)));

@@ -230,9 +230,14 @@ fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
     let limit = u64::from(vm.monitor().limit()) * HUGE_SIZE;
     match goal {
         ShrinkGoal::ToBytes(to) => Ok(to),
-        ShrinkGoal::ByBytes(by) => limit.checked_sub(by).ok_or_else(|| {
-            VmError::Size(format!("cannot shrink by {}: the limit is only {}", Bytes(by), Bytes(limit)))
-        }),
+        ShrinkGoal::ByBytes(by) => match limit.checked_sub(by) {
+            Some(0) => Err(VmError::Size(format!(
+                "cannot shrink by {}: that is all of the limit, and the smallest limit is 2 MiB",
+                Bytes(by)
+            ))),
+            None => Err(VmError::Size(format!("cannot shrink by {}: the limit is only {}", Bytes(by), Bytes(limit)))),
+            Some(left) => Ok(left),
+        },
     }
 }
 
@@ -301,7 +306,14 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
     let start = Instant::now();
     let report = vm.guest(command, timeout)?;
     let took = start.elapsed();
-    Ok(guest_report(&report, &vm.monitor().census(), took))
+    let mut report = guest_report(&report, &vm.monitor().census(), took);
+    if let GuestRequest::Free { bytes: Some(bytes), .. } = *request
+        && report.outcome == GuestOutcome::Ok
+        && report.bytes < bytes
+    {
+        report.outcome = GuestOutcome::FellShort;
+    }
+    Ok(report)
 }
 
 fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {

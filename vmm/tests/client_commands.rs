@@ -187,9 +187,13 @@ fn a_watched_status_is_a_line_an_interval_and_ends_quietly_with_its_reader() {
 
 #[test]
 fn guest_commands_exit_by_their_outcome() {
-    for (outcome, code) in
-        [(GuestOutcome::Ok, 0), (GuestOutcome::OutOfMemory, 2), (GuestOutcome::Corrupt, 2), (GuestOutcome::Unknown, 1)]
-    {
+    for (outcome, code) in [
+        (GuestOutcome::Ok, 0),
+        (GuestOutcome::FellShort, 2),
+        (GuestOutcome::OutOfMemory, 2),
+        (GuestOutcome::Corrupt, 2),
+        (GuestOutcome::Unknown, 1),
+    ] {
         let vm = Vm::answering(guest(outcome));
         let text = vm.text("guest verify", code);
         println!("{text}");

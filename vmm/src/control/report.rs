@@ -107,7 +107,8 @@ pub struct StatusReport {
     pub memory_bytes: u64,
     /// Memory that the guest may hold now, in bytes.
     pub limit_bytes: u64,
-    /// Memory that the host still wants, in bytes.
+    /// What the last resize, a shrink, still lacks, in bytes: the guest is asked for it until the next
+    /// resize, but nobody takes what it frees meanwhile.
     pub wanted_bytes: u64,
     /// Resident guest memory of the kernel, in bytes, with what the guest touched without asking
     /// and what is taken back while this report is made.
@@ -244,6 +245,8 @@ pub struct BadPage {
 pub enum GuestOutcome {
     /// As asked.
     Ok,
+    /// The guest held less than it was to free, and freed all of it.
+    FellShort,
     /// The guest ran out of memory on the way.
     OutOfMemory,
     /// The host refused to put memory behind a frame.
