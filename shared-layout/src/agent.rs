@@ -140,8 +140,10 @@ pub struct Report {
     pub free_huge: u64,
     /// Nanoseconds this command took on the guest's clock, 0 without one.
     pub nanos: u64,
+    /// Huge frames that install calls asked for before they were needed, since boot.
+    pub ahead: u64,
     /// Free for later; zero.
-    pub reserved: [u64; WORDS - 16],
+    pub reserved: [u64; WORDS - 17],
 }
 
 const _: () = assert!(size_of::<Report>() == size_of::<Words>());

@@ -212,6 +212,7 @@ pub fn total(reports: &[Report]) -> Report {
             (&mut sum.allocs, r.allocs),
             (&mut sum.frees, r.frees),
             (&mut sum.installs, r.installs),
+            (&mut sum.ahead, r.ahead),
         ] {
             *to = to.saturating_add(from);
         }

@@ -97,7 +97,8 @@ impl Role {
     /// What this kind of thread may do, besides what every thread needs.
     pub(super) const fn groups(self) -> &'static [&'static [Allow]] {
         match self {
-            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP],
+            // Memory: automatic reclaim can be switched on later, and its thread inherits this filter.
+            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY],
             Self::Story => &[MEMORY, USERFAULT, READ_FILES, THREADS],
             Self::Vcpu => &[KVM_VCPU, MEMORY, USERFAULT],
             Self::Resizes => &[MEMORY, USERFAULT, READ_FILES, CGROUP],
