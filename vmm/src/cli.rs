@@ -3,6 +3,7 @@
 //! [`parse`] turns arguments into a [`Cli`], or into the text and exit code to end with: usage
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
+use crate::elastic::Elastic;
 use crate::memory::Backing;
 use crate::units::{Bytes, parse_duration, parse_memory};
 use crate::workload::{DEFAULT_ORDER, FreeAmount, Workload, parse_amount, parse_millis, parse_order};
@@ -97,6 +98,10 @@ pub struct LaunchArgs {
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
+    /// How memory is taken and given: llfree (the default), balloon, balloon-huge, virtio-mem or none;
+    /// with options, like balloon,reporting=on,deflate-on-oom=on,stats=1s or virtio-mem,boot=256M
+    #[arg(long, value_name = "KIND", hide_possible_values = true)]
+    pub elastic: Option<Elastic>,
 }
 
 impl LaunchArgs {
@@ -179,7 +184,8 @@ pub struct ShrinkArgs {
     /// How much less than now
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
     pub by: Option<Bytes>,
-    /// Give the guest this long to free memory
+    /// Give the guest this long to free memory; with a device (--elastic) as long as it gets somewhere
+    /// by default
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "0s", allow_hyphen_values = true)]
     pub wait: Duration,
 }
@@ -296,6 +302,7 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
         ("--kernel", launch.kernel.is_some()),
         ("--workload", launch.workload.is_some()),
         ("--backing", launch.backing.is_some()),
+        ("--elastic", launch.elastic.is_some()),
     ];
     let given = flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
     match (&cli.command, given) {

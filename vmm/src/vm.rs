@@ -6,18 +6,22 @@
 
 use crate::agent::{self, AgentError, Agents};
 use crate::boot::{self, BootError, Kernel, KernelError, Platform};
+use crate::devices::Devices;
+use crate::devices::mmio::QUEUE_NOTIFY;
+use crate::devices::worker::Worker;
 use crate::doorbell::{Doorbell, GuestEnd};
+use crate::elastic::{DeviceError, Elastic, ElasticDevice, ResizeError};
 use crate::kernel_stats;
 use crate::memory::{Backing, GuestRam, MemoryError};
 use crate::monitor::{Monitor, MonitorError, Pass};
 use crate::units::Bytes;
 use crate::vcpu::{self, VcpuContext, VcpuCounters};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use shared_layout::HUGE_SIZE;
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use shared_layout::agent::{Command, Report};
+use shared_layout::{ControlWord, HUGE_SIZE};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,7 +33,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 const SHRINK_POLL: Duration = Duration::from_millis(5);
 
 /// What to launch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct VmConfig {
     /// RAM in bytes, a non-zero multiple of 2 MiB.
     pub memory: Bytes,
@@ -39,6 +43,8 @@ pub struct VmConfig {
     pub backing: Backing,
     /// An ELF to run instead of the embedded guest.
     pub kernel: Option<PathBuf>,
+    /// How memory is made smaller and larger.
+    pub elastic: Elastic,
 }
 
 /// Why a VM was not launched; nothing of it is left.
@@ -53,6 +59,9 @@ pub enum LaunchError {
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The device for `--elastic`.
+    #[error("--elastic")]
+    Device(#[from] DeviceError),
     /// More vCPUs than there can be.
     #[error("{asked} vCPUs asked for, this machine's KVM runs 1 to {limit}; use --cpus within that")]
     Cpus {
@@ -101,6 +110,9 @@ pub enum VmError {
     /// A size out of range.
     #[error("{0}")]
     Size(String),
+    /// A resize that this VM cannot do.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
     /// The guest ended.
     #[error(transparent)]
     Ended(#[from] GuestEnd),
@@ -139,6 +151,10 @@ pub struct Vm {
     monitor: Arc<Monitor>,
     agents: Arc<Agents>,
     doorbell: Arc<Doorbell>,
+    devices: Arc<Devices>,
+    elastic: Option<ElasticDevice>,
+    /// The devices' threads.
+    workers: Mutex<Vec<Worker>>,
     vcpus: Vec<Arc<VcpuCounters>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stop: Arc<AtomicBool>,
@@ -168,7 +184,13 @@ impl Vm {
         kernel.check_fits(memory)?;
         let platform = Arc::new(Platform::new(memory, config.cpus, limits.address_bits)?);
         let ram = Arc::new(GuestRam::new(memory, config.backing)?);
-        let monitor = Arc::new(Monitor::new(ram.clone(), platform.clone(), kernel.huge_frames())?);
+        let image = kernel.huge_frames();
+        let agents = Arc::new(Agents::new(config.cpus).with_tick(config.elastic.tick()));
+        let elastic = ElasticDevice::new(&config.elastic, &ram, &image, interrupt(platform.clone(), agents.clone()))?;
+        let monitor = Arc::new(match config.elastic {
+            Elastic::Llfree => Monitor::new(ram.clone(), platform.clone(), image)?,
+            _ => Monitor::untracked(ram.clone(), platform.clone(), image, config.elastic.kept_back(memory))?,
+        });
         kernel.load(ram.guest_memory())?;
         let kernel = Arc::new(kernel);
 
@@ -197,7 +219,12 @@ impl Vm {
         let end_event = EventFd::new(EFD_NONBLOCK)
             .map_err(|source| LaunchError::Host { step: "make an event for the guest's end", source })?;
 
-        let agents = Arc::new(Agents::new(config.cpus));
+        let transports = elastic.iter().map(|device| device.transport().clone()).collect();
+        let devices = Arc::new(Devices::new(platform.devices_gpa(), transports));
+        if devices.count() > 0 {
+            platform.set_devices(devices.count());
+        }
+        let workers = start_devices(&vm, &devices)?;
         let doorbell = Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone()));
         let machine = Self {
             _vm: vm,
@@ -207,6 +234,9 @@ impl Vm {
             monitor,
             agents,
             doorbell,
+            devices,
+            elastic,
+            workers: Mutex::new(workers),
             threads: Mutex::new(Vec::new()),
             stop: Arc::new(AtomicBool::new(false)),
             end: Arc::new(End::default()),
@@ -225,6 +255,7 @@ impl Vm {
         let context = VcpuContext {
             platform: self.platform.clone(),
             doorbell: self.doorbell.clone(),
+            devices: self.devices.clone(),
             kernel: kernel.clone(),
             stop: self.stop.clone(),
             counters: self.vcpus[index as usize].clone(),
@@ -263,6 +294,18 @@ impl Vm {
     #[must_use]
     pub fn platform(&self) -> &Platform {
         &self.platform
+    }
+
+    /// The device by which memory is made smaller and larger, if it is one.
+    #[must_use]
+    pub fn elastic(&self) -> Option<&ElasticDevice> {
+        self.elastic.as_ref()
+    }
+
+    /// What the guest may hold, in bytes: by R, or by the device's books.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.elastic.as_ref().map_or_else(|| u64::from(self.monitor.limit()) * HUGE_SIZE, ElasticDevice::limit)
     }
 
     /// The calls' side of the story.
@@ -339,13 +382,15 @@ impl Vm {
     pub fn shrink(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
         let frames = self.frames_of(target)?;
         let start = Instant::now();
-        let limit = self.monitor.limit();
-        if frames > limit {
+        if target > self.limit() {
             return Err(VmError::Size(format!(
                 "cannot shrink to {}: the limit is {} already; use grow to raise it",
                 Bytes(target),
-                Bytes(u64::from(limit) * HUGE_SIZE)
+                Bytes(self.limit())
             )));
+        }
+        if self.config.elastic != Elastic::Llfree {
+            return self.resize_by_device(target, keep_waiting);
         }
         let mut pass = self.monitor.shrink(frames)?;
         // The first pass counts whatever it found; later ones if they took something.
@@ -374,22 +419,49 @@ impl Vm {
     /// Raises the limit to `target` bytes.
     ///
     /// # Errors
-    /// A size out of range; nothing else can fail.
+    /// A size out of range, or a VM whose memory stays as it is; nothing else can fail.
     pub fn grow(&self, target: u64) -> Result<Resize, VmError> {
         let frames = self.frames_of(target)?;
-        let limit = self.monitor.limit();
-        if frames < limit {
+        if target < self.limit() {
             return Err(VmError::Size(format!(
                 "cannot grow to {}: the limit is {} already; use shrink to lower it",
                 Bytes(target),
-                Bytes(u64::from(limit) * HUGE_SIZE)
+                Bytes(self.limit())
             )));
+        }
+        if self.config.elastic != Elastic::Llfree {
+            return self.resize_by_device(target, |elapsed| self.is_device_moving(elapsed));
         }
         let start = Instant::now();
         let pass = self.monitor.grow(frames);
         let duration = start.elapsed();
         let actual = u64::from(self.monitor.limit()) * HUGE_SIZE;
         Ok(Resize { target, actual, pass, duration, waited: Duration::ZERO })
+    }
+
+    /// Whether a resize by a device that began `elapsed` ago still gets somewhere; false without one.
+    #[must_use]
+    pub fn is_device_moving(&self, elapsed: Duration) -> bool {
+        self.elastic.as_ref().is_some_and(|device| device.is_moving(elapsed))
+    }
+
+    fn resize_by_device(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
+        let device = self.elastic.as_ref().ok_or(ResizeError::NotElastic)?;
+        let (before, resident) = (device.limit(), self.ram_resident()?);
+        let start = Instant::now();
+        let over = || self.stop.load(Ordering::Acquire) || self.ended().is_some();
+        let duration = device.resize(target, || self.agents.poke(), |elapsed| !over() && keep_waiting(elapsed))?;
+        let waited = start.elapsed().saturating_sub(duration);
+        let (actual, freed) = (device.limit(), resident.saturating_sub(self.ram_resident()?));
+        // Both are at most RAM, whose huge frames fit a u32.
+        let frames = |bytes: u64| (bytes / HUGE_SIZE) as u32;
+        let pass = Pass { frames: frames(before.abs_diff(actual)), discarded: frames(freed) };
+        Ok(Resize { target, actual, pass, duration, waited })
+    }
+
+    fn ram_resident(&self) -> Result<u64, VmError> {
+        let residency = self.monitor.ram().residency().map_err(MonitorError::Residency)?;
+        Ok(residency.resident_bytes)
     }
 
     fn frames_of(&self, bytes: u64) -> Result<u32, VmError> {
@@ -415,6 +487,8 @@ impl Vm {
         self.agents.stop();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         vcpu::kick(threads);
+        // Behind the vCPUs, which notify them.
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Waits until the guest ends, at most for `timeout`.
@@ -430,6 +504,33 @@ impl Drop for Vm {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// What the interrupts of all devices are to a guest that has none: a word to poll, and a nudge for
+/// a vCPU that sleeps.
+fn interrupt(platform: Arc<Platform>, agents: Arc<Agents>) -> crate::devices::irq::Notice {
+    let events = AtomicU64::new(0);
+    Box::new(move || {
+        let number = events.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        platform.set_control(ControlWord::DeviceEvents, number);
+        agents.poke();
+    })
+}
+
+/// Gives each queue's notification to the device's thread, without an exit to a vCPU's.
+fn start_devices(vm: &VmFd, devices: &Devices) -> Result<Vec<Worker>, LaunchError> {
+    devices
+        .iter()
+        .map(|(page, device)| {
+            for (queue, event) in device.events().iter().enumerate() {
+                let address = IoEventAddress::Mmio(page + QUEUE_NOTIFY);
+                vm.register_ioevent(event, &address, queue as u32)
+                    .map_err(|source| LaunchError::Kvm { step: "take a queue's notifications", source })?;
+            }
+            Worker::start(device.clone())
+                .map_err(|source| LaunchError::Host { step: "start a device's thread", source })
+        })
+        .collect()
 }
 
 /// KVM gives up on a new VM when a signal comes; the signal's own handler is what acts on it.

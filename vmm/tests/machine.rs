@@ -26,7 +26,7 @@ fn launch(mib: u64, cpus: u32, backing: Backing) -> Option<Vm> {
         skipped(vmm::error_line(&error));
         return None;
     }
-    let vm = Vm::launch(VmConfig { memory: Bytes(mib * MIB), cpus, backing, kernel: None });
+    let vm = Vm::launch(VmConfig { memory: Bytes(mib * MIB), cpus, backing, ..VmConfig::default() });
     match vm {
         Ok(vm) => Some(vm),
         // The pool is the administrator's; nobody else can make this test run.
