@@ -25,7 +25,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use virtio_bindings::virtio_ids::VIRTIO_ID_MEMORY_BALLOON;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 /// Feature bits of the standard.
 const F_STATS_VQ: u32 = 1;
@@ -207,7 +207,7 @@ fn runs(sorted: &[u64]) -> impl Iterator<Item = Range<u64>> + '_ {
 
 impl VirtioDevice for Balloon {
     fn id(&self) -> u32 {
-        VIRTIO_ID_MEMORY_BALLOON
+        VIRTIO_ID_BALLOON
     }
 
     fn name(&self) -> &'static str {
