@@ -90,6 +90,8 @@ impl Devices {
         drivers.wake(memory);
         // Memory that must be plugged first is the guest's from the start.
         while drivers.mem.is_some() && drivers.step(memory) {}
+        // The rest, such as a target from before the start, at the first opportunity.
+        self.unfinished.store(true, Ordering::Relaxed);
     }
 
     fn make_marks<D: Doorbell>(&self, memory: &mut Memory<'_, D>) {

@@ -91,7 +91,8 @@ impl Elastic {
     /// A balloon as it is without options.
     #[must_use]
     pub const fn balloon(huge: bool) -> Self {
-        Self::Balloon(BalloonConfig { huge, deflate_on_oom: false, reporting: false, stats: Some(DEFAULT_STATS) })
+        let stats = Some(DEFAULT_STATS);
+        Self::Balloon(BalloonConfig { huge, deflate_on_oom: false, reporting: false, coalesce: true, stats })
     }
 
     /// virtio-mem as it is without options.
@@ -124,6 +125,7 @@ impl Elastic {
         match self {
             Self::Balloon(config) => match name {
                 "deflate-on-oom" => config.deflate_on_oom = switch(value)?,
+                "coalesce" => config.coalesce = switch(value)?,
                 "reporting" => config.reporting = switch(value)?,
                 "stats" if value == "off" => config.stats = None,
                 "stats" => {
@@ -133,7 +135,7 @@ impl Elastic {
                     }
                     config.stats = Some(time);
                 }
-                _ => return no("deflate-on-oom=on|off, reporting=on|off and stats=TIME|off"),
+                _ => return no("coalesce=on|off, deflate-on-oom=on|off, reporting=on|off and stats=TIME|off"),
             },
             Self::Mem { boot } => match name {
                 "boot" => *boot = parse_memory(value).map_err(|error| ElasticError::Boot(error.to_string()))?,
@@ -388,9 +390,9 @@ mod tests {
         for kind in ["llfree", "balloon", "balloon-huge", "virtio-mem", "none"] {
             assert_eq!(kind.parse::<Elastic>().expect(kind).name(), kind);
         }
-        let text = "balloon,reporting=on,deflate-on-oom=on,stats=500ms";
+        let text = "balloon,reporting=on,deflate-on-oom=on,coalesce=off,stats=500ms";
         let Ok(Elastic::Balloon(config)) = text.parse() else { panic!("{text}") };
-        assert!(config.reporting && config.deflate_on_oom && !config.huge);
+        assert!(config.reporting && config.deflate_on_oom && !config.coalesce && !config.huge);
         assert_eq!(config.stats, Some(Duration::from_millis(500)));
         assert_eq!("virtio-mem,boot=64M".parse(), Ok(Elastic::Mem { boot: Bytes(64 << 20) }));
     }

@@ -68,7 +68,9 @@ mod tests {
     fn a_reason_stands_until_it_is_acknowledged() {
         let calls = Arc::new(AtomicU32::new(0));
         let count = calls.clone();
-        let notice = Box::new(move || drop(count.fetch_add(1, Ordering::Relaxed)));
+        let notice = Box::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
         let irq = Irq::new(notice).expect("an eventfd");
         irq.trigger(USED_BUFFER);
         irq.trigger(CONFIG_CHANGE);

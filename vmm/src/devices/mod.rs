@@ -22,6 +22,11 @@ pub mod progress;
 pub mod request;
 pub mod worker;
 
+#[cfg(test)]
+mod driver;
+#[cfg(test)]
+mod tests;
+
 use mmio::Transport;
 use request::Request;
 use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};

@@ -9,6 +9,9 @@
 
 mod state;
 
+#[cfg(test)]
+mod tests;
+
 pub use state::{MemControl, MemCounters};
 
 use super::request::Request;
