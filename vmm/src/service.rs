@@ -362,9 +362,9 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         wanted_bytes: vm.elastic().map_or_else(|| monitor.wanted().saturating_mul(HUGE_SIZE), ElasticDevice::wanted),
         resident_bytes: ram.resident_bytes,
         huge_page_bytes: ram.huge_bytes,
-        held_bytes: census.held * HUGE_SIZE,
+        held_bytes: vm.config().memory.0.saturating_sub(vm.limit()),
         evicted_bytes: census.evicted * HUGE_SIZE,
-        installed_bytes: census.installed * HUGE_SIZE,
+        installed_bytes: if vm.config().elastic == Elastic::Llfree { census.installed * HUGE_SIZE } else { 0 },
         guest_used_bytes: guest_used_bytes(vm, &census),
         guest_free_bytes: (census.free_installed + census.free_evicted) * HUGE_SIZE
             + census.fragmented_frames * FRAME_SIZE,

@@ -77,11 +77,12 @@ pub struct StatusReport {
     pub resident_bytes: u64,
     /// The part of it in huge pages, in bytes.
     pub huge_page_bytes: u64,
-    /// Memory that a shrink took, in bytes.
+    /// Memory that a shrink took, in bytes; with a device, what its driver gave away.
     pub held_bytes: u64,
     /// Free for the guest, but nothing behind it, in bytes.
     pub evicted_bytes: u64,
-    /// Memory with something behind it by the VMM's own books, in bytes.
+    /// Memory with something behind it by the VMM's own books, in bytes; 0 where it keeps none, as with
+    /// a device.
     pub installed_bytes: u64,
     /// What the guest has allocated, by its own words, in bytes.
     pub guest_used_bytes: u64,
