@@ -302,6 +302,12 @@ impl Vm {
         self.elastic.as_ref()
     }
 
+    /// The devices, as vCPUs reach them.
+    #[must_use]
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
     /// What the guest may hold, in bytes: by R, or by the device's books.
     #[must_use]
     pub fn limit(&self) -> u64 {

@@ -7,6 +7,7 @@ mod skipped;
 use shared_layout::HUGE_SIZE;
 use skipped::skipped;
 use std::time::{Duration, Instant};
+use vm_memory::{Bytes as _, GuestAddress};
 use vmm::control::protocol::GuestRequest;
 use vmm::control::report::{ElasticStatus, GuestOutcome, GuestReport};
 use vmm::elastic::Elastic;
@@ -261,5 +262,63 @@ fn a_stopped_vm_ends_a_shrink_that_waits() {
             let resize = waits.join().expect("no panic").expect("falling short is no error");
             assert!(resize.actual > 288 * MIB && resize.actual.is_multiple_of(HUGE_SIZE) || kind == "balloon");
         });
+    }
+}
+
+/// A driver out of its mind, on a live VM: registers at random, rings and requests of random bytes,
+/// served by the device's own thread. It may cost the guest all it has; the host goes on.
+#[test]
+fn a_hostile_driver_harms_nobody_but_its_guest() {
+    const REGISTERS: [u64; 14] = [0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x50, 0x50, 0x64, 0x70, 0x80, 0x104, 0x3f8];
+    const RINGS: u64 = 48 * MIB;
+    for kind in ["balloon,reporting=on,stats=10ms", "balloon-huge,deflate-on-oom=on", "virtio-mem,boot=64M"] {
+        let Some(vm) = launch(kind, 256) else { return };
+        let seed = fastrand::u64(..);
+        println!("{kind}: seed {seed}");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let (page, _) = vm.devices().iter().next().expect("a device");
+        let write = |register: u64, value: u32| vm.devices().write(page + register, &value.to_le_bytes());
+        let memory = vm.monitor().ram().guest_memory();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(2) {
+            // A good start, so that there is something to spoil: all features, two queues.
+            for status in [0, 1, 3] {
+                write(0x70, status);
+            }
+            for half in 0..2 {
+                write(0x14, half);
+                write(0x24, half);
+                let mut offered = [0; 4];
+                vm.devices().read(page + 0x10, &mut offered);
+                write(0x20, u32::from_le_bytes(offered));
+            }
+            write(0x70, 11);
+            for queue in 0..2 {
+                let rings = RINGS as u32 + queue * 0x4000;
+                for (register, value) in [(0x30, queue), (0x38, 16), (0x80, rings), (0x84, 0), (0x90, rings + 0x1000)] {
+                    write(register, value);
+                }
+                for (register, value) in [(0x94, 0), (0xa0, rings + 0x2000), (0xa4, 0), (0x44, 1)] {
+                    write(register, value);
+                }
+            }
+            write(0x70, 15);
+            for _ in 0..rng.usize(..40) {
+                let at = RINGS + rng.u64(..0x8000) / 2 * 2;
+                // Small numbers, as these get further than large ones.
+                let word = if rng.bool() { rng.u64(..) } else { rng.u64(..20) };
+                memory.write_obj(word, GuestAddress(at)).expect("in RAM");
+                write(0x50, rng.u32(..3));
+            }
+            for _ in 0..rng.usize(..8) {
+                write(REGISTERS[rng.usize(..REGISTERS.len())], if rng.bool() { rng.u32(..) } else { rng.u32(..20) });
+            }
+        }
+        let status = elastic_status(&vm);
+        assert!(status.device_errors > 0, "{kind}: {status:?}");
+        assert!(vm.limit() <= 256 * MIB);
+        let start = Instant::now();
+        drop(vm);
+        assert!(start.elapsed() < PATIENCE, "{kind}: it stops");
     }
 }
