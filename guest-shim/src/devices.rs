@@ -211,3 +211,6 @@ impl Drivers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

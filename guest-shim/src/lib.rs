@@ -47,6 +47,8 @@ mod virtio;
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod fake_device;
 
 pub use agent::Agent;
 pub use devices::Devices;

@@ -4,10 +4,11 @@
 //! region (another above it), loads the guest and starts a thread a vCPU. From then on the monitor
 //! owns the memory and the agents' seats carry commands. Dropping a `Vm` stops it.
 
+mod devices;
+
 use crate::agent::{self, AgentError, Agents};
 use crate::boot::{self, BootError, Kernel, KernelError, Platform};
 use crate::devices::Devices;
-use crate::devices::mmio::QUEUE_NOTIFY;
 use crate::devices::worker::Worker;
 use crate::doorbell::{Doorbell, GuestEnd};
 use crate::elastic::{DeviceError, Elastic, ElasticDevice, ResizeError};
@@ -17,11 +18,11 @@ use crate::monitor::{Monitor, MonitorError, Pass};
 use crate::units::Bytes;
 use crate::vcpu::{self, VcpuContext, VcpuCounters};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
-use shared_layout::{ControlWord, HUGE_SIZE};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -186,7 +187,8 @@ impl Vm {
         let ram = Arc::new(GuestRam::new(memory, config.backing)?);
         let image = kernel.huge_frames();
         let agents = Arc::new(Agents::new(config.cpus).with_tick(config.elastic.tick()));
-        let elastic = ElasticDevice::new(&config.elastic, &ram, &image, interrupt(platform.clone(), agents.clone()))?;
+        let elastic =
+            ElasticDevice::new(&config.elastic, &ram, &image, devices::interrupt(platform.clone(), agents.clone()))?;
         let monitor = Arc::new(match config.elastic {
             Elastic::Llfree => Monitor::new(ram.clone(), platform.clone(), image)?,
             _ => Monitor::untracked(ram.clone(), platform.clone(), image, config.elastic.kept_back(memory))?,
@@ -224,7 +226,7 @@ impl Vm {
         if devices.count() > 0 {
             platform.set_devices(devices.count());
         }
-        let workers = start_devices(&vm, &devices)?;
+        let workers = devices::start(&vm, &devices)?;
         let doorbell = Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone()));
         let machine = Self {
             _vm: vm,
@@ -445,31 +447,6 @@ impl Vm {
         Ok(Resize { target, actual, pass, duration, waited: Duration::ZERO })
     }
 
-    /// Whether a resize by a device that began `elapsed` ago still gets somewhere; false without one.
-    #[must_use]
-    pub fn is_device_moving(&self, elapsed: Duration) -> bool {
-        self.elastic.as_ref().is_some_and(|device| device.is_moving(elapsed))
-    }
-
-    fn resize_by_device(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
-        let device = self.elastic.as_ref().ok_or(ResizeError::NotElastic)?;
-        let (before, resident) = (device.limit(), self.ram_resident()?);
-        let start = Instant::now();
-        let over = || self.stop.load(Ordering::Acquire) || self.ended().is_some();
-        let duration = device.resize(target, || self.agents.poke(), |elapsed| !over() && keep_waiting(elapsed))?;
-        let waited = start.elapsed().saturating_sub(duration);
-        let (actual, freed) = (device.limit(), resident.saturating_sub(self.ram_resident()?));
-        // Both are at most RAM, whose huge frames fit a u32.
-        let frames = |bytes: u64| (bytes / HUGE_SIZE) as u32;
-        let pass = Pass { frames: frames(before.abs_diff(actual)), discarded: frames(freed) };
-        Ok(Resize { target, actual, pass, duration, waited })
-    }
-
-    fn ram_resident(&self) -> Result<u64, VmError> {
-        let residency = self.monitor.ram().residency().map_err(MonitorError::Residency)?;
-        Ok(residency.resident_bytes)
-    }
-
     fn frames_of(&self, bytes: u64) -> Result<u32, VmError> {
         if !bytes.is_multiple_of(HUGE_SIZE) {
             let below = bytes - bytes % HUGE_SIZE;
@@ -510,33 +487,6 @@ impl Drop for Vm {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// What the interrupts of all devices are to a guest that has none: a word to poll, and a nudge for
-/// a vCPU that sleeps.
-fn interrupt(platform: Arc<Platform>, agents: Arc<Agents>) -> crate::devices::irq::Notice {
-    let events = AtomicU64::new(0);
-    Box::new(move || {
-        let number = events.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        platform.set_control(ControlWord::DeviceEvents, number);
-        agents.poke();
-    })
-}
-
-/// Gives each queue's notification to the device's thread, without an exit to a vCPU's.
-fn start_devices(vm: &VmFd, devices: &Devices) -> Result<Vec<Worker>, LaunchError> {
-    devices
-        .iter()
-        .map(|(page, device)| {
-            for (queue, event) in device.events().iter().enumerate() {
-                let address = IoEventAddress::Mmio(page + QUEUE_NOTIFY);
-                vm.register_ioevent(event, &address, queue as u32)
-                    .map_err(|source| LaunchError::Kvm { step: "take a queue's notifications", source })?;
-            }
-            Worker::start(device.clone())
-                .map_err(|source| LaunchError::Host { step: "start a device's thread", source })
-        })
-        .collect()
 }
 
 /// KVM gives up on a new VM when a signal comes; the signal's own handler is what acts on it.
