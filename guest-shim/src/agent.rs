@@ -6,6 +6,7 @@
 use crate::blocks::{Blocks, Counters, Tags};
 use crate::churn::{Churn, Plan};
 use crate::clock::Clock;
+use crate::devices::Devices;
 use crate::host::{Doorbell, Host};
 use crate::memory::{Memory, Refusal};
 use crate::rng::Rng;
@@ -68,7 +69,12 @@ pub struct Agent<'a, D> {
     blocks: Blocks,
     counters: Counters,
     commands: u64,
+    /// The devices, on the vCPU that runs their drivers.
+    drives: Option<&'a Devices>,
 }
+
+/// The vCPU that runs the drivers.
+const DRIVER_VCPU: u32 = 0;
 
 impl<'a, D: Doorbell> Agent<'a, D> {
     /// vCPU `vcpu` of the region `shared`, whose frames `tenant` hands out; `None` if the region
@@ -86,7 +92,19 @@ impl<'a, D: Doorbell> Agent<'a, D> {
         let memory = unsafe { Memory::new(tenant, host, shared.ram()) };
         let clock = Clock::new(shared.header().tsc_khz);
         let (blocks, counters) = (Blocks::new(), Counters::default());
-        Some(Self { shared: shared.clone(), memory, clock, vcpu, blocks, counters, commands: 0 })
+        Some(Self { shared: shared.clone(), memory, clock, vcpu, blocks, counters, commands: 0, drives: None })
+    }
+
+    /// Connects it to the guest's devices; vCPU 0 brings them up. Before [`run`](Self::run).
+    pub fn attach(&mut self, devices: &'a Devices) {
+        if !Devices::exist(&self.shared) {
+            return;
+        }
+        self.memory.attach(devices);
+        if self.vcpu == DRIVER_VCPU {
+            devices.probe(&self.shared, &mut self.memory);
+            self.drives = Some(devices);
+        }
     }
 
     /// Greets the host and obeys it for ever.
@@ -121,10 +139,11 @@ impl<'a, D: Doorbell> Agent<'a, D> {
                 self.memory.drain();
                 Tally::new()
             }
-            Some(Command::Stats) => Tally::new(),
+            Some(Command::Stats | Command::Devices) => Tally::new(),
             None => Tally { outcome: Outcome::Unknown, ..Tally::new() },
         };
         let nanos = self.clock.nanos_since(start);
+        let more = self.run_drivers(command == Some(Command::Devices));
         let stats = self.memory.stats();
         Report {
             outcome: tally.outcome as u64,
@@ -144,6 +163,7 @@ impl<'a, D: Doorbell> Agent<'a, D> {
             free_frames: stats.free_frames,
             free_huge: stats.free_huge,
             nanos,
+            more: u64::from(more),
             ..Report::default()
         }
     }
@@ -152,6 +172,7 @@ impl<'a, D: Doorbell> Agent<'a, D> {
         let mut tally = Tally::new();
         let mut tags = self.tags(seed);
         while tally.bytes < bytes {
+            self.heed_devices();
             match self.blocks.add(&mut self.memory, &mut self.counters, order, &mut tags) {
                 Ok(()) => tally.add(order.bytes()),
                 Err(refusal) => {
@@ -184,8 +205,21 @@ impl<'a, D: Doorbell> Agent<'a, D> {
 
     fn churn(&mut self, plan: Plan) -> Tally {
         let tags = self.tags(plan.seed);
-        let Self { shared, memory, clock, counters, .. } = self;
-        Churn { memory, counters, shared, clock: *clock }.run(plan, tags)
+        let Self { shared, memory, clock, counters, drives, .. } = self;
+        Churn { memory, counters, shared, clock: *clock, drives: *drives }.run(plan, tags)
+    }
+
+    /// Lets the drivers work if they have something to do.
+    fn heed_devices(&mut self) {
+        if self.drives.is_some_and(|devices| devices.have_work(&self.shared)) {
+            self.run_drivers(false);
+        }
+    }
+
+    /// A turn of the drivers, if this vCPU runs them; true if there is more to do.
+    fn run_drivers(&mut self, tick: bool) -> bool {
+        let Some(devices) = self.drives else { return false };
+        devices.run(&self.shared, &mut self.memory, self.clock, tick)
     }
 
     fn tags(&self, seed: u64) -> Tags {

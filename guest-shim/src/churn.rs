@@ -9,6 +9,7 @@
 use crate::agent::Tally;
 use crate::blocks::{Blocks, Counters, Tags};
 use crate::clock::Clock;
+use crate::devices::Devices;
 use crate::host::Doorbell;
 use crate::memory::{Memory, Refusal};
 use crate::rng::Rng;
@@ -44,6 +45,8 @@ pub(crate) struct Churn<'c, 'a, D> {
     pub(crate) counters: &'c mut Counters,
     pub(crate) shared: &'c Shared,
     pub(crate) clock: Clock,
+    /// The devices, on the vCPU that runs their drivers.
+    pub(crate) drives: Option<&'c Devices>,
 }
 
 /// A running churn.
@@ -89,6 +92,9 @@ impl<D: Doorbell> Churn<'_, '_, D> {
             };
             if over || load.refusals >= PATIENCE {
                 break;
+            }
+            if let Some(devices) = self.drives.filter(|devices| devices.have_work(self.shared)) {
+                devices.run(self.shared, self.memory, self.clock, false);
             }
             let wanted = self.shared.control(ControlWord::Wanted);
             if wanted == 0 {
@@ -205,7 +211,7 @@ mod tests {
         let tenant = table.tenant();
         let (mut memory, mut counters) = (table.memory(&tenant, 0), Counters::default());
         let (shared, clock) = (table.shared(), Clock::new(0));
-        let mut churn = Churn { memory: &mut memory, counters: &mut counters, shared: &shared, clock };
+        let mut churn = Churn { memory: &mut memory, counters: &mut counters, shared: &shared, clock, drives: None };
         let mut load = Load::new(Plan { millis: 1, bytes: u64::MAX, seed: 6 }, Tags::new(6, 0, 0));
         for _ in 0..20 {
             churn.allocate(&mut load, Order::HUGE);

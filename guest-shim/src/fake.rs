@@ -2,12 +2,14 @@
 //! function. Evicted frames hold junk and an install zeroes them, so that whoever touches a frame
 //! too early loses what it wrote.
 
+use crate::fake_device::FakeBalloon;
 use crate::host::{Doorbell, Host};
 use crate::memory::Memory;
 use crate::{Agent, Shared};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use llfree::{Reclaim, Tenant};
 use shared_layout::agent::{Command, Report};
+use shared_layout::header::FEATURE_DEVICES;
 use shared_layout::mailbox::{Mailbox, Words};
 use shared_layout::{
     ControlWord, FRAME_SIZE, FRAMES_PER_HUGE, FrameId, HUGE_SIZE, Header, HugeEntry, HugeId, Layout, Request, Status,
@@ -15,7 +17,7 @@ use shared_layout::{
 use std::alloc::{self, Layout as HeapLayout};
 use std::boxed::Box;
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::vec;
 use std::vec::Vec;
 
@@ -37,7 +39,11 @@ pub(crate) struct Table {
     work: Vec<Mutex<VecDeque<Words>>>,
     reports: Vec<Mutex<Option<Report>>>,
     pub(crate) hellos: AtomicU64,
+    balloon: Mutex<FakeBalloon>,
 }
+
+/// Where the header says that devices are; nothing is mapped there.
+const DEVICES: u64 = 0x1000;
 
 // SAFETY: all threads access the region and RAM as the guest's and host's code does, atomically or
 // by the protocol that is under test.
@@ -68,6 +74,7 @@ impl Table {
             work: (0..vcpus).map(|_| Mutex::default()).collect(),
             reports: (0..vcpus).map(|_| Mutex::default()).collect(),
             hellos: AtomicU64::new(0),
+            balloon: Mutex::default(),
         };
         for entry in table.entries() {
             entry.store(HugeEntry::FREE_EVICTED.bits(), Ordering::Relaxed);
@@ -75,6 +82,29 @@ impl Table {
         table.entries()[0].store(HugeEntry::HUGE_EVICTED.bits(), Ordering::Relaxed);
         table.tenant().recount();
         table
+    }
+
+    /// The same, with a balloon.
+    pub(crate) fn with_balloon(huge_frames: u32, vcpus: u32) -> Self {
+        let table = Self::new(huge_frames, vcpus);
+        let header = table.base.cast::<Header>();
+        // SAFETY: written by `new`; no guest read it yet.
+        unsafe {
+            (*header).features |= FEATURE_DEVICES;
+            (*header).devices_gpa = DEVICES;
+            (*header).devices = 1;
+        }
+        table
+    }
+
+    pub(crate) fn balloon(&self) -> MutexGuard<'_, FakeBalloon> {
+        self.balloon.lock().expect("not poisoned")
+    }
+
+    /// The frame that a device knows by this number, which on a heap is cut to 32 bits.
+    pub(crate) fn frame_of(&self, number: u32) -> FrameId {
+        let first = (self.ram.expose_provenance() as u64 / FRAME_SIZE) as u32;
+        FrameId(number.wrapping_sub(first).into())
     }
 
     fn entries(&self) -> &[core::sync::atomic::AtomicU16] {
@@ -281,5 +311,13 @@ impl Doorbell for Bell<'_> {
         };
         reply[0] = status as u64;
         mailbox.reply = reply;
+    }
+
+    fn read_register(&mut self, address: u64) -> u32 {
+        self.table.balloon().read(address - DEVICES)
+    }
+
+    fn write_register(&mut self, address: u64, value: u32) {
+        self.table.balloon().write(address - DEVICES, value);
     }
 }

@@ -9,10 +9,14 @@ use shared_layout::header::ABI_VERSION;
 use shared_layout::mailbox::{Mailbox, WORDS, Words};
 use shared_layout::{Call, HugeId, Request, Status};
 
-/// What makes the host look at a vCPU's mailbox.
+/// What makes the host look at a vCPU's mailbox, or answer for a device.
 pub trait Doorbell {
     /// Rings; returns when the reply is in the mailbox.
     fn ring(&mut self, call: Call);
+    /// Reads a device's register. Only addresses in the pages that the header names are used.
+    fn read_register(&mut self, address: u64) -> u32;
+    /// Writes one.
+    fn write_register(&mut self, address: u64, value: u32);
 }
 
 /// The host, as one vCPU reaches it.
@@ -82,6 +86,18 @@ impl<D: Doorbell> Host<D> {
     pub fn install(&mut self, first: HugeId, count: u32) -> Result<(), u64> {
         let status = self.call(&Request::Install { first, count });
         if status == Status::Ok as u64 { Ok(()) } else { Err(status) }
+    }
+
+    /// Reads a device's register.
+    pub(crate) fn read_register(&mut self, address: u64) -> u32 {
+        self.doorbell.read_register(address)
+    }
+
+    /// Writes one.
+    pub(crate) fn write_register(&mut self, address: u64, value: u32) {
+        // What the driver wrote before lies in memory before the device hears of it.
+        compiler_fence(Ordering::SeqCst);
+        self.doorbell.write_register(address, value);
     }
 
     /// A word of the mailbox: the request half, then the reply half.

@@ -2,13 +2,17 @@
 //!
 //! This library is all of the guest's logic. It has no entry point, makes no privileged step and
 //! reaches the world in three ways only: the shared region ([`Shared`]), frames that the `llfree`
-//! allocator gave it, and a [`Doorbell`]. So the same code runs in the guest, where the doorbell
-//! is a page of MMIO, and in this crate's tests, where it is a function.
+//! allocator gave it, and a [`Doorbell`]. So the same code runs in the guest, where doorbell and
+//! devices are pages of MMIO, and in this crate's tests, where they are functions.
 //!
 //! | file | what it does |
 //! |---|---|
 //! | `shared` | the header page as this guest sees it, and the pages of RAM |
 //! | `host` | calls to the host: mailbox, doorbell, status |
+//! | `devices` | the drivers, and when they run |
+//! | `virtio` | a device's registers and its queues |
+//! | `balloon`, `mem` | the drivers of virtio-balloon and virtio-mem |
+//! | `reported` | which free frames the host knows to be free |
 //! | `ahead` | how many frames to have installed with one call |
 //! | `memory` | frames from the allocator, installed before anybody touches them |
 //! | `records` | which blocks a vCPU owns, kept in frames of the same allocator |
@@ -27,21 +31,29 @@ extern crate std;
 
 mod agent;
 mod ahead;
+mod balloon;
 mod blocks;
 mod churn;
 mod clock;
+mod devices;
 mod host;
+mod mem;
 mod memory;
 mod records;
+mod reported;
 mod rng;
 mod shared;
 mod stamp;
 mod text;
+mod virtio;
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod fake_device;
 
 pub use agent::Agent;
+pub use devices::Devices;
 pub use host::{Doorbell, Host};
 pub use shared::Shared;
 pub use text::Text;

@@ -11,7 +11,7 @@
 use core::arch::{asm, global_asm};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use guest_shim::{Agent, Doorbell, Host, Shared, Text};
+use guest_shim::{Agent, Devices, Doorbell, Host, Shared, Text};
 use llfree::Tenant;
 use shared_layout::header::{ABI_VERSION, MAX_VCPUS, NOTE_NAME, NOTE_TYPE};
 use shared_layout::{Call, Request};
@@ -49,8 +49,10 @@ static HEADER: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 /// Top of each vCPU's stack, by which a panic finds out whose it is: ring 3 has no other register
 /// that tells.
 static STACKS: [AtomicU64; MAX_VCPUS as usize] = [const { AtomicU64::new(0) }; MAX_VCPUS as usize];
-/// vCPU 0 prepared the tenant's area of the shared region.
+/// vCPU 0 prepared the tenant's area of the shared region, and brought up the devices.
 static READY: AtomicBool = AtomicBool::new(false);
+/// The guest's devices.
+static DEVICES: Devices = Devices::new();
 
 global_asm!(
     ".section .text._start, \"ax\", @progbits",
@@ -86,8 +88,6 @@ extern "C" fn start(header: *mut u8, vcpu: u64, stack: u64) -> ! {
     let tenant = unsafe { Tenant::from_raw(shared.base(), shared.layout()) };
     if vcpu == 0 {
         tenant.recount();
-        // Release: whoever sees the flag sees the recounted hints.
-        READY.store(true, Ordering::Release);
     } else {
         while !READY.load(Ordering::Acquire) {
             core::hint::spin_loop();
@@ -96,12 +96,17 @@ extern "C" fn start(header: *mut u8, vcpu: u64, stack: u64) -> ! {
     let doorbell = Mmio { page: shared.header().doorbell_gpa };
     // SAFETY: a tenant of this region, recounted above; each vCPU enters once, with its own number.
     match unsafe { Agent::new(&shared, &tenant, vcpu, doorbell) } {
-        Some(agent) => agent.run(),
+        Some(mut agent) => {
+            agent.attach(&DEVICES);
+            // Release: whoever sees the flag sees the recounted hints.
+            READY.store(true, Ordering::Release);
+            agent.run()
+        }
         None => panic!("vCPU {vcpu} of {vcpus} has no mailbox"),
     }
 }
 
-/// The doorbell page above RAM.
+/// The doorbell page above RAM, and the devices' pages behind it.
 struct Mmio {
     page: u64,
 }
@@ -116,6 +121,33 @@ impl Doorbell for Mmio {
                 "mov dword ptr [{address}], {value:e}",
                 address = in(reg) self.page + call as u64,
                 value = in(reg) 0,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    fn read_register(&mut self, address: u64) -> u32 {
+        let value: u32;
+        // SAFETY: a register in a page that a checked header names: the load only exits to the
+        // VMM. Assembly, since KVM emulates it, and need not know every instruction.
+        unsafe {
+            asm!(
+                "mov {value:e}, dword ptr [{address}]",
+                address = in(reg) address,
+                value = lateout(reg) value,
+                options(nostack, preserves_flags),
+            );
+        }
+        value
+    }
+
+    fn write_register(&mut self, address: u64, value: u32) {
+        // SAFETY: as for a read.
+        unsafe {
+            asm!(
+                "mov dword ptr [{address}], {value:e}",
+                address = in(reg) address,
+                value = in(reg) value,
                 options(nostack, preserves_flags),
             );
         }

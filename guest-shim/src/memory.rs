@@ -2,10 +2,14 @@
 //! behind it, because an evicted block is installed here or given back.
 
 use crate::ahead::Ahead;
+use crate::devices::Devices;
 use crate::host::{Doorbell, Host};
 use crate::shared::{Page, Ram};
 use llfree::{Allocation, Block, Cpu, EvictedBlock, Stats, Tenant};
 use shared_layout::{FrameId, HugeEntry, HugeId, Order, Status};
+
+/// How often a device may give frames back for one allocation.
+const RELIEFS: u32 = 32;
 
 /// Why there is no block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +33,10 @@ pub(crate) struct Memory<'a, D> {
     /// How much to ask for in one of them: for small blocks and for huge ones, which come from
     /// different places.
     ahead: [Ahead; 2],
+    /// What may have memory to give when there is none, and hears of what is taken.
+    devices: Option<&'a Devices>,
+    /// A driver is at work with this memory: nobody else helps it out.
+    driving: bool,
 }
 
 impl<'a, D: Doorbell> Memory<'a, D> {
@@ -37,11 +45,41 @@ impl<'a, D: Doorbell> Memory<'a, D> {
     /// # Safety
     /// `tenant` and `ram` are of one region, and no other allocator hands out its frames.
     pub(crate) unsafe fn new(tenant: &'a Tenant<'a>, host: Host<D>, ram: Ram) -> Self {
-        Self { tenant, cpu: tenant.cpu(), host, ram, installs: 0, ahead: [Ahead::new(); 2] }
+        let ahead = [Ahead::new(); 2];
+        Self { tenant, cpu: tenant.cpu(), host, ram, installs: 0, ahead, devices: None, driving: false }
     }
 
-    /// Allocates a block that may be touched.
+    /// Connects it to the guest's devices.
+    pub(crate) fn attach(&mut self, devices: &'a Devices) {
+        self.devices = Some(devices);
+    }
+
+    /// Lets a driver work with this memory.
+    pub(crate) fn drive<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.driving = true;
+        let result = work(self);
+        self.driving = false;
+        result
+    }
+
+    /// Allocates a block that may be touched. Takes some back from a balloon if there is none, and
+    /// the host allows that.
     pub(crate) fn take(&mut self, order: Order) -> Result<Block, Refusal> {
+        let mut result = self.take_once(order);
+        let Some(devices) = self.devices else { return result };
+        let mut reliefs = if self.driving { 0 } else { RELIEFS };
+        while result == Err(Refusal::OutOfMemory) && reliefs > 0 && self.drive(|memory| devices.relieve(memory)) {
+            reliefs -= 1;
+            result = self.take_once(order);
+        }
+        if let Ok(block) = &result {
+            let first = (block.frame().0 / Order::HUGE.frames()) as u32;
+            (first..first + order.huge_frames()).for_each(|huge| devices.reported.clear(HugeId(huge)));
+        }
+        result
+    }
+
+    fn take_once(&mut self, order: Order) -> Result<Block, Refusal> {
         match self.cpu.alloc(order) {
             Ok(Allocation::Ready(block)) => {
                 if let Some(huge) = block.frame().huge() {
@@ -113,6 +151,11 @@ impl<'a, D: Doorbell> Memory<'a, D> {
     /// Gives cached frames back to the table.
     pub(crate) fn drain(&mut self) {
         self.cpu.drain();
+    }
+
+    /// The table.
+    pub(crate) fn tenant(&self) -> &'a Tenant<'a> {
+        self.tenant
     }
 
     /// The table, added up.

@@ -44,6 +44,8 @@ pub enum Command {
     Drain,
     /// Only report.
     Stats,
+    /// Look after the devices for a while: the word of a host whose guest has no interrupts.
+    Devices,
 }
 
 impl Command {
@@ -58,6 +60,7 @@ impl Command {
             Self::Churn { millis, bytes, seed } => [4, millis, bytes, seed],
             Self::Drain => [5, 0, 0, 0],
             Self::Stats => [6, 0, 0, 0],
+            Self::Devices => [7, 0, 0, 0],
         });
         words
     }
@@ -73,6 +76,7 @@ impl Command {
             4 => Self::Churn { millis: a, bytes: b, seed: c },
             5 => Self::Drain,
             6 => Self::Stats,
+            7 => Self::Devices,
             _ => return None,
         })
     }
@@ -142,8 +146,10 @@ pub struct Report {
     pub nanos: u64,
     /// Huge frames that install calls asked for before they were needed, since boot.
     pub ahead: u64,
+    /// Not 0 if the vCPU's device drivers have more to do: the host calls them again.
+    pub more: u64,
     /// Free for later; zero.
-    pub reserved: [u64; WORDS - 17],
+    pub reserved: [u64; WORDS - 18],
 }
 
 const _: () = assert!(size_of::<Report>() == size_of::<Words>());
@@ -175,6 +181,7 @@ mod tests {
             Command::Churn { millis: 10_000, bytes: 1 << 20, seed: 1 },
             Command::Drain,
             Command::Stats,
+            Command::Devices,
         ] {
             assert_eq!(Command::decode(&command.encode()), Some(command));
         }

@@ -27,6 +27,8 @@ pub const NOTE_TYPE: u32 = 1;
 
 /// The doorbell also exists as I/O ports, for guests in ring 0.
 pub const FEATURE_DOORBELL_PORT: u64 = 1 << 0;
+/// There are [devices](crate::devices), and the fields and the control word that speak of them count.
+pub const FEATURE_DEVICES: u64 = 1 << 1;
 
 /// The fixed part of the shared region's first page. Offsets count from the header's address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -64,15 +66,22 @@ pub struct Header {
     pub doorbell_port: u64,
     /// Frequency of the time-stamp counter in kHz, 0 if unknown.
     pub tsc_khz: u64,
+    /// Guest-physical address of the first device's page, if [`FEATURE_DEVICES`] is set.
+    pub devices_gpa: u64,
+    /// Devices, each in a page of its own, one behind the other.
+    pub devices: u32,
+    /// Free for later; zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Header>() == 112);
+const _: () = assert!(size_of::<Header>() == 128);
 const _: () = assert!(core::mem::offset_of!(Header, abi_version) == 8);
 const _: () = assert!(core::mem::offset_of!(Header, ram_base) == 24);
 const _: () = assert!(core::mem::offset_of!(Header, huge_frames) == 32);
 const _: () = assert!(core::mem::offset_of!(Header, mailboxes_offset) == 40);
 const _: () = assert!(core::mem::offset_of!(Header, doorbell_gpa) == 88);
 const _: () = assert!(core::mem::offset_of!(Header, tsc_khz) == 104);
+const _: () = assert!(core::mem::offset_of!(Header, devices_gpa) == 112);
 
 /// Words in the header page that the host updates while the guest runs: each is a u64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,6 +93,8 @@ pub enum ControlWord {
     Wanted = 0x108,
     /// Raised after every release: hints about free memory are stale.
     ReturnEpoch = 0x110,
+    /// Raised with every interrupt of a device: what a guest without interrupts polls.
+    DeviceEvents = 0x118,
 }
 
 impl ControlWord {
@@ -95,7 +106,7 @@ impl ControlWord {
 }
 
 const _: () = assert!(size_of::<Header>() as u64 <= ControlWord::Limit.offset());
-const _: () = assert!(ControlWord::ReturnEpoch.offset() + 8 <= HEADER_BYTES);
+const _: () = assert!(ControlWord::DeviceEvents.offset() + 8 <= HEADER_BYTES);
 
 /// Huge frames that share one hint word in the tenant area (a tree).
 pub const HUGE_PER_TREE: u32 = 32;
@@ -180,6 +191,9 @@ impl Header {
             doorbell_gpa: 0,
             doorbell_port: 0,
             tsc_khz: 0,
+            devices_gpa: 0,
+            devices: 0,
+            reserved: 0,
         }
     }
 
@@ -240,9 +254,15 @@ mod tests {
     #[test]
     fn golden_bytes_of_a_header() {
         let layout = Layout::new(8192, 2).expect("in range");
-        let header = Header { doorbell_gpa: 0x4_1000_0000, tsc_khz: 2_500_000, ..Header::new(&layout) };
+        let header = Header {
+            doorbell_gpa: 0x4_1000_0000,
+            tsc_khz: 2_500_000,
+            devices_gpa: 0x4_1000_1000,
+            devices: 3,
+            ..Header::new(&layout)
+        };
         #[rustfmt::skip]
-        let golden: [u8; 112] = [
+        let golden: [u8; 128] = [
             b'L', b'L', b'F', b'R', b'E', b'E', b'V', b'M',
             1, 0, 0, 0,              0x00, 0x10, 0, 0,
             0, 0, 0, 0, 0, 0, 0, 0,
@@ -257,6 +277,8 @@ mod tests {
             0, 0, 0, 0x10, 4, 0, 0, 0,
             0, 0, 0, 0, 0, 0, 0, 0,
             0xa0, 0x25, 0x26, 0, 0, 0, 0, 0,
+            0, 0x10, 0, 0x10, 4, 0, 0, 0,
+            3, 0, 0, 0,              0, 0, 0, 0,
         ];
         assert_eq!(header.as_bytes(), golden);
         assert_eq!(header.check(), Ok(layout));

@@ -12,6 +12,7 @@
 //! | [`header`] | magic, version, geometry, and the words that the host updates |
 //! | [`mailbox`] | one request half and one reply half a vCPU |
 //! | [`call`] | what a guest asks of its host, one enum, and the doorbell that rings it |
+//! | [`devices`] | the window of virtio-mmio pages, and what we add to the virtio standard |
 //! | [`agent`] | what a host asks of the test guest, carried by [`Call::Wait`] |
 //!
 //! The shared region, from low to high addresses, each part page aligned:
@@ -29,6 +30,7 @@ extern crate std;
 
 pub mod agent;
 pub mod call;
+pub mod devices;
 pub mod entry;
 pub mod header;
 pub mod mailbox;

@@ -37,6 +37,8 @@ struct Seats {
     seats: Vec<Seat>,
     stopped: bool,
     last_ticket: u64,
+    /// A device has something for the drivers, which vCPU 0 runs.
+    poked: bool,
 }
 
 /// All vCPUs' seats.
@@ -45,29 +47,64 @@ pub struct Agents {
     changed: Condvar,
     /// Held while a command runs.
     turn: Mutex<()>,
+    /// How often vCPU 0 is to look after its devices in any case.
+    tick: Option<Duration>,
 }
+
+/// The ticket of work that nobody waits for.
+const UNASKED: u64 = 0;
+/// The vCPU that runs the device drivers.
+const DRIVER_VCPU: u32 = 0;
 
 impl Agents {
     /// A seat for each of `vcpus`.
     #[must_use]
     pub fn new(vcpus: u32) -> Self {
         let seats = (0..vcpus).map(|_| Seat::default()).collect();
-        Self { seats: Mutex::new(Seats { seats, ..Seats::default() }), changed: Condvar::new(), turn: Mutex::new(()) }
+        let seats = Mutex::new(Seats { seats, ..Seats::default() });
+        Self { seats, changed: Condvar::new(), turn: Mutex::new(()), tick: None }
+    }
+
+    /// The same, for a guest whose drivers want to run so often: what a timer is to others.
+    #[must_use]
+    pub fn with_tick(self, tick: Option<Duration>) -> Self {
+        Self { tick, ..self }
+    }
+
+    /// A device has something for its driver: wakes an idle guest, as an interrupt would.
+    pub fn poke(&self) {
+        self.lock().poked = true;
+        self.changed.notify_all();
     }
 
     /// vCPU thread: sleeps until there is work; `None` when the VM stops.
     pub fn next_command(&self, vcpu: u32) -> Option<Command> {
         let mut seats = self.lock();
+        let drives = vcpu == DRIVER_VCPU;
         loop {
             if seats.stopped {
                 return None;
             }
+            let poked = drives && seats.poked;
             let seat = seats.seats.get_mut(vcpu as usize)?;
             if let Some((ticket, command)) = seat.pending.take() {
                 seat.working = Some(ticket);
                 return Some(command);
             }
-            seats = self.changed.wait(seats).unwrap_or_else(PoisonError::into_inner);
+            if poked {
+                seat.working = Some(UNASKED);
+                seats.poked = false;
+                return Some(Command::Devices);
+            }
+            seats = match self.tick.filter(|_| drives) {
+                None => self.changed.wait(seats).unwrap_or_else(PoisonError::into_inner),
+                Some(tick) => {
+                    let (mut seats, wait) =
+                        self.changed.wait_timeout(seats, tick).unwrap_or_else(PoisonError::into_inner);
+                    seats.poked |= wait.timed_out();
+                    seats
+                }
+            };
         }
     }
 
@@ -77,7 +114,11 @@ impl Agents {
         let Some(seat) = seats.seats.get_mut(vcpu as usize) else { return false };
         let Some(ticket) = seat.working.take() else { return false };
         seat.held_bytes = report.held_bytes;
-        seat.report = Some((ticket, report));
+        // A report that somebody waits for must not be lost to one that nobody does.
+        if ticket != UNASKED {
+            seat.report = Some((ticket, report));
+        }
+        seats.poked |= vcpu == DRIVER_VCPU && report.more != 0;
         drop(seats);
         self.changed.notify_all();
         true
@@ -185,7 +226,7 @@ fn shares(command: Command, held: &[u64]) -> Vec<Command> {
             }
             Command::Free { bytes: share, random, seed: seeded(seed, vcpu) }
         }
-        Command::Verify | Command::Drain | Command::Stats => command,
+        Command::Verify | Command::Drain | Command::Stats | Command::Devices => command,
     };
     held.iter().enumerate().map(share).collect()
 }
@@ -283,6 +324,34 @@ mod tests {
             assert_eq!(agents.next_command(0), Some(Command::Stats));
             assert!(agents.report(0, Report { bytes: 2, ..Report::default() }));
             assert_eq!(next.join().expect("no panic").expect("answered")[0].bytes, 2);
+        });
+    }
+
+    #[test]
+    fn a_poked_guest_looks_after_its_devices_until_it_has_no_more_to_do() {
+        let agents = Agents::new(2);
+        agents.poke();
+        assert_eq!(agents.next_command(0), Some(Command::Devices));
+        assert!(agents.report(0, Report { more: 1, ..Report::default() }));
+        assert_eq!(agents.next_command(0), Some(Command::Devices));
+        assert!(agents.report(0, Report::default()));
+        agents.stop();
+        assert_eq!((agents.next_command(0), agents.next_command(1)), (None, None));
+    }
+
+    #[test]
+    fn looking_after_devices_hides_no_report() {
+        let agents = Agents::new(2);
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| agents.run(Command::Stats, Duration::from_secs(60)));
+            assert_eq!(agents.next_command(0), Some(Command::Stats));
+            assert!(agents.report(0, Report { bytes: 7, ..Report::default() }));
+            agents.poke();
+            assert_eq!(agents.next_command(0), Some(Command::Devices));
+            assert!(agents.report(0, Report::default()));
+            assert_eq!(agents.next_command(1), Some(Command::Stats));
+            assert!(agents.report(1, Report::default()));
+            assert_eq!(asked.join().expect("no panic").expect("answered")[0].bytes, 7);
         });
     }
 

@@ -3,6 +3,7 @@
 //! [`parse`] turns arguments into a [`Cli`], or into the text and exit code to end with: usage
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
+use crate::elastic::Elastic;
 use crate::harden::{EXIT_FORBIDDEN, Seccomp};
 use crate::install_config::{InstallConfig, InstallPool};
 use crate::memory::{Backing, UseUserfaultfd};
@@ -107,6 +108,10 @@ pub struct LaunchArgs {
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
+    /// How memory is taken and given: llfree (the default), balloon, balloon-huge, virtio-mem or none;
+    /// with options, like balloon,reporting=on,deflate-on-oom=on,stats=1s or virtio-mem,boot=256M
+    #[arg(long, value_name = "KIND", hide_possible_values = true)]
+    pub elastic: Option<Elastic>,
     /// Take back free memory by itself: on, off (the default), or how, like interval=5s,min-age=2,keep=64M,rate=4G/s
     #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
     pub auto_reclaim: Option<Switch>,
@@ -239,7 +244,8 @@ pub struct ShrinkArgs {
     /// How much less than now
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
     pub by: Option<Bytes>,
-    /// Give the guest this long to free memory
+    /// Give the guest this long to free memory; with a device (--elastic) as long as it gets somewhere
+    /// by default
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "0s", allow_hyphen_values = true)]
     pub wait: Duration,
 }
@@ -359,6 +365,7 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
         ("--kernel", launch.kernel.is_some()),
         ("--workload", launch.workload.is_some()),
         ("--backing", launch.backing.is_some()),
+        ("--elastic", launch.elastic.is_some()),
         ("--seccomp", launch.seccomp.is_some()),
         ("--cgroup", launch.cgroup.is_some()),
         ("--auto-reclaim", launch.auto_reclaim.is_some()),

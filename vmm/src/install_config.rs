@@ -51,12 +51,19 @@ pub enum InstallConfigError {
 }
 
 impl InstallConfig {
-    /// What to do for a guest with `memory` of this kind.
+    /// What to do for a guest with `memory` of this kind, which shares its allocator's table or has
+    /// a device instead.
     ///
     /// # Errors
     /// [`InstallConfigError`].
-    pub fn resolve(&self, memory: Bytes, backing: Backing) -> Result<(PoolConfig, OnViolation), InstallConfigError> {
+    pub fn resolve(
+        &self,
+        memory: Bytes,
+        backing: Backing,
+        shares_table: bool,
+    ) -> Result<(PoolConfig, OnViolation, UseUserfaultfd), InstallConfigError> {
         let why = match (self.userfaultfd, backing) {
+            _ if !shares_table => Some("works with --elastic llfree only"),
             (UseUserfaultfd::Off, _) => Some("--userfaultfd off forbids"),
             (_, Backing::Memfd | Backing::Hugetlb) => Some("works with --backing anon only"),
             _ => None,
@@ -65,11 +72,16 @@ impl InstallConfig {
             let flag = match self {
                 Self { pool: Some(pool), .. } if pool.size.0 > 0 => Some("--install-pool"),
                 Self { on_violation: Some(_), .. } => Some("--on-violation"),
+                Self { userfaultfd: UseUserfaultfd::On, .. } if !shares_table => Some("--userfaultfd on"),
                 _ => None,
             };
             if let Some(flag) = flag {
                 return Err(InstallConfigError::NeedsUserfaultfd { flag, why });
             }
+        }
+        if !shares_table {
+            let none = PoolConfig { huge_frames: 0, rate: 0 };
+            return Ok((none, OnViolation::default(), UseUserfaultfd::Off));
         }
         let pool = self.pool.unwrap_or(InstallPool::default_for(memory));
         if pool.size > memory {
@@ -77,7 +89,8 @@ impl InstallConfig {
         }
         // No guest has 2^32 huge frames.
         let huge_frames = u32::try_from(pool.size.0 / HUGE_SIZE).unwrap_or(u32::MAX);
-        Ok((PoolConfig { huge_frames, rate: pool.rate.0 }, self.on_violation.unwrap_or_default()))
+        let pool = PoolConfig { huge_frames, rate: pool.rate.0 };
+        Ok((pool, self.on_violation.unwrap_or_default(), self.userfaultfd))
     }
 }
 
@@ -179,14 +192,15 @@ mod tests {
             on_violation: Some(OnViolation::Stop),
             userfaultfd: UseUserfaultfd::Auto,
         };
-        let refused = |config: InstallConfig, backing| config.resolve(memory, backing).expect_err("no").to_string();
+        let refused =
+            |config: InstallConfig, backing| config.resolve(memory, backing, true).expect_err("no").to_string();
         assert!(refused(chosen, Backing::Anon).contains("64 MiB is larger than the guest's memory, 32 MiB"));
         assert!(refused(chosen, Backing::Memfd).contains("--install-pool needs userfaultfd"));
         let without = InstallConfig { pool: None, userfaultfd: UseUserfaultfd::Off, ..chosen };
         assert!(refused(without, Backing::Anon).contains("--on-violation needs userfaultfd, which --userfaultfd off"));
         let defaults = InstallConfig::default();
         for backing in Backing::ALL {
-            let (pool, policy) = defaults.resolve(memory, backing).expect("defaults give way");
+            let (pool, policy, _) = defaults.resolve(memory, backing, true).expect("defaults give way");
             assert_eq!((pool.huge_frames, policy), (2, OnViolation::Install), "an eighth");
         }
     }

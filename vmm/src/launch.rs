@@ -12,6 +12,7 @@ use crate::control::report::GuestReport;
 use crate::control::server::{ControlServer, Limits};
 use crate::control::socket::{self, SocketError};
 use crate::doorbell::GuestEnd;
+use crate::elastic::{Elastic, ResizeError};
 use crate::harden::{self, Needs, Role, SeccompError};
 use crate::service::{self, Service};
 use crate::units::Bytes;
@@ -54,6 +55,9 @@ pub enum RunError {
     /// No cgroup of its own.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// Flags that contradict each other.
+    #[error(transparent)]
+    Flags(#[from] ResizeError),
     /// No filters for the threads.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
@@ -199,10 +203,19 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         backing: args.backing(),
         kernel: args.kernel.clone(),
         install: args.install_config(),
+        elastic: args.elastic.unwrap_or_default(),
     };
+    let auto_reclaim = args.auto_reclaim.unwrap_or_default();
+    if auto_reclaim.0.is_some() && config.elastic != Elastic::Llfree {
+        return Err(ResizeError::NoTable { what: "--auto-reclaim", kind: config.elastic.name() }.into());
+    }
     warn_about_huge_pages(&config);
     // Before there is memory: what is charged elsewhere stays charged there.
-    let pool = config.install.resolve(memory, config.backing).map_err(LaunchError::Install)?.0;
+    let pool = config
+        .install
+        .resolve(memory, config.backing, config.elastic == Elastic::Llfree)
+        .map_err(LaunchError::Install)?
+        .0;
     let besides = u64::from(pool.huge_frames) * HUGE_SIZE;
     let cgroup = args.cgroup.as_deref().map(|path| enter_cgroup(path, memory, besides)).transpose()?;
     let _leave = cgroup.clone().map(Leave);
@@ -213,7 +226,6 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     if let Some(cgroup) = &cgroup {
         vm.follow_with(cgroup.clone());
     }
-    let auto_reclaim = args.auto_reclaim.unwrap_or_default();
     vm.auto_reclaim().switch(auto_reclaim).map_err(host("start automatic reclaim"))?;
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
     let event = |step| move |source: io::Error| RunError::Host { step, source };
@@ -345,7 +357,7 @@ fn warn_about_huge_pages(config: &VmConfig) {
 
 /// Says once what nobody holds the guest to.
 fn warn_about_enforcement(vm: &Vm) {
-    if vm.is_enforced() {
+    if vm.is_enforced() || vm.config().elastic != Elastic::Llfree {
         return;
     }
     let consequence = "what the guest touches unasked is found by an audit once a second, not prevented; \

@@ -11,6 +11,7 @@
 //! | [`boot`] | KVM's checks, the platform region, the guest's image, crash reports |
 //! | [`monitor`] | the owner of the guest's memory: shrink, grow, install, audit |
 //! | [`install_config`] | how frames get their memory, as the command line says it |
+//! | [`devices`], [`elastic`] | virtio devices, and how a VM's memory is made smaller and larger with them |
 //! | [`agent`], [`doorbell`], [`vcpu`] | commands for the guest, its calls, its exits |
 //! | [`vm`] | one machine made of these |
 //! | [`control`], [`service`] | the control socket, and requests carried out |
@@ -28,7 +29,9 @@ pub mod cli;
 pub mod client_commands;
 pub mod control;
 pub mod demo;
+pub mod devices;
 pub mod doorbell;
+pub mod elastic;
 pub mod faults;
 pub mod guest_log;
 pub mod harden;

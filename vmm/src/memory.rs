@@ -7,6 +7,7 @@
 //! every range is checked against the RAM before a system call sees it, and memory that was
 //! discarded has really gone back and reads as zero when it returns.
 
+mod byte_range;
 mod discard;
 mod mapping;
 mod pages;
@@ -154,6 +155,28 @@ pub enum MemoryError {
         first: u32,
         /// Huge frames in the range.
         count: u32,
+        /// The kind of memory.
+        backing: Backing,
+        /// Why.
+        source: io::Error,
+    },
+    /// A range of bytes that is no run of pages of the RAM.
+    #[error("bytes {start:#x} to {end:#x} are no run of whole 4 KiB pages in this guest's RAM of {ram} bytes")]
+    BadBytes {
+        /// First byte.
+        start: u64,
+        /// First byte behind the range.
+        end: u64,
+        /// Bytes of the RAM.
+        ram: u64,
+    },
+    /// Pages did not go back.
+    #[error("cannot discard {bytes} bytes of {backing} guest RAM from byte {start:#x} on")]
+    DiscardBytes {
+        /// First byte.
+        start: u64,
+        /// Bytes.
+        bytes: u64,
         /// The kind of memory.
         backing: Backing,
         /// Why.

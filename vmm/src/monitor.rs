@@ -186,6 +186,30 @@ impl Monitor {
         Ok(monitor)
     }
 
+    /// Takes charge of `ram` whose memory comes by touch and goes by a device: no frame is ever
+    /// evicted, and R calls all of them installed, whatever is behind them. Those of `kept_back` are
+    /// taken in the table; whoever brings them to the guest frees them there.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn untracked(
+        ram: Arc<GuestRam>,
+        supply: Supply,
+        platform: Arc<Platform>,
+        image: std::ops::Range<u32>,
+        kept_back: std::ops::Range<u32>,
+    ) -> Result<Self, MemoryError> {
+        let monitor = Self::new(ram, supply, platform, image)?;
+        for (huge, (word, r)) in monitor.platform.entries().iter().zip(&monitor.residency).enumerate() {
+            let free = word.load(Ordering::Relaxed) == HugeEntry::FREE_EVICTED.bits();
+            let kept = !free || kept_back.contains(&(huge as u32));
+            let entry = if kept { HugeEntry::HUGE_INSTALLED } else { HugeEntry::FREE_INSTALLED };
+            word.store(entry.bits(), Ordering::Relaxed);
+            r.store(Residency::Installed as u8, Ordering::Relaxed);
+        }
+        Ok(monitor)
+    }
+
     /// Huge frames of RAM.
     #[must_use]
     pub fn huge_frames(&self) -> u32 {

@@ -3,7 +3,8 @@
 //! What a guest or another process wrote is filtered on the way.
 
 use crate::control::report::{
-    AutoReclaimReport, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, StatusReport, ValidateReport,
+    AutoReclaimReport, ElasticStatus, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, StatusReport,
+    ValidateReport,
 };
 use crate::guest_log::printable;
 use crate::units::Bytes;
@@ -173,13 +174,19 @@ pub fn status(report: &StatusReport) -> String {
         ("memory", memory(report.memory_bytes, &format!("backing {}", printable(&report.backing)))),
         ("limit", memory(report.limit_bytes, "the guest may hold this much")),
         ("resident", memory(report.resident_bytes, &format!("by the host kernel's accounting; {huge}"))),
-        ("installed", memory(report.installed_bytes, "has memory behind it")),
-        ("evicted", memory(report.evicted_bytes, "free for the guest, nothing behind it")),
         ("held", memory(report.held_bytes, "taken by shrinks")),
         ("guest uses", memory(report.guest_used_bytes, "by its own words")),
         ("guest has free", memory(report.guest_free_bytes, "by its own words")),
         ("reclaimable", memory(report.reclaimable_now_bytes, "a shrink could take it now")),
     ];
+    let tracked = report.installed_bytes > 0;
+    if tracked {
+        let installed = [
+            ("installed", memory(report.installed_bytes, "has memory behind it")),
+            ("evicted", memory(report.evicted_bytes, "free for the guest, nothing behind it")),
+        ];
+        rows.splice(3..3, installed);
+    }
     if report.wanted_bytes > 0 {
         rows.push(("wanted", memory(report.wanted_bytes, "asked of the guest until the next resize")));
     }
@@ -191,13 +198,16 @@ pub fn status(report: &StatusReport) -> String {
         let note = format!("in use of {} in {}", Bytes(cgroup.memory_max_bytes), printable(&cgroup.path));
         rows.push(("cgroup", memory(cgroup.memory_current_bytes, &note)));
     }
-    rows.push(("installs", count(report.installs, failed(report.install_failures, "failed"))));
-    let pool = report.install_pool;
-    if pool.size_bytes > 0 {
-        let note = format!("of {} ready for installs, {} came from it", Bytes(pool.size_bytes), pool.hits);
-        rows.push(("install pool", memory(pool.resident_bytes, &note)));
+    if tracked {
+        rows.push(("installs", count(report.installs, failed(report.install_failures, "failed"))));
+        let pool = report.install_pool;
+        if pool.size_bytes > 0 {
+            let note = format!("of {} ready for installs, {} came from it", Bytes(pool.size_bytes), pool.hits);
+            rows.push(("install pool", memory(pool.resident_bytes, &note)));
+        }
+        rows.push(("violations", count(report.violations, violations(report))));
     }
-    rows.push(("violations", count(report.violations, violations(report))));
+    rows.extend(elastic(&report.elastic));
     if report.corrupt_entries > 0 || report.bad_calls > 0 {
         rows.push((
             "nonsense",
@@ -218,6 +228,42 @@ fn violations(report: &StatusReport) -> String {
         _ => "found afterwards, not prevented".to_owned(),
     };
     if report.held_violations > 0 { format!("{} of held frames; {seen}", report.held_violations) } else { seen }
+}
+
+/// What is known of the device by which memory comes and goes; nothing without one.
+fn elastic(report: &ElasticStatus) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    let size = |bytes: u64| Bytes(bytes).to_string();
+    let driver = if report.driven { "" } else { ", without a driver in the guest" };
+    let errors = match report.device_errors {
+        0 => String::new(),
+        errors => format!(", {errors} errors of its driver"),
+    };
+    if report.balloon.is_some() || report.mem.is_some() || report.kind == "none" {
+        rows.push(("elastic", format!("{}{driver}{errors}", printable(&report.kind))));
+    }
+    if let Some(b) = &report.balloon {
+        let bad = b.bad_pages.saturating_add(b.repeated_pages);
+        let bad = if bad == 0 { String::new() } else { format!(", {bad} wrong page numbers") };
+        rows.push(("balloon", format!("{} of {}{bad}", size(b.inflated_bytes), size(b.target_bytes))));
+        let reported =
+            if b.reported_bytes == 0 { String::new() } else { format!(", {} of it reported", size(b.reported_bytes)) };
+        rows.push(("discarded", format!("{} in {} calls{reported}", size(b.discarded_bytes), b.discards)));
+        if let Some(guest) = &b.guest
+            && let (Some(free), Some(total)) = (guest.free_bytes, guest.total_bytes)
+        {
+            let age = micros(guest.age_ms.saturating_mul(1000));
+            rows.push(("guest says", format!("{} free of {}, {age} ago", size(free), size(total))));
+        }
+    }
+    if let Some(m) = &report.mem {
+        let refused =
+            if m.refused_requests == 0 { String::new() } else { format!(", {} requests refused", m.refused_requests) };
+        let of =
+            format!("{} of {} plugged behind {}", size(m.plugged_bytes), size(m.requested_bytes), size(m.boot_bytes));
+        rows.push(("blocks", of + &refused));
+    }
+    rows
 }
 
 fn vcpus(report: &StatusReport) -> String {

@@ -9,11 +9,12 @@
 use crate::agent::AgentError;
 use crate::control::protocol::{ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{
-    AutoReclaimReport, BadPage, CgroupStatus, ExitCounts, FindingReport, GuestOutcome, GuestReport, InstallPoolStatus,
-    ReclaimReport, ResizeReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
+    AutoReclaimReport, BadPage, CgroupStatus, ElasticStatus, ExitCounts, FindingReport, GuestOutcome, GuestReport,
+    InstallPoolStatus, ReclaimReport, ResizeReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
 };
 use crate::control::server::Responder;
 use crate::doorbell::GuestEnd;
+use crate::elastic::{Elastic, ElasticDevice, ResizeError};
 use crate::guest_log::Rarely;
 use crate::harden::{self, Role};
 use crate::monitor::auto::{AutoStatus, Switch};
@@ -206,7 +207,7 @@ fn not_here() -> Reply {
 fn answer(result: Result<Reply, VmError>) -> Reply {
     result.unwrap_or_else(|error| {
         let kind = match &error {
-            VmError::Size(_) => ErrorKind::Refused,
+            VmError::Size(_) | VmError::Resize(_) => ErrorKind::Refused,
             VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(GuestEnd::Exited(0)) => ErrorKind::Stopping,
@@ -222,15 +223,24 @@ fn resize(vm: &Vm, request: &Request, superseded: &dyn Fn() -> bool) -> Result<R
         Request::Shrink { goal, wait_ms } => {
             let wait = Duration::from_millis(wait_ms);
             let target = target(vm, goal)?;
-            let resize = vm.shrink(target, |elapsed| elapsed < wait && !superseded())?;
+            // A device's driver needs time in any case: as long as it gets somewhere, unless people
+            // say how long.
+            let more = |elapsed| elapsed < wait || wait_ms == 0 && vm.is_device_moving(elapsed);
+            let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
             let advice = match () {
                 () if superseded() => "another resize took over",
+                () if vm.elastic().is_some_and(|device| !device.transport().is_driven()) => {
+                    "it has no driver for its device"
+                }
                 () if wait_ms > 0 => "free memory in the guest",
                 () => "free memory in the guest, or wait for it with --wait",
             };
             Ok(Reply::Resize(resize_report(vm, &resize, advice)))
         }
         Request::Grow { to_bytes } => Ok(Reply::Resize(resize_report(vm, &vm.grow(to_bytes)?, ""))),
+        Request::Reclaim { .. } if vm.config().elastic != Elastic::Llfree => {
+            Err(ResizeError::NoReclaim(vm.config().elastic.name()).into())
+        }
         Request::Reclaim { bytes } => {
             let start = Instant::now();
             let frames = bytes.map_or(u32::MAX, |bytes| u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX));
@@ -246,7 +256,7 @@ fn resize(vm: &Vm, request: &Request, superseded: &dyn Fn() -> bool) -> Result<R
 }
 
 fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
-    let limit = u64::from(vm.monitor().limit()) * HUGE_SIZE;
+    let limit = vm.limit();
     match goal {
         ShrinkGoal::ToBytes(to) => Ok(to),
         ShrinkGoal::ByBytes(by) => match limit.checked_sub(by) {
@@ -264,7 +274,7 @@ fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
 #[must_use]
 pub fn resize_report(vm: &Vm, resize: &Resize, advice: &str) -> ResizeReport {
     let census = vm.monitor().census();
-    let (in_use_bytes, fragmented_bytes) = (guest_used_bytes(&census), census.fragmented_frames * FRAME_SIZE);
+    let (in_use_bytes, fragmented_bytes) = (guest_used_bytes(vm, &census), census.fragmented_frames * FRAME_SIZE);
     let complete = resize.actual == resize.target;
     let shortfall = (!complete).then(|| Shortfall {
         in_use_bytes,
@@ -293,8 +303,10 @@ fn shortfall_wording(in_use: Bytes, fragmented: Bytes, advice: &str) -> String {
 }
 
 /// What the guest claims to use. Huge frame 0 is nobody's: its entry keeps the guest off it.
-fn guest_used_bytes(census: &Census) -> u64 {
-    (census.used_frames * FRAME_SIZE).saturating_sub(HUGE_SIZE)
+/// Nor is what a driver gave away the guest's any more.
+fn guest_used_bytes(vm: &Vm, census: &Census) -> u64 {
+    let given_away = vm.elastic().map_or(0, |device| vm.config().memory.0.saturating_sub(device.limit()));
+    (census.used_frames * FRAME_SIZE).saturating_sub(HUGE_SIZE).saturating_sub(given_away)
 }
 
 /// Runs a guest command on all vCPUs.
@@ -316,7 +328,7 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
         GuestRequest::Churn { millis } => {
             timeout += Duration::from_millis(millis);
             // Half of what the guest may hold: room for what it holds already, and for luck.
-            let bytes = u64::from(vm.monitor().limit()) * HUGE_SIZE / 2;
+            let bytes = vm.limit() / 2;
             Command::Churn { millis, bytes, seed }
         }
         GuestRequest::Idle => Command::Drain,
@@ -359,11 +371,21 @@ fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
     }
 }
 
+fn needs_table(vm: &Vm, what: &'static str) -> Result<(), ResizeError> {
+    match vm.config().elastic {
+        Elastic::Llfree => Ok(()),
+        elastic => Err(ResizeError::NoTable { what, kind: elastic.name() }),
+    }
+}
+
 /// Switches automatic reclaim.
 ///
 /// # Errors
-/// If the host has no thread to give.
+/// A VM with a device instead of the shared table, or a host that has no thread to give.
 pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmError> {
+    if switch.0.is_some() {
+        needs_table(vm, "automatic reclaim")?;
+    }
     vm.auto_reclaim().switch(switch).map_err(VmError::Thread)?;
     Ok(auto_report(&vm.auto_reclaim().status()))
 }
@@ -385,8 +407,9 @@ fn auto_report(status: &AutoStatus) -> AutoReclaimReport {
 /// Checks that no frame is lost or owned twice, by all that the host can know. Repairs nothing.
 ///
 /// # Errors
-/// If the kernel does not answer.
+/// A VM with a device instead of the shared table, or a kernel that does not answer.
 pub fn validate(vm: &Vm) -> Result<ValidateReport, VmError> {
+    needs_table(vm, "validate")?;
     let start = Instant::now();
     let seen = vm.monitor().validate()?;
     let finding = |finding: &Finding| FindingReport {
@@ -434,14 +457,14 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         uptime_ms: u64::try_from(vm.uptime().as_millis()).unwrap_or(u64::MAX),
         backing: vm.config().backing.name().to_owned(),
         memory_bytes: vm.config().memory.0,
-        limit_bytes: (census.huge_frames - census.held) * HUGE_SIZE,
-        wanted_bytes: monitor.wanted().saturating_mul(HUGE_SIZE),
+        limit_bytes: vm.limit(),
+        wanted_bytes: vm.elastic().map_or_else(|| monitor.wanted().saturating_mul(HUGE_SIZE), ElasticDevice::wanted),
         resident_bytes: ram.resident_bytes,
         huge_page_bytes: ram.huge_bytes,
-        held_bytes: census.held * HUGE_SIZE,
+        held_bytes: vm.config().memory.0.saturating_sub(vm.limit()),
         evicted_bytes: census.evicted * HUGE_SIZE,
-        installed_bytes: census.installed * HUGE_SIZE,
-        guest_used_bytes: guest_used_bytes(&census),
+        installed_bytes: if vm.config().elastic == Elastic::Llfree { census.installed * HUGE_SIZE } else { 0 },
+        guest_used_bytes: guest_used_bytes(vm, &census),
         guest_free_bytes: (census.free_installed + census.free_evicted) * HUGE_SIZE
             + census.fragmented_frames * FRAME_SIZE,
         reclaimable_now_bytes: (census.free_installed + census.free_evicted) * HUGE_SIZE,
@@ -450,7 +473,12 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         install_failures: count(&counters.install_failures),
         violations: count(&counters.violations),
         held_violations: count(&counters.held_violations),
-        enforcement: if vm.is_enforced() { "userfaultfd" } else { "audit" }.to_owned(),
+        enforcement: match vm.config().elastic {
+            Elastic::Llfree if vm.is_enforced() => "userfaultfd",
+            Elastic::Llfree => "audit",
+            _ => "none",
+        }
+        .to_owned(),
         on_violation: vm.config().install.on_violation.unwrap_or_default().name().to_owned(),
         install_pool: InstallPoolStatus {
             size_bytes: pool.size_bytes,
@@ -468,7 +496,20 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
             memory_current_bytes: usage.current,
         }),
         vcpus: vm.vcpus().iter().enumerate().map(vcpu).collect(),
+        elastic: elastic_status(vm),
     })
+}
+
+fn elastic_status(vm: &Vm) -> ElasticStatus {
+    let kind = vm.config().elastic.name();
+    match vm.elastic() {
+        Some(device) => device.status(kind),
+        None => ElasticStatus {
+            kind: kind.to_owned(),
+            driven: vm.config().elastic == Elastic::Llfree,
+            ..ElasticStatus::default()
+        },
+    }
 }
 
 fn micros(duration: Duration) -> u64 {

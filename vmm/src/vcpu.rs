@@ -5,6 +5,7 @@
 //! gone, so a signal that arrives just before `KVM_RUN` loses nothing.
 
 use crate::boot::{BootError, Kernel, Platform};
+use crate::devices::Devices;
 use crate::doorbell::{Doorbell, Flow, GuestEnd};
 use crate::{error_line, faults};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -39,6 +40,8 @@ pub struct VcpuContext {
     pub platform: Arc<Platform>,
     /// Serves its calls.
     pub doorbell: Arc<Doorbell>,
+    /// Behind the doorbell's page.
+    pub devices: Arc<Devices>,
     /// Names addresses in crash reports.
     pub kernel: Arc<Kernel>,
     /// Set before the kick.
@@ -84,17 +87,22 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd
     counters.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
     while !context.stop.load(Ordering::Acquire) {
         let call = match faults::point(faults::VCPU_RUN).map_err(Into::into).and_then(|()| fd.run()) {
-            Ok(VcpuExit::MmioWrite(address, _)) => {
+            Ok(VcpuExit::MmioWrite(address, data)) => {
                 counters.mmio.fetch_add(1, Ordering::Relaxed);
                 match address.checked_sub(context.platform.doorbell_gpa()) {
                     Some(offset) if offset < DOORBELL_BYTES => Call::from_offset(offset),
-                    // Like a bus without a device: the write is lost.
-                    _ => continue,
+                    _ => {
+                        // Without a device there, as on a bus: the write is lost.
+                        context.devices.write(address, data);
+                        continue;
+                    }
                 }
             }
-            Ok(VcpuExit::MmioRead(_, data)) => {
+            Ok(VcpuExit::MmioRead(address, data)) => {
                 counters.mmio.fetch_add(1, Ordering::Relaxed);
-                data.fill(0xff);
+                if !context.devices.read(address, data) {
+                    data.fill(0xff);
+                }
                 continue;
             }
             Ok(VcpuExit::IoOut(port, _)) => {

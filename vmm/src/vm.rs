@@ -4,10 +4,15 @@
 //! region (another above it), loads the guest and starts a thread a vCPU. From then on the monitor
 //! owns the memory and the agents' seats carry commands. Dropping a `Vm` stops it.
 
+mod devices;
+
 use crate::agent::{self, AgentError, Agents};
 use crate::boot::{self, BootError, Kernel, KernelError, Platform};
 use crate::cgroup::{Cgroup, CgroupError};
+use crate::devices::Devices;
+use crate::devices::worker::Worker;
 use crate::doorbell::{Doorbell, GuestEnd};
+use crate::elastic::{DeviceError, Elastic, ElasticDevice, ResizeError};
 use crate::harden::{self, Role};
 use crate::install_config::{InstallConfig, InstallConfigError};
 use crate::memory::{Backing, GuestRam, MemoryError, Supply};
@@ -33,7 +38,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 const SHRINK_POLL: Duration = Duration::from_millis(5);
 
 /// What to launch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct VmConfig {
     /// RAM in bytes, a non-zero multiple of 2 MiB.
     pub memory: Bytes,
@@ -45,13 +50,15 @@ pub struct VmConfig {
     pub kernel: Option<PathBuf>,
     /// How frames get their memory, and what holds the guest to its limit.
     pub install: InstallConfig,
+    /// How memory is made smaller and larger.
+    pub elastic: Elastic,
 }
 
 impl VmConfig {
     /// The built-in guest, with defaults for what is not named here.
     #[must_use]
     pub fn new(memory: Bytes, cpus: u32, backing: Backing) -> Self {
-        Self { memory, cpus, backing, kernel: None, install: InstallConfig::default() }
+        Self { memory, cpus, backing, ..Self::default() }
     }
 }
 
@@ -67,6 +74,9 @@ pub enum LaunchError {
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The device for `--elastic`.
+    #[error("--elastic")]
+    Device(#[from] DeviceError),
     /// More vCPUs than there can be.
     #[error("{asked} vCPUs asked for, this machine's KVM runs 1 to {limit}; use --cpus within that")]
     Cpus {
@@ -124,6 +134,9 @@ pub enum VmError {
     /// No thread for a part that was switched on.
     #[error("the host could not start a thread")]
     Thread(#[source] std::io::Error),
+    /// A resize that this VM cannot do.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
     /// The guest ended.
     #[error(transparent)]
     Ended(#[from] GuestEnd),
@@ -183,6 +196,10 @@ pub struct Vm {
     auto_reclaim: AutoReclaim,
     agents: Arc<Agents>,
     doorbell: Arc<Doorbell>,
+    devices: Arc<Devices>,
+    elastic: Option<ElasticDevice>,
+    /// The devices' threads.
+    workers: Mutex<Vec<Worker>>,
     vcpus: Vec<Arc<VcpuCounters>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// `None` where nothing sees them.
@@ -213,10 +230,18 @@ impl Vm {
         let memory = config.memory.0;
         kernel.check_fits(memory)?;
         let platform = Arc::new(Platform::new(memory, config.cpus, limits.address_bits)?);
-        let (pool, on_violation) = config.install.resolve(config.memory, config.backing)?;
+        let (pool, on_violation, use_userfaultfd) =
+            config.install.resolve(config.memory, config.backing, config.elastic == Elastic::Llfree)?;
         let ram = Arc::new(GuestRam::new(memory, config.backing)?);
-        let supply = Supply::new(ram.clone(), pool, config.install.userfaultfd)?;
-        let monitor = Arc::new(Monitor::new(ram.clone(), supply, platform.clone(), kernel.huge_frames())?);
+        let supply = Supply::new(ram.clone(), pool, use_userfaultfd)?;
+        let image = kernel.huge_frames();
+        let agents = Arc::new(Agents::new(config.cpus).with_tick(config.elastic.tick()));
+        let elastic =
+            ElasticDevice::new(&config.elastic, &ram, &image, devices::interrupt(platform.clone(), agents.clone()))?;
+        let monitor = Arc::new(match config.elastic {
+            Elastic::Llfree => Monitor::new(ram.clone(), supply, platform.clone(), image)?,
+            _ => Monitor::untracked(ram.clone(), supply, platform.clone(), image, config.elastic.kept_back(memory))?,
+        });
         // It writes to frames that are there: a fault would wait for a thread that is not.
         kernel.load(ram.guest_memory())?;
         let kernel = Arc::new(kernel);
@@ -246,7 +271,12 @@ impl Vm {
         let end_event = EventFd::new(EFD_NONBLOCK)
             .map_err(|source| LaunchError::Host { step: "make an event for the guest's end", source })?;
 
-        let agents = Arc::new(Agents::new(config.cpus));
+        let transports = elastic.iter().map(|device| device.transport().clone()).collect();
+        let devices = Arc::new(Devices::new(platform.devices_gpa(), transports));
+        if devices.count() > 0 {
+            platform.set_devices(devices.count());
+        }
+        let workers = devices::start(&vm, &devices)?;
         let doorbell = Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone()));
         let vcpus: Vec<_> = fds.iter().map(|_| Arc::new(VcpuCounters::default())).collect();
         let announcer = Announcer { end: Arc::new(End::default()), event: Arc::new(end_event), agents: agents.clone() };
@@ -263,6 +293,9 @@ impl Vm {
             monitor,
             agents,
             doorbell,
+            devices,
+            elastic,
+            workers: Mutex::new(workers),
             threads: Mutex::new(Vec::new()),
             violations,
             stop: Arc::new(AtomicBool::new(false)),
@@ -282,6 +315,7 @@ impl Vm {
         let context = VcpuContext {
             platform: self.platform.clone(),
             doorbell: self.doorbell.clone(),
+            devices: self.devices.clone(),
             kernel: kernel.clone(),
             stop: self.stop.clone(),
             counters: self.vcpus[index as usize].clone(),
@@ -340,10 +374,27 @@ impl Vm {
 
     /// Lowers the cgroup's maximum to what the limit needs, as soon as that can be.
     pub fn settle_cgroup(&self) {
-        let limit = u64::from(self.monitor.limit()) * HUGE_SIZE;
-        if let Some(Err(error)) = self.cgroup().map(|cgroup| cgroup.lower(limit)) {
+        if let Some(Err(error)) = self.cgroup().map(|cgroup| cgroup.lower(self.limit())) {
             log::debug!("the cgroup's maximum stays for now: {}", crate::error_line(&error));
         }
+    }
+
+    /// The device by which memory is made smaller and larger, if it is one.
+    #[must_use]
+    pub fn elastic(&self) -> Option<&ElasticDevice> {
+        self.elastic.as_ref()
+    }
+
+    /// The devices, as vCPUs reach them.
+    #[must_use]
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// What the guest may hold, in bytes: by R, or by the device's books.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.elastic.as_ref().map_or_else(|| u64::from(self.monitor.limit()) * HUGE_SIZE, ElasticDevice::limit)
     }
 
     /// The calls' side of the story.
@@ -426,13 +477,17 @@ impl Vm {
     pub fn shrink(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
         let frames = self.frames_of(target)?;
         let start = Instant::now();
-        let limit = self.monitor.limit();
-        if frames > limit {
+        if target > self.limit() {
             return Err(VmError::Size(format!(
                 "cannot shrink to {}: the limit is {} already; use grow to raise it",
                 Bytes(target),
-                Bytes(u64::from(limit) * HUGE_SIZE)
+                Bytes(self.limit())
             )));
+        }
+        if self.config.elastic != Elastic::Llfree {
+            let resize = self.resize_by_device(target, keep_waiting);
+            self.settle_cgroup();
+            return resize;
         }
         let mut pass = self.monitor.shrink(frames)?;
         // The first pass counts whatever it found; later ones if they took something.
@@ -462,19 +517,21 @@ impl Vm {
     /// Raises the limit to `target` bytes.
     ///
     /// # Errors
-    /// A size out of range, or a cgroup that does not make room.
+    /// A size out of range, a VM whose memory stays as it is, or a cgroup that does not make room.
     pub fn grow(&self, target: u64) -> Result<Resize, VmError> {
         let frames = self.frames_of(target)?;
-        let limit = self.monitor.limit();
-        if frames < limit {
+        if target < self.limit() {
             return Err(VmError::Size(format!(
                 "cannot grow to {}: the limit is {} already; use shrink to lower it",
                 Bytes(target),
-                Bytes(u64::from(limit) * HUGE_SIZE)
+                Bytes(self.limit())
             )));
         }
         if let Some(cgroup) = self.cgroup() {
             cgroup.raise(target)?;
+        }
+        if self.config.elastic != Elastic::Llfree {
+            return self.resize_by_device(target, |elapsed| self.is_device_moving(elapsed));
         }
         let start = Instant::now();
         let pass = self.monitor.grow(frames);
@@ -511,6 +568,8 @@ impl Vm {
             violations.release();
         }
         vcpu::kick(threads);
+        // Behind the vCPUs, which notify them.
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).clear();
         if let Some(violations) = &self.violations {
             violations.finish();
         }

@@ -50,6 +50,8 @@ fn every_command_is_understood() {
         "--mem 16G",
         "--mem 16G --cpus 2 --name web --kernel guest.elf --backing memfd -v",
         "--mem 16G --socket /tmp/x.sock --workload \"alloc 8G, verify, stop\" -vv --json",
+        "--mem 16G --elastic balloon,reporting=on,deflate-on-oom=on,coalesce=off,stats=off",
+        "--mem 16G --elastic virtio-mem,boot=1G",
         "shrink --to 4G",
         "shrink --by 2G --wait 10s --json",
         "--json shrink --by 2G",

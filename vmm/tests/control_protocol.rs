@@ -5,8 +5,8 @@ use vmm::control::protocol::{
     DecodeError, ErrorKind, GuestRequest, MAX_LINE, MAX_REPLY, PROTOCOL_VERSION, Reply, Request, ShrinkGoal,
 };
 use vmm::control::report::{
-    AutoReclaimReport, BadPage, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, Shortfall,
-    StatusReport, ValidateReport, VcpuStatus,
+    AutoReclaimReport, BadPage, BalloonStatus, ElasticStatus, ExitCounts, GuestOutcome, GuestReport, GuestStatsReport,
+    MemStatus, ReclaimReport, ResizeReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
 };
 use vmm::monitor::auto::{Settings, Switch};
 
@@ -193,4 +193,19 @@ proptest! {
 #[test]
 fn version_is_what_the_golden_lines_say() {
     assert_eq!(PROTOCOL_VERSION, 1);
+}
+
+#[test]
+fn a_device_survives_a_line() {
+    let guest = GuestStatsReport { free_bytes: Some(1), ..GuestStatsReport::default() };
+    let balloon = BalloonStatus { inflated_bytes: 2, guest: Some(guest), ..BalloonStatus::default() };
+    let elastic = ElasticStatus { kind: "balloon".to_owned(), balloon: Some(balloon), ..ElasticStatus::default() };
+    let reply = Reply::Status(Box::new(StatusReport { elastic, ..StatusReport::default() }));
+    let line = reply.to_line();
+    assert!(line.contains(r#""elastic":{"kind":"balloon","driven":false,"device_errors":0,"balloon":{"#), "{line}");
+    assert_eq!(Reply::from_line(line.as_bytes()).expect(&line), reply);
+    let mem = MemStatus { plugged_bytes: 3, ..MemStatus::default() };
+    let elastic = ElasticStatus { mem: Some(mem), ..ElasticStatus::default() };
+    let reply = Reply::Status(Box::new(StatusReport { elastic, ..StatusReport::default() }));
+    assert_eq!(Reply::from_line(reply.to_line().as_bytes()).expect("a reply"), reply);
 }

@@ -1,14 +1,14 @@
 //! [`Platform`]: the one mapping beside RAM that a VMM shares with its guest.
 //!
 //! ```text
-//! 0          RAM        next GiB                                                          doorbell
+//! 0          RAM        next GiB                                                          doorbell, devices
 //! +-------------+ ...  +---------------+---------+------------------------+-------------+---------+
 //! | RAM's slot  |      | shared region | vectors | vCPU 0 | vCPU 1 | ...  | page tables | no slot |
 //! +-------------+      +---------------+---------+------------------------+-------------+---------+
 //!                      |<------------------ the platform's slot ---------------------->|
 //! a vCPU's block: descriptors | guard | exception stack | guard | stack, 64 KiB
 //! ```
-//! The guest reaches the shared region, its stacks and the doorbell page; the rest is mapped for
+//! The guest reaches the shared region, its stacks, the doorbell page and the devices' pages; the rest is mapped for
 //! ring 0 or, like guards and page tables, not at all. After the guest started, the host treats all
 //! of it as the guest's claims: it is read word by word, through atomics, each word once, and no
 //! offset or count is ever taken from it.
@@ -17,7 +17,8 @@ use super::paging::{Access, ENTRIES, Tables, tables_needed};
 use super::{BootError, cpu};
 use kvm_ioctls::VcpuFd;
 use shared_layout::call::{DOORBELL_BYTES, DOORBELL_PORT};
-use shared_layout::header::FEATURE_DOORBELL_PORT;
+use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
+use shared_layout::header::{FEATURE_DEVICES, FEATURE_DOORBELL_PORT};
 use shared_layout::mailbox::{Mailbox, WORDS, Words};
 use shared_layout::{ControlWord, FRAME_SIZE, HUGE_SIZE, Header, HugeEntry, Layout};
 use std::mem::offset_of;
@@ -27,6 +28,8 @@ use vm_memory::{AtomicInteger, MmapRegion};
 use zerocopy::IntoBytes;
 
 const ALIGNMENT: u64 = 1 << 30;
+/// What lies behind the slot: the doorbell, then the devices.
+const MMIO_BYTES: u64 = DOORBELL_BYTES + DEVICE_SLOTS as u64 * DEVICE_BYTES;
 
 /// Offsets in a vCPU's block; the pages between them are guards.
 const EXCEPTION_STACK: u64 = 2 * FRAME_SIZE;
@@ -70,14 +73,14 @@ impl Platform {
         // The doorbell lies behind the tables and needs tables itself: grow until they suffice.
         let mut table_count = 0;
         loop {
-            let needed = tables_needed(ram_bytes, gpa, tables + table_count * FRAME_SIZE + DOORBELL_BYTES);
+            let needed = tables_needed(ram_bytes, gpa, tables + table_count * FRAME_SIZE + MMIO_BYTES);
             if needed <= table_count {
                 break;
             }
             table_count = needed;
         }
         let bytes = tables + table_count * FRAME_SIZE;
-        let end = gpa + bytes + DOORBELL_BYTES;
+        let end = gpa + bytes + MMIO_BYTES;
         let limit = 1_u64.checked_shl(u32::from(address_bits)).unwrap_or(u64::MAX);
         if end > limit {
             return Err(BootError::AddressWidth { ram_bytes, end, address_bits, limit });
@@ -131,7 +134,7 @@ impl Platform {
             map(block + EXCEPTION_STACK, FRAME_SIZE, Access::Kernel);
             map(block + STACK, STACK_BYTES, Access::User);
         }
-        map(self.mapping.size() as u64, DOORBELL_BYTES, Access::User);
+        map(self.mapping.size() as u64, MMIO_BYTES, Access::User);
     }
 
     fn vcpu_blocks(&self) -> impl Iterator<Item = u64> {
@@ -164,6 +167,12 @@ impl Platform {
         self.gpa + self.mapping.size() as u64
     }
 
+    /// Guest-physical address of the first device's page; these are in no memslot either.
+    #[must_use]
+    pub fn devices_gpa(&self) -> u64 {
+        self.doorbell_gpa() + DOORBELL_BYTES
+    }
+
     /// The memslot to register: guest-physical address, host address, bytes. It must be gone from
     /// the VM before this value is dropped.
     #[must_use]
@@ -175,6 +184,13 @@ impl Platform {
     /// reads the header once.
     pub fn set_tsc_khz(&self, khz: u64) {
         self.word(offset_of!(Header, tsc_khz) as u64).store(khz, Ordering::Relaxed);
+    }
+
+    /// Tells the guest how many devices there are. Only before the guest starts, as above.
+    pub fn set_devices(&self, count: u32) {
+        self.word(offset_of!(Header, features) as u64).fetch_or(FEATURE_DEVICES, Ordering::Relaxed);
+        self.word(offset_of!(Header, devices_gpa) as u64).store(self.devices_gpa(), Ordering::Relaxed);
+        self.word(offset_of!(Header, devices) as u64).store(u64::from(count), Ordering::Relaxed);
     }
 
     /// The huge entries, which the guest changes at any time.

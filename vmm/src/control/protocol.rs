@@ -304,10 +304,11 @@ impl Request {
         let work = Duration::from_secs(10 * 60);
         match self {
             Self::Ping | Self::Status | Self::AutoReclaim { .. } => Duration::from_secs(5),
-            Self::Grow { .. } | Self::Stop => Duration::from_secs(30),
+            Self::Stop => Duration::from_secs(30),
             Self::Shrink { wait_ms, .. } => work + Duration::from_millis(*wait_ms),
             Self::Guest(GuestRequest::Churn { millis }) => work + Duration::from_millis(*millis),
-            Self::Reclaim { .. } | Self::Validate | Self::Guest(_) => work,
+            // A device's driver takes its time to grow.
+            Self::Grow { .. } | Self::Reclaim { .. } | Self::Validate | Self::Guest(_) => work,
         }
     }
 }

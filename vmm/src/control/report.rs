@@ -115,11 +115,12 @@ pub struct StatusReport {
     pub resident_bytes: u64,
     /// The part of it in huge pages, in bytes.
     pub huge_page_bytes: u64,
-    /// Memory that a shrink took, in bytes.
+    /// Memory that a shrink took, in bytes; with a device, what its driver gave away.
     pub held_bytes: u64,
     /// Free for the guest, but nothing behind it, in bytes.
     pub evicted_bytes: u64,
-    /// Memory with something behind it by the VMM's own books, in bytes.
+    /// Memory with something behind it by the VMM's own books, in bytes; 0 where it keeps none, as with
+    /// a device.
     pub installed_bytes: u64,
     /// What the guest has allocated, by its own words, in bytes.
     pub guest_used_bytes: u64,
@@ -154,6 +155,97 @@ pub struct StatusReport {
     pub cgroup: Option<CgroupStatus>,
     /// One a vCPU.
     pub vcpus: Vec<VcpuStatus>,
+    /// How memory is made smaller and larger.
+    #[serde(default)]
+    pub elastic: ElasticStatus,
+}
+
+/// How the VM's memory is made smaller and larger, and what that way knows.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ElasticStatus {
+    /// `llfree`, `balloon`, `balloon-huge`, `virtio-mem` or `none`.
+    pub kind: String,
+    /// Whether the guest has a driver at work; true for `llfree`, which has no device.
+    pub driven: bool,
+    /// What the guest's driver did that no driver may do.
+    pub device_errors: u64,
+    /// The balloon, if it is one.
+    pub balloon: Option<BalloonStatus>,
+    /// virtio-mem, if it is that.
+    pub mem: Option<MemStatus>,
+}
+
+/// A virtio-balloon.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonStatus {
+    /// How large it shall be, in bytes.
+    pub target_bytes: u64,
+    /// How large it is by the device's own books, in bytes.
+    pub inflated_bytes: u64,
+    /// How large the driver says it is, in bytes.
+    pub claimed_bytes: u64,
+    /// Requests to inflate.
+    pub inflate_requests: u64,
+    /// Requests to deflate.
+    pub deflate_requests: u64,
+    /// Runs of pages that were discarded, a system call each.
+    pub discards: u64,
+    /// What was discarded, in bytes, whether there was memory behind it or not.
+    pub discarded_bytes: u64,
+    /// Discards that the kernel refused.
+    pub failed_discards: u64,
+    /// What the guest reported as free, in bytes.
+    pub reported_bytes: u64,
+    /// Page numbers out of range, or not at the start of a block.
+    pub bad_pages: u64,
+    /// Pages given twice, or taken back without having been given.
+    pub repeated_pages: u64,
+    /// The guest's statistics, if it sent some; by its own words.
+    pub guest: Option<GuestStatsReport>,
+}
+
+/// What a guest says about its memory through the balloon; absent what it does not say.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestStatsReport {
+    /// Milliseconds since it said so.
+    pub age_ms: u64,
+    /// Memory that nobody uses, in bytes.
+    pub free_bytes: Option<u64>,
+    /// What could be used without swapping, in bytes.
+    pub available_bytes: Option<u64>,
+    /// All of its memory, in bytes.
+    pub total_bytes: Option<u64>,
+    /// Disk caches, in bytes.
+    pub cache_bytes: Option<u64>,
+    /// Page faults that needed the disk.
+    pub major_faults: Option<u64>,
+    /// Page faults that did not.
+    pub minor_faults: Option<u64>,
+}
+
+/// A virtio-mem device.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemStatus {
+    /// The part of RAM that is always the guest's, in bytes.
+    pub boot_bytes: u64,
+    /// How much of the rest shall be plugged, in bytes.
+    pub requested_bytes: u64,
+    /// How much of it is, in bytes.
+    pub plugged_bytes: u64,
+    /// Requests to plug that were granted.
+    pub plug_requests: u64,
+    /// All other requests that were granted.
+    pub other_requests: u64,
+    /// Requests that were refused.
+    pub refused_requests: u64,
+    /// Runs of blocks that were discarded, a system call each.
+    pub discards: u64,
+    /// Discards that the kernel refused.
+    pub failed_discards: u64,
 }
 
 /// Memory kept ready for installs.

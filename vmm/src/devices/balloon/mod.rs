@@ -1,0 +1,287 @@
+//! The balloon (virtio 1.3, 5.5): the guest's driver gives pages away by number, the host discards
+//! them; it takes them back likewise, and they come back as zeroes when they are touched.
+//!
+//! The books are the device's own, a bit a page: a page that is given twice, or taken back without
+//! having been given, is counted and else ignored. So what is inflated is never more than RAM,
+//! whatever a driver says; but a driver that goes on using what it gave away gets memory for it
+//! from the host's kernel, unseen. That is the nature of balloons.
+//!
+//! The page numbers of one request are sorted and neighbours joined, so that a run of them costs
+//! one system call, as in Firecracker and crosvm; QEMU and cloud-hypervisor, and so most published
+//! figures, make one call a page, which `coalesce: false` does too. With 4 KiB pages the kernel splits huge pages on
+//! the way; the huge variant ([`BALLOON_F_HUGE`]) has blocks of 2 MiB instead.
+
+mod state;
+
+#[cfg(test)]
+mod tests;
+
+pub use state::{BalloonControl, BalloonCounters, GuestStats};
+
+use super::request::Request;
+use super::{Fault, Served, VirtioDevice};
+use crate::error_line;
+use crate::guest_log::Rarely;
+use crate::memory::GuestRam;
+use shared_layout::devices::BALLOON_F_HUGE;
+use shared_layout::{FRAME_SIZE, FRAMES_PER_HUGE};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
+
+/// Feature bits of the standard.
+const F_STATS_VQ: u32 = 1;
+const F_DEFLATE_ON_OOM: u32 = 2;
+const F_REPORTING: u32 = 5;
+
+/// Descriptors of each queue.
+const QUEUE_SIZE: u16 = 256;
+/// Bytes of page numbers in one request: 4096 numbers; Linux sends 256.
+const MOST_NUMBERS: usize = 16 << 10;
+/// Bytes of statistics in one request; Linux sends 100 to 160.
+const MOST_STATS: usize = 4 << 10;
+/// Bytes that one request may report as free; Linux reports 32 blocks of 4 MiB.
+const MOST_REPORTED: u64 = 1 << 30;
+
+/// What kind of balloon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BalloonConfig {
+    /// Blocks of 2 MiB instead of pages.
+    pub huge: bool,
+    /// The guest may take pages back when it runs out of memory.
+    pub deflate_on_oom: bool,
+    /// The guest reports free memory, which is discarded and stays the guest's.
+    pub reporting: bool,
+    /// Joins neighbours of one request into one discard.
+    pub coalesce: bool,
+    /// How often to ask for statistics.
+    pub stats: Option<Duration>,
+}
+
+/// What a queue is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    Inflate,
+    Deflate,
+    Stats,
+    Reporting,
+}
+
+/// The device.
+pub struct Balloon {
+    config: BalloonConfig,
+    ram: Arc<GuestRam>,
+    control: Arc<BalloonControl>,
+    /// A bit a page or block that the guest gave away.
+    given: Vec<u64>,
+    features: u64,
+    /// The head of the statistics request that waits for its time, and its queue.
+    stats_request: Option<(usize, u16)>,
+    failures: Rarely,
+}
+
+impl Balloon {
+    /// A balloon for `ram`, steered and watched through `control`.
+    #[must_use]
+    pub fn new(config: BalloonConfig, ram: Arc<GuestRam>, control: Arc<BalloonControl>) -> Self {
+        let mut balloon = Self {
+            config,
+            ram,
+            control,
+            given: Vec::new(),
+            features: 0,
+            stats_request: None,
+            failures: Rarely::default(),
+        };
+        balloon.reset();
+        balloon
+    }
+
+    /// Pages that one page number stands for.
+    fn unit(&self) -> u64 {
+        if self.is_huge() { FRAMES_PER_HUGE } else { 1 }
+    }
+
+    fn is_huge(&self) -> bool {
+        self.features & 1 << BALLOON_F_HUGE != 0
+    }
+
+    /// What a queue is for. The standard numbers queues whatever features there are; Linux, and so
+    /// everybody, leaves those out that are not negotiated. There is no queue of free-page hints
+    /// here, so the standard's numbers and Linux' do not collide.
+    fn role(&self, queue: usize) -> Option<Role> {
+        let has = |bit: u32| self.features & 1 << bit != 0;
+        match queue {
+            0 => Some(Role::Inflate),
+            1 => Some(Role::Deflate),
+            2 if has(F_STATS_VQ) => Some(Role::Stats),
+            2..=4 if has(F_REPORTING) => Some(Role::Reporting),
+            _ => None,
+        }
+    }
+
+    /// The blocks of a request as indices into the books: those in range and aligned. The others
+    /// are counted.
+    fn blocks(&self, request: &Request<'_>) -> Result<Vec<u64>, Fault> {
+        let bytes = request.readable(MOST_NUMBERS)?;
+        let (numbers, rest) = bytes.as_chunks::<4>();
+        if !rest.is_empty() {
+            return Err(Fault::Length { bytes: bytes.len() as u64, allowed: "no whole number of page numbers" });
+        }
+        let (unit, pages) = (self.unit(), self.ram.bytes() / FRAME_SIZE);
+        let block = |number: &[u8; 4]| {
+            let page = u64::from(u32::from_le_bytes(*number));
+            (page.is_multiple_of(unit) && page < pages).then_some(page / unit)
+        };
+        let blocks: Vec<u64> = numbers.iter().filter_map(block).collect();
+        let bad = numbers.len() - blocks.len();
+        self.control.counters.bad_pages.fetch_add(bad as u64, Ordering::Relaxed);
+        Ok(blocks)
+    }
+
+    /// Notes a block as given or as taken back; false, and counted, if it was so already.
+    fn note(&mut self, block: u64, given: bool) -> bool {
+        let (word, bit) = (&mut self.given[(block / 64) as usize], 1 << (block % 64));
+        if (*word & bit != 0) == given {
+            self.control.counters.repeated_pages.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        *word ^= bit;
+        true
+    }
+
+    fn inflate(&mut self, request: &Request<'_>) -> Result<(), Fault> {
+        let mut blocks = self.blocks(request)?;
+        blocks.sort_unstable();
+        blocks.retain(|block| self.note(*block, true));
+        let unit = self.unit() * FRAME_SIZE;
+        let joins = self.config.coalesce;
+        for run in blocks.chunk_by(|left, right| joins && left + 1 == *right) {
+            self.discard(run[0] * unit..(run[0] + run.len() as u64) * unit);
+        }
+        self.control.counters.inflates.fetch_add(1, Ordering::Relaxed);
+        self.control.moved(blocks.len() as i64 * self.unit() as i64);
+        Ok(())
+    }
+
+    fn deflate(&mut self, request: &Request<'_>) -> Result<(), Fault> {
+        let blocks = self.blocks(request)?;
+        let back = blocks.into_iter().filter(|block| self.note(*block, false)).count();
+        self.control.counters.deflates.fetch_add(1, Ordering::Relaxed);
+        self.control.moved(-(back as i64 * self.unit() as i64));
+        Ok(())
+    }
+
+    /// Discards what the guest calls free; it stays the guest's.
+    fn report(&mut self, request: &Request<'_>) -> Result<(), Fault> {
+        let bytes: u64 = request.buffers().iter().map(|buffer| u64::from(buffer.bytes)).sum();
+        if bytes > MOST_REPORTED {
+            return Err(Fault::Length { bytes, allowed: "more than one request may report" });
+        }
+        for buffer in request.buffers() {
+            let end = buffer.address + u64::from(buffer.bytes);
+            if !buffer.address.is_multiple_of(FRAME_SIZE) || !end.is_multiple_of(FRAME_SIZE) {
+                return Err(Fault::Length { bytes: u64::from(buffer.bytes), allowed: "reported, but no whole pages" });
+            }
+            self.discard(buffer.address..end);
+        }
+        self.control.counters.reported_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn discard(&self, bytes: Range<u64>) {
+        let counters = &self.control.counters;
+        counters.discards.fetch_add(1, Ordering::Relaxed);
+        match self.ram.discard_bytes(bytes.clone()) {
+            Ok(()) => drop(counters.discarded_bytes.fetch_add(bytes.end - bytes.start, Ordering::Relaxed)),
+            // The guest gave it away all the same; only the host's gain is missing.
+            Err(error) => {
+                counters.failed_discards.fetch_add(1, Ordering::Relaxed);
+                if let Some(number) = self.failures.tick() {
+                    log::warn!("the balloon could not discard ({number} so far): {}", error_line(&error));
+                }
+            }
+        }
+    }
+}
+
+impl VirtioDevice for Balloon {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_BALLOON
+    }
+
+    fn name(&self) -> &'static str {
+        "balloon"
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE; 5]
+    }
+
+    fn features(&self) -> u64 {
+        let config = &self.config;
+        [
+            (F_STATS_VQ, config.stats.is_some()),
+            (F_DEFLATE_ON_OOM, config.deflate_on_oom),
+            (F_REPORTING, config.reporting),
+            (BALLOON_F_HUGE, config.huge),
+        ]
+        .into_iter()
+        .fold(0, |features, (bit, offered)| features | u64::from(offered) << bit)
+    }
+
+    fn start(&mut self, features: u64) {
+        self.features = features;
+        self.given = vec![0; (self.ram.bytes() / FRAME_SIZE / self.unit()).div_ceil(64) as usize];
+        if self.config.huge && !self.is_huge() {
+            log::warn!("the guest's balloon driver does not know blocks of 2 MiB; it works with pages of 4 KiB");
+        }
+    }
+
+    fn reset(&mut self) {
+        // A driver that starts over has all its pages.
+        (self.features, self.stats_request) = (0, None);
+        self.given.clear();
+        self.control.emptied();
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let control = &self.control;
+        // num_pages, actual; the fields of features that are not offered read as zero.
+        [control.target_pages(), control.claimed_pages(), 0, 0].into_iter().flat_map(u32::to_le_bytes).collect()
+    }
+
+    fn write_config(&mut self, offset: u64, bytes: &[u8]) -> bool {
+        let Ok(actual) = <[u8; 4]>::try_from(bytes) else { return false };
+        if offset != 4 {
+            return false;
+        }
+        self.control.claim(u32::from_le_bytes(actual));
+        true
+    }
+
+    fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, Fault> {
+        match self.role(queue) {
+            Some(Role::Inflate) => self.inflate(request)?,
+            Some(Role::Deflate) => self.deflate(request)?,
+            Some(Role::Reporting) => self.report(request)?,
+            Some(Role::Stats) => {
+                self.control.set_stats(GuestStats::parse(&request.readable(MOST_STATS)?));
+                let before = self.stats_request.replace((queue, request.head()));
+                return Ok(Served::Kept { instead_of: before.map(|(_, head)| head) });
+            }
+            None => return Err(Fault::Available { queue }),
+        }
+        Ok(Served::Done(0))
+    }
+
+    fn interval(&self) -> Option<Duration> {
+        self.config.stats
+    }
+
+    fn tick(&mut self) -> Option<(usize, u16)> {
+        self.stats_request.take()
+    }
+}

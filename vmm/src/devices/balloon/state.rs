@@ -1,0 +1,162 @@
+//! What the host steers a balloon by and sees of it: target, what is inflated, counters, and the
+//! guest's statistics. Shared between the device's thread and the control plane.
+
+use super::super::progress::Progress;
+use crate::control::report::{BalloonStatus, GuestStatsReport};
+use shared_layout::FRAME_SIZE;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Events since the VM started.
+#[derive(Default, Debug)]
+pub struct BalloonCounters {
+    /// Requests to inflate.
+    pub inflates: AtomicU64,
+    /// Requests to deflate.
+    pub deflates: AtomicU64,
+    /// Runs of pages that were discarded, a system call each.
+    pub discards: AtomicU64,
+    /// What was discarded, in bytes, whether there was memory behind it or not.
+    pub discarded_bytes: AtomicU64,
+    /// Discards that the kernel refused.
+    pub failed_discards: AtomicU64,
+    /// What the guest reported as free, in bytes.
+    pub reported_bytes: AtomicU64,
+    /// Page numbers out of range, or not at the start of a block.
+    pub bad_pages: AtomicU64,
+    /// Pages given twice, or taken back without having been given.
+    pub repeated_pages: AtomicU64,
+}
+
+/// The host's side of a balloon.
+#[derive(Default, Debug)]
+pub struct BalloonControl {
+    target: AtomicU32,
+    claimed: AtomicU32,
+    inflated: AtomicI64,
+    stats: Mutex<Option<(Instant, GuestStats)>>,
+    /// Signalled when the balloon grew or shrank.
+    pub progress: Progress,
+    /// See [`BalloonCounters`].
+    pub counters: BalloonCounters,
+}
+
+impl BalloonControl {
+    /// How large the balloon shall be, in pages of 4 KiB. The driver must be told.
+    pub fn set_target(&self, pages: u32) {
+        self.target.store(pages, Ordering::Relaxed);
+    }
+
+    /// How large it shall be, in pages.
+    #[must_use]
+    pub fn target_pages(&self) -> u32 {
+        self.target.load(Ordering::Relaxed)
+    }
+
+    /// How large the driver says it is, in pages.
+    #[must_use]
+    pub fn claimed_pages(&self) -> u32 {
+        self.claimed.load(Ordering::Relaxed)
+    }
+
+    /// How large it is by the device's own books, in bytes.
+    #[must_use]
+    pub fn inflated_bytes(&self) -> u64 {
+        u64::try_from(self.inflated.load(Ordering::Acquire)).unwrap_or(0) * FRAME_SIZE
+    }
+
+    /// The driver's claim.
+    pub(super) fn claim(&self, pages: u32) {
+        self.claimed.store(pages, Ordering::Relaxed);
+    }
+
+    /// It grew or shrank by so many pages.
+    pub(super) fn moved(&self, pages: i64) {
+        self.inflated.fetch_add(pages, Ordering::AcqRel);
+        self.progress.made();
+    }
+
+    /// A new driver has all pages.
+    pub(super) fn emptied(&self) {
+        self.claimed.store(0, Ordering::Relaxed);
+        self.inflated.store(0, Ordering::Release);
+        self.progress.made();
+    }
+
+    pub(super) fn set_stats(&self, stats: GuestStats) {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), stats));
+    }
+
+    /// The last statistics that came, and their age.
+    #[must_use]
+    pub fn stats(&self) -> Option<(Duration, GuestStats)> {
+        let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.map(|(came, stats)| (came.elapsed(), stats))
+    }
+
+    /// All of it, for a status.
+    #[must_use]
+    pub fn status(&self) -> BalloonStatus {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let c = &self.counters;
+        BalloonStatus {
+            target_bytes: u64::from(self.target_pages()) * FRAME_SIZE,
+            inflated_bytes: self.inflated_bytes(),
+            claimed_bytes: u64::from(self.claimed_pages()) * FRAME_SIZE,
+            inflate_requests: count(&c.inflates),
+            deflate_requests: count(&c.deflates),
+            discards: count(&c.discards),
+            discarded_bytes: count(&c.discarded_bytes),
+            failed_discards: count(&c.failed_discards),
+            reported_bytes: count(&c.reported_bytes),
+            bad_pages: count(&c.bad_pages),
+            repeated_pages: count(&c.repeated_pages),
+            guest: self.stats().map(|(age, stats)| stats.report(age)),
+        }
+    }
+}
+
+/// What a guest says about its memory; `None` for what it does not say.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct GuestStats {
+    values: [Option<u64>; STATS],
+}
+
+/// Statistics of the standard, by tag: swapped in and out, faults, free and total memory, and more.
+const STATS: usize = 10;
+const MAJOR_FAULTS: usize = 2;
+const MINOR_FAULTS: usize = 3;
+const FREE: usize = 4;
+const TOTAL: usize = 5;
+const AVAILABLE: usize = 6;
+const CACHES: usize = 7;
+
+impl GuestStats {
+    /// Reads records of a tag (u16) and a value (u64); unknown tags and a torn end are ignored.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Self {
+        let mut stats = Self::default();
+        for record in bytes.as_chunks::<10>().0 {
+            let (tag, value) = record.split_at(2);
+            let tag = usize::from(u16::from_le_bytes([tag[0], tag[1]]));
+            // The value of a driver that does not know is all ones.
+            if let (Some(slot), Ok(value)) = (stats.values.get_mut(tag), <[u8; 8]>::try_from(value)) {
+                *slot = Some(u64::from_le_bytes(value)).filter(|value| *value != u64::MAX);
+            }
+        }
+        stats
+    }
+
+    fn report(&self, age: Duration) -> GuestStatsReport {
+        GuestStatsReport {
+            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            free_bytes: self.values[FREE],
+            available_bytes: self.values[AVAILABLE],
+            total_bytes: self.values[TOTAL],
+            cache_bytes: self.values[CACHES],
+            major_faults: self.values[MAJOR_FAULTS],
+            minor_faults: self.values[MINOR_FAULTS],
+        }
+    }
+}

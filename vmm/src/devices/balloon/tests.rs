@@ -1,0 +1,195 @@
+//! Promises of the balloon.
+
+use super::super::driver::{CONTENTS, Driver};
+use super::super::request::Buffer;
+use super::*;
+use crate::memory::GuestRam;
+use vm_memory::{Bytes, GuestAddress};
+
+const MIB: u64 = 1 << 20;
+const INFLATE: usize = 0;
+const DEFLATE: usize = 1;
+const STATS: usize = 2;
+const REPORTING: usize = 4;
+/// Far from what the tests' driver keeps in RAM.
+const FAR: u32 = 0x400;
+
+fn config(huge: bool) -> BalloonConfig {
+    let stats = Some(Duration::from_secs(60));
+    BalloonConfig { huge, deflate_on_oom: true, reporting: true, coalesce: true, stats }
+}
+
+/// A driver that took all features, on 16 MiB whose every page is resident.
+fn started(config: BalloonConfig) -> (Driver, Arc<BalloonControl>) {
+    let control = Arc::new(BalloonControl::default());
+    let of_device = control.clone();
+    let mut driver = Driver::new(16, |ram| Box::new(Balloon::new(config, ram, of_device)));
+    driver.ram.populate(shared_layout::HugeId(0), 8).expect("16 MiB");
+    let features = driver.offered() & 0xffff_ffff & !(1 << 29 | 1 << 28);
+    driver.start(features, 5);
+    (driver, control)
+}
+
+fn resident(ram: &GuestRam) -> u64 {
+    ram.residency().expect("the kernel answers").resident_bytes
+}
+
+fn count(counter: &std::sync::atomic::AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+#[test]
+fn inflated_pages_leave_the_host_and_come_back_as_zeroes() {
+    let (mut driver, control) = started(config(false));
+    driver.put(u64::from(FAR) * FRAME_SIZE, b"secret");
+    let pages = driver.words(&[FAR + 2, FAR, FAR + 1, FAR + 9]);
+    driver.send(INFLATE, &[pages]);
+    assert_eq!(driver.used(INFLATE), 1);
+    assert_eq!(control.inflated_bytes(), 4 * FRAME_SIZE);
+    assert_eq!(resident(&driver.ram), 16 * MIB - 4 * FRAME_SIZE);
+    assert_eq!(count(&control.counters.discards), 2, "neighbours are joined");
+    driver.send(DEFLATE, &[pages]);
+    assert_eq!(control.inflated_bytes(), 0);
+    let bytes: [u8; 6] = driver.ram.guest_memory().read_obj(GuestAddress(u64::from(FAR) * FRAME_SIZE)).expect("in RAM");
+    assert_eq!(bytes, [0; 6]);
+    assert_eq!(driver.device.faults(), 0);
+}
+
+#[test]
+fn without_coalescing_each_page_is_a_call() {
+    let (mut driver, control) = started(BalloonConfig { coalesce: false, ..config(false) });
+    let pages = driver.words(&[FAR, FAR + 1, FAR + 2]);
+    driver.send(INFLATE, &[pages]);
+    assert_eq!(count(&control.counters.discards), 3);
+    assert_eq!(resident(&driver.ram), 16 * MIB - 3 * FRAME_SIZE);
+}
+
+#[test]
+fn the_huge_balloon_takes_blocks_of_two_mib() {
+    let (mut driver, control) = started(config(true));
+    let pages = driver.words(&[0x600, 0x800, 0x601]);
+    driver.send(INFLATE, &[pages]);
+    assert_eq!(control.inflated_bytes(), 4 * MIB);
+    assert_eq!(resident(&driver.ram), 12 * MIB);
+    assert_eq!(count(&control.counters.bad_pages), 1, "0x601 starts no block");
+    assert_eq!(driver.device.faults(), 0);
+}
+
+#[test]
+fn a_driver_without_the_huge_feature_still_works_with_pages() {
+    let control = Arc::new(BalloonControl::default());
+    let of_device = control.clone();
+    let mut driver = Driver::new(16, |ram| Box::new(Balloon::new(config(true), ram, of_device)));
+    driver.start(0, 2);
+    let pages = driver.words(&[FAR]);
+    driver.send(INFLATE, &[pages]);
+    assert_eq!(control.inflated_bytes(), FRAME_SIZE);
+}
+
+#[test]
+fn pages_out_of_range_or_twice_are_counted_and_nothing_else() {
+    let (mut driver, control) = started(config(false));
+    let pages = driver.words(&[FAR, FAR, 4096, u32::MAX, 4095]);
+    driver.send(INFLATE, &[pages]);
+    driver.send(INFLATE, &[pages]);
+    assert_eq!(control.inflated_bytes(), 2 * FRAME_SIZE);
+    assert_eq!(count(&control.counters.bad_pages), 4);
+    assert_eq!(count(&control.counters.repeated_pages), 4);
+    let pages = driver.words(&[FAR, 7, FAR]);
+    driver.send(DEFLATE, &[pages]);
+    assert_eq!(control.inflated_bytes(), FRAME_SIZE);
+    assert_eq!(count(&control.counters.repeated_pages), 6, "7 was never given");
+    assert_eq!((driver.used(INFLATE), driver.used(DEFLATE), driver.device.faults()), (2, 1, 0));
+}
+
+#[test]
+fn lists_of_a_bad_length_are_faults() {
+    let (mut driver, _) = started(config(false));
+    driver.send(INFLATE, &[Buffer { address: CONTENTS, bytes: 6, writable: false }]);
+    driver.assert_faults(1);
+    let (mut driver, _) = started(config(false));
+    driver.send(DEFLATE, &[Buffer { address: 0, bytes: (16 << 10) + 4, writable: false }]);
+    driver.assert_faults(1);
+}
+
+#[test]
+fn a_driver_that_starts_over_has_all_its_pages() {
+    let (mut driver, control) = started(config(false));
+    let pages = driver.words(&[FAR]);
+    driver.send(INFLATE, &[pages]);
+    driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
+    assert_eq!(control.inflated_bytes(), 0);
+}
+
+#[test]
+fn reported_memory_goes_back_and_stays_the_guests() {
+    let (mut driver, control) = started(config(false));
+    let block = |address, bytes| Buffer { address, bytes, writable: true };
+    driver.send(REPORTING, &[block(4 * MIB, 2 << 20), block(8 * MIB, 4096)]);
+    assert_eq!(resident(&driver.ram), 14 * MIB - 4096);
+    assert_eq!(control.inflated_bytes(), 0);
+    assert_eq!(count(&control.counters.reported_bytes), (2 << 20) + 4096);
+    // No part of a page is anybody's to discard.
+    driver.send(REPORTING, &[block(6 * MIB + 8, 4096)]);
+    driver.assert_faults(1);
+    assert_eq!(resident(&driver.ram), 14 * MIB - 4096);
+}
+
+#[test]
+fn the_reporting_queue_is_found_where_linux_looks_for_it() {
+    let block = Buffer { address: 4 * MIB, bytes: 4096, writable: true };
+    // Without statistics it is the third queue, with them the fourth; by the standard the fifth.
+    for (features, queue) in [(1 << F_REPORTING, 2), (1 << F_REPORTING | 1 << F_STATS_VQ, 3)] {
+        let control = Arc::new(BalloonControl::default());
+        let of_device = control.clone();
+        let mut driver = Driver::new(16, |ram| Box::new(Balloon::new(config(false), ram, of_device)));
+        driver.start(features, 5);
+        driver.send(queue, &[block]);
+        assert_eq!(count(&control.counters.reported_bytes), 4096, "queue {queue}");
+    }
+    // Not negotiated, there is no such queue.
+    let mut driver = Driver::new(16, |ram| Box::new(Balloon::new(config(false), ram, Arc::default())));
+    driver.start(0, 5);
+    driver.send(REPORTING, &[block]);
+    driver.assert_faults(1);
+}
+
+#[test]
+fn statistics_are_asked_for_by_giving_the_last_ones_back() {
+    let (mut driver, control) = started(config(false));
+    assert_eq!(control.stats(), None);
+    let record = |tag: u16, value: u64| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat();
+    let bytes = [record(4, 77 << 20), record(5, 99 << 20), record(9999, 1), record(6, u64::MAX), vec![1]].concat();
+    driver.put(CONTENTS, &bytes);
+    let buffer = Buffer { address: CONTENTS, bytes: bytes.len() as u32, writable: false };
+    driver.send(STATS, &[buffer]);
+    assert_eq!(driver.used(STATS), 0, "the device keeps it");
+    driver.device.tick();
+    assert_eq!(driver.used(STATS), 1);
+    driver.device.tick();
+    assert_eq!(driver.used(STATS), 1, "a driver that does not answer is not asked twice");
+    let guest = control.status().guest.expect("it came");
+    assert_eq!((guest.free_bytes, guest.total_bytes), (Some(77 << 20), Some(99 << 20)));
+    assert_eq!((guest.available_bytes, guest.cache_bytes), (None, None));
+    // A second request while one is kept gives the first one back.
+    driver.send(STATS, &[buffer]);
+    driver.send(STATS, &[buffer]);
+    assert_eq!((driver.used(STATS), driver.device.faults()), (2, 0));
+}
+
+#[test]
+fn the_driver_reads_its_target_and_writes_its_size() {
+    let (driver, control) = started(config(false));
+    control.set_target(1234);
+    let before = driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG_GENERATION);
+    driver.device.config_changed();
+    assert_eq!(driver.config(0), 1234);
+    assert_ne!(driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG_GENERATION), before);
+    assert_eq!(driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_STATUS), 2);
+    driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG + 4, 55);
+    assert_eq!((control.claimed_pages(), driver.config(4)), (55, 55));
+    assert_eq!(control.inflated_bytes(), 0, "a claim is a claim");
+    driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG, 55);
+    driver.assert_faults(1);
+    assert_eq!(control.target_pages(), 1234);
+}

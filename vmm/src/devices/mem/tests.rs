@@ -1,0 +1,126 @@
+//! Promises of virtio-mem.
+
+use super::super::driver::{CONTENTS, Driver};
+use super::super::request::Buffer;
+use super::*;
+use vm_memory::{Bytes, GuestAddress};
+
+const MIB: u64 = 1 << 20;
+const PLUG: u16 = 0;
+const UNPLUG: u16 = 1;
+const UNPLUG_ALL: u16 = 2;
+const STATE: u16 = 3;
+const ACK: [u16; 2] = [0, 0];
+const NACK: [u16; 2] = [1, 0];
+const ERROR: [u16; 2] = [3, 0];
+
+/// 16 MiB, of which the first 4 are not the device's.
+fn started() -> (Driver, Arc<MemControl>) {
+    let control = Arc::new(MemControl::new(16 * MIB, 4 * MIB));
+    let of_device = control.clone();
+    let mut driver = Driver::new(16, |ram| Box::new(Mem::new(ram, of_device)));
+    driver.start(0, 1);
+    (driver, control)
+}
+
+/// Asks; what was answered, and the state.
+fn ask(driver: &mut Driver, what: u16, address: u64, blocks: u16) -> [u16; 2] {
+    let mut bytes = [0; REQUEST_BYTES];
+    bytes[..2].copy_from_slice(&what.to_le_bytes());
+    bytes[8..16].copy_from_slice(&address.to_le_bytes());
+    bytes[16..18].copy_from_slice(&blocks.to_le_bytes());
+    driver.put(CONTENTS, &bytes);
+    let request = Buffer { address: CONTENTS, bytes: REQUEST_BYTES as u32, writable: false };
+    let answer = Buffer { address: CONTENTS + 64, bytes: 10, writable: true };
+    driver.send(0, &[request, answer]);
+    let words: [u16; 5] = driver.ram.guest_memory().read_obj(GuestAddress(CONTENTS + 64)).expect("in RAM");
+    [words[0], words[4]]
+}
+
+fn resident(driver: &Driver) -> u64 {
+    driver.ram.residency().expect("the kernel answers").resident_bytes
+}
+
+#[test]
+fn the_region_is_what_lies_behind_the_boot_part() {
+    let (driver, control) = started();
+    let long = |offset: u32| u64::from(driver.config(offset)) | u64::from(driver.config(offset + 4)) << 32;
+    assert_eq!((long(0), long(16), long(24), long(32)), (2 * MIB, 4 * MIB, 12 * MIB, 12 * MIB));
+    assert_eq!((long(40), long(48)), (0, 12 * MIB), "nothing is plugged, all is requested");
+    control.request(6 * MIB);
+    assert_eq!(long(48), 6 * MIB);
+}
+
+#[test]
+fn unplugged_blocks_leave_the_host() {
+    let (mut driver, control) = started();
+    assert_eq!(ask(&mut driver, PLUG, 4 * MIB, 6), ACK);
+    assert_eq!(control.plugged_bytes(), 12 * MIB);
+    driver.ram.populate(HugeId(2), 6).expect("12 MiB");
+    let before = resident(&driver);
+    assert_eq!(ask(&mut driver, UNPLUG, 6 * MIB, 3), ACK);
+    assert_eq!((control.plugged_bytes(), before - resident(&driver)), (6 * MIB, 6 * MIB));
+    assert_eq!(ask(&mut driver, STATE, 4 * MIB, 1), [0, 0]);
+    assert_eq!(ask(&mut driver, STATE, 6 * MIB, 3), [0, 1]);
+    assert_eq!(ask(&mut driver, STATE, 4 * MIB, 6), [0, 2]);
+    assert_eq!(ask(&mut driver, UNPLUG_ALL, 0, 0), ACK);
+    assert_eq!((control.plugged_bytes(), before - resident(&driver)), (0, 12 * MIB));
+}
+
+#[test]
+fn no_more_is_plugged_than_requested() {
+    let (mut driver, control) = started();
+    control.request(4 * MIB);
+    assert_eq!(ask(&mut driver, PLUG, 4 * MIB, 3), NACK);
+    assert_eq!(ask(&mut driver, PLUG, 4 * MIB, 2), ACK);
+    assert_eq!(ask(&mut driver, PLUG, 8 * MIB, 1), NACK);
+    // Less is requested than plugged: what is plugged stays until the driver gives it up.
+    control.request(0);
+    assert_eq!(ask(&mut driver, STATE, 4 * MIB, 2), [0, 0]);
+    assert_eq!(control.counters.refused.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn ranges_that_make_no_sense_are_refused() {
+    let (mut driver, control) = started();
+    assert_eq!(ask(&mut driver, PLUG, 4 * MIB, 1), ACK);
+    for what in [PLUG, UNPLUG, STATE, 9, u16::MAX] {
+        for (address, blocks) in [(2 * MIB, 1), (4 * MIB + 4096, 1), (14 * MIB, 2), (6 * MIB, 0), (u64::MAX, 1), (0, 0)]
+        {
+            assert_eq!(ask(&mut driver, what, address, blocks), ERROR, "{what} {address:#x} {blocks}");
+        }
+    }
+    // Plugged is plugged, and what is not cannot be unplugged.
+    assert_eq!(ask(&mut driver, PLUG, 4 * MIB, 2), ERROR);
+    assert_eq!(ask(&mut driver, UNPLUG, 4 * MIB, 2), ERROR);
+    assert_eq!((control.plugged_bytes(), driver.device.faults()), (2 * MIB, 0));
+}
+
+#[test]
+fn requests_of_a_bad_length_are_faults() {
+    let whole = Buffer { address: CONTENTS, bytes: 24, writable: false };
+    let answer = Buffer { address: CONTENTS + 64, bytes: 10, writable: true };
+    for bad in [
+        [Buffer { bytes: 23, ..whole }, answer],
+        [Buffer { bytes: 25, ..whole }, answer],
+        [whole, Buffer { bytes: 9, ..answer }],
+        [whole, Buffer { writable: false, bytes: 0, ..answer }],
+    ] {
+        let (mut driver, _) = started();
+        driver.send(0, &bad);
+        driver.assert_faults(1);
+    }
+    // Its configuration is the host's.
+    let (driver, _) = started();
+    driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG + 48, 0);
+    driver.assert_faults(1);
+}
+
+#[test]
+fn a_reset_unplugs_nothing() {
+    let (mut driver, control) = started();
+    assert_eq!(ask(&mut driver, PLUG, 4 * MIB, 2), ACK);
+    driver.start(0, 1);
+    assert_eq!(control.plugged_bytes(), 4 * MIB);
+    assert_eq!(ask(&mut driver, STATE, 4 * MIB, 2), [0, 0]);
+}

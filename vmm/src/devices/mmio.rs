@@ -1,0 +1,474 @@
+//! [`Transport`]: the registers of one device and its queues, as virtio-mmio version 2 has them.
+//!
+//! vCPUs read and write registers; the device's thread serves queues. One lock guards both, for a
+//! register access or for one request, so that a driver that resets its device waits for a request
+//! at most. The steps of the initialisation are checked: what is out of order changes nothing, is
+//! counted, and makes the device ask for a reset. While it asks, it serves nothing.
+
+use super::irq::{CONFIG_CHANGE, Irq, Notice, USED_BUFFER};
+use super::request::{Request, in_memory};
+use super::{Fault, Served, VirtioDevice};
+use crate::guest_log::Rarely;
+use crate::memory::GuestRam;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use virtio_bindings::virtio_config as config;
+use virtio_bindings::virtio_mmio as reg;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// `virt` in memory order.
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+/// The version without the legacy interface.
+const VERSION: u32 = 2;
+/// `LLFR` in memory order; drivers do not care.
+const VENDOR: u32 = u32::from_le_bytes(*b"LLFR");
+/// Offset of the register that a driver writes a queue's number to; an ioeventfd lies there.
+pub const QUEUE_NOTIFY: u64 = reg::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+/// Where the device's own configuration starts.
+const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
+/// Bytes of a shared memory region that does not exist.
+const NO_REGION: u32 = u32::MAX;
+
+const ACKNOWLEDGE: u32 = config::VIRTIO_CONFIG_S_ACKNOWLEDGE;
+const DRIVER: u32 = config::VIRTIO_CONFIG_S_DRIVER;
+const FEATURES_OK: u32 = config::VIRTIO_CONFIG_S_FEATURES_OK;
+const DRIVER_OK: u32 = config::VIRTIO_CONFIG_S_DRIVER_OK;
+const NEEDS_RESET: u32 = config::VIRTIO_CONFIG_S_NEEDS_RESET;
+const FAILED: u32 = config::VIRTIO_CONFIG_S_FAILED;
+/// The steps of an initialisation, in order.
+const STEPS: [u32; 4] = [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK];
+
+/// What this transport adds to a device's own features.
+const FEATURES: u64 = 1 << config::VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+struct State {
+    device: Box<dyn VirtioDevice>,
+    queues: Vec<Queue>,
+    status: u32,
+    device_page: u32,
+    driver_page: u32,
+    driver_features: u64,
+    queue: u32,
+    generation: u32,
+}
+
+/// One device on the bus.
+pub struct Transport {
+    name: &'static str,
+    state: Mutex<State>,
+    ram: Arc<GuestRam>,
+    irq: Irq,
+    events: Vec<EventFd>,
+    faults: AtomicU64,
+    faults_logged: Rarely,
+}
+
+impl Transport {
+    /// A device at rest. `notice` is called at each of its interrupts.
+    ///
+    /// # Errors
+    /// If the host has no events to give.
+    pub fn new(device: Box<dyn VirtioDevice>, ram: Arc<GuestRam>, notice: Notice) -> io::Result<Self> {
+        let queues = fresh_queues(&*device);
+        let events = queues.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<_>>()?;
+        let name = device.name();
+        let state = State {
+            device,
+            queues,
+            status: 0,
+            device_page: 0,
+            driver_page: 0,
+            driver_features: 0,
+            queue: 0,
+            generation: 0,
+        };
+        Ok(Self {
+            name,
+            state: Mutex::new(state),
+            ram,
+            irq: Irq::new(notice)?,
+            events,
+            faults: AtomicU64::new(0),
+            faults_logged: Rarely::default(),
+        })
+    }
+
+    /// A short name for logs and threads.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// One event a queue, written when the driver notifies it.
+    #[must_use]
+    pub fn events(&self) -> &[EventFd] {
+        &self.events
+    }
+
+    /// The device's interrupt.
+    #[must_use]
+    pub fn irq(&self) -> &Irq {
+        &self.irq
+    }
+
+    /// What its driver did that no driver may do.
+    #[must_use]
+    pub fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
+    }
+
+    /// Whether a driver is at work with it.
+    #[must_use]
+    pub fn is_driven(&self) -> bool {
+        self.lock().is_live()
+    }
+
+    /// How often [`tick`](Self::tick) is due.
+    #[must_use]
+    pub fn interval(&self) -> Option<Duration> {
+        self.lock().device.interval()
+    }
+
+    /// The device's configuration changed from the host's side: tells the driver.
+    pub fn config_changed(&self) {
+        let mut state = self.lock();
+        state.generation = state.generation.wrapping_add(1);
+        let driven = state.status & DRIVER_OK != 0;
+        drop(state);
+        if driven {
+            self.irq.trigger(CONFIG_CHANGE);
+        }
+    }
+
+    /// A vCPU reads a register. What is no register, or not read so, reads as zero.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(at) = offset.checked_sub(CONFIG) {
+            let config = self.lock().device.config();
+            for (to, from) in data.iter_mut().zip(config.iter().skip(at as usize)) {
+                *to = *from;
+            }
+        } else if let Ok(word) = <&mut [u8; 4]>::try_from(data)
+            && offset.is_multiple_of(4)
+        {
+            *word = self.register(offset as u32).to_le_bytes();
+        }
+    }
+
+    fn register(&self, offset: u32) -> u32 {
+        let state = self.lock();
+        match offset {
+            reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            reg::VIRTIO_MMIO_VERSION => VERSION,
+            reg::VIRTIO_MMIO_DEVICE_ID => state.device.id(),
+            reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            reg::VIRTIO_MMIO_DEVICE_FEATURES => page(state.offered(), state.device_page),
+            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => state.selected().map_or(0, |queue| u32::from(queue.max_size())),
+            reg::VIRTIO_MMIO_QUEUE_READY => state.selected().map_or(0, |queue| u32::from(queue.ready())),
+            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.irq.status(),
+            reg::VIRTIO_MMIO_STATUS => state.status,
+            reg::VIRTIO_MMIO_SHM_LEN_LOW
+            | reg::VIRTIO_MMIO_SHM_LEN_HIGH
+            | reg::VIRTIO_MMIO_SHM_BASE_LOW
+            | reg::VIRTIO_MMIO_SHM_BASE_HIGH => NO_REGION,
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => state.generation,
+            _ => 0,
+        }
+    }
+
+    /// A vCPU writes a register. What is no register, or not written so, is a fault.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        let mut state = self.lock();
+        let result = if let Some(at) = offset.checked_sub(CONFIG) {
+            let written = state.device.write_config(at, data);
+            if written { Ok(()) } else { Err(Fault::Register { register: offset, value: 0 }) }
+        } else if let Ok(word) = <[u8; 4]>::try_from(data)
+            && offset.is_multiple_of(4)
+        {
+            self.set_register(&mut state, offset as u32, u32::from_le_bytes(word))
+        } else {
+            Err(Fault::Register { register: offset, value: 0 })
+        };
+        if let Err(fault) = result {
+            self.fault(state, &fault);
+        }
+    }
+
+    fn set_register(&self, state: &mut State, offset: u32, value: u32) -> Result<(), Fault> {
+        let refused = Fault::Register { register: offset.into(), value };
+        match offset {
+            reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => state.device_page = value,
+            reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL => state.driver_page = value,
+            reg::VIRTIO_MMIO_DRIVER_FEATURES => {
+                if state.status & (DRIVER | FEATURES_OK) != DRIVER {
+                    return Err(refused);
+                }
+                match state.driver_page {
+                    0 => state.driver_features = state.driver_features & !0xffff_ffff | u64::from(value),
+                    1 => state.driver_features = state.driver_features & 0xffff_ffff | u64::from(value) << 32,
+                    // Bits that nobody has defined: a driver may clear them, not want them.
+                    _ if value == 0 => {}
+                    _ => return Err(refused),
+                }
+            }
+            reg::VIRTIO_MMIO_QUEUE_SEL => state.queue = value,
+            reg::VIRTIO_MMIO_QUEUE_NOTIFY => match self.events.get(value as usize) {
+                // KVM signals the event by itself; this is the way without it. The event can only
+                // be full, and then the thread is awake.
+                Some(event) => drop(event.write(1)),
+                None => return Err(refused),
+            },
+            reg::VIRTIO_MMIO_INTERRUPT_ACK => self.irq.acknowledge(value),
+            reg::VIRTIO_MMIO_STATUS => return self.set_status(state, value),
+            reg::VIRTIO_MMIO_SHM_SEL => {}
+            _ => return state.set_queue_register(offset, value, &self.ram),
+        }
+        Ok(())
+    }
+
+    fn set_status(&self, state: &mut State, value: u32) -> Result<(), Fault> {
+        if value == 0 {
+            state.reset();
+            self.irq.acknowledge(u32::MAX);
+            return Ok(());
+        }
+        let from = state.status;
+        let refused = Fault::Status { from, to: value };
+        let keeps_all = value & from & !NEEDS_RESET == from & !NEEDS_RESET;
+        let known = STEPS.iter().fold(FAILED | NEEDS_RESET, |bits, step| bits | step);
+        // Each step that is set needs the one before it.
+        let in_order = STEPS.windows(2).all(|pair| value & pair[1] == 0 || value & pair[0] != 0);
+        if !keeps_all || value & !known != 0 || !in_order {
+            return Err(refused);
+        }
+        let new = value & !from;
+        let mut accepted = value & !NEEDS_RESET | from & NEEDS_RESET;
+        if new & FEATURES_OK != 0 && !state.features_fit() {
+            // Not a fault: the driver reads the bit back, and sees that it may not go on.
+            accepted &= !(FEATURES_OK | DRIVER_OK);
+        }
+        state.status = accepted;
+        if new & accepted & FEATURES_OK != 0 {
+            let event_idx = state.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+            state.queues.iter_mut().for_each(|queue| queue.set_event_idx(event_idx));
+        }
+        if new & accepted & DRIVER_OK != 0 {
+            let features = state.driver_features;
+            state.device.start(features);
+            // Requests may wait already, whose notifications found the device asleep.
+            self.events.iter().for_each(|event| drop(event.write(1)));
+        }
+        Ok(())
+    }
+
+    /// Serves what a queue offers, until it is empty, a queue's worth was served or `stopping` says
+    /// so. True if there may be more.
+    pub fn serve(&self, queue: usize, stopping: impl Fn() -> bool) -> bool {
+        for _ in 0..super::worker::MOST_REQUESTS {
+            if stopping() {
+                return false;
+            }
+            let mut state = self.lock();
+            match state.serve_one(queue, &self.ram) {
+                Ok(None) => return false,
+                Ok(Some(interrupt)) => {
+                    drop(state);
+                    if interrupt {
+                        self.irq.trigger(USED_BUFFER);
+                    }
+                }
+                Err(fault) => {
+                    self.fault(state, &fault);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Lets the device do what is due with time.
+    pub fn tick(&self) {
+        let mut state = self.lock();
+        if !state.is_live() {
+            return;
+        }
+        let Some((queue, head)) = state.device.tick() else { return };
+        match state.give_back(queue, head, 0, &self.ram) {
+            Ok(interrupt) => {
+                drop(state);
+                if interrupt {
+                    self.irq.trigger(USED_BUFFER);
+                }
+            }
+            Err(fault) => self.fault(state, &fault),
+        }
+    }
+
+    /// Counts a fault and asks for a reset.
+    fn fault(&self, mut state: MutexGuard<'_, State>, fault: &Fault) {
+        let had_it = state.status & NEEDS_RESET != 0;
+        state.status |= NEEDS_RESET;
+        let tell = !had_it && state.status & DRIVER_OK != 0;
+        drop(state);
+        self.faults.fetch_add(1, Ordering::Relaxed);
+        if let Some(number) = self.faults_logged.tick() {
+            let name = self.name;
+            log::warn!("{name}: its driver erred ({number} so far), the device needs a reset: {fault}");
+        }
+        if tell {
+            self.irq.trigger(CONFIG_CHANGE);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock would end the process.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn offered(&self) -> u64 {
+        self.device.features() | FEATURES
+    }
+
+    fn features_fit(&self) -> bool {
+        let version_1 = 1 << config::VIRTIO_F_VERSION_1;
+        self.driver_features & !self.offered() == 0 && self.driver_features & version_1 != 0
+    }
+
+    fn is_live(&self) -> bool {
+        self.status & DRIVER_OK != 0 && self.status & (NEEDS_RESET | FAILED) == 0
+    }
+
+    fn selected(&self) -> Option<&Queue> {
+        self.queues.get(self.queue as usize)
+    }
+
+    fn reset(&mut self) {
+        self.device.reset();
+        self.queues = fresh_queues(&*self.device);
+        (self.status, self.device_page, self.driver_page, self.driver_features, self.queue) = (0, 0, 0, 0, 0);
+    }
+
+    fn set_queue_register(&mut self, register: u32, value: u32, ram: &GuestRam) -> Result<(), Fault> {
+        let refused = || Fault::Register { register: register.into(), value };
+        // Only while the queues are set up; the exceptions follow.
+        let setting_up = self.status & (FEATURES_OK | DRIVER_OK) == FEATURES_OK;
+        let index = self.queue as usize;
+        let queue = self.queues.get_mut(index).ok_or_else(refused)?;
+        if register == reg::VIRTIO_MMIO_QUEUE_READY {
+            match value {
+                0 => queue.set_ready(false),
+                1 if setting_up => {
+                    if !rings_fit(queue, ram) {
+                        return Err(Fault::Ring { queue: index });
+                    }
+                    queue.set_ready(true);
+                }
+                _ => return Err(refused()),
+            }
+            return Ok(());
+        }
+        if !setting_up || queue.ready() {
+            return Err(refused());
+        }
+        // An address comes in two halves. The alignment of both is that of the lower one.
+        let (descriptors, available, used) = (queue.desc_table(), queue.avail_ring(), queue.used_ring());
+        let low = |address: u64| GuestAddress(address & !0xffff_ffff | u64::from(value));
+        let high = |address: u64| GuestAddress(address & 0xffff_ffff | u64::from(value) << 32);
+        match register {
+            reg::VIRTIO_MMIO_QUEUE_NUM => {
+                u16::try_from(value).ok().and_then(|size| queue.try_set_size(size).ok()).ok_or_else(refused)
+            }
+            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => {
+                queue.try_set_desc_table_address(low(descriptors)).map_err(|_| refused())
+            }
+            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => {
+                queue.try_set_desc_table_address(high(descriptors)).map_err(|_| refused())
+            }
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.try_set_avail_ring_address(low(available)).map_err(|_| refused()),
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => {
+                queue.try_set_avail_ring_address(high(available)).map_err(|_| refused())
+            }
+            reg::VIRTIO_MMIO_QUEUE_USED_LOW => queue.try_set_used_ring_address(low(used)).map_err(|_| refused()),
+            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => queue.try_set_used_ring_address(high(used)).map_err(|_| refused()),
+            _ => Err(refused()),
+        }
+    }
+
+    /// Serves one request: whether the driver wants an interrupt, or `None` if there is none.
+    fn serve_one(&mut self, index: usize, ram: &GuestRam) -> Result<Option<bool>, Fault> {
+        if !self.is_live() {
+            return Ok(None);
+        }
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(None) };
+        let available = || Fault::Available { queue: index };
+        let memory = ram.guest_memory();
+        let chain = loop {
+            if let Some(chain) = queue.iter(memory).map_err(|_| available())?.next() {
+                break chain;
+            }
+            // Arms the driver's notifications again, and looks once more.
+            if !queue.enable_notification(memory).map_err(|_| available())? {
+                return Ok(None);
+            }
+        };
+        if chain.head_index() >= queue.size() {
+            return Err(available());
+        }
+        let request = Request::read(memory, ram.bytes(), chain)?;
+        let (head, bytes) = match self.device.serve(index, &request)? {
+            Served::Done(bytes) => (request.head(), bytes),
+            Served::Kept { instead_of: Some(head) } => (head, 0),
+            Served::Kept { instead_of: None } => return Ok(Some(false)),
+        };
+        self.give_back(index, head, bytes, ram).map(Some)
+    }
+
+    /// Gives a request back; whether the driver wants an interrupt.
+    fn give_back(&mut self, index: usize, head: u16, bytes: u32, ram: &GuestRam) -> Result<bool, Fault> {
+        let ring = |_| Fault::Ring { queue: index };
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(false) };
+        let memory = ram.guest_memory();
+        queue.add_used(memory, head, bytes).map_err(ring)?;
+        let wanted = queue.needs_notification(memory).map_err(ring)?;
+        if queue.event_idx_enabled() {
+            return Ok(wanted);
+        }
+        // The queue's crate leaves this flag to its users.
+        let flags: u16 = memory
+            .load(GuestAddress(queue.avail_ring()), Ordering::Acquire)
+            .map_err(|_| Fault::Ring { queue: index })?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+}
+
+/// Half of a set of feature bits.
+fn page(features: u64, page: u32) -> u32 {
+    match page {
+        0 => features as u32,
+        1 => (features >> 32) as u32,
+        _ => 0,
+    }
+}
+
+fn fresh_queues(device: &dyn VirtioDevice) -> Vec<Queue> {
+    // Sizes are constants of our devices, powers of two.
+    let queue = |size: &u16| Queue::new(*size).expect("a queue's size is a power of two");
+    device.queue_sizes().iter().map(queue).collect()
+}
+
+/// Whether all three rings lie in RAM, aligned as the standard wants them.
+fn rings_fit(queue: &Queue, ram: &GuestRam) -> bool {
+    let size = usize::from(queue.size());
+    // Each with the event word at its end.
+    let rings =
+        [(queue.desc_table(), 16 * size), (queue.avail_ring(), 6 + 2 * size), (queue.used_ring(), 6 + 8 * size)];
+    let memory = ram.guest_memory();
+    queue.avail_ring() != 0 && rings.into_iter().all(|(address, bytes)| in_memory(memory, address, bytes))
+}

@@ -1,0 +1,177 @@
+//! Virtio devices: what a guest with a standard driver can use instead of the shared table.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | [`mmio`] | the registers of a device and its queues: virtio-mmio version 2 |
+//! | [`request`] | one descriptor chain, copied and checked |
+//! | [`irq`] | how a device tells its driver |
+//! | [`worker`] | the thread on which a device serves its queues |
+//! | [`progress`] | where the control plane waits for a device |
+//! | [`balloon`] | the guest gives pages to the host and takes them back |
+//! | [`mem`] | the guest plugs and unplugs blocks of its RAM |
+//!
+//! A driver may write anything into registers, rings and buffers, at any time. Each word is read
+//! once; what a device does for one notification is bounded; and what no driver may do ends as a
+//! [`Fault`]: counted, and the device asks for a reset and does nothing more until it gets it.
+
+pub mod balloon;
+pub mod irq;
+pub mod mem;
+pub mod mmio;
+pub mod progress;
+pub mod request;
+pub mod worker;
+
+#[cfg(test)]
+mod driver;
+#[cfg(test)]
+mod tests;
+
+use mmio::Transport;
+use request::Request;
+use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a device does; the transport does what all devices have in common.
+pub trait VirtioDevice: Send {
+    /// Its number in the standard.
+    fn id(&self) -> u32;
+    /// A short name for logs.
+    fn name(&self) -> &'static str;
+    /// The most descriptors of each of its queues.
+    fn queue_sizes(&self) -> &[u16];
+    /// Its own feature bits; the transport adds those of all devices.
+    fn features(&self) -> u64;
+    /// The driver is ready and understands these features.
+    fn start(&mut self, features: u64);
+    /// Back to the state after the start of the VM.
+    fn reset(&mut self);
+    /// Its configuration space, whole.
+    fn config(&self) -> Vec<u8>;
+    /// The driver writes to the configuration space; false if it must not.
+    fn write_config(&mut self, offset: u64, bytes: &[u8]) -> bool;
+    /// Serves a request.
+    ///
+    /// # Errors
+    /// What no driver may send.
+    fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, Fault>;
+    /// How often [`tick`](Self::tick) wants to be called, if at all.
+    fn interval(&self) -> Option<Duration> {
+        None
+    }
+    /// Time has passed: a kept request to give back, as its queue and its head.
+    fn tick(&mut self) -> Option<(usize, u16)> {
+        None
+    }
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Served {
+    /// Back to the driver; so many bytes were written into it.
+    Done(u32),
+    /// The device keeps it, and gives back what it kept before.
+    Kept {
+        /// Head of the request that was kept so far.
+        instead_of: Option<u16>,
+    },
+}
+
+/// What a driver must not do.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// A step of the initialisation out of order.
+    #[error("device status {from:#x} cannot become {to:#x}")]
+    Status {
+        /// Before.
+        from: u32,
+        /// What was written.
+        to: u32,
+    },
+    /// A register in the wrong state, or a value that it cannot take.
+    #[error("register {register:#x} cannot take {value:#x} now")]
+    Register {
+        /// Its offset.
+        register: u64,
+        /// What was written.
+        value: u32,
+    },
+    /// Rings that are not in RAM.
+    #[error("queue {queue} has a ring that is misaligned or not all in RAM")]
+    Ring {
+        /// Which.
+        queue: usize,
+    },
+    /// The ring of available requests makes no sense.
+    #[error("queue {queue} offers more requests than it has descriptors, or one that it has not")]
+    Available {
+        /// Which.
+        queue: usize,
+    },
+    /// A chain without an end, or too long.
+    #[error("the descriptor chain from {head} on loops, leads nowhere or is too long")]
+    Chain {
+        /// Its first descriptor.
+        head: u16,
+    },
+    /// A buffer that is not in RAM.
+    #[error("a buffer of {bytes} bytes at {address:#x} is not all in RAM")]
+    Buffer {
+        /// Guest-physical address.
+        address: u64,
+        /// Its length.
+        bytes: u32,
+    },
+    /// A request of the wrong length.
+    #[error("{bytes} bytes are {allowed}")]
+    Length {
+        /// What there was.
+        bytes: u64,
+        /// What is wrong with that.
+        allowed: &'static str,
+    },
+}
+
+/// All devices of a VM, as its vCPUs reach them.
+#[derive(Default)]
+pub struct Devices {
+    base: u64,
+    slots: Vec<Arc<Transport>>,
+}
+
+impl Devices {
+    /// These devices, their pages from `base` on; at most [`DEVICE_SLOTS`], the rest has no page.
+    #[must_use]
+    pub fn new(base: u64, mut slots: Vec<Arc<Transport>>) -> Self {
+        slots.truncate(DEVICE_SLOTS as usize);
+        Self { base, slots }
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// Each device, and the guest-physical address of its page.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &Arc<Transport>)> {
+        self.slots.iter().enumerate().map(|(slot, device)| (self.base + slot as u64 * DEVICE_BYTES, device))
+    }
+
+    /// A vCPU reads; false if no device is there.
+    pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
+        self.find(address).map(|(device, offset)| device.read(offset, data)).is_some()
+    }
+
+    /// A vCPU writes; false if no device is there.
+    pub fn write(&self, address: u64, data: &[u8]) -> bool {
+        self.find(address).map(|(device, offset)| device.write(offset, data)).is_some()
+    }
+
+    fn find(&self, address: u64) -> Option<(&Transport, u64)> {
+        let offset = address.checked_sub(self.base)?;
+        let slot = self.slots.get(usize::try_from(offset / DEVICE_BYTES).ok()?)?;
+        Some((slot, offset % DEVICE_BYTES))
+    }
+}

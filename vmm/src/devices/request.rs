@@ -1,0 +1,121 @@
+//! [`Request`]: one descriptor chain, copied out of guest memory and checked before a device sees it.
+//!
+//! A driver may change its descriptors at any time: each is read once, here, and what was read is
+//! all that counts. A chain that loops, ends in nowhere or names memory outside RAM is a [`Fault`];
+//! one that is accepted has a bounded number of buffers, all of them in RAM.
+
+use super::Fault;
+use std::ops::Deref;
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+
+/// Buffers in one request. A queue of ours has 256 descriptors; an indirect table may be longer.
+pub const MAX_BUFFERS: usize = 1024;
+
+/// A stretch of guest memory that the driver put into a request; it lies in RAM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Buffer {
+    /// Guest-physical address.
+    pub address: u64,
+    /// Bytes.
+    pub bytes: u32,
+    /// For the device to write; otherwise to read.
+    pub writable: bool,
+}
+
+/// One request of a driver.
+#[derive(Debug)]
+pub struct Request<'m> {
+    memory: &'m GuestMemoryMmap<()>,
+    head: u16,
+    buffers: Vec<Buffer>,
+}
+
+impl<'m> Request<'m> {
+    /// Reads a chain.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn read(
+        memory: &'m GuestMemoryMmap<()>,
+        ram_bytes: u64,
+        mut chain: DescriptorChain<&'m GuestMemoryMmap<()>>,
+    ) -> Result<Self, Fault> {
+        let head = chain.head_index();
+        let mut buffers = Vec::new();
+        // A chain that ends early ends silently: only the last descriptor tells.
+        let mut ends = false;
+        for descriptor in chain.by_ref() {
+            let (address, bytes) = (descriptor.addr().0, descriptor.len());
+            if address.checked_add(u64::from(bytes)).is_none_or(|end| end > ram_bytes) {
+                return Err(Fault::Buffer { address, bytes });
+            }
+            if buffers.len() == MAX_BUFFERS {
+                return Err(Fault::Chain { head });
+            }
+            buffers.push(Buffer { address, bytes, writable: descriptor.is_write_only() });
+            ends = !descriptor.has_next();
+        }
+        if ends { Ok(Self { memory, head, buffers }) } else { Err(Fault::Chain { head }) }
+    }
+
+    /// Number of its first descriptor: by this the driver knows it.
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Its buffers, in the driver's order.
+    #[must_use]
+    pub fn buffers(&self) -> &[Buffer] {
+        &self.buffers
+    }
+
+    /// All that the driver wrote, in one piece.
+    ///
+    /// # Errors
+    /// If that is more than `most` bytes.
+    pub fn readable(&self, most: usize) -> Result<Vec<u8>, Fault> {
+        let buffers = || self.buffers.iter().filter(|buffer| !buffer.writable);
+        let bytes: u64 = buffers().map(|buffer| u64::from(buffer.bytes)).sum();
+        if bytes > most as u64 {
+            return Err(Fault::Length { bytes, allowed: "more than the device takes in one request" });
+        }
+        let mut all = vec![0; bytes as usize];
+        let mut rest = all.as_mut_slice();
+        for buffer in buffers() {
+            let (part, after) = rest.split_at_mut(buffer.bytes as usize);
+            self.memory
+                .read_slice(part, GuestAddress(buffer.address))
+                .map_err(|_| Fault::Buffer { address: buffer.address, bytes: buffer.bytes })?;
+            rest = after;
+        }
+        Ok(all)
+    }
+
+    /// Writes `answer` into the buffers that are for the device to write; how many bytes that are.
+    ///
+    /// # Errors
+    /// If there is less room.
+    pub fn write(&self, answer: &[u8]) -> Result<u32, Fault> {
+        let mut rest = answer;
+        for buffer in self.buffers.iter().filter(|buffer| buffer.writable) {
+            let (part, after) = rest.split_at(rest.len().min(buffer.bytes as usize));
+            self.memory
+                .write_slice(part, GuestAddress(buffer.address))
+                .map_err(|_| Fault::Buffer { address: buffer.address, bytes: buffer.bytes })?;
+            rest = after;
+        }
+        match rest.len() {
+            0 => Ok(answer.len() as u32),
+            missing => {
+                Err(Fault::Length { bytes: (answer.len() - missing) as u64, allowed: "too little for an answer" })
+            }
+        }
+    }
+}
+
+/// Whether `bytes` from `address` on lie in guest memory.
+pub(super) fn in_memory<M: Deref<Target = GuestMemoryMmap<()>>>(memory: M, address: u64, bytes: usize) -> bool {
+    memory.check_range(GuestAddress(address), bytes, vm_memory::Permissions::ReadWrite)
+}

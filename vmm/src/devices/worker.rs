@@ -1,0 +1,101 @@
+//! [`Worker`]: the thread on which a device serves its queues, so that no vCPU waits for it.
+//!
+//! It sleeps until a queue is notified or time is due. A queue that always has more is served in
+//! turns with the others and with the order to stop.
+
+use super::mmio::Transport;
+use crate::harden::{self, Role};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Requests of one queue before the others get their turn.
+pub(super) const MOST_REQUESTS: u32 = 256;
+
+const STOP: u64 = u64::MAX;
+
+/// A device's thread. Dropping it ends the thread, after the request that it is at.
+pub struct Worker {
+    stop: Arc<(AtomicBool, EventFd)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts serving.
+    ///
+    /// # Errors
+    /// If the host has no thread or no event to give.
+    pub fn start(device: Arc<Transport>) -> io::Result<Self> {
+        let stop = Arc::new((AtomicBool::new(false), EventFd::new(EFD_NONBLOCK)?));
+        let epoll = Epoll::new()?;
+        let add = |event: &EventFd, number: u64| {
+            epoll.ctl(ControlOperation::Add, event.as_raw_fd(), EpollEvent::new(EventSet::IN, number))
+        };
+        add(&stop.1, STOP)?;
+        for (queue, event) in device.events().iter().enumerate() {
+            add(event, queue as u64)?;
+        }
+        let told = stop.clone();
+        let name = device.name().to_owned();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            harden::enter(Role::Device);
+            run(&device, &epoll, &told.0);
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop.0.store(true, Ordering::Release);
+        // It can only be full, and then the thread is awake.
+        let _ = self.stop.1.write(1);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            log::error!("a device's thread panicked");
+        }
+    }
+}
+
+fn run(device: &Transport, epoll: &Epoll, stop: &AtomicBool) {
+    let stopping = || stop.load(Ordering::Acquire);
+    let interval = device.interval();
+    let mut due = interval.map(|interval| Instant::now() + interval);
+    let mut ready = vec![EpollEvent::default(); device.events().len() + 1];
+    while !stopping() {
+        let timeout = due.map_or(-1, |due| {
+            let left = due.saturating_duration_since(Instant::now());
+            // Up, so that it does not wake just before.
+            i32::try_from(left.as_millis()).map_or(i32::MAX, |millis| millis.saturating_add(1))
+        });
+        let count = match epoll.wait(timeout, &mut ready) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => {
+                log::error!("{}: its thread ends, as it cannot wait for its queues: {error}", device.name());
+                return;
+            }
+        };
+        for event in &ready[..count] {
+            let Some(queue) = usize::try_from(event.data()).ok().filter(|q| *q < device.events().len()) else {
+                continue;
+            };
+            let notified = &device.events()[queue];
+            // Before the queue is looked at: a notification that comes after is not lost.
+            let _ = notified.read();
+            if device.serve(queue, stopping) {
+                let _ = notified.write(1);
+            }
+        }
+        if let (Some(time), Some(interval)) = (due, interval)
+            && Instant::now() >= time
+        {
+            device.tick();
+            due = Some(Instant::now() + interval);
+        }
+    }
+}
