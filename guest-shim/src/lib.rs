@@ -14,6 +14,9 @@
 //! | `stamp` | what is written to each page, and what a check of it finds |
 //! | `blocks` | owned blocks: allocate and stamp, check, free |
 //! | `churn` | a mixed load that gives way when the host wants memory |
+//! | `burst` | huge frames one after another, each timed |
+//! | `steady` | loads whose pace shows disturbance: STREAM's triad, fixed time quanta |
+//! | `samples` | what those measured, and its percentiles |
 //! | `agent` | the loop of one vCPU: wait for a command, obey, report |
 //! | `clock`, `rng`, `text` | time, chance, and messages without an allocator |
 //!
@@ -26,14 +29,17 @@ extern crate std;
 
 mod agent;
 mod blocks;
+mod burst;
 mod churn;
 mod clock;
 mod host;
 mod memory;
 mod records;
 mod rng;
+mod samples;
 mod shared;
 mod stamp;
+mod steady;
 mod text;
 
 #[cfg(test)]
