@@ -3,9 +3,12 @@
 //! [`parse`] turns arguments into a [`Cli`], or into the text and exit code to end with: usage
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
+use crate::control::protocol::{BurstTouch, QUANTUM_US};
 use crate::memory::Backing;
 use crate::units::{Bytes, parse_duration, parse_memory};
-use crate::workload::{DEFAULT_ORDER, FreeAmount, Workload, parse_amount, parse_millis, parse_order};
+use crate::workload::{
+    DEFAULT_ORDER, FreeAmount, Workload, WorkloadError, parse_amount, parse_millis, parse_order, parse_some, parse_time,
+};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use shared_layout::header::MAX_VCPUS;
@@ -97,6 +100,9 @@ pub struct LaunchArgs {
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
+    /// Cores for the vCPUs, in turn, like 0,1; any by default
+    #[arg(long, value_name = "CORES", value_delimiter = ',')]
+    pub pin: Vec<u32>,
 }
 
 impl LaunchArgs {
@@ -238,10 +244,68 @@ pub enum GuestCommand {
         #[arg(value_name = "TIME", value_parser = parse_millis, allow_hyphen_values = true)]
         millis: u64,
     },
+    /// Allocate 2 MiB frames one after another and time each
+    Burst {
+        /// How much
+        #[arg(value_name = "SIZE", value_parser = parse_burst, allow_hyphen_values = true)]
+        bytes: u64,
+        /// What to write to: a word of each page, of each 2 MiB frame, or nothing
+        #[arg(long, value_name = "WHAT", default_value = "pages", hide_default_value = true)]
+        touch: BurstTouch,
+        /// Keep and stamp it all, instead of freeing it
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Measure memory bandwidth over time (STREAM triad)
+    Stream {
+        /// For how long
+        #[arg(value_name = "TIME", value_parser = parse_stream_millis, allow_hyphen_values = true)]
+        millis: u64,
+        /// In arrays of this size together
+        #[arg(long, value_name = "SIZE", value_parser = parse_stream_bytes, default_value = "192M", allow_hyphen_values = true)]
+        bytes: u64,
+        /// Allocate, touch and free this much between two samples
+        #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
+        beside: Bytes,
+    },
+    /// Measure computing time over time (fixed time quanta)
+    Ftq {
+        /// For how long
+        #[arg(value_name = "TIME", value_parser = parse_ftq_millis, allow_hyphen_values = true)]
+        millis: u64,
+        /// A quantum
+        #[arg(long, value_name = "TIME", value_parser = parse_quantum, default_value = "1ms", allow_hyphen_values = true)]
+        quantum: Duration,
+        /// Allocate, touch and free this much between two quanta
+        #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
+        beside: Bytes,
+    },
     /// Give cached frames back, so that the host can take them
     Idle,
     /// Report what is allocated and free
     Stats,
+}
+
+fn parse_burst(text: &str) -> Result<u64, WorkloadError> {
+    parse_some("burst", text)
+}
+
+fn parse_stream_bytes(text: &str) -> Result<u64, WorkloadError> {
+    parse_some("stream", text)
+}
+
+fn parse_stream_millis(text: &str) -> Result<u64, WorkloadError> {
+    parse_time("stream", text)
+}
+
+fn parse_ftq_millis(text: &str) -> Result<u64, WorkloadError> {
+    parse_time("ftq", text)
+}
+
+fn parse_quantum(text: &str) -> Result<Duration, String> {
+    let quantum = parse_duration(text).map_err(|error| error.to_string())?;
+    let possible = u64::try_from(quantum.as_micros()).is_ok_and(|us| QUANTUM_US.contains(&us));
+    if possible { Ok(quantum) } else { Err("a quantum is 0.01ms to 1s".to_owned()) }
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
@@ -296,6 +360,7 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
         ("--kernel", launch.kernel.is_some()),
         ("--workload", launch.workload.is_some()),
         ("--backing", launch.backing.is_some()),
+        ("--pin", !launch.pin.is_empty()),
     ];
     let given = flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
     match (&cli.command, given) {

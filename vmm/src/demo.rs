@@ -212,8 +212,12 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let target = (memory / 16 / HUGE_SIZE * HUGE_SIZE).max(2 * GUEST_OWN);
     let kept = (target / 2).min(touch / 2) / HUGE_SIZE * HUGE_SIZE;
     let start = Instant::now();
-    let config =
-        VmConfig { memory: args.mem, cpus: args.cpus(), backing: args.backing.unwrap_or_default(), kernel: None };
+    let config = VmConfig {
+        memory: args.mem,
+        cpus: args.cpus(),
+        backing: args.backing.unwrap_or_default(),
+        ..VmConfig::default()
+    };
     let vm = Arc::new(Vm::launch(config)?);
     guest(&vm, &GuestRequest::Stats)?;
     let boot_ms = millis(start.elapsed());

@@ -182,7 +182,13 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         (None, None) => socket::Claim::first_free(&socket::runtime_dir()?)?,
     };
 
-    let config = VmConfig { memory, cpus: args.cpus(), backing: args.backing(), kernel: args.kernel.clone() };
+    let config = VmConfig {
+        memory,
+        cpus: args.cpus(),
+        backing: args.backing(),
+        kernel: args.kernel.clone(),
+        pin: args.pin.clone(),
+    };
     warn_about_huge_pages(&config);
     let vm = Arc::new(Vm::launch(config)?);
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);

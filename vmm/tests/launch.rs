@@ -114,9 +114,19 @@ fn every_json_output_has_its_fields() {
     has_fields(&vm.json("shrink --to 48M"), &resize_fields);
     has_fields(&vm.json("grow --to 64M"), &resize_fields);
     has_fields(&vm.json("reclaim --by 2M"), &["huge_frames", "freed_bytes", "duration_us"]);
-    for command in
-        ["alloc 4M", "alloc 1M --order 0", "verify", "free 1M --random", "churn 50ms", "idle", "stats", "free all"]
-    {
+    for command in [
+        "alloc 4M",
+        "alloc 1M --order 0",
+        "verify",
+        "free 1M --random",
+        "churn 50ms",
+        "burst 8M",
+        "stream 20ms --bytes 6M",
+        "ftq 20ms",
+        "idle",
+        "stats",
+        "free all",
+    ] {
         let report = vm.json(&format!("guest {command}"));
         has_fields(
             &report,

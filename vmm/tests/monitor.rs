@@ -26,7 +26,7 @@ fn launch(mib: u64, backing: Backing) -> Option<Vm> {
         skipped(vmm::error_line(&error));
         return None;
     }
-    let config = VmConfig { memory: Bytes(mib * MIB), cpus: 1, backing, kernel: None };
+    let config = VmConfig { memory: Bytes(mib * MIB), cpus: 1, backing, ..VmConfig::default() };
     let vm = Vm::launch(config).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
     service::guest(&vm, &GuestRequest::Stats).expect("it answers");
     Some(vm)
