@@ -128,24 +128,28 @@ fn every_json_output_has_its_fields() {
         "free all",
     ] {
         let report = vm.json(&format!("guest {command}"));
-        has_fields(
-            &report,
-            &[
-                "outcome",
-                "bytes",
-                "blocks",
-                "held_bytes",
-                "held_blocks",
-                "mismatches",
-                "first_bad",
-                "allocs",
-                "frees",
-                "install_calls",
-                "free_bytes",
-                "free_huge_bytes",
-                "duration_us",
-            ],
-        );
+        let measures = ["burst", "stream", "ftq"].iter().any(|verb| command.starts_with(verb));
+        let mut fields = vec![
+            "outcome",
+            "bytes",
+            "blocks",
+            "held_bytes",
+            "held_blocks",
+            "mismatches",
+            "first_bad",
+            "allocs",
+            "frees",
+            "install_calls",
+            "free_bytes",
+            "free_huge_bytes",
+            "duration_us",
+        ];
+        if measures {
+            fields.push("samples");
+            let samples = ["unit", "count", "mean", "min", "p1", "p50", "p99", "p999", "max", "beside_ns"];
+            has_fields(&report["samples"], &samples);
+        }
+        has_fields(&report, &fields);
         assert_eq!(report["outcome"], "ok", "{command}");
     }
 
