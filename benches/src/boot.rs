@@ -35,7 +35,7 @@ pub(crate) fn run(mem: Bytes, iterations: u32) -> Result<Vec<Row>, BenchError> {
 
 fn guest_boot(mem: Bytes) -> Result<Duration, BenchError> {
     let start = Instant::now();
-    let vm = Vm::launch(VmConfig { memory: mem, cpus: 1, backing: Backing::Anon, ..VmConfig::default() })?;
+    let vm = Vm::launch(VmConfig::new(mem, 1, Backing::Anon))?;
     service::guest(&vm, &GuestRequest::Stats)?;
     Ok(start.elapsed())
 }

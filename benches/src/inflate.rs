@@ -68,7 +68,7 @@ pub(crate) fn run(mem: Bytes, to: Bytes, backing: Backing, iterations: u32) -> R
     }
     let frames = u32::try_from((mem.0 - to.0) / HUGE_SIZE)
         .map_err(|_| BenchError::Size(format!("--mem {mem} has more huge frames than can be counted")))?;
-    let vm = Vm::launch(VmConfig { memory: mem, cpus: 1, backing, ..VmConfig::default() })?;
+    let vm = Vm::launch(VmConfig::new(mem, 1, backing))?;
     let raw = GuestRam::new(mem.0 - to.0, backing)?;
     let mut ops = Ops::default();
     let rounds = iterations + 1;

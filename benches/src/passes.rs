@@ -10,7 +10,6 @@ use crate::tables::StateChanges;
 use crate::{BenchError, Exhausted};
 use clap::ValueEnum;
 use shared_layout::Order;
-use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -119,7 +118,7 @@ impl Blocks<'_> {
     fn passes<F: Frames>(&self, frames: &F, thread: u32, gate: &Gate, shared: &Shared) -> Option<Measured> {
         let Self { bench, order, count, threads, .. } = *self;
         let mut handle = frames.handle();
-        let mut second = frames.handle();
+        let mut second = (bench == Bench::Cross && threads == 1).then(|| frames.handle());
         let mut random = fastrand::Rng::with_seed(u64::from(thread));
         let mut blocks = vec![FAILED; count];
         let (mut alloc, mut free, mut ops) = (0.0, 0.0, 0);
@@ -143,7 +142,7 @@ impl Blocks<'_> {
                 shared.swap(thread + 1, &mut blocks);
             }
             ok &= !blocks.contains(&FAILED);
-            let handle = if bench == Bench::Cross && threads == 1 { &mut second } else { &mut handle };
+            let handle = second.as_mut().unwrap_or(&mut handle);
             gate.wait();
             if ok {
                 let start = Instant::now();
@@ -236,7 +235,7 @@ pub(crate) fn free_loop<H: Handle>(handle: &mut H, blocks: &[u64], order: Order)
 pub(crate) fn pair_loop<H: Handle>(handle: &mut H, order: Order, count: u64) -> bool {
     let mut ok = true;
     for _ in 0..count {
-        let block = black_box(handle.alloc(order));
+        let block = handle.alloc(order);
         ok &= block != FAILED && handle.free(block, order);
     }
     ok

@@ -1,56 +1,59 @@
 //! The adapter to `llfree`: the only place of the allocator figures that calls it.
 //!
-//! [`Tables`] owns what a guest would share with its host, as ordinary heap memory: no figure here
+//! [`Tables`] owns what a guest would share with its host, laid out as there: no figure here
 //! touches a frame, so 256 GiB of them cost 8 MiB.
 
 use crate::frames::{FAILED, Frames, Handle};
 use llfree::{Cpu, Host, Reclaim, Tenant};
-use shared_layout::{FrameId, HugeEntry, HugeId, Order};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use memmap2::{MmapOptions, MmapRaw};
+use shared_layout::{FrameId, HugeEntry, HugeId, Layout, Order};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
-/// Rows of 64 frames in a huge frame; they fill a cache line.
-const ROWS: usize = 8;
 /// `Residency::Installed` in the host's table.
 const INSTALLED: u8 = llfree::Residency::Installed as u8;
 
-/// The words of one table, all frames free and installed.
+/// One table, all frames free and installed, and the host's knowledge of it.
 pub(crate) struct Tables {
-    entries: Vec<AtomicU16>,
-    /// A line longer than it must be, to begin where a line does.
-    rows: Vec<AtomicU64>,
-    hints: Vec<AtomicU16>,
-    summary: Vec<AtomicU64>,
-    epoch: AtomicU64,
+    region: MmapRaw,
+    layout: Layout,
     residency: Vec<AtomicU8>,
 }
 
 impl Tables {
     pub(crate) fn new(huge_frames: u32) -> Self {
-        let huge = huge_frames as usize;
-        let entry = HugeEntry::FREE_INSTALLED.bits();
-        Self {
-            entries: (0..huge).map(|_| AtomicU16::new(entry)).collect(),
-            rows: (0..(huge + 1) * ROWS).map(|_| AtomicU64::new(0)).collect(),
-            hints: (0..Tenant::hint_len(huge_frames)).map(|_| AtomicU16::new(0)).collect(),
-            summary: (0..Tenant::summary_len(huge_frames)).map(|_| AtomicU64::new(0)).collect(),
-            epoch: AtomicU64::new(0),
-            residency: (0..huge).map(|_| AtomicU8::new(INSTALLED)).collect(),
-        }
+        // Plans have as many huge frames as a region may have, and their memory is small.
+        let layout = Layout::new(huge_frames, 1).unwrap_or_else(|| unreachable!());
+        // Populated: a kernel's tables are there when its allocator starts.
+        let region = MmapOptions::new()
+            .len(layout.total as usize)
+            .populate()
+            .map_anon()
+            .expect("address space for 33 KiB a GiB");
+        let residency = (0..huge_frames).map(|_| AtomicU8::new(INSTALLED)).collect();
+        let tables = Self { region: region.into(), layout, residency };
+        tables.entries().iter().for_each(|word| word.store(HugeEntry::FREE_INSTALLED.bits(), Ordering::Relaxed));
+        tables
     }
 
     pub(crate) fn tenant(&self) -> Tenant<'_> {
-        let start = self.rows.as_ptr().align_offset(64);
-        let rows = &self.rows[start..start + self.entries.len() * ROWS];
-        let tenant = Tenant::new(&self.entries, rows, &self.hints, &self.summary, &self.epoch);
-        // The lengths were computed from one number in `new`.
-        let tenant = tenant.unwrap_or_else(|| unreachable!());
+        // SAFETY: a mapping is page aligned and lives as long as `self`, it has the layout's length,
+        // and nobody has another view of it than those made here, which are of atomics.
+        let tenant = unsafe { Tenant::from_raw(self.region.as_mut_ptr(), &self.layout) };
         tenant.recount();
         tenant
     }
 
+    fn entries(&self) -> &[AtomicU16] {
+        // SAFETY: as above; the layout keeps the entries inside its total.
+        unsafe {
+            let first = self.region.as_mut_ptr().add(self.layout.entries as usize);
+            std::slice::from_raw_parts(first.cast(), self.layout.huge_frames as usize)
+        }
+    }
+
     fn host(&self) -> Host<'_> {
         // Both have one element a huge frame, counted by a u32.
-        Host::new(&self.entries, &self.residency).unwrap_or_else(|| unreachable!())
+        Host::new(self.entries(), &self.residency).unwrap_or_else(|| unreachable!())
     }
 }
 
@@ -153,7 +156,7 @@ pub(crate) struct Entries<'a>(&'a [AtomicU16]);
 
 impl<'a> Entries<'a> {
     pub(crate) fn new(tables: &'a Tables) -> Self {
-        Self(&tables.entries)
+        Self(tables.entries())
     }
 
     #[inline]

@@ -3,9 +3,12 @@
 //! The fast path has no atomics. A handle takes all free frames of a row of 64 with one
 //! compare-and-swap on the entry and one on the row (or all of a huge frame that has no more than
 //! 64 left), and serves blocks of order 0 to 5 from a register; frees into that row go back the
-//! same way, and frees elsewhere gather in a second register, row by row. To everybody else frames
-//! in these rows are allocated: a handle that dies with its memory leaks at most
-//! [`HANDLE_FRAMES`].
+//! same way. A free elsewhere goes straight to the table, unless it follows another one in its row:
+//! then the row gathers in a second register. To everybody else frames in these rows are
+//! allocated: a handle that dies with its memory leaks at most [`HANDLE_FRAMES`].
+//!
+//! Handles begin far from each other, and each comes back to the trees that it freed memory in: so
+//! two CPUs at work write no cache line in common, and lose nothing to each other.
 
 use crate::class::{CLASSES, Class};
 use crate::error::{AllocError, FreeError};
@@ -32,6 +35,8 @@ pub struct Cpu<'a> {
     row: TakenRow,
     /// Frames that were freed, on their way back.
     freed: TakenRow,
+    /// Where the last frame was freed that went straight back: the first frame of its row.
+    last_freed: u64,
     /// More rows of the huge frame that `row` lies in: what was left of it when it was emptied.
     rest: [u64; ROWS],
     /// Which of these have bits.
@@ -43,8 +48,17 @@ pub struct Cpu<'a> {
 
 impl<'a> Cpu<'a> {
     pub(crate) fn new(tenant: Tenant<'a>) -> Self {
-        let spot = Spot { epoch: tenant.return_epoch.load(Ordering::Acquire), ..Spot::START };
-        Self { tenant, row: EMPTY_ROW, freed: EMPTY_ROW, rest: [0; ROWS], rest_rows: 0, class: Class::MOVABLE, spot }
+        let spot = Spot::at(tenant.next_start(), tenant.return_epoch.load(Ordering::Acquire));
+        Self {
+            tenant,
+            row: EMPTY_ROW,
+            freed: EMPTY_ROW,
+            last_freed: EMPTY_ROW.first.0,
+            rest: [0; ROWS],
+            rest_rows: 0,
+            class: Class::MOVABLE,
+            spot,
+        }
     }
 
     /// Allocates a block of `order` in the [class of its order](Class::of).
@@ -62,11 +76,9 @@ impl<'a> Cpu<'a> {
     /// As [`alloc`](Self::alloc): a class decides where to look, never whether there is memory.
     #[inline]
     pub fn alloc_class(&mut self, order: Order, class: Class) -> Result<Allocation, AllocError> {
-        if order < Order::ROW
-            && class == self.class
-            && let Some(taken) = self.pop_row(order)
-        {
-            return Ok(Allocation::new(taken, order));
+        // A frame is what most callers ask for: as few branches as can be, all the same way.
+        if order == Order::BASE && class == self.class && self.row.bits != 0 {
+            return Ok(Allocation::new(self.pop_frame(), order));
         }
         if order == Order::HUGE
             && class == Class::HUGE
@@ -74,7 +86,19 @@ impl<'a> Cpu<'a> {
         {
             return Ok(Allocation::new(taken, order));
         }
-        self.alloc_slow(order, class).map(|taken| Allocation::new(taken, order)).ok_or(AllocError::OutOfMemory(order))
+        self.alloc_rest(order, class).map(|taken| Allocation::new(taken, order)).ok_or(AllocError::OutOfMemory(order))
+    }
+
+    /// Between the fast path and the slow one, so that neither has to save the other's registers.
+    #[inline(never)]
+    fn alloc_rest(&mut self, order: Order, class: Class) -> Option<Taken> {
+        if order < Order::ROW
+            && class == self.class
+            && let Some(taken) = if order == Order::BASE { self.pop_rest() } else { self.pop_row(order) }
+        {
+            return Some(taken);
+        }
+        self.alloc_slow(order, class)
     }
 
     /// Frees a block, whoever allocated it.
@@ -83,69 +107,136 @@ impl<'a> Cpu<'a> {
     /// What is wrong with the block; nothing changed unless [`FreeError::Corrupt`].
     #[inline]
     pub fn free(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError> {
-        if order >= Order::ROW {
-            return if order == Order::HUGE { self.free_huge(frame) } else { self.free_large(frame, order) };
+        if order == Order::HUGE {
+            return self.free_huge(frame);
         }
-        let mask = run_mask(order) << (frame.0 & 63);
-        // Only frames that the lower level knows as taken, and that no row of ours has, may enter.
-        if !frame.is_aligned(order) || !self.tenant.lower.is_taken(frame, mask) {
-            return self.refuse(frame, order);
+        if self.put(frame, order) {
+            return Ok(());
+        }
+        self.free_slow(frame, order)
+    }
+
+    /// Puts a block into a row that we hold; false, and nothing changed, if it does not belong there.
+    #[inline]
+    fn put(&mut self, frame: FrameId, order: Order) -> bool {
+        if order >= Order::ROW {
+            return false;
         }
         let first = frame.0 & !63;
         let row = if first == self.row.first.0 {
             &mut self.row
-        } else {
-            if first != self.freed.first.0 {
-                self.flush_freed(first);
-            }
-            if self.rest_rows != 0 && self.rest_has(frame, mask) {
-                return self.refuse(frame, order);
-            }
+        } else if first == self.freed.first.0 && self.rest_rows == 0 {
             &mut self.freed
+        } else {
+            return false;
         };
-        if row.bits & mask != 0 {
-            return self.refuse(frame, order);
+        let mask = run_mask(order) << (frame.0 & 63);
+        // Only frames that the lower level knows as taken, and that the row has not, may enter.
+        if !frame.is_aligned(order) || !self.tenant.lower.is_taken(frame, mask) || row.bits & mask != 0 {
+            return false;
         }
         // While the register was empty the host may have had the huge frame: look again.
         row.evicted |= row.bits == 0;
         row.bits |= mask;
-        Ok(())
+        true
+    }
+
+    /// A block that is large, lies in another row, or is not the caller's to free.
+    #[inline(never)]
+    fn free_slow(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError> {
+        if order >= Order::ROW {
+            return self.free_large(frame, order);
+        }
+        let (first, mask) = (frame.0 & !63, run_mask(order) << (frame.0 & 63));
+        if first == self.row.first.0 || self.rest_rows != 0 && self.rest_has(frame, mask) {
+            return self.refuse(frame, order);
+        }
+        if first != self.freed.first.0 {
+            if first != self.last_freed {
+                // Frees that are all over the place gain nothing from a register.
+                self.last_freed = first;
+                let Some((huge, after)) = self.tenant.lower.give_in_row(frame, order) else {
+                    return self.refuse(frame, order);
+                };
+                self.tenant.note_free(huge, after);
+                return Ok(());
+            }
+            // Two in one row: there will be more.
+            let TakenRow { first: old, bits, .. } = self.freed;
+            self.freed = TakenRow { first: FrameId(first), bits: 0, evicted: true };
+            self.give(old, bits);
+        }
+        let rest = core::mem::take(&mut self.rest_rows);
+        let accepted = self.put(frame, order);
+        self.rest_rows = rest;
+        if accepted { Ok(()) } else { self.refuse(frame, order) }
     }
 
     /// Gives cached frames and reservations back to the table.
     pub fn drain(&mut self) {
-        self.flush_freed(EMPTY_ROW.first.0);
+        let freed = core::mem::replace(&mut self.freed, EMPTY_ROW);
+        self.give(freed.first, freed.bits);
         let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
         let row = core::mem::replace(&mut self.row, EMPTY_ROW);
-        self.give(row);
+        self.give(row.first, row.bits);
         self.rest_rows = 0;
         for (i, bits) in core::mem::take(&mut self.rest).into_iter().enumerate() {
-            self.give(TakenRow { first: FrameId(base + 64 * i as u64), bits, evicted: true });
+            self.give(FrameId(base + 64 * i as u64), bits);
         }
         for huge in core::mem::replace(&mut self.spot.small, [None; CLASSES]).into_iter().flatten() {
+            self.spot.home = tree_of(huge);
             self.tenant.leave(Some(tree_of(huge)));
         }
         self.tenant.leave(self.spot.tree.take());
     }
 
+    /// The next frame of a row that has one.
+    #[inline]
+    fn pop_frame(&mut self) -> Taken {
+        let bits = self.row.bits;
+        self.row.bits = bits & bits.wrapping_sub(1);
+        self.popped(FrameId(self.row.first.0 + u64::from(bits.trailing_zeros())))
+    }
+
     #[inline]
     fn pop_row(&mut self, order: Order) -> Option<Taken> {
-        let bit = if order == Order::BASE {
-            if self.row.bits == 0 {
-                return None;
-            }
-            self.row.bits.trailing_zeros()
-        } else {
-            free_run(!self.row.bits, order)?
-        };
-        self.row.bits &= !(run_mask(order) << bit);
-        let frame = FrameId(self.row.first.0 + u64::from(bit));
-        if self.row.evicted {
-            // Somebody may have had the huge frame installed since; nothing can evict it again
-            // while a frame of it is ours.
-            self.row.evicted = self.tenant.is_evicted(frame, Order::BASE);
+        if order == Order::BASE {
+            return (self.row.bits != 0).then(|| self.pop_frame());
         }
-        Some(Taken { frame, evicted: self.row.evicted })
+        let bit = free_run(!self.row.bits, order)?;
+        self.row.bits &= !(run_mask(order) << bit);
+        Some(self.popped(FrameId(self.row.first.0 + u64::from(bit))))
+    }
+
+    /// A frame of the rest. Its rows have one or two frames each, and which ones nobody can predict:
+    /// so there is no branch on it.
+    #[inline]
+    fn pop_rest(&mut self) -> Option<Taken> {
+        if self.rest_rows == 0 {
+            return None;
+        }
+        let index = self.rest_rows.trailing_zeros() as usize % ROWS;
+        let bits = self.rest[index];
+        let left = bits & bits.wrapping_sub(1);
+        self.rest[index] = left;
+        self.rest_rows &= !(u8::from(left == 0) << index);
+        let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
+        Some(self.popped(FrameId(base + 64 * index as u64 + u64::from(bits.trailing_zeros()))))
+    }
+
+    /// A frame that was ours a moment ago, in the huge frame of `row`.
+    #[inline]
+    fn popped(&mut self, frame: FrameId) -> Taken {
+        Taken { frame, evicted: self.row.evicted && self.still_evicted(frame) }
+    }
+
+    /// Somebody may have had the huge frame installed since; nothing can evict it again while a
+    /// frame of it is ours.
+    #[cold]
+    #[inline(never)]
+    fn still_evicted(&mut self, frame: FrameId) -> bool {
+        self.row.evicted = self.tenant.is_evicted(frame, Order::BASE);
+        self.row.evicted
     }
 
     #[inline(never)]
@@ -155,19 +246,13 @@ impl<'a> Cpu<'a> {
             // What keeps a large block from being whole may be in our own hands.
             return found.or_else(|| self.alloc_last(order, class));
         }
-        if self.row.bits == 0 && self.rest_rows != 0 && class == self.class {
-            self.next_rest();
-            if let Some(taken) = self.pop_row(order) {
-                return Some(taken);
-            }
-        }
         if self.row.bits != 0 || self.rest_rows != 0 {
             // What we hold has no run of this order, or is for another class: leave it as it is.
             let found = self.tenant.take(&mut self.spot, order, class, true);
             return found.or_else(|| self.alloc_last(order, class));
         }
         if self.reuse_freed(order, class) || self.refill(order, class) {
-            return self.pop_row(order);
+            return self.pop_row(order).or_else(|| self.pop_rest());
         }
         self.alloc_last(order, class)
     }
@@ -202,26 +287,14 @@ impl<'a> Cpu<'a> {
         found.is_some()
     }
 
+    #[inline(never)]
     fn take_rest(&mut self, huge: HugeId, class: Class) -> bool {
         let mut rest = [0; ROWS];
         let Some(evicted) = self.tenant.lower.take_rest(huge, &mut rest) else { return false };
-        self.rest = rest;
+        self.serve(TakenRow { first: huge.first_frame(), bits: core::mem::take(&mut rest[0]), evicted }, class);
         self.rest_rows = rest.iter().enumerate().fold(0, |rows, (i, bits)| rows | u8::from(*bits != 0) << i);
-        // An empty row in the right place, so that `next_rest` knows the huge frame.
-        self.row = TakenRow { first: huge.first_frame(), bits: 0, evicted };
-        self.class = class;
-        self.next_rest();
+        self.rest = rest;
         true
-    }
-
-    /// Serves from the next row of the rest.
-    fn next_rest(&mut self) {
-        let index = self.rest_rows.trailing_zeros() as usize;
-        let Some(bits) = self.rest.get_mut(index).map(core::mem::take) else { return };
-        self.rest_rows &= self.rest_rows - 1;
-        let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
-        let row = TakenRow { first: FrameId(base + 64 * index as u64), bits, evicted: self.row.evicted };
-        self.serve(row, self.class);
     }
 
     fn serve(&mut self, row: TakenRow, class: Class) {
@@ -264,23 +337,27 @@ impl<'a> Cpu<'a> {
         true
     }
 
-    #[inline(never)]
     fn free_large(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError> {
         if order < Order::HUGE && self.holds_part_of(frame, order) {
             return Err(FreeError::NotAllocated(frame, order));
         }
         let after = self.tenant.lower.give(frame, order)?;
-        self.tenant.note_free(frame, after);
+        if let Some(huge) = frame.huge() {
+            self.tenant.note_free(huge, after);
+        }
         Ok(())
     }
 
-    #[inline]
+    #[inline(never)]
     fn free_huge(&mut self, frame: FrameId) -> Result<(), FreeError> {
         let huge = frame.huge().filter(|_| frame.is_aligned(Order::HUGE));
         let Some((huge, after)) = huge.and_then(|huge| Some((huge, self.tenant.lower.give_one_huge(huge)?))) else {
             return self.refuse(frame, Order::HUGE);
         };
-        self.tenant.note_free(frame, after);
+        if self.tenant.note_free(huge, after) {
+            let tree = tree_of(huge);
+            self.spot.back = Some(self.spot.back.map_or(tree, |back| back.min(tree)));
+        }
         if !after.is_evicted() {
             self.spot.freed = Some(huge);
         }
@@ -311,20 +388,13 @@ impl<'a> Cpu<'a> {
         Err(FreeError::NotAllocated(frame, order))
     }
 
-    /// Gives the freed row back and begins another.
-    #[inline(never)]
-    fn flush_freed(&mut self, first: u64) {
-        let next = TakenRow { first: FrameId(first), bits: 0, evicted: true };
-        let row = core::mem::replace(&mut self.freed, next);
-        self.give(row);
-    }
-
     #[inline]
-    fn give(&self, row: TakenRow) {
-        if row.bits != 0
-            && let Some(after) = self.tenant.lower.give_row(row.first, row.bits)
+    fn give(&self, first: FrameId, bits: u64) {
+        if bits != 0
+            && let Some(huge) = first.huge()
+            && let Some(after) = self.tenant.lower.give_row(first, bits)
         {
-            self.tenant.note_free(row.first, after);
+            self.tenant.note_free(huge, after);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! [`Trees`]: where to look, never what is true.
 //!
 //! A tree is [`HUGE_PER_TREE`](shared_layout::header::HUGE_PER_TREE) huge frames. One 16-bit word says roughly what is free in it and
-//! what it is for, and five bitmaps repeat, one bit a tree, which trees promise what a search may
-//! be after; so a search looks at 64 trees with one load. All of it is the tenant's own, anybody
+//! what it is for, and five bitmaps list, one bit a tree, which trees may promise what a search is
+//! after; so a search looks at 64 trees with one load. All of it is the tenant's own, anybody
 //! may find it stale (the host takes and returns frames without touching it), and it is recounted
 //! from the entries rather than adjusted, so no error stays.
 //!
@@ -135,6 +135,11 @@ impl TreeHint {
         Self(self.0 & !CLASS_MASK | u16::from(class.get()) << CLASS_SHIFT)
     }
 
+    /// A tree in which a huge frame came free.
+    pub(crate) fn with_free(self, installed: bool) -> Self {
+        Self(self.0 | FREE | if installed { INSTALLED } else { 0 })
+    }
+
     /// A tree that was full and no longer is: the first room in it makes it crowded.
     pub(crate) fn with_room(self) -> Self {
         Self(self.0 | ROOM_MASK)
@@ -142,7 +147,7 @@ impl TreeHint {
 }
 
 /// Words that [`Trees`] needs for its bitmaps, for this many trees.
-pub(crate) const fn summary_words(trees: usize) -> usize {
+pub(crate) const fn bitmap_words(trees: usize) -> usize {
     Want::ALL.len() * trees.div_ceil(64)
 }
 
@@ -156,7 +161,7 @@ pub(crate) struct Trees<'a> {
 impl<'a> Trees<'a> {
     /// `None` unless there are as many bitmap words as the trees need.
     pub(crate) fn new(hints: &'a [AtomicU16], summary: &'a [AtomicU64]) -> Option<Self> {
-        (summary.len() == summary_words(hints.len())).then_some(Self { hints, summary })
+        (summary.len() == bitmap_words(hints.len())).then_some(Self { hints, summary })
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -168,29 +173,42 @@ impl<'a> Trees<'a> {
         TreeHint(self.hints.get(tree as usize).map_or(0, |hint| hint.load(Ordering::Relaxed)))
     }
 
+    /// Remembers what was counted, and lists the tree for what it promises. It stays listed for what
+    /// it no longer promises until a search comes by, and room in a reserved tree is not listed, for
+    /// it comes and goes: CPUs at work in their own trees write nothing that others read.
     pub(crate) fn set(&self, tree: u32, hint: TreeHint) {
         let Some(word) = self.hints.get(tree as usize) else { return };
-        // A plain store: a lost update costs a look at the wrong place, nothing else.
-        word.store(hint.0, Ordering::Relaxed);
+        if word.load(Ordering::Relaxed) != hint.0 {
+            // A plain store: a lost update costs a look at the wrong place, nothing else.
+            word.store(hint.0, Ordering::Relaxed);
+        }
         for want in Want::ALL {
             let (Some(bits), mask) = (self.summary_word(want, tree), 1 << (tree % 64)) else { continue };
-            let listed = bits.load(Ordering::Relaxed) & mask != 0;
-            // Trees share a word, so these are atomic; they come once a change, not once a block.
-            if !listed && hint.promises(want) {
+            let public = !hint.is_reserved() || !want.is_partial();
+            if public && hint.promises(want) && bits.load(Ordering::Relaxed) & mask == 0 {
+                // Trees share a word, so this is atomic.
                 bits.fetch_or(mask, Ordering::Relaxed);
-            } else if listed && !hint.promises(want) {
-                bits.fetch_and(!mask, Ordering::Relaxed);
             }
         }
     }
 
+    /// Takes a tree off the list of a want that its hint does not promise.
+    pub(crate) fn unlist(&self, want: Want, tree: u32) {
+        let (Some(bits), mask) = (self.summary_word(want, tree), 1 << (tree % 64)) else { return };
+        bits.fetch_and(!mask, Ordering::Relaxed);
+        if self.get(tree).promises(want) {
+            // Somebody freed a block meanwhile and may have seen the bit still set.
+            bits.fetch_or(mask, Ordering::Relaxed);
+        }
+    }
+
     /// Empties the bitmaps, bits behind the last tree included.
-    pub(crate) fn unlist(&self) {
+    pub(crate) fn unlist_all(&self) {
         self.summary.iter().for_each(|bits| bits.store(0, Ordering::Relaxed));
     }
 
-    /// The trees that are listed for `want`, once each, from `home` on.
-    pub(crate) fn listed(self, want: Want, home: u32) -> impl Iterator<Item = u32> {
+    /// The trees that are listed for `want`, once each, from `home` on; or, with `all`, every tree.
+    pub(crate) fn listed(self, want: Want, home: u32, all: bool) -> impl Iterator<Item = u32> {
         let words = self.hints.len().div_ceil(64) as u32;
         let home = if home < self.len() { home } else { 0 };
         let start = home / 64;
@@ -203,7 +221,8 @@ impl<'a> Trees<'a> {
                 _ if step == words => before_home,
                 _ => u64::MAX,
             };
-            let bits = self.summary_word(want, word * 64).map_or(0, |bits| bits.load(Ordering::Relaxed)) & mask;
+            let listed = || self.summary_word(want, word * 64).map_or(0, |bits| bits.load(Ordering::Relaxed));
+            let bits = if all { u64::MAX } else { listed() } & mask;
             Bits(bits).map(move |bit| word * 64 + bit)
         })
     }

@@ -295,8 +295,24 @@ impl<'a> Lower<'a> {
         let all = |e: HugeEntry| if e.free() <= ROW_FRAMES as u16 { e.take(e.free()) } else { None };
         let old = transition(word, FOREVER, all).ok()?;
         let mut budget = u32::from(old.free());
+        let words = self.rows_of(huge);
+        let mut free = [0; ROWS];
+        free.iter_mut().zip(words).for_each(|(to, row)| *to = !row.load(Ordering::Relaxed));
+        if free.iter().map(|bits| bits.count_ones()).sum::<u32>() == budget {
+            // Nobody else is at work here, as a rule: then all that we see is ours.
+            for ((row, taken), bits) in words.iter().zip(rows.iter_mut()).zip(free).filter(|(_, bits)| *bits != 0) {
+                if row.compare_exchange(!bits, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                    *taken = bits;
+                }
+            }
+            budget -= rows.iter().map(|bits| bits.count_ones()).sum::<u32>();
+            if budget == 0 {
+                self.settle(huge);
+                return Some(old.is_evicted());
+            }
+        }
         for _ in 0..ROW_PASSES {
-            for (row, taken) in self.rows_of(huge).iter().zip(rows.iter_mut()) {
+            for (row, taken) in words.iter().zip(rows.iter_mut()) {
                 let mut used = row.load(Ordering::Relaxed);
                 while used != u64::MAX && budget > 0 {
                     // Others may be about to set bits here that are not in our budget: leave
@@ -326,6 +342,31 @@ impl<'a> Lower<'a> {
         let _ = transition(word, FOREVER, |e| e.give(budget as u16));
         self.settle(huge);
         (budget < u32::from(old.free())).then_some(old.is_evicted())
+    }
+
+    /// Gives a block of less than a row back, the shortest way. `None` if it is not wholly taken, and
+    /// nothing changed, or if somebody broke the entry: then it is lost rather than owned twice.
+    #[inline]
+    pub(crate) fn give_in_row(&self, frame: FrameId, order: Order) -> Option<(HugeId, HugeEntry)> {
+        let huge = frame.huge().filter(|_| frame.is_aligned(order))?;
+        let word = self.entries.get(huge.index())?;
+        let row = self.rows.get((frame.0 / ROW_FRAMES as u64) as usize)?;
+        let mask = run_mask(order) << (frame.0 % ROW_FRAMES as u64);
+        let mut used = row.load(Ordering::Relaxed);
+        loop {
+            if used & mask != mask {
+                return None;
+            }
+            // Release: the next owner sees our last writes to the frames.
+            match row.compare_exchange(used, used & !mask, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(seen) => used = seen,
+            }
+        }
+        let frames = order.frames() as u16;
+        let old = transition(word, FOREVER, |e| e.give(frames)).ok()?;
+        self.settle(huge);
+        Some((huge, old.give(frames)?))
     }
 
     /// Gives `bits` of a row back that [`Lower::take_row`] took; returns the entry afterwards. `None`

@@ -125,7 +125,7 @@ const fn line_up(bytes: usize) -> usize {
 /// ```
 /// // 8 GiB of memory need 264 KiB and the hints.
 /// const BYTES: usize = llfree::persist::region_bytes(4096).unwrap();
-/// assert_eq!(BYTES, 128 + 4096 * 66 + 384);
+/// assert_eq!(BYTES, 128 + 4096 * 66 + 448);
 /// ```
 #[must_use]
 pub const fn region_bytes(huge_frames: u32) -> Option<usize> {

@@ -54,6 +54,10 @@ pub(crate) struct Spot {
     pub(crate) small: [Option<HugeId>; CLASSES],
     /// Where to look for the next huge frame.
     pub(crate) huge: HugeId,
+    /// Where to look for small blocks while there is no such huge frame.
+    pub(crate) home: u32,
+    /// The first tree that was full until this CPU freed a huge frame in it: its lines are near.
+    pub(crate) back: Option<u32>,
     /// The tree that this CPU takes huge frames from, if it reserved one.
     pub(crate) tree: Option<u32>,
     /// A huge frame with memory behind it that was freed just now: it is warm.
@@ -68,8 +72,21 @@ const NONE: u32 = u32::MAX;
 const ANY: u64 = 1 << 63;
 
 impl Spot {
-    pub(crate) const START: Self =
-        Self { small: [None; CLASSES], huge: HugeId(0), tree: None, freed: None, any: false, epoch: 0 };
+    pub(crate) const START: Self = Self::at(0, 0);
+
+    /// A handle's first spot.
+    pub(crate) const fn at(tree: u32, epoch: u64) -> Self {
+        Self {
+            small: [None; CLASSES],
+            huge: HugeId(tree * HUGE_PER_TREE),
+            home: tree,
+            back: None,
+            tree: None,
+            freed: None,
+            any: false,
+            epoch,
+        }
+    }
 
     /// The spot of callers without a handle, in one word: they share one class of small blocks.
     pub(crate) fn pack(&self) -> u64 {
@@ -89,13 +106,16 @@ impl Spot {
 }
 
 impl Tenant<'_> {
-    /// The next huge frame in use with little room, behind the last one of its tree: while a tree is
+    /// The next huge frame in use with little room, around the tree of the last one: while a tree is
     /// crowded its huge frames are much alike, and going through them in order saves the search.
     pub(crate) fn next_crowded(&self, last: HugeId) -> Option<HugeId> {
-        let end = (tree_of(last) + 1) * HUGE_PER_TREE;
-        let first = last.0 + 1;
+        let first = tree_of(last) * HUGE_PER_TREE;
         let near = |e: HugeEntry| e.has_room() && e.free() <= CROWDED_FRAMES;
-        self.lower.entries(first, end - first).position(near).map(|i| HugeId(first + i as u32))
+        let behind = last.0 + 1..first + HUGE_PER_TREE;
+        [behind, first..last.0].into_iter().find_map(|range| {
+            let found = self.lower.entries(range.start, range.len() as u32).position(near);
+            found.map(|i| HugeId(range.start + i as u32))
+        })
     }
 
     /// Takes a block of `order`, the spot first. With `reserve`, the trees that blocks come from are
@@ -133,6 +153,11 @@ impl Tenant<'_> {
         let want = if spot.any { Want::Free } else { Want::Installed };
         let step = order.huge_frames();
         let mut at = spot.huge.0.next_multiple_of(step);
+        if at.is_multiple_of(HUGE_PER_TREE)
+            && let Some(tree) = spot.back.take()
+        {
+            at = tree * HUGE_PER_TREE;
+        }
         // Two trees at most: what is left of one, and the one behind it.
         for _ in 0..2 {
             if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, at / HUGE_PER_TREE, want, reserve) {
@@ -228,11 +253,19 @@ impl Tenant<'_> {
     ) -> Option<T> {
         let steps: &[(Want, Rank)] = if order.is_huge() { &HUGE_STEPS } else { &SMALL_STEPS };
         let own = if order.is_huge() { spot.tree } else { spot.small[usize::from(class.get())].map(tree_of) };
-        let home = if order.is_huge() { tree_of(spot.huge) } else { own.unwrap_or(0) };
+        let home = if order.is_huge() { tree_of(spot.huge) } else { own.unwrap_or(spot.home) };
         for &(want, worst) in steps {
             let mut patience = if want.is_partial() && !thorough { PARTIAL_TREES } else { u32::MAX };
-            for tree in self.trees.listed(want, home) {
+            // Our own tree need not be listed.
+            let others = self.trees.listed(want, home, thorough).filter(|tree| Some(*tree) != own);
+            for tree in own.into_iter().chain(others) {
                 let mut hint = self.trees.get(tree);
+                if !hint.promises(want) {
+                    if !thorough && own != Some(tree) {
+                        self.trees.unlist(want, tree);
+                    }
+                    continue;
+                }
                 if hint.is_reserved() && own != Some(tree) && !thorough {
                     continue;
                 }

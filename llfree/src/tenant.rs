@@ -7,7 +7,7 @@
 use crate::class::{Class, Policy};
 use crate::cpu::Cpu;
 use crate::error::{AllocError, FreeError};
-use crate::hint::{TreeHint, Trees, Want, summary_words};
+use crate::hint::{TreeHint, Trees, Want, bitmap_words};
 use crate::lower::{Lower, ROWS, Taken};
 use crate::search::Spot;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
@@ -106,6 +106,8 @@ pub struct Tenant<'a> {
     pub(crate) return_epoch: &'a AtomicU64,
     /// Where allocations without a handle look first: a [`Spot`], packed.
     pub(crate) spot: &'a AtomicU64,
+    /// Handles made so far: each begins somewhere else.
+    handles: &'a AtomicU64,
     pub(crate) policy: Policy,
 }
 
@@ -119,7 +121,8 @@ impl<'a> Tenant<'a> {
     /// `AtomicU64`s that it needs for its summary.
     #[must_use]
     pub const fn summary_len(huge_frames: u32) -> usize {
-        summary_words(Self::hint_len(huge_frames)) + 1
+        // Whole cache lines, so that hints can follow.
+        (bitmap_words(Self::hint_len(huge_frames)) + 2).next_multiple_of(8)
     }
 
     /// A tenant over slices: one of `entries` and eight `rows` a huge frame, [`Self::hint_len`]
@@ -138,9 +141,13 @@ impl<'a> Tenant<'a> {
         if hints.len() != Self::hint_len(lower.huge_frames()) {
             return None;
         }
-        let (spot, summary) = summary.split_last()?;
-        let trees = Trees::new(hints, summary)?;
-        Some(Self { lower, trees, return_epoch, spot, policy: Policy::DEFAULT })
+        if summary.len() != Self::summary_len(lower.huge_frames()) {
+            return None;
+        }
+        let (bitmaps, words) = summary.split_at(bitmap_words(hints.len()));
+        let trees = Trees::new(hints, bitmaps)?;
+        let [spot, handles, ..] = words else { return None };
+        Some(Self { lower, trees, return_epoch, spot, handles, policy: Policy::DEFAULT })
     }
 
     /// A tenant over a shared region.
@@ -232,7 +239,9 @@ impl<'a> Tenant<'a> {
     /// What is wrong with the block; nothing changed unless [`FreeError::Corrupt`].
     pub fn free(&self, frame: FrameId, order: Order) -> Result<(), FreeError> {
         let after = self.lower.give(frame, order)?;
-        self.note_free(frame, after);
+        if let Some(huge) = frame.huge() {
+            self.note_free(huge, after);
+        }
         Ok(())
     }
 
@@ -241,7 +250,8 @@ impl<'a> Tenant<'a> {
     /// reserved them is forgotten, so while CPUs are at work two of them may meet in one.
     pub fn recount(&self) {
         self.spot.store(Spot::START.pack(), Ordering::Relaxed);
-        self.trees.unlist();
+        self.handles.store(0, Ordering::Relaxed);
+        self.trees.unlist_all();
         for tree in 0..self.trees.len() {
             self.recount_tree_as(tree, false, self.trees.get(tree).class());
         }
@@ -264,6 +274,15 @@ impl<'a> Tenant<'a> {
         (first..first + order.huge_frames()).any(|i| self.lower.is_evicted(HugeId(i)))
     }
 
+    /// The tree where a new handle begins: however many there are, they are far from each other, so
+    /// that neither trees nor the lines of their hints are shared.
+    pub(crate) fn next_start(&self) -> u32 {
+        /// The golden ratio as a fraction of 2^32: its multiples never crowd.
+        const STEP: u32 = 0x9e37_79b9;
+        let number = self.handles.fetch_add(1, Ordering::Relaxed) as u32;
+        ((u64::from(number.wrapping_mul(STEP)) * u64::from(self.trees.len())) >> 32) as u32
+    }
+
     pub(crate) fn recount_tree(&self, tree: u32) {
         let hint = self.trees.get(tree);
         self.recount_tree_as(tree, hint.is_reserved(), hint.class());
@@ -274,18 +293,28 @@ impl<'a> Tenant<'a> {
         self.trees.set(tree, hint);
     }
 
-    /// Frames came free in a huge frame: is its tree listed for it?
+    /// Frames came free in a huge frame: is its tree listed for it? True if it was not.
     #[inline]
-    pub(crate) fn note_free(&self, frame: FrameId, after: HugeEntry) {
-        let Some(tree) = frame.huge().map(tree_of) else { return };
+    pub(crate) fn note_free(&self, huge: HugeId, after: HugeEntry) -> bool {
+        let tree = tree_of(huge);
         let hint = self.trees.get(tree);
-        if after.has_room() {
-            if !hint.has_room() {
-                self.trees.set(tree, hint.with_room());
-            }
-        } else if !hint.promises(Want::Free) || !(after.is_evicted() || hint.promises(Want::Installed)) {
-            self.recount_tree(tree);
+        let news = if after.has_room() {
+            !hint.has_room()
+        } else {
+            !(hint.promises(Want::Installed) || after.is_evicted() && hint.promises(Want::Free))
+        };
+        if news {
+            self.note_news(tree, hint, after);
         }
+        news
+    }
+
+    // Not counted: that costs a look at 32 entries, and who searches here will count.
+    #[cold]
+    #[inline(never)]
+    fn note_news(&self, tree: u32, hint: TreeHint, after: HugeEntry) {
+        let news = if after.has_room() { hint.with_room() } else { hint.with_free(!after.is_evicted()) };
+        self.trees.set(tree, news);
     }
 }
 

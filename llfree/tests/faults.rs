@@ -190,7 +190,7 @@ fn any_bits_in_any_shared_word_panic_neither_side() {
                 0 => table.entries[huge].store(rng.u16(..), Ordering::Relaxed),
                 1 => table.rows[rng.usize(..18 * 8)].store(rng.u64(..), Ordering::Relaxed),
                 2 => table.hints[0].store(rng.u16(..), Ordering::Relaxed),
-                3 => table.summary[rng.usize(..6)].store(rng.u64(..), Ordering::Relaxed),
+                3 => table.summary[rng.usize(..8)].store(rng.u64(..), Ordering::Relaxed),
                 4 => table.epoch.store(rng.u64(..), Ordering::Relaxed),
                 5 => table.residency[huge].store(rng.u8(..128), Ordering::Relaxed),
                 6 | 7 => drop(cpu.alloc(order(rng.u8(..=10)))),
@@ -214,8 +214,8 @@ fn metadata_of_another_length_is_refused() {
     let fits = |rows: usize, hints: usize, summary: usize| {
         Tenant::new(&t.entries, &t.rows[..rows], &t.hints[..hints], &t.summary[..summary], &epoch).is_some()
     };
-    assert!(fits(264, 2, 6));
-    assert!(!fits(263, 2, 6) && !fits(256, 2, 6) && !fits(264, 1, 6) && !fits(264, 2, 5) && !fits(264, 2, 0));
+    assert!(fits(264, 2, 8));
+    assert!(!fits(263, 2, 8) && !fits(256, 2, 8) && !fits(264, 1, 8) && !fits(264, 2, 7) && !fits(264, 2, 0));
 }
 
 /// A failed install was logged, and the guest went on with a frame that it did not have.

@@ -158,11 +158,11 @@ fn lengths_that_do_not_fit_are_refused() {
     let fits = |entries: usize, rows: usize, hints: usize, summary: usize| {
         Tenant::new(&u16s(entries), &u64s(rows), &u16s(hints), &u64s(summary), &epoch).is_some()
     };
-    assert!(fits(40, 320, 2, 6));
-    for wrong in [(39, 320, 2, 6), (40, 319, 2, 6), (40, 321, 2, 6), (40, 0, 2, 6), (40, 320, 1, 6), (40, 320, 3, 6)] {
+    assert!(fits(40, 320, 2, 8));
+    for wrong in [(39, 320, 2, 8), (40, 319, 2, 8), (40, 321, 2, 8), (40, 0, 2, 8), (40, 320, 1, 8), (40, 320, 3, 8)] {
         assert!(!fits(wrong.0, wrong.1, wrong.2, wrong.3), "{wrong:?}");
     }
-    assert!([0, 1, 5, 7].iter().all(|summary| !fits(40, 320, 2, *summary)));
+    assert!([0, 1, 7, 9].iter().all(|summary| !fits(40, 320, 2, *summary)));
     assert!(Host::new(&u16s(3), &[const { AtomicU8::new(0) }; 4]).is_none());
 }
 

@@ -104,10 +104,11 @@ pub const MAX_HUGE_FRAMES: u32 = 1 << 25;
 /// The most vCPUs one table describes.
 pub const MAX_VCPUS: u32 = 1024;
 
-/// 64-bit words at the start of the tenant area: five bitmaps of one bit a tree, and a cursor.
+/// 64-bit words at the start of the tenant area: five bitmaps of one bit a tree, a cursor and
+/// a counter of handles, in whole cache lines.
 #[must_use]
 pub const fn tenant_words(huge_frames: u32) -> u64 {
-    5 * huge_frames.div_ceil(HUGE_PER_TREE).div_ceil(64) as u64 + 1
+    (5 * huge_frames.div_ceil(HUGE_PER_TREE).div_ceil(64) as u64 + 2).next_multiple_of(8)
 }
 
 /// Offsets of the parts of a shared region, computed from its geometry by both sides.
@@ -251,7 +252,7 @@ mod tests {
             0x00, 0x20, 0, 0, 0, 0, 0, 0,
             0x00, 0x60, 0, 0, 0, 0, 0, 0,
             0x00, 0x60, 8, 0, 0, 0, 0, 0,
-            0xa8, 0x02, 0, 0, 0, 0, 0, 0,
+            0xc0, 0x02, 0, 0, 0, 0, 0, 0,
             0x00, 0x70, 8, 0, 0, 0, 0, 0,
             0, 0, 0, 0x10, 4, 0, 0, 0,
             0, 0, 0, 0, 0, 0, 0, 0,

@@ -4,7 +4,10 @@
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
 use crate::control::protocol::{BurstTouch, QUANTUM_US};
-use crate::memory::Backing;
+use crate::harden::{EXIT_FORBIDDEN, Seccomp};
+use crate::install_config::{InstallConfig, InstallPool};
+use crate::memory::{Backing, UseUserfaultfd};
+use crate::monitor::OnViolation;
 use crate::units::{Bytes, parse_duration, parse_memory};
 use crate::workload::{
     DEFAULT_ORDER, FreeAmount, Workload, WorkloadError, parse_amount, parse_millis, parse_order, parse_some, parse_time,
@@ -28,7 +31,12 @@ pub mod exit {
     pub const CRASHED: u8 = 3;
     /// SIGINT.
     pub const INTERRUPTED: u8 = 130;
+    /// A thread made a system call that its seccomp filter forbids.
+    pub const FORBIDDEN: u8 = super::EXIT_FORBIDDEN;
 }
+
+/// The cgroup that needs no path.
+pub const AUTO: &str = "auto";
 
 const HELP_TAIL: &str = "\
 Examples:
@@ -45,7 +53,8 @@ Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory co
 2 MiB. With one VM running no --name is needed.
 
 Exit codes: 0 all went well; 1 an error; 2 a partial shrink, or a guest command that fell short
-(verify found wrong data, no memory left); 3 the guest crashed; 130 interrupted.";
+(verify found wrong data, no memory left); 3 the guest crashed; 130 interrupted; 159 a system call
+that the VMM's own seccomp filter forbids.";
 
 /// Launches a guest whose unused memory the host takes back in microseconds, and controls it.
 #[derive(Clone, Debug, Parser)]
@@ -103,9 +112,39 @@ pub struct LaunchArgs {
     /// Cores for the vCPUs, in turn, like 0,1; any by default
     #[arg(long, value_name = "CORES", value_delimiter = ',')]
     pub pin: Vec<u32>,
+    /// Zeroed memory kept ready for installs, like 64M or 64M,rate=4G/s; 0 for none [default: 64M, or an
+    /// eighth of --mem if that is less]
+    #[arg(long, value_name = "SIZE[,rate=SIZE/s]", allow_hyphen_values = true)]
+    pub install_pool: Option<InstallPool>,
+    /// What touching memory unasked comes to. stop: the guest's end; install (the default): it gets
+    /// what its limit includes, else it ends; log: neither ends it, and what is beyond the limit is
+    /// lent for a moment
+    #[arg(long, value_name = "POLICY")]
+    pub on_violation: Option<OnViolation>,
+    /// What sees such touches: auto (the default: where it is permitted), on (or no launch), off
+    #[arg(long, value_name = "WHEN", value_parser = parse_userfaultfd)]
+    pub userfaultfd: Option<UseUserfaultfd>,
+    /// What a thread's forbidden system call does: on (the default) ends the VM, log only notes it
+    /// in the kernel's audit log, off turns all sandboxing off
+    #[arg(long, value_name = "MODE", hide_possible_values = true)]
+    pub seccomp: Option<Seccomp>,
+    /// Run in a memory cgroup (v2) of its own whose memory.max follows the limit, made below PATH,
+    /// or beside the cgroup of whoever launches (auto)
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = AUTO)]
+    pub cgroup: Option<PathBuf>,
 }
 
 impl LaunchArgs {
+    /// How frames get their memory.
+    #[must_use]
+    pub fn install_config(&self) -> InstallConfig {
+        InstallConfig {
+            pool: self.install_pool,
+            on_violation: self.on_violation,
+            userfaultfd: self.userfaultfd.unwrap_or_default(),
+        }
+    }
+
     /// vCPUs, the default filled in.
     #[must_use]
     pub fn cpus(&self) -> u32 {
@@ -123,6 +162,15 @@ impl LaunchArgs {
 fn default_cpus() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if cores < 2 { 1 } else { 2 }
+}
+
+fn parse_userfaultfd(text: &str) -> Result<UseUserfaultfd, String> {
+    match text {
+        "auto" => Ok(UseUserfaultfd::Auto),
+        "on" => Ok(UseUserfaultfd::On),
+        "off" => Ok(UseUserfaultfd::Off),
+        _ => Err("use auto, on or off".to_owned()),
+    }
 }
 
 fn parse_cpus(text: &str) -> Result<u32, String> {
@@ -205,6 +253,9 @@ pub struct DemoArgs {
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
+    /// What a thread's forbidden system call does: on (the default), log or off
+    #[arg(long, value_name = "MODE", hide_possible_values = true)]
+    pub seccomp: Option<Seccomp>,
 }
 
 impl DemoArgs {
@@ -361,6 +412,8 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
         ("--workload", launch.workload.is_some()),
         ("--backing", launch.backing.is_some()),
         ("--pin", !launch.pin.is_empty()),
+        ("--seccomp", launch.seccomp.is_some()),
+        ("--cgroup", launch.cgroup.is_some()),
     ];
     let given = flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
     match (&cli.command, given) {

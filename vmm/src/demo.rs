@@ -10,7 +10,10 @@ use crate::cli::{DemoArgs, exit};
 use crate::client_commands::Output;
 use crate::control::protocol::GuestRequest;
 use crate::control::report::{GuestOutcome, GuestReport};
+use crate::harden::{self, Needs, Role};
+use crate::install_config::InstallPool;
 use crate::launch::RunError;
+use crate::memory::Backing;
 use crate::service;
 use crate::units::Bytes;
 use crate::vm::{Vm, VmConfig, VmError};
@@ -32,6 +35,8 @@ const LEAST_TOUCH: u64 = 2 * HUGE_SIZE;
 const GUEST_OWN: u64 = 16 << 20;
 /// How far resident memory may lie above the limit: the VMM's own.
 const SLACK: u64 = 64 << 20;
+/// The part of it that the install pool may have.
+const POOL: Bytes = Bytes(32 << 20);
 /// How long a shrink may wait for the guest to drain its caches.
 const SHRINK_WAIT: Duration = Duration::from_secs(10);
 
@@ -108,6 +113,7 @@ impl Sampler {
         let stop = Arc::new(AtomicBool::new(false));
         let until = stop.clone();
         let watch = move || {
+            harden::enter(Role::Sampler);
             while !until.load(Ordering::Relaxed) {
                 samples.take();
                 std::thread::sleep(SAMPLE);
@@ -212,12 +218,12 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let target = (memory / 16 / HUGE_SIZE * HUGE_SIZE).max(2 * GUEST_OWN);
     let kept = (target / 2).min(touch / 2) / HUGE_SIZE * HUGE_SIZE;
     let start = Instant::now();
-    let config = VmConfig {
-        memory: args.mem,
-        cpus: args.cpus(),
-        backing: args.backing.unwrap_or_default(),
-        ..VmConfig::default()
-    };
+    let mut config = VmConfig::new(args.mem, args.cpus(), args.backing.unwrap_or_default());
+    if config.backing == Backing::Anon {
+        // The story is about what the guest costs, and has little room for what is beside it.
+        config.install.pool = Some(InstallPool::default_for(args.mem).at_most(POOL));
+    }
+    harden::prepare(args.seccomp.unwrap_or_default(), &Needs::default())?;
     let vm = Arc::new(Vm::launch(config)?);
     guest(&vm, &GuestRequest::Stats)?;
     let boot_ms = millis(start.elapsed());
@@ -237,6 +243,7 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     };
     let sampler =
         Sampler::start(story.samples.clone()).map_err(|source| RunError::Host { step: "start a thread", source })?;
+    harden::enter(Role::Story);
     let result = play(&mut story, &vm);
     drop(sampler);
     vm.stop();
@@ -286,7 +293,8 @@ fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
         format!("resident after the shrink: {}, more than {} + {}", Bytes(resident), Bytes(shrunk.actual), Bytes(SLACK))
     });
     let ram = vm.monitor().ram().residency().map_err(|e| monitor_failed("shrink", e))?;
-    story.report.vmm_overhead_bytes = resident.saturating_sub(ram.resident_bytes);
+    let pool = vm.monitor().supply().pool_status();
+    story.report.vmm_overhead_bytes = resident.saturating_sub(ram.resident_bytes + pool.resident_bytes);
     story.verify(vm, kept_bytes)?;
 
     story.begin("grow");

@@ -7,7 +7,7 @@
 use crate::agent::Agents;
 use crate::boot::Platform;
 use crate::guest_log::printable;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Violation};
 use shared_layout::agent::Report;
 use shared_layout::header::ABI_VERSION;
 use shared_layout::mailbox::{WORDS, Words, text_bytes};
@@ -52,6 +52,9 @@ pub enum GuestEnd {
         /// What the guest said.
         guest: u32,
     },
+    /// It touched memory that it does not have, and the policy is not to let it.
+    #[error("the guest touched memory that it does not have: {0}; a VM with --on-violation log lets it go on")]
+    Violation(Violation),
     /// KVM gave up on a vCPU.
     #[error("vCPU {vcpu} cannot go on: {what}")]
     Vcpu {

@@ -5,9 +5,11 @@
 //! A file that lacks what it should hold is an [`io::ErrorKind::InvalidData`] error, never a zero.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::{fmt, fs, io};
 
 const SMAPS_ROLLUP: &str = "/proc/self/smaps_rollup";
+const MEMINFO: &str = "/proc/meminfo";
 const SMAPS: &str = "/proc/self/smaps";
 const THP_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 /// Where the kernel keeps the pool of 2 MiB pages, whatever its default huge page size is.
@@ -24,6 +26,14 @@ pub(crate) const POOL_DIR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 pub fn process_resident_bytes() -> io::Result<u64> {
     let text = fs::read_to_string(SMAPS_ROLLUP)?;
     kib_field(&text, "Rss").ok_or_else(|| malformed(SMAPS_ROLLUP, "Rss"))
+}
+
+/// A field of `/proc/meminfo`, such as `MemAvailable`, in bytes.
+///
+/// # Errors
+/// `/proc` is not mounted, or the file has no such line.
+pub(crate) fn meminfo_bytes(field: &str) -> io::Result<u64> {
+    kib_field(&fs::read_to_string(MEMINFO)?, field).ok_or_else(|| malformed(MEMINFO, field))
 }
 
 /// The machine's pool of 2 MiB hugetlb pages, in pages.
@@ -92,6 +102,16 @@ pub fn thp_mode() -> io::Result<ThpMode> {
 /// The slow way to learn it, for kernels that cannot scan page tables by `ioctl`.
 pub(crate) fn huge_mapped_bytes(addresses: &Range<u64>) -> io::Result<u64> {
     Ok(parse_huge_mapped(&fs::read_to_string(SMAPS)?, addresses))
+}
+
+/// Where cgroup v2 is mounted, from `/proc/self/mountinfo`.
+pub(crate) fn parse_cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        // Mount id, parent, device, root, mount point, options, tags ... - type, source, options.
+        let (mount, kind) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4)?;
+        (kind.split(' ').next() == Some("cgroup2")).then(|| PathBuf::from(point))
+    })
 }
 
 fn malformed(path: &str, missing: &str) -> io::Error {
@@ -173,6 +193,14 @@ mod tests {
         assert_eq!(parse_huge_mapped(smaps, &mib(0, 8)), 6 << 20);
         assert_eq!(parse_huge_mapped(smaps, &mib(4, 12)), 8 << 20);
         assert_eq!(parse_huge_mapped(smaps, &mib(2, 4)), 0, "an area across the edge is not ours");
+    }
+
+    #[test]
+    fn cgroup_v2_is_found_among_the_mounts() {
+        let mounts = "31 24 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+             32 24 0:28 / /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 cgroup2 rw\n";
+        assert_eq!(parse_cgroup2_mount(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(parse_cgroup2_mount("31 24 0:27 / /x rw - ext4 cgroup2 rw\n - \n"), None);
     }
 
     #[test]

@@ -4,23 +4,28 @@
 //! event loop; nothing in it blocks. The loop runs until somebody gives a reason to stop, then
 //! everything is taken down in order: vCPUs, requests at work, socket files.
 
-use crate::cli::{Global, LaunchArgs, exit};
+use crate::cgroup::{Cgroup, CgroupError};
+use crate::cli::{AUTO, Global, LaunchArgs, exit};
 use crate::client_commands::{Output, guest_exit_code};
 use crate::control::protocol::GuestRequest;
 use crate::control::report::GuestReport;
 use crate::control::server::{ControlServer, Limits};
 use crate::control::socket::{self, SocketError};
 use crate::doorbell::GuestEnd;
+use crate::harden::{self, Needs, Role, SeccompError};
 use crate::service::{self, Service};
+use crate::units::Bytes;
 use crate::vm::{LaunchError, Vm, VmConfig, VmError};
 use crate::workload::{Step, Workload};
 use crate::{kernel_stats, render};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use serde::Serialize;
+use shared_layout::HUGE_SIZE;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -46,6 +51,12 @@ pub enum RunError {
     /// No VM.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// No cgroup of its own.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// No filters for the threads.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// The guest ended by itself, and not well.
     #[error(transparent)]
     Guest(#[from] GuestEnd),
@@ -188,9 +199,21 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         backing: args.backing(),
         kernel: args.kernel.clone(),
         pin: args.pin.clone(),
+        install: args.install_config(),
     };
     warn_about_huge_pages(&config);
+    // Before there is memory: what is charged elsewhere stays charged there.
+    let pool = config.install.resolve(memory, config.backing).map_err(LaunchError::Install)?.0;
+    let besides = u64::from(pool.huge_frames) * HUGE_SIZE;
+    let cgroup = args.cgroup.as_deref().map(|path| enter_cgroup(path, memory, besides)).transpose()?;
+    let _leave = cgroup.clone().map(Leave);
+    let needs = Needs { socket_dir: claim.path().parent(), cgroup: cgroup.as_ref().map(|cgroup| cgroup.path()) };
+    harden::prepare(args.seccomp.unwrap_or_default(), &needs)?;
     let vm = Arc::new(Vm::launch(config)?);
+    warn_about_enforcement(&vm);
+    if let Some(cgroup) = &cgroup {
+        vm.follow_with(cgroup.clone());
+    }
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
     let event = |step| move |source: io::Error| RunError::Host { step, source };
     let guest_end = vm.end_event().try_clone().map_err(event("copy an event"))?;
@@ -219,6 +242,8 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let workload = start_workload(vm.clone(), first_words, workload, done_for_thread, output.json)
         .map_err(host("start a thread"))?;
 
+    // Last, when all that needs more than the loop does is open and runs.
+    harden::enter(Role::Main);
     let reason = loop {
         if let Some(reason) = stop.get() {
             break reason;
@@ -232,6 +257,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     std::thread::Builder::new()
         .name("hard-end".to_owned())
         .spawn(move || {
+            harden::enter(Role::HardEnd);
             std::thread::sleep(HARD_END);
             second_is_hard.store(true, Ordering::Relaxed);
         })
@@ -261,6 +287,21 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         Stop::Asked | Stop::Signal(_) => Ok(exit::OK),
         Stop::WorkloadDone => worked,
     }
+}
+
+/// Leaves the cgroup at the end of the launch, though threads that were left behind may share it.
+struct Leave(Arc<Cgroup>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// A cgroup below `parent`, or where it likes to be if that is no path.
+fn enter_cgroup(parent: &Path, memory: Bytes, besides: u64) -> Result<Arc<Cgroup>, CgroupError> {
+    let parent = (parent != Path::new(AUTO)).then_some(parent);
+    Cgroup::enter(parent, memory.0, besides).map(Arc::new)
 }
 
 /// SIGTERM, SIGINT and SIGHUP end the VM cleanly. Once the flag is set, one more ends it hard.
@@ -298,6 +339,20 @@ fn warn_about_huge_pages(config: &VmConfig) {
             "transparent huge pages are off: installs and reclaim will be many times slower; \
              'echo madvise > /sys/kernel/mm/transparent_hugepage/enabled' turns them on"
         );
+    }
+}
+
+/// Says once what nobody holds the guest to.
+fn warn_about_enforcement(vm: &Vm) {
+    if vm.is_enforced() {
+        return;
+    }
+    let consequence = "what the guest touches unasked is found by an audit once a second, not prevented; \
+                       installs take no memory from a pool";
+    match vm.monitor().supply().why_no_userfault() {
+        Some(error) => log::warn!("{}; {consequence}", crate::error_line(error)),
+        // Somebody chose so.
+        None => log::info!("guest memory is not under userfaultfd: {consequence}"),
     }
 }
 
@@ -339,6 +394,7 @@ fn start_workload(
 ) -> io::Result<JoinHandle<Result<u8, RunError>>> {
     let steps = workload.0;
     std::thread::Builder::new().name("workload".to_owned()).spawn(move || {
+        harden::enter(Role::Workload);
         if let Err(error) = print(&first_words) {
             // Its clients need no word from it, and find it by its socket.
             log::warn!("the VM is up, but cannot say so: {error}");

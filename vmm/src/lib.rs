@@ -10,21 +10,29 @@
 //! | [`guest_log`] | what a guest can make us write: filtered and bounded |
 //! | [`boot`] | KVM's checks, the platform region, the guest's image, crash reports |
 //! | [`monitor`] | the owner of the guest's memory: shrink, grow, install, audit |
+//! | [`install_config`] | how frames get their memory, as the command line says it |
 //! | [`agent`], [`doorbell`], [`vcpu`] | commands for the guest, its calls, its exits |
 //! | [`vm`] | one machine made of these |
 //! | [`control`], [`service`] | the control socket, and requests carried out |
 //! | [`cli`], [`workload`], [`client_commands`], [`render`], [`chart`] | what people see |
+//! | [`faults`] | places where tests make the host fail |
+//! | [`cgroup`] | the VM's own memory cgroup |
+//! | [`harden`] | what the process gives up before it serves a guest |
 //! | [`launch`], [`demo`] | what the binary runs |
 
 pub mod agent;
 pub mod boot;
+pub mod cgroup;
 pub mod chart;
 pub mod cli;
 pub mod client_commands;
 pub mod control;
 pub mod demo;
 pub mod doorbell;
+pub mod faults;
 pub mod guest_log;
+pub mod harden;
+pub mod install_config;
 pub mod kernel_stats;
 pub mod launch;
 pub mod memory;

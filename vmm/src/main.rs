@@ -8,6 +8,9 @@ use vmm::client_commands::{self, Output};
 use vmm::{demo, launch};
 
 fn main() -> ExitCode {
+    // Tests make the whole binary fail through a variable.
+    #[cfg(feature = "fault-injection")]
+    let _scenario = vmm::faults::Scenario::start();
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(end) => {

@@ -2,14 +2,23 @@
 //!
 //! This is the only place that maps guest RAM, puts memory behind it or returns memory to the
 //! kernel. It keeps no record of which frames are resident: callers do, and can compare theirs
-//! with the kernel's own ([`GuestRam::residency`], [`GuestRam::for_each_resident`]). Invariants:
+//! with the kernel's own ([`GuestRam::residency`], [`GuestRam::for_each_resident`]). [`Supply`] puts
+//! memory behind frames the fast way, and under a [`Userfault`] the only one. Invariants:
 //! every range is checked against the RAM before a system call sees it, and memory that was
 //! discarded has really gone back and reads as zero when it returns.
 
 mod mapping;
 mod pages;
+mod pool;
+mod pressure;
+mod supply;
+mod userfault;
 
-use crate::kernel_stats;
+pub use pool::PoolStatus;
+pub use supply::{PoolConfig, Shortfall, Supply, UseUserfaultfd};
+pub use userfault::{Fault, Userfault, UserfaultError};
+
+use crate::{faults, kernel_stats};
 use mapping::Mapping;
 use pages::{Joined, State};
 use rustix::fd::OwnedFd;
@@ -159,6 +168,30 @@ pub enum MemoryError {
         /// Why.
         source: io::Error,
     },
+    /// Memory was there, but did not get to where it belongs.
+    #[error("cannot move a huge page to huge frame {frame} of guest RAM")]
+    Move {
+        /// The frame.
+        frame: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The pool of ready memory could not be made.
+    #[error(
+        "cannot make an install pool of {huge_frames} huge frames: ask for less, or for none with --install-pool 0"
+    )]
+    Pool {
+        /// Its size.
+        huge_frames: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// A userfaultfd is a must, and not to be had.
+    #[error("--userfaultfd on: leave it out to do without")]
+    Userfault(#[source] UserfaultError),
+    /// A userfaultfd is a must, and of no use for this kind of memory.
+    #[error("--userfaultfd on: pages of {0} memory cannot be moved; use --backing anon")]
+    UserfaultBacking(Backing),
     /// The kernel's account of resident pages is not to be had.
     #[error("cannot read the kernel's account of resident guest RAM")]
     Residency(#[source] io::Error),
@@ -172,6 +205,8 @@ impl MemoryError {
         let (backing, source) = match self {
             Self::PoolTooSmall { .. } => return true,
             Self::Map { backing, source, .. } | Self::Populate { backing, source, .. } => (*backing, source),
+            // The kernel moves pages without new ones, but page tables it may need.
+            Self::Move { source, .. } => (Backing::Anon, source),
             _ => return false,
         };
         match source.raw_os_error() {
@@ -293,6 +328,8 @@ impl GuestRam {
         if start == end {
             return Ok(());
         }
+        let refused = |source| MemoryError::Discard { first: first.0, count, backing: self.backing, source };
+        faults::point(faults::DISCARD).map_err(refused)?;
         match &self.file {
             // On a shared mapping MADV_DONTNEED would succeed and free nothing.
             Some(file) => {
@@ -305,12 +342,7 @@ impl GuestRam {
                 rustix::mm::madvise(self.mapping.pointer(start), end - start, Advice::LinuxDontNeed)
             }),
         }
-        .map_err(|error| MemoryError::Discard {
-            first: first.0,
-            count,
-            backing: self.backing,
-            source: error.into(),
-        })
+        .map_err(|error| refused(error.into()))
     }
 
     /// Puts memory behind `count` huge frames: zeroed where there was none, unchanged where there
@@ -328,16 +360,14 @@ impl GuestRam {
         if start == end {
             return Ok(());
         }
+        let refused = |source| MemoryError::Populate { first: first.0, count, backing: self.backing, source };
+        faults::point(faults::POPULATE).map_err(refused)?;
         // SAFETY: the range is inside our mapping, and what it holds does not change.
         retry_on_intr(|| unsafe {
             rustix::mm::madvise(self.mapping.pointer(start), end - start, Advice::LinuxPopulateWrite)
         })
-        .map_err(|error| MemoryError::Populate {
-            first: first.0,
-            count,
-            backing: self.backing,
-            source: error.into(),
-        })
+        .map_err(|error| refused(error.into()))?;
+        faults::point(faults::POPULATE_LATE).map_err(refused)
     }
 
     /// How much host memory is behind the RAM, by the kernel's own account.
@@ -371,6 +401,7 @@ impl GuestRam {
     }
 
     fn read_residency(&self) -> io::Result<RamResidency> {
+        faults::point(faults::RESIDENCY)?;
         let file_bytes = match &self.file {
             // A page can be in the file and in no page table.
             Some(file) => Some(u64::try_from(rustix::fs::fstat(file)?.st_blocks).unwrap_or(0) * 512),
@@ -405,6 +436,7 @@ impl GuestRam {
     }
 
     fn walk_resident(&self, mut visit: impl FnMut(Range<u64>)) -> io::Result<()> {
+        faults::point(faults::RESIDENCY)?;
         let (start, len) = (self.mapping.start(), self.mapping.len());
         match &self.file {
             Some(file) if self.backing == Backing::Memfd => pages::file_data(file, self.bytes(), visit),

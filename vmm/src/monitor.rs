@@ -11,10 +11,13 @@
 mod audit;
 mod install;
 mod reclaim;
+mod violation;
+
+pub use violation::{OnViolation, Violation, Violations};
 
 use crate::boot::Platform;
 use crate::guest_log::Rarely;
-use crate::memory::{GuestRam, MemoryError};
+use crate::memory::{GuestRam, MemoryError, Supply};
 use llfree::{Census, Claim, Host, Residency};
 use shared_layout::{ControlWord, HugeEntry, HugeId};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -51,8 +54,11 @@ pub struct Counters {
     pub installs: AtomicU64,
     /// Install calls that ended with another status than `Ok`.
     pub install_failures: AtomicU64,
-    /// Huge frames that a guest touched without having asked for them.
+    /// Touches of huge frames that the guest had not asked for: each of them where the RAM is under
+    /// a userfaultfd, else the frames that audits found.
     pub violations: AtomicU64,
+    /// The part of them that hit held frames.
+    pub held_violations: AtomicU64,
 }
 
 /// A pass that had to stop. What it did before stands, and no frame is lost.
@@ -104,6 +110,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The host-side owner of one guest's memory; shared by vCPU threads and the control plane.
 pub struct Monitor {
     ram: Arc<GuestRam>,
+    supply: Supply,
     platform: Arc<Platform>,
     residency: Box<[AtomicU8]>,
     /// Held for the length of a pass; the value is the frame where the next one starts.
@@ -121,20 +128,30 @@ pub struct Monitor {
     host_failures: Rarely,
     /// Audits that found something, for the log.
     violations_found: Rarely,
+    /// Pages that a guest has for the moment.
+    lent: violation::Lent,
     /// See [`Counters`].
     pub counters: Counters,
 }
 
 impl Monitor {
-    /// Takes charge of `ram`: every frame evicted, except `image`, which is installed and belongs
-    /// to the guest, and frame 0, which nobody may use, so that null pointers fault.
+    /// Takes charge of `ram`, with memory from `supply`: every frame evicted, except `image`, which
+    /// is installed and belongs to the guest, and frame 0, which nobody may use, so that null
+    /// pointers fault.
     ///
     /// # Errors
     /// If there is no memory for the image.
-    pub fn new(ram: Arc<GuestRam>, platform: Arc<Platform>, image: std::ops::Range<u32>) -> Result<Self, MemoryError> {
+    pub fn new(
+        ram: Arc<GuestRam>,
+        supply: Supply,
+        platform: Arc<Platform>,
+        image: std::ops::Range<u32>,
+    ) -> Result<Self, MemoryError> {
         let residency = (0..ram.huge_frames()).map(|_| AtomicU8::new(Residency::Evicted as u8)).collect();
         let monitor = Self {
             ram,
+            supply,
+            lent: violation::Lent::new(platform.layout().vcpus),
             platform,
             residency,
             passes: Mutex::new(HugeId(0)),
@@ -155,7 +172,7 @@ impl Monitor {
         };
         claim_for_guest(0, HugeEntry::HUGE_EVICTED);
         for huge in image.clone() {
-            monitor.ram.populate(HugeId(huge), 1)?;
+            monitor.supply.install(HugeId(huge), 1).map_err(|short| short.error)?;
             claim_for_guest(huge, HugeEntry::HUGE_INSTALLED);
             monitor.residency[huge as usize].store(Residency::Installed as u8, Ordering::Relaxed);
         }
@@ -173,6 +190,12 @@ impl Monitor {
     #[must_use]
     pub fn ram(&self) -> &GuestRam {
         &self.ram
+    }
+
+    /// Where the guest's memory comes from.
+    #[must_use]
+    pub fn supply(&self) -> &Supply {
+        &self.supply
     }
 
     /// Huge frames that the guest may hold: all that R does not call held.

@@ -146,9 +146,18 @@ pub fn status(report: &StatusReport) -> String {
     if report.wanted_bytes > 0 {
         rows.push(("wanted", memory(report.wanted_bytes, "the host asks the guest for more")));
     }
-    rows.push(("VMM overhead", memory(report.vmm_overhead_bytes, "resident, without guest memory")));
+    rows.push(("VMM overhead", memory(report.vmm_overhead_bytes, "resident, without guest memory and pool")));
+    if let Some(cgroup) = &report.cgroup {
+        let note = format!("in use of {} in {}", Bytes(cgroup.memory_max_bytes), printable(&cgroup.path));
+        rows.push(("cgroup", memory(cgroup.memory_current_bytes, &note)));
+    }
     rows.push(("installs", count(report.installs, failed(report.install_failures, "failed"))));
-    rows.push(("violations", count(report.violations, String::new())));
+    let pool = report.install_pool;
+    if pool.size_bytes > 0 {
+        let note = format!("of {} ready for installs, {} came from it", Bytes(pool.size_bytes), pool.hits);
+        rows.push(("install pool", memory(pool.resident_bytes, &note)));
+    }
+    rows.push(("violations", count(report.violations, violations(report))));
     if report.corrupt_entries > 0 || report.bad_calls > 0 {
         rows.push((
             "nonsense",
@@ -161,6 +170,14 @@ pub fn status(report: &StatusReport) -> String {
         text.push_str(&vcpus(report));
     }
     text
+}
+
+fn violations(report: &StatusReport) -> String {
+    let seen = match report.enforcement.as_str() {
+        "userfaultfd" => format!("seen in the act, policy {}", printable(&report.on_violation)),
+        _ => "found afterwards, not prevented".to_owned(),
+    };
+    if report.held_violations > 0 { format!("{} of held frames; {seen}", report.held_violations) } else { seen }
 }
 
 fn vcpus(report: &StatusReport) -> String {

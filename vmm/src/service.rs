@@ -9,16 +9,17 @@
 use crate::agent::AgentError;
 use crate::control::protocol::{BurstTouch, ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{
-    BadPage, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport,
-    VcpuStatus,
+    BadPage, CgroupStatus, ExitCounts, GuestOutcome, GuestReport, InstallPoolStatus, ReclaimReport, ResizeReport,
+    SampleReport, Shortfall, StatusReport, VcpuStatus,
 };
 use crate::control::server::Responder;
 use crate::doorbell::GuestEnd;
-use crate::error_line;
 use crate::guest_log::Rarely;
+use crate::harden::{self, Role};
 use crate::monitor::MonitorError;
 use crate::units::Bytes;
 use crate::vm::{Resize, Vm, VmError};
+use crate::{error_line, faults};
 use llfree::Census;
 use shared_layout::agent::{Command, Outcome, Report, Touch};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
@@ -66,16 +67,24 @@ impl Service {
     pub fn start(vm: Arc<Vm>, name: &str) -> std::io::Result<Self> {
         let queued_resizes = Arc::new(AtomicUsize::new(0));
         let mut threads = Vec::new();
-        let mut worker = |thread: &str, serve: Box<dyn FnOnce(Receiver<Job>) + Send>| {
+        let mut worker = |thread: &str, role: Role, serve: Box<dyn FnOnce(Receiver<Job>) + Send>| {
             let (sender, jobs): (Sender<Job>, Receiver<Job>) = channel();
-            threads.push(std::thread::Builder::new().name(thread.to_owned()).spawn(move || serve(jobs))?);
+            faults::point(faults::THREAD_START)?;
+            threads.push(std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
+                harden::enter(role);
+                serve(jobs);
+            })?);
             Ok::<_, std::io::Error>(sender)
         };
         let (of_resizes, queued) = (vm.clone(), queued_resizes.clone());
         let resizes = worker(
             "resizes",
+            Role::Resizes,
             Box::new(move |jobs| {
                 for (request, responder) in jobs {
+                    if faults::point(faults::THREAD_DEATH).is_err() {
+                        return;
+                    }
                     queued.fetch_sub(1, Ordering::Relaxed);
                     let superseded = || queued.load(Ordering::Relaxed) > 0;
                     responder.answer(&answer(resize(&of_resizes, &request, &superseded)));
@@ -85,15 +94,20 @@ impl Service {
         let of_guest = vm.clone();
         let guest = worker(
             "guest-commands",
+            Role::GuestCommands,
             Box::new(move |jobs| {
                 for (request, responder) in jobs {
+                    if faults::point(faults::THREAD_DEATH).is_err() {
+                        return;
+                    }
                     let Request::Guest(command) = request else { continue };
                     responder.answer(&answer(guest(&of_guest, &command).map(Reply::Guest)));
                 }
             }),
         )?;
         let (of_reports, report_name) = (vm.clone(), name.to_owned());
-        let reports = worker("reports", Box::new(move |jobs| report_and_audit(&of_reports, &report_name, &jobs)))?;
+        let reports =
+            worker("reports", Role::Reports, Box::new(move |jobs| report_and_audit(&of_reports, &report_name, &jobs)))?;
         let workers = Mutex::new(Some(Workers { resizes, guest, reports, threads }));
         Ok(Self { vm, name: name.to_owned(), workers, queued_resizes })
     }
@@ -158,6 +172,9 @@ fn report_and_audit(vm: &Vm, name: &str, jobs: &Receiver<Job>) {
     loop {
         match jobs.recv_timeout(pause) {
             Ok((_, responder)) => {
+                if faults::point(faults::THREAD_DEATH).is_err() {
+                    return;
+                }
                 responder.answer(&answer(status(vm, name).map(|report| Reply::Status(Box::new(report)))));
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -167,6 +184,8 @@ fn report_and_audit(vm: &Vm, name: &str, jobs: &Receiver<Job>) {
                 {
                     log::warn!("the guest's memory could not be audited ({number} so far): {}", error_line(&error));
                 }
+                // A maximum that could not fall right after a shrink can by now.
+                vm.settle_cgroup();
                 pause = start.elapsed().saturating_mul(PAUSE_PER_AUDIT).clamp(AUDIT_PAUSE, LONGEST_AUDIT_PAUSE);
             }
             Err(RecvTimeoutError::Disconnected) => break,
@@ -186,7 +205,7 @@ fn answer(result: Result<Reply, VmError>) -> Reply {
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(GuestEnd::Exited(0)) => ErrorKind::Stopping,
             VmError::Ended(_) => ErrorKind::Crashed,
-            VmError::Monitor(_) => ErrorKind::Internal,
+            VmError::Monitor(_) | VmError::Cgroup(_) => ErrorKind::Internal,
         };
         Reply::error(kind, error_line(&error))
     })
@@ -365,6 +384,8 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
     let monitor = vm.monitor();
     let ram = monitor.ram().residency().map_err(MonitorError::Residency)?;
     let overhead = vm.resident_bytes().map(|all| all.saturating_sub(ram.resident_bytes));
+    let (supply, pool) = (monitor.supply(), monitor.supply().pool_status());
+    let overhead = overhead.map(|overhead| overhead.saturating_sub(pool.resident_bytes));
     monitor.audit()?;
     let census = monitor.census();
     let counters = &monitor.counters;
@@ -396,8 +417,23 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         installs: count(&counters.installs),
         install_failures: count(&counters.install_failures),
         violations: count(&counters.violations),
+        held_violations: count(&counters.held_violations),
+        enforcement: if vm.is_enforced() { "userfaultfd" } else { "audit" }.to_owned(),
+        on_violation: vm.config().install.on_violation.unwrap_or_default().name().to_owned(),
+        install_pool: InstallPoolStatus {
+            size_bytes: pool.size_bytes,
+            resident_bytes: pool.resident_bytes,
+            hits: supply.hits(),
+            misses: supply.misses(),
+            given_back: pool.given_back,
+        },
         corrupt_entries: census.corrupt,
         bad_calls: count(&vm.doorbell().bad_calls),
+        cgroup: vm.cgroup().and_then(|cgroup| cgroup.usage().ok()).map(|usage| CgroupStatus {
+            path: usage.path.to_string_lossy().into_owned(),
+            memory_max_bytes: usage.max,
+            memory_current_bytes: usage.current,
+        }),
         vcpus: vm.vcpus().iter().enumerate().map(vcpu).collect(),
     })
 }

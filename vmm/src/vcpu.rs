@@ -6,12 +6,12 @@
 
 use crate::boot::{BootError, Kernel, Platform};
 use crate::doorbell::{Doorbell, Flow, GuestEnd};
-use crate::error_line;
+use crate::{error_line, faults};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use shared_layout::Call;
 use shared_layout::call::DOORBELL_BYTES;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -29,6 +29,8 @@ pub struct VcpuCounters {
     pub calls: AtomicU64,
     /// In the guest, as opposed to asleep in a `Wait`.
     pub busy: AtomicBool,
+    /// The kernel's number of its thread; 0 before it runs.
+    pub thread: AtomicI32,
 }
 
 /// What a vCPU thread shares with the rest of the VM.
@@ -79,8 +81,9 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd
     let counters = &context.counters;
     let cannot = |what: String| Some(GuestEnd::Vcpu { vcpu: index, what });
     counters.busy.store(true, Ordering::Relaxed);
+    counters.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
     while !context.stop.load(Ordering::Acquire) {
-        let call = match fd.run() {
+        let call = match faults::point(faults::VCPU_RUN).map_err(Into::into).and_then(|()| fd.run()) {
             Ok(VcpuExit::MmioWrite(address, _)) => {
                 counters.mmio.fetch_add(1, Ordering::Relaxed);
                 match address.checked_sub(context.platform.doorbell_gpa()) {

@@ -6,20 +6,23 @@
 
 use crate::agent::{self, AgentError, Agents};
 use crate::boot::{self, BootError, Kernel, KernelError, Platform};
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::doorbell::{Doorbell, GuestEnd};
-use crate::kernel_stats;
-use crate::memory::{Backing, GuestRam, MemoryError};
-use crate::monitor::{Monitor, MonitorError, Pass};
+use crate::harden::{self, Role};
+use crate::install_config::{InstallConfig, InstallConfigError};
+use crate::memory::{Backing, GuestRam, MemoryError, Supply};
+use crate::monitor::{Monitor, MonitorError, Pass, Violations};
 use crate::units::Bytes;
 use crate::vcpu::{self, VcpuContext, VcpuCounters};
+use crate::{faults, kernel_stats};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -30,7 +33,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 const SHRINK_POLL: Duration = Duration::from_millis(5);
 
 /// What to launch.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Debug)]
 pub struct VmConfig {
     /// RAM in bytes, a non-zero multiple of 2 MiB.
     pub memory: Bytes,
@@ -42,6 +45,16 @@ pub struct VmConfig {
     pub kernel: Option<PathBuf>,
     /// Host cores for the vCPUs' threads, in turn; any if there are none.
     pub pin: Vec<u32>,
+    /// How frames get their memory, and what holds the guest to its limit.
+    pub install: InstallConfig,
+}
+
+impl VmConfig {
+    /// The built-in guest, with defaults for what is not named here.
+    #[must_use]
+    pub fn new(memory: Bytes, cpus: u32, backing: Backing) -> Self {
+        Self { memory, cpus, backing, kernel: None, pin: Vec::new(), install: InstallConfig::default() }
+    }
 }
 
 /// Why a VM was not launched; nothing of it is left.
@@ -72,6 +85,9 @@ pub enum LaunchError {
         /// What there is.
         allowed: Vec<u32>,
     },
+    /// How frames get their memory.
+    #[error(transparent)]
+    Install(#[from] InstallConfigError),
     /// KVM refused guest memory.
     #[error("KVM could not map {memory} at guest address {gpa:#x} as one slot of guest memory; use less --mem")]
     Memslot {
@@ -109,6 +125,9 @@ pub enum VmError {
     /// The guest's agent did not answer.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// Its cgroup did not make room for it.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// A size out of range.
     #[error("{0}")]
     Size(String),
@@ -139,6 +158,26 @@ struct End {
     changed: Condvar,
 }
 
+/// Tells everybody that the guest has ended.
+#[derive(Clone)]
+struct Announcer {
+    end: Arc<End>,
+    event: Arc<EventFd>,
+    agents: Arc<Agents>,
+}
+
+impl Announcer {
+    fn announce(&self, reason: GuestEnd) {
+        // The first reason is the cause, later ones are its consequences.
+        self.end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.end.changed.notify_all();
+        self.agents.stop();
+        if let Err(error) = faults::point(faults::EVENTFD).and_then(|()| self.event.write(1)) {
+            log::error!("the guest's end could not be announced: {error}");
+        }
+    }
+}
+
 /// A running virtual machine.
 pub struct Vm {
     /// Keeps the memslots; nothing is asked of it after the launch. First, so that KVM lets go of
@@ -152,11 +191,13 @@ pub struct Vm {
     doorbell: Arc<Doorbell>,
     vcpus: Vec<Arc<VcpuCounters>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// `None` where nothing sees them.
+    violations: Option<Violations>,
     stop: Arc<AtomicBool>,
-    end: Arc<End>,
-    end_event: Arc<EventFd>,
+    announcer: Announcer,
     started: Instant,
     next_seed: AtomicU32,
+    cgroup: OnceLock<Arc<Cgroup>>,
 }
 
 impl Vm {
@@ -179,8 +220,11 @@ impl Vm {
         let memory = config.memory.0;
         kernel.check_fits(memory)?;
         let platform = Arc::new(Platform::new(memory, config.cpus, limits.address_bits)?);
+        let (pool, on_violation) = config.install.resolve(config.memory, config.backing)?;
         let ram = Arc::new(GuestRam::new(memory, config.backing)?);
-        let monitor = Arc::new(Monitor::new(ram.clone(), platform.clone(), kernel.huge_frames())?);
+        let supply = Supply::new(ram.clone(), pool, config.install.userfaultfd)?;
+        let monitor = Arc::new(Monitor::new(ram.clone(), supply, platform.clone(), kernel.huge_frames())?);
+        // It writes to frames that are there: a fault would wait for a thread that is not.
         kernel.load(ram.guest_memory())?;
         let kernel = Arc::new(kernel);
 
@@ -211,20 +255,27 @@ impl Vm {
 
         let agents = Arc::new(Agents::new(config.cpus));
         let doorbell = Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone()));
+        let vcpus: Vec<_> = fds.iter().map(|_| Arc::new(VcpuCounters::default())).collect();
+        let announcer = Announcer { end: Arc::new(End::default()), event: Arc::new(end_event), agents: agents.clone() };
+        let on_end = announcer.clone();
+        let violations =
+            Violations::watch(monitor.clone(), vcpus.clone(), on_violation, move |reason| on_end.announce(reason))
+                .map_err(|source| LaunchError::Host { step: "start the thread that sees violations", source })?;
         let machine = Self {
             _vm: vm,
-            vcpus: fds.iter().map(|_| Arc::new(VcpuCounters::default())).collect(),
+            vcpus,
             config,
             platform,
             monitor,
             agents,
             doorbell,
             threads: Mutex::new(Vec::new()),
+            violations,
             stop: Arc::new(AtomicBool::new(false)),
-            end: Arc::new(End::default()),
-            end_event: Arc::new(end_event),
+            announcer,
             started,
             next_seed: AtomicU32::new(1),
+            cgroup: OnceLock::new(),
         };
         for (index, fd) in fds.into_iter().enumerate() {
             // A thread that cannot start drops the machine, which stops those that did.
@@ -242,7 +293,9 @@ impl Vm {
             counters: self.vcpus[index as usize].clone(),
         };
         let core = self.config.pin.get(index as usize % self.config.pin.len().max(1)).copied();
-        let (end, event, agents) = (self.end.clone(), self.end_event.clone(), self.agents.clone());
+        let announcer = self.announcer.clone();
+        let refused = |source| LaunchError::Host { step: "start a vCPU's thread", source };
+        faults::point(faults::THREAD_START).map_err(refused)?;
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
@@ -251,16 +304,12 @@ impl Vm {
                 {
                     log::warn!("vCPU {index} could not be pinned to core {core}: {error}");
                 }
-                let Some(reason) = vcpu::run(fd, index, &context) else { return };
-                // The first reason is the cause, later ones are its consequences.
-                end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
-                end.changed.notify_all();
-                agents.stop();
-                if let Err(error) = event.write(1) {
-                    log::error!("the guest's end could not be announced: {error}");
+                harden::enter(Role::Vcpu);
+                if let Some(reason) = vcpu::run(fd, index, &context) {
+                    announcer.announce(reason);
                 }
             })
-            .map_err(|source| LaunchError::Host { step: "start a vCPU's thread", source })?;
+            .map_err(refused)?;
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         Ok(())
     }
@@ -283,6 +332,26 @@ impl Vm {
         &self.platform
     }
 
+    /// Lets the maximum of this cgroup, which the process is in, follow the limit from now on. Only
+    /// the first one counts.
+    pub fn follow_with(&self, cgroup: Arc<Cgroup>) {
+        let _ = self.cgroup.set(cgroup);
+    }
+
+    /// The cgroup that follows the limit.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.get().map(|cgroup| &**cgroup)
+    }
+
+    /// Lowers the cgroup's maximum to what the limit needs, as soon as that can be.
+    pub fn settle_cgroup(&self) {
+        let limit = u64::from(self.monitor.limit()) * HUGE_SIZE;
+        if let Some(Err(error)) = self.cgroup().map(|cgroup| cgroup.lower(limit)) {
+            log::debug!("the cgroup's maximum stays for now: {}", crate::error_line(&error));
+        }
+    }
+
     /// The calls' side of the story.
     #[must_use]
     pub fn doorbell(&self) -> &Doorbell {
@@ -295,6 +364,12 @@ impl Vm {
         &self.vcpus
     }
 
+    /// Whether something sees the guest touch what it does not have.
+    #[must_use]
+    pub fn is_enforced(&self) -> bool {
+        self.monitor.supply().userfault().is_some()
+    }
+
     /// Since the launch began.
     #[must_use]
     pub fn uptime(&self) -> Duration {
@@ -304,13 +379,13 @@ impl Vm {
     /// Readable once the guest has ended.
     #[must_use]
     pub fn end_event(&self) -> &EventFd {
-        &self.end_event
+        &self.announcer.event
     }
 
     /// Why the guest ended, if it did.
     #[must_use]
     pub fn ended(&self) -> Option<GuestEnd> {
-        self.end.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.announcer.end.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All resident memory of the VM in bytes, guest RAM and the VMM's own, by the kernel's
@@ -386,13 +461,14 @@ impl Vm {
             }
         }
         let waited = start.elapsed().saturating_sub(duration);
+        self.settle_cgroup();
         Ok(Resize { target, actual: u64::from(self.monitor.limit()) * HUGE_SIZE, pass, duration, waited })
     }
 
     /// Raises the limit to `target` bytes.
     ///
     /// # Errors
-    /// A size out of range; nothing else can fail.
+    /// A size out of range, or a cgroup that does not make room.
     pub fn grow(&self, target: u64) -> Result<Resize, VmError> {
         let frames = self.frames_of(target)?;
         let limit = self.monitor.limit();
@@ -402,6 +478,9 @@ impl Vm {
                 Bytes(target),
                 Bytes(u64::from(limit) * HUGE_SIZE)
             )));
+        }
+        if let Some(cgroup) = self.cgroup() {
+            cgroup.raise(target)?;
         }
         let start = Instant::now();
         let pass = self.monitor.grow(frames);
@@ -432,14 +511,27 @@ impl Vm {
         self.monitor.stop();
         self.agents.stop();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let first_time = !threads.is_empty();
+        if let Some(violations) = &self.violations {
+            violations.release();
+        }
         vcpu::kick(threads);
+        if let Some(violations) = &self.violations {
+            violations.finish();
+        }
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (all, held) = (count(&self.monitor.counters.violations), count(&self.monitor.counters.held_violations));
+        if first_time && all > 0 {
+            log::warn!("{all} times in all the guest touched memory that it did not have, {held} of them held frames");
+        }
     }
 
     /// Waits until the guest ends, at most for `timeout`.
     #[must_use]
     pub fn wait_for_end(&self, timeout: Duration) -> Option<GuestEnd> {
-        let reason = self.end.reason.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.end.changed.wait_timeout_while(reason, timeout, |reason| reason.is_none());
+        let end = &self.announcer.end;
+        let reason = end.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = end.changed.wait_timeout_while(reason, timeout, |reason| reason.is_none());
         waited.unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 }

@@ -6,7 +6,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use vmm::control::protocol::{ErrorKind, Reply, Request};
 use vmm::control::report::{
-    BadPage, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, Shortfall, StatusReport, VcpuStatus,
+    BadPage, ExitCounts, GuestOutcome, GuestReport, InstallPoolStatus, ReclaimReport, ResizeReport, Shortfall,
+    StatusReport, VcpuStatus,
 };
 use vmm::control::socket::Claim;
 
@@ -102,7 +103,16 @@ fn status() -> StatusReport {
         guest_free_bytes: 3 << 30,
         reclaimable_now_bytes: 3 << 30,
         vmm_overhead_bytes: 20 << 20,
+        cgroup: None,
         installs: 4096,
+        enforcement: "userfaultfd".to_owned(),
+        on_violation: "install".to_owned(),
+        install_pool: InstallPoolStatus {
+            size_bytes: 64 << 20,
+            resident_bytes: 60 << 20,
+            hits: 4000,
+            ..InstallPoolStatus::default()
+        },
         vcpus: (0..2)
             .map(|index| VcpuStatus {
                 index,

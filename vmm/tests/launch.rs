@@ -12,7 +12,8 @@ const SLACK: u64 = 24 * MIB;
 fn memory_goes_back_to_the_host_and_comes_again_with_contents_intact() {
     need_kvm!();
     let scratch = Scratch::new();
-    let vm = scratch.launch("--mem 512M --name story");
+    // The install pool is memory beside the guest's, and says so in its own field.
+    let vm = scratch.launch("--mem 512M --name story --install-pool 8M");
     let status = vm.status();
     assert_eq!(number(&status, "limit_bytes"), 512 * MIB);
     assert!(number(&status, "resident_bytes") <= 8 * MIB, "an untouched guest costs nothing: {status:#}");
@@ -86,6 +87,10 @@ fn every_json_output_has_its_fields() {
         "installs",
         "install_failures",
         "violations",
+        "held_violations",
+        "enforcement",
+        "on_violation",
+        "install_pool",
         "corrupt_entries",
         "bad_calls",
         "vcpus",
@@ -93,6 +98,7 @@ fn every_json_output_has_its_fields() {
     let status = vm.status();
     has_fields(&status, &status_fields);
     assert_eq!(status["backing"], "anon");
+    has_fields(&status["install_pool"], &["size_bytes", "resident_bytes", "hits", "misses", "given_back"]);
     let vcpus = status["vcpus"].as_array().expect("a list");
     assert_eq!(vcpus.len(), 1);
     has_fields(&vcpus[0], &["index", "exits", "calls", "state"]);

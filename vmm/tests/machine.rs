@@ -13,7 +13,8 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm::control::protocol::{BurstTouch, GuestRequest};
 use vmm::control::report::{GuestOutcome, GuestReport};
 use vmm::doorbell::{Flow, GuestEnd};
-use vmm::memory::Backing;
+use vmm::install_config::InstallConfig;
+use vmm::memory::{Backing, UseUserfaultfd};
 use vmm::service;
 use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig};
@@ -22,11 +23,16 @@ const MIB: u64 = 1 << 20;
 
 /// A running guest, or `None` with the reason on stderr where there is no KVM.
 fn launch(mib: u64, cpus: u32, backing: Backing) -> Option<Vm> {
+    start(VmConfig::new(Bytes(mib * MIB), cpus, backing))
+}
+
+fn start(config: VmConfig) -> Option<Vm> {
+    let backing = config.backing;
     if let Err(error) = vmm::boot::open_kvm() {
         skipped(vmm::error_line(&error));
         return None;
     }
-    let vm = Vm::launch(VmConfig { memory: Bytes(mib * MIB), cpus, backing, ..VmConfig::default() });
+    let vm = Vm::launch(config);
     match vm {
         Ok(vm) => Some(vm),
         // The pool is the administrator's; nobody else can make this test run.
@@ -253,7 +259,10 @@ fn doorbell_calls_with_bad_arguments_get_an_error_status() {
 
 #[test]
 fn memory_that_a_guest_touches_unasked_is_found_and_taken_back() {
-    let Some(vm) = launch(64, 1, Backing::Anon) else { return };
+    // With one it would be seen in the act: tests/violations.rs.
+    let without = InstallConfig { userfaultfd: UseUserfaultfd::Off, ..InstallConfig::default() };
+    let config = VmConfig { install: without, ..VmConfig::new(Bytes(64 * MIB), 1, Backing::Anon) };
+    let Some(vm) = start(config) else { return };
     guest(&vm, &GuestRequest::Stats);
     vm.shrink(32 * MIB, |_| false).expect("in range");
     let (mut held, mut evicted) = (None, None);
@@ -411,7 +420,7 @@ fn vcpus_run_on_the_cores_that_they_are_pinned_to() {
     }
     let set = rustix::thread::sched_getaffinity(None).expect("the kernel answers");
     let last = (0..rustix::thread::CpuSet::MAX_CPU).rfind(|core| set.is_set(*core)).expect("some core");
-    let config = |pin| VmConfig { memory: Bytes(64 * MIB), cpus: 1, pin, ..VmConfig::default() };
+    let config = |pin| VmConfig { pin, ..VmConfig::new(Bytes(64 * MIB), 1, Backing::Anon) };
     let error = Vm::launch(config(vec![70_000])).err().expect("no such core").to_string();
     assert!(error.contains("core 70000 is not among"), "{error}");
     let vm = Vm::launch(config(vec![last as u32])).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));

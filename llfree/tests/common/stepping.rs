@@ -150,6 +150,13 @@ macro_rules! stepping {
                 old
             }
 
+            pub(crate) fn fetch_add(&self, value: $int, order: Ordering) -> $int {
+                step();
+                let old = self.0.fetch_add(value, order);
+                changed(std::ptr::from_ref(self).addr());
+                old
+            }
+
             pub(crate) fn fetch_or(&self, value: $int, order: Ordering) -> $int {
                 step();
                 let old = self.0.fetch_or(value, order);

@@ -144,6 +144,43 @@ fn rest_against_a_row_given_back() {
 }
 
 #[test]
+fn a_block_that_two_free_at_once_is_freed_once() {
+    for o in [0, 1] {
+        race(
+            || Table::one_row(0b110_0000),
+            move |t| t.lower().give_in_row(FrameId(0), order(o)).is_some(),
+            move |t| t.lower().give(FrameId(0), order(o)).is_ok(),
+            move |t, short, long| {
+                assert!(short != long, "one of them");
+                disjoint(t, 0b110_0000, (1 << order(o).frames()) - 1, 0, 0);
+            },
+        );
+    }
+}
+
+#[test]
+fn a_frame_given_the_short_way_against_takers_of_rows() {
+    race(
+        || Table::one_row(0b1000),
+        |t| t.lower().give_in_row(FrameId(0), order(0)).is_some(),
+        take_row,
+        |t, given, row| {
+            assert!(given);
+            disjoint(t, 0b1000, 1, row, 0);
+        },
+    );
+    race(
+        || Table::one_row(0b1000),
+        |t| t.lower().give_in_row(FrameId(0), order(0)).is_some(),
+        take_rest,
+        |t, given, rest| {
+            assert!(given);
+            disjoint(t, 0b1000, 1, rest, 0);
+        },
+    );
+}
+
+#[test]
 fn a_row_against_give() {
     race(
         || Table::one_row(0b110),

@@ -50,6 +50,10 @@ macro_rules! atomic {
                 self.word().fetch_or(bits, order)
             }
 
+            pub(crate) fn fetch_add(&self, count: $value, order: Ordering) -> $value {
+                self.word().fetch_add(count, order)
+            }
+
             pub(crate) fn fetch_and(&self, bits: $value, order: Ordering) -> $value {
                 self.word().fetch_and(bits, order)
             }

@@ -5,6 +5,7 @@
 //! buffers stay bounded: the input by [`MAX_LINE`] and one read, the output by one reply.
 
 use super::protocol::{MAX_LINE, Reply};
+use crate::faults;
 use event_manager::EventSet;
 use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -128,7 +129,11 @@ impl Connection {
     /// Writes what the client has room for; `Ok(true)` when all is written.
     pub(super) fn flush(&mut self) -> std::io::Result<bool> {
         while self.written < self.output.len() {
-            match self.stream.write(&self.output[self.written..]) {
+            let mut rest = &self.output[self.written..];
+            if faults::point(faults::SOCKET_SHORT_WRITE).is_err() {
+                rest = &rest[..1];
+            }
+            match faults::point(faults::SOCKET_WRITE).and_then(|()| self.stream.write(rest)) {
                 Ok(0) => return Err(IoKind::WriteZero.into()),
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == IoKind::WouldBlock => return Ok(false),
@@ -180,7 +185,7 @@ impl Connection {
     fn read(&mut self) -> std::io::Result<bool> {
         let mut chunk = [0; CHUNK];
         loop {
-            match self.stream.read(&mut chunk) {
+            match faults::point(faults::SOCKET_READ).and_then(|()| self.stream.read(&mut chunk)) {
                 Ok(0) => self.ended = true,
                 Ok(count) => {
                     if self.input.is_empty() {

@@ -89,7 +89,7 @@ pub struct StatusReport {
     pub guest_free_bytes: u64,
     /// What a shrink could take right now, in bytes.
     pub reclaimable_now_bytes: u64,
-    /// The VMM's resident memory without the guest's, in bytes.
+    /// The VMM's resident memory without the guest's and the install pool's, in bytes.
     pub vmm_overhead_bytes: u64,
     /// Frames that got memory on the guest's request.
     pub installs: u64,
@@ -97,12 +97,50 @@ pub struct StatusReport {
     pub install_failures: u64,
     /// Touches of frames that the guest did not have.
     pub violations: u64,
+    /// The part of them that hit held frames.
+    pub held_violations: u64,
+    /// What sees them: `userfaultfd`, in the act, or `audit`, afterwards.
+    pub enforcement: String,
+    /// What becomes of the guest then, with userfaultfd: `stop`, `install` or `log`.
+    pub on_violation: String,
+    /// Memory kept ready for installs.
+    pub install_pool: InstallPoolStatus,
     /// Entries of the shared table that made no sense when the host read them.
     pub corrupt_entries: u64,
     /// Doorbell calls that were refused.
     pub bad_calls: u64,
+    /// The VM's own cgroup, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<CgroupStatus>,
     /// One a vCPU.
     pub vcpus: Vec<VcpuStatus>,
+}
+
+/// Memory kept ready for installs.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstallPoolStatus {
+    /// What it holds when it is full, in bytes; 0 without a pool.
+    pub size_bytes: u64,
+    /// What it holds now, in bytes: host memory beside the guest's.
+    pub resident_bytes: u64,
+    /// Frames that were installed from it.
+    pub hits: u64,
+    /// Frames whose memory was zeroed while the guest waited.
+    pub misses: u64,
+    /// Times that it gave all it held back because the host was short of memory.
+    pub given_back: u64,
+}
+
+/// The memory cgroup of a VM.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct CgroupStatus {
+    /// Its directory.
+    pub path: String,
+    /// What it allows the whole process, in bytes.
+    pub memory_max_bytes: u64,
+    /// What is in use of that, in bytes.
+    pub memory_current_bytes: u64,
 }
 
 /// One vCPU.

@@ -7,6 +7,7 @@
 
 use super::connection::{Connection, Input};
 use super::protocol::{ErrorKind, MAX_LINE, Reply, Request};
+use crate::faults;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use std::collections::HashMap;
 use std::io::Write;
@@ -71,7 +72,7 @@ impl Responder {
         // A Vec is whole even if a thread died while it held the lock.
         self.queue.lines.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
         // It fails only when its counter is full, and then the loop is awake already.
-        let _ = self.queue.wake.write(1);
+        let _ = faults::point(faults::EVENTFD).and_then(|()| self.queue.wake.write(1));
     }
 }
 
@@ -269,6 +270,8 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
         if !self.accepting {
             self.set_accepting(true, ops);
         }
+        // A wake-up that got lost costs a client a moment, not its reply.
+        self.deliver(ops);
         let now = Instant::now();
         let late = |client: &Connection| client.stalled_for(now).is_some_and(|time| time > self.limits.stall);
         let stalled: Vec<RawFd> = self.clients.iter().filter(|(_, c)| late(c)).map(|(fd, _)| *fd).collect();

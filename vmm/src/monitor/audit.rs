@@ -33,13 +33,18 @@ impl Monitor {
         };
         self.ram.for_each_resident(see).map_err(MonitorError::Residency)?;
         suspects.dedup();
-        let mut violations = 0;
+        let (mut violations, mut held) = (0, 0);
         let settled = suspects.into_iter().try_for_each(|huge| {
-            let found = self.settle(huge)?;
-            violations += u64::from(found);
+            match self.settle(huge)? {
+                Some(Residency::Held) => held += 1,
+                Some(_) => violations += 1,
+                None => {}
+            }
             Ok(())
         });
+        violations += held;
         if violations > 0 {
+            self.counters.held_violations.fetch_add(held, Ordering::Relaxed);
             let before = self.counters.violations.fetch_add(violations, Ordering::Relaxed);
             if self.violations_found.tick().is_some() {
                 log::warn!(
@@ -52,20 +57,23 @@ impl Monitor {
         settled.map(|()| violations)
     }
 
-    /// Makes R and the kernel agree about a frame that has memory; false if they did meanwhile.
-    fn settle(&self, huge: HugeId) -> Result<bool, MonitorError> {
-        let Some(claim) = self.host().claim(huge) else { return Ok(false) };
-        match claim.residency() {
-            Residency::Installed => return Ok(false),
-            Residency::Evicted => {
+    /// Makes R and the kernel agree about a frame that has memory. Says what R called it, if that is
+    /// news: not if they agree by now, nor if its pages were lent.
+    fn settle(&self, huge: HugeId) -> Result<Option<Residency>, MonitorError> {
+        let Some(claim) = self.host().claim(huge) else { return Ok(None) };
+        let residency = claim.residency();
+        let lent = self.lent.forget(huge);
+        match residency {
+            Residency::Installed => return Ok(None),
+            Residency::Evicted if !lent => {
                 if let Ok(installing) = claim.install() {
                     installing.done();
                 }
             }
-            Residency::Held => {
+            Residency::Evicted | Residency::Held => {
                 self.ram.discard(huge, 1).map_err(|source| MonitorError::Repair { frame: huge.0, source })?;
             }
         }
-        Ok(true)
+        Ok((!lent).then_some(residency))
     }
 }

@@ -6,6 +6,7 @@
 
 use super::{BATCH, Monitor};
 use crate::error_line;
+use crate::memory::Shortfall;
 use llfree::Installing;
 use shared_layout::{HugeId, Status};
 use std::sync::atomic::Ordering;
@@ -32,7 +33,7 @@ impl Monitor {
         status
     }
 
-    /// Claims up to a batch of neighbours and populates each run of them that needs it.
+    /// Claims up to a batch of neighbours and puts memory behind each run of them that needs it.
     fn install_batch(&self, range: std::ops::Range<u32>) -> Status {
         let mut run: Vec<Installing<'_>> = Vec::new();
         let mut status = Status::Ok;
@@ -42,7 +43,7 @@ impl Monitor {
                 Ok(installing) => {
                     // Installed by another vCPU meanwhile, or asked for twice.
                     installing.done();
-                    status = self.populate_run(&mut run);
+                    status = self.supply_run(&mut run);
                 }
                 Err(_) => status = Status::Held,
             }
@@ -51,30 +52,33 @@ impl Monitor {
             }
         }
         // The frames before a held one are still the guest's due.
-        match self.populate_run(&mut run) {
+        match self.supply_run(&mut run) {
             Status::Ok => status,
             failed => failed,
         }
     }
 
-    fn populate_run(&self, run: &mut Vec<Installing<'_>>) -> Status {
+    fn supply_run(&self, run: &mut Vec<Installing<'_>>) -> Status {
         let Some(first) = run.first().map(Installing::huge) else { return Status::Ok };
         let frames = run.len() as u32;
-        match self.ram.populate(first, frames) {
+        match self.supply.install(first, frames) {
             Ok(()) => {
                 run.drain(..).for_each(Installing::done);
                 self.counters.installs.fetch_add(u64::from(frames), Ordering::Relaxed);
                 Status::Ok
             }
-            Err(error) => {
+            Err(Shortfall { installed, error }) => {
+                run.drain(..(installed as usize).min(run.len())).for_each(Installing::done);
+                self.counters.installs.fetch_add(u64::from(installed), Ordering::Relaxed);
+                let (first, frames) = (HugeId(first.0 + installed), frames - installed);
                 let number = self.host_failures.tick();
                 if let Some(number) = number {
                     let why = error_line(&error);
                     log::warn!("install of {frames} huge frames from {} on failed ({number} so far): {why}", first.0);
                 }
-                // What the kernel populated before it failed must not stay behind frames that R
-                // calls evicted. An audit at work may have seen it: our claims keep it off until
-                // it is over and we have our turn.
+                // What the kernel gave before it failed must not stay behind frames that R calls
+                // evicted. An audit at work may have seen it: our claims keep it off until it is
+                // over and we have our turn.
                 let _turn = self.discards.take();
                 if let Err(error) = self.ram.discard(first, frames)
                     && number.is_some()

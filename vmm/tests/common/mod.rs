@@ -15,9 +15,10 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use vmm::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
 
 /// Longer than any step takes on any machine that is alive.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -37,6 +38,16 @@ pub(crate) use need_kvm;
 /// Why no VM can run here.
 pub(crate) fn no_kvm() -> Option<String> {
     vmm::boot::open_kvm().err().map(|error| vmm::error_line(&error))
+}
+
+/// Why guest memory cannot be under a userfaultfd.
+pub(crate) fn no_userfaultfd() -> Option<String> {
+    static WHY: OnceLock<Option<String>> = OnceLock::new();
+    let try_it = || {
+        let ram = GuestRam::new(2 * MIB, Backing::Anon).expect("never touched").into();
+        Supply::new(ram, PoolConfig::default(), UseUserfaultfd::On).err().map(|error| vmm::error_line(&error))
+    };
+    WHY.get_or_init(try_it).clone()
 }
 
 /// Polls until `probe` has an answer.
@@ -220,6 +231,10 @@ impl Scratch {
     /// Gives a command this directory, pipes, and no setting of the user's own.
     pub(crate) fn prepare<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("XDG_RUNTIME_DIR", self.path()).env_remove("RUST_LOG").current_dir(self.path());
+        if no_userfaultfd().is_some() {
+            // Each VM warns about it there, which has a test of its own; others read all of stderr.
+            command.env("RUST_LOG", "warn,vmm::launch=error");
+        }
         command.stdout(Stdio::piped()).stderr(Stdio::piped())
     }
 

@@ -1,0 +1,363 @@
+//! `--cgroup`: the VM in a memory cgroup of its own, whose `memory.max` follows the limit.
+//!
+//! Touches the cgroup file system and nothing else. The files are opened once, at the start, while
+//! all rights are there; afterwards only they are written. Invariant: `memory.max` is never below
+//! what the guest may hold plus the VMM's allowance; it rises before a grow and falls after a
+//! shrink, and falls only once what is in use fits, because the kernel kills what does not.
+
+use crate::faults;
+use crate::kernel_stats::parse_cgroup2_mount;
+use crate::units::Bytes;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Names are this and the pid, so that one whose process is gone can be told and removed.
+const PREFIX: &str = "llfree-vmm-";
+
+/// What the VMM itself may use: code, heap, buffers of clients.
+const FIXED_ALLOWANCE: u64 = 64 << 20;
+/// And for each so many bytes of guest memory a byte: the page tables of the process and of KVM, at
+/// worst one of 8 bytes a 4 KiB page each, which is 1/256, and as much again for the kernel's
+/// bookkeeping of it.
+const BYTES_PER_ALLOWANCE: u64 = 128;
+
+/// How often, and how far apart, a cgroup is tried to be removed that is busy.
+const BUSY_TRIES: u32 = 100;
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
+
+/// Why there is no cgroup, or why it does not follow.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// No cgroup v2 at all.
+    #[error("--cgroup needs cgroup v2, and none is mounted here; launch without --cgroup")]
+    NoV2(#[source] io::Error),
+    /// A path that is no cgroup.
+    #[error("{path} is no cgroup v2 directory; give --cgroup one below the mount of cgroup2")]
+    NotACgroup {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No memory controller there.
+    #[error(
+        "the cgroup {path} has no memory controller: cgroup v1 has it, or the cgroup above does not pass it on \
+         (`echo +memory > cgroup.subtree_control`); launch without --cgroup"
+    )]
+    NoMemoryController {
+        /// Which cgroup.
+        path: PathBuf,
+    },
+    /// A step that the kernel refused.
+    #[error("cannot {step} {path}; as this user --cgroup needs a cgroup that it may write, such as --cgroup=PATH")]
+    Refused {
+        /// What.
+        step: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What a status says about it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Usage {
+    /// The cgroup's directory.
+    pub path: PathBuf,
+    /// `memory.max` in bytes.
+    pub max: u64,
+    /// `memory.current` in bytes.
+    pub current: u64,
+}
+
+/// A cgroup that this process is in, until it leaves.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+    max: File,
+    current: File,
+    /// `cgroup.procs` of where this process came from.
+    home: File,
+    /// Guest memory at most, which the allowance depends on.
+    memory: u64,
+    /// More that counts, like a pool of zeroed frames.
+    besides: u64,
+    written: Mutex<u64>,
+    left: AtomicBool,
+}
+
+impl Cgroup {
+    /// Makes a cgroup for a VM of `memory` bytes and whatever the VMM keeps `besides`, below
+    /// `parent`, by default beside the one that this process is in, and moves this process there.
+    /// Cgroups there whose VM was killed are removed.
+    ///
+    /// # Errors
+    /// [`CgroupError`]; nothing of it is left then.
+    pub fn enter(parent: Option<&Path>, memory: u64, besides: u64) -> Result<Self, CgroupError> {
+        let own = own_cgroup().map_err(CgroupError::NoV2)?;
+        let beside = own.parent().filter(|parent| parent.join("cgroup.controllers").exists()).unwrap_or(&own);
+        Self::enter_from(&own, parent.unwrap_or(beside), memory, besides)
+    }
+
+    /// The same, for a process that is in the cgroup in `home` and goes back there.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn enter_from(home: &Path, parent: &Path, memory: u64, besides: u64) -> Result<Self, CgroupError> {
+        let refused = |step, path: &Path| {
+            let path = path.to_owned();
+            move |source| CgroupError::Refused { step, path, source }
+        };
+        let controllers = std::fs::read_to_string(parent.join("cgroup.controllers"))
+            .map_err(|source| CgroupError::NotACgroup { path: parent.to_owned(), source })?;
+        if !has_memory(&controllers) {
+            return Err(CgroupError::NoMemoryController { path: parent.to_owned() });
+        }
+        let passed_on = parent.join("cgroup.subtree_control");
+        let read = std::fs::read_to_string(&passed_on).map_err(refused("read", &passed_on))?;
+        if !has_memory(&read) {
+            // It fails with EBUSY where processes live in the parent itself.
+            let enable = OpenOptions::new().write(true).open(&passed_on).and_then(|file| write(&file, "+memory"));
+            enable.map_err(refused("enable the memory controller in", &passed_on))?;
+        }
+        sweep(parent);
+        let home = home.join("cgroup.procs");
+        let home = OpenOptions::new().write(true).open(&home).map_err(refused("open", &home))?;
+        let path = parent.join(format!("{PREFIX}{}", std::process::id()));
+        match std::fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(refused("make the cgroup", &path)(error));
+            }
+            _ => {}
+        }
+        let open = |name: &str, write: bool| {
+            let file = path.join(name);
+            OpenOptions::new().read(!write).write(write).open(&file).map_err(refused("open", &file))
+        };
+        let entered = (|| {
+            let (max, current) = (open("memory.max", true)?, open("memory.current", false)?);
+            let cgroup = Self {
+                path: path.clone(),
+                max,
+                current,
+                home,
+                memory,
+                besides,
+                written: Mutex::new(0),
+                left: AtomicBool::new(false),
+            };
+            cgroup.raise(memory)?;
+            write(&open("cgroup.procs", true)?, &std::process::id().to_string())
+                .map_err(refused("move into", &path))?;
+            Ok(cgroup)
+        })();
+        if entered.is_err() {
+            // Nobody is in it. Where the move failed, the drop has tried already.
+            let _ = std::fs::remove_dir(&path);
+        }
+        entered
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Before a grow: makes room for a limit of so many bytes.
+    ///
+    /// # Errors
+    /// If the kernel does not take the new maximum; the old one stands.
+    pub fn raise(&self, limit: u64) -> Result<(), CgroupError> {
+        self.set(|written, wanted| (wanted > written).then_some(wanted), limit)
+    }
+
+    /// After a shrink, and again and again until it is done: takes the room that a limit of so many
+    /// bytes leaves unused, if what is in use now fits into the rest.
+    ///
+    /// # Errors
+    /// If the kernel does not take the new maximum; the old one stands.
+    pub fn lower(&self, limit: u64) -> Result<(), CgroupError> {
+        let fits = |wanted| self.read_current().is_ok_and(|current| current <= wanted);
+        self.set(|written, wanted| (wanted < written && fits(wanted)).then_some(wanted), limit)
+    }
+
+    fn set(&self, choose: impl FnOnce(u64, u64) -> Option<u64>, limit: u64) -> Result<(), CgroupError> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(bytes) = choose(*written, maximum(limit, self.memory, self.besides)) else { return Ok(()) };
+        write(&self.max, &bytes.to_string()).map_err(|source| CgroupError::Refused {
+            step: "set the memory.max of",
+            path: self.path.clone(),
+            source,
+        })?;
+        *written = bytes;
+        log::debug!("memory.max of {} is {}", self.path.display(), Bytes(bytes));
+        Ok(())
+    }
+
+    /// What it allows and what is in use.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn usage(&self) -> io::Result<Usage> {
+        let max = *self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Usage { path: self.path.clone(), max, current: self.read_current()? })
+    }
+
+    /// Takes this process back to where it came from and removes the cgroup. Once is enough.
+    pub fn leave(&self) {
+        if self.left.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // A cgroup with a process in it cannot be removed.
+        let moved = write(&self.home, &std::process::id().to_string());
+        if let Err(error) = moved.and_then(|()| remove(&self.path)) {
+            log::warn!("the cgroup {} stays: {error}; a later launch with --cgroup removes it", self.path.display());
+        }
+    }
+
+    fn read_current(&self) -> io::Result<u64> {
+        let mut text = [0; 32];
+        let length = self.current.read_at(&mut text, 0)?;
+        let number = str::from_utf8(&text[..length]).ok().and_then(|text| text.trim().parse().ok());
+        number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "memory.current is no number"))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Removes a cgroup that nobody of us is in any more. On some kernels a thread of KVM's own is in it
+/// until the VM is gone, and that thread's end takes a moment.
+fn remove(path: &Path) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match std::fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < BUSY_TRIES => tries += 1,
+            other => return other,
+        }
+        std::thread::sleep(BUSY_PAUSE);
+    }
+}
+
+fn write(file: &File, text: &str) -> io::Result<()> {
+    faults::point(faults::CGROUP_WRITE)?;
+    file.write_all_at(text.as_bytes(), 0)
+}
+
+/// The maximum that goes with a limit.
+fn maximum(limit: u64, memory: u64, besides: u64) -> u64 {
+    limit.saturating_add(besides).saturating_add(FIXED_ALLOWANCE + memory / BYTES_PER_ALLOWANCE)
+}
+
+fn has_memory(controllers: &str) -> bool {
+    controllers.split_whitespace().any(|name| name == "memory")
+}
+
+/// The directory of the cgroup that this process is in.
+fn own_cgroup() -> io::Result<PathBuf> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "this process is in no cgroup of version 2");
+    let mount = parse_cgroup2_mount(&std::fs::read_to_string("/proc/self/mountinfo")?).ok_or_else(missing)?;
+    let groups = std::fs::read_to_string("/proc/self/cgroup")?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::/")).ok_or_else(missing)?;
+    Ok(if path.is_empty() { mount } else { mount.join(path) })
+}
+
+/// Removes the cgroups that killed VMs left. One that still has a process cannot be removed.
+fn sweep(parent: &Path) {
+    let Ok(entries) = std::fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u32>().ok());
+        // A live one may be about to enter.
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            match std::fs::remove_dir(entry.path()) {
+                Ok(()) => log::info!("removed {}, which a killed VM left", entry.path().display()),
+                Err(error) => log::debug!("{} stays: {error}", entry.path().display()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory that looks like a cgroup, with one below for this process. The kernel makes these
+    /// files itself; what it does with them is tested by `tests/cgroup.rs` where it can be.
+    fn tree() -> (tempfile::TempDir, PathBuf) {
+        let parent = tempfile::tempdir().expect("a scratch directory");
+        let own = parent.path().join(format!("{PREFIX}{}", std::process::id()));
+        std::fs::create_dir(&own).expect("scratch");
+        for (name, text) in
+            [("cgroup.controllers", "cpu memory\n"), ("cgroup.subtree_control", "memory\n"), ("cgroup.procs", "")]
+        {
+            std::fs::write(parent.path().join(name), text).expect("scratch");
+        }
+        for (name, text) in [("memory.max", ""), ("memory.current", "1000\n"), ("cgroup.procs", "")] {
+            std::fs::write(own.join(name), text).expect("scratch");
+        }
+        (parent, own)
+    }
+
+    fn enter(parent: &Path, memory: u64) -> Result<Cgroup, CgroupError> {
+        Cgroup::enter_from(parent, parent, memory, 0)
+    }
+
+    fn number(path: &Path) -> u64 {
+        std::fs::read_to_string(path).expect("scratch").parse().expect("a number")
+    }
+
+    #[test]
+    fn the_maximum_rises_before_and_falls_only_when_what_is_in_use_fits() {
+        let (parent, own) = tree();
+        let cgroup = enter(parent.path(), 1 << 30).expect("it looks like a cgroup");
+        let max = own.join("memory.max");
+        let allowance = (64 << 20) + (1 << 30) / 128;
+        assert_eq!(number(&max), (1 << 30) + allowance);
+        assert_eq!(number(&own.join("cgroup.procs")), u64::from(std::process::id()));
+        cgroup.raise(1 << 20).expect("nothing to do");
+        assert_eq!(number(&max), (1 << 30) + allowance, "raise never lowers");
+        std::fs::write(own.join("memory.current"), "999999999\n").expect("scratch");
+        cgroup.lower(512 << 20).expect("not yet");
+        assert_eq!(number(&max), (1 << 30) + allowance, "too much is in use");
+        std::fs::write(own.join("memory.current"), "2000\n").expect("scratch");
+        cgroup.lower(512 << 20).expect("now");
+        assert_eq!(cgroup.usage().expect("numbers"), Usage { path: own, max: (512 << 20) + allowance, current: 2000 });
+    }
+
+    #[test]
+    fn who_is_gone_is_swept_and_who_lives_stays() {
+        let (parent, own) = tree();
+        let stale = parent.path().join(format!("{PREFIX}4194305"));
+        let foreign = parent.path().join("llfree-vmm-x");
+        std::fs::create_dir(&stale).expect("scratch");
+        std::fs::create_dir(&foreign).expect("scratch");
+        sweep(parent.path());
+        assert!(!stale.exists() && own.exists() && foreign.exists());
+    }
+
+    #[test]
+    fn what_is_no_cgroup_is_refused_with_its_path() {
+        let (parent, _) = tree();
+        let error = enter(Path::new("/nonexistent/cgroup"), 1).expect_err("it is not there");
+        assert!(error.to_string().contains("/nonexistent/cgroup is no cgroup v2"), "{error}");
+        std::fs::write(parent.path().join("cgroup.controllers"), "cpu memoryless\n").expect("scratch");
+        let error = enter(parent.path(), 1).expect_err("no controller");
+        assert!(matches!(error, CgroupError::NoMemoryController { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_sum_never_wraps() {
+        assert_eq!(maximum(u64::MAX, u64::MAX, u64::MAX), u64::MAX);
+    }
+}

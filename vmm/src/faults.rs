@@ -1,0 +1,111 @@
+//! Places where a test makes the host fail: a system call that is refused, a thread that dies, a
+//! write that gets half of its bytes out.
+//!
+//! Without the Cargo feature `fault-injection` (only the tests of this crate turn it on) a point is
+//! nothing: it compiles to `Ok(())`. To add one: a name in the list below, `faults::point(NAME)?`
+//! right before the step that may fail (its errors take the same way as the kernel's), and a
+//! driver in `tests/faults.rs`, which fails while a point has none. Actions are those of the crate
+//! `fail`: `1*return->off` fails the first time, `2*off->1*return->off` the third, `return(12)`
+//! always and with ENOMEM.
+
+/// Names the points, and lists them.
+macro_rules! points {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        $($(#[$doc])* pub const $name: &str = $text;)*
+        /// Every point there is.
+        pub const ALL: &[&str] = &[$($name),*];
+    };
+}
+
+points! {
+    /// The kernel does not take guest memory back.
+    DISCARD = "discard";
+    /// The kernel puts no memory behind guest RAM.
+    POPULATE = "populate";
+    /// The same, but some came before it gave up.
+    POPULATE_LATE = "populate-late";
+    /// A page of the pool is not moved into guest RAM.
+    MOVE = "move";
+    /// The userfaultfd cannot be read.
+    USERFAULT_READ = "userfault-read";
+    /// The kernel does not say what is resident.
+    RESIDENCY = "residency";
+    /// There is no thread to be had.
+    THREAD_START = "thread-start";
+    /// A thread that carries requests out ends in the middle of one.
+    THREAD_DEATH = "thread-death";
+    /// `KVM_RUN` fails.
+    VCPU_RUN = "vcpu-run";
+    /// An eventfd takes no more events.
+    EVENTFD = "eventfd";
+    /// A client's socket cannot be read.
+    SOCKET_READ = "socket-read";
+    /// A client's socket cannot be written.
+    SOCKET_WRITE = "socket-write";
+    /// A client's socket takes one byte a write.
+    SOCKET_SHORT_WRITE = "socket-short-write";
+    /// A cgroup's file cannot be written.
+    CGROUP_WRITE = "cgroup-write";
+}
+
+/// Fails if a test wants this point to: with the error number that it gave, or EIO.
+///
+/// # Errors
+/// What the test asked for; never without the feature.
+#[cfg(not(feature = "fault-injection"))]
+#[inline(always)]
+pub const fn point(_: &'static str) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(feature = "fault-injection")]
+pub use injection::{Scenario, hits, point};
+
+#[cfg(feature = "fault-injection")]
+mod injection {
+    use std::collections::BTreeMap;
+    use std::io;
+    use std::sync::{Mutex, PoisonError};
+
+    static HITS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
+
+    /// Fails if a test wants this point to: with the error number that it gave, or EIO.
+    ///
+    /// # Errors
+    /// What the test asked for.
+    pub fn point(name: &'static str) -> io::Result<()> {
+        match fail::eval(name, |number| number.and_then(|number| number.parse().ok()).unwrap_or(libc::EIO)) {
+            None => Ok(()),
+            Some(number) => {
+                *HITS.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+                Err(io::Error::from_raw_os_error(number))
+            }
+        }
+    }
+
+    /// How often a point failed on purpose since the process started.
+    #[must_use]
+    pub fn hits(name: &str) -> u64 {
+        HITS.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied().unwrap_or(0)
+    }
+
+    /// The right to make points fail; there is one at a time in a process, and when it goes all
+    /// points work again.
+    pub struct Scenario(#[allow(dead_code, reason = "its drop clears the points")] fail::FailScenario<'static>);
+
+    impl Scenario {
+        /// Waits for the last one to end. Points named in the variable `FAILPOINTS` are set.
+        #[must_use]
+        pub fn start() -> Self {
+            Self(fail::FailScenario::setup())
+        }
+
+        /// Gives a point its actions; `off` makes it work again.
+        ///
+        /// # Errors
+        /// If they make no sense.
+        pub fn set(&self, name: &str, actions: &str) -> Result<(), String> {
+            fail::cfg(name, actions)
+        }
+    }
+}

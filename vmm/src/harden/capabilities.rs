@@ -1,0 +1,66 @@
+//! Capabilities: none is needed once the VM runs, so each thread drops all of its own, and
+//! `no_new_privs` sees to it that no program it might start gets any.
+//!
+//! The one exception is root who has to remove the control socket, or the VM's cgroup, from a
+//! directory that is somebody else's or is not writable by its mode, as the topmost cgroup is: for
+//! that, main keeps `CAP_DAC_OVERRIDE`.
+
+use super::Needs;
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// What a thread keeps.
+pub(super) type Kept = CapabilitySet;
+
+/// Nothing.
+pub(super) const NONE: Kept = CapabilitySet::empty();
+
+const OWNER_WRITES: u32 = 0o200;
+
+/// What main needs to clean up at the end.
+pub(super) fn needed_for(needs: &Needs<'_>) -> Kept {
+    let us = rustix::process::geteuid().as_raw();
+    let foreign = [needs.socket_dir, needs.cgroup.and_then(Path::parent)]
+        .into_iter()
+        .flatten()
+        .any(|dir| std::fs::metadata(dir).is_ok_and(|dir| dir.uid() != us || dir.mode() & OWNER_WRITES == 0));
+    if foreign { CapabilitySet::DAC_OVERRIDE } else { NONE }
+}
+
+/// Takes all capabilities but these from the calling thread, and the way to new ones.
+pub(super) fn drop_all_but(kept: Kept) -> Result<(), Errno> {
+    let has = rustix::thread::capabilities(None)?;
+    let sets = CapabilitySets {
+        effective: has.effective & kept,
+        permitted: has.permitted & kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, sets)?;
+    match rustix::thread::clear_ambient_capability_set() {
+        // Linux before 4.3 has no such set.
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(error) => return Err(error),
+    }
+    rustix::thread::set_no_new_privs(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_gives_up_what_it_has_and_others_keep_theirs() {
+        let before = rustix::thread::capabilities(None).expect("the kernel answers").permitted;
+        let inside = std::thread::spawn(|| {
+            drop_all_but(NONE).expect("one may always have less");
+            let new_privileges = !rustix::thread::no_new_privs().expect("the kernel answers");
+            (rustix::thread::capabilities(None).expect("the kernel answers"), new_privileges)
+        });
+        let (left, new_privileges) = inside.join().expect("no panic");
+        assert!(left.effective.is_empty() && left.permitted.is_empty() && left.inheritable.is_empty());
+        assert!(!new_privileges);
+        assert_eq!(rustix::thread::capabilities(None).expect("the kernel answers").permitted, before);
+    }
+}

@@ -1,0 +1,343 @@
+//! Violations: touches of memory that the guest does not have, seen in the act.
+//!
+//! With guest RAM under a userfaultfd, whoever touches a missing page sleeps until the thread in
+//! here has decided: by R, under a claim of the frame, like everything else. It waits for nobody:
+//! a fault on a frame that somebody is at is looked at again later, and faults of the VMM's own
+//! threads are served as those of vCPUs are. What it decides keeps the limit: an evicted frame is
+//! the guest's to have, a held one never comes back. A page there is only *lent*: 4 KiB, at most
+//! [`LENT_PER_VCPU`] a vCPU at a time, the oldest taken back for the next.
+
+use super::{CLAIM_POLL, Monitor, lock};
+use crate::doorbell::GuestEnd;
+use crate::error_line;
+use crate::harden::{self, Role};
+use crate::memory::{Fault, Userfault};
+use crate::vcpu::VcpuCounters;
+use llfree::{Claim, Residency};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::{AsFd, OwnedFd};
+use serde::{Deserialize, Serialize};
+use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeId};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// More than any one instruction needs at once: code, both operands, a stack, each across two pages.
+const LENT_PER_VCPU: usize = 16;
+
+/// What becomes of a guest that touches memory it does not have.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnViolation {
+    /// It ends, with a report.
+    Stop,
+    /// It gets evicted frames, which its limit includes, and is counted; at a held one it ends.
+    #[default]
+    Install,
+    /// It gets evicted frames, is lent a page of zeroes for a moment at held ones, and is counted.
+    Log,
+}
+
+impl OnViolation {
+    /// Every policy.
+    pub const ALL: [Self; 3] = [Self::Stop, Self::Install, Self::Log];
+
+    /// The name on the command line and in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Install => "install",
+            Self::Log => "log",
+        }
+    }
+}
+
+impl FromStr for OnViolation {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|policy| policy.name() == name)
+            .ok_or_else(|| "no such policy: use stop, install or log".to_owned())
+    }
+}
+
+/// One touch of memory that the guest does not have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// Guest-physical address.
+    pub address: u64,
+    /// Whether the frame is held; else it is evicted.
+    pub held: bool,
+    /// Whether it was written to.
+    pub write: bool,
+    /// Who; `None` for a device of the VMM that the guest sent there.
+    pub vcpu: Option<u32>,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.vcpu {
+            Some(vcpu) => write!(f, "vCPU {vcpu}")?,
+            None => f.write_str("a device")?,
+        }
+        let how = if self.write { "wrote to" } else { "read" };
+        let state = if self.held { "held: the limit excludes it" } else { "evicted: it has to be installed first" };
+        write!(f, " {how} {:#x} in huge frame {}, which is {state}", self.address, self.address / HUGE_SIZE)
+    }
+}
+
+/// Pages that are lent, the oldest first, as byte offsets of guest RAM.
+///
+/// A page gets in and out under a claim of its frame.
+pub(super) struct Lent {
+    pages: Mutex<VecDeque<u64>>,
+    most: usize,
+}
+
+impl Lent {
+    pub(super) fn new(vcpus: u32) -> Self {
+        Self { pages: Mutex::default(), most: LENT_PER_VCPU * vcpus.max(1) as usize }
+    }
+
+    /// For who has a frame claimed and empties it, or finds it installed: whether there were any.
+    pub(super) fn forget(&self, huge: HugeId) -> bool {
+        let mut pages = lock(&self.pages);
+        let before = pages.len();
+        pages.retain(|page| page / HUGE_SIZE != u64::from(huge.0));
+        pages.len() < before
+    }
+}
+
+/// What a fault came to.
+enum Verdict {
+    /// Nobody waits for it any more.
+    Served,
+    /// Somebody is at the frame: ask again.
+    Later,
+    /// The guest ends. A vCPU sleeps on until it is stopped.
+    End(Violation),
+}
+
+impl Monitor {
+    /// Decides about a fault of `vcpu`, or of another thread.
+    fn judge(&self, userfault: &Userfault, fault: &Fault, vcpu: Option<u32>, policy: OnViolation) -> Verdict {
+        let huge = HugeId((fault.offset / HUGE_SIZE) as u32);
+        let Some(claim) = self.host().claim(huge) else { return Verdict::Later };
+        let residency = claim.residency();
+        if residency == Residency::Installed {
+            // It was installed since, or lost a page to something that we do not know: zeroes are
+            // right for both, as they change nothing where there is a page.
+            lend(userfault, fault.offset);
+            return Verdict::Served;
+        }
+        if self.is_stopping() {
+            return self.lend(userfault, fault.offset, &claim);
+        }
+        let held = residency == Residency::Held;
+        self.counters.violations.fetch_add(1, Ordering::Relaxed);
+        self.counters.held_violations.fetch_add(held.into(), Ordering::Relaxed);
+        let violation = Violation { address: fault.offset, held, write: fault.write, vcpu };
+        let ends = policy == OnViolation::Stop || (policy == OnViolation::Install && held);
+        if !ends && let Some(number) = self.violations_found.tick() {
+            log::warn!("{violation}; the guest had not asked for it ({number} so far)");
+        }
+        match (policy, held) {
+            (OnViolation::Stop, _) | (OnViolation::Install, true) => {
+                // Other threads have no signal that gets them out.
+                if vcpu.is_none() {
+                    let _ = self.lend(userfault, fault.offset, &claim);
+                }
+                Verdict::End(violation)
+            }
+            (OnViolation::Log, true) => self.lend(userfault, fault.offset, &claim),
+            (OnViolation::Install | OnViolation::Log, false) => match self.supply.install(huge, 1) {
+                Ok(()) => {
+                    self.lent.forget(huge);
+                    if let Ok(installing) = claim.install() {
+                        installing.done();
+                    }
+                    Verdict::Served
+                }
+                Err(short) => {
+                    if let Some(number) = self.host_failures.tick() {
+                        log::warn!(
+                            "install of huge frame {} failed ({number} so far): {}",
+                            huge.0,
+                            error_line(&short.error)
+                        );
+                    }
+                    // Whatever came of it must not stay.
+                    if let Err(error) = self.ram.discard(huge, 1) {
+                        log::debug!("what a failed install left stays: {}", error_line(&error));
+                    }
+                    self.lend(userfault, fault.offset, &claim)
+                }
+            },
+        }
+    }
+
+    /// Lets somebody use a page of the claimed frame for a while; takes another back for it.
+    fn lend(&self, userfault: &Userfault, offset: u64, claim: &Claim<'_>) -> Verdict {
+        if !self.make_room(claim.huge()) {
+            return Verdict::Later;
+        }
+        lock(&self.lent.pages).push_back(offset - offset % FRAME_SIZE);
+        lend(userfault, offset);
+        Verdict::Served
+    }
+
+    /// Takes lent pages back until one more may be lent. False if all are in frames that others are
+    /// at; `own` is ours.
+    fn make_room(&self, own: HugeId) -> bool {
+        let candidates: Vec<u64> = {
+            let pages = lock(&self.lent.pages);
+            let over = (pages.len() + 1).saturating_sub(self.lent.most);
+            if over == 0 {
+                return true;
+            }
+            pages.iter().copied().collect()
+        };
+        for page in candidates {
+            let huge = HugeId((page / HUGE_SIZE) as u32);
+            let claim = if huge == own { None } else { self.host().claim(huge) };
+            if claim.is_none() && huge != own {
+                continue;
+            }
+            // An install since has replaced what was lent.
+            let lost = claim.as_ref().is_none_or(|claim| claim.residency() != Residency::Installed);
+            // All that lies there is lent, so the whole frame goes, and its page table with it.
+            if lost && let Err(error) = self.ram.discard(huge, 1) {
+                log::warn!("what was lent cannot be taken back: {}", error_line(&error));
+                continue;
+            }
+            self.lent.forget(huge);
+            if lock(&self.lent.pages).len() < self.lent.most {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+fn lend(userfault: &Userfault, offset: u64) {
+    if let Err(error) = userfault.lend_zeroes(offset) {
+        // Without memory for a page table, whoever waits faults again when it is woken.
+        log::debug!("no page for {offset:#x}: {error}");
+        userfault.wake_all();
+    }
+}
+
+/// What the thread shares with whoever stops it.
+struct Shared {
+    event: OwnedFd,
+    over: AtomicBool,
+}
+
+impl Shared {
+    fn wake(&self) {
+        // It fails only when its counter is full, and then the thread is awake already.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
+/// The thread that sees violations. Dropping it ends it, and guest RAM is ordinary memory then.
+pub struct Violations {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Violations {
+    /// Starts to watch, if guest RAM is under a userfaultfd; `end` is called with the reason when
+    /// the guest has to end.
+    ///
+    /// # Errors
+    /// If the host has no thread or event to give.
+    pub fn watch(
+        monitor: Arc<Monitor>,
+        vcpus: Vec<Arc<VcpuCounters>>,
+        policy: OnViolation,
+        end: impl Fn(GuestEnd) + Send + 'static,
+    ) -> io::Result<Option<Self>> {
+        if monitor.supply.userfault().is_none() {
+            return Ok(None);
+        }
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let shared = Arc::new(Shared { event, over: AtomicBool::new(false) });
+        let of_thread = shared.clone();
+        let thread = std::thread::Builder::new().name("userfault".to_owned()).spawn(move || {
+            harden::enter(Role::Userfault);
+            let Some(userfault) = monitor.supply.userfault() else { return };
+            let find = |fault: &Fault| {
+                let vcpu = vcpus.iter().position(|vcpu| vcpu.thread.load(Ordering::Relaxed) == fault.thread)?;
+                u32::try_from(vcpu).ok()
+            };
+            let keep = |fault: &Fault| match monitor.judge(userfault, fault, find(fault), policy) {
+                Verdict::Served => false,
+                Verdict::Later => true,
+                Verdict::End(violation) => {
+                    end(GuestEnd::Violation(violation));
+                    false
+                }
+            };
+            let mut waiting = Vec::new();
+            while !of_thread.over.load(Ordering::Acquire) {
+                if let Err(error) = serve(&monitor, userfault, &of_thread, &mut waiting, keep) {
+                    log::error!("the guest's faults cannot be read, its limit is no longer enforced: {error}");
+                    break;
+                }
+            }
+            // Nobody would wake them any more.
+            userfault.detach();
+        })?;
+        Ok(Some(Self { shared, thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// Gets vCPUs out that sleep in a fault: after [`Monitor::stop`], nobody is kept there.
+    pub fn release(&self) {
+        self.shared.wake();
+    }
+
+    /// Ends the thread. Call it when no vCPU runs any more.
+    pub fn finish(&self) {
+        self.shared.over.store(true, Ordering::Release);
+        self.shared.wake();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            log::error!("the thread that sees violations panicked");
+        }
+    }
+}
+
+impl Drop for Violations {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// One round: waits, reads, and lets `keep` say which faults are to be asked about again.
+fn serve(
+    monitor: &Monitor,
+    userfault: &Userfault,
+    shared: &Shared,
+    waiting: &mut Vec<Fault>,
+    keep: impl Fn(&Fault) -> bool,
+) -> io::Result<()> {
+    let pause = (!waiting.is_empty()).then_some(CLAIM_POLL);
+    if userfault.wait(shared.event.as_fd(), pause)? {
+        let _ = rustix::io::read(&shared.event, &mut [0; 8]);
+        if monitor.is_stopping() {
+            // Whoever still misses its page faults again, and gets one now.
+            userfault.wake_all();
+        }
+    }
+    userfault.read(waiting)?;
+    waiting.retain(keep);
+    Ok(())
+}
