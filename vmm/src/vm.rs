@@ -546,7 +546,8 @@ fn check_cores(cores: &[u32]) -> Result<(), LaunchError> {
     if cores.is_empty() {
         return Ok(());
     }
-    let set = sched_getaffinity(None)
+    // Of the first thread, as the one that launches may sit on a core itself.
+    let set = sched_getaffinity(Some(rustix::process::getpid()))
         .map_err(|e| LaunchError::Host { step: "tell which cores this process may use", source: e.into() })?;
     let allowed: Vec<u32> = (0..CpuSet::MAX_CPU as u32).filter(|core| set.is_set(*core as usize)).collect();
     match cores.iter().find(|core| !allowed.contains(core)) {
