@@ -13,6 +13,7 @@ mod fill;
 mod frag;
 mod frames;
 mod guest;
+mod idle;
 mod inflate;
 mod install;
 mod interference;
@@ -38,8 +39,9 @@ use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use vmm::memory::Backing;
-use vmm::units::{Bytes, parse_memory};
+use vmm::units::{Bytes, parse_duration, parse_memory};
 use vmm::workload::parse_time;
 
 /// Measures llfree-vmm against the limits of the machine it runs on.
@@ -52,6 +54,7 @@ Examples:
   llfree-bench install --plot install.svg          what an allocation waits for memory, 1 and 2 vCPUs
   llfree-bench interference --json                 what STREAM and FTQ lose while memory is resized
   llfree-bench boot --mem 16G --json               from the launch to the agent's first answer
+  llfree-bench idle --mem 16G                      host CPU of a VM that does nothing
   llfree-bench alloc --plot alloc.svg              allocators, all orders, over threads
   llfree-bench alloc --benches bulk,repeat --orders 0,9 --allocators llfree --threads 1
   llfree-bench frag --plot frag.svg                huge frames that come back
@@ -74,6 +77,8 @@ enum Figure {
     Interference(InterferenceArgs),
     /// Boot a guest, against a bare KVM machine
     Boot(BootArgs),
+    /// Let a VM idle, without and with automatic reclaim
+    Idle(IdleArgs),
     /// Allocate and free blocks, against other allocators
     Alloc(AllocArgs),
     /// Exchange frames at random and count the free huge frames
@@ -161,6 +166,21 @@ struct BootArgs {
     mem: Bytes,
     /// Rounds to measure, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
+    iterations: u32,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Args)]
+struct IdleArgs {
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "16G")]
+    mem: Bytes,
+    /// How long a round lasts; by default two intervals of automatic reclaim
+    #[arg(long, value_name = "TIME", value_parser = parse_round, default_value = "10s")]
+    time: Duration,
+    /// Rounds to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = rounds())]
     iterations: u32,
     #[command(flatten)]
     output: Output,
@@ -284,6 +304,11 @@ fn parse_millis(text: &str) -> Result<u64, vmm::workload::WorkloadError> {
     parse_time("--time", text)
 }
 
+fn parse_round(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
+    if time < Duration::from_secs(1) { Err("a round lasts at least 1s".to_owned()) } else { Ok(time) }
+}
+
 fn once_bench(text: &str) -> Result<Bench, String> {
     let bench = Bench::from_str(text, false).ok().filter(|bench| *bench != Bench::Host);
     bench.ok_or_else(|| "use bulk, repeat, random or cross".to_owned())
@@ -400,6 +425,10 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
         Figure::Boot(args) => {
             let files = Files::open(&args.output, None)?;
             files.write(&boot::run(args.mem, args.iterations)?, &args.output)
+        }
+        Figure::Idle(args) => {
+            let files = Files::open(&args.output, None)?;
+            files.write(&idle::run(args.mem, args.time, args.iterations)?, &args.output)
         }
         Figure::Alloc(args) => run_alloc(args),
         Figure::Frag(args) => {

@@ -177,6 +177,7 @@ impl<'a, D: Doorbell> Agent<'a, D> {
             allocs: self.counters.allocs,
             frees: self.counters.frees,
             installs: self.memory.installs,
+            ahead: self.memory.ahead(),
             free_frames: stats.free_frames,
             free_huge: stats.free_huge,
             nanos,

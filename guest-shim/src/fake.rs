@@ -29,6 +29,10 @@ pub(crate) struct Table {
     residency: Box<[AtomicU8]>,
     /// The status that install calls get, instead of memory.
     pub(crate) refuse: Mutex<Option<Status>>,
+    /// The status that calls for more than one frame get, after some of them.
+    pub(crate) refuse_many: Mutex<Option<Status>>,
+    /// Frames that got memory.
+    installed: AtomicU64,
     /// Replies to the next Wait calls, by vCPU.
     work: Vec<Mutex<VecDeque<Words>>>,
     reports: Vec<Mutex<Option<Report>>>,
@@ -59,6 +63,8 @@ impl Table {
             layout,
             residency: (0..huge_frames).map(|_| AtomicU8::new(0)).collect(),
             refuse: Mutex::new(None),
+            refuse_many: Mutex::new(None),
+            installed: AtomicU64::new(0),
             work: (0..vcpus).map(|_| Mutex::default()).collect(),
             reports: (0..vcpus).map(|_| Mutex::default()).collect(),
             hellos: AtomicU64::new(0),
@@ -149,6 +155,11 @@ impl Table {
         got
     }
 
+    /// Frames that got memory since the start.
+    pub(crate) fn installed(&self) -> u64 {
+        self.installed.load(Ordering::Relaxed)
+    }
+
     /// Gives held frames back.
     pub(crate) fn release(&self) {
         let host = self.host();
@@ -200,7 +211,14 @@ impl Table {
         if let Some(status) = *self.refuse.lock().expect("not poisoned") {
             return status;
         }
-        for huge in (first.0..first.0 + count).map(HugeId) {
+        let refused = self.refuse_many.lock().expect("not poisoned").filter(|_| count > 1);
+        // As the host does: frames before a held one are there, those before other failures not.
+        let served = match refused {
+            Some(Status::Held) => count / 2,
+            Some(_) => 0,
+            None => count,
+        };
+        for huge in (first.0..first.0 + served).map(HugeId) {
             let claim = loop {
                 match self.host().claim(huge) {
                     Some(claim) => break claim,
@@ -210,10 +228,11 @@ impl Table {
             let Ok(installing) = claim.install() else { return Status::Held };
             if installing.needs_memory() {
                 self.fill(huge, 0);
+                self.installed.fetch_add(1, Ordering::Relaxed);
             }
             installing.done();
         }
-        Status::Ok
+        refused.unwrap_or(Status::Ok)
     }
 }
 

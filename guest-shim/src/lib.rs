@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `shared` | the header page as this guest sees it, and the pages of RAM |
 //! | `host` | calls to the host: mailbox, doorbell, status |
+//! | `ahead` | how many frames to have installed with one call |
 //! | `memory` | frames from the allocator, installed before anybody touches them |
 //! | `records` | which blocks a vCPU owns, kept in frames of the same allocator |
 //! | `stamp` | what is written to each page, and what a check of it finds |
@@ -28,6 +29,7 @@
 extern crate std;
 
 mod agent;
+mod ahead;
 mod blocks;
 mod burst;
 mod churn;

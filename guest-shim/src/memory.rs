@@ -1,10 +1,11 @@
 //! [`Memory`]: the frames of one vCPU. It is the only door to them: what comes out has memory
 //! behind it, because an evicted block is installed here or given back.
 
+use crate::ahead::Ahead;
 use crate::host::{Doorbell, Host};
 use crate::shared::{Page, Ram};
 use llfree::{Allocation, Block, Cpu, EvictedBlock, Stats, Tenant};
-use shared_layout::{FrameId, Order, Status};
+use shared_layout::{FrameId, HugeEntry, HugeId, Order, Status};
 
 /// Why there is no block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +26,9 @@ pub(crate) struct Memory<'a, D> {
     ram: Ram,
     /// Install calls since boot.
     pub(crate) installs: u64,
+    /// How much to ask for in one of them: for small blocks and for huge ones, which come from
+    /// different places.
+    ahead: [Ahead; 2],
 }
 
 impl<'a, D: Doorbell> Memory<'a, D> {
@@ -33,21 +37,51 @@ impl<'a, D: Doorbell> Memory<'a, D> {
     /// # Safety
     /// `tenant` and `ram` are of one region, and no other allocator hands out its frames.
     pub(crate) unsafe fn new(tenant: &'a Tenant<'a>, host: Host<D>, ram: Ram) -> Self {
-        Self { tenant, cpu: tenant.cpu(), host, ram, installs: 0 }
+        Self { tenant, cpu: tenant.cpu(), host, ram, installs: 0, ahead: [Ahead::new(); 2] }
     }
 
     /// Allocates a block that may be touched.
     pub(crate) fn take(&mut self, order: Order) -> Result<Block, Refusal> {
         match self.cpu.alloc(order) {
-            Ok(Allocation::Ready(block)) => Ok(block),
-            Ok(Allocation::Evicted(block)) => self.install(block),
+            Ok(Allocation::Ready(block)) => {
+                if let Some(huge) = block.frame().huge() {
+                    self.ahead[usize::from(order.is_huge())].note_use(huge.0, order);
+                }
+                Ok(block)
+            }
+            Ok(Allocation::Evicted(block)) => self.install(block, order),
             Err(_) => Err(Refusal::OutOfMemory),
         }
     }
 
-    fn install(&mut self, block: EvictedBlock) -> Result<Block, Refusal> {
+    /// Huge frames that install calls asked for before they were needed.
+    pub(crate) fn ahead(&self) -> u64 {
+        self.ahead.iter().map(|ahead| ahead.frames).sum()
+    }
+
+    fn install(&mut self, block: EvictedBlock, order: Order) -> Result<Block, Refusal> {
+        let (first, need) = (block.first_huge(), block.huge_frames());
+        let kind = usize::from(order.is_huge());
+        let window = self.ahead[kind].window(first.0, need);
+        let count = need + self.evicted_from(first.0 + need, window - need);
+        self.ahead[kind].note_call(first.0, need, count);
         self.installs += 1;
-        let (block, status) = match self.host.install(block.first_huge(), block.huge_frames()) {
+        let mut answer = self.host.install(first, count);
+        let mut block = block;
+        if answer.is_err() {
+            self.ahead[kind].refused();
+        }
+        if answer.is_err() && count > need {
+            // Held, or no memory, for a frame that nobody needs yet: that refuses no block. Frames
+            // before a held one are there; else we ask again, for the block alone.
+            block = match block.confirm(self.tenant) {
+                Ok(block) => return Ok(block),
+                Err(block) => block,
+            };
+            self.installs += 1;
+            answer = self.host.install(first, need);
+        }
+        let (block, status) = match answer {
             Err(status) => (block, status),
             Ok(()) => match block.confirm(self.tenant) {
                 Ok(block) => return Ok(block),
@@ -57,6 +91,13 @@ impl<'a, D: Doorbell> Memory<'a, D> {
         let (frame, order) = block.release();
         self.give(frame, order);
         Err(Refusal::InstallFailed(status))
+    }
+
+    /// How many huge frames from `first` on, at most `most`, are free and evicted. What others do to
+    /// them meanwhile does no harm: an install of a frame that is not free is what its owner needs.
+    fn evicted_from(&self, first: u32, most: u32) -> u32 {
+        let free = |huge: &u32| self.tenant.entry(HugeId(*huge)) == Some(HugeEntry::FREE_EVICTED);
+        (first..first.saturating_add(most)).take_while(free).count() as u32
     }
 
     /// Frees a block.

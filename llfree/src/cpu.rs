@@ -360,6 +360,8 @@ impl<'a> Cpu<'a> {
         }
         if !after.is_evicted() {
             self.spot.freed = Some(huge);
+            // There is memory again that costs no install: look for that first.
+            self.spot.any = false;
         }
         Ok(())
     }

@@ -223,6 +223,16 @@ impl<'a> Claim<'a> {
         self.state
     }
 
+    /// What is wrong with the frame's entry by what R says. No other host thread is between two steps
+    /// at it; what is found, a guest wrote, or a caller of this crate forgot.
+    ///
+    /// # Errors
+    /// The contradiction.
+    pub fn check(&self) -> Result<(), Violation> {
+        let entry = HugeEntry::from_bits(self.entry.load(Ordering::Relaxed));
+        Violation::of_residency(self.huge, entry, self.state, false).map_or(Ok(()), Err)
+    }
+
     /// Takes the frame from the guest's free memory; the caller then discards what is behind it.
     ///
     /// # Errors

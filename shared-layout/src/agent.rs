@@ -192,13 +192,15 @@ pub struct Report {
     pub free_huge: u64,
     /// Nanoseconds this command took on the guest's clock, 0 without one.
     pub nanos: u64,
+    /// Huge frames that install calls asked for before they were needed, since boot.
+    pub ahead: u64,
     /// What a measuring command measured; of no samples otherwise.
     pub samples: Samples,
     /// Nanoseconds that it spent beside the samples: a burst on touching, the others on allocating,
     /// touching and freeing.
     pub beside_nanos: u64,
     /// Free for later; zero.
-    pub reserved: [u64; WORDS - 25],
+    pub reserved: [u64; WORDS - 26],
 }
 
 /// Samples of a measuring command, in the command's unit. Percentiles are by nearest rank: a sample

@@ -219,6 +219,7 @@ pub fn total(reports: &[Report]) -> Report {
             (&mut sum.allocs, r.allocs),
             (&mut sum.frees, r.frees),
             (&mut sum.installs, r.installs),
+            (&mut sum.ahead, r.ahead),
             (&mut sum.beside_nanos, r.beside_nanos),
         ] {
             *to = to.saturating_add(from);

@@ -8,6 +8,7 @@ use crate::harden::{EXIT_FORBIDDEN, Seccomp};
 use crate::install_config::{InstallConfig, InstallPool};
 use crate::memory::{Backing, UseUserfaultfd};
 use crate::monitor::OnViolation;
+use crate::monitor::auto::Switch;
 use crate::units::{Bytes, parse_duration, parse_memory};
 use crate::workload::{
     DEFAULT_ORDER, FreeAmount, Workload, WorkloadError, parse_amount, parse_millis, parse_order, parse_some, parse_time,
@@ -25,7 +26,7 @@ pub mod exit {
     pub const OK: u8 = 0;
     /// An error; one line on stderr says which.
     pub const ERROR: u8 = 1;
-    /// A partial result: a shrink short of its target, a guest command that fell short.
+    /// A partial result: a shrink short of its target, a guest command that fell short, a finding.
     pub const PARTIAL: u8 = 2;
     /// The guest crashed.
     pub const CRASHED: u8 = 3;
@@ -53,8 +54,8 @@ Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory co
 2 MiB. With one VM running no --name is needed.
 
 Exit codes: 0 all went well; 1 an error; 2 a partial shrink, or a guest command that fell short
-(verify found wrong data, no memory left); 3 the guest crashed; 130 interrupted; 159 a system call
-that the VMM's own seccomp filter forbids.";
+(verify found wrong data, no memory left), or findings of validate; 3 the guest crashed; 130
+interrupted; 159 a system call that the VMM's own seccomp filter forbids.";
 
 /// Launches a guest whose unused memory the host takes back in microseconds, and controls it.
 #[derive(Clone, Debug, Parser)]
@@ -109,6 +110,9 @@ pub struct LaunchArgs {
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
+    /// Take back free memory by itself: on, off (the default), or how, like interval=5s,min-age=2,keep=64M,rate=4G/s
+    #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
+    pub auto_reclaim: Option<Switch>,
     /// Cores for the vCPUs, in turn, like 0,1; any by default
     #[arg(long, value_name = "CORES", value_delimiter = ',')]
     pub pin: Vec<u32>,
@@ -208,6 +212,14 @@ pub enum ClientCommand {
         #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
         by: Option<Bytes>,
     },
+    /// Take back free memory by itself, from now on or no more
+    AutoReclaim {
+        /// on, off, or how: interval=5s,min-age=2,keep=64M,rate=4G/s, what is left out as shown
+        #[arg(value_name = "SPEC", allow_hyphen_values = true)]
+        settings: Switch,
+    },
+    /// Check that no frame is lost or owned twice; exit code 2 if something is wrong
+    Validate,
     /// Show limit, resident memory, installs, exits and more
     Status {
         /// Again and again, at this interval
@@ -414,6 +426,7 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
         ("--pin", !launch.pin.is_empty()),
         ("--seccomp", launch.seccomp.is_some()),
         ("--cgroup", launch.cgroup.is_some()),
+        ("--auto-reclaim", launch.auto_reclaim.is_some()),
     ];
     let given = flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
     match (&cli.command, given) {

@@ -88,6 +88,10 @@ pub fn run(global: &Global, command: &ClientCommand, output: &mut Output) -> Res
         }
         ClientCommand::Grow { to } => ask(global, "grow", &Request::Grow { to_bytes: to.0 }, output),
         ClientCommand::Reclaim { by } => ask(global, "reclaim", &Request::Reclaim { bytes: by.map(|by| by.0) }, output),
+        ClientCommand::AutoReclaim { settings } => {
+            ask(global, "auto-reclaim", &Request::AutoReclaim { settings: *settings }, output)
+        }
+        ClientCommand::Validate => ask(global, "validate", &Request::Validate, output),
         ClientCommand::Guest(command) => {
             let request = guest_request(command);
             ask(global, request.verb(), &Request::Guest(request), output)
@@ -135,6 +139,14 @@ fn ask(global: &Global, verb: &str, request: &Request, output: &mut Output) -> R
         (Request::Reclaim { .. }, Reply::Reclaim(report)) => {
             output.print(&report, || render::reclaim(&report))?;
             Ok(exit::OK)
+        }
+        (Request::AutoReclaim { .. }, Reply::AutoReclaim(report)) => {
+            output.print(&report, || render::auto_reclaim(&report))?;
+            Ok(exit::OK)
+        }
+        (Request::Validate, Reply::Validate(report)) => {
+            output.print(&report, || render::validate(&report))?;
+            Ok(if report.clean { exit::OK } else { exit::PARTIAL })
         }
         (Request::Guest(_), Reply::Guest(report)) => {
             output.print(&report, || render::guest(verb, &report))?;

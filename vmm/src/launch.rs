@@ -214,6 +214,8 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     if let Some(cgroup) = &cgroup {
         vm.follow_with(cgroup.clone());
     }
+    let auto_reclaim = args.auto_reclaim.unwrap_or_default();
+    vm.auto_reclaim().switch(auto_reclaim).map_err(host("start automatic reclaim"))?;
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
     let event = |step| move |source: io::Error| RunError::Host { step, source };
     let guest_end = vm.end_event().try_clone().map_err(event("copy an event"))?;

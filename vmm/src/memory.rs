@@ -7,6 +7,7 @@
 //! every range is checked against the RAM before a system call sees it, and memory that was
 //! discarded has really gone back and reads as zero when it returns.
 
+mod discard;
 mod mapping;
 mod pages;
 mod pool;
@@ -14,11 +15,13 @@ mod pressure;
 mod supply;
 mod userfault;
 
+pub use discard::Run;
 pub use pool::PoolStatus;
 pub use supply::{PoolConfig, Shortfall, Supply, UseUserfaultfd};
 pub use userfault::{Fault, Userfault, UserfaultError};
 
 use crate::{faults, kernel_stats};
+use discard::Vectored;
 use mapping::Mapping;
 use pages::{Joined, State};
 use rustix::fd::OwnedFd;
@@ -239,6 +242,8 @@ pub struct GuestRam {
     memory: GuestMemoryMmap<()>,
     mapping: Mapping,
     file: Option<OwnedFd>,
+    /// How scattered runs go back, where the kernel takes them together.
+    vectored: Option<Vectored>,
     huge_frames: u32,
     backing: Backing,
 }
@@ -280,7 +285,8 @@ impl GuestRam {
         // RAM ends at 64 TiB at most, far below where adding its length to address 0 could overflow.
         let region = GuestRegionMmap::with_arc(view, GuestAddress(0)).ok_or(MemoryError::BadSize { bytes })?;
         let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(|error| MemoryError::Region(error.into()))?;
-        Ok(Self { memory, mapping, file, huge_frames, backing })
+        let vectored = if backing == Backing::Anon { Vectored::detect() } else { None };
+        Ok(Self { memory, mapping, file, vectored, huge_frames, backing })
     }
 
     /// The RAM as bounds-checked guest memory, one region at guest-physical address 0.

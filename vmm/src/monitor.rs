@@ -9,8 +9,10 @@
 //! comes from R and, cross-checked by the audit, from the kernel.
 
 mod audit;
+pub mod auto;
 mod install;
 mod reclaim;
+mod validate;
 mod violation;
 
 pub use violation::{OnViolation, Violation, Violations};
@@ -23,6 +25,8 @@ use shared_layout::{ControlWord, HugeEntry, HugeId};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+pub use validate::{Check, Finding, Validation};
 
 /// Frames in one batch, of discards or of an install: 64 MiB. Who needs a frame of a batch waits for
 /// all of it: for discards of huge pages 0.2 ms, of 4 KiB pages 10 to 30 ms; for an install 3 ms, or
@@ -120,7 +124,8 @@ pub struct Monitor {
     discards: Turns,
     /// Signalled when a batch of discards has let go of its frames.
     batch_over: (Mutex<()>, Condvar),
-    /// These two are in the header as well, where the guest can overwrite them.
+    /// These three are in the header as well, where the guest can overwrite them.
+    published_limit: AtomicU64,
     wanted: AtomicU64,
     return_epoch: AtomicU64,
     stopping: AtomicBool,
@@ -157,6 +162,7 @@ impl Monitor {
             passes: Mutex::new(HugeId(0)),
             discards: Turns::default(),
             batch_over: (Mutex::new(()), Condvar::new()),
+            published_limit: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
             return_epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -252,7 +258,9 @@ impl Monitor {
     }
 
     fn publish_limit(&self) {
-        self.platform.set_control(ControlWord::Limit, u64::from(self.limit()));
+        let limit = u64::from(self.limit());
+        self.published_limit.store(limit, Ordering::Relaxed);
+        self.platform.set_control(ControlWord::Limit, limit);
     }
 }
 

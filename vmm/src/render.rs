@@ -2,7 +2,10 @@
 //!
 //! What a guest or another process wrote is filtered on the way.
 
-use crate::control::report::{GuestOutcome, GuestReport, ReclaimReport, ResizeReport, SampleReport, StatusReport};
+use crate::control::report::{
+    AutoReclaimReport, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, SampleReport, StatusReport,
+    ValidateReport,
+};
 use crate::guest_log::printable;
 use crate::units::Bytes;
 use std::fmt::Write;
@@ -74,11 +77,61 @@ pub fn reclaim(report: &ReclaimReport) -> String {
     ])
 }
 
+/// What `auto-reclaim` prints, and a line of `status`.
+#[must_use]
+pub fn auto_reclaim(report: &AutoReclaimReport) -> String {
+    table(&[("auto-reclaim", auto_reclaim_line(report))])
+}
+
+fn auto_reclaim_line(report: &AutoReclaimReport) -> String {
+    let evicted = format!("{} taken back in {} scans", Bytes(report.evicted_bytes), report.scans);
+    let Some(settings) = report.settings.as_deref().filter(|_| report.on) else {
+        return if report.scans > 0 { format!("off; {evicted}") } else { "off".to_owned() };
+    };
+    let last = report.last_scan_ms_ago.map_or_else(String::new, |ms| {
+        let back_off = match report.back_off_bytes {
+            0 => String::new(),
+            bytes => format!(", {} of it for recent installs", Bytes(bytes)),
+        };
+        let (free, headroom) = (Bytes(report.free_bytes), Bytes(report.headroom_bytes));
+        format!("; {} ago {free} free with memory, headroom {headroom}{back_off}", micros(ms.saturating_mul(1000)))
+    });
+    format!("on, {}; {evicted}{last}", printable(settings))
+}
+
+/// What `validate` prints.
+#[must_use]
+pub fn validate(report: &ValidateReport) -> String {
+    let state = match report.findings.len() {
+        0 => "clean".to_owned(),
+        1 => "1 FINDING".to_owned(),
+        n => format!("{n} FINDINGS"),
+    };
+    let mut rows = vec![
+        ("validate", format!("{state}, {} huge frames in {}", report.huge_frames, micros(report.duration_us))),
+        ("by the host", format!("{} installed, {} evicted, {} held", report.installed, report.evicted, report.held)),
+    ];
+    for finding in &report.findings {
+        let blame = if finding.guest_can_cause { "" } else { "; A FAULT OF THE HOST" };
+        let frames = match &finding.first_frames[..] {
+            [] => String::new(),
+            some => {
+                let more = if finding.count > some.len() as u64 { " ..." } else { "" };
+                let numbers: Vec<String> = some.iter().map(u32::to_string).collect();
+                format!(": {}{more}", numbers.join(", "))
+            }
+        };
+        rows.push(("finding", format!("{} {}{frames}{blame}", finding.count, printable(&finding.wording))));
+    }
+    table(&rows)
+}
+
 /// What `guest` prints; `verb` says what was asked.
 #[must_use]
 pub fn guest(verb: &str, report: &GuestReport) -> String {
     let outcome = match report.outcome {
         GuestOutcome::Ok => "ok",
+        GuestOutcome::FellShort => "the guest held less than that",
         GuestOutcome::OutOfMemory => "out of memory",
         GuestOutcome::InstallFailed => "the host refused memory",
         GuestOutcome::Corrupt => "WRONG DATA",
@@ -105,7 +158,10 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
     ));
     rows.push((
         "since boot",
-        format!("{} allocs, {} frees, {} install calls", report.allocs, report.frees, report.install_calls),
+        format!(
+            "{} allocs, {} frees, {} install calls, {} frames asked ahead",
+            report.allocs, report.frees, report.install_calls, report.ahead_frames
+        ),
     ));
     table(&rows)
 }
@@ -144,7 +200,10 @@ pub fn status(report: &StatusReport) -> String {
         ("reclaimable", memory(report.reclaimable_now_bytes, "a shrink could take it now")),
     ];
     if report.wanted_bytes > 0 {
-        rows.push(("wanted", memory(report.wanted_bytes, "the host asks the guest for more")));
+        rows.push(("wanted", memory(report.wanted_bytes, "asked of the guest until the next resize")));
+    }
+    if report.auto_reclaim.on || report.auto_reclaim.scans > 0 {
+        rows.push(("auto-reclaim", auto_reclaim_line(&report.auto_reclaim)));
     }
     rows.push(("VMM overhead", memory(report.vmm_overhead_bytes, "resident, without guest memory and pool")));
     if let Some(cgroup) = &report.cgroup {

@@ -9,14 +9,15 @@
 use crate::agent::AgentError;
 use crate::control::protocol::{BurstTouch, ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{
-    BadPage, CgroupStatus, ExitCounts, GuestOutcome, GuestReport, InstallPoolStatus, ReclaimReport, ResizeReport,
-    SampleReport, Shortfall, StatusReport, VcpuStatus,
+    AutoReclaimReport, BadPage, CgroupStatus, ExitCounts, FindingReport, GuestOutcome, GuestReport, InstallPoolStatus,
+    ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
 };
 use crate::control::server::Responder;
 use crate::doorbell::GuestEnd;
 use crate::guest_log::Rarely;
 use crate::harden::{self, Role};
-use crate::monitor::MonitorError;
+use crate::monitor::auto::{AutoStatus, Switch};
+use crate::monitor::{Finding, MonitorError};
 use crate::units::Bytes;
 use crate::vm::{Resize, Vm, VmError};
 use crate::{error_line, faults};
@@ -132,7 +133,11 @@ impl Service {
                 responder.answer(&Reply::Stopping);
                 return true;
             }
-            Request::Status => &workers.reports,
+            Request::AutoReclaim { settings } => {
+                responder.answer(&answer(auto_reclaim(&self.vm, settings).map(Reply::AutoReclaim)));
+                return false;
+            }
+            Request::Status | Request::Validate => &workers.reports,
             Request::Shrink { .. } | Request::Grow { .. } | Request::Reclaim { .. } => {
                 self.queued_resizes.fetch_add(1, Ordering::Relaxed);
                 &workers.resizes
@@ -171,6 +176,7 @@ fn report_and_audit(vm: &Vm, name: &str, jobs: &Receiver<Job>) {
     let mut pause = AUDIT_PAUSE;
     loop {
         match jobs.recv_timeout(pause) {
+            Ok((Request::Validate, responder)) => responder.answer(&answer(validate(vm).map(Reply::Validate))),
             Ok((_, responder)) => {
                 if faults::point(faults::THREAD_DEATH).is_err() {
                     return;
@@ -205,7 +211,7 @@ fn answer(result: Result<Reply, VmError>) -> Reply {
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(GuestEnd::Exited(0)) => ErrorKind::Stopping,
             VmError::Ended(_) => ErrorKind::Crashed,
-            VmError::Monitor(_) | VmError::Cgroup(_) => ErrorKind::Internal,
+            VmError::Monitor(_) | VmError::Thread(_) | VmError::Cgroup(_) => ErrorKind::Internal,
         };
         Reply::error(kind, error_line(&error))
     })
@@ -243,9 +249,14 @@ fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
     let limit = u64::from(vm.monitor().limit()) * HUGE_SIZE;
     match goal {
         ShrinkGoal::ToBytes(to) => Ok(to),
-        ShrinkGoal::ByBytes(by) => limit.checked_sub(by).ok_or_else(|| {
-            VmError::Size(format!("cannot shrink by {}: the limit is only {}", Bytes(by), Bytes(limit)))
-        }),
+        ShrinkGoal::ByBytes(by) => match limit.checked_sub(by) {
+            Some(0) => Err(VmError::Size(format!(
+                "cannot shrink by {}: that is all of the limit, and the smallest limit is 2 MiB",
+                Bytes(by)
+            ))),
+            None => Err(VmError::Size(format!("cannot shrink by {}: the limit is only {}", Bytes(by), Bytes(limit)))),
+            Some(left) => Ok(left),
+        },
     }
 }
 
@@ -332,7 +343,14 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
         _ => None,
     };
     let samples = unit.map(|unit| sample_report(unit, &report));
-    Ok(GuestReport { samples, ..guest_report(&report, &vm.monitor().census(), took) })
+    let mut report = GuestReport { samples, ..guest_report(&report, &vm.monitor().census(), took) };
+    if let GuestRequest::Free { bytes: Some(bytes), .. } = *request
+        && report.outcome == GuestOutcome::Ok
+        && report.bytes < bytes
+    {
+        report.outcome = GuestOutcome::FellShort;
+    }
+    Ok(report)
 }
 
 fn sample_report(unit: &str, report: &Report) -> SampleReport {
@@ -368,11 +386,60 @@ fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
         allocs: r.allocs,
         frees: r.frees,
         install_calls: r.installs,
+        ahead_frames: r.ahead,
         free_bytes: free_huge_bytes + census.fragmented_frames * FRAME_SIZE,
         free_huge_bytes,
         duration_us: micros(took),
         samples: None,
     }
+}
+
+/// Switches automatic reclaim.
+///
+/// # Errors
+/// If the host has no thread to give.
+pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmError> {
+    vm.auto_reclaim().switch(switch).map_err(VmError::Thread)?;
+    Ok(auto_report(&vm.auto_reclaim().status()))
+}
+
+fn auto_report(status: &AutoStatus) -> AutoReclaimReport {
+    let settings = status.switch.0;
+    AutoReclaimReport {
+        on: settings.is_some(),
+        settings: settings.map(|settings| settings.to_string()),
+        evicted_bytes: status.evicted * HUGE_SIZE,
+        scans: status.scans,
+        last_scan_ms_ago: status.last_scan.map(|last| u64::try_from(last.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        free_bytes: u64::from(status.last.free) * HUGE_SIZE,
+        headroom_bytes: u64::from(status.last.headroom) * HUGE_SIZE,
+        back_off_bytes: u64::from(status.last.back_off) * HUGE_SIZE,
+    }
+}
+
+/// Checks that no frame is lost or owned twice, by all that the host can know. Repairs nothing.
+///
+/// # Errors
+/// If the kernel does not answer.
+pub fn validate(vm: &Vm) -> Result<ValidateReport, VmError> {
+    let start = Instant::now();
+    let seen = vm.monitor().validate()?;
+    let finding = |finding: &Finding| FindingReport {
+        check: finding.check.name().to_owned(),
+        count: finding.count,
+        first_frames: finding.first.iter().map(|huge| huge.0).collect(),
+        guest_can_cause: finding.check.is_claim(),
+        wording: finding.check.meaning().to_owned(),
+    };
+    Ok(ValidateReport {
+        clean: seen.findings.is_empty(),
+        huge_frames: seen.census.huge_frames,
+        held: seen.census.held,
+        evicted: seen.census.evicted,
+        installed: seen.census.installed,
+        findings: seen.findings.iter().map(finding).collect(),
+        duration_us: micros(start.elapsed()),
+    })
 }
 
 /// All numbers about a VM. Audits residency on the way, so that `violations` is up to date; what
@@ -429,6 +496,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         },
         corrupt_entries: census.corrupt,
         bad_calls: count(&vm.doorbell().bad_calls),
+        auto_reclaim: auto_report(&vm.auto_reclaim().status()),
         cgroup: vm.cgroup().and_then(|cgroup| cgroup.usage().ok()).map(|usage| CgroupStatus {
             path: usage.path.to_string_lossy().into_owned(),
             memory_max_bytes: usage.max,

@@ -190,7 +190,7 @@ fn neighbours(below: u64, above: u64) -> String {
 }
 
 /// A size as the command line takes it back, without rounding.
-fn exact(bytes: u64) -> String {
+pub(crate) fn exact(bytes: u64) -> String {
     match [("T", Bytes::TIB), ("G", Bytes::GIB), ("M", Bytes::MIB), ("K", Bytes::KIB)]
         .into_iter()
         .find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor))

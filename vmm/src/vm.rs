@@ -11,6 +11,7 @@ use crate::doorbell::{Doorbell, GuestEnd};
 use crate::harden::{self, Role};
 use crate::install_config::{InstallConfig, InstallConfigError};
 use crate::memory::{Backing, GuestRam, MemoryError, Supply};
+use crate::monitor::auto::AutoReclaim;
 use crate::monitor::{Monitor, MonitorError, Pass, Violations};
 use crate::units::Bytes;
 use crate::vcpu::{self, VcpuContext, VcpuCounters};
@@ -131,6 +132,9 @@ pub enum VmError {
     /// A size out of range.
     #[error("{0}")]
     Size(String),
+    /// No thread for a part that was switched on.
+    #[error("the host could not start a thread")]
+    Thread(#[source] std::io::Error),
     /// The guest ended.
     #[error(transparent)]
     Ended(#[from] GuestEnd),
@@ -187,6 +191,7 @@ pub struct Vm {
     config: VmConfig,
     platform: Arc<Platform>,
     monitor: Arc<Monitor>,
+    auto_reclaim: AutoReclaim,
     agents: Arc<Agents>,
     doorbell: Arc<Doorbell>,
     vcpus: Vec<Arc<VcpuCounters>>,
@@ -266,6 +271,7 @@ impl Vm {
             vcpus,
             config,
             platform,
+            auto_reclaim: AutoReclaim::new(monitor.clone()),
             monitor,
             agents,
             doorbell,
@@ -324,6 +330,12 @@ impl Vm {
     #[must_use]
     pub fn monitor(&self) -> &Monitor {
         &self.monitor
+    }
+
+    /// Reclaim without being asked: off until it is switched on.
+    #[must_use]
+    pub fn auto_reclaim(&self) -> &AutoReclaim {
+        &self.auto_reclaim
     }
 
     /// The region shared with the guest, and what the VMM keeps beside it.
@@ -509,6 +521,7 @@ impl Vm {
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.monitor.stop();
+        self.auto_reclaim.stop();
         self.agents.stop();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let first_time = !threads.is_empty();

@@ -6,8 +6,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use vmm::control::protocol::{ErrorKind, Reply, Request};
 use vmm::control::report::{
-    BadPage, ExitCounts, GuestOutcome, GuestReport, InstallPoolStatus, ReclaimReport, ResizeReport, Shortfall,
-    StatusReport, VcpuStatus,
+    BadPage, ExitCounts, FindingReport, GuestOutcome, GuestReport, InstallPoolStatus, ReclaimReport, ResizeReport,
+    Shortfall, StatusReport, ValidateReport, VcpuStatus,
 };
 use vmm::control::socket::Claim;
 
@@ -138,6 +138,7 @@ fn guest(outcome: GuestOutcome) -> Reply {
         allocs: 4096,
         frees: 0,
         install_calls: 4096,
+        ahead_frames: 0,
         free_bytes: 8 << 30,
         free_huge_bytes: 8 << 30,
         duration_us: 2_500_000,
@@ -196,14 +197,40 @@ fn a_watched_status_is_a_line_an_interval_and_ends_quietly_with_its_reader() {
 
 #[test]
 fn guest_commands_exit_by_their_outcome() {
-    for (outcome, code) in
-        [(GuestOutcome::Ok, 0), (GuestOutcome::OutOfMemory, 2), (GuestOutcome::Corrupt, 2), (GuestOutcome::Unknown, 1)]
-    {
+    for (outcome, code) in [
+        (GuestOutcome::Ok, 0),
+        (GuestOutcome::FellShort, 2),
+        (GuestOutcome::OutOfMemory, 2),
+        (GuestOutcome::Corrupt, 2),
+        (GuestOutcome::Unknown, 1),
+    ] {
         let vm = Vm::answering(guest(outcome));
         let text = vm.text("guest verify", code);
         println!("{text}");
         assert!(serde_json::from_str::<GuestReport>(&vm.text("guest stats --json", code)).is_ok());
     }
+}
+
+#[test]
+fn validate_exits_2_with_findings_and_says_whose_fault_they_are() {
+    let clean = ValidateReport { clean: true, huge_frames: 8192, installed: 8192, ..ValidateReport::default() };
+    let vm = Vm::answering(Reply::Validate(clean.clone()));
+    assert!(vm.text("validate", 0).contains("clean, 8192 huge frames"));
+    let finding = |check: &str, guest_can_cause, frames: &[u32]| FindingReport {
+        check: check.to_owned(),
+        count: 9,
+        first_frames: frames.to_vec(),
+        guest_can_cause,
+        wording: "frames like that".to_owned(),
+    };
+    let findings = vec![finding("invalid_entry", true, &[1, 2]), finding("missing_memory", false, &[])];
+    let dirty = ValidateReport { clean: false, findings, ..clean };
+    let vm = Vm::answering(Reply::Validate(dirty.clone()));
+    let text = vm.text("validate", 2);
+    println!("{text}");
+    assert!(text.contains("2 FINDINGS") && text.contains("9 frames like that: 1, 2 ...\n"), "{text}");
+    assert!(text.contains("9 frames like that; A FAULT OF THE HOST\n"), "{text}");
+    assert_eq!(serde_json::from_str::<ValidateReport>(&vm.text("validate --json", 2)).expect("one object"), dirty);
 }
 
 #[test]

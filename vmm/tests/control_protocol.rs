@@ -5,14 +5,24 @@ use vmm::control::protocol::{
     BurstTouch, DecodeError, ErrorKind, GuestRequest, MAX_LINE, MAX_REPLY, PROTOCOL_VERSION, Reply, Request, ShrinkGoal,
 };
 use vmm::control::report::{
-    BadPage, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport,
-    VcpuStatus,
+    AutoReclaimReport, BadPage, ExitCounts, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, SampleReport,
+    Shortfall, StatusReport, ValidateReport, VcpuStatus,
 };
+use vmm::monitor::auto::{Settings, Switch};
 
 fn requests() -> Vec<(Request, &'static str)> {
     vec![
         (Request::Ping, r#"{"version":1,"request":"ping"}"#),
         (Request::Status, r#"{"version":1,"request":"status"}"#),
+        (
+            Request::AutoReclaim { settings: Switch::default() },
+            r#"{"version":1,"request":{"auto_reclaim":{"settings":"off"}}}"#,
+        ),
+        (
+            Request::AutoReclaim { settings: Switch(Some(Settings::default())) },
+            r#"{"version":1,"request":{"auto_reclaim":{"settings":"interval=5s,min-age=2,keep=64M,rate=4G/s"}}}"#,
+        ),
+        (Request::Validate, r#"{"version":1,"request":"validate"}"#),
         (
             Request::Shrink { goal: ShrinkGoal::ToBytes(1 << 30), wait_ms: 10_000 },
             r#"{"version":1,"request":{"shrink":{"goal":{"to_bytes":1073741824},"wait_ms":10000}}}"#,
@@ -71,6 +81,7 @@ fn guest_report() -> GuestReport {
         allocs: 6,
         frees: 7,
         install_calls: 8,
+        ahead_frames: 12,
         free_bytes: 9,
         free_huge_bytes: 10,
         duration_us: 11,
@@ -97,6 +108,8 @@ fn replies_survive_a_line() {
         Reply::Status(Box::new(StatusReport { name: "a".to_owned(), vcpus: vec![vcpu], ..StatusReport::default() })),
         Reply::Resize(ResizeReport { shortfall: Some(shortfall), ..ResizeReport::default() }),
         Reply::Reclaim(ReclaimReport::default()),
+        Reply::AutoReclaim(AutoReclaimReport::default()),
+        Reply::Validate(ValidateReport::default()),
         Reply::Guest(guest_report()),
         Reply::Guest(GuestReport {
             samples: Some(SampleReport { count: 1, ..SampleReport::default() }),
@@ -188,7 +201,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_lines_do_not_panic(at in 0usize..18, position in 0usize..100, byte in any::<u8>()) {
+    fn damaged_lines_do_not_panic(at in 0..requests().len(), position in 0usize..100, byte in any::<u8>()) {
         let mut line = requests()[at].1.as_bytes().to_vec();
         let position = position % line.len();
         line[position] = byte;

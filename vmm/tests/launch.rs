@@ -93,6 +93,7 @@ fn every_json_output_has_its_fields() {
         "install_pool",
         "corrupt_entries",
         "bad_calls",
+        "auto_reclaim",
         "vcpus",
     ];
     let status = vm.status();
@@ -146,6 +147,7 @@ fn every_json_output_has_its_fields() {
             "allocs",
             "frees",
             "install_calls",
+            "ahead_frames",
             "free_bytes",
             "free_huge_bytes",
             "duration_us",
@@ -229,6 +231,7 @@ fn limits_move_only_where_they_can() {
         ("shrink --to 96M", &["shrink to 96 MiB", "64 MiB", "grow"][..]),
         ("shrink --to 256M", &["256 MiB", "128 MiB"]),
         ("shrink --by 128M", &["128 MiB", "64 MiB"]),
+        ("shrink --by 64M", &["64 MiB", "the smallest limit is 2 MiB"]),
         ("grow --to 256M", &["256 MiB", "128 MiB"]),
         ("grow --to 32M", &["grow to 32 MiB", "64 MiB", "shrink"]),
     ] {
@@ -252,6 +255,9 @@ fn a_guest_frees_what_it_was_told_to_and_not_a_block_a_vcpu_more() {
         let freed = vm.json(&format!("guest free {}M --random", held / MIB - left));
         assert_eq!(number(&freed, "held_bytes"), left * MIB, "{freed:#}");
     }
+    vm.json("guest alloc 4M");
+    let short = vm.ask("guest free 6M --json").exits(2).json();
+    assert_eq!((short["outcome"].as_str(), number(&short, "bytes")), (Some("fell_short"), 4 * MIB));
     vm.stop();
 }
 

@@ -110,7 +110,8 @@ fn soft_reclaim_frees_memory_and_takes_nothing_from_the_guest() {
     alloc(&vm, 200, 9);
     free(&vm, Some(160), true);
     let pass = vm.monitor().evict(u32::MAX).expect("the kernel discards");
-    assert_eq!(u64::from(pass.discarded) * HUGE_SIZE, 160 * MIB);
+    // And what it had installed ahead of its use.
+    assert!(u64::from(pass.discarded) * HUGE_SIZE >= 160 * MIB, "{pass:?}");
     assert!(resident(&vm) <= 48 * MIB);
     verify(&vm, 40);
     assert_eq!(alloc(&vm, 160, 9).outcome, GuestOutcome::Ok, "the limit did not change");

@@ -93,15 +93,65 @@ fn only_evicted_frames_are_installed_and_each_once() {
     let table = Table::new(8, 1);
     let tenant = table.tenant();
     let mut agent = table.agent(&tenant, 0);
-    assert_eq!(table.order(&mut agent, alloc(4 << 20, 0)).installs, 3, "1024 pages and their 3 record frames");
+    let report = table.order(&mut agent, alloc(4 << 20, 0));
+    // One frame, then the second with the third ahead of its use.
+    assert_eq!((report.installs, report.ahead), (2, 1), "1024 pages and their 3 record frames");
     table.order(&mut agent, ALL);
     table.order(&mut agent, Command::Drain);
-    assert_eq!(table.order(&mut agent, alloc(4 << 20, 0)).installs, 3);
+    let report = table.order(&mut agent, alloc(4 << 20, 0));
+    assert_eq!((report.installs, report.ahead), (2, 1));
     table.order(&mut agent, ALL);
     table.order(&mut agent, Command::Drain);
     assert_eq!(table.reclaim(Reclaim::Soft), 3);
     let report = table.order(&mut agent, alloc(4 << 20, 10));
-    assert_eq!(report.installs, 5, "a block of order 10 in one call, and a frame for its record");
+    assert_eq!(report.installs, 4, "a block of order 10 in one call, and a frame for its record");
+}
+
+#[test]
+fn a_long_run_is_asked_for_in_few_calls() {
+    let table = Table::new(128, 1);
+    let tenant = table.tenant();
+    let mut agent = table.agent(&tenant, 0);
+    let report = table.order(&mut agent, alloc(100 * HUGE_SIZE, 9));
+    assert_eq!(outcome(&report), Outcome::Ok);
+    // 1 2 4 8 16 in the first tree, which frame 0 is missing from, then whole trees, and a record frame.
+    assert!(report.installs <= 12, "{report:?}");
+    assert!(report.ahead >= 90, "{report:?}");
+    assert_eq!(outcome(&table.order(&mut agent, Command::Verify)), Outcome::Ok);
+    // What is ahead of its use is free, and goes like all that is free.
+    let installed = u64::from(table.reclaim(Reclaim::Soft));
+    assert!(installed < 32, "{installed}");
+    assert_eq!(outcome(&table.order(&mut agent, Command::Verify)), Outcome::Ok);
+}
+
+#[test]
+fn a_frame_ahead_that_the_host_refuses_refuses_no_block() {
+    let table = Table::new(64, 1);
+    let tenant = table.tenant();
+    let mut agent = table.agent(&tenant, 0);
+    // The window has grown before the limit is met.
+    table.order(&mut agent, alloc(8 * HUGE_SIZE, 9));
+    for status in [Status::Held, Status::NoMemory, Status::HostError] {
+        *table.refuse_many.lock().expect("not poisoned") = Some(status);
+        let report = table.order(&mut agent, alloc(12 * HUGE_SIZE, 9));
+        assert_eq!((outcome(&report), report.bytes), (Outcome::Ok, 12 * HUGE_SIZE), "{status:?}");
+        assert_eq!(outcome(&table.order(&mut agent, Command::Verify)), Outcome::Ok);
+    }
+}
+
+#[test]
+fn random_holes_are_not_asked_beyond() {
+    let table = Table::new(64, 1);
+    let tenant = table.tenant();
+    let mut agent = table.agent(&tenant, 0);
+    table.order(&mut agent, alloc(60 * HUGE_SIZE, 9));
+    table.order(&mut agent, Command::Free { bytes: 20 * HUGE_SIZE, random: true, seed: 3 });
+    table.order(&mut agent, Command::Drain);
+    let evicted = u64::from(table.reclaim(Reclaim::Soft));
+    let before = table.installed();
+    table.order(&mut agent, alloc(20 * HUGE_SIZE, 9));
+    assert_eq!(outcome(&table.order(&mut agent, Command::Verify)), Outcome::Ok);
+    assert!(table.installed() - before <= evicted, "nothing that was not evicted, and nothing twice");
 }
 
 #[test]

@@ -189,10 +189,17 @@ impl Platform {
         self.atomics(self.layout.bitfields, self.layout.huge_frames as usize * 8)
     }
 
-    /// Tells the guest a control word. There is no way to read one back: the guest can write it too.
+    /// Tells the guest a control word. What it reads later is the guest's claim, not ours.
     pub fn set_control(&self, word: ControlWord, value: u64) {
         // Release: a guest that sees a new return epoch sees the entries that it stands for.
         self.word(word.offset()).store(value, Ordering::Release);
+    }
+
+    /// What a control word says now: a claim, for the guest can write it too. To compare with the
+    /// host's own copy, and for nothing else.
+    #[must_use]
+    pub fn claimed_control(&self, word: ControlWord) -> u64 {
+        self.word(word.offset()).load(Ordering::Relaxed)
     }
 
     /// A copy of the vCPU's request, each word read once; `None` if there is no such vCPU.

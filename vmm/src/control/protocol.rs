@@ -9,7 +9,8 @@
 //! disappears or is added, for peers refuse fields they do not know. A new request needs no new
 //! version: an old VM names it in its refusal.
 
-use super::report::{GuestReport, ReclaimReport, ResizeReport, StatusReport};
+use super::report::{AutoReclaimReport, GuestReport, ReclaimReport, ResizeReport, StatusReport, ValidateReport};
+use crate::monitor::auto::Switch;
 use crate::units::{Bytes, MAX_DURATION, MemorySizeError, check_memory};
 use serde::{Deserialize, Serialize};
 use shared_layout::Order;
@@ -75,6 +76,13 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bytes: Option<u64>,
     },
+    /// Reclaim without being asked: on, off or how.
+    AutoReclaim {
+        /// As on the command line: `on`, `off`, or settings.
+        settings: Switch,
+    },
+    /// Check that no frame is lost or owned twice.
+    Validate,
     /// Work for the test guest's agent.
     Guest(GuestRequest),
     /// End the VM cleanly.
@@ -207,6 +215,10 @@ pub enum Reply {
     Resize(ResizeReport),
     /// To a soft reclaim.
     Reclaim(ReclaimReport),
+    /// To a switch of automatic reclaim.
+    AutoReclaim(AutoReclaimReport),
+    /// To a check.
+    Validate(ValidateReport),
     /// To a guest request.
     Guest(GuestReport),
     /// To a stop: the VM ends now.
@@ -339,7 +351,13 @@ impl Request {
                 range("millis", millis, millis > 0 && millis <= longest, "1 to 86400000")?;
                 range("quantum_us", quantum_us, QUANTUM_US.contains(&quantum_us), "10 to 1000000")
             }
-            Self::Ping | Self::Status | Self::Reclaim { bytes: None } | Self::Guest(_) | Self::Stop => Ok(()),
+            Self::Ping
+            | Self::Status
+            | Self::AutoReclaim { .. }
+            | Self::Validate
+            | Self::Reclaim { bytes: None }
+            | Self::Guest(_)
+            | Self::Stop => Ok(()),
         }
     }
 
@@ -349,11 +367,11 @@ impl Request {
     pub fn patience(&self) -> Duration {
         let work = Duration::from_secs(10 * 60);
         match self {
-            Self::Ping | Self::Status => Duration::from_secs(5),
+            Self::Ping | Self::Status | Self::AutoReclaim { .. } => Duration::from_secs(5),
             Self::Grow { .. } | Self::Stop => Duration::from_secs(30),
             Self::Shrink { wait_ms, .. } => work + Duration::from_millis(*wait_ms),
             Self::Guest(request) => work + Duration::from_millis(request.millis()),
-            Self::Reclaim { .. } => work,
+            Self::Reclaim { .. } | Self::Validate => work,
         }
     }
 }

@@ -54,6 +54,43 @@ pub struct ReclaimReport {
     pub duration_us: u64,
 }
 
+/// What a check of a live VM found.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidateReport {
+    /// Whether nothing was found.
+    pub clean: bool,
+    /// Huge frames of the VM.
+    pub huge_frames: u64,
+    /// Huge frames that the host holds.
+    pub held: u64,
+    /// Huge frames without memory that the guest may ask for.
+    pub evicted: u64,
+    /// Huge frames with memory.
+    pub installed: u64,
+    /// One a kind of contradiction.
+    pub findings: Vec<FindingReport>,
+    /// From the request to the result, in microseconds.
+    pub duration_us: u64,
+}
+
+/// One kind of contradiction.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FindingReport {
+    /// What was compared, as a word.
+    pub check: String,
+    /// How many frames, or words, are concerned.
+    pub count: u64,
+    /// The numbers of the first few huge frames.
+    pub first_frames: Vec<u32>,
+    /// A guest can bring this about by writing or touching what it should not; otherwise it is a
+    /// fault of the host.
+    pub guest_can_cause: bool,
+    /// What it means.
+    pub wording: String,
+}
+
 /// All numbers about a VM. "Of the kernel" means: by the host kernel's accounting.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,7 +107,8 @@ pub struct StatusReport {
     pub memory_bytes: u64,
     /// Memory that the guest may hold now, in bytes.
     pub limit_bytes: u64,
-    /// Memory that the host still wants, in bytes.
+    /// What the last resize, a shrink, still lacks, in bytes: the guest is asked for it until the next
+    /// resize, but nobody takes what it frees meanwhile.
     pub wanted_bytes: u64,
     /// Resident guest memory of the kernel, in bytes, with what the guest touched without asking
     /// and what is taken back while this report is made.
@@ -109,6 +147,8 @@ pub struct StatusReport {
     pub corrupt_entries: u64,
     /// Doorbell calls that were refused.
     pub bad_calls: u64,
+    /// Reclaim without being asked.
+    pub auto_reclaim: AutoReclaimReport,
     /// The VM's own cgroup, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<CgroupStatus>,
@@ -141,6 +181,28 @@ pub struct CgroupStatus {
     pub memory_max_bytes: u64,
     /// What is in use of that, in bytes.
     pub memory_current_bytes: u64,
+}
+
+/// What automatic reclaim is at.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AutoReclaimReport {
+    /// Whether it runs.
+    pub on: bool,
+    /// Its settings as the command line takes them, if it runs.
+    pub settings: Option<String>,
+    /// What it took back since the VM started, in bytes.
+    pub evicted_bytes: u64,
+    /// Scans since the VM started.
+    pub scans: u64,
+    /// Milliseconds since the last of them.
+    pub last_scan_ms_ago: Option<u64>,
+    /// Free memory that the host still pays for, at the last scan, in bytes.
+    pub free_bytes: u64,
+    /// How much of that stays with the guest, in bytes.
+    pub headroom_bytes: u64,
+    /// The part of the headroom that recent installs called for, in bytes.
+    pub back_off_bytes: u64,
 }
 
 /// One vCPU.
@@ -193,6 +255,8 @@ pub struct GuestReport {
     pub frees: u64,
     /// Install calls since boot.
     pub install_calls: u64,
+    /// Huge frames that those asked for before they were needed.
+    pub ahead_frames: u64,
     /// Free memory in the whole table, in bytes.
     pub free_bytes: u64,
     /// The part of it in wholly free huge frames, in bytes.
@@ -249,6 +313,8 @@ pub struct BadPage {
 pub enum GuestOutcome {
     /// As asked.
     Ok,
+    /// The guest held less than it was to free, and freed all of it.
+    FellShort,
     /// The guest ran out of memory on the way.
     OutOfMemory,
     /// The host refused to put memory behind a frame.

@@ -97,7 +97,8 @@ impl Role {
     /// What this kind of thread may do, besides what every thread needs.
     pub(super) const fn groups(self) -> &'static [&'static [Allow]] {
         match self {
-            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP],
+            // Memory: automatic reclaim can be switched on later, and its thread inherits this filter.
+            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY],
             Self::Story => &[MEMORY, USERFAULT, READ_FILES, THREADS],
             Self::Vcpu => &[KVM_VCPU, MEMORY, USERFAULT],
             Self::Resizes => &[MEMORY, USERFAULT, READ_FILES, CGROUP],
@@ -181,7 +182,14 @@ const MEMORY: &[Allow] = &[
     With(
         libc::SYS_madvise,
         2,
-        &[libc::MADV_POPULATE_READ as u64, libc::MADV_POPULATE_WRITE as u64, libc::MADV_COLLAPSE as u64],
+        &[
+            libc::MADV_POPULATE_READ as u64,
+            libc::MADV_POPULATE_WRITE as u64,
+            libc::MADV_COLLAPSE as u64,
+            // A slot for an install that finds the pool dry.
+            libc::MADV_DONTFORK as u64,
+            libc::MADV_DONTDUMP as u64,
+        ],
     ),
     With(libc::SYS_fallocate, 1, &[PUNCH_HOLE]),
     With(libc::SYS_process_madvise, 3, &[libc::MADV_DONTNEED as u64]),

@@ -5,6 +5,7 @@
 //! half-way loses nothing.
 
 use super::{BATCH, Monitor, MonitorError, Pass, is_held, lock};
+use crate::memory::Run;
 use llfree::{Reclaim, Reclaimed, Residency};
 use shared_layout::{ControlWord, HugeId};
 use std::sync::atomic::Ordering;
@@ -64,6 +65,25 @@ impl Monitor {
         self.reclaim_pass(&mut cursor, frames, Residency::Installed, Reclaim::Soft)
     }
 
+    /// Takes memory from behind those of `frames` that are still free, which stay free. No more than
+    /// a [`BATCH`] of them, in ascending order, so that neighbours go back together.
+    ///
+    /// # Errors
+    /// [`MonitorError::Discard`]; the frames taken before stay taken.
+    pub(super) fn evict_these(&self, frames: &[HugeId]) -> Result<Pass, MonitorError> {
+        let _cursor = lock(&self.passes);
+        let _turn = self.discards.take();
+        let mut batch = Batch::default();
+        for huge in frames.iter().take(BATCH as usize) {
+            if let Some(claim) = self.host().claim(*huge)
+                && let Ok(reclaimed) = claim.reclaim(Reclaim::Soft)
+            {
+                batch.add(reclaimed);
+            }
+        }
+        self.settle_batch(&mut batch)
+    }
+
     fn reclaim_pass(
         &self,
         cursor: &mut HugeId,
@@ -72,56 +92,85 @@ impl Monitor {
         how: Reclaim,
     ) -> Result<Pass, MonitorError> {
         let mut pass = Pass::default();
-        let mut free = self.host().scan(*cursor).filter(|(_, entry, r)| *r == residency && entry.is_all_free());
+        let mut batch = Batch::default();
+        let host = self.host();
+        let mut free = host.scan(*cursor).filter(|(_, entry, r)| *r == residency && entry.is_all_free());
         while pass.frames < most && !self.is_stopping() {
             let _turn = self.discards.take();
             let due = BATCH.min(most - pass.frames);
-            let mut step = Pass::default();
-            let mut batch = Vec::with_capacity(BATCH as usize);
-            while step.frames < due
+            while batch.frames < due
                 && let Some((huge, ..)) = free.next()
             {
-                let Some(reclaimed) = self.host().claim(huge).and_then(|claim| claim.reclaim(how).ok()) else {
-                    continue;
-                };
+                let Some(reclaimed) = host.claim(huge).and_then(|claim| claim.reclaim(how).ok()) else { continue };
                 *cursor = HugeId(huge.0 + 1);
-                step.frames += 1;
-                // R may have changed between scan and claim.
-                if reclaimed.has_memory() {
-                    step.discarded += 1;
-                    batch.push(reclaimed);
-                } else {
-                    reclaimed.done();
-                }
+                batch.add(reclaimed);
             }
-            self.discard_batch(batch)?;
-            pass += step;
-            if step.frames < due {
+            let over = batch.frames < due;
+            pass += self.settle_batch(&mut batch)?;
+            if over {
                 break;
             }
         }
         Ok(pass)
     }
 
-    /// Discards the memory of a batch, one system call a run of neighbours.
-    fn discard_batch(&self, batch: Vec<Reclaimed<'_>>) -> Result<(), MonitorError> {
-        let mut result = Ok(());
-        let mut rest = batch.into_iter().peekable();
-        while let Some(reclaimed) = rest.next() {
-            let first = reclaimed.huge();
-            let mut run = vec![reclaimed];
-            while let Some(next) = rest.next_if(|next| next.huge().0 == first.0 + run.len() as u32) {
-                run.push(next);
-            }
-            let frames = run.len() as u32;
-            match self.ram.discard(first, frames) {
-                Ok(()) => run.into_iter().for_each(Reclaimed::done),
-                // Dropping the run gives its frames back as they were.
-                Err(source) => result = Err(MonitorError::Discard { first: first.0, frames, source }),
-            }
+    /// Discards the memory of a batch, which is empty afterwards. Frames that the kernel refuses go
+    /// back as they were.
+    fn settle_batch(&self, batch: &mut Batch<'_>) -> Result<Pass, MonitorError> {
+        let pass = Pass { frames: batch.frames, discarded: batch.reclaimed.len() as u32 };
+        batch.frames = 0;
+        if batch.reclaimed.is_empty() {
+            return Ok(pass);
         }
-        drop(rest);
+        let mut refused = None;
+        let mut reclaimed = batch.reclaimed.drain(..);
+        self.ram.discard_runs(&batch.runs, |run, result| {
+            let frames = reclaimed.by_ref().take(run.count as usize);
+            match result {
+                Ok(()) => frames.for_each(Reclaimed::done),
+                Err(source) => {
+                    // Dropping them gives them back.
+                    frames.for_each(drop);
+                    refused = Some(MonitorError::Discard { first: run.first.0, frames: run.count, source });
+                }
+            }
+        });
+        drop(reclaimed);
+        batch.runs.clear();
         self.batch_over.1.notify_all();
-        result
+        refused.map_or(Ok(pass), Err)
+    }
+}
+
+/// Frames that were taken and whose memory goes back together.
+struct Batch<'a> {
+    /// All of them, also those that had nothing behind them and are settled.
+    frames: u32,
+    reclaimed: Vec<Reclaimed<'a>>,
+    /// The same as runs of neighbours.
+    runs: Vec<Run>,
+}
+
+impl Default for Batch<'_> {
+    fn default() -> Self {
+        // Once a pass, not once a batch: it never grows beyond this.
+        let room = BATCH as usize;
+        Self { frames: 0, reclaimed: Vec::with_capacity(room), runs: Vec::with_capacity(room) }
+    }
+}
+
+impl<'a> Batch<'a> {
+    fn add(&mut self, reclaimed: Reclaimed<'a>) {
+        self.frames += 1;
+        // R may have changed between scan and claim.
+        if !reclaimed.has_memory() {
+            return reclaimed.done();
+        }
+        let huge = reclaimed.huge();
+        match self.runs.last_mut() {
+            Some(run) if run.ends_before(huge) => run.count += 1,
+            _ => self.runs.push(Run { first: huge, count: 1 }),
+        }
+        self.reclaimed.push(reclaimed);
     }
 }

@@ -1,0 +1,212 @@
+//! What `validate` promises: silence about a sound VM, also one at work, and the right words about
+//! one that is not. Real machines on /dev/kvm, through the library.
+
+#[path = "common/skipped.rs"]
+mod skipped;
+
+use shared_layout::{HUGE_SIZE, HugeId};
+use skipped::skipped;
+use std::sync::atomic::{AtomicBool, Ordering};
+use vm_memory::{Bytes as _, GuestAddress};
+use vmm::control::protocol::GuestRequest;
+use vmm::control::report::{GuestOutcome, ValidateReport};
+use vmm::memory::Backing;
+use vmm::service;
+use vmm::units::Bytes;
+use vmm::vm::{Vm, VmConfig};
+
+const MIB: u64 = 1 << 20;
+const FREE_EVICTED: u16 = 0x4200;
+const HELD: u16 = 0xc000;
+
+/// A guest that waits for commands, or `None` with the reason on stderr where there is no KVM.
+fn launch(mib: u64, backing: Backing) -> Option<Vm> {
+    if let Err(error) = vmm::boot::open_kvm() {
+        skipped(vmm::error_line(&error));
+        return None;
+    }
+    let config = VmConfig::new(Bytes(mib * MIB), 2, backing);
+    match Vm::launch(config) {
+        Ok(vm) => {
+            guest(&vm, &GuestRequest::Stats);
+            Some(vm)
+        }
+        // The pool is the administrator's; nobody else can make this test run.
+        Err(error) if backing == Backing::Hugetlb => {
+            skipped(vmm::error_line(&error));
+            None
+        }
+        Err(error) => panic!("{}", vmm::error_line(&error)),
+    }
+}
+
+fn guest(vm: &Vm, request: &GuestRequest) {
+    let report = service::guest(vm, request).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+    assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok, 0), "{report:?}");
+}
+
+fn validate(vm: &Vm) -> ValidateReport {
+    let report = service::validate(vm).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+    assert_eq!(report.clean, report.findings.is_empty());
+    assert_eq!(report.installed + report.evicted + report.held, report.huge_frames);
+    report
+}
+
+#[track_caller]
+fn is_clean(vm: &Vm) {
+    let report = validate(vm);
+    assert!(report.clean, "{report:?}");
+}
+
+/// The findings as words, counts and frames.
+fn findings(vm: &Vm) -> Vec<(String, u64, Vec<u32>, bool)> {
+    let report = validate(vm);
+    report.findings.into_iter().map(|f| (f.check, f.count, f.first_frames, f.guest_can_cause)).collect()
+}
+
+fn found(check: &str, frames: &[u32], guest_can_cause: bool) -> (String, u64, Vec<u32>, bool) {
+    (check.to_owned(), frames.len() as u64, frames.to_vec(), guest_can_cause)
+}
+
+fn frame_with(vm: &Vm, entry: u16) -> u32 {
+    let at = vm.platform().entries().iter().rposition(|word| word.load(Ordering::Relaxed) == entry);
+    at.expect("there is such a frame") as u32
+}
+
+/// Writes over a frame's entry as a guest could, and gives what was there.
+fn lie(vm: &Vm, huge: u32, entry: u16) -> u16 {
+    vm.platform().entries()[huge as usize].swap(entry, Ordering::Relaxed)
+}
+
+fn touch(vm: &Vm, huge: u32) {
+    let at = GuestAddress(HugeId(huge).byte_offset());
+    vm.monitor().ram().guest_memory().write_obj(1u64, at).expect("in RAM");
+}
+
+#[test]
+fn a_sound_vm_is_clean_at_every_stage_of_its_life() {
+    for backing in Backing::ALL {
+        let Some(vm) = launch(256, backing) else { continue };
+        is_clean(&vm);
+        guest(&vm, &GuestRequest::Alloc { bytes: 160 * MIB, order: 9 });
+        is_clean(&vm);
+        guest(&vm, &GuestRequest::Alloc { bytes: 16 * MIB, order: 0 });
+        guest(&vm, &GuestRequest::Free { bytes: Some(120 * MIB), random: true });
+        is_clean(&vm);
+        vm.shrink(128 * MIB, |_| false).expect("in range");
+        is_clean(&vm);
+        vm.monitor().evict(u32::MAX).expect("nothing is locked");
+        is_clean(&vm);
+        vm.grow(192 * MIB).expect("in range");
+        let report = validate(&vm);
+        assert!(report.clean && report.held * HUGE_SIZE == 64 * MIB, "{report:?}");
+    }
+}
+
+#[test]
+fn a_vm_at_work_is_clean_at_any_moment() {
+    let Some(vm) = launch(256, Backing::Anon) else { return };
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let churn = scope.spawn(|| {
+            guest(&vm, &GuestRequest::Churn { millis: 2000 });
+            over.store(true, Ordering::Relaxed);
+        });
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                vm.shrink(160 * MIB, |_| false).expect("in range");
+                vm.monitor().evict(u32::MAX).expect("nothing is locked");
+                vm.grow(256 * MIB).expect("in range");
+            }
+        });
+        while !churn.is_finished() {
+            is_clean(&vm);
+        }
+    });
+    is_clean(&vm);
+}
+
+#[test]
+fn lies_in_the_entries_are_named_with_their_frames() {
+    let Some(vm) = launch(64, Backing::Anon) else { return };
+    vm.shrink(48 * MIB, |_| false).expect("in range");
+    let (held, evicted) = (frame_with(&vm, HELD), frame_with(&vm, FREE_EVICTED));
+    // The image is the only frame with memory.
+    let image = frame_with(&vm, 0x2000);
+    for (huge, lie_told, check) in [
+        (held, FREE_EVICTED, "held_entry"),
+        (held, 0x0200, "held_entry"),
+        (evicted, HELD, "held_entry"),
+        (evicted, 0x0200, "evicted_entry"),
+        (image, 0x6000, "evicted_entry"),
+        (evicted, 0xffff, "invalid_entry"),
+        (evicted, 0x43ff, "invalid_entry"),
+    ] {
+        let truth = lie(&vm, huge, lie_told);
+        assert_eq!(findings(&vm), [found(check, &[huge], true)], "{lie_told:#06x} instead of {truth:#06x}");
+        lie(&vm, huge, truth);
+        is_clean(&vm);
+    }
+    for huge in 0..32 {
+        lie(&vm, huge, 0xffff);
+    }
+    let all = findings(&vm);
+    assert_eq!(all, [("invalid_entry".to_owned(), 32, (0..8).collect(), true)], "all are counted, eight are named");
+}
+
+#[test]
+fn memory_that_nobody_asked_for_and_memory_that_is_gone_are_told_apart() {
+    let Some(vm) = launch(64, Backing::Anon) else { return };
+    vm.shrink(48 * MIB, |_| false).expect("in range");
+    let (held, evicted) = (frame_with(&vm, HELD), frame_with(&vm, FREE_EVICTED));
+    touch(&vm, held);
+    touch(&vm, evicted);
+    let mut both = [held, evicted];
+    both.sort_unstable();
+    assert_eq!(findings(&vm), [found("unasked_memory", &both, true)]);
+    assert_eq!(findings(&vm), [found("unasked_memory", &both, true)], "it only looks");
+    assert_eq!(vm.monitor().audit().expect("the kernel answers"), 2);
+    is_clean(&vm);
+
+    // What no guest can do: the memory behind an installed frame goes without the monitor.
+    vm.monitor().ram().discard(HugeId(evicted), 1).expect("in RAM");
+    assert_eq!(findings(&vm), [found("missing_memory", &[evicted], false)]);
+}
+
+#[test]
+fn a_header_that_was_written_over_is_found() {
+    let Some(vm) = launch(64, Backing::Anon) else { return };
+    vm.shrink(48 * MIB, |_| false).expect("in range");
+    for at in [0x100, 0x108, 0x110] {
+        vm.platform().shared_bytes()[at].fetch_xor(0xff, Ordering::Relaxed);
+    }
+    let header = ("header".to_owned(), 3, Vec::new(), true);
+    assert_eq!(findings(&vm), [header], "limit, wanted and return epoch");
+    // A grow writes all three anew.
+    vm.grow(64 * MIB).expect("in range");
+    is_clean(&vm);
+}
+
+#[test]
+fn a_guest_that_writes_all_the_time_cannot_hold_it_up() {
+    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let hostile = scope.spawn(|| {
+            let mut random = fastrand::Rng::with_seed(7);
+            while !over.load(Ordering::Relaxed) {
+                let bytes = vm.platform().shared_bytes();
+                bytes[0x100 + random.usize(..0x18)].store(random.u8(..), Ordering::Relaxed);
+                lie(&vm, random.u32(..32), random.u16(..));
+                let _ = vm.monitor().install(HugeId(random.u32(..40)), random.u32(..8));
+            }
+        });
+        for _ in 0..50 {
+            for finding in validate(&vm).findings {
+                assert!(finding.guest_can_cause && finding.count <= 32, "{finding:?}");
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        hostile.join().expect("no panic");
+    });
+}
