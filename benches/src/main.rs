@@ -100,6 +100,9 @@ struct InflateArgs {
     /// What guest memory is made of: anon, memfd or hugetlb
     #[arg(long, value_name = "KIND", default_value = "anon")]
     backing: Backing,
+    /// Ways to take memory and to give it back
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree", value_parser = candidates::elastic)]
+    candidates: Vec<&'static Candidate>,
     /// Rounds to measure, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
     iterations: u32,
@@ -404,7 +407,14 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
     match &cli.figure {
         Figure::Inflate(args) => {
             let files = Files::open(&args.output, None)?;
-            let rows = inflate::run(args.mem, args.to, args.backing, args.iterations)?;
+            let plan = inflate::Plan {
+                candidates: args.candidates.clone(),
+                mem: args.mem,
+                to: args.to,
+                backing: args.backing,
+                iterations: args.iterations,
+            };
+            let rows = inflate::run(&plan)?;
             files.write(&rows, &args.output)
         }
         Figure::Install(args) => run_install(args),
