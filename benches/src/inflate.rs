@@ -1,162 +1,209 @@
 //! Reclaim, return and install, per 2 MiB frame, and the raw system calls that limit them.
 //!
-//! One guest is shrunk and grown again and again; beside it lies memory of the same kind and size
-//! that no guest uses, on which the bare system calls are made in the same round:
+//! A guest of each candidate is shrunk and grown again and again; beside them lies memory of the same
+//! kind and size that no guest uses, on which the bare system calls are made in the same round:
 //!
 //! | op | what is timed | its limit |
 //! |---|---|---|
 //! | `reclaim_touched` | shrink while all free frames have memory behind them | `discard_touched_bulk` |
 //! | | and of the same memory, mapped by the guest | `discard_mapped_bulk` |
-//! | `reclaim_untouched` | shrink while none has | `discard_untouched_bulk` |
+//! | `reclaim_untouched_first` | shrink a VM that booted just now | `discard_untouched_bulk` |
+//! | `reclaim_untouched_repeated` | shrink it again, after a grow | `discard_untouched_bulk` |
 //! | `reclaim_scattered` | soft reclaim after the guest freed a random half | `discard_scattered_per_run` |
 //! | `return` | grow | `discard_untouched_bulk`: the cheapest call for a frame |
-//! | `return_install_touch` | grow, then the guest allocates each frame, has it installed, and writes to every page | `populate_touch_per_frame` |
+//! | `install` | the guest allocates each frame and writes one word to it | `populate_per_frame` |
+//! | `return_install_touch` | grow, then the guest allocates each frame and writes to every page | `populate_touch_per_frame` |
+//!
+//! Times are divided by the frames that moved: by the limit for resizes, by the kernel's account of
+//! resident memory for installs, since some of what a guest allocates may have been there already.
 
 use crate::BenchError;
+use crate::candidates::Candidate;
+use crate::guest::{Moved, ask, grow, measure, shrink, touch_and_free};
 use crate::progress;
 use crate::series::{Row, Series};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeEntry, HugeId};
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm::control::protocol::GuestRequest;
-use vmm::control::report::GuestOutcome;
+use vmm::control::protocol::{BurstTouch, GuestRequest};
 use vmm::memory::{Backing, GuestRam, Run};
-use vmm::service;
 use vmm::units::Bytes;
-use vmm::vm::{Vm, VmConfig};
+use vmm::vm::Vm;
 use vmm::workload::DEFAULT_ORDER;
 
-/// What the guest needs for itself: its image, the first frame that stays unused, its records.
-const GUEST_OWN: u64 = 8 << 20;
+/// What the guest needs for itself: its image, the first frame that stays unused, records, samples.
+const GUEST_OWN: u64 = 16 << 20;
+/// The candidate of the bare system calls.
+const RAW: &str = "raw";
 
-#[derive(Default)]
-struct Ops {
-    reclaim_touched: Series,
-    reclaim_untouched: Series,
-    reclaim_scattered: Series,
-    give_back: Series,
-    give_back_install_touch: Series,
-    discard_mapped_bulk: Series,
-    discard_touched_bulk: Series,
-    discard_touched_per_frame: Series,
-    discard_scattered_together: Series,
-    discard_scattered_per_run: Series,
-    discard_untouched_bulk: Series,
-    discard_untouched_per_frame: Series,
-    populate_bulk: Series,
-    populate_per_frame: Series,
-    populate_touch_per_frame: Series,
+/// What is measured.
+pub(crate) struct Plan {
+    pub(crate) candidates: Vec<&'static Candidate>,
+    pub(crate) mem: Bytes,
+    pub(crate) to: Bytes,
+    pub(crate) backing: Backing,
+    pub(crate) iterations: u32,
 }
 
-impl Ops {
-    fn all(&mut self) -> [&mut Series; 15] {
-        [
-            &mut self.reclaim_touched,
-            &mut self.reclaim_untouched,
-            &mut self.reclaim_scattered,
-            &mut self.give_back,
-            &mut self.give_back_install_touch,
-            &mut self.discard_mapped_bulk,
-            &mut self.discard_touched_bulk,
-            &mut self.discard_touched_per_frame,
-            &mut self.discard_scattered_together,
-            &mut self.discard_scattered_per_run,
-            &mut self.discard_untouched_bulk,
-            &mut self.discard_untouched_per_frame,
-            &mut self.populate_bulk,
-            &mut self.populate_per_frame,
-            &mut self.populate_touch_per_frame,
-        ]
+/// Times by candidate and op, in the order in which they were first measured.
+#[derive(Default)]
+struct Book(Vec<Entry>);
+
+struct Entry {
+    candidate: &'static str,
+    op: &'static str,
+    /// The raw op that it is compared with.
+    limit: &'static str,
+    /// Frames in the last round.
+    frames: u32,
+    series: Series,
+}
+
+impl Book {
+    fn add(
+        &mut self,
+        (candidate, op, limit): (&'static str, &'static str, &'static str),
+        time: Duration,
+        frames: u32,
+    ) -> Result<(), BenchError> {
+        if frames == 0 {
+            return Err(BenchError::Guest(format!("'{op}' of {candidate} moved nothing")));
+        }
+        let known = self.0.iter().position(|entry| (entry.candidate, entry.op) == (candidate, op));
+        let index = known.unwrap_or_else(|| {
+            self.0.push(Entry { candidate, op, limit, frames, series: Series::default() });
+            self.0.len() - 1
+        });
+        let entry = &mut self.0[index];
+        entry.frames = frames;
+        entry.series.add(time, frames);
+        Ok(())
+    }
+
+    fn raw(
+        &mut self,
+        op: &'static str,
+        limit: &'static str,
+        frames: u32,
+        call: impl FnOnce() -> Result<(), BenchError>,
+    ) -> Result<(), BenchError> {
+        let start = Instant::now();
+        call()?;
+        self.add((RAW, op, limit), start.elapsed(), frames)
+    }
+
+    /// The rows, guests' first.
+    fn rows(&self) -> Vec<Row> {
+        let row = |entry: &Entry| {
+            let limit = self.0.iter().find(|limit| (limit.candidate, limit.op) == (RAW, entry.limit));
+            // Every op names one that each round has.
+            let limit = limit.map_or(&entry.series, |limit| &limit.series);
+            entry.series.row(entry.candidate, entry.op, entry.frames, limit)
+        };
+        let (raw, guests): (Vec<_>, Vec<_>) = self.0.iter().partition(|entry| entry.candidate == RAW);
+        guests.into_iter().chain(raw).map(row).collect()
     }
 }
 
-/// Measures `iterations` rounds after one to warm up.
-pub(crate) fn run(mem: Bytes, to: Bytes, backing: Backing, iterations: u32) -> Result<Vec<Row>, BenchError> {
-    if to.0 < GUEST_OWN || to.0 >= mem.0 {
-        let message = format!("--to {to} is out of range; use {} up to less than --mem {mem}", Bytes(GUEST_OWN));
+/// Measures `plan.iterations` rounds after one to warm up.
+pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
+    let (mem, to) = (plan.mem, plan.to);
+    if to.0 < 2 * GUEST_OWN || to.0 >= mem.0 {
+        let message = format!("--to {to} is out of range; use {} up to less than --mem {mem}", Bytes(2 * GUEST_OWN));
         return Err(BenchError::Size(message));
     }
     let frames = u32::try_from((mem.0 - to.0) / HUGE_SIZE)
         .map_err(|_| BenchError::Size(format!("--mem {mem} has more huge frames than can be counted")))?;
-    let vm = Vm::launch(VmConfig::new(mem, 1, backing))?;
-    let raw = GuestRam::new(mem.0 - to.0, backing)?;
-    let mut ops = Ops::default();
-    let rounds = iterations + 1;
+    let mut vms = Vec::new();
+    for candidate in &plan.candidates {
+        vms.push(Vm::launch(candidate.config(mem, 1, plan.backing))?);
+    }
+    let raw = GuestRam::new(mem.0 - to.0, plan.backing)?;
+    let mut book = Book::default();
+    let rounds = plan.iterations + 1;
     for round in 0..rounds {
-        progress(round, rounds, "guest");
-        guest_round(&vm, mem, to, frames, &mut ops)?;
+        for (candidate, vm) in plan.candidates.iter().zip(&vms) {
+            progress(round, rounds, candidate.name);
+            guest_round(vm, candidate.name, plan, &mut book)?;
+            fresh_round(candidate, plan, &mut book)?;
+        }
         progress(round, rounds, "raw system calls");
-        raw_round(&raw, frames, &mut ops)?;
+        raw_round(&raw, frames, &mut book)?;
         if round == 0 {
-            ops.all().into_iter().for_each(Series::clear);
+            book.0.iter_mut().for_each(|entry| entry.series.clear());
         }
     }
     progress(rounds, rounds, "");
-    Ok(vec![
-        ops.reclaim_touched.row("llfree", "reclaim_touched", frames, &ops.discard_touched_bulk),
-        ops.reclaim_untouched.row("llfree", "reclaim_untouched", frames, &ops.discard_untouched_bulk),
-        ops.reclaim_scattered.row("llfree", "reclaim_scattered", frames / 2, &ops.discard_scattered_per_run),
-        ops.give_back.row("llfree", "return", frames, &ops.discard_untouched_bulk),
-        ops.give_back_install_touch.row("llfree", "return_install_touch", frames, &ops.populate_touch_per_frame),
-        ops.discard_mapped_bulk.row("raw", "discard_mapped_bulk", frames, &ops.discard_touched_bulk),
-        ops.discard_touched_bulk.row("raw", "discard_touched_bulk", frames, &ops.discard_touched_bulk),
-        ops.discard_touched_per_frame.row("raw", "discard_touched_per_frame", frames, &ops.discard_touched_bulk),
-        ops.discard_scattered_together.row(
-            "raw",
-            "discard_scattered_together",
-            frames / 2,
-            &ops.discard_scattered_per_run,
-        ),
-        ops.discard_scattered_per_run.row(
-            "raw",
-            "discard_scattered_per_run",
-            frames / 2,
-            &ops.discard_scattered_per_run,
-        ),
-        ops.discard_untouched_bulk.row("raw", "discard_untouched_bulk", frames, &ops.discard_untouched_bulk),
-        ops.discard_untouched_per_frame.row("raw", "discard_untouched_per_frame", frames, &ops.discard_untouched_bulk),
-        ops.populate_bulk.row("raw", "populate_bulk", frames, &ops.populate_bulk),
-        ops.populate_per_frame.row("raw", "populate_per_frame", frames, &ops.populate_bulk),
-        ops.populate_touch_per_frame.row("raw", "populate_touch_per_frame", frames, &ops.populate_touch_per_frame),
-    ])
+    Ok(book.rows())
 }
 
-fn guest_round(vm: &Vm, mem: Bytes, to: Bytes, frames: u32, ops: &mut Ops) -> Result<(), BenchError> {
+fn guest_round(vm: &Vm, name: &'static str, plan: &Plan, book: &mut Book) -> Result<(), BenchError> {
+    let (mem, to) = (plan.mem.0, plan.to.0);
     // Everything that the guest can have is touched and free.
-    alloc(vm, mem.0 - GUEST_OWN)?;
-    free_all(vm)?;
-    ops.reclaim_touched.add(shrink(vm, to, frames)?, frames);
-    ops.give_back.add(grow(vm, mem)?, frames);
-
-    // Nothing that is free has memory behind it.
-    vm.monitor().evict(u32::MAX).map_err(vmm::vm::VmError::from)?;
-    ops.reclaim_untouched.add(shrink(vm, to, frames)?, frames);
+    touch_and_free(vm, mem - GUEST_OWN)?;
+    let Moved { duration, frames } = shrink(vm, to)?;
+    book.add((name, "reclaim_touched", "discard_touched_bulk"), duration, frames)?;
+    let Moved { duration, frames } = grow(vm, mem)?;
+    book.add((name, "return", "discard_untouched_bulk"), duration, frames)?;
 
     // The guest uses what comes back.
-    let start = Instant::now();
-    grow(vm, mem)?;
-    alloc(vm, mem.0 - to.0)?;
-    ops.give_back_install_touch.add(start.elapsed(), frames);
+    let (time, frames) = burst(vm, mem - GUEST_OWN, BurstTouch::Frames)?;
+    book.add((name, "install", "populate_per_frame"), time, frames)?;
+    shrink(vm, to)?;
+    let returned = grow(vm, mem)?.duration;
+    let (time, frames) = burst(vm, mem - GUEST_OWN, BurstTouch::Pages)?;
+    book.add((name, "return_install_touch", "populate_touch_per_frame"), returned + time, frames)?;
 
+    if name == "llfree" { evictions(vm, plan, book) } else { Ok(()) }
+}
+
+/// A VM of which nothing was touched.
+fn fresh_round(candidate: &'static Candidate, plan: &Plan, book: &mut Book) -> Result<(), BenchError> {
+    let vm = Vm::launch(candidate.config(plan.mem, 1, plan.backing))?;
+    ask(&vm, &GuestRequest::Stats)?;
+    for op in ["reclaim_untouched_first", "reclaim_untouched_repeated"] {
+        let Moved { duration, frames } = shrink(&vm, plan.to.0)?;
+        book.add((candidate.name, op, "discard_untouched_bulk"), duration, frames)?;
+        grow(&vm, plan.mem.0)?;
+    }
+    Ok(())
+}
+
+/// Allocates and touches; the time for that, and the frames that got memory. All is free afterwards.
+fn burst(vm: &Vm, bytes: u64, touch: BurstTouch) -> Result<(Duration, u32), BenchError> {
+    let resident = || Ok::<_, BenchError>(vm.monitor().ram().residency()?.resident_bytes);
+    let before = resident()?;
+    let (_, samples) = measure(vm, &GuestRequest::Burst { bytes, touch, keep: false })?;
+    let frames = resident()?.saturating_sub(before) / HUGE_SIZE;
+    ask(vm, &GuestRequest::Idle)?;
+    let nanos = samples.mean.saturating_mul(samples.count).saturating_add(samples.beside_ns);
+    Ok((Duration::from_nanos(nanos), u32::try_from(frames).unwrap_or(u32::MAX)))
+}
+
+/// Soft reclaim, which no device has.
+fn evictions(vm: &Vm, plan: &Plan, book: &mut Book) -> Result<(), BenchError> {
+    let (mem, to) = (plan.mem.0, plan.to.0);
+    let evict = || vm.monitor().evict(u32::MAX).map_err(vmm::vm::VmError::from);
+    evict()?;
     // Half of it is free, here and there.
-    let half = GuestRequest::Free { bytes: Some((mem.0 - to.0) / 2), random: true };
-    service::guest(vm, &half)?;
-    service::guest(vm, &GuestRequest::Idle)?;
+    ask(vm, &GuestRequest::Alloc { bytes: mem - to, order: DEFAULT_ORDER })?;
+    ask(vm, &GuestRequest::Free { bytes: Some((mem - to) / 2), random: true })?;
+    ask(vm, &GuestRequest::Idle)?;
     let start = Instant::now();
-    let pass = vm.monitor().evict(u32::MAX).map_err(vmm::vm::VmError::from)?;
-    ops.reclaim_scattered.add(start.elapsed(), pass.discarded);
-    free_all(vm)?;
+    let pass = evict()?;
+    book.add(("llfree", "reclaim_scattered", "discard_scattered_per_run"), start.elapsed(), pass.discarded)?;
+    ask(vm, &GuestRequest::Free { bytes: None, random: false })?;
 
     // What the guest has mapped costs the kernel more: KVM lets go of it first. One call a run, behind
     // the monitor's back, whose books the eviction of nothing then sets right.
-    alloc(vm, mem.0 - GUEST_OWN)?;
-    free_all(vm)?;
+    touch_and_free(vm, mem - GUEST_OWN)?;
     let runs = free_runs(vm);
-    let start = Instant::now();
-    runs.iter().try_for_each(|run| vm.monitor().ram().discard(run.first, run.count))?;
-    ops.discard_mapped_bulk.add(start.elapsed(), runs.iter().map(|run| run.count).sum());
-    vm.monitor().evict(u32::MAX).map_err(vmm::vm::VmError::from)?;
+    let frames = runs.iter().map(|run| run.count).sum();
+    book.raw("discard_mapped_bulk", "discard_touched_bulk", frames, || {
+        Ok(runs.iter().try_for_each(|run| vm.monitor().ram().discard(run.first, run.count))?)
+    })?;
+    evict()?;
     Ok(())
 }
 
@@ -173,96 +220,92 @@ fn free_runs(vm: &Vm) -> Vec<Run> {
     runs
 }
 
-fn raw_round(raw: &GuestRam, frames: u32, ops: &mut Ops) -> Result<(), BenchError> {
+fn raw_round(raw: &GuestRam, frames: u32, book: &mut Book) -> Result<(), BenchError> {
     let first = HugeId(0);
     let each = || (0..frames).map(HugeId);
+    let populate = || Ok::<_, BenchError>(raw.populate(first, frames)?);
+    let discard = || Ok::<_, BenchError>(raw.discard(first, frames)?);
 
-    let start = Instant::now();
-    raw.populate(first, frames)?;
-    ops.populate_bulk.add(start.elapsed(), frames);
-
-    let start = Instant::now();
-    raw.discard(first, frames)?;
-    ops.discard_touched_bulk.add(start.elapsed(), frames);
-
-    let start = Instant::now();
-    raw.discard(first, frames)?;
-    ops.discard_untouched_bulk.add(start.elapsed(), frames);
-
-    let start = Instant::now();
-    each().try_for_each(|huge| raw.discard(huge, 1))?;
-    ops.discard_untouched_per_frame.add(start.elapsed(), frames);
-
-    let start = Instant::now();
-    each().try_for_each(|huge| raw.populate(huge, 1))?;
-    ops.populate_per_frame.add(start.elapsed(), frames);
-
-    let start = Instant::now();
-    each().try_for_each(|huge| raw.discard(huge, 1))?;
-    ops.discard_touched_per_frame.add(start.elapsed(), frames);
+    book.raw("populate_bulk", "populate_bulk", frames, populate)?;
+    book.raw("discard_touched_bulk", "discard_touched_bulk", frames, discard)?;
+    book.raw("discard_untouched_bulk", "discard_untouched_bulk", frames, discard)?;
+    book.raw("discard_untouched_per_frame", "discard_untouched_bulk", frames, || {
+        Ok(each().try_for_each(|huge| raw.discard(huge, 1))?)
+    })?;
+    book.raw("populate_per_frame", "populate_bulk", frames, || Ok(each().try_for_each(|huge| raw.populate(huge, 1))?))?;
+    book.raw("discard_touched_per_frame", "discard_touched_bulk", frames, || {
+        Ok(each().try_for_each(|huge| raw.discard(huge, 1))?)
+    })?;
 
     let scattered: Vec<Run> = each().step_by(2).map(|first| Run { first, count: 1 }).collect();
-    raw.populate(first, frames)?;
-    let mut failed = None;
-    let start = Instant::now();
-    raw.discard_runs(&scattered, |_, result| failed = failed.take().or(result.err()));
-    ops.discard_scattered_together.add(start.elapsed(), scattered.len() as u32);
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
+    let half = scattered.len() as u32;
+    populate()?;
+    book.raw("discard_scattered_together", "discard_scattered_per_run", half, || {
+        let mut failed = None;
+        raw.discard_runs(&scattered, |_, result| failed = failed.take().or(result.err()));
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    })?;
+    populate()?;
+    book.raw("discard_scattered_per_run", "discard_scattered_per_run", half, || {
+        Ok(scattered.iter().try_for_each(|run| raw.discard(run.first, run.count))?)
+    })?;
+    discard()?;
 
-    raw.populate(first, frames)?;
-    let start = Instant::now();
-    scattered.iter().try_for_each(|run| raw.discard(run.first, run.count))?;
-    ops.discard_scattered_per_run.add(start.elapsed(), scattered.len() as u32);
-    raw.discard(first, frames)?;
-
-    let start = Instant::now();
-    for huge in each() {
-        raw.populate(huge, 1)?;
-        touch(raw, huge)?;
-    }
-    ops.populate_touch_per_frame.add(start.elapsed(), frames);
-    raw.discard(first, frames)?;
-    Ok(())
+    book.raw("populate_touch_per_frame", "populate_touch_per_frame", frames, || {
+        each().try_for_each(|huge| {
+            raw.populate(huge, 1)?;
+            touch(raw, huge)
+        })
+    })?;
+    discard()
 }
 
-/// Writes four words to every page, as the guest does.
+/// Writes a word to every page, as the guest does.
 fn touch(raw: &GuestRam, huge: HugeId) -> Result<(), BenchError> {
     for page in (huge.byte_offset()..huge.byte_offset() + HUGE_SIZE).step_by(FRAME_SIZE as usize) {
-        for word in (0..FRAME_SIZE).step_by(FRAME_SIZE as usize / 4) {
-            raw.guest_memory()
-                .write_obj(page ^ word, GuestAddress(page + word))
-                .map_err(|error| BenchError::Guest(error.to_string()))?;
+        raw.guest_memory().write_obj(page, GuestAddress(page)).map_err(|error| BenchError::Guest(error.to_string()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::candidates::ELASTIC;
+    use crate::skipped::skipped;
+
+    #[test]
+    fn times_are_divided_by_what_moved_and_compared_with_their_limit() {
+        let mut book = Book::default();
+        for round in 1..=3 {
+            book.add((RAW, "discard", "discard"), Duration::from_micros(round * 10), 10).expect("it moved");
+            book.add(("llfree", "reclaim", "discard"), Duration::from_micros(round * 20), 5).expect("it moved");
         }
+        let rows = book.rows();
+        assert_eq!((rows[0].candidate, rows[0].us_per_frame_median, rows[0].ratio_to_limit), ("llfree", 8.0, 4.0));
+        assert_eq!((rows[1].op, rows[1].frames, rows[1].ratio_to_limit), ("discard", 10, 1.0));
+        assert!(book.add(("llfree", "reclaim", "discard"), Duration::ZERO, 0).is_err());
     }
-    Ok(())
-}
 
-fn alloc(vm: &Vm, bytes: u64) -> Result<(), BenchError> {
-    let report = service::guest(vm, &GuestRequest::Alloc { bytes, order: DEFAULT_ORDER })?;
-    if report.outcome != GuestOutcome::Ok {
-        let got = Bytes(report.bytes);
-        return Err(BenchError::Guest(format!("it allocated {got} of {} ({:?})", Bytes(bytes), report.outcome)));
+    #[test]
+    fn every_candidate_is_measured_in_every_way() {
+        if let Err(error) = vmm::boot::open_kvm() {
+            return skipped(vmm::error_line(&error));
+        }
+        let plan = |to: u64| Plan {
+            candidates: ELASTIC.iter().collect(),
+            mem: Bytes(128 << 20),
+            to: Bytes(to << 20),
+            backing: Backing::Anon,
+            iterations: 1,
+        };
+        let rows = run(&plan(64)).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+        for candidate in ELASTIC {
+            let ops = rows.iter().filter(|row| row.candidate == candidate.name).count();
+            assert!(ops >= 6, "{ops} of {}", candidate.name);
+        }
+        assert!(rows.iter().all(|row| row.us_per_frame_median > 0.0 && row.frames > 0), "{rows:?}");
+        assert!(rows.iter().all(|row| row.ratio_to_limit.is_finite()), "{rows:?}");
+        assert!(run(&plan(8)).is_err(), "the guest needs more for itself");
     }
-    Ok(())
-}
-
-fn free_all(vm: &Vm) -> Result<(), BenchError> {
-    service::guest(vm, &GuestRequest::Free { bytes: None, random: false })?;
-    service::guest(vm, &GuestRequest::Idle)?;
-    Ok(())
-}
-
-fn shrink(vm: &Vm, to: Bytes, frames: u32) -> Result<std::time::Duration, BenchError> {
-    let resize = vm.shrink(to.0, |_| false)?;
-    if resize.actual == to.0 && resize.pass.frames == frames {
-        Ok(resize.duration)
-    } else {
-        Err(BenchError::Guest(format!("it still uses what {} leaves it: the limit is {}", to, Bytes(resize.actual))))
-    }
-}
-
-fn grow(vm: &Vm, to: Bytes) -> Result<std::time::Duration, BenchError> {
-    Ok(vm.grow(to.0)?.duration)
 }

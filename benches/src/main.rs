@@ -7,18 +7,27 @@
 
 mod alloc;
 mod boot;
+mod candidates;
 mod crew;
 mod fill;
 mod frag;
 mod frames;
+mod guest;
 mod idle;
 mod inflate;
+mod install;
+mod interference;
 mod passes;
 mod plot;
 mod recovery;
 mod series;
 mod tables;
 
+#[cfg(test)]
+#[path = "../../vmm/tests/common/skipped.rs"]
+mod skipped;
+
+use candidates::Candidate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use frag::Exchange;
 use frames::Allocator;
@@ -33,6 +42,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use vmm::memory::Backing;
 use vmm::units::{Bytes, parse_duration, parse_memory};
+use vmm::workload::parse_time;
 
 /// Measures llfree-vmm against the limits of the machine it runs on.
 #[derive(Parser)]
@@ -41,6 +51,8 @@ use vmm::units::{Bytes, parse_duration, parse_memory};
 Examples:
   llfree-bench inflate --mem 4G --to 512M          reclaim, return and install, per 2 MiB frame
   llfree-bench inflate --iterations 15 --csv inflate.csv
+  llfree-bench install --plot install.svg          what an allocation waits for memory, 1 and 2 vCPUs
+  llfree-bench interference --json                 what STREAM and FTQ lose while memory is resized
   llfree-bench boot --mem 16G --json               from the launch to the agent's first answer
   llfree-bench idle --mem 16G                      host CPU of a VM that does nothing
   llfree-bench alloc --plot alloc.svg              allocators, all orders, over threads
@@ -59,6 +71,10 @@ struct Cli {
 enum Figure {
     /// Reclaim, return and install memory, against the raw system calls
     Inflate(InflateArgs),
+    /// Allocate frames that have no memory yet, quiet and while the host reclaims
+    Install(InstallArgs),
+    /// Run STREAM and FTQ in a guest while its memory shrinks and grows
+    Interference(InterferenceArgs),
     /// Boot a guest, against a bare KVM machine
     Boot(BootArgs),
     /// Let a VM idle, without and with automatic reclaim
@@ -84,11 +100,66 @@ struct InflateArgs {
     /// What guest memory is made of: anon, memfd or hugetlb
     #[arg(long, value_name = "KIND", default_value = "anon")]
     backing: Backing,
+    /// Ways to take memory and to give it back
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree", value_parser = candidates::elastic)]
+    candidates: Vec<&'static Candidate>,
     /// Rounds to measure, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
     iterations: u32,
     #[command(flatten)]
     output: Output,
+}
+
+#[derive(Args)]
+struct InstallArgs {
+    /// Guest memory; less, with what follows, where the host has less than twice of what is touched
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "8G")]
+    mem: Bytes,
+    /// What the guest allocates and touches in a round
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "1G")]
+    burst: Bytes,
+    /// What the host takes meanwhile; half of --mem by default, 0 for quiet rounds only
+    #[arg(long, value_name = "SIZE")]
+    reclaim: Option<Bytes>,
+    /// vCPUs to compare
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u32).range(1..))]
+    cpus: Vec<u32>,
+    /// Where memory comes from: populate, no-pool, pool, pool-512M [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = candidates::install)]
+    candidates: Vec<&'static Candidate>,
+    /// Rounds to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
+    iterations: u32,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    picture: Picture,
+}
+
+#[derive(Args)]
+struct InterferenceArgs {
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "4G")]
+    mem: Bytes,
+    /// STREAM's three arrays together; more than caches hold
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "192M")]
+    bytes: Bytes,
+    /// What the loads that allocate hold between two samples
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "64M")]
+    beside: Bytes,
+    /// Length of a run; each load has two of them a round
+    #[arg(long, value_name = "TIME", value_parser = parse_millis, default_value = "2s")]
+    time: u64,
+    /// Ways to resize
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree", value_parser = candidates::elastic)]
+    candidates: Vec<&'static Candidate>,
+    /// Rounds to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
+    iterations: u32,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    picture: Picture,
 }
 
 #[derive(Args)]
@@ -232,6 +303,10 @@ fn rounds() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=1000)
 }
 
+fn parse_millis(text: &str) -> Result<u64, vmm::workload::WorkloadError> {
+    parse_time("--time", text)
+}
+
 fn parse_round(text: &str) -> Result<Duration, String> {
     let time = parse_duration(text).map_err(|error| error.to_string())?;
     if time < Duration::from_secs(1) { Err("a round lasts at least 1s".to_owned()) } else { Ok(time) }
@@ -332,7 +407,29 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
     match &cli.figure {
         Figure::Inflate(args) => {
             let files = Files::open(&args.output, None)?;
-            let rows = inflate::run(args.mem, args.to, args.backing, args.iterations)?;
+            let plan = inflate::Plan {
+                candidates: args.candidates.clone(),
+                mem: args.mem,
+                to: args.to,
+                backing: args.backing,
+                iterations: args.iterations,
+            };
+            let rows = inflate::run(&plan)?;
+            files.write(&rows, &args.output)
+        }
+        Figure::Install(args) => run_install(args),
+        Figure::Interference(args) => {
+            let plan = interference::Plan {
+                candidates: args.candidates.clone(),
+                mem: args.mem.0,
+                bytes: args.bytes.0,
+                beside: args.beside.0,
+                millis: args.time,
+                iterations: args.iterations,
+            };
+            let files = Files::open(&args.output, Some(&args.picture))?;
+            let rows = interference::run(&plan)?;
+            files.draw("A guest's pace while its memory is resized", &interference::panels(&rows))?;
             files.write(&rows, &args.output)
         }
         Figure::Boot(args) => {
@@ -362,6 +459,37 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
             files.write(&recovery::run(args.mem, args.iterations)?, &args.output)
         }
     }
+}
+
+fn run_install(args: &InstallArgs) -> Result<(), BenchError> {
+    let candidates =
+        if args.candidates.is_empty() { candidates::INSTALL.iter().collect() } else { args.candidates.clone() };
+    let mem = args.mem.0 / 2 / HUGE_SIZE * HUGE_SIZE;
+    let plan = install::Plan {
+        candidates,
+        cpus: args.cpus.clone(),
+        mem: args.mem.0,
+        burst: args.burst.0,
+        reclaim: args.reclaim.map_or(mem, |bytes| bytes.0 / HUGE_SIZE * HUGE_SIZE),
+        iterations: args.iterations,
+    };
+    let plan = plan.fitted(available_bytes()?)?;
+    if plan.mem != args.mem.0 {
+        log::warn!("the host has too little free memory for --mem {}: measuring with {}", args.mem, Bytes(plan.mem));
+    }
+    let files = Files::open(&args.output, Some(&args.picture))?;
+    let rows = install::run(&plan)?;
+    let title = format!("Allocations of 2 MiB frames without memory, {} in a row", Bytes(plan.burst));
+    files.draw(&title, &install::panels(&rows))?;
+    files.write(&rows, &args.output)
+}
+
+/// Memory that the host could give without swapping.
+fn available_bytes() -> Result<u64, BenchError> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map(|kib| kib * 1024).ok_or_else(|| std::io::Error::other("/proc/meminfo has no MemAvailable").into())
 }
 
 fn run_alloc(args: &AllocArgs) -> Result<(), BenchError> {

@@ -4,17 +4,20 @@
 //! boot. Between commands, `allocs - frees` is the number of blocks held.
 
 use crate::blocks::{Blocks, Counters, Tags};
+use crate::burst::{self, Burst};
 use crate::churn::{Churn, Plan};
 use crate::clock::Clock;
 use crate::devices::Devices;
 use crate::host::{Doorbell, Host};
 use crate::memory::{Memory, Refusal};
 use crate::rng::Rng;
+use crate::samples::{Recorder, Store};
 use crate::shared::Shared;
 use crate::stamp::Damage;
+use crate::steady::Steady;
 use llfree::Tenant;
 use shared_layout::Order;
-use shared_layout::agent::{Command, Outcome, Report};
+use shared_layout::agent::{Command, Outcome, Report, Samples};
 
 /// How one command went.
 #[derive(Clone, Copy, Debug)]
@@ -23,19 +26,44 @@ pub(crate) struct Tally {
     bytes: u64,
     blocks: u64,
     detail: u64,
+    samples: Samples,
+    beside_nanos: u64,
     pub(crate) damage: Damage,
 }
 
 impl Tally {
     /// Nothing done, nothing wrong.
     pub(crate) fn new() -> Self {
-        Self { outcome: Outcome::Ok, bytes: 0, blocks: 0, detail: 0, damage: Damage::default() }
+        Self {
+            outcome: Outcome::Ok,
+            bytes: 0,
+            blocks: 0,
+            detail: 0,
+            samples: Samples::default(),
+            beside_nanos: 0,
+            damage: Damage::default(),
+        }
     }
 
     /// One more block.
     pub(crate) fn add(&mut self, bytes: u64) {
         self.bytes += bytes;
         self.blocks += 1;
+    }
+
+    /// Bytes of all blocks so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Time that went by beside the samples.
+    pub(crate) fn add_beside(&mut self, nanos: u64) {
+        self.beside_nanos = self.beside_nanos.saturating_add(nanos);
+    }
+
+    /// All of the samples.
+    pub(crate) fn measured(&mut self, samples: Recorder<'_>) {
+        self.samples = samples.finish();
     }
 
     /// Whether nothing was done yet.
@@ -68,6 +96,7 @@ pub struct Agent<'a, D> {
     vcpu: u32,
     blocks: Blocks,
     counters: Counters,
+    samples: Store,
     commands: u64,
     /// The devices, on the vCPU that runs their drivers.
     drives: Option<&'a Devices>,
@@ -91,8 +120,9 @@ impl<'a, D: Doorbell> Agent<'a, D> {
         // SAFETY: of one region by contract.
         let memory = unsafe { Memory::new(tenant, host, shared.ram()) };
         let clock = Clock::new(shared.header().tsc_khz);
-        let (blocks, counters) = (Blocks::new(), Counters::default());
-        Some(Self { shared: shared.clone(), memory, clock, vcpu, blocks, counters, commands: 0, drives: None })
+        let (blocks, counters, samples) = (Blocks::new(), Counters::default(), Store::new());
+        let drives = None;
+        Some(Self { shared: shared.clone(), memory, clock, vcpu, blocks, counters, samples, commands: 0, drives })
     }
 
     /// Connects it to the guest's devices; vCPU 0 brings them up. Before [`run`](Self::run).
@@ -135,7 +165,15 @@ impl<'a, D: Doorbell> Agent<'a, D> {
             Some(Command::Verify) => self.verify(),
             Some(Command::Free { bytes, random, seed }) => self.free(bytes, random.then(|| Rng::new(seed))),
             Some(Command::Churn { millis, bytes, seed }) => self.churn(Plan { millis, bytes, seed }),
+            Some(Command::Burst { bytes, touch, keep }) => self.burst(burst::Plan { bytes, touch, keep }),
+            Some(Command::Stream { millis, bytes, beside }) => {
+                self.steady(millis, beside, |load, samples| load.stream(bytes, samples))
+            }
+            Some(Command::Ftq { millis, quantum_us, beside }) => {
+                self.steady(millis, beside, |load, samples| load.ftq(quantum_us, samples))
+            }
             Some(Command::Drain) => {
+                self.samples.release(&mut self.memory);
                 self.memory.drain();
                 Tally::new()
             }
@@ -164,6 +202,8 @@ impl<'a, D: Doorbell> Agent<'a, D> {
             free_huge: stats.free_huge,
             nanos,
             more: u64::from(more),
+            samples: tally.samples,
+            beside_nanos: tally.beside_nanos,
             ..Report::default()
         }
     }
@@ -222,9 +262,38 @@ impl<'a, D: Doorbell> Agent<'a, D> {
         devices.run(&self.shared, &mut self.memory, self.clock, tick)
     }
 
+    fn burst(&mut self, plan: burst::Plan) -> Tally {
+        // Stamps of kept blocks need no seed of the host: the command's number tells them apart.
+        let tags = self.tags(0);
+        let Self { memory, counters, blocks, samples, clock, .. } = self;
+        match samples.record(memory) {
+            Ok(samples) => Burst { memory, counters, blocks, clock: *clock }.run(plan, samples, tags),
+            Err(refusal) => refused(refusal),
+        }
+    }
+
+    fn steady(
+        &mut self,
+        millis: u64,
+        beside: u64,
+        load: impl FnOnce(&mut Steady<'_, 'a, D>, Recorder<'_>) -> Tally,
+    ) -> Tally {
+        let Self { memory, samples, clock, .. } = self;
+        match samples.record(memory) {
+            Ok(samples) => load(&mut Steady { memory, clock: *clock, millis, beside }, samples),
+            Err(refusal) => refused(refusal),
+        }
+    }
+
     fn tags(&self, seed: u64) -> Tags {
         Tags::new(seed, self.vcpu, self.commands)
     }
+}
+
+fn refused(refusal: Refusal) -> Tally {
+    let mut tally = Tally::new();
+    tally.refuse(refusal);
+    tally
 }
 
 #[cfg(test)]

@@ -70,18 +70,33 @@ impl Blocks {
         tags: &mut Tags,
     ) -> Result<(), Refusal> {
         let block = memory.take(order)?;
-        let record = Record { frame: block.frame(), order, tag: tags.next() };
+        self.adopt(memory, counters, block.frame(), order, tags)
+    }
+
+    /// Stamps each page of a block that was taken already; it is given back on an error.
+    ///
+    /// # Errors
+    /// Why there is no frame for its record.
+    pub(crate) fn adopt<D: Doorbell>(
+        &mut self,
+        memory: &mut Memory<'_, D>,
+        counters: &mut Counters,
+        frame: FrameId,
+        order: Order,
+        tags: &mut Tags,
+    ) -> Result<(), Refusal> {
+        let record = Record { frame, order, tag: tags.next() };
         // The record first: a block without one is not worth stamping.
         if let Err(refusal) = self.records.push(memory, record) {
-            memory.give(block.frame(), order);
+            memory.give(record.frame, record.order);
             return Err(refusal);
         }
         for frame in frames(&record) {
-            // SAFETY: in the block that was just taken.
+            // SAFETY: in the block that `take` returned.
             stamp::fill(&unsafe { memory.page(frame) }, frame, record.tag);
         }
         counters.allocs += 1;
-        self.bytes += order.bytes();
+        self.bytes += record.order.bytes();
         Ok(())
     }
 

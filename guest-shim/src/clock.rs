@@ -33,7 +33,15 @@ impl Clock {
         self.nanos(self.now().saturating_sub(start))
     }
 
-    const fn nanos(self, ticks: u64) -> u64 {
+    /// Whether its frequency is known.
+    #[must_use]
+    pub(crate) const fn is_known(self) -> bool {
+        self.khz != 0
+    }
+
+    /// Nanoseconds in `ticks`; 0 without a clock.
+    #[must_use]
+    pub(crate) const fn nanos(self, ticks: u64) -> u64 {
         if self.khz == 0 {
             return 0;
         }

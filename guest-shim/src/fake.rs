@@ -143,6 +143,12 @@ impl Table {
         unsafe { Agent::new(&self.shared(), tenant, vcpu, Bell { table: self, vcpu }) }.expect("a vCPU")
     }
 
+    /// States the frequency of a clock, to agents that are made later.
+    pub(crate) fn set_tsc_khz(&self, khz: u64) {
+        // SAFETY: the header that `new` wrote; no agent reads it now.
+        unsafe { (*self.base.cast::<Header>()).tsc_khz = khz };
+    }
+
     /// Sets a word that the guest reads.
     pub(crate) fn set_control(&self, word: ControlWord, value: u64) {
         // SAFETY: in the header page, aligned.

@@ -19,6 +19,9 @@
 //! | `stamp` | what is written to each page, and what a check of it finds |
 //! | `blocks` | owned blocks: allocate and stamp, check, free |
 //! | `churn` | a mixed load that gives way when the host wants memory |
+//! | `burst` | huge frames one after another, each timed |
+//! | `steady` | loads whose pace shows disturbance: STREAM's triad, fixed time quanta |
+//! | `samples` | what those measured, and its percentiles |
 //! | `agent` | the loop of one vCPU: wait for a command, obey, report |
 //! | `clock`, `rng`, `text` | time, chance, and messages without an allocator |
 //!
@@ -33,6 +36,7 @@ mod agent;
 mod ahead;
 mod balloon;
 mod blocks;
+mod burst;
 mod churn;
 mod clock;
 mod devices;
@@ -42,8 +46,10 @@ mod memory;
 mod records;
 mod reported;
 mod rng;
+mod samples;
 mod shared;
 mod stamp;
+mod steady;
 mod text;
 mod virtio;
 

@@ -7,7 +7,7 @@ use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU64, Ordering};
 use shared_layout::header::HeaderError;
 use shared_layout::mailbox::Mailbox;
-use shared_layout::{ControlWord, FRAME_SIZE, FRAMES_PER_HUGE, FrameId, Header, Layout};
+use shared_layout::{ControlWord, FRAME_SIZE, FRAMES_PER_HUGE, FrameId, Header, Layout, Order};
 
 /// 64-bit words in a page.
 pub(crate) const PAGE_WORDS: usize = (FRAME_SIZE / 8) as usize;
@@ -99,6 +99,20 @@ impl Ram {
     pub unsafe fn page(self, frame: FrameId) -> Page {
         assert!(frame.0 < self.frames, "frame {:#x} is not among the {:#x} of RAM", frame.0, self.frames);
         Page(with_exposed_provenance_mut(self.address(frame) as usize))
+    }
+
+    /// The first byte of a block, all of which may be accessed through the pointer.
+    ///
+    /// # Safety
+    /// As for [`page`](Self::page), for every frame of the block.
+    ///
+    /// # Panics
+    /// If the block is not in RAM: a word that named it was damaged.
+    #[must_use]
+    pub unsafe fn block(self, frame: FrameId, order: Order) -> *mut u8 {
+        let last = frame.0.saturating_add(order.frames() - 1);
+        assert!(last < self.frames, "frame {last:#x} is not among the {:#x} of RAM", self.frames);
+        with_exposed_provenance_mut(self.address(frame) as usize)
     }
 
     /// Guest-physical address of a frame.

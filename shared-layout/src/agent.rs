@@ -46,6 +46,52 @@ pub enum Command {
     Stats,
     /// Look after the devices for a while: the word of a host whose guest has no interrupts.
     Devices,
+    /// Allocate huge frames one after another and touch them; samples are nanoseconds that an
+    /// allocation took, its install included.
+    Burst {
+        /// Bytes to allocate, rounded up to huge frames.
+        bytes: u64,
+        /// What is touched of each.
+        touch: Touch,
+        /// Keep and stamp them, instead of freeing them.
+        keep: bool,
+    },
+    /// STREAM's triad over three arrays; samples are MB/s.
+    Stream {
+        /// How long.
+        millis: u64,
+        /// Bytes in the three arrays together.
+        bytes: u64,
+        /// Bytes to allocate, touch and free between two samples.
+        beside: u64,
+    },
+    /// Fixed time quanta; samples are units of work done in one.
+    Ftq {
+        /// How long.
+        millis: u64,
+        /// A quantum in microseconds.
+        quantum_us: u64,
+        /// Bytes to allocate, touch and free between two quanta.
+        beside: u64,
+    },
+}
+
+/// What a [`Command::Burst`] touches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum Touch {
+    /// Nothing.
+    Nothing = 0,
+    /// One word of each huge frame.
+    Frames = 1,
+    /// One word of each page.
+    Pages = 2,
+}
+
+impl Touch {
+    fn from_word(word: u64) -> Option<Self> {
+        [Self::Nothing, Self::Frames, Self::Pages].into_iter().find(|touch| *touch as u64 == word)
+    }
 }
 
 impl Command {
@@ -61,6 +107,9 @@ impl Command {
             Self::Drain => [5, 0, 0, 0],
             Self::Stats => [6, 0, 0, 0],
             Self::Devices => [7, 0, 0, 0],
+            Self::Burst { bytes, touch, keep } => [8, bytes, touch as u64, u64::from(keep)],
+            Self::Stream { millis, bytes, beside } => [9, millis, bytes, beside],
+            Self::Ftq { millis, quantum_us, beside } => [10, millis, quantum_us, beside],
         });
         words
     }
@@ -77,6 +126,9 @@ impl Command {
             5 => Self::Drain,
             6 => Self::Stats,
             7 => Self::Devices,
+            8 => Self::Burst { bytes: a, touch: Touch::from_word(b)?, keep: c != 0 },
+            9 => Self::Stream { millis: a, bytes: b, beside: c },
+            10 => Self::Ftq { millis: a, quantum_us: b, beside: c },
             _ => return None,
         })
     }
@@ -148,8 +200,36 @@ pub struct Report {
     pub ahead: u64,
     /// Not 0 if the vCPU's device drivers have more to do: the host calls them again.
     pub more: u64,
+    /// What a measuring command measured; of no samples otherwise.
+    pub samples: Samples,
+    /// Nanoseconds that it spent beside the samples: a burst on touching, the others on allocating,
+    /// touching and freeing.
+    pub beside_nanos: u64,
     /// Free for later; zero.
-    pub reserved: [u64; WORDS - 18],
+    pub reserved: [u64; WORDS - 27],
+}
+
+/// Samples of a measuring command, in the command's unit. Percentiles are by nearest rank: a sample
+/// that at most so many percent of the samples are below.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Samples {
+    /// How many; 0 also where the guest has no clock.
+    pub count: u64,
+    /// Their mean.
+    pub mean: u64,
+    /// The smallest.
+    pub min: u64,
+    /// The 1st percentile.
+    pub p1: u64,
+    /// The median.
+    pub p50: u64,
+    /// The 99th percentile.
+    pub p99: u64,
+    /// The 99.9th percentile.
+    pub p999: u64,
+    /// The largest.
+    pub max: u64,
 }
 
 const _: () = assert!(size_of::<Report>() == size_of::<Words>());
@@ -182,6 +262,10 @@ mod tests {
             Command::Drain,
             Command::Stats,
             Command::Devices,
+            Command::Burst { bytes: 1 << 30, touch: Touch::Pages, keep: true },
+            Command::Burst { bytes: 1, touch: Touch::Nothing, keep: false },
+            Command::Stream { millis: 1, bytes: 2, beside: 3 },
+            Command::Ftq { millis: 4, quantum_us: 5, beside: 6 },
         ] {
             assert_eq!(Command::decode(&command.encode()), Some(command));
         }
@@ -189,11 +273,16 @@ mod tests {
         let mut bad = Command::Alloc { bytes: 1, order: Order::BASE, seed: 0 }.encode();
         bad[3] = 11;
         assert_eq!(Command::decode(&bad), None, "order 11");
+        let mut bad = Command::Burst { bytes: 1, touch: Touch::Pages, keep: false }.encode();
+        bad[3] = 3;
+        assert_eq!(Command::decode(&bad), None, "no such touch");
     }
 
     #[test]
     fn reports_survive_the_mailbox() {
         let report = Report { outcome: 3, bytes: 5, bad_address: 0x1000, nanos: 77, ..Report::default() };
+        let samples = Samples { count: 1, mean: 2, p999: 3, max: 4, ..Samples::default() };
+        let report = Report { samples, beside_nanos: 8, ..report };
         assert_eq!(Report::decode(&report.encode()), report);
         assert_eq!(Outcome::from_word(3), Some(Outcome::Corrupt));
         assert_eq!(Outcome::from_word(5), None);

@@ -6,7 +6,7 @@
 //! shown, nothing is decided by them. A guest that never answers costs the caller its timeout.
 
 use shared_layout::Order;
-use shared_layout::agent::{Command, Outcome, Report};
+use shared_layout::agent::{Command, Outcome, Report, Samples};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -207,6 +207,13 @@ fn shares(command: Command, held: &[u64]) -> Vec<Command> {
         Command::Alloc { bytes, order, seed } => {
             Command::Alloc { bytes: split(bytes, order.bytes(), vcpu), order, seed: seeded(seed, vcpu) }
         }
+        Command::Burst { bytes, touch, keep } => {
+            Command::Burst { bytes: split(bytes, Order::HUGE.bytes(), vcpu), touch, keep }
+        }
+        Command::Stream { millis, bytes, beside } => {
+            Command::Stream { millis, bytes: bytes / vcpus, beside: beside / vcpus }
+        }
+        Command::Ftq { millis, quantum_us, beside } => Command::Ftq { millis, quantum_us, beside: beside / vcpus },
         Command::Churn { millis, bytes, seed } => {
             Command::Churn { millis, bytes: bytes / vcpus, seed: seeded(seed, vcpu) }
         }
@@ -254,17 +261,46 @@ pub fn total(reports: &[Report]) -> Report {
             (&mut sum.frees, r.frees),
             (&mut sum.installs, r.installs),
             (&mut sum.ahead, r.ahead),
+            (&mut sum.beside_nanos, r.beside_nanos),
         ] {
             *to = to.saturating_add(from);
         }
         sum.nanos = sum.nanos.max(r.nanos);
     }
+    let samples: Vec<Samples> = reports.iter().map(|r| r.samples).filter(|samples| samples.count > 0).collect();
+    sum.samples = total_samples(&samples);
     sum
+}
+
+/// Samples of several vCPUs in one. Percentiles of the whole are not to be had from those of the
+/// parts: given are the worst of them, and for mean and median the mean.
+fn total_samples(parts: &[Samples]) -> Samples {
+    let least = |of: fn(&Samples) -> u64| parts.iter().map(of).min().unwrap_or(0);
+    let most = |of: fn(&Samples) -> u64| parts.iter().map(of).max().unwrap_or(0);
+    let count = parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.count));
+    let weighted = |of: fn(&Samples) -> u64| {
+        let sum = parts.iter().fold(0u128, |sum, part| {
+            // Two words always have room for a product of two.
+            sum.saturating_add(u128::from(of(part)) * u128::from(part.count))
+        });
+        sum.checked_div(u128::from(count)).map_or(0, |mean| u64::try_from(mean).unwrap_or(u64::MAX))
+    };
+    Samples {
+        count,
+        mean: weighted(|part| part.mean),
+        min: least(|part| part.min),
+        p1: least(|part| part.p1),
+        p50: weighted(|part| part.p50),
+        p99: most(|part| part.p99),
+        p999: most(|part| part.p999),
+        max: most(|part| part.max),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared_layout::agent::Touch;
 
     fn bytes(shares: &[Command]) -> Vec<u64> {
         let of = |c: &Command| match *c {
@@ -356,8 +392,37 @@ mod tests {
     }
 
     #[test]
+    fn samples_of_all_vcpus_are_weighted_by_their_number() {
+        let report = |count, value, max| {
+            let samples = Samples { count, mean: value, p50: value, p1: value, p99: max, max, ..Samples::default() };
+            Report { samples, beside_nanos: 1, ..Report::default() }
+        };
+        let sum = total(&[report(3, 10, 50), report(1, 30, 40), report(0, 0, 0)]);
+        let expected = Samples { count: 4, mean: 15, p50: 15, p1: 10, p99: 50, max: 50, ..Samples::default() };
+        assert_eq!((sum.samples, sum.beside_nanos), (expected, 3));
+        assert_eq!(total(&[Report::default()]).samples, Samples::default());
+    }
+
+    #[test]
+    fn measuring_commands_are_shared_out() {
+        let burst = Command::Burst { bytes: 6 << 20, touch: Touch::Pages, keep: false };
+        let of = |c: &Command| match *c {
+            Command::Burst { bytes, .. } | Command::Stream { bytes, .. } => bytes,
+            _ => 0,
+        };
+        assert_eq!(shares(burst, &[0, 0]).iter().map(of).collect::<Vec<_>>(), [4 << 20, 2 << 20]);
+        let stream = Command::Stream { millis: 1, bytes: 100, beside: 50 };
+        assert_eq!(shares(stream, &[0, 0])[1], Command::Stream { millis: 1, bytes: 50, beside: 25 });
+        let ftq = Command::Ftq { millis: 1, quantum_us: 9, beside: 50 };
+        assert_eq!(shares(ftq, &[0, 0])[0], Command::Ftq { millis: 1, quantum_us: 9, beside: 25 });
+    }
+
+    #[test]
     fn hostile_numbers_saturate() {
         let huge = Report { bytes: u64::MAX, held_bytes: u64::MAX, ..Report::default() };
         assert_eq!(total(&[huge, huge]).bytes, u64::MAX);
+        let samples = Samples { count: u64::MAX, mean: u64::MAX, ..Samples::default() };
+        let wild = Report { samples, ..huge };
+        assert_eq!(total(&[wild; 1024]).samples.count, u64::MAX);
     }
 }

@@ -3,6 +3,7 @@
 //! [`parse`] turns arguments into a [`Cli`], or into the text and exit code to end with: usage
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
+use crate::control::protocol::{BurstTouch, QUANTUM_US};
 use crate::elastic::Elastic;
 use crate::harden::{EXIT_FORBIDDEN, Seccomp};
 use crate::install_config::{InstallConfig, InstallPool};
@@ -10,7 +11,9 @@ use crate::memory::{Backing, UseUserfaultfd};
 use crate::monitor::OnViolation;
 use crate::monitor::auto::Switch;
 use crate::units::{Bytes, parse_duration, parse_memory};
-use crate::workload::{DEFAULT_ORDER, FreeAmount, Workload, parse_amount, parse_millis, parse_order};
+use crate::workload::{
+    DEFAULT_ORDER, FreeAmount, Workload, WorkloadError, parse_amount, parse_millis, parse_order, parse_some, parse_time,
+};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use shared_layout::header::MAX_VCPUS;
@@ -115,6 +118,9 @@ pub struct LaunchArgs {
     /// Take back free memory by itself: on, off (the default), or how, like interval=5s,min-age=2,keep=64M,rate=4G/s
     #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
     pub auto_reclaim: Option<Switch>,
+    /// Cores for the vCPUs, in turn, like 0,1; any by default
+    #[arg(long, value_name = "CORES", value_delimiter = ',')]
+    pub pin: Vec<u32>,
     /// Zeroed memory kept ready for installs, like 64M or 64M,rate=4G/s; 0 for none [default: 64M, or an
     /// eighth of --mem if that is less]
     #[arg(long, value_name = "SIZE[,rate=SIZE/s]", allow_hyphen_values = true)]
@@ -307,10 +313,68 @@ pub enum GuestCommand {
         #[arg(value_name = "TIME", value_parser = parse_millis, allow_hyphen_values = true)]
         millis: u64,
     },
+    /// Allocate 2 MiB frames one after another and time each
+    Burst {
+        /// How much
+        #[arg(value_name = "SIZE", value_parser = parse_burst, allow_hyphen_values = true)]
+        bytes: u64,
+        /// What to write to: a word of each page, of each 2 MiB frame, or nothing
+        #[arg(long, value_name = "WHAT", default_value = "pages", hide_default_value = true)]
+        touch: BurstTouch,
+        /// Keep and stamp it all, instead of freeing it
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Measure memory bandwidth over time (STREAM triad)
+    Stream {
+        /// For how long
+        #[arg(value_name = "TIME", value_parser = parse_stream_millis, allow_hyphen_values = true)]
+        millis: u64,
+        /// In arrays of this size together
+        #[arg(long, value_name = "SIZE", value_parser = parse_stream_bytes, default_value = "192M", allow_hyphen_values = true)]
+        bytes: u64,
+        /// Allocate, touch and free this much between two samples
+        #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
+        beside: Bytes,
+    },
+    /// Measure computing time over time (fixed time quanta)
+    Ftq {
+        /// For how long
+        #[arg(value_name = "TIME", value_parser = parse_ftq_millis, allow_hyphen_values = true)]
+        millis: u64,
+        /// A quantum
+        #[arg(long, value_name = "TIME", value_parser = parse_quantum, default_value = "1ms", allow_hyphen_values = true)]
+        quantum: Duration,
+        /// Allocate, touch and free this much between two quanta
+        #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
+        beside: Bytes,
+    },
     /// Give cached frames back, so that the host can take them
     Idle,
     /// Report what is allocated and free
     Stats,
+}
+
+fn parse_burst(text: &str) -> Result<u64, WorkloadError> {
+    parse_some("burst", text)
+}
+
+fn parse_stream_bytes(text: &str) -> Result<u64, WorkloadError> {
+    parse_some("stream", text)
+}
+
+fn parse_stream_millis(text: &str) -> Result<u64, WorkloadError> {
+    parse_time("stream", text)
+}
+
+fn parse_ftq_millis(text: &str) -> Result<u64, WorkloadError> {
+    parse_time("ftq", text)
+}
+
+fn parse_quantum(text: &str) -> Result<Duration, String> {
+    let quantum = parse_duration(text).map_err(|error| error.to_string())?;
+    let possible = u64::try_from(quantum.as_micros()).is_ok_and(|us| QUANTUM_US.contains(&us));
+    if possible { Ok(quantum) } else { Err("a quantum is 0.01ms to 1s".to_owned()) }
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
@@ -366,6 +430,7 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
         ("--workload", launch.workload.is_some()),
         ("--backing", launch.backing.is_some()),
         ("--elastic", launch.elastic.is_some()),
+        ("--pin", !launch.pin.is_empty()),
         ("--seccomp", launch.seccomp.is_some()),
         ("--cgroup", launch.cgroup.is_some()),
         ("--auto-reclaim", launch.auto_reclaim.is_some()),

@@ -111,6 +111,15 @@ fn guest_request(command: &GuestCommand) -> GuestRequest {
         GuestCommand::Churn { millis } => GuestRequest::Churn { millis },
         GuestCommand::Idle => GuestRequest::Idle,
         GuestCommand::Stats => GuestRequest::Stats,
+        GuestCommand::Burst { bytes, touch, keep } => GuestRequest::Burst { bytes, touch, keep },
+        GuestCommand::Stream { millis, bytes, beside } => {
+            GuestRequest::Stream { millis, bytes, beside_bytes: beside.0 }
+        }
+        GuestCommand::Ftq { millis, quantum, beside } => {
+            // The parser bounds it.
+            let quantum_us = u64::try_from(quantum.as_micros()).unwrap_or(u64::MAX);
+            GuestRequest::Ftq { millis, quantum_us, beside_bytes: beside.0 }
+        }
     }
 }
 
@@ -151,6 +160,8 @@ fn ask(global: &Global, verb: &str, request: &Request, output: &mut Output) -> R
 #[must_use]
 pub fn guest_exit_code(report: &GuestReport) -> u8 {
     match report.outcome {
+        // A measurement without samples is none.
+        GuestOutcome::Ok if report.samples.as_ref().is_some_and(|samples| samples.count == 0) => exit::PARTIAL,
         GuestOutcome::Ok if report.mismatches == 0 => exit::OK,
         GuestOutcome::Unknown => exit::ERROR,
         _ => exit::PARTIAL,

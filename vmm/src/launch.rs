@@ -202,6 +202,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         cpus: args.cpus(),
         backing: args.backing(),
         kernel: args.kernel.clone(),
+        pin: args.pin.clone(),
         install: args.install_config(),
         elastic: args.elastic.unwrap_or_default(),
     };

@@ -3,8 +3,8 @@
 //! What a guest or another process wrote is filtered on the way.
 
 use crate::control::report::{
-    AutoReclaimReport, ElasticStatus, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, StatusReport,
-    ValidateReport,
+    AutoReclaimReport, ElasticStatus, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, SampleReport,
+    StatusReport, ValidateReport,
 };
 use crate::guest_log::printable;
 use crate::units::Bytes;
@@ -141,6 +141,9 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
     if report.blocks > 0 || report.bytes > 0 {
         rows.push(("done", format!("{} in {} blocks", Bytes(report.bytes), report.blocks)));
     }
+    if let Some(samples) = &report.samples {
+        rows.extend(sample_rows(samples));
+    }
     rows.push(("holds", format!("{} in {} blocks", Bytes(report.held_bytes), report.held_blocks)));
     if report.mismatches > 0 {
         rows.push(("wrong pages", report.mismatches.to_string()));
@@ -161,6 +164,21 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
         ),
     ));
     table(&rows)
+}
+
+fn sample_rows(s: &SampleReport) -> Vec<(&'static str, String)> {
+    if s.count == 0 {
+        return vec![("samples", "none: the guest has no clock, or nothing to measure".to_owned())];
+    }
+    let unit = printable(&s.unit);
+    let mut rows = vec![
+        ("samples", format!("{}, mean {} {unit}, least {}, most {}", s.count, s.mean, s.min, s.max)),
+        ("percentiles", format!("1 %: {}, 50 %: {}, 99 %: {}, 99.9 %: {}", s.p1, s.p50, s.p99, s.p999)),
+    ];
+    if s.beside_ns > 0 {
+        rows.push(("beside them", micros(s.beside_ns / 1000)));
+    }
+    rows
 }
 
 /// What `status` prints.

@@ -7,10 +7,10 @@
 //! the VM did into the reports of the protocol.
 
 use crate::agent::AgentError;
-use crate::control::protocol::{ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
+use crate::control::protocol::{BurstTouch, ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{
     AutoReclaimReport, BadPage, CgroupStatus, ElasticStatus, ExitCounts, FindingReport, GuestOutcome, GuestReport,
-    InstallPoolStatus, ReclaimReport, ResizeReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
+    InstallPoolStatus, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
 };
 use crate::control::server::Responder;
 use crate::doorbell::GuestEnd;
@@ -23,7 +23,7 @@ use crate::units::Bytes;
 use crate::vm::{Resize, Vm, VmError};
 use crate::{error_line, faults};
 use llfree::Census;
-use shared_layout::agent::{Command, Outcome, Report};
+use shared_layout::agent::{Command, Outcome, Report, Touch};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -315,7 +315,7 @@ fn guest_used_bytes(vm: &Vm, census: &Census) -> u64 {
 /// If the guest does not answer, or has ended.
 pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
     let seed = vm.next_seed();
-    let mut timeout = GUEST_TIMEOUT;
+    let timeout = GUEST_TIMEOUT + Duration::from_millis(request.millis());
     let command = match *request {
         GuestRequest::Alloc { bytes, order } => {
             let order = Order::new(order).ok_or_else(|| {
@@ -326,18 +326,36 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
         GuestRequest::Verify => Command::Verify,
         GuestRequest::Free { bytes, random } => Command::Free { bytes: bytes.unwrap_or(u64::MAX), random, seed },
         GuestRequest::Churn { millis } => {
-            timeout += Duration::from_millis(millis);
             // Half of what the guest may hold: room for what it holds already, and for luck.
             let bytes = vm.limit() / 2;
             Command::Churn { millis, bytes, seed }
         }
         GuestRequest::Idle => Command::Drain,
         GuestRequest::Stats => Command::Stats,
+        GuestRequest::Burst { bytes, touch, keep } => {
+            let touch = match touch {
+                BurstTouch::Nothing => Touch::Nothing,
+                BurstTouch::Frames => Touch::Frames,
+                BurstTouch::Pages => Touch::Pages,
+            };
+            Command::Burst { bytes, touch, keep }
+        }
+        GuestRequest::Stream { millis, bytes, beside_bytes } => Command::Stream { millis, bytes, beside: beside_bytes },
+        GuestRequest::Ftq { millis, quantum_us, beside_bytes } => {
+            Command::Ftq { millis, quantum_us, beside: beside_bytes }
+        }
     };
     let start = Instant::now();
     let report = vm.guest(command, timeout)?;
     let took = start.elapsed();
-    let mut report = guest_report(&report, &vm.monitor().census(), took);
+    let unit = match request {
+        GuestRequest::Burst { .. } => Some("ns"),
+        GuestRequest::Stream { .. } => Some("MB/s"),
+        GuestRequest::Ftq { .. } => Some("units"),
+        _ => None,
+    };
+    let samples = unit.map(|unit| sample_report(unit, &report));
+    let mut report = GuestReport { samples, ..guest_report(&report, &vm.monitor().census(), took) };
     if let GuestRequest::Free { bytes: Some(bytes), .. } = *request
         && report.outcome == GuestOutcome::Ok
         && report.bytes < bytes
@@ -345,6 +363,22 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
         report.outcome = GuestOutcome::FellShort;
     }
     Ok(report)
+}
+
+fn sample_report(unit: &str, report: &Report) -> SampleReport {
+    let s = report.samples;
+    SampleReport {
+        unit: unit.to_owned(),
+        count: s.count,
+        mean: s.mean,
+        min: s.min,
+        p1: s.p1,
+        p50: s.p50,
+        p99: s.p99,
+        p999: s.p999,
+        max: s.max,
+        beside_ns: report.beside_nanos,
+    }
 }
 
 fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
@@ -368,6 +402,7 @@ fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
         free_bytes: free_huge_bytes + census.fragmented_frames * FRAME_SIZE,
         free_huge_bytes,
         duration_us: micros(took),
+        samples: None,
     }
 }
 

@@ -23,6 +23,7 @@ use crate::vcpu::{self, VcpuContext, VcpuCounters};
 use crate::{faults, kernel_stats};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
 use std::path::PathBuf;
@@ -48,6 +49,8 @@ pub struct VmConfig {
     pub backing: Backing,
     /// An ELF to run instead of the embedded guest.
     pub kernel: Option<PathBuf>,
+    /// Host cores for the vCPUs' threads, in turn; any if there are none.
+    pub pin: Vec<u32>,
     /// How frames get their memory, and what holds the guest to its limit.
     pub install: InstallConfig,
     /// How memory is made smaller and larger.
@@ -84,6 +87,14 @@ pub enum LaunchError {
         asked: u32,
         /// KVM's maximum.
         limit: u32,
+    },
+    /// A core that is not there, or not ours.
+    #[error("core {core} is not among those that this process may use, {allowed:?}; use --pin with some of them")]
+    Pin {
+        /// What was asked for.
+        core: u32,
+        /// What there is.
+        allowed: Vec<u32>,
     },
     /// How frames get their memory.
     #[error(transparent)]
@@ -223,6 +234,7 @@ impl Vm {
         if config.cpus == 0 || config.cpus > limits.max_vcpus {
             return Err(LaunchError::Cpus { asked: config.cpus, limit: limits.max_vcpus });
         }
+        check_cores(&config.pin)?;
         let kernel = match &config.kernel {
             Some(path) => Kernel::open(path)?,
             None => Kernel::parse("the embedded guest", images::SHIM_ELF.to_vec())?,
@@ -320,12 +332,18 @@ impl Vm {
             stop: self.stop.clone(),
             counters: self.vcpus[index as usize].clone(),
         };
+        let core = self.config.pin.get(index as usize % self.config.pin.len().max(1)).copied();
         let announcer = self.announcer.clone();
         let refused = |source| LaunchError::Host { step: "start a vCPU's thread", source };
         faults::point(faults::THREAD_START).map_err(refused)?;
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
+                if let Some(core) = core
+                    && let Err(error) = pin_to(core)
+                {
+                    log::warn!("vCPU {index} could not be pinned to core {core}: {error}");
+                }
                 harden::enter(Role::Vcpu);
                 if let Some(reason) = vcpu::run(fd, index, &context) {
                     announcer.announce(reason);
@@ -594,6 +612,27 @@ impl Drop for Vm {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+fn check_cores(cores: &[u32]) -> Result<(), LaunchError> {
+    if cores.is_empty() {
+        return Ok(());
+    }
+    // Of the first thread, as the one that launches may sit on a core itself.
+    let set = sched_getaffinity(Some(rustix::process::getpid()))
+        .map_err(|e| LaunchError::Host { step: "tell which cores this process may use", source: e.into() })?;
+    let allowed: Vec<u32> = (0..CpuSet::MAX_CPU as u32).filter(|core| set.is_set(*core as usize)).collect();
+    match cores.iter().find(|core| !allowed.contains(core)) {
+        Some(core) => Err(LaunchError::Pin { core: *core, allowed }),
+        None => Ok(()),
+    }
+}
+
+/// Keeps the calling thread on one core, which [`check_cores`] knows.
+fn pin_to(core: u32) -> rustix::io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core as usize);
+    sched_setaffinity(None, &set)
 }
 
 /// KVM gives up on a new VM when a signal comes; the signal's own handler is what acts on it.

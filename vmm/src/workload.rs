@@ -3,13 +3,18 @@
 //! `"alloc 8G, verify; free all, stop"` becomes a list of steps. The words are those of the
 //! `guest` subcommands, separated by commas or semicolons. Text in, values out.
 
-use crate::control::protocol::GuestRequest;
+use crate::control::protocol::{BurstTouch, GuestRequest};
 use crate::units::{Bytes, DurationError, SizeError, parse_duration, shorten};
 use shared_layout::Order;
 use std::str::FromStr;
 
 /// Blocks of this order are allocated unless another is asked for: 2 MiB.
 pub const DEFAULT_ORDER: u8 = Order::HUGE.get();
+
+/// STREAM's arrays, unless something else is asked for: more than caches hold.
+pub const STREAM_BYTES: u64 = 192 << 20;
+/// FTQ's quantum, unless another is asked for: a millisecond.
+pub const QUANTUM_US: u64 = 1000;
 
 /// One step of a workload.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,7 +36,9 @@ pub enum WorkloadError {
     #[error("no commands in it; write some, like \"alloc 8G, verify, free all\"")]
     Empty,
     /// A word that is no command.
-    #[error("unknown command '{0}'; the commands are alloc, verify, free, churn, idle, stats and stop")]
+    #[error(
+        "unknown command '{0}'; the commands are alloc, verify, free, churn, burst, stream, ftq, idle, stats and stop"
+    )]
     UnknownCommand(String),
     /// A command without its argument.
     #[error("'{command}' needs {what}")]
@@ -61,11 +68,16 @@ pub enum WorkloadError {
     #[error("'{0}' of 0 bytes does nothing")]
     NoBytes(&'static str),
     /// An argument that is no time.
-    #[error("in 'churn': {0}")]
-    Time(DurationError),
+    #[error("in '{command}': {reason}")]
+    Time {
+        /// The command.
+        command: &'static str,
+        /// What is wrong.
+        reason: DurationError,
+    },
     /// No time.
-    #[error("'churn' for no time does nothing")]
-    NoTime,
+    #[error("'{0}' for no time does nothing")]
+    NoTime(&'static str),
     /// Not 0 to 10.
     #[error("'{0}' is no order; orders are 0 (4 KiB blocks) to 10 (4 MiB blocks)")]
     Order(String),
@@ -99,6 +111,21 @@ fn parse_step(text: &str) -> Result<Step, WorkloadError> {
         "churn" => {
             let word = words.next().ok_or(WorkloadError::Missing { command: "churn", what: "a time, like 10s" })?;
             ("churn", Step::Guest(GuestRequest::Churn { millis: parse_millis(word)? }))
+        }
+        "burst" => {
+            let word = words.next().ok_or(WorkloadError::Missing { command: "burst", what: "a size, like 1G" })?;
+            let bytes = parse_some("burst", word)?;
+            ("burst", Step::Guest(GuestRequest::Burst { bytes, touch: BurstTouch::default(), keep: false }))
+        }
+        "stream" => {
+            let word = words.next().ok_or(WorkloadError::Missing { command: "stream", what: "a time, like 10s" })?;
+            let millis = parse_time("stream", word)?;
+            ("stream", Step::Guest(GuestRequest::Stream { millis, bytes: STREAM_BYTES, beside_bytes: 0 }))
+        }
+        "ftq" => {
+            let word = words.next().ok_or(WorkloadError::Missing { command: "ftq", what: "a time, like 10s" })?;
+            let millis = parse_time("ftq", word)?;
+            ("ftq", Step::Guest(GuestRequest::Ftq { millis, quantum_us: QUANTUM_US, beside_bytes: 0 }))
         }
         "idle" => ("idle", Step::Guest(GuestRequest::Idle)),
         "stats" => ("stats", Step::Guest(GuestRequest::Stats)),
@@ -145,7 +172,11 @@ fn parse_free<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<GuestRequ
     Ok(GuestRequest::Free { bytes: amount.bytes(), random })
 }
 
-fn parse_some(command: &'static str, text: &str) -> Result<u64, WorkloadError> {
+/// A size but 0 for a command, in bytes.
+///
+/// # Errors
+/// What is no size, and 0.
+pub fn parse_some(command: &'static str, text: &str) -> Result<u64, WorkloadError> {
     match text.parse::<Bytes>() {
         Ok(Bytes(0)) => Err(WorkloadError::NoBytes(command)),
         Ok(Bytes(bytes)) => Ok(bytes),
@@ -175,8 +206,16 @@ pub fn parse_order(text: &str) -> Result<u8, WorkloadError> {
 /// # Errors
 /// What is no time, and none at all.
 pub fn parse_millis(text: &str) -> Result<u64, WorkloadError> {
-    match parse_duration(text).map_err(WorkloadError::Time)?.as_millis() as u64 {
-        0 => Err(WorkloadError::NoTime),
+    parse_time("churn", text)
+}
+
+/// How long a command is to go on, in milliseconds.
+///
+/// # Errors
+/// What is no time, and none at all.
+pub fn parse_time(command: &'static str, text: &str) -> Result<u64, WorkloadError> {
+    match parse_duration(text).map_err(|reason| WorkloadError::Time { command, reason })?.as_millis() as u64 {
+        0 => Err(WorkloadError::NoTime(command)),
         millis => Ok(millis),
     }
 }
@@ -217,7 +256,8 @@ mod tests {
     #[test]
     fn a_workload_is_a_list_of_guest_commands() {
         let workload: Workload =
-            "alloc 8G, verify; alloc 1M --order 0, free 2G --random, free all; churn 10s, idle, stats, stop"
+            "alloc 8G, verify; alloc 1M --order 0, free 2G --random, free all; churn 10s, idle, stats; \
+             burst 1G, stream 2s, ftq 30ms, stop"
                 .parse()
                 .expect("as in the help");
         let steps = [
@@ -229,6 +269,9 @@ mod tests {
             GuestRequest::Churn { millis: 10_000 },
             GuestRequest::Idle,
             GuestRequest::Stats,
+            GuestRequest::Burst { bytes: 1 << 30, touch: BurstTouch::Pages, keep: false },
+            GuestRequest::Stream { millis: 2000, bytes: STREAM_BYTES, beside_bytes: 0 },
+            GuestRequest::Ftq { millis: 30, quantum_us: 1000, beside_bytes: 0 },
         ];
         let expected: Vec<Step> = steps.into_iter().map(Step::Guest).chain([Step::Stop]).collect();
         assert_eq!(workload.0, expected);
@@ -238,7 +281,10 @@ mod tests {
     fn refusals_teach() {
         for (text, message) in [
             (" , ;", "no commands in it; write some, like \"alloc 8G, verify, free all\""),
-            ("allok 8G", "unknown command 'allok'; the commands are alloc, verify, free, churn, idle, stats and stop"),
+            (
+                "allok 8G",
+                "unknown command 'allok'; the commands are alloc, verify, free, churn, burst, stream, ftq, idle, stats and stop",
+            ),
             ("alloc", "'alloc' needs a size, like 8G"),
             ("free --random", "'free' needs a size, like 8G, or 'all'"),
             ("verify now", "'now' makes no sense after 'verify'"),
@@ -249,6 +295,9 @@ mod tests {
             ("alloc 0", "'alloc' of 0 bytes does nothing"),
             ("alloc 1G --order 11", "'11' is no order; orders are 0 (4 KiB blocks) to 10 (4 MiB blocks)"),
             ("churn 0s", "'churn' for no time does nothing"),
+            ("ftq 0s", "'ftq' for no time does nothing"),
+            ("burst 0", "'burst' of 0 bytes does nothing"),
+            ("stream", "'stream' needs a time, like 10s"),
             ("stop, verify", "'stop' must be the last command"),
         ] {
             assert_eq!(text.parse::<Workload>().expect_err(text).to_string(), message);
@@ -257,7 +306,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(text in "((alloc|free|churn|verify|stop|--order|--random|all|[0-9]{0,30}[GMs]?|.)[ ,;]?){0,12}") {
+        fn no_text_panics(text in "((alloc|free|churn|burst|stream|ftq|verify|stop|--order|--random|all|[0-9]{0,30}[GMs]?|.)[ ,;]?){0,12}") {
             let _ = text.parse::<Workload>();
         }
     }

@@ -123,6 +123,9 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("guest free 0", &["0 bytes"]),
         ("guest churn 0s", &["no time"]),
         ("guest churn", &["TIME"]),
+        ("guest burst 0", &["0 bytes"]),
+        ("guest stream 0s", &["no time"]),
+        ("guest ftq 1s --quantum 0s", &["a quantum is"]),
         // A VM that is not there.
         ("status --name nobody", &["no VM is called 'nobody'"]),
         ("status --name a/b", &["'a/b' is no VM name"]),

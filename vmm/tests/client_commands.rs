@@ -142,6 +142,7 @@ fn guest(outcome: GuestOutcome) -> Reply {
         free_bytes: 8 << 30,
         free_huge_bytes: 8 << 30,
         duration_us: 2_500_000,
+        samples: None,
     })
 }
 

@@ -2,11 +2,11 @@
 
 use proptest::prelude::*;
 use vmm::control::protocol::{
-    DecodeError, ErrorKind, GuestRequest, MAX_LINE, MAX_REPLY, PROTOCOL_VERSION, Reply, Request, ShrinkGoal,
+    BurstTouch, DecodeError, ErrorKind, GuestRequest, MAX_LINE, MAX_REPLY, PROTOCOL_VERSION, Reply, Request, ShrinkGoal,
 };
 use vmm::control::report::{
     AutoReclaimReport, BadPage, BalloonStatus, ElasticStatus, ExitCounts, GuestOutcome, GuestReport, GuestStatsReport,
-    MemStatus, ReclaimReport, ResizeReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
+    MemStatus, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
 };
 use vmm::monitor::auto::{Settings, Switch};
 
@@ -54,6 +54,18 @@ fn requests() -> Vec<(Request, &'static str)> {
         (Request::Guest(GuestRequest::Idle), r#"{"version":1,"request":{"guest":"idle"}}"#),
         (Request::Guest(GuestRequest::Stats), r#"{"version":1,"request":{"guest":"stats"}}"#),
         (Request::Stop, r#"{"version":1,"request":"stop"}"#),
+        (
+            Request::Guest(GuestRequest::Burst { bytes: 4096, touch: BurstTouch::Pages, keep: false }),
+            r#"{"version":1,"request":{"guest":{"burst":{"bytes":4096,"touch":"pages","keep":false}}}}"#,
+        ),
+        (
+            Request::Guest(GuestRequest::Stream { millis: 500, bytes: 1 << 20, beside_bytes: 0 }),
+            r#"{"version":1,"request":{"guest":{"stream":{"millis":500,"bytes":1048576,"beside_bytes":0}}}}"#,
+        ),
+        (
+            Request::Guest(GuestRequest::Ftq { millis: 500, quantum_us: 1000, beside_bytes: 1 }),
+            r#"{"version":1,"request":{"guest":{"ftq":{"millis":500,"quantum_us":1000,"beside_bytes":1}}}}"#,
+        ),
     ]
 }
 
@@ -73,6 +85,7 @@ fn guest_report() -> GuestReport {
         free_bytes: 9,
         free_huge_bytes: 10,
         duration_us: 11,
+        samples: None,
     }
 }
 
@@ -98,6 +111,10 @@ fn replies_survive_a_line() {
         Reply::AutoReclaim(AutoReclaimReport::default()),
         Reply::Validate(ValidateReport::default()),
         Reply::Guest(guest_report()),
+        Reply::Guest(GuestReport {
+            samples: Some(SampleReport { count: 1, ..SampleReport::default() }),
+            ..guest_report()
+        }),
         Reply::Stopping,
         Reply::error(ErrorKind::Busy, "later"),
     ];
@@ -140,6 +157,12 @@ fn refusals_name_what_is_wrong() {
         (br#"{"version":1,"request":{"guest":{"alloc":{"bytes":1,"order":11}}}}"#, "'order' is 11; it must be 0 to 10"),
         (br#"{"version":1,"request":{"guest":{"churn":{"millis":0}}}}"#, "'millis' is 0"),
         (
+            br#"{"version":1,"request":{"guest":{"ftq":{"millis":1,"quantum_us":9,"beside_bytes":0}}}}"#,
+            "'quantum_us' is 9; it must be 10 to 1000000",
+        ),
+        (br#"{"version":1,"request":{"guest":{"stream":{"millis":1,"bytes":0,"beside_bytes":0}}}}"#, "'bytes' is 0"),
+        (br#"{"version":1,"request":{"guest":{"burst":{"bytes":0,"touch":"pages","keep":true}}}}"#, "'bytes' is 0"),
+        (
             br#"{"version":1,"request":{"shrink":{"goal":{"to_bytes":2097152,"by_bytes":1},"wait_ms":0}}}"#,
             "not understood",
         ),
@@ -178,7 +201,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_lines_do_not_panic(at in 0usize..14, position in 0usize..100, byte in any::<u8>()) {
+    fn damaged_lines_do_not_panic(at in 0..requests().len(), position in 0usize..100, byte in any::<u8>()) {
         let mut line = requests()[at].1.as_bytes().to_vec();
         let position = position % line.len();
         line[position] = byte;

@@ -137,6 +137,11 @@ fn faults_cannot_be_read(scenario: &Scenario, point: &str) {
     let memory = vm.monitor().ram().guest_memory();
     memory.write_obj(1u8, GuestAddress(last.byte_offset())).expect("in guest memory");
     scenario.set(point, "off").expect("actions");
+    // Whoever waited may be told before the thread is done.
+    let start = std::time::Instant::now();
+    while vm.is_enforced() && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     assert!(!vm.is_enforced());
     assert_eq!(service::status(&vm, "blind").expect("it answers").enforcement, "audit");
     let violations = vm.monitor().counters.violations.load(Ordering::Relaxed);

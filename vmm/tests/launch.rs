@@ -95,6 +95,7 @@ fn every_json_output_has_its_fields() {
         "bad_calls",
         "auto_reclaim",
         "vcpus",
+        "elastic",
     ];
     let status = vm.status();
     has_fields(&status, &status_fields);
@@ -121,29 +122,43 @@ fn every_json_output_has_its_fields() {
     has_fields(&vm.json("shrink --to 48M"), &resize_fields);
     has_fields(&vm.json("grow --to 64M"), &resize_fields);
     has_fields(&vm.json("reclaim --by 2M"), &["huge_frames", "freed_bytes", "duration_us"]);
-    for command in
-        ["alloc 4M", "alloc 1M --order 0", "verify", "free 1M --random", "churn 50ms", "idle", "stats", "free all"]
-    {
+    for command in [
+        "alloc 4M",
+        "alloc 1M --order 0",
+        "verify",
+        "free 1M --random",
+        "churn 50ms",
+        "burst 8M",
+        "stream 20ms --bytes 6M",
+        "ftq 20ms",
+        "idle",
+        "stats",
+        "free all",
+    ] {
         let report = vm.json(&format!("guest {command}"));
-        has_fields(
-            &report,
-            &[
-                "outcome",
-                "bytes",
-                "blocks",
-                "held_bytes",
-                "held_blocks",
-                "mismatches",
-                "first_bad",
-                "allocs",
-                "frees",
-                "install_calls",
-                "ahead_frames",
-                "free_bytes",
-                "free_huge_bytes",
-                "duration_us",
-            ],
-        );
+        let measures = ["burst", "stream", "ftq"].iter().any(|verb| command.starts_with(verb));
+        let mut fields = vec![
+            "outcome",
+            "bytes",
+            "blocks",
+            "held_bytes",
+            "held_blocks",
+            "mismatches",
+            "first_bad",
+            "allocs",
+            "frees",
+            "install_calls",
+            "ahead_frames",
+            "free_bytes",
+            "free_huge_bytes",
+            "duration_us",
+        ];
+        if measures {
+            fields.push("samples");
+            let samples = ["unit", "count", "mean", "min", "p1", "p50", "p99", "p999", "max", "beside_ns"];
+            has_fields(&report["samples"], &samples);
+        }
+        has_fields(&report, &fields);
         assert_eq!(report["outcome"], "ok", "{command}");
     }
 

@@ -10,7 +10,7 @@ use skipped::skipped;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm::control::protocol::GuestRequest;
+use vmm::control::protocol::{BurstTouch, GuestRequest};
 use vmm::control::report::{GuestOutcome, GuestReport};
 use vmm::doorbell::{Flow, GuestEnd};
 use vmm::install_config::InstallConfig;
@@ -369,4 +369,68 @@ fn a_stopped_machine_leaves_no_thread_in_the_guest() {
         assert!(churn.join().expect("no panic").is_err(), "it was cut short");
     });
     assert!(vm.ended().is_none(), "a stop is no crash");
+}
+
+#[test]
+fn a_burst_reports_what_its_allocations_took() {
+    let Some(vm) = launch(256, 2, Backing::Anon) else { return };
+    let burst = |touch, keep| guest(&vm, &GuestRequest::Burst { bytes: 64 * MIB, touch, keep });
+    let report = burst(BurstTouch::Pages, true);
+    let samples = report.samples.expect("a burst has samples");
+    assert_eq!((report.outcome, report.held_bytes, samples.count), (GuestOutcome::Ok, 64 * MIB, 32));
+    assert!(samples.unit == "ns" && samples.mean > 0 && samples.beside_ns > 0, "{samples:?}");
+    verify(&vm, 64);
+    assert_eq!(burst(BurstTouch::Frames, false).held_bytes, 64 * MIB, "this one keeps nothing");
+    free(&vm, None, false);
+    guest(&vm, &GuestRequest::Idle);
+    assert_eq!(vm.shrink(32 * MIB, |_| false).expect("in range").actual, 32 * MIB, "samples need no memory any more");
+}
+
+#[test]
+fn loads_are_measured_while_the_host_shrinks_and_grows() {
+    let Some(vm) = launch(256, 1, Backing::Anon) else { return };
+    for beside_bytes in [0, 16 * MIB] {
+        let stream = GuestRequest::Stream { millis: 300, bytes: 24 * MIB, beside_bytes };
+        for request in [stream, GuestRequest::Ftq { millis: 300, quantum_us: 1000, beside_bytes }] {
+            let over = AtomicBool::new(false);
+            let report = std::thread::scope(|scope| {
+                let load = scope.spawn(|| {
+                    let report = guest(&vm, &request);
+                    over.store(true, Ordering::Relaxed);
+                    report
+                });
+                while !over.load(Ordering::Relaxed) {
+                    vm.shrink(64 * MIB, |_| false).expect("in range");
+                    vm.grow(256 * MIB).expect("in range");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                load.join().expect("no panic")
+            });
+            let samples = report.samples.expect("a load has samples");
+            assert!(samples.count > 0 && samples.mean > 0, "{samples:?}");
+            assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok, 0));
+        }
+    }
+    assert_eq!(vm.monitor().audit().expect("the kernel answers"), 0);
+}
+
+#[test]
+fn vcpus_run_on_the_cores_that_they_are_pinned_to() {
+    if let Err(error) = vmm::boot::open_kvm() {
+        return skipped(vmm::error_line(&error));
+    }
+    let set = rustix::thread::sched_getaffinity(None).expect("the kernel answers");
+    let last = (0..rustix::thread::CpuSet::MAX_CPU).rfind(|core| set.is_set(*core)).expect("some core");
+    let config = |pin| VmConfig { pin, ..VmConfig::new(Bytes(64 * MIB), 1, Backing::Anon) };
+    let error = Vm::launch(config(vec![70_000])).err().expect("no such core").to_string();
+    assert!(error.contains("core 70000 is not among"), "{error}");
+    let vm = Vm::launch(config(vec![last as u32])).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+    guest(&vm, &GuestRequest::Stats);
+    let threads = std::fs::read_dir("/proc/self/task").expect("this process has threads");
+    let allowed = threads.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+    // Other tests of this process have vCPUs too; one of them all is ours.
+    let pinned = allowed
+        .filter(|status| status.starts_with("Name:\tvcpu0"))
+        .any(|status| status.lines().any(|line| line == format!("Cpus_allowed_list:\t{last}")));
+    assert!(pinned);
 }

@@ -3,7 +3,7 @@
 use crate::fake::Table;
 use core::sync::atomic::{AtomicBool, Ordering};
 use llfree::Reclaim;
-use shared_layout::agent::{Command, Outcome, Report};
+use shared_layout::agent::{Command, Outcome, Report, Samples, Touch};
 use shared_layout::mailbox::WORDS;
 use shared_layout::{ControlWord, FRAME_SIZE, FRAMES_PER_HUGE, HUGE_SIZE, Order, Status};
 use std::vec::Vec;
@@ -368,4 +368,124 @@ fn two_vcpus_churn_while_the_host_takes_and_returns_memory() {
     });
     table.release();
     assert_empty(&table, 64);
+}
+
+/// A table with a clock of about 1 GHz; its agents measure.
+fn clocked(huge_frames: u32) -> Table {
+    let table = Table::new(huge_frames, 1);
+    table.set_tsc_khz(1_000_000);
+    table
+}
+
+fn assert_ordered(samples: &Samples) {
+    let s = samples;
+    assert!([s.min, s.p1, s.p50, s.p99, s.p999, s.max].is_sorted(), "{s:?}");
+    assert!((s.min..=s.max).contains(&s.mean), "{s:?}");
+}
+
+#[test]
+fn a_burst_times_each_huge_frame_and_frees_them() {
+    let table = clocked(32);
+    let tenant = table.tenant();
+    let mut agent = table.agent(&tenant, 0);
+    table.order(&mut agent, alloc(2 << 20, 0));
+    for touch in [Touch::Pages, Touch::Frames, Touch::Nothing] {
+        let report = table.order(&mut agent, Command::Burst { bytes: (20 << 20) - 1, touch, keep: false });
+        assert_eq!(outcome(&report), Outcome::Ok, "{report:?}");
+        assert_eq!((report.blocks, report.bytes, report.samples.count), (10, 20 << 20, 10));
+        assert!(report.samples.mean > 0, "{report:?}");
+        assert_ordered(&report.samples);
+        assert_eq!(report.held_bytes, 2 << 20);
+    }
+    assert_eq!(outcome(&table.order(&mut agent, Command::Verify)), Outcome::Ok, "earlier blocks are whole");
+    table.order(&mut agent, ALL);
+    table.order(&mut agent, Command::Drain);
+    assert_empty(&table, 32);
+}
+
+#[test]
+fn a_burst_keeps_its_blocks_stamped_when_it_is_told_to() {
+    let table = clocked(32);
+    let tenant = table.tenant();
+    let mut agent = table.agent(&tenant, 0);
+    let report = table.order(&mut agent, Command::Burst { bytes: 16 << 20, touch: Touch::Frames, keep: true });
+    assert_eq!((report.held_blocks, report.held_bytes), (8, 16 << 20));
+    let report = table.order(&mut agent, Command::Verify);
+    assert_eq!((outcome(&report), report.bytes), (Outcome::Ok, 16 << 20));
+    table.order(&mut agent, ALL);
+    table.order(&mut agent, Command::Drain);
+    assert_empty(&table, 32);
+}
+
+#[test]
+fn a_burst_that_finds_no_more_memory_says_so_and_reports_what_it_timed() {
+    let table = clocked(16);
+    let tenant = table.tenant();
+    let mut agent = table.agent(&tenant, 0);
+    for keep in [false, true] {
+        let report = table.order(&mut agent, Command::Burst { bytes: 1 << 30, touch: Touch::Nothing, keep });
+        assert_eq!(outcome(&report), Outcome::OutOfMemory);
+        // 15 huge frames without the samples' two and the one of the records.
+        assert_eq!((report.blocks, report.samples.count), (12, 12));
+        table.order(&mut agent, ALL);
+        table.order(&mut agent, Command::Drain);
+        assert_empty(&table, 16);
+    }
+    table.reclaim(Reclaim::Soft);
+    *table.refuse.lock().expect("not poisoned") = Some(Status::NoMemory);
+    let report = table.order(&mut agent, Command::Burst { bytes: 1, touch: Touch::Nothing, keep: true });
+    assert_eq!((outcome(&report), report.detail), (Outcome::InstallFailed, Status::NoMemory as u64));
+}
+
+#[test]
+fn steady_loads_sample_their_pace_and_leave_nothing() {
+    let table = clocked(48);
+    let tenant = table.tenant();
+    let mut agent = table.agent(&tenant, 0);
+    for beside in [0, 4 << 20] {
+        let stream = Command::Stream { millis: 30, bytes: 24 << 20, beside };
+        for command in [stream, Command::Ftq { millis: 30, quantum_us: 500, beside }] {
+            let report = table.order(&mut agent, command);
+            assert_eq!((outcome(&report), report.mismatches), (Outcome::Ok, 0), "{report:?}");
+            assert!(report.samples.count > 0, "{report:?}");
+            assert_ordered(&report.samples);
+            assert_eq!((report.bytes > 0, report.beside_nanos > 0), (beside > 0, beside > 0), "{report:?}");
+            table.order(&mut agent, Command::Drain);
+            assert_empty(&table, 48);
+        }
+    }
+    // A quantum for each half of a millisecond, whether the vCPU was there or not.
+    let report = table.order(&mut agent, Command::Ftq { millis: 50, quantum_us: 500, beside: 0 });
+    assert!(report.samples.count >= 100, "{report:?}");
+}
+
+#[test]
+fn a_load_goes_on_while_the_host_has_the_memory_beside_it() {
+    let table = clocked(32);
+    let tenant = table.tenant();
+    let mut agent = table.agent(&tenant, 0);
+    let command = Command::Ftq { millis: 5, quantum_us: 100, beside: 1 << 30 };
+    let report = table.order(&mut agent, command);
+    assert_eq!(outcome(&report), Outcome::Ok, "{report:?}");
+    assert!(report.samples.count > 0 && report.blocks > 0, "{report:?}");
+    // A triad without room for its arrays has nothing to measure.
+    let report = table.order(&mut agent, Command::Stream { millis: 5, bytes: 1 << 30, beside: 0 });
+    assert_eq!((outcome(&report), report.samples.count), (Outcome::OutOfMemory, 0));
+    table.order(&mut agent, Command::Drain);
+    assert_empty(&table, 32);
+}
+
+#[test]
+fn without_a_clock_nothing_is_measured() {
+    let table = Table::new(32, 1);
+    let tenant = table.tenant();
+    let mut agent = table.agent(&tenant, 0);
+    for command in [
+        Command::Burst { bytes: 8 << 20, touch: Touch::Pages, keep: false },
+        Command::Stream { millis: 10_000, bytes: 1, beside: 0 },
+        Command::Ftq { millis: 10_000, quantum_us: 1000, beside: 0 },
+    ] {
+        let report = table.order(&mut agent, command);
+        assert_eq!((outcome(&report), report.samples), (Outcome::Ok, Samples::default()));
+    }
 }

@@ -23,6 +23,9 @@ pub const MAX_LINE: usize = 64 << 10;
 /// The most bytes in a reply line, its newline included: a status of 1024 vCPUs fits.
 pub const MAX_REPLY: usize = 1 << 20;
 
+/// FTQ's quanta in microseconds: below, reading the clock would be most of the work.
+pub const QUANTUM_US: std::ops::RangeInclusive<u64> = 10..=1_000_000;
+
 /// What stands on a line. The version is checked before the rest is read, and so not kept.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -126,9 +129,58 @@ pub enum GuestRequest {
     Idle,
     /// Only report.
     Stats,
+    /// Allocate huge frames one after another, and time each.
+    Burst {
+        /// How much, in bytes.
+        bytes: u64,
+        /// What is touched.
+        touch: BurstTouch,
+        /// Keep it all, instead of freeing it.
+        keep: bool,
+    },
+    /// Measure memory bandwidth over time: STREAM's triad.
+    Stream {
+        /// For how long, in milliseconds.
+        millis: u64,
+        /// In arrays of together so many bytes.
+        bytes: u64,
+        /// Bytes to allocate, touch and free between samples.
+        beside_bytes: u64,
+    },
+    /// Measure computing time over time: work done in each of many fixed time quanta.
+    Ftq {
+        /// For how long, in milliseconds.
+        millis: u64,
+        /// A quantum, in microseconds.
+        quantum_us: u64,
+        /// Bytes to allocate, touch and free between quanta.
+        beside_bytes: u64,
+    },
+}
+
+/// What a burst touches of what it allocates.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum BurstTouch {
+    /// Nothing.
+    Nothing,
+    /// One word of each 2 MiB frame.
+    Frames,
+    /// One word of each 4 KiB page.
+    #[default]
+    Pages,
 }
 
 impl GuestRequest {
+    /// The time that it takes by itself, in milliseconds.
+    #[must_use]
+    pub const fn millis(&self) -> u64 {
+        match *self {
+            Self::Churn { millis } | Self::Stream { millis, .. } | Self::Ftq { millis, .. } => millis,
+            _ => 0,
+        }
+    }
+
     /// The word for it on the command line.
     #[must_use]
     pub const fn verb(&self) -> &'static str {
@@ -139,6 +191,9 @@ impl GuestRequest {
             Self::Churn { .. } => "churn",
             Self::Idle => "idle",
             Self::Stats => "stats",
+            Self::Burst { .. } => "burst",
+            Self::Stream { .. } => "stream",
+            Self::Ftq { .. } => "ftq",
         }
     }
 }
@@ -284,8 +339,17 @@ impl Request {
                 range("order", order.into(), Order::new(order).is_some(), "0 to 10")
             }
             Self::Guest(GuestRequest::Free { bytes: Some(bytes), .. }) => range("bytes", bytes, bytes > 0, "above 0"),
+            Self::Guest(GuestRequest::Burst { bytes, .. }) => range("bytes", bytes, bytes > 0, "above 0"),
             Self::Guest(GuestRequest::Churn { millis }) => {
                 range("millis", millis, millis > 0 && millis <= longest, "1 to 86400000")
+            }
+            Self::Guest(GuestRequest::Stream { millis, bytes, .. }) => {
+                range("millis", millis, millis > 0 && millis <= longest, "1 to 86400000")?;
+                range("bytes", bytes, bytes > 0, "above 0")
+            }
+            Self::Guest(GuestRequest::Ftq { millis, quantum_us, .. }) => {
+                range("millis", millis, millis > 0 && millis <= longest, "1 to 86400000")?;
+                range("quantum_us", quantum_us, QUANTUM_US.contains(&quantum_us), "10 to 1000000")
             }
             Self::Ping
             | Self::Status
@@ -306,9 +370,9 @@ impl Request {
             Self::Ping | Self::Status | Self::AutoReclaim { .. } => Duration::from_secs(5),
             Self::Stop => Duration::from_secs(30),
             Self::Shrink { wait_ms, .. } => work + Duration::from_millis(*wait_ms),
-            Self::Guest(GuestRequest::Churn { millis }) => work + Duration::from_millis(*millis),
+            Self::Guest(request) => work + Duration::from_millis(request.millis()),
             // A device's driver takes its time to grow.
-            Self::Grow { .. } | Self::Reclaim { .. } | Self::Validate | Self::Guest(_) => work,
+            Self::Grow { .. } | Self::Reclaim { .. } | Self::Validate => work,
         }
     }
 }

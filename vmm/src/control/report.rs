@@ -355,6 +355,36 @@ pub struct GuestReport {
     pub free_huge_bytes: u64,
     /// From the request to the last vCPU's report, in microseconds.
     pub duration_us: u64,
+    /// What a measuring request measured: only those have it, so peers that do not know them never see
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<SampleReport>,
+}
+
+/// Samples of a measuring request: of several vCPUs the worst percentiles, mean and median averaged.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleReport {
+    /// What they count: `ns`, `MB/s`, or `units` of work in a quantum.
+    pub unit: String,
+    /// How many there are; 0 where the guest has no clock.
+    pub count: u64,
+    /// Their mean.
+    pub mean: u64,
+    /// The smallest.
+    pub min: u64,
+    /// The 1st percentile.
+    pub p1: u64,
+    /// The median.
+    pub p50: u64,
+    /// The 99th percentile.
+    pub p99: u64,
+    /// The 99.9th percentile.
+    pub p999: u64,
+    /// The largest.
+    pub max: u64,
+    /// Beside the samples, in nanoseconds of all vCPUs: a burst's touching, what the others allocated.
+    pub beside_ns: u64,
 }
 
 /// A page that held something else than its stamp.

@@ -1,0 +1,74 @@
+//! A guest under measurement: commands that must succeed, and resizes counted by what they moved.
+
+use crate::BenchError;
+use shared_layout::HUGE_SIZE;
+use std::time::Duration;
+use vmm::control::protocol::{BurstTouch, GuestRequest};
+use vmm::control::report::{GuestOutcome, GuestReport, SampleReport};
+use vmm::service;
+use vmm::units::Bytes;
+use vmm::vm::{Resize, Vm};
+
+/// How long a resize may wait for its guest.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a command that must go well.
+pub(crate) fn ask(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, BenchError> {
+    let report = service::guest(vm, request)?;
+    if report.outcome == GuestOutcome::Ok && report.mismatches == 0 {
+        return Ok(report);
+    }
+    let (verb, got) = (request.verb(), Bytes(report.bytes));
+    Err(BenchError::Guest(format!("'{verb}' came to {got} ({:?})", report.outcome)))
+}
+
+/// Runs a command that measures.
+pub(crate) fn measure(vm: &Vm, request: &GuestRequest) -> Result<(GuestReport, SampleReport), BenchError> {
+    let report = ask(vm, request)?;
+    match report.samples.clone() {
+        Some(samples) if samples.count > 0 => Ok((report, samples)),
+        _ => Err(BenchError::Guest(format!("'{}' measured nothing: does the guest have a clock?", request.verb()))),
+    }
+}
+
+/// Allocates and touches, frees, and gives all caches back: what was touched is free for the host.
+pub(crate) fn touch_and_free(vm: &Vm, bytes: u64) -> Result<(), BenchError> {
+    ask(vm, &GuestRequest::Burst { bytes, touch: BurstTouch::Pages, keep: false })?;
+    ask(vm, &GuestRequest::Idle).map(drop)
+}
+
+/// A resize and the huge frames that it moved, by the limit.
+pub(crate) struct Moved {
+    pub(crate) duration: Duration,
+    pub(crate) frames: u32,
+}
+
+impl Moved {
+    fn new(before: u64, resize: &Resize) -> Self {
+        let frames = before.abs_diff(resize.actual) / HUGE_SIZE;
+        Self { duration: resize.duration, frames: u32::try_from(frames).unwrap_or(u32::MAX) }
+    }
+}
+
+/// Lowers the limit, as far as the guest lets go.
+pub(crate) fn shrink(vm: &Vm, to: u64) -> Result<Moved, BenchError> {
+    let before = limit(vm);
+    let resize = vm.shrink(to, |elapsed| elapsed < PATIENCE)?;
+    Ok(Moved::new(before, &resize))
+}
+
+/// Raises the limit.
+pub(crate) fn grow(vm: &Vm, to: u64) -> Result<Moved, BenchError> {
+    let before = limit(vm);
+    Ok(Moved::new(before, &vm.grow(to)?))
+}
+
+/// What the guest may hold, in bytes.
+fn limit(vm: &Vm) -> u64 {
+    u64::from(vm.monitor().limit()) * HUGE_SIZE
+}
+
+/// Takes the memory behind all that is free.
+pub(crate) fn evict_all(vm: &Vm) -> Result<u32, BenchError> {
+    Ok(vm.monitor().evict(u32::MAX).map_err(vmm::vm::VmError::from)?.discarded)
+}

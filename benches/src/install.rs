@@ -1,0 +1,483 @@
+//! Installs as a guest feels them: what each allocation of a 2 MiB frame with nothing behind it takes,
+//! while nothing else goes on and while the host takes memory.
+//!
+//! A round of a VM: a burst warms the host's memory up (what was freed is gone after some two
+//! seconds, and then costs milliseconds to get back), the host evicts all of it, the next burst is
+//! measured. `reclaim` has more going on beside the burst: a second VM in the same process, whose
+//! memory is touched and free, is shrunk slice by slice for as long as the burst takes, and between
+//! two slices the first VM's own limit goes down and up by as much. (Touched free memory in the first
+//! VM itself would be the first that its guest takes, and nothing would be installed.)
+//!
+//! Limits in the same run: `MADV_POPULATE_WRITE` of single frames, and an install out of a pool
+//! without a guest.
+
+use crate::candidates::Candidate;
+use crate::guest::{ask, evict_all, grow, measure, touch_and_free};
+use crate::plot::Panel;
+use crate::series::{Series, Table};
+use crate::{BenchError, progress};
+use serde::Serialize;
+use shared_layout::{HUGE_SIZE, HugeId};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use vmm::control::protocol::{BurstTouch, GuestRequest};
+use vmm::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
+use vmm::units::Bytes;
+use vmm::vm::{Vm, VmConfig};
+
+/// Frames that the host takes at once beside a burst.
+const SLICE: u64 = 32 * HUGE_SIZE;
+/// How long a pool may take to be full.
+const REFILL: Duration = Duration::from_secs(5);
+/// Frames of the raw calls.
+const RAW_FRAMES: u32 = 128;
+
+/// What to measure.
+pub(crate) struct Plan {
+    pub(crate) candidates: Vec<&'static Candidate>,
+    pub(crate) cpus: Vec<u32>,
+    pub(crate) mem: u64,
+    pub(crate) burst: u64,
+    pub(crate) reclaim: u64,
+    pub(crate) iterations: u32,
+}
+
+impl Plan {
+    /// The plan, made smaller until what it touches fits in `available` bytes; an error if it makes
+    /// no sense.
+    pub(crate) fn fitted(mut self, available: u64) -> Result<Self, BenchError> {
+        let whole = |bytes: u64| bytes / HUGE_SIZE * HUGE_SIZE;
+        while self.reclaim > 0 && self.burst + self.reclaim > available / 2 && self.burst > 64 << 20 {
+            (self.mem, self.burst, self.reclaim) =
+                (whole(self.mem / 2), whole(self.burst / 2), whole(self.reclaim / 2));
+        }
+        let (burst, own) = (Bytes(self.burst), Bytes(self.mem / 2));
+        if self.burst < HUGE_SIZE || burst > own {
+            return Err(BenchError::Size(format!(
+                "--burst {burst} is out of range; use 2M up to half of --mem, which is {own}"
+            )));
+        }
+        if self.reclaim > self.mem / 2 {
+            let reclaim = Bytes(self.reclaim);
+            return Err(BenchError::Size(format!("--reclaim {reclaim} is more than half of --mem, {own}")));
+        }
+        Ok(self)
+    }
+}
+
+/// One line of the figure.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct Row {
+    /// How frames get their memory, or the raw call.
+    candidate: &'static str,
+    /// 0 without a guest.
+    vcpus: u32,
+    /// `quiet`, or `reclaim`.
+    beside: &'static str,
+    /// Frames allocated in a round.
+    frames: u32,
+    /// Frames installed in a round, and the calls for them; medians.
+    installed: f64,
+    calls: f64,
+    /// Nanoseconds of one allocation in a round, medians over rounds.
+    p50_ns: f64,
+    p99_ns: f64,
+    p999_ns: f64,
+    mean_ns: f64,
+    /// Microseconds a frame, allocated and touched, of all vCPUs together.
+    us_per_frame_min: f64,
+    us_per_frame_median: f64,
+    us_per_frame_max: f64,
+    /// Frames with memory behind them that the host took meanwhile, the median.
+    reclaimed: f64,
+    /// Median microseconds a frame over those of the raw populate.
+    ratio_to_populate: f64,
+    /// p99 over that of the quiet VM.
+    p99_to_quiet: f64,
+    /// Frames a second over those of one vCPU.
+    throughput_to_one_vcpu: f64,
+}
+
+impl Table for Row {
+    fn table(rows: &[Self]) -> String {
+        let mut text = format!(
+            "{:<12} {:>5} {:<8} {:>6} {:>9} {:>9} {:>10} {:>10} {:>11} {:>9} {:>9} {:>8} {:>8} {:>8}\n",
+            "candidate",
+            "vCPUs",
+            "beside",
+            "frames",
+            "installed",
+            "calls",
+            "p50 ns",
+            "p99 ns",
+            "p99.9 ns",
+            "us/frame",
+            "reclaimed",
+            "to pop.",
+            "p99/qt.",
+            "to 1 CPU"
+        );
+        for row in rows {
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "{:<12} {:>5} {:<8} {:>6} {:>9.0} {:>9.0} {:>10.0} {:>10.0} {:>11.0} {:>9.2} {:>9.0} {:>8.3} {:>8.2} {:>8.2}",
+                row.candidate,
+                row.vcpus,
+                row.beside,
+                row.frames,
+                row.installed,
+                row.calls,
+                row.p50_ns,
+                row.p99_ns,
+                row.p999_ns,
+                row.us_per_frame_median,
+                row.reclaimed,
+                row.ratio_to_populate,
+                row.p99_to_quiet,
+                row.throughput_to_one_vcpu
+            );
+        }
+        text
+    }
+}
+
+/// What the rounds of one VM in one setting gave.
+#[derive(Default)]
+struct Cell {
+    p50: Series,
+    p99: Series,
+    p999: Series,
+    mean: Series,
+    us_per_frame: Series,
+    installed: Series,
+    calls: Series,
+    reclaimed: Series,
+}
+
+impl Cell {
+    fn row(&self, candidate: &'static str, vcpus: u32, beside: &'static str, frames: u32) -> Row {
+        Row {
+            candidate,
+            vcpus,
+            beside,
+            frames,
+            installed: self.installed.median(),
+            calls: self.calls.median(),
+            p50_ns: self.p50.median(),
+            p99_ns: self.p99.median(),
+            p999_ns: self.p999.median(),
+            mean_ns: self.mean.median(),
+            us_per_frame_min: self.us_per_frame.min(),
+            us_per_frame_median: self.us_per_frame.median(),
+            us_per_frame_max: self.us_per_frame.max(),
+            reclaimed: self.reclaimed.median(),
+            ratio_to_populate: f64::NAN,
+            p99_to_quiet: f64::NAN,
+            throughput_to_one_vcpu: f64::NAN,
+        }
+    }
+
+    /// A series of single calls, as if it were a burst.
+    fn raw(&mut self, mut nanos: Vec<u64>) {
+        nanos.sort_unstable();
+        let rank = |permille: usize| nanos[(nanos.len() * permille).div_ceil(1000).max(1) - 1] as f64;
+        let mean = nanos.iter().sum::<u64>() as f64 / nanos.len() as f64;
+        self.p50.push(rank(500));
+        self.p99.push(rank(990));
+        self.p999.push(rank(999));
+        self.mean.push(mean);
+        self.us_per_frame.push(mean / 1000.0);
+        self.installed.push(nanos.len() as f64);
+        self.calls.push(nanos.len() as f64);
+        self.reclaimed.push(0.0);
+    }
+}
+
+/// A VM under measurement, quiet and while the host reclaims.
+struct Subject {
+    candidate: &'static str,
+    vm: Vm,
+    cells: [Cell; 2],
+}
+
+/// Measures `plan.iterations` rounds after one to warm up.
+pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
+    let mut subjects = Vec::new();
+    for candidate in &plan.candidates {
+        for cpus in &plan.cpus {
+            let vm = Vm::launch(candidate.config(Bytes(plan.mem), *cpus, Backing::Anon))?;
+            subjects.push(Subject { candidate: candidate.name, vm, cells: Default::default() });
+        }
+    }
+    let neighbour = match plan.reclaim {
+        0 => None,
+        bytes => Some(Vm::launch(VmConfig::new(Bytes(bytes + SLICE), 1, Backing::Anon))?),
+    };
+    let raw = Raw::new()?;
+    let (mut populate, mut from_pool) = (Cell::default(), Cell::default());
+    let rounds = plan.iterations + 1;
+    for round in 0..rounds {
+        for subject in &mut subjects {
+            progress(round, rounds, subject.candidate);
+            subject.round(plan, neighbour.as_ref())?;
+        }
+        progress(round, rounds, "raw system calls");
+        raw.round(&mut populate, &mut from_pool)?;
+        if round == 0 {
+            subjects.iter_mut().for_each(|subject| subject.cells = Default::default());
+            (populate, from_pool) = (Cell::default(), Cell::default());
+        }
+    }
+    progress(rounds, rounds, "");
+    let mut rows = Vec::new();
+    for subject in &subjects {
+        let vcpus = subject.vm.config().cpus;
+        let settings: &[&str] = if plan.reclaim == 0 { &["quiet"] } else { &["quiet", "reclaim"] };
+        for (beside, cell) in settings.iter().zip(&subject.cells) {
+            rows.push(cell.row(subject.candidate, vcpus, beside, (plan.burst / HUGE_SIZE) as u32));
+        }
+    }
+    rows.push(populate.row("raw-populate", 0, "quiet", RAW_FRAMES));
+    if raw.supply.is_some() {
+        rows.push(from_pool.row("raw-pool", 0, "quiet", RAW_FRAMES));
+    }
+    compare(&mut rows, populate.us_per_frame.median());
+    Ok(rows)
+}
+
+/// Fills in what depends on other rows.
+fn compare(rows: &mut [Row], populate_us: f64) {
+    let all = rows.to_vec();
+    for row in rows {
+        row.ratio_to_populate = row.us_per_frame_median / populate_us;
+        let like = |vcpus: u32, beside: &str| {
+            all.iter().find(|r| r.candidate == row.candidate && r.vcpus == vcpus && r.beside == beside)
+        };
+        if let Some(quiet) = like(row.vcpus, "quiet") {
+            row.p99_to_quiet = row.p99_ns / quiet.p99_ns;
+        }
+        if let Some(one) = like(1, row.beside) {
+            row.throughput_to_one_vcpu = one.us_per_frame_median / row.us_per_frame_median;
+        }
+    }
+}
+
+impl Subject {
+    fn round(&mut self, plan: &Plan, neighbour: Option<&Vm>) -> Result<(), BenchError> {
+        let quiet = self.burst(plan, 0, |_| Ok(0))?;
+        let Some(neighbour) = neighbour else { return Ok(()) };
+        grow(neighbour, neighbour.config().memory.0)?;
+        touch_and_free(neighbour, plan.reclaim)?;
+        let (mem, less) = (plan.mem, plan.mem - plan.reclaim);
+        self.burst(plan, 1, |(vm, over): (&Vm, &AtomicBool)| {
+            let slices = (plan.reclaim / SLICE).max(1);
+            let start = Instant::now();
+            let mut taken = 0;
+            for slice in 1.. {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                if slice <= slices {
+                    let to = neighbour.config().memory.0 - slice * SLICE;
+                    taken +=
+                        neighbour.monitor().shrink((to / HUGE_SIZE) as u32).map_err(vmm::vm::VmError::from)?.discarded;
+                }
+                vm.shrink(less, |_| false)?;
+                vm.grow(mem)?;
+                // As long as the quiet burst took, if that is longer than all slices need.
+                let due = quiet.mul_f64(slice.min(slices) as f64 / slices as f64);
+                std::thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+            Ok(taken)
+        })?;
+        Ok(())
+    }
+
+    /// One measured burst, with `beside` on this thread; how long it took.
+    fn burst(
+        &mut self,
+        plan: &Plan,
+        cell: usize,
+        beside: impl FnOnce((&Vm, &AtomicBool)) -> Result<u32, BenchError>,
+    ) -> Result<Duration, BenchError> {
+        let vm = &self.vm;
+        touch_and_free(vm, plan.burst)?;
+        evict_all(vm)?;
+        fill_pool(vm);
+        let installs = || vm.monitor().counters.installs.load(Ordering::Relaxed);
+        let calls = ask(vm, &GuestRequest::Stats)?.install_calls;
+        let before = installs();
+        let over = AtomicBool::new(false);
+        let (measured, reclaimed) = std::thread::scope(|scope| {
+            let burst = scope.spawn(|| {
+                let request = GuestRequest::Burst { bytes: plan.burst, touch: BurstTouch::Pages, keep: false };
+                let measured = measure(vm, &request);
+                over.store(true, Ordering::Relaxed);
+                measured
+            });
+            let reclaimed = beside((vm, &over));
+            // A panic would have ended the process already.
+            (burst.join().unwrap_or_else(|_| unreachable!()), reclaimed)
+        });
+        let ((report, samples), reclaimed) = (measured?, reclaimed?);
+        let installed = installs() - before;
+        let busy_ns = samples.mean as f64 * samples.count as f64 + samples.beside_ns as f64;
+        let all_ns = busy_ns / f64::from(vm.config().cpus);
+        let cell = &mut self.cells[cell];
+        cell.p50.push(samples.p50 as f64);
+        cell.p99.push(samples.p99 as f64);
+        cell.p999.push(samples.p999 as f64);
+        cell.mean.push(samples.mean as f64);
+        cell.us_per_frame.push(all_ns / 1000.0 / samples.count as f64);
+        cell.installed.push(installed as f64);
+        cell.calls.push(report.install_calls.saturating_sub(calls) as f64);
+        cell.reclaimed.push(f64::from(reclaimed));
+        ask(vm, &GuestRequest::Idle)?;
+        evict_all(vm)?;
+        Ok(Duration::from_nanos(all_ns as u64))
+    }
+}
+
+/// Waits until the VM's pool is full, if it has one; not for ever.
+fn fill_pool(vm: &Vm) {
+    let start = Instant::now();
+    let full = || {
+        let pool = vm.monitor().supply().pool_status();
+        pool.resident_bytes >= pool.size_bytes
+    };
+    while !full() && start.elapsed() < REFILL {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Memory without a guest, for the calls that limit an install.
+struct Raw {
+    populated: GuestRam,
+    /// `None` where no memory can be moved.
+    supply: Option<(Arc<GuestRam>, Supply)>,
+}
+
+impl Raw {
+    fn new() -> Result<Self, BenchError> {
+        let ram = || GuestRam::new(u64::from(RAW_FRAMES) * HUGE_SIZE, Backing::Anon);
+        let target = Arc::new(ram()?);
+        let pool = PoolConfig { huge_frames: RAW_FRAMES, rate: 0 };
+        // Without userfaultfd there is no such limit, and nothing to compare with it.
+        let supply = Supply::new(target.clone(), pool, UseUserfaultfd::On).ok().map(|supply| (target, supply));
+        Ok(Self { populated: ram()?, supply })
+    }
+
+    fn round(&self, populate: &mut Cell, from_pool: &mut Cell) -> Result<(), BenchError> {
+        self.populated.populate(HugeId(0), RAW_FRAMES)?;
+        self.populated.discard(HugeId(0), RAW_FRAMES)?;
+        populate.raw(timed(|huge| Ok(self.populated.populate(huge, 1)?))?);
+        self.populated.discard(HugeId(0), RAW_FRAMES)?;
+        if let Some((ram, supply)) = &self.supply {
+            let start = Instant::now();
+            while supply.pool_status().resident_bytes < supply.pool_status().size_bytes && start.elapsed() < REFILL {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            let install = |huge| supply.install(huge, 1).map_err(|shortfall| shortfall.error.into());
+            from_pool.raw(timed(install)?);
+            ram.discard(HugeId(0), RAW_FRAMES)?;
+        }
+        Ok(())
+    }
+}
+
+fn timed(mut call: impl FnMut(HugeId) -> Result<(), BenchError>) -> Result<Vec<u64>, BenchError> {
+    (0..RAW_FRAMES)
+        .map(|huge| {
+            let start = Instant::now();
+            call(HugeId(huge))?;
+            Ok(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        })
+        .collect()
+}
+
+/// Latencies over candidates, a line a percentile.
+pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
+    let mut panels: Vec<Panel> = Vec::new();
+    for row in rows.iter().filter(|row| row.vcpus > 0) {
+        let title = format!("{} vCPU, {}", row.vcpus, row.beside);
+        let index = panels.iter().position(|panel| panel.title == title).unwrap_or_else(|| {
+            let panel = Panel { title, x_label: "memory from", y_label: "us", log_y: true, ..Panel::default() };
+            panels.push(panel);
+            panels.len() - 1
+        });
+        let panel = &mut panels[index];
+        let x = panel.x_names.len() as f64;
+        panel.x_names.push(row.candidate.to_owned());
+        for (name, ns) in [("p50", row.p50_ns), ("p99", row.p99_ns), ("p99.9", row.p999_ns)] {
+            panel.point(name.to_owned(), name, false, (x, ns / 1000.0));
+        }
+    }
+    panels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::candidates::INSTALL;
+    use crate::skipped::skipped;
+
+    fn cell(p99: f64, us: f64) -> Cell {
+        let mut cell = Cell::default();
+        cell.p99.push(p99);
+        cell.us_per_frame.push(us);
+        cell
+    }
+
+    #[test]
+    fn rows_are_compared_with_their_like() {
+        let mut rows = vec![
+            cell(100.0, 8.0).row("pool", 1, "quiet", 9),
+            cell(150.0, 10.0).row("pool", 1, "reclaim", 9),
+            cell(300.0, 4.0).row("pool", 2, "quiet", 9),
+        ];
+        compare(&mut rows, 80.0);
+        assert_eq!((rows[1].p99_to_quiet, rows[1].ratio_to_populate), (1.5, 0.125));
+        assert_eq!((rows[2].throughput_to_one_vcpu, rows[0].throughput_to_one_vcpu), (2.0, 1.0));
+        assert_eq!(panels(&rows).len(), 3);
+    }
+
+    #[test]
+    fn single_calls_have_percentiles_too() {
+        let mut cell = Cell::default();
+        cell.raw((1..=1000).rev().collect());
+        assert_eq!((cell.p50.median(), cell.p99.median(), cell.p999.median()), (500.0, 990.0, 999.0));
+        assert_eq!(cell.mean.median(), 500.5);
+    }
+
+    fn plan(mem: u64, burst: u64, reclaim: u64) -> Plan {
+        Plan { candidates: INSTALL.iter().collect(), cpus: vec![1, 2], mem, burst, reclaim, iterations: 1 }
+    }
+
+    #[test]
+    fn a_plan_is_made_to_fit_or_refused() {
+        let fitted = plan(8 << 30, 1 << 30, 4 << 30).fitted(6 << 30).expect("it can be made smaller");
+        assert_eq!((fitted.mem, fitted.burst, fitted.reclaim), (4 << 30, 512 << 20, 2 << 30));
+        assert!(plan(1 << 30, 768 << 20, 0).fitted(64 << 30).is_err());
+        assert!(plan(1 << 30, 0, 0).fitted(64 << 30).is_err());
+        assert!(plan(1 << 30, 64 << 20, 768 << 20).fitted(64 << 30).is_err());
+    }
+
+    #[test]
+    fn every_way_to_install_is_measured() {
+        if let Err(error) = vmm::boot::open_kvm() {
+            return skipped(vmm::error_line(&error));
+        }
+        let rows = run(&plan(256 << 20, 32 << 20, 64 << 20)).unwrap_or_else(|e| panic!("{}", vmm::error_line(&e)));
+        let guests: Vec<&Row> = rows.iter().filter(|row| row.vcpus > 0).collect();
+        assert_eq!(guests.len(), INSTALL.len() * 4);
+        for row in &guests {
+            assert!(row.installed >= 16.0 && row.p50_ns > 0.0 && row.p50_ns <= row.p99_ns, "{row:?}");
+            assert!(row.throughput_to_one_vcpu > 0.0 && row.p99_to_quiet > 0.0, "{row:?}");
+        }
+        assert!(guests.iter().any(|row| row.beside == "reclaim" && row.reclaimed > 0.0), "{guests:?}");
+        assert!(Row::table(&rows).lines().count() == rows.len() + 1);
+    }
+}
