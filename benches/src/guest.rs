@@ -53,7 +53,7 @@ impl Moved {
 /// Lowers the limit, as far as the guest lets go.
 pub(crate) fn shrink(vm: &Vm, to: u64) -> Result<Moved, BenchError> {
     let before = limit(vm);
-    let resize = vm.shrink(to, |elapsed| elapsed < PATIENCE)?;
+    let resize = vm.shrink(to, |elapsed| elapsed < PATIENCE || vm.is_device_moving(elapsed))?;
     Ok(Moved::new(before, &resize))
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn grow(vm: &Vm, to: u64) -> Result<Moved, BenchError> {
 
 /// What the guest may hold, in bytes.
 fn limit(vm: &Vm) -> u64 {
-    u64::from(vm.monitor().limit()) * HUGE_SIZE
+    vm.limit()
 }
 
 /// Takes the memory behind all that is free.

@@ -140,6 +140,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
 
 fn guest_round(vm: &Vm, name: &'static str, plan: &Plan, book: &mut Book) -> Result<(), BenchError> {
     let (mem, to) = (plan.mem.0, plan.to.0);
+    grow(vm, mem)?;
     // Everything that the guest can have is touched and free.
     touch_and_free(vm, mem - GUEST_OWN)?;
     let Moved { duration, frames } = shrink(vm, to)?;
@@ -155,7 +156,12 @@ fn guest_round(vm: &Vm, name: &'static str, plan: &Plan, book: &mut Book) -> Res
     let (time, frames) = burst(vm, mem - GUEST_OWN, BurstTouch::Pages)?;
     book.add((name, "return_install_touch", "populate_touch_per_frame"), returned + time, frames)?;
 
-    if name == "llfree" { evictions(vm, plan, book) } else { Ok(()) }
+    if name == "llfree" {
+        evictions(vm, plan, book)?;
+    }
+    // The others need the host's memory.
+    shrink(vm, to)?;
+    Ok(())
 }
 
 /// A VM of which nothing was touched.

@@ -101,7 +101,7 @@ struct InflateArgs {
     #[arg(long, value_name = "KIND", default_value = "anon")]
     backing: Backing,
     /// Ways to take memory and to give it back
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree", value_parser = candidates::elastic)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,balloon,balloon-joined,balloon-huge,balloon-huge-joined,virtio-mem", value_parser = candidates::elastic)]
     candidates: Vec<&'static Candidate>,
     /// Rounds to measure, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
@@ -151,7 +151,7 @@ struct InterferenceArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_millis, default_value = "2s")]
     time: u64,
     /// Ways to resize
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree", value_parser = candidates::elastic)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,balloon,balloon-joined,balloon-huge,balloon-huge-joined,virtio-mem", value_parser = candidates::elastic)]
     candidates: Vec<&'static Candidate>,
     /// Rounds to measure, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
