@@ -8,6 +8,9 @@
 //! two slices the first VM's own limit goes down and up by as much. (Touched free memory in the first
 //! VM itself would be the first that its guest takes, and nothing would be installed.)
 //!
+//! The guest asks for each frame alone (`single`: the latency of an install), or for runs of them
+//! (`ahead`, as it does by itself: most allocations wait for nothing, few for many frames).
+//!
 //! Limits in the same run: `MADV_POPULATE_WRITE` of single frames, and an install out of a pool
 //! without a guest.
 
@@ -74,6 +77,8 @@ pub(crate) struct Row {
     candidate: &'static str,
     /// 0 without a guest.
     vcpus: u32,
+    /// How the guest asks: for each frame alone (`single`), or for runs of them (`ahead`).
+    asks: &'static str,
     /// `quiet`, or `reclaim`.
     beside: &'static str,
     /// Frames allocated in a round.
@@ -103,9 +108,10 @@ pub(crate) struct Row {
 impl Table for Row {
     fn table(rows: &[Self]) -> String {
         let mut text = format!(
-            "{:<12} {:>5} {:<8} {:>6} {:>9} {:>9} {:>10} {:>10} {:>11} {:>9} {:>9} {:>8} {:>8} {:>8}\n",
+            "{:<12} {:>5} {:<6} {:<8} {:>6} {:>9} {:>9} {:>10} {:>10} {:>11} {:>9} {:>9} {:>8} {:>8} {:>8}\n",
             "candidate",
             "vCPUs",
+            "asks",
             "beside",
             "frames",
             "installed",
@@ -123,9 +129,10 @@ impl Table for Row {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "{:<12} {:>5} {:<8} {:>6} {:>9.0} {:>9.0} {:>10.0} {:>10.0} {:>11.0} {:>9.2} {:>9.0} {:>8.3} {:>8.2} {:>8.2}",
+                "{:<12} {:>5} {:<6} {:<8} {:>6} {:>9.0} {:>9.0} {:>10.0} {:>10.0} {:>11.0} {:>9.2} {:>9.0} {:>8.3} {:>8.2} {:>8.2}",
                 row.candidate,
                 row.vcpus,
+                row.asks,
                 row.beside,
                 row.frames,
                 row.installed,
@@ -158,11 +165,12 @@ struct Cell {
 }
 
 impl Cell {
-    fn row(&self, candidate: &'static str, vcpus: u32, beside: &'static str, frames: u32) -> Row {
+    fn row(&self, candidate: &'static str, vcpus: u32, setting: Setting, frames: u32) -> Row {
         Row {
             candidate,
             vcpus,
-            beside,
+            asks: setting.asks,
+            beside: setting.beside,
             frames,
             installed: self.installed.median(),
             calls: self.calls.median(),
@@ -196,11 +204,28 @@ impl Cell {
     }
 }
 
-/// A VM under measurement, quiet and while the host reclaims.
+/// How a burst is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Setting {
+    asks: &'static str,
+    beside: &'static str,
+}
+
+const SETTINGS: [Setting; 4] = [
+    Setting { asks: SINGLE, beside: QUIET },
+    Setting { asks: SINGLE, beside: RECLAIM },
+    Setting { asks: "ahead", beside: QUIET },
+    Setting { asks: "ahead", beside: RECLAIM },
+];
+const SINGLE: &str = "single";
+const QUIET: &str = "quiet";
+const RECLAIM: &str = "reclaim";
+
+/// A VM under measurement.
 struct Subject {
     candidate: &'static str,
     vm: Vm,
-    cells: [Cell; 2],
+    cells: [Cell; SETTINGS.len()],
 }
 
 /// Measures `plan.iterations` rounds after one to warm up.
@@ -235,14 +260,14 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
     let mut rows = Vec::new();
     for subject in &subjects {
         let vcpus = subject.vm.config().cpus;
-        let settings: &[&str] = if plan.reclaim == 0 { &["quiet"] } else { &["quiet", "reclaim"] };
-        for (beside, cell) in settings.iter().zip(&subject.cells) {
-            rows.push(cell.row(subject.candidate, vcpus, beside, (plan.burst / HUGE_SIZE) as u32));
+        let measured = |setting: &Setting| plan.reclaim > 0 || setting.beside == QUIET;
+        for (setting, cell) in SETTINGS.into_iter().zip(&subject.cells).filter(|(setting, _)| measured(setting)) {
+            rows.push(cell.row(subject.candidate, vcpus, setting, (plan.burst / HUGE_SIZE) as u32));
         }
     }
-    rows.push(populate.row("raw-populate", 0, "quiet", RAW_FRAMES));
+    rows.push(populate.row("raw-populate", 0, SETTINGS[0], RAW_FRAMES));
     if raw.supply.is_some() {
-        rows.push(from_pool.row("raw-pool", 0, "quiet", RAW_FRAMES));
+        rows.push(from_pool.row("raw-pool", 0, SETTINGS[0], RAW_FRAMES));
     }
     compare(&mut rows, populate.us_per_frame.median());
     Ok(rows)
@@ -254,9 +279,10 @@ fn compare(rows: &mut [Row], populate_us: f64) {
     for row in rows {
         row.ratio_to_populate = row.us_per_frame_median / populate_us;
         let like = |vcpus: u32, beside: &str| {
-            all.iter().find(|r| r.candidate == row.candidate && r.vcpus == vcpus && r.beside == beside)
+            let same = |r: &&Row| (r.candidate, r.asks) == (row.candidate, row.asks);
+            all.iter().filter(same).find(|r| r.vcpus == vcpus && r.beside == beside)
         };
-        if let Some(quiet) = like(row.vcpus, "quiet") {
+        if let Some(quiet) = like(row.vcpus, QUIET) {
             row.p99_to_quiet = row.p99_ns / quiet.p99_ns;
         }
         if let Some(one) = like(1, row.beside) {
@@ -267,32 +293,19 @@ fn compare(rows: &mut [Row], populate_us: f64) {
 
 impl Subject {
     fn round(&mut self, plan: &Plan, neighbour: Option<&Vm>) -> Result<(), BenchError> {
-        let quiet = self.burst(plan, 0, |_| Ok(0))?;
-        let Some(neighbour) = neighbour else { return Ok(()) };
-        grow(neighbour, neighbour.config().memory.0)?;
-        touch_and_free(neighbour, plan.reclaim)?;
-        let (mem, less) = (plan.mem, plan.mem - plan.reclaim);
-        self.burst(plan, 1, |(vm, over): (&Vm, &AtomicBool)| {
-            let slices = (plan.reclaim / SLICE).max(1);
-            let start = Instant::now();
-            let mut taken = 0;
-            for slice in 1.. {
-                if over.load(Ordering::Relaxed) {
-                    break;
+        let mut quiet = Duration::ZERO;
+        for (cell, setting) in SETTINGS.into_iter().enumerate() {
+            match (setting.beside, neighbour) {
+                (QUIET, _) => quiet = self.burst(plan, cell, |_, _| Ok(0))?,
+                (_, Some(neighbour)) => {
+                    grow(neighbour, neighbour.config().memory.0)?;
+                    touch_and_free(neighbour, plan.reclaim)?;
+                    self.burst(plan, cell, |vm, over| reclaim_beside(vm, neighbour, plan, quiet, over))?;
+                    grow(&self.vm, plan.mem)?;
                 }
-                if slice <= slices {
-                    let to = neighbour.config().memory.0 - slice * SLICE;
-                    taken +=
-                        neighbour.monitor().shrink((to / HUGE_SIZE) as u32).map_err(vmm::vm::VmError::from)?.discarded;
-                }
-                vm.shrink(less, |_| false)?;
-                vm.grow(mem)?;
-                // As long as the quiet burst took, if that is longer than all slices need.
-                let due = quiet.mul_f64(slice.min(slices) as f64 / slices as f64);
-                std::thread::sleep(due.saturating_sub(start.elapsed()));
+                (_, None) => {}
             }
-            Ok(taken)
-        })?;
+        }
         Ok(())
     }
 
@@ -301,7 +314,7 @@ impl Subject {
         &mut self,
         plan: &Plan,
         cell: usize,
-        beside: impl FnOnce((&Vm, &AtomicBool)) -> Result<u32, BenchError>,
+        beside: impl FnOnce(&Vm, &AtomicBool) -> Result<u32, BenchError>,
     ) -> Result<Duration, BenchError> {
         let vm = &self.vm;
         touch_and_free(vm, plan.burst)?;
@@ -310,15 +323,16 @@ impl Subject {
         let installs = || vm.monitor().counters.installs.load(Ordering::Relaxed);
         let calls = ask(vm, &GuestRequest::Stats)?.install_calls;
         let before = installs();
+        let single = SETTINGS[cell].asks == SINGLE;
         let over = AtomicBool::new(false);
         let (measured, reclaimed) = std::thread::scope(|scope| {
             let burst = scope.spawn(|| {
-                let request = GuestRequest::Burst { bytes: plan.burst, touch: BurstTouch::Pages, keep: false };
+                let request = GuestRequest::Burst { bytes: plan.burst, touch: BurstTouch::Pages, keep: false, single };
                 let measured = measure(vm, &request);
                 over.store(true, Ordering::Relaxed);
                 measured
             });
-            let reclaimed = beside((vm, &over));
+            let reclaimed = beside(vm, &over);
             // A panic would have ended the process already.
             (burst.join().unwrap_or_else(|_| unreachable!()), reclaimed)
         });
@@ -339,6 +353,29 @@ impl Subject {
         evict_all(vm)?;
         Ok(Duration::from_nanos(all_ns as u64))
     }
+}
+
+/// Shrinks the neighbour in slices until the burst is over, and the VM itself down and up between
+/// them; the frames that had memory behind them. The slices are spread over the time that the burst
+/// took when it was `quiet`, if they need less.
+fn reclaim_beside(vm: &Vm, neighbour: &Vm, plan: &Plan, quiet: Duration, over: &AtomicBool) -> Result<u32, BenchError> {
+    let slices = (plan.reclaim / SLICE).max(1);
+    let start = Instant::now();
+    let mut taken = 0;
+    for slice in 1.. {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
+        if slice <= slices {
+            let to = (neighbour.config().memory.0 - slice * SLICE) / HUGE_SIZE;
+            taken += neighbour.monitor().shrink(to as u32).map_err(vmm::vm::VmError::from)?.discarded;
+        }
+        vm.shrink(plan.mem - plan.reclaim, |_| false)?;
+        vm.grow(plan.mem)?;
+        let due = quiet.mul_f64(slice.min(slices) as f64 / slices as f64);
+        std::thread::sleep(due.saturating_sub(start.elapsed()));
+    }
+    Ok(taken)
 }
 
 /// Waits until the VM's pool is full, if it has one; not for ever.
@@ -402,7 +439,7 @@ fn timed(mut call: impl FnMut(HugeId) -> Result<(), BenchError>) -> Result<Vec<u
 pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
     let mut panels: Vec<Panel> = Vec::new();
     for row in rows.iter().filter(|row| row.vcpus > 0) {
-        let title = format!("{} vCPU, {}", row.vcpus, row.beside);
+        let title = format!("{} vCPU, asks {}, {}", row.vcpus, row.asks, row.beside);
         let index = panels.iter().position(|panel| panel.title == title).unwrap_or_else(|| {
             let panel = Panel { title, x_label: "memory from", y_label: "us", log_y: true, ..Panel::default() };
             panels.push(panel);
@@ -434,9 +471,9 @@ mod tests {
     #[test]
     fn rows_are_compared_with_their_like() {
         let mut rows = vec![
-            cell(100.0, 8.0).row("pool", 1, "quiet", 9),
-            cell(150.0, 10.0).row("pool", 1, "reclaim", 9),
-            cell(300.0, 4.0).row("pool", 2, "quiet", 9),
+            cell(100.0, 8.0).row("pool", 1, SETTINGS[0], 9),
+            cell(150.0, 10.0).row("pool", 1, SETTINGS[1], 9),
+            cell(300.0, 4.0).row("pool", 2, SETTINGS[0], 9),
         ];
         compare(&mut rows, 80.0);
         assert_eq!((rows[1].p99_to_quiet, rows[1].ratio_to_populate), (1.5, 0.125));
@@ -472,9 +509,12 @@ mod tests {
         }
         let rows = run(&plan(256 << 20, 32 << 20, 64 << 20)).unwrap_or_else(|e| panic!("{}", vmm::error_line(&e)));
         let guests: Vec<&Row> = rows.iter().filter(|row| row.vcpus > 0).collect();
-        assert_eq!(guests.len(), INSTALL.len() * 4);
+        assert_eq!(guests.len(), INSTALL.len() * 2 * SETTINGS.len());
         for row in &guests {
-            assert!(row.installed >= 16.0 && row.p50_ns > 0.0 && row.p50_ns <= row.p99_ns, "{row:?}");
+            assert!(
+                row.installed >= 16.0 && row.calls > 0.0 && row.p50_ns > 0.0 && row.p50_ns <= row.p99_ns,
+                "{row:?}"
+            );
             assert!(row.throughput_to_one_vcpu > 0.0 && row.p99_to_quiet > 0.0, "{row:?}");
         }
         assert!(guests.iter().any(|row| row.beside == "reclaim" && row.reclaimed > 0.0), "{guests:?}");
