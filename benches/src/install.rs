@@ -11,11 +11,12 @@
 //! The guest asks for each frame alone (`single`: the latency of an install), or for runs of them
 //! (`ahead`, as it does by itself: most allocations wait for nothing, few for many frames).
 //!
-//! Limits in the same run: `MADV_POPULATE_WRITE` of single frames, and an install out of a pool
-//! without a guest.
+//! Limits in the same run: `MADV_POPULATE_WRITE` of single frames, `UFFDIO_MOVE` of frames that have
+//! memory, and between them an install out of a pool without a guest.
 
 use crate::candidates::Candidate;
 use crate::guest::{ask, evict_all, grow, measure, touch_and_free};
+use crate::mover::Mover;
 use crate::plot::Panel;
 use crate::series::{Series, Table};
 use crate::{BenchError, progress};
@@ -242,7 +243,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
         bytes => Some(Vm::launch(VmConfig::new(Bytes(bytes + SLICE), 1, Backing::Anon))?),
     };
     let raw = Raw::new()?;
-    let (mut populate, mut from_pool) = (Cell::default(), Cell::default());
+    let mut limits: [Cell; 3] = Default::default();
     let rounds = plan.iterations + 1;
     for round in 0..rounds {
         for subject in &mut subjects {
@@ -250,10 +251,10 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
             subject.round(plan, neighbour.as_ref())?;
         }
         progress(round, rounds, "raw system calls");
-        raw.round(&mut populate, &mut from_pool)?;
+        raw.round(&mut limits)?;
         if round == 0 {
             subjects.iter_mut().for_each(|subject| subject.cells = Default::default());
-            (populate, from_pool) = (Cell::default(), Cell::default());
+            limits = Default::default();
         }
     }
     progress(rounds, rounds, "");
@@ -265,9 +266,13 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
             rows.push(cell.row(subject.candidate, vcpus, setting, (plan.burst / HUGE_SIZE) as u32));
         }
     }
+    let [populate, from_pool, moved] = &limits;
     rows.push(populate.row("raw-populate", 0, SETTINGS[0], RAW_FRAMES));
     if raw.supply.is_some() {
         rows.push(from_pool.row("raw-pool", 0, SETTINGS[0], RAW_FRAMES));
+    }
+    if raw.mover.is_some() {
+        rows.push(moved.row("raw-move", 0, SETTINGS[0], RAW_FRAMES));
     }
     compare(&mut rows, populate.us_per_frame.median());
     Ok(rows)
@@ -395,6 +400,7 @@ struct Raw {
     populated: GuestRam,
     /// `None` where no memory can be moved.
     supply: Option<(Arc<GuestRam>, Supply)>,
+    mover: Option<Mover>,
 }
 
 impl Raw {
@@ -404,10 +410,10 @@ impl Raw {
         let pool = PoolConfig { huge_frames: RAW_FRAMES, rate: 0 };
         // Without userfaultfd there is no such limit, and nothing to compare with it.
         let supply = Supply::new(target.clone(), pool, UseUserfaultfd::On).ok().map(|supply| (target, supply));
-        Ok(Self { populated: ram()?, supply })
+        Ok(Self { populated: ram()?, supply, mover: Mover::new(RAW_FRAMES).ok() })
     }
 
-    fn round(&self, populate: &mut Cell, from_pool: &mut Cell) -> Result<(), BenchError> {
+    fn round(&self, [populate, from_pool, moved]: &mut [Cell; 3]) -> Result<(), BenchError> {
         self.populated.populate(HugeId(0), RAW_FRAMES)?;
         self.populated.discard(HugeId(0), RAW_FRAMES)?;
         populate.raw(timed(|huge| Ok(self.populated.populate(huge, 1)?))?);
@@ -420,6 +426,10 @@ impl Raw {
             let install = |huge| supply.install(huge, 1).map_err(|shortfall| shortfall.error.into());
             from_pool.raw(timed(install)?);
             ram.discard(HugeId(0), RAW_FRAMES)?;
+        }
+        if let Some(mover) = &self.mover {
+            mover.prepare()?;
+            moved.raw(timed(|huge| Ok(mover.move_frame(huge)?))?);
         }
         Ok(())
     }

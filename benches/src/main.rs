@@ -17,6 +17,7 @@ mod idle;
 mod inflate;
 mod install;
 mod interference;
+mod mover;
 mod passes;
 mod plot;
 mod recovery;
