@@ -52,11 +52,6 @@ impl Plan {
     /// The plan, made smaller until what it touches fits in `available` bytes; an error if it makes
     /// no sense.
     pub(crate) fn fitted(mut self, available: u64) -> Result<Self, BenchError> {
-        let whole = |bytes: u64| bytes / HUGE_SIZE * HUGE_SIZE;
-        while self.reclaim > 0 && self.burst + self.reclaim > available / 2 && self.burst > 64 << 20 {
-            (self.mem, self.burst, self.reclaim) =
-                (whole(self.mem / 2), whole(self.burst / 2), whole(self.reclaim / 2));
-        }
         let (burst, own) = (Bytes(self.burst), Bytes(self.mem / 2));
         if self.burst < HUGE_SIZE || burst > own {
             return Err(BenchError::Size(format!(
@@ -66,6 +61,11 @@ impl Plan {
         if self.reclaim > self.mem / 2 {
             let reclaim = Bytes(self.reclaim);
             return Err(BenchError::Size(format!("--reclaim {reclaim} is more than half of --mem, {own}")));
+        }
+        let whole = |bytes: u64| bytes / HUGE_SIZE * HUGE_SIZE;
+        while self.reclaim > 0 && self.burst + self.reclaim > available / 2 && self.burst > 64 << 20 {
+            (self.mem, self.burst, self.reclaim) =
+                (whole(self.mem / 2), whole(self.burst / 2), whole(self.reclaim / 2));
         }
         Ok(self)
     }
