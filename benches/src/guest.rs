@@ -33,7 +33,7 @@ pub(crate) fn measure(vm: &Vm, request: &GuestRequest) -> Result<(GuestReport, S
 
 /// Allocates and touches, frees, and gives all caches back: what was touched is free for the host.
 pub(crate) fn touch_and_free(vm: &Vm, bytes: u64) -> Result<(), BenchError> {
-    ask(vm, &GuestRequest::Burst { bytes, touch: BurstTouch::Pages, keep: false })?;
+    ask(vm, &GuestRequest::Burst { bytes, touch: BurstTouch::Pages, keep: false, single: false })?;
     ask(vm, &GuestRequest::Idle).map(drop)
 }
 

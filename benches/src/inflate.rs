@@ -180,7 +180,7 @@ fn fresh_round(candidate: &'static Candidate, plan: &Plan, book: &mut Book) -> R
 fn burst(vm: &Vm, bytes: u64, touch: BurstTouch) -> Result<(Duration, u32), BenchError> {
     let resident = || Ok::<_, BenchError>(vm.monitor().ram().residency()?.resident_bytes);
     let before = resident()?;
-    let (_, samples) = measure(vm, &GuestRequest::Burst { bytes, touch, keep: false })?;
+    let (_, samples) = measure(vm, &GuestRequest::Burst { bytes, touch, keep: false, single: false })?;
     let frames = resident()?.saturating_sub(before) / HUGE_SIZE;
     ask(vm, &GuestRequest::Idle)?;
     let nanos = samples.mean.saturating_mul(samples.count).saturating_add(samples.beside_ns);

@@ -8,11 +8,15 @@
 //! two slices the first VM's own limit goes down and up by as much. (Touched free memory in the first
 //! VM itself would be the first that its guest takes, and nothing would be installed.)
 //!
-//! Limits in the same run: `MADV_POPULATE_WRITE` of single frames, and an install out of a pool
-//! without a guest.
+//! The guest asks for each frame alone (`single`: the latency of an install), or for runs of them
+//! (`ahead`, as it does by itself: most allocations wait for nothing, few for many frames).
+//!
+//! Limits in the same run: `MADV_POPULATE_WRITE` of single frames, `UFFDIO_MOVE` of frames that have
+//! memory, and between them an install out of a pool without a guest.
 
 use crate::candidates::Candidate;
 use crate::guest::{ask, evict_all, grow, measure, touch_and_free};
+use crate::mover::Mover;
 use crate::plot::Panel;
 use crate::series::{Series, Table};
 use crate::{BenchError, progress};
@@ -48,11 +52,6 @@ impl Plan {
     /// The plan, made smaller until what it touches fits in `available` bytes; an error if it makes
     /// no sense.
     pub(crate) fn fitted(mut self, available: u64) -> Result<Self, BenchError> {
-        let whole = |bytes: u64| bytes / HUGE_SIZE * HUGE_SIZE;
-        while self.reclaim > 0 && self.burst + self.reclaim > available / 2 && self.burst > 64 << 20 {
-            (self.mem, self.burst, self.reclaim) =
-                (whole(self.mem / 2), whole(self.burst / 2), whole(self.reclaim / 2));
-        }
         let (burst, own) = (Bytes(self.burst), Bytes(self.mem / 2));
         if self.burst < HUGE_SIZE || burst > own {
             return Err(BenchError::Size(format!(
@@ -62,6 +61,11 @@ impl Plan {
         if self.reclaim > self.mem / 2 {
             let reclaim = Bytes(self.reclaim);
             return Err(BenchError::Size(format!("--reclaim {reclaim} is more than half of --mem, {own}")));
+        }
+        let whole = |bytes: u64| bytes / HUGE_SIZE * HUGE_SIZE;
+        while self.reclaim > 0 && self.burst + self.reclaim > available / 2 && self.burst > 64 << 20 {
+            (self.mem, self.burst, self.reclaim) =
+                (whole(self.mem / 2), whole(self.burst / 2), whole(self.reclaim / 2));
         }
         Ok(self)
     }
@@ -74,6 +78,8 @@ pub(crate) struct Row {
     candidate: &'static str,
     /// 0 without a guest.
     vcpus: u32,
+    /// How the guest asks: for each frame alone (`single`), or for runs of them (`ahead`).
+    asks: &'static str,
     /// `quiet`, or `reclaim`.
     beside: &'static str,
     /// Frames allocated in a round.
@@ -103,9 +109,10 @@ pub(crate) struct Row {
 impl Table for Row {
     fn table(rows: &[Self]) -> String {
         let mut text = format!(
-            "{:<12} {:>5} {:<8} {:>6} {:>9} {:>9} {:>10} {:>10} {:>11} {:>9} {:>9} {:>8} {:>8} {:>8}\n",
+            "{:<12} {:>5} {:<6} {:<8} {:>6} {:>9} {:>9} {:>10} {:>10} {:>11} {:>9} {:>9} {:>8} {:>8} {:>8}\n",
             "candidate",
             "vCPUs",
+            "asks",
             "beside",
             "frames",
             "installed",
@@ -123,9 +130,10 @@ impl Table for Row {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "{:<12} {:>5} {:<8} {:>6} {:>9.0} {:>9.0} {:>10.0} {:>10.0} {:>11.0} {:>9.2} {:>9.0} {:>8.3} {:>8.2} {:>8.2}",
+                "{:<12} {:>5} {:<6} {:<8} {:>6} {:>9.0} {:>9.0} {:>10.0} {:>10.0} {:>11.0} {:>9.2} {:>9.0} {:>8.3} {:>8.2} {:>8.2}",
                 row.candidate,
                 row.vcpus,
+                row.asks,
                 row.beside,
                 row.frames,
                 row.installed,
@@ -158,11 +166,12 @@ struct Cell {
 }
 
 impl Cell {
-    fn row(&self, candidate: &'static str, vcpus: u32, beside: &'static str, frames: u32) -> Row {
+    fn row(&self, candidate: &'static str, vcpus: u32, setting: Setting, frames: u32) -> Row {
         Row {
             candidate,
             vcpus,
-            beside,
+            asks: setting.asks,
+            beside: setting.beside,
             frames,
             installed: self.installed.median(),
             calls: self.calls.median(),
@@ -196,11 +205,28 @@ impl Cell {
     }
 }
 
-/// A VM under measurement, quiet and while the host reclaims.
+/// How a burst is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Setting {
+    asks: &'static str,
+    beside: &'static str,
+}
+
+const SETTINGS: [Setting; 4] = [
+    Setting { asks: SINGLE, beside: QUIET },
+    Setting { asks: SINGLE, beside: RECLAIM },
+    Setting { asks: "ahead", beside: QUIET },
+    Setting { asks: "ahead", beside: RECLAIM },
+];
+const SINGLE: &str = "single";
+const QUIET: &str = "quiet";
+const RECLAIM: &str = "reclaim";
+
+/// A VM under measurement.
 struct Subject {
     candidate: &'static str,
     vm: Vm,
-    cells: [Cell; 2],
+    cells: [Cell; SETTINGS.len()],
 }
 
 /// Measures `plan.iterations` rounds after one to warm up.
@@ -217,7 +243,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
         bytes => Some(Vm::launch(VmConfig::new(Bytes(bytes + SLICE), 1, Backing::Anon))?),
     };
     let raw = Raw::new()?;
-    let (mut populate, mut from_pool) = (Cell::default(), Cell::default());
+    let mut limits: [Cell; 3] = Default::default();
     let rounds = plan.iterations + 1;
     for round in 0..rounds {
         for subject in &mut subjects {
@@ -225,24 +251,28 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
             subject.round(plan, neighbour.as_ref())?;
         }
         progress(round, rounds, "raw system calls");
-        raw.round(&mut populate, &mut from_pool)?;
+        raw.round(&mut limits)?;
         if round == 0 {
             subjects.iter_mut().for_each(|subject| subject.cells = Default::default());
-            (populate, from_pool) = (Cell::default(), Cell::default());
+            limits = Default::default();
         }
     }
     progress(rounds, rounds, "");
     let mut rows = Vec::new();
     for subject in &subjects {
         let vcpus = subject.vm.config().cpus;
-        let settings: &[&str] = if plan.reclaim == 0 { &["quiet"] } else { &["quiet", "reclaim"] };
-        for (beside, cell) in settings.iter().zip(&subject.cells) {
-            rows.push(cell.row(subject.candidate, vcpus, beside, (plan.burst / HUGE_SIZE) as u32));
+        let measured = |setting: &Setting| plan.reclaim > 0 || setting.beside == QUIET;
+        for (setting, cell) in SETTINGS.into_iter().zip(&subject.cells).filter(|(setting, _)| measured(setting)) {
+            rows.push(cell.row(subject.candidate, vcpus, setting, (plan.burst / HUGE_SIZE) as u32));
         }
     }
-    rows.push(populate.row("raw-populate", 0, "quiet", RAW_FRAMES));
+    let [populate, from_pool, moved] = &limits;
+    rows.push(populate.row("raw-populate", 0, SETTINGS[0], RAW_FRAMES));
     if raw.supply.is_some() {
-        rows.push(from_pool.row("raw-pool", 0, "quiet", RAW_FRAMES));
+        rows.push(from_pool.row("raw-pool", 0, SETTINGS[0], RAW_FRAMES));
+    }
+    if raw.mover.is_some() {
+        rows.push(moved.row("raw-move", 0, SETTINGS[0], RAW_FRAMES));
     }
     compare(&mut rows, populate.us_per_frame.median());
     Ok(rows)
@@ -254,9 +284,10 @@ fn compare(rows: &mut [Row], populate_us: f64) {
     for row in rows {
         row.ratio_to_populate = row.us_per_frame_median / populate_us;
         let like = |vcpus: u32, beside: &str| {
-            all.iter().find(|r| r.candidate == row.candidate && r.vcpus == vcpus && r.beside == beside)
+            let same = |r: &&Row| (r.candidate, r.asks) == (row.candidate, row.asks);
+            all.iter().filter(same).find(|r| r.vcpus == vcpus && r.beside == beside)
         };
-        if let Some(quiet) = like(row.vcpus, "quiet") {
+        if let Some(quiet) = like(row.vcpus, QUIET) {
             row.p99_to_quiet = row.p99_ns / quiet.p99_ns;
         }
         if let Some(one) = like(1, row.beside) {
@@ -267,32 +298,19 @@ fn compare(rows: &mut [Row], populate_us: f64) {
 
 impl Subject {
     fn round(&mut self, plan: &Plan, neighbour: Option<&Vm>) -> Result<(), BenchError> {
-        let quiet = self.burst(plan, 0, |_| Ok(0))?;
-        let Some(neighbour) = neighbour else { return Ok(()) };
-        grow(neighbour, neighbour.config().memory.0)?;
-        touch_and_free(neighbour, plan.reclaim)?;
-        let (mem, less) = (plan.mem, plan.mem - plan.reclaim);
-        self.burst(plan, 1, |(vm, over): (&Vm, &AtomicBool)| {
-            let slices = (plan.reclaim / SLICE).max(1);
-            let start = Instant::now();
-            let mut taken = 0;
-            for slice in 1.. {
-                if over.load(Ordering::Relaxed) {
-                    break;
+        let mut quiet = Duration::ZERO;
+        for (cell, setting) in SETTINGS.into_iter().enumerate() {
+            match (setting.beside, neighbour) {
+                (QUIET, _) => quiet = self.burst(plan, cell, |_, _| Ok(0))?,
+                (_, Some(neighbour)) => {
+                    grow(neighbour, neighbour.config().memory.0)?;
+                    touch_and_free(neighbour, plan.reclaim)?;
+                    self.burst(plan, cell, |vm, over| reclaim_beside(vm, neighbour, plan, quiet, over))?;
+                    grow(&self.vm, plan.mem)?;
                 }
-                if slice <= slices {
-                    let to = neighbour.config().memory.0 - slice * SLICE;
-                    taken +=
-                        neighbour.monitor().shrink((to / HUGE_SIZE) as u32).map_err(vmm::vm::VmError::from)?.discarded;
-                }
-                vm.shrink(less, |_| false)?;
-                vm.grow(mem)?;
-                // As long as the quiet burst took, if that is longer than all slices need.
-                let due = quiet.mul_f64(slice.min(slices) as f64 / slices as f64);
-                std::thread::sleep(due.saturating_sub(start.elapsed()));
+                (_, None) => {}
             }
-            Ok(taken)
-        })?;
+        }
         Ok(())
     }
 
@@ -301,7 +319,7 @@ impl Subject {
         &mut self,
         plan: &Plan,
         cell: usize,
-        beside: impl FnOnce((&Vm, &AtomicBool)) -> Result<u32, BenchError>,
+        beside: impl FnOnce(&Vm, &AtomicBool) -> Result<u32, BenchError>,
     ) -> Result<Duration, BenchError> {
         let vm = &self.vm;
         touch_and_free(vm, plan.burst)?;
@@ -310,15 +328,16 @@ impl Subject {
         let installs = || vm.monitor().counters.installs.load(Ordering::Relaxed);
         let calls = ask(vm, &GuestRequest::Stats)?.install_calls;
         let before = installs();
+        let single = SETTINGS[cell].asks == SINGLE;
         let over = AtomicBool::new(false);
         let (measured, reclaimed) = std::thread::scope(|scope| {
             let burst = scope.spawn(|| {
-                let request = GuestRequest::Burst { bytes: plan.burst, touch: BurstTouch::Pages, keep: false };
+                let request = GuestRequest::Burst { bytes: plan.burst, touch: BurstTouch::Pages, keep: false, single };
                 let measured = measure(vm, &request);
                 over.store(true, Ordering::Relaxed);
                 measured
             });
-            let reclaimed = beside((vm, &over));
+            let reclaimed = beside(vm, &over);
             // A panic would have ended the process already.
             (burst.join().unwrap_or_else(|_| unreachable!()), reclaimed)
         });
@@ -341,6 +360,29 @@ impl Subject {
     }
 }
 
+/// Shrinks the neighbour in slices until the burst is over, and the VM itself down and up between
+/// them; the frames that had memory behind them. The slices are spread over the time that the burst
+/// took when it was `quiet`, if they need less.
+fn reclaim_beside(vm: &Vm, neighbour: &Vm, plan: &Plan, quiet: Duration, over: &AtomicBool) -> Result<u32, BenchError> {
+    let slices = (plan.reclaim / SLICE).max(1);
+    let start = Instant::now();
+    let mut taken = 0;
+    for slice in 1.. {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
+        if slice <= slices {
+            let to = (neighbour.config().memory.0 - slice * SLICE) / HUGE_SIZE;
+            taken += neighbour.monitor().shrink(to as u32).map_err(vmm::vm::VmError::from)?.discarded;
+        }
+        vm.shrink(plan.mem - plan.reclaim, |_| false)?;
+        vm.grow(plan.mem)?;
+        let due = quiet.mul_f64(slice.min(slices) as f64 / slices as f64);
+        std::thread::sleep(due.saturating_sub(start.elapsed()));
+    }
+    Ok(taken)
+}
+
 /// Waits until the VM's pool is full, if it has one; not for ever.
 fn fill_pool(vm: &Vm) {
     let start = Instant::now();
@@ -358,6 +400,7 @@ struct Raw {
     populated: GuestRam,
     /// `None` where no memory can be moved.
     supply: Option<(Arc<GuestRam>, Supply)>,
+    mover: Option<Mover>,
 }
 
 impl Raw {
@@ -367,10 +410,10 @@ impl Raw {
         let pool = PoolConfig { huge_frames: RAW_FRAMES, rate: 0 };
         // Without userfaultfd there is no such limit, and nothing to compare with it.
         let supply = Supply::new(target.clone(), pool, UseUserfaultfd::On).ok().map(|supply| (target, supply));
-        Ok(Self { populated: ram()?, supply })
+        Ok(Self { populated: ram()?, supply, mover: Mover::new(RAW_FRAMES).ok() })
     }
 
-    fn round(&self, populate: &mut Cell, from_pool: &mut Cell) -> Result<(), BenchError> {
+    fn round(&self, [populate, from_pool, moved]: &mut [Cell; 3]) -> Result<(), BenchError> {
         self.populated.populate(HugeId(0), RAW_FRAMES)?;
         self.populated.discard(HugeId(0), RAW_FRAMES)?;
         populate.raw(timed(|huge| Ok(self.populated.populate(huge, 1)?))?);
@@ -383,6 +426,10 @@ impl Raw {
             let install = |huge| supply.install(huge, 1).map_err(|shortfall| shortfall.error.into());
             from_pool.raw(timed(install)?);
             ram.discard(HugeId(0), RAW_FRAMES)?;
+        }
+        if let Some(mover) = &self.mover {
+            mover.prepare()?;
+            moved.raw(timed(|huge| Ok(mover.move_frame(huge)?))?);
         }
         Ok(())
     }
@@ -402,7 +449,7 @@ fn timed(mut call: impl FnMut(HugeId) -> Result<(), BenchError>) -> Result<Vec<u
 pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
     let mut panels: Vec<Panel> = Vec::new();
     for row in rows.iter().filter(|row| row.vcpus > 0) {
-        let title = format!("{} vCPU, {}", row.vcpus, row.beside);
+        let title = format!("{} vCPU, asks {}, {}", row.vcpus, row.asks, row.beside);
         let index = panels.iter().position(|panel| panel.title == title).unwrap_or_else(|| {
             let panel = Panel { title, x_label: "memory from", y_label: "us", log_y: true, ..Panel::default() };
             panels.push(panel);
@@ -434,9 +481,9 @@ mod tests {
     #[test]
     fn rows_are_compared_with_their_like() {
         let mut rows = vec![
-            cell(100.0, 8.0).row("pool", 1, "quiet", 9),
-            cell(150.0, 10.0).row("pool", 1, "reclaim", 9),
-            cell(300.0, 4.0).row("pool", 2, "quiet", 9),
+            cell(100.0, 8.0).row("pool", 1, SETTINGS[0], 9),
+            cell(150.0, 10.0).row("pool", 1, SETTINGS[1], 9),
+            cell(300.0, 4.0).row("pool", 2, SETTINGS[0], 9),
         ];
         compare(&mut rows, 80.0);
         assert_eq!((rows[1].p99_to_quiet, rows[1].ratio_to_populate), (1.5, 0.125));
@@ -453,7 +500,9 @@ mod tests {
     }
 
     fn plan(mem: u64, burst: u64, reclaim: u64) -> Plan {
-        Plan { candidates: INSTALL.iter().collect(), cpus: vec![1, 2], mem, burst, reclaim, iterations: 1 }
+        // The large pool takes long to fill, and does what the small one does.
+        let candidates = INSTALL.iter().filter(|candidate| candidate.name != "pool-512M").collect();
+        Plan { candidates, cpus: vec![1, 2], mem, burst, reclaim, iterations: 1 }
     }
 
     #[test]
@@ -470,11 +519,13 @@ mod tests {
         if let Err(error) = vmm::boot::open_kvm() {
             return skipped(vmm::error_line(&error));
         }
-        let rows = run(&plan(256 << 20, 32 << 20, 64 << 20)).unwrap_or_else(|e| panic!("{}", vmm::error_line(&e)));
+        let plan = plan(256 << 20, 32 << 20, 64 << 20);
+        let rows = run(&plan).unwrap_or_else(|e| panic!("{}", vmm::error_line(&e)));
         let guests: Vec<&Row> = rows.iter().filter(|row| row.vcpus > 0).collect();
-        assert_eq!(guests.len(), INSTALL.len() * 4);
+        assert_eq!(guests.len(), plan.candidates.len() * 2 * SETTINGS.len());
         for row in &guests {
-            assert!(row.installed >= 16.0 && row.p50_ns > 0.0 && row.p50_ns <= row.p99_ns, "{row:?}");
+            // A vCPU that ends early leaves its frames to the other one, memory and all.
+            assert!(row.installed >= 8.0 && row.calls > 0.0 && row.p50_ns > 0.0 && row.p50_ns <= row.p99_ns, "{row:?}");
             assert!(row.throughput_to_one_vcpu > 0.0 && row.p99_to_quiet > 0.0, "{row:?}");
         }
         assert!(guests.iter().any(|row| row.beside == "reclaim" && row.reclaimed > 0.0), "{guests:?}");

@@ -17,6 +17,7 @@ mod idle;
 mod inflate;
 mod install;
 mod interference;
+mod mover;
 mod passes;
 mod plot;
 mod recovery;
@@ -92,16 +93,16 @@ enum Figure {
 #[derive(Args)]
 struct InflateArgs {
     /// Guest memory
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "4G")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "2G")]
     mem: Bytes,
     /// The limit that it is shrunk to, again and again
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "512M")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "256M")]
     to: Bytes,
     /// What guest memory is made of: anon, memfd or hugetlb
     #[arg(long, value_name = "KIND", default_value = "anon")]
     backing: Backing,
     /// Ways to take memory and to give it back
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,balloon,balloon-joined,balloon-huge,balloon-huge-joined,virtio-mem", value_parser = candidates::elastic)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,balloon,balloon-huge,virtio-mem", value_parser = candidates::elastic)]
     candidates: Vec<&'static Candidate>,
     /// Rounds to measure, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
@@ -151,7 +152,7 @@ struct InterferenceArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_millis, default_value = "2s")]
     time: u64,
     /// Ways to resize
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,balloon,balloon-joined,balloon-huge,balloon-huge-joined,virtio-mem", value_parser = candidates::elastic)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,balloon,balloon-huge,virtio-mem", value_parser = candidates::elastic)]
     candidates: Vec<&'static Candidate>,
     /// Rounds to measure, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]

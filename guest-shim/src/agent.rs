@@ -165,7 +165,12 @@ impl<'a, D: Doorbell> Agent<'a, D> {
             Some(Command::Verify) => self.verify(),
             Some(Command::Free { bytes, random, seed }) => self.free(bytes, random.then(|| Rng::new(seed))),
             Some(Command::Churn { millis, bytes, seed }) => self.churn(Plan { millis, bytes, seed }),
-            Some(Command::Burst { bytes, touch, keep }) => self.burst(burst::Plan { bytes, touch, keep }),
+            Some(Command::Burst { bytes, touch, keep, single }) => {
+                self.memory.single = single;
+                let tally = self.burst(burst::Plan { bytes, touch, keep });
+                self.memory.single = false;
+                tally
+            }
             Some(Command::Stream { millis, bytes, beside }) => {
                 self.steady(millis, beside, |load, samples| load.stream(bytes, samples))
             }
@@ -278,9 +283,11 @@ impl<'a, D: Doorbell> Agent<'a, D> {
         beside: u64,
         load: impl FnOnce(&mut Steady<'_, 'a, D>, Recorder<'_>) -> Tally,
     ) -> Tally {
-        let Self { memory, samples, clock, .. } = self;
+        let Self { memory, samples, clock, shared, drives, .. } = self;
         match samples.record(memory) {
-            Ok(samples) => load(&mut Steady { memory, clock: *clock, millis, beside }, samples),
+            Ok(samples) => {
+                load(&mut Steady { memory, shared, drives: *drives, clock: *clock, millis, beside }, samples)
+            }
             Err(refusal) => refused(refusal),
         }
     }

@@ -33,6 +33,8 @@ pub(crate) struct Memory<'a, D> {
     /// How much to ask for in one of them: for small blocks and for huge ones, which come from
     /// different places.
     ahead: [Ahead; 2],
+    /// Asks for nothing ahead of its use.
+    pub(crate) single: bool,
     /// What may have memory to give when there is none, and hears of what is taken.
     devices: Option<&'a Devices>,
     /// A driver is at work with this memory: nobody else helps it out.
@@ -46,7 +48,8 @@ impl<'a, D: Doorbell> Memory<'a, D> {
     /// `tenant` and `ram` are of one region, and no other allocator hands out its frames.
     pub(crate) unsafe fn new(tenant: &'a Tenant<'a>, host: Host<D>, ram: Ram) -> Self {
         let ahead = [Ahead::new(); 2];
-        Self { tenant, cpu: tenant.cpu(), host, ram, installs: 0, ahead, devices: None, driving: false }
+        let cpu = tenant.cpu();
+        Self { tenant, cpu, host, ram, installs: 0, ahead, single: false, devices: None, driving: false }
     }
 
     /// Connects it to the guest's devices.
@@ -100,7 +103,7 @@ impl<'a, D: Doorbell> Memory<'a, D> {
     fn install(&mut self, block: EvictedBlock, order: Order) -> Result<Block, Refusal> {
         let (first, need) = (block.first_huge(), block.huge_frames());
         let kind = usize::from(order.is_huge());
-        let window = self.ahead[kind].window(first.0, need);
+        let window = if self.single { need } else { self.ahead[kind].window(first.0, need) };
         let count = need + self.evicted_from(first.0 + need, window - need);
         self.ahead[kind].note_call(first.0, need, count);
         self.installs += 1;

@@ -8,11 +8,13 @@
 use crate::agent::Tally;
 use crate::burst::touch;
 use crate::clock::Clock;
+use crate::devices::Devices;
 use crate::host::Doorbell;
 use crate::memory::{Memory, Refusal};
 use crate::records::{Record, Records};
 use crate::rng::mix;
 use crate::samples::Recorder;
+use crate::shared::Shared;
 use crate::stamp::{Damage, Tag};
 use core::arch::x86_64::{_mm_add_pd, _mm_load_pd, _mm_mul_pd, _mm_set1_pd, _mm_store_pd};
 use shared_layout::agent::Touch;
@@ -35,6 +37,9 @@ const UNIT_STEPS: u32 = 64;
 /// What a load works with.
 pub(crate) struct Steady<'s, 'a, D> {
     pub(crate) memory: &'s mut Memory<'a, D>,
+    pub(crate) shared: &'s Shared,
+    /// The devices whose drivers run on this vCPU: within a sample, as an interrupt would make them.
+    pub(crate) drives: Option<&'s Devices>,
     pub(crate) clock: Clock,
     /// For how long.
     pub(crate) millis: u64,
@@ -74,6 +79,7 @@ impl<D: Doorbell> Steady<'_, '_, D> {
         self.for_a_while(tally, |this| {
             let start = this.clock.now();
             for _ in 0..SAMPLE_BLOCKS {
+                this.be_interrupted();
                 let [a, b, c] = [0, 1, 2].map(|array| block(this.memory, ARRAYS * (done % blocks) + array));
                 // SAFETY: as above, and three different blocks.
                 unsafe { triad(a, b, c) };
@@ -114,6 +120,7 @@ impl<D: Doorbell> Steady<'_, '_, D> {
                 let mut units = 0;
                 let mut now = this.clock.now();
                 while now < until {
+                    this.be_interrupted();
                     for _ in 0..UNIT_STEPS {
                         state = mix(state);
                     }
@@ -130,6 +137,12 @@ impl<D: Doorbell> Steady<'_, '_, D> {
         }
         tally.measured(samples);
         tally.settle()
+    }
+
+    fn be_interrupted(&mut self) {
+        if let Some(devices) = self.drives.filter(|devices| devices.have_work(self.shared)) {
+            devices.run(self.shared, self.memory, self.clock, false);
+        }
     }
 
     /// Takes samples until the time is over, allocating between them.

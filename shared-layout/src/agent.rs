@@ -55,6 +55,8 @@ pub enum Command {
         touch: Touch,
         /// Keep and stamp them, instead of freeing them.
         keep: bool,
+        /// Ask for each frame when it is needed, and for none ahead.
+        single: bool,
     },
     /// STREAM's triad over three arrays; samples are MB/s.
     Stream {
@@ -107,7 +109,9 @@ impl Command {
             Self::Drain => [5, 0, 0, 0],
             Self::Stats => [6, 0, 0, 0],
             Self::Devices => [7, 0, 0, 0],
-            Self::Burst { bytes, touch, keep } => [8, bytes, touch as u64, u64::from(keep)],
+            Self::Burst { bytes, touch, keep, single } => {
+                [8, bytes, touch as u64, u64::from(keep) | u64::from(single) << 1]
+            }
             Self::Stream { millis, bytes, beside } => [9, millis, bytes, beside],
             Self::Ftq { millis, quantum_us, beside } => [10, millis, quantum_us, beside],
         });
@@ -126,7 +130,7 @@ impl Command {
             5 => Self::Drain,
             6 => Self::Stats,
             7 => Self::Devices,
-            8 => Self::Burst { bytes: a, touch: Touch::from_word(b)?, keep: c != 0 },
+            8 => Self::Burst { bytes: a, touch: Touch::from_word(b)?, keep: c & 1 != 0, single: c & 2 != 0 },
             9 => Self::Stream { millis: a, bytes: b, beside: c },
             10 => Self::Ftq { millis: a, quantum_us: b, beside: c },
             _ => return None,
@@ -262,8 +266,8 @@ mod tests {
             Command::Drain,
             Command::Stats,
             Command::Devices,
-            Command::Burst { bytes: 1 << 30, touch: Touch::Pages, keep: true },
-            Command::Burst { bytes: 1, touch: Touch::Nothing, keep: false },
+            Command::Burst { bytes: 1 << 30, touch: Touch::Pages, keep: true, single: false },
+            Command::Burst { bytes: 1, touch: Touch::Nothing, keep: false, single: true },
             Command::Stream { millis: 1, bytes: 2, beside: 3 },
             Command::Ftq { millis: 4, quantum_us: 5, beside: 6 },
         ] {
@@ -273,7 +277,7 @@ mod tests {
         let mut bad = Command::Alloc { bytes: 1, order: Order::BASE, seed: 0 }.encode();
         bad[3] = 11;
         assert_eq!(Command::decode(&bad), None, "order 11");
-        let mut bad = Command::Burst { bytes: 1, touch: Touch::Pages, keep: false }.encode();
+        let mut bad = Command::Burst { bytes: 1, touch: Touch::Pages, keep: false, single: false }.encode();
         bad[3] = 3;
         assert_eq!(Command::decode(&bad), None, "no such touch");
     }

@@ -207,8 +207,8 @@ fn shares(command: Command, held: &[u64]) -> Vec<Command> {
         Command::Alloc { bytes, order, seed } => {
             Command::Alloc { bytes: split(bytes, order.bytes(), vcpu), order, seed: seeded(seed, vcpu) }
         }
-        Command::Burst { bytes, touch, keep } => {
-            Command::Burst { bytes: split(bytes, Order::HUGE.bytes(), vcpu), touch, keep }
+        Command::Burst { bytes, touch, keep, single } => {
+            Command::Burst { bytes: split(bytes, Order::HUGE.bytes(), vcpu), touch, keep, single }
         }
         Command::Stream { millis, bytes, beside } => {
             Command::Stream { millis, bytes: bytes / vcpus, beside: beside / vcpus }
@@ -405,7 +405,7 @@ mod tests {
 
     #[test]
     fn measuring_commands_are_shared_out() {
-        let burst = Command::Burst { bytes: 6 << 20, touch: Touch::Pages, keep: false };
+        let burst = Command::Burst { bytes: 6 << 20, touch: Touch::Pages, keep: false, single: false };
         let of = |c: &Command| match *c {
             Command::Burst { bytes, .. } | Command::Stream { bytes, .. } => bytes,
             _ => 0,

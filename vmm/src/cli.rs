@@ -324,6 +324,9 @@ pub enum GuestCommand {
         /// Keep and stamp it all, instead of freeing it
         #[arg(long)]
         keep: bool,
+        /// Ask the host for each frame alone, and for none ahead
+        #[arg(long)]
+        single: bool,
     },
     /// Measure memory bandwidth over time (STREAM triad)
     Stream {

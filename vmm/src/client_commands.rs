@@ -111,7 +111,7 @@ fn guest_request(command: &GuestCommand) -> GuestRequest {
         GuestCommand::Churn { millis } => GuestRequest::Churn { millis },
         GuestCommand::Idle => GuestRequest::Idle,
         GuestCommand::Stats => GuestRequest::Stats,
-        GuestCommand::Burst { bytes, touch, keep } => GuestRequest::Burst { bytes, touch, keep },
+        GuestCommand::Burst { bytes, touch, keep, single } => GuestRequest::Burst { bytes, touch, keep, single },
         GuestCommand::Stream { millis, bytes, beside } => {
             GuestRequest::Stream { millis, bytes, beside_bytes: beside.0 }
         }

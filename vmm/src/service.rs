@@ -332,13 +332,13 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
         }
         GuestRequest::Idle => Command::Drain,
         GuestRequest::Stats => Command::Stats,
-        GuestRequest::Burst { bytes, touch, keep } => {
+        GuestRequest::Burst { bytes, touch, keep, single } => {
             let touch = match touch {
                 BurstTouch::Nothing => Touch::Nothing,
                 BurstTouch::Frames => Touch::Frames,
                 BurstTouch::Pages => Touch::Pages,
             };
-            Command::Burst { bytes, touch, keep }
+            Command::Burst { bytes, touch, keep, single }
         }
         GuestRequest::Stream { millis, bytes, beside_bytes } => Command::Stream { millis, bytes, beside: beside_bytes },
         GuestRequest::Ftq { millis, quantum_us, beside_bytes } => {

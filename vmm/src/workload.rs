@@ -115,7 +115,10 @@ fn parse_step(text: &str) -> Result<Step, WorkloadError> {
         "burst" => {
             let word = words.next().ok_or(WorkloadError::Missing { command: "burst", what: "a size, like 1G" })?;
             let bytes = parse_some("burst", word)?;
-            ("burst", Step::Guest(GuestRequest::Burst { bytes, touch: BurstTouch::default(), keep: false }))
+            (
+                "burst",
+                Step::Guest(GuestRequest::Burst { bytes, touch: BurstTouch::default(), keep: false, single: false }),
+            )
         }
         "stream" => {
             let word = words.next().ok_or(WorkloadError::Missing { command: "stream", what: "a time, like 10s" })?;
@@ -269,7 +272,7 @@ mod tests {
             GuestRequest::Churn { millis: 10_000 },
             GuestRequest::Idle,
             GuestRequest::Stats,
-            GuestRequest::Burst { bytes: 1 << 30, touch: BurstTouch::Pages, keep: false },
+            GuestRequest::Burst { bytes: 1 << 30, touch: BurstTouch::Pages, keep: false, single: false },
             GuestRequest::Stream { millis: 2000, bytes: STREAM_BYTES, beside_bytes: 0 },
             GuestRequest::Ftq { millis: 30, quantum_us: 1000, beside_bytes: 0 },
         ];

@@ -69,7 +69,7 @@ fn every_command_is_understood() {
         "guest free all",
         "guest free 1.5G --random",
         "guest churn 10s",
-        "guest burst 1G --touch frames --keep",
+        "guest burst 1G --touch frames --keep --single",
         "guest stream 2s --bytes 96M --beside 64M",
         "guest ftq 100ms --quantum 0.1ms",
         "--mem 1G --pin 0,1",

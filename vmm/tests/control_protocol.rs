@@ -55,8 +55,8 @@ fn requests() -> Vec<(Request, &'static str)> {
         (Request::Guest(GuestRequest::Stats), r#"{"version":1,"request":{"guest":"stats"}}"#),
         (Request::Stop, r#"{"version":1,"request":"stop"}"#),
         (
-            Request::Guest(GuestRequest::Burst { bytes: 4096, touch: BurstTouch::Pages, keep: false }),
-            r#"{"version":1,"request":{"guest":{"burst":{"bytes":4096,"touch":"pages","keep":false}}}}"#,
+            Request::Guest(GuestRequest::Burst { bytes: 4096, touch: BurstTouch::Pages, keep: false, single: false }),
+            r#"{"version":1,"request":{"guest":{"burst":{"bytes":4096,"touch":"pages","keep":false,"single":false}}}}"#,
         ),
         (
             Request::Guest(GuestRequest::Stream { millis: 500, bytes: 1 << 20, beside_bytes: 0 }),
@@ -161,7 +161,10 @@ fn refusals_name_what_is_wrong() {
             "'quantum_us' is 9; it must be 10 to 1000000",
         ),
         (br#"{"version":1,"request":{"guest":{"stream":{"millis":1,"bytes":0,"beside_bytes":0}}}}"#, "'bytes' is 0"),
-        (br#"{"version":1,"request":{"guest":{"burst":{"bytes":0,"touch":"pages","keep":true}}}}"#, "'bytes' is 0"),
+        (
+            br#"{"version":1,"request":{"guest":{"burst":{"bytes":0,"touch":"pages","keep":true,"single":true}}}}"#,
+            "'bytes' is 0",
+        ),
         (
             br#"{"version":1,"request":{"shrink":{"goal":{"to_bytes":2097152,"by_bytes":1},"wait_ms":0}}}"#,
             "not understood",

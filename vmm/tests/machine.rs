@@ -374,7 +374,7 @@ fn a_stopped_machine_leaves_no_thread_in_the_guest() {
 #[test]
 fn a_burst_reports_what_its_allocations_took() {
     let Some(vm) = launch(256, 2, Backing::Anon) else { return };
-    let burst = |touch, keep| guest(&vm, &GuestRequest::Burst { bytes: 64 * MIB, touch, keep });
+    let burst = |touch, keep| guest(&vm, &GuestRequest::Burst { bytes: 64 * MIB, touch, keep, single: false });
     let report = burst(BurstTouch::Pages, true);
     let samples = report.samples.expect("a burst has samples");
     assert_eq!((report.outcome, report.held_bytes, samples.count), (GuestOutcome::Ok, 64 * MIB, 32));

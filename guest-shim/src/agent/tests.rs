@@ -390,7 +390,8 @@ fn a_burst_times_each_huge_frame_and_frees_them() {
     let mut agent = table.agent(&tenant, 0);
     table.order(&mut agent, alloc(2 << 20, 0));
     for touch in [Touch::Pages, Touch::Frames, Touch::Nothing] {
-        let report = table.order(&mut agent, Command::Burst { bytes: (20 << 20) - 1, touch, keep: false });
+        let report =
+            table.order(&mut agent, Command::Burst { bytes: (20 << 20) - 1, touch, keep: false, single: false });
         assert_eq!(outcome(&report), Outcome::Ok, "{report:?}");
         assert_eq!((report.blocks, report.bytes, report.samples.count), (10, 20 << 20, 10));
         assert!(report.samples.mean > 0, "{report:?}");
@@ -408,7 +409,8 @@ fn a_burst_keeps_its_blocks_stamped_when_it_is_told_to() {
     let table = clocked(32);
     let tenant = table.tenant();
     let mut agent = table.agent(&tenant, 0);
-    let report = table.order(&mut agent, Command::Burst { bytes: 16 << 20, touch: Touch::Frames, keep: true });
+    let report =
+        table.order(&mut agent, Command::Burst { bytes: 16 << 20, touch: Touch::Frames, keep: true, single: false });
     assert_eq!((report.held_blocks, report.held_bytes), (8, 16 << 20));
     let report = table.order(&mut agent, Command::Verify);
     assert_eq!((outcome(&report), report.bytes), (Outcome::Ok, 16 << 20));
@@ -423,7 +425,8 @@ fn a_burst_that_finds_no_more_memory_says_so_and_reports_what_it_timed() {
     let tenant = table.tenant();
     let mut agent = table.agent(&tenant, 0);
     for keep in [false, true] {
-        let report = table.order(&mut agent, Command::Burst { bytes: 1 << 30, touch: Touch::Nothing, keep });
+        let report =
+            table.order(&mut agent, Command::Burst { bytes: 1 << 30, touch: Touch::Nothing, keep, single: false });
         assert_eq!(outcome(&report), Outcome::OutOfMemory);
         // 15 huge frames without the samples' two and the one of the records.
         assert_eq!((report.blocks, report.samples.count), (12, 12));
@@ -433,7 +436,7 @@ fn a_burst_that_finds_no_more_memory_says_so_and_reports_what_it_timed() {
     }
     table.reclaim(Reclaim::Soft);
     *table.refuse.lock().expect("not poisoned") = Some(Status::NoMemory);
-    let report = table.order(&mut agent, Command::Burst { bytes: 1, touch: Touch::Nothing, keep: true });
+    let report = table.order(&mut agent, Command::Burst { bytes: 1, touch: Touch::Nothing, keep: true, single: false });
     assert_eq!((outcome(&report), report.detail), (Outcome::InstallFailed, Status::NoMemory as u64));
 }
 
@@ -481,11 +484,24 @@ fn without_a_clock_nothing_is_measured() {
     let tenant = table.tenant();
     let mut agent = table.agent(&tenant, 0);
     for command in [
-        Command::Burst { bytes: 8 << 20, touch: Touch::Pages, keep: false },
+        Command::Burst { bytes: 8 << 20, touch: Touch::Pages, keep: false, single: false },
         Command::Stream { millis: 10_000, bytes: 1, beside: 0 },
         Command::Ftq { millis: 10_000, quantum_us: 1000, beside: 0 },
     ] {
         let report = table.order(&mut agent, command);
         assert_eq!((outcome(&report), report.samples), (Outcome::Ok, Samples::default()));
     }
+}
+
+#[test]
+fn a_single_burst_asks_for_each_frame_when_it_needs_it() {
+    let table = clocked(64);
+    let tenant = table.tenant();
+    let mut agent = table.agent(&tenant, 0);
+    let burst = |single| Command::Burst { bytes: 40 << 20, touch: Touch::Frames, keep: true, single };
+    let report = table.order(&mut agent, burst(true));
+    // A call a frame, one for the samples and one for records.
+    assert_eq!((report.blocks, report.installs, report.ahead), (20, 22, 0));
+    let report = table.order(&mut agent, burst(false));
+    assert!(report.ahead > 0 && report.installs < 32, "{report:?}");
 }

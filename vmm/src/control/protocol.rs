@@ -137,6 +137,8 @@ pub enum GuestRequest {
         touch: BurstTouch,
         /// Keep it all, instead of freeing it.
         keep: bool,
+        /// Ask the host for each frame alone, and for none ahead.
+        single: bool,
     },
     /// Measure memory bandwidth over time: STREAM's triad.
     Stream {
