@@ -24,7 +24,7 @@ pub(crate) const ELASTIC: &[Candidate] = &[
     Candidate { name: "balloon-joined", configure: |config| config.elastic = device("balloon,coalesce=on") },
     Candidate { name: "balloon-huge", configure: |config| config.elastic = device("balloon-huge,coalesce=off") },
     Candidate { name: "balloon-huge-joined", configure: |config| config.elastic = device("balloon-huge,coalesce=on") },
-    Candidate { name: "virtio-mem", configure: |config| config.elastic = device("virtio-mem") },
+    Candidate { name: "virtio-mem", configure: |config| config.elastic = device("virtio-mem,boot=32M") },
 ];
 
 /// Ways to put memory behind a frame that is asked for.

@@ -150,7 +150,10 @@ fn guest_round(vm: &Vm, name: &'static str, plan: &Plan, book: &mut Book) -> Res
 
     // The guest uses what comes back.
     let (time, frames) = burst(vm, mem - GUEST_OWN, BurstTouch::Frames)?;
-    book.add((name, "install", "populate_per_frame"), time, frames)?;
+    // Behind a balloon of single pages the kernel gives a page a touch: that is no frame.
+    if u64::from(frames) * HUGE_SIZE * 2 >= mem - to {
+        book.add((name, "install", "populate_per_frame"), time, frames)?;
+    }
     shrink(vm, to)?;
     let returned = grow(vm, mem)?.duration;
     let (time, frames) = burst(vm, mem - GUEST_OWN, BurstTouch::Pages)?;
@@ -308,7 +311,7 @@ mod tests {
         let rows = run(&plan(64)).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
         for candidate in ELASTIC {
             let ops = rows.iter().filter(|row| row.candidate == candidate.name).count();
-            assert!(ops >= 6, "{ops} of {}", candidate.name);
+            assert!(ops >= 5, "{ops} of {}", candidate.name);
         }
         assert!(rows.iter().all(|row| row.us_per_frame_median > 0.0 && row.frames > 0), "{rows:?}");
         assert!(rows.iter().all(|row| row.ratio_to_limit.is_finite()), "{rows:?}");

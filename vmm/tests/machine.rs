@@ -15,6 +15,7 @@ use vmm::control::report::{GuestOutcome, GuestReport};
 use vmm::doorbell::{Flow, GuestEnd};
 use vmm::install_config::InstallConfig;
 use vmm::memory::{Backing, UseUserfaultfd};
+use vmm::monitor::OnViolation;
 use vmm::service;
 use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig};
@@ -287,15 +288,21 @@ fn memory_that_a_guest_touches_unasked_is_found_and_taken_back() {
     assert_eq!(held_now, 0, "what it wrote behind a held frame is gone");
 }
 
-/// For 30 seconds somebody writes random bytes over every word the guest can write, while the host
-/// shrinks, grows, reclaims, installs, audits and counts.
+/// For 30 seconds (or as many as `LLFREE_HOSTILE_SECONDS` says) somebody writes random bytes over every
+/// word the guest can write, storms the doorbell with calls and installs, and touches memory that it
+/// does not have, while the host shrinks, grows, reclaims, installs, audits and counts.
 #[test]
 fn a_hostile_guest_harms_nobody_but_itself() {
-    let Some(vm) = launch(512, 2, Backing::Anon) else { return };
+    // A touch of a held frame would end it much too soon.
+    let install = InstallConfig { on_violation: Some(OnViolation::Log), ..InstallConfig::default() };
+    let config = VmConfig { install, ..VmConfig::new(Bytes(512 * MIB), 2, Backing::Anon) };
+    let Some(vm) = start(config) else { return };
+    let enforced = vm.is_enforced();
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     alloc(&vm, 128, 9);
-    let end = Instant::now() + Duration::from_secs(30);
+    let seconds = std::env::var("LLFREE_HOSTILE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
+    let end = Instant::now() + Duration::from_secs(seconds);
     let running = || Instant::now() < end;
     let rounds = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -324,6 +331,14 @@ fn a_hostile_guest_harms_nobody_but_itself() {
                 let _ = vm.monitor().install(HugeId(rng.u32(..300)), rng.u32(..64));
             }
         });
+        scope.spawn(|| {
+            let mut rng = fastrand::Rng::with_seed(seed ^ 1);
+            while running() {
+                // Behind the image, which belongs to the agents.
+                let address = GuestAddress(rng.u64(16 * MIB..512 * MIB) / 8 * 8);
+                vm.monitor().ram().guest_memory().write_obj(rng.u64(..), address).expect("in RAM");
+            }
+        });
         // The agents' answers are not to be relied on any more; only that asking them ends.
         scope.spawn(|| {
             while running() {
@@ -346,6 +361,7 @@ fn a_hostile_guest_harms_nobody_but_itself() {
         rounds
     });
     assert!(rounds > 0);
+    assert_eq!(vm.is_enforced(), enforced, "to the end");
     // The VMM still answers, and its own books are whole: what R says is what the kernel says.
     vm.monitor().audit().expect("the kernel answers");
     assert_eq!(vm.monitor().audit().expect("the kernel answers"), 0);
