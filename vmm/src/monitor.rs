@@ -30,7 +30,8 @@ pub use validate::{Check, Finding, Validation};
 
 /// Frames in one batch, of discards or of an install: 64 MiB. Who needs a frame of a batch waits for
 /// all of it: for discards of huge pages 0.2 ms, of 4 KiB pages 10 to 30 ms; for an install 3 ms, or
-/// 100 ms and more where the host must find the memory first.
+/// 100 ms and more where the host must find the memory first. Discards that prove quick come in
+/// larger ones: see `reclaim`.
 const BATCH: u32 = 32;
 /// How often somebody who waits for a frame looks by himself; batches of discards wake him.
 const CLAIM_POLL: Duration = Duration::from_micros(200);
