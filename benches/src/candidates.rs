@@ -16,8 +16,8 @@ pub(crate) struct Candidate {
     configure: fn(&mut VmConfig),
 }
 
-/// Ways to take memory and to give it back. The balloons discard one page a call, as QEMU and
-/// Cloud Hypervisor do; their `-joined` kin join neighbours first, as Firecracker does.
+/// Ways to take memory and to give it back. The balloons discard one page a call, as QEMU
+/// does; their `-joined` kin join neighbours first, as Firecracker does.
 pub(crate) const ELASTIC: &[Candidate] = &[
     Candidate { name: "llfree", configure: |_| {} },
     Candidate { name: "balloon", configure: |config| config.elastic = device("balloon,coalesce=off") },

@@ -67,14 +67,14 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
 }
 
 /// Colours that stay apart for most kinds of colour blindness (Okabe and Ito).
-fn colour(allocator: &str) -> RGBColor {
-    match allocator {
-        "llfree" => RGBColor(0, 114, 178),
-        "llfree-shared" => RGBColor(86, 180, 233),
-        "buddy" => RGBColor(213, 94, 0),
-        "buddy-spin" => RGBColor(230, 159, 0),
-        "per-core" => RGBColor(0, 158, 115),
-        "queue" => RGBColor(204, 121, 167),
+fn colour(name: &str) -> RGBColor {
+    match name {
+        "llfree" | "p50" => RGBColor(0, 114, 178),
+        "llfree-shared" | "balloon-joined" => RGBColor(86, 180, 233),
+        "buddy" | "balloon" | "p99.9" => RGBColor(213, 94, 0),
+        "buddy-spin" | "balloon-huge" | "p99" => RGBColor(230, 159, 0),
+        "per-core" | "virtio-mem" => RGBColor(0, 158, 115),
+        "queue" | "balloon-huge-joined" => RGBColor(204, 121, 167),
         _ => RGBColor(60, 60, 60),
     }
 }
