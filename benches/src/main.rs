@@ -41,6 +41,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use vmm::cli::Exit;
 use vmm::memory::Backing;
 use vmm::units::{Bytes, parse_duration, parse_memory};
 use vmm::workload::parse_time;
@@ -391,8 +392,13 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(u8::from(error.use_stderr()));
+            let exit = Exit::of("llfree-bench", &error);
+            let _ = if exit.code == 0 {
+                std::io::stdout().write_all(exit.text.as_bytes())
+            } else {
+                std::io::stderr().write_all(exit.text.as_bytes())
+            };
+            return ExitCode::from(exit.code);
         }
     };
     match run(&cli) {
@@ -593,6 +599,25 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bad_value_costs_one_line() {
+        for (line, word) in [
+            ("inflate --mem 3M", "no multiple of 2 MiB"),
+            ("inflate --iterations 0", "1..=1000"),
+            ("inflate --candidates tape", "tape"),
+            ("alloc --orders 11", "orders are 0 to 10"),
+            ("alloc --allocators heap", "heap"),
+            ("frobnicate", "frobnicate"),
+            ("", "a command is missing"),
+        ] {
+            let args = std::iter::once("llfree-bench").chain(line.split_whitespace());
+            let Err(error) = Cli::try_parse_from(args) else { panic!("{line}: accepted") };
+            let exit = Exit::of("llfree-bench", &error);
+            assert!(exit.code == 1 && exit.text.contains(word), "{line}: {}", exit.text);
+            assert_eq!(exit.text.lines().count(), 1, "{line}: {}", exit.text);
+        }
     }
 
     #[test]

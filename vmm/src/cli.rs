@@ -119,7 +119,7 @@ pub struct LaunchArgs {
     #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
     pub auto_reclaim: Option<Switch>,
     /// Cores for the vCPUs, in turn, like 0,1; any by default
-    #[arg(long, value_name = "CORES", value_delimiter = ',')]
+    #[arg(long, value_name = "CORES", value_delimiter = ',', value_parser = parse_core, allow_hyphen_values = true)]
     pub pin: Vec<u32>,
     /// Zeroed memory kept ready for installs, like 64M or 64M,rate=4G/s; 0 for none [default: 64M, or an
     /// eighth of --mem if that is less]
@@ -188,6 +188,12 @@ fn parse_cpus(text: &str) -> Result<u32, String> {
         Ok(count) => Err(format!("{count} vCPUs are out of range; choose 1 to {MAX_VCPUS}")),
         Err(_) => Err(format!("not a number of vCPUs; choose 1 to {MAX_VCPUS}")),
     }
+}
+
+fn parse_core(text: &str) -> Result<u32, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| "not the number of a core; write numbers with commas between them, like 0,1".to_owned())
 }
 
 /// What to do, other than a launch.
@@ -403,7 +409,7 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    Cli::try_parse_from(args).and_then(check).map_err(|error| exit_of(&error))
+    Cli::try_parse_from(args).and_then(check).map_err(|error| Exit::of("llfree-vmm", &error))
 }
 
 /// What clap's own rules cannot say, because launch flags and subcommands share a level.
@@ -437,6 +443,9 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
         ("--seccomp", launch.seccomp.is_some()),
         ("--cgroup", launch.cgroup.is_some()),
         ("--auto-reclaim", launch.auto_reclaim.is_some()),
+        ("--install-pool", launch.install_pool.is_some()),
+        ("--on-violation", launch.on_violation.is_some()),
+        ("--userfaultfd", launch.userfaultfd.is_some()),
     ];
     let given = flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
     match (&cli.command, given) {
@@ -457,17 +466,21 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
     }
 }
 
-fn exit_of(error: &clap::Error) -> Exit {
-    let text = error.to_string();
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        return Exit { text, code: exit::OK };
+impl Exit {
+    /// What `program` prints when clap has no command line for it: usage errors in one line.
+    #[must_use]
+    pub fn of(program: &str, error: &clap::Error) -> Self {
+        let text = error.to_string();
+        if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+            return Self { text, code: exit::OK };
+        }
+        let text = if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            "a command is missing".to_owned()
+        } else {
+            one_line(&text)
+        };
+        Self { text: format!("{program}: error: {text} ({program} --help shows how)\n"), code: exit::ERROR }
     }
-    let text = if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        "a command is missing".to_owned()
-    } else {
-        one_line(&text)
-    };
-    Exit { text: format!("llfree-vmm: error: {text} (llfree-vmm --help shows how)\n"), code: exit::ERROR }
 }
 
 /// The message of clap's report and its tips, without the usage that follows.

@@ -64,11 +64,14 @@ pub enum ElasticError {
         /// What there is.
         has: &'static str,
     },
+    /// An option that was there before.
+    #[error("'{0}' is set twice")]
+    Twice(String),
     /// Neither on nor off.
     #[error("'{0}' is neither on nor off")]
     Switch(String),
     /// No time.
-    #[error("stats: {0}; write a time of 10ms or more, or off")]
+    #[error("stats: {0}; it is a time of 10ms or more, or off")]
     Stats(String),
     /// No size.
     #[error("boot: {0}")]
@@ -169,7 +172,16 @@ impl FromStr for Elastic {
             "none" => Self::None,
             other => return Err(ElasticError::Kind(crate::units::shorten(other))),
         };
-        parts.try_for_each(|option| elastic.set(option))?;
+        let mut seen: Vec<&str> = Vec::new();
+        for option in parts {
+            elastic.set(option)?;
+            // There are few, or the line above had refused one.
+            let name = option.split('=').next().unwrap_or_default();
+            if seen.contains(&name) {
+                return Err(ElasticError::Twice(name.to_owned()));
+            }
+            seen.push(name);
+        }
         Ok(elastic)
     }
 }

@@ -120,9 +120,12 @@ pub enum InstallPoolError {
     /// Its rate.
     #[error("the rate: {0}")]
     Rate(SizeError),
-    /// A rate that is no rate.
-    #[error("'{0}' is no refill rate; write an amount a second above 0, like rate=4G/s")]
+    /// A rate that is no rate, or at which no memory would ever be ready.
+    #[error("'{0}' is no refill rate; write at least 2M/s, like rate=4G/s")]
     NoRate(String),
+    /// A rate behind another.
+    #[error("the rate is set twice")]
+    Twice,
     /// Something behind the size that is no rate.
     #[error("unknown setting '{0}'; write a size and perhaps a rate, like 64M,rate=4G/s, or 0 for no pool")]
     UnknownSetting(String),
@@ -140,9 +143,12 @@ impl FromStr for InstallPool {
             let Some(rate) = part.strip_prefix("rate=") else {
                 return Err(InstallPoolError::UnknownSetting(crate::units::shorten(part)));
             };
+            if pool.rate.0 != 0 {
+                return Err(InstallPoolError::Twice);
+            }
             let no_rate = || InstallPoolError::NoRate(crate::units::shorten(rate));
             pool.rate = rate.strip_suffix("/s").ok_or_else(no_rate)?.parse().map_err(InstallPoolError::Rate)?;
-            if pool.rate.0 == 0 {
+            if pool.rate.0 < HUGE_SIZE {
                 return Err(no_rate());
             }
         }
@@ -161,7 +167,7 @@ mod tests {
             ("64M", pool(64, 0)),
             ("0", InstallPool::NONE),
             ("64M,rate=4G/s", pool(64, 4 << 30)),
-            (" 2MiB , rate=1M/s ", pool(2, 1 << 20)),
+            (" 2MiB , rate=2M/s ", pool(2, 2 << 20)),
         ] {
             assert_eq!(text.parse(), Ok(expected), "{text}");
         }
@@ -174,7 +180,9 @@ mod tests {
             ("-1M", "negative"),
             ("3M", "no multiple of 2 MiB; the sizes next to it are 2M and 4M"),
             ("64M,rate=4G", "'4G' is no refill rate"),
-            ("64M,rate=0/s", "above 0"),
+            ("64M,rate=0/s", "at least 2M/s"),
+            ("64M,rate=1M/s", "at least 2M/s"),
+            ("64M,rate=2M/s,rate=4M/s", "set twice"),
             ("64M,rate=x/s", "the rate: 'x' is not a size"),
             ("64M,speed=1", "unknown setting 'speed=1'"),
             ("99999999999T", "too large"),

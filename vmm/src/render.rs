@@ -195,8 +195,11 @@ pub fn status(report: &StatusReport) -> String {
         ("held", memory(report.held_bytes, "taken by shrinks")),
         ("guest uses", memory(report.guest_used_bytes, "by its own words")),
         ("guest has free", memory(report.guest_free_bytes, "by its own words")),
-        ("reclaimable", memory(report.reclaimable_now_bytes, "a shrink could take it now")),
     ];
+    // Nothing is taken from a VM without a way to take it.
+    if report.elastic.kind != "none" {
+        rows.push(("reclaimable", memory(report.reclaimable_now_bytes, "a shrink could take it now")));
+    }
     let tracked = report.installed_bytes > 0;
     if tracked {
         let installed = [
@@ -252,7 +255,7 @@ fn violations(report: &StatusReport) -> String {
 fn elastic(report: &ElasticStatus) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     let size = |bytes: u64| Bytes(bytes).to_string();
-    let driver = if report.driven { "" } else { ", without a driver in the guest" };
+    let driver = if report.driven || report.kind == "none" { "" } else { ", without a driver in the guest" };
     let errors = match report.device_errors {
         0 => String::new(),
         errors => format!(", {errors} errors of its driver"),
@@ -277,8 +280,12 @@ fn elastic(report: &ElasticStatus) -> Vec<(&'static str, String)> {
     if let Some(m) = &report.mem {
         let refused =
             if m.refused_requests == 0 { String::new() } else { format!(", {} requests refused", m.refused_requests) };
-        let of =
-            format!("{} of {} plugged behind {}", size(m.plugged_bytes), size(m.requested_bytes), size(m.boot_bytes));
+        let of = format!(
+            "{} plugged, {} requested, behind {}",
+            size(m.plugged_bytes),
+            size(m.requested_bytes),
+            size(m.boot_bytes)
+        );
         rows.push(("blocks", of + &refused));
     }
     rows

@@ -80,6 +80,14 @@ pub enum LaunchError {
     /// The device for `--elastic`.
     #[error("--elastic")]
     Device(#[from] DeviceError),
+    /// Not even the built-in guest's image fits.
+    #[error("guest memory of {memory} is too small for the built-in guest; use --mem with at least {least}")]
+    TooSmall {
+        /// What was asked for.
+        memory: Bytes,
+        /// Where the image ends.
+        least: Bytes,
+    },
     /// More vCPUs than there can be.
     #[error("{asked} vCPUs asked for, this machine's KVM runs 1 to {limit}; use --cpus within that")]
     Cpus {
@@ -240,6 +248,10 @@ impl Vm {
             None => Kernel::parse("the embedded guest", images::SHIM_ELF.to_vec())?,
         };
         let memory = config.memory.0;
+        let least = Bytes(u64::from(kernel.huge_frames().end) * HUGE_SIZE);
+        if config.kernel.is_none() && config.memory < least {
+            return Err(LaunchError::TooSmall { memory: config.memory, least });
+        }
         kernel.check_fits(memory)?;
         let platform = Arc::new(Platform::new(memory, config.cpus, limits.address_bits)?);
         let (pool, on_violation, use_userfaultfd) =

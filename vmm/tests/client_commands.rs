@@ -176,6 +176,15 @@ fn status_is_a_table_or_one_object() {
 }
 
 #[test]
+fn a_status_promises_no_shrink_to_a_vm_that_has_none() {
+    let mut report = status();
+    report.elastic.kind = "none".to_owned();
+    report.elastic.driven = false;
+    let text = Vm::answering(Reply::Status(Box::new(report))).text("status", 0);
+    assert!(!text.contains("reclaimable") && !text.contains("without a driver"), "{text}");
+}
+
+#[test]
 fn a_watched_status_is_a_line_an_interval_and_ends_quietly_with_its_reader() {
     let vm = Vm::answering(Reply::Status(Box::new(status())));
     let mut child = vm

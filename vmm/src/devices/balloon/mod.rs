@@ -7,9 +7,9 @@
 //! from the host's kernel, unseen. That is the nature of balloons.
 //!
 //! The page numbers of one request are sorted and neighbours joined, so that a run of them costs
-//! one system call, as in Firecracker and crosvm; QEMU and cloud-hypervisor, and so most published
-//! figures, make one call a page, which `coalesce: false` does too. With 4 KiB pages the kernel splits huge pages on
-//! the way; the huge variant ([`BALLOON_F_HUGE`]) has blocks of 2 MiB instead.
+//! one system call; Firecracker and crosvm join neighbours too. QEMU makes one call a page, which
+//! `coalesce: false` does. With 4 KiB pages the kernel splits huge pages on the way; the huge variant
+//! ([`BALLOON_F_HUGE`]) has blocks of 2 MiB instead.
 
 mod state;
 
