@@ -6,6 +6,7 @@ mod common;
 use common::skipped::skipped;
 use common::{Scratch, need_kvm, wait_for};
 use rustix::process::Signal;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use vmm::cli::exit;
 use vmm::harden::{self, Needs, Role, Seccomp};
@@ -118,6 +119,56 @@ fn a_forbidden_call_ends_the_process_and_is_named() {
         let allowed = run(mode);
         assert!(allowed.status.success(), "{mode}: {allowed:?}");
     }
+}
+
+/// Not a test of its own: what the next one starts in a process of its own.
+#[test]
+fn a_thread_that_frees_all_of_a_large_heap() {
+    let Ok(mode) = std::env::var(CHILD) else { return };
+    harden::prepare(mode.parse::<Seccomp>().expect("a mode"), &Needs::default()).expect("filters compile");
+    let thread = std::thread::spawn(|| {
+        harden::enter(Role::Vcpu);
+        // Small enough to come out of the thread's own heap, which then has much to give back.
+        let heap: Vec<Vec<u8>> = (0..256).map(|_| std::hint::black_box(vec![1; 32 << 10])).collect();
+        drop(heap);
+    });
+    thread.join().expect("no panic");
+}
+
+#[test]
+fn a_bounded_thread_may_free_all_that_it_allocated() {
+    if no_filters_here() {
+        return skipped("this kernel has no seccomp");
+    }
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "a_thread_that_frees_all_of_a_large_heap", "--nocapture"]).env(CHILD, "on");
+    let output = command.output().expect("it starts");
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Not a test of its own: what the next one starts in a process of its own.
+#[test]
+fn a_thread_that_reads_where_nothing_is() {
+    let Ok(mode) = std::env::var(CHILD) else { return };
+    harden::prepare(mode.parse::<Seccomp>().expect("a mode"), &Needs::default()).expect("filters compile");
+    let thread = std::thread::spawn(|| {
+        harden::enter(Role::Vcpu);
+        let nowhere = std::hint::black_box(std::ptr::without_provenance::<u8>(4096));
+        // SAFETY: none: the fault is the point, and all that this process is for.
+        unsafe { nowhere.read_volatile() }
+    });
+    let _ = thread.join();
+}
+
+#[test]
+fn a_bounded_thread_that_crashes_does_not_blame_its_filter() {
+    if no_filters_here() {
+        return skipped("this kernel has no seccomp");
+    }
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "a_thread_that_reads_where_nothing_is", "--nocapture"]).env(CHILD, "on");
+    let output = command.output().expect("it starts");
+    assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{output:?}");
 }
 
 #[test]

@@ -409,14 +409,11 @@ impl State {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(None) };
         let available = || Fault::Available { queue: index };
         let memory = ram.guest_memory();
-        let chain = loop {
-            if let Some(chain) = queue.iter(memory).map_err(|_| available())?.next() {
-                break chain;
-            }
-            // Arms the driver's notifications again, and looks once more.
-            if !queue.enable_notification(memory).map_err(|_| available())? {
-                return Ok(None);
-            }
+        let Some(chain) = queue.iter(memory).map_err(|_| available())?.next() else {
+            // Arms the driver's notifications again, and looks once more: that is the next round, so
+            // that a driver whose index comes and goes keeps nobody here.
+            let again = queue.enable_notification(memory).map_err(|_| available())?;
+            return Ok(again.then_some(false));
         };
         if chain.head_index() >= queue.size() {
             return Err(available());

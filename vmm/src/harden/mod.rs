@@ -44,6 +44,7 @@ pub fn prepare(mode: Seccomp, needs: &Needs<'_>) -> Result<(), SeccompError> {
     if mode == Seccomp::Off {
         return Ok(());
     }
+    keep_heaps();
     let filters = match seccomp::compile(mode) {
         Err(error @ SeccompError::Unsupported(_)) => {
             log::warn!("{}; the VMM runs without them", error_line(&error));
@@ -55,6 +56,17 @@ pub fn prepare(mode: Seccomp, needs: &Needs<'_>) -> Result<(), SeccompError> {
     // Only the first VM of a process decides; there is one.
     let _ = SANDBOX.set(sandbox);
     Ok(())
+}
+
+/// Keeps the C library's allocator from shrinking the heap of a thread: for that it looks into a file
+/// below `/proc/sys`, at the first time and on whatever thread that is. Large blocks still go back
+/// when they are freed, as they are mappings of their own.
+fn keep_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number that the allocator reads.
+    if unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX) } == 0 {
+        log::debug!("the C library's heaps may still shrink");
+    }
 }
 
 /// Gives up what a thread of this kind does not need. If the kernel refuses what it offered a

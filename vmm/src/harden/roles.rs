@@ -167,6 +167,8 @@ pub(super) const EVERY_THREAD: &[Allow] = &[
     Call(libc::SYS_sigaltstack),
     Call(libc::SYS_rt_sigprocmask),
     Call(libc::SYS_rt_sigreturn),
+    // Rust's handler for faults gives way to the kernel's, so that a crash is what it looks like.
+    With(libc::SYS_rt_sigaction, 0, &[libc::SIGSEGV as u64, libc::SIGBUS as u64]),
     With(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u64, PR_SET_VMA]),
     Call(libc::SYS_exit),
     Call(libc::SYS_exit_group),

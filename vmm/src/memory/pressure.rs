@@ -3,7 +3,7 @@
 //! Asks the kernel to say so where it can (a trigger on the pressure file of our own cgroup, or of
 //! the machine), else looks at `MemAvailable`. Reads and configures its own descriptor, nothing else.
 
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -83,18 +83,26 @@ impl Pressure {
     }
 
     /// Whether it was high since the last question.
-    pub(super) fn is_high(&self) -> bool {
+    pub(super) fn is_high(&mut self) -> bool {
         self.is_high_now();
         self.high.take()
     }
 
     /// Whether it is known to be high; the question stays open.
-    pub(super) fn is_high_now(&self) -> bool {
-        if let Source::Available(least) = self.source
-            && self.looked.get().is_none_or(|looked| looked.elapsed() >= LOOK)
-        {
-            self.looked.set(Some(Instant::now()));
-            self.high.set(meminfo("MemAvailable").is_some_and(|available| available < least));
+    pub(super) fn is_high_now(&mut self) -> bool {
+        match &self.source {
+            // Who fills a large pool sleeps for long nowhere else.
+            Source::Trigger(file) => {
+                let mut fds = [PollFd::new(file, PollFlags::PRI)];
+                let events = rustix::event::poll(&mut fds, Some(&Timespec::default())).map(|_| fds[0].revents());
+                self.note(events.unwrap_or(PollFlags::empty()));
+            }
+            Source::Available(least) => {
+                if self.looked.get().is_none_or(|looked| looked.elapsed() >= LOOK) {
+                    self.looked.set(Some(Instant::now()));
+                    self.high.set(meminfo("MemAvailable").is_some_and(|available| available < *least));
+                }
+            }
         }
         self.high.get()
     }
@@ -115,4 +123,27 @@ fn cgroup_file() -> Option<PathBuf> {
 
 fn meminfo(field: &str) -> Option<u64> {
     crate::kernel_stats::meminfo_bytes(field).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{SendFlags, send};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
+
+    #[test]
+    fn a_trigger_is_seen_by_who_never_sleeps() {
+        // Urgent data of a connection looks like a trigger that is met.
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let kernel = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        let (ours, _) = listener.accept().expect("it came");
+        let mut pressure = Pressure::new(Source::Trigger(File::from(OwnedFd::from(ours))));
+        assert!(!pressure.is_high_now() && !pressure.is_high());
+        send(&kernel, b"!", SendFlags::OOB).expect("connected");
+        while !pressure.is_high_now() {
+            std::thread::yield_now();
+        }
+        assert!(pressure.is_high(), "it stays until somebody asks for it");
+    }
 }

@@ -188,12 +188,14 @@ impl Userfault {
     /// Lets go of the RAM, for good: whoever sleeps in a fault wakes up, and missing pages come from
     /// the kernel again when somebody touches them.
     pub fn detach(&self) {
+        // First: an install that finds the RAM gone from under it must find this, too. One that asks
+        // the kernel for pages a moment too early sleeps until the next step wakes it.
+        self.attached.store(false, Ordering::Release);
         let all = range(self.start, self.len);
         // SAFETY: the structure is the one this request takes; it changes no page.
         if unsafe { ioctl_with_ref(&self.fd, IOC_UNREGISTER(), &all) } != 0 {
             log::error!("guest memory stays registered with userfaultfd: {}", io::Error::last_os_error());
         }
-        self.attached.store(false, Ordering::Release);
     }
 
     /// Moves the pages of `source` to the RAM from byte `offset` on, huge pages as a whole, and
