@@ -6,7 +6,7 @@
 //! rules: a frame is evicted after it was free for `min_age` scans in a row, the oldest first; a
 //! headroom of free frames with memory stays, `keep` and as much as the guest lately had to have
 //! installed; and no more goes at once than the rate allows until the next scan.
-//! [`settings`] reads the command line, [`thread`] has the clock.
+//! `settings` reads the command line, `thread` has the clock.
 
 mod settings;
 mod thread;
