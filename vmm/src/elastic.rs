@@ -26,6 +26,8 @@ const DEFAULT_BOOT: Bytes = Bytes(256 << 20);
 /// How often to ask a balloon's guest for statistics, by default.
 const DEFAULT_STATS: Duration = Duration::from_secs(2);
 const REPORTING_DELAY: Duration = Duration::from_secs(2);
+/// How often virtio-mem's driver looks whether it can do now what it could not do before.
+const UNPLUG_RETRY: Duration = Duration::from_secs(1);
 /// Without a step for so long, a resize that nobody set a time for is over.
 const GIVE_UP: Duration = Duration::from_secs(2);
 /// While nothing moves, the driver is told again: it may have given up before memory became free.
@@ -108,7 +110,12 @@ impl Elastic {
     /// Linux' is.
     #[must_use]
     pub fn tick(&self) -> Option<Duration> {
-        matches!(self, Self::Balloon(BalloonConfig { reporting: true, .. })).then_some(REPORTING_DELAY)
+        match self {
+            Self::Balloon(BalloonConfig { reporting: true, .. }) => Some(REPORTING_DELAY),
+            // Nobody tells its driver when a block that it could not unplug comes free.
+            Self::Mem { .. } => Some(UNPLUG_RETRY),
+            _ => None,
+        }
     }
 
     /// The huge frames of `memory` bytes of RAM that a driver must bring to the guest first.

@@ -142,7 +142,10 @@ fn a_shrink_falls_short_of_what_the_guest_uses_and_says_so() {
         verify(&vm, 400);
         // The driver goes on by itself when there is something to give.
         free(&vm);
-        eventually("the target is reached", || vm.limit() == 288 * MIB);
+        // What the agents keep for themselves may pin blocks of virtio-mem, which cannot move them.
+        let pinned = if kind == "virtio-mem" { 8 * MIB } else { 0 };
+        let reached = || (288 * MIB..=288 * MIB + pinned).contains(&vm.limit());
+        eventually(&format!("{kind}: the target is reached, {resize:?}"), reached);
     }
 }
 
