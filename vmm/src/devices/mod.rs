@@ -27,6 +27,7 @@ mod driver;
 #[cfg(test)]
 mod tests;
 
+use crate::harden::Role;
 use mmio::Transport;
 use request::Request;
 use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
@@ -39,6 +40,10 @@ pub trait VirtioDevice: Send {
     fn id(&self) -> u32;
     /// A short name for logs.
     fn name(&self) -> &'static str;
+    /// What its thread may ask of the kernel.
+    fn role(&self) -> Role {
+        Role::Device
+    }
     /// The most descriptors of each of its queues.
     fn queue_sizes(&self) -> &[u16];
     /// Its own feature bits; the transport adds those of all devices.

@@ -4,7 +4,7 @@
 //! turns with the others and with the order to stop.
 
 use super::mmio::Transport;
-use crate::harden::{self, Role};
+use crate::harden;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -41,9 +41,9 @@ impl Worker {
             add(event, queue as u64)?;
         }
         let told = stop.clone();
-        let name = device.name().to_owned();
+        let (name, role) = (device.name().to_owned(), device.role());
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            harden::enter(Role::Device);
+            harden::enter(role);
             run(&device, &epoll, &told.0);
         })?;
         Ok(Self { stop, thread: Some(thread) })
