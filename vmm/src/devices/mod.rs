@@ -9,12 +9,14 @@
 //! | [`progress`] | where the control plane waits for a device |
 //! | [`balloon`] | the guest gives pages to the host and takes them back |
 //! | [`mem`] | the guest plugs and unplugs blocks of its RAM |
+//! | [`blk`] | disks: files of the host |
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
 //! once; what a device does for one notification is bounded; and what no driver may do ends as a
 //! [`Fault`]: counted, and the device asks for a reset and does nothing more until it gets it.
 
 pub mod balloon;
+pub mod blk;
 pub mod irq;
 pub mod mem;
 pub mod mmio;
