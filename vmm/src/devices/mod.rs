@@ -10,6 +10,7 @@
 //! | [`balloon`] | the guest gives pages to the host and takes them back |
 //! | [`mem`] | the guest plugs and unplugs blocks of its RAM |
 //! | [`blk`] | disks: files of the host |
+//! | [`rng`] | random numbers of the host |
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
 //! once; what a device does for one notification is bounded; and what no driver may do ends as a
@@ -22,6 +23,7 @@ pub mod mem;
 pub mod mmio;
 pub mod progress;
 pub mod request;
+pub mod rng;
 pub mod worker;
 
 #[cfg(test)]

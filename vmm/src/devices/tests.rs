@@ -6,6 +6,7 @@ use super::blk::{Blk, DiskConfig};
 use super::driver::{CONTENTS, DRIVER_OK, Driver, Echo, NEEDS_RESET, SIZE};
 use super::mem::{Mem, MemControl};
 use super::request::Buffer;
+use super::rng::Rng;
 use super::worker::Worker;
 use super::{Devices, VirtioDevice};
 use crate::memory::GuestRam;
@@ -332,6 +333,7 @@ proptest! {
         run(Driver::new(4, balloon), 5, &steps);
         run(Driver::new(4, mem), 1, &steps);
         run(Driver::new(4, |_| disk()), 1, &steps);
+        run(Driver::new(4, |_| Box::new(Rng::default())), 1, &steps);
         run(echo(), 2, &steps);
     }
 }

@@ -10,6 +10,7 @@ use vmm::devices::balloon::{Balloon, BalloonConfig, BalloonControl};
 use vmm::devices::blk::{Blk, DiskConfig};
 use vmm::devices::mem::{Mem, MemControl};
 use vmm::devices::mmio::Transport;
+use vmm::devices::rng::Rng;
 use vmm::memory::{Backing, GuestRam};
 
 /// Registers of virtio-mmio that a driver needs to bring a device up.
@@ -39,8 +40,9 @@ struct Driver {
 impl Driver {
     fn new(kind: u8) -> Self {
         let ram = Arc::new(GuestRam::new(RAM, Backing::Anon).expect("two huge frames of address space"));
-        let device: Box<dyn VirtioDevice> = match kind % 4 {
-            3 => Box::new(disk()),
+        let device: Box<dyn VirtioDevice> = match kind % 5 {
+            4 => Box::new(disk()),
+            3 => Box::new(Rng::default()),
             0 => Box::new(Mem::new(ram.clone(), Arc::new(MemControl::new(RAM, HUGE_SIZE)))),
             kind => {
                 let config = BalloonConfig {
