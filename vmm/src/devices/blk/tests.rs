@@ -3,9 +3,11 @@
 use super::super::driver::{CONTENTS, Driver};
 use super::super::request::Buffer;
 use super::*;
+use crate::harden::{self, Needs, Seccomp};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -248,8 +250,7 @@ fn what_a_guest_discards_leaves_the_hosts_disk() {
     let (_dir, config) = image(4 * MIB, 7);
     let (mut driver, counters) = open(&config);
     if driver.offered() & 1 << blk::VIRTIO_BLK_F_DISCARD == 0 {
-        println!("SKIPPED: the file system of the scratch directory makes no holes");
-        return;
+        return crate::skipped::skipped("the file system of the scratch directory makes no holes");
     }
     let used = || fs::metadata(&config.path).expect("the image").blocks() * 512;
     File::open(&config.path).and_then(|file| file.sync_all()).expect("on the disk");
@@ -325,6 +326,41 @@ fn what_is_no_disk_is_one_clear_line() {
     assert!(error_of(&pipe).contains("is a pipe"));
 }
 
+/// A loop device over a file; it goes with the value.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn over(file: &Path) -> Result<Self, String> {
+        let run = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        let output = run.map_err(|error| format!("no losetup: {error}"))?;
+        let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() { Ok(Self(text(&output.stdout).into())) } else { Err(text(&output.stderr)) }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_a_disk() {
+    let (_dir, config) = image(MIB, 7);
+    let device = match Loop::over(&config.path) {
+        Ok(device) => device,
+        Err(reason) => return crate::skipped::skipped(format!("no loop device to be had: {reason}")),
+    };
+    let disk = DiskConfig { path: device.0.clone(), ..config.clone() };
+    let (mut driver, _) = open(&disk);
+    assert_eq!(u64::from(driver.config(0)), MIB / SECTOR);
+    assert_eq!(read_disk(&mut driver, MIB / SECTOR - 1, 512), (OK, vec![7; 512]));
+    assert_eq!(write_disk(&mut driver, 1, &[1; 512]), OK);
+    assert_eq!(ask(&mut driver, blk::VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
+    assert_eq!(fs::read(&config.path).expect("the image")[512..1024], [1; 512]);
+    assert!(error_of(&disk).contains("is in use by another process"));
+}
+
 #[test]
 fn a_disk_that_may_not_be_written_can_be_read_only() {
     let (_dir, config) = image(512, 0);
@@ -389,6 +425,48 @@ fn the_command_line_describes_a_disk() {
         let error = disk(text).expect_err(text).to_string();
         assert!(error.contains(line), "{text}: {error}");
     }
+}
+
+const CHILD: &str = "LLFREE_VMM_TEST_DISK";
+
+/// Not a test of its own: what the next one starts in a process of its own.
+#[test]
+fn a_disk_on_a_bounded_thread() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let (_dir, config) = image(MIB, 7);
+    let (mut driver, counters) = open(&config);
+    harden::prepare(Seccomp::On, &Needs::default()).expect("filters compile");
+    let thread = std::thread::spawn(move || {
+        harden::enter(Role::Disk);
+        assert_eq!(write_disk(&mut driver, 0, &[1; 4096]), OK);
+        assert_eq!(ask(&mut driver, blk::VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
+        assert_eq!(read_disk(&mut driver, 0, 512), (OK, vec![1; 512]));
+        if driver.offered() & 1 << blk::VIRTIO_BLK_F_DISCARD != 0 {
+            assert_eq!(clear(&mut driver, blk::VIRTIO_BLK_T_DISCARD, &[range(0, 8, 0)]), OK);
+            for flags in [0, UNMAP] {
+                assert_eq!(clear(&mut driver, blk::VIRTIO_BLK_T_WRITE_ZEROES, &[range(8, 8, flags)]), OK);
+            }
+        }
+        // Errors are logged from here, too.
+        assert_eq!(read_disk(&mut driver, MIB / SECTOR, 512).0, IOERR);
+    });
+    thread.join().expect("no panic");
+    assert_eq!((get(&counters.refused), get(&counters.errors)), (1, 0));
+}
+
+#[test]
+fn a_disks_thread_needs_no_more_than_its_filter_allows() {
+    let status = fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    if !status.contains("Seccomp:") {
+        return crate::skipped::skipped("this kernel has no seccomp");
+    }
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "devices::blk::tests::a_disk_on_a_bounded_thread", "--nocapture"]).env(CHILD, "1");
+    let output = command.output().expect("it starts");
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "it ran: {output:?}");
 }
 
 #[test]
