@@ -36,6 +36,10 @@ pub enum Role {
     AutoReclaim,
     /// Serves the queues of a device.
     Device,
+    /// Moves bytes between the queues of a device and a descriptor that is open: a tap, or none but events.
+    Stream,
+    /// Serves the queue of a disk.
+    Disk,
 }
 
 /// One permission.
@@ -59,7 +63,7 @@ use Allow::{Call, Null, Signal, With, WithBits, Without};
 
 impl Role {
     /// Every kind of thread.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Main,
         Self::Story,
         Self::Vcpu,
@@ -73,6 +77,8 @@ impl Role {
         Self::Userfault,
         Self::AutoReclaim,
         Self::Device,
+        Self::Stream,
+        Self::Disk,
     ];
 
     /// The name in messages.
@@ -91,6 +97,8 @@ impl Role {
             Self::Userfault => "userfault",
             Self::AutoReclaim => "auto-reclaim",
             Self::Device => "device",
+            Self::Stream => "stream",
+            Self::Disk => "disk",
         }
     }
 
@@ -109,6 +117,9 @@ impl Role {
             Self::Userfault => &[MEMORY, USERFAULT, EVENTS],
             Self::AutoReclaim => &[MEMORY, USERFAULT, READ_FILES, EVENTS],
             Self::Device => &[MEMORY, USERFAULT, EVENTS],
+            // Every thread may write.
+            Self::Stream => &[EVENTS],
+            Self::Disk => &[DISK, EVENTS],
         }
     }
 }
@@ -129,6 +140,7 @@ const PR_SET_VMA: u64 = 0x5356_4d41;
 /// Of a file's flags, those that could change a file.
 const OPEN_TO_CHANGE: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
 const PUNCH_HOLE: u64 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;
+const ZERO_RANGE: u64 = (libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE) as u64;
 
 /// What Rust's runtime, the C library's allocator, logging and the signal handlers of this process
 /// need, on any thread.
@@ -251,6 +263,15 @@ const EVENTS: &[Allow] = &[
     Call(libc::SYS_epoll_wait),
     Call(libc::SYS_epoll_pwait),
     Call(libc::SYS_epoll_ctl),
+];
+
+/// Reading and writing a file that is open, and giving back what lies behind parts of it.
+const DISK: &[Allow] = &[
+    Call(libc::SYS_preadv),
+    Call(libc::SYS_pwritev),
+    Call(libc::SYS_pwrite64),
+    Call(libc::SYS_fdatasync),
+    With(libc::SYS_fallocate, 1, &[PUNCH_HOLE, ZERO_RANGE]),
 ];
 
 /// The control socket and all else on the event loop, and the removal of the socket at the end.
