@@ -12,6 +12,7 @@
 //! | [`blk`] | disks: files of the host |
 //! | [`rng`] | random numbers of the host |
 //! | [`console`] | a stream of bytes to an agent in the guest |
+//! | [`net`] | frames between the guest and a tap of the host |
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
 //! once; what a device does for one notification is bounded; and what no driver may do ends as a
@@ -23,6 +24,7 @@ pub mod console;
 pub mod irq;
 pub mod mem;
 pub mod mmio;
+pub mod net;
 pub mod progress;
 pub mod request;
 pub mod rng;
