@@ -43,6 +43,9 @@ const REPLY_GAP: Duration = Duration::from_millis(20);
 /// often sends it twice: a terminal that closes, a service manager.
 const HARD_END: Duration = Duration::from_secs(3);
 
+/// A Linux guest's command line, if nobody gave one.
+const COMMAND_LINE: &str = "console=ttyS0";
+
 /// Why a launch failed, or did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -96,7 +99,11 @@ impl RunError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Guest(_) | Self::Workload { source: VmError::Ended(_), .. } => exit::CRASHED,
+            Self::Guest(end) | Self::Workload { source: VmError::Ended(end), .. } => match end {
+                GuestEnd::Rebooted => exit::REBOOTED,
+                GuestEnd::KernelPanic(_) => exit::PANICKED,
+                _ => exit::CRASHED,
+            },
             _ => exit::ERROR,
         }
     }
@@ -186,7 +193,6 @@ struct WorkloadStep<'a> {
 /// # Errors
 /// [`RunError`]; the socket is gone then, and so is the VM.
 pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8, RunError> {
-    let memory = args.mem.unwrap_or_default();
     let host = |step| move |source| RunError::Host { step, source };
     let stop = StopCell::default();
     // Before there is a file that an early signal could leave behind.
@@ -197,19 +203,8 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         (None, None) => socket::Claim::first_free(&socket::runtime_dir()?)?,
     };
 
-    let config = VmConfig {
-        memory,
-        cpus: args.cpus(),
-        backing: args.backing(),
-        kernel: args.kernel.clone(),
-        pin: args.pin.clone(),
-        install: args.install_config(),
-        elastic: args.elastic.unwrap_or_default(),
-    };
-    let auto_reclaim = args.auto_reclaim.unwrap_or_default();
-    if auto_reclaim.0.is_some() && config.elastic != Elastic::Llfree {
-        return Err(ResizeError::NoTable { what: "--auto-reclaim", kind: config.elastic.name() }.into());
-    }
+    let (config, auto_reclaim) = vm_config(args)?;
+    let memory = config.memory;
     warn_about_huge_pages(&config);
     // Before there is memory: what is charged elsewhere stays charged there.
     let pool = config
@@ -294,13 +289,38 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     log::info!("stopped: {reason:?}");
     match reason {
         Stop::GuestEnded => match vm.ended() {
-            Some(GuestEnd::Exited(0)) | None => worked,
+            Some(GuestEnd::Exited(0) | GuestEnd::PoweredOff) | None => worked,
             Some(end) => Err(end.into()),
         },
         Stop::Signal(SIGINT) => Ok(exit::INTERRUPTED),
         Stop::Asked | Stop::Signal(_) => Ok(exit::OK),
         Stop::WorkloadDone => worked,
     }
+}
+
+/// What to launch, and whether free memory is taken back unasked.
+fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
+    let image = args.kernel.as_deref().map(Image::open).transpose().map_err(LaunchError::Image)?.map(Arc::new);
+    let initrd = args.initrd.as_deref().map(Initrd::open).transpose().map_err(LaunchError::Linux)?.map(Arc::new);
+    let is_linux = image.as_ref().is_some_and(|image| image.is_linux());
+    let command_line = match &args.append {
+        Some(line) => line.clone(),
+        None if is_linux => COMMAND_LINE.to_owned(),
+        None => String::new(),
+    };
+    let default = if is_linux { Elastic::for_linux() } else { Elastic::default() };
+    let (elastic, auto_reclaim) = with_auto_reclaim(args.elastic.unwrap_or(default), args.auto_reclaim.unwrap_or_default())?;
+    let config = VmConfig {
+        memory: args.mem.unwrap_or_default(),
+        cpus: args.cpus(),
+        backing: args.backing(),
+        kernel: image,
+        pin: args.pin.clone(),
+        install: args.install_config(),
+        elastic,
+        linux: LinuxConfig { initrd, command_line, disks: args.disk.clone(), nets: args.net.clone() },
+    };
+    Ok((config, auto_reclaim))
 }
 
 /// Leaves the cgroup at the end of the launch, though threads that were left behind may share it.
