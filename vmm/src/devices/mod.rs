@@ -9,6 +9,7 @@
 //! | [`progress`] | where the control plane waits for a device |
 //! | [`balloon`] | the guest gives pages to the host and takes them back |
 //! | [`mem`] | the guest plugs and unplugs blocks of its RAM |
+//! | [`serial`] | the serial port of a PC, which is no virtio device |
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
 //! once; what a device does for one notification is bounded; and what no driver may do ends as a
@@ -20,6 +21,7 @@ pub mod mem;
 pub mod mmio;
 pub mod progress;
 pub mod request;
+pub mod serial;
 pub mod worker;
 
 #[cfg(test)]
