@@ -4,6 +4,7 @@
 //! event loop; nothing in it blocks. The loop runs until somebody gives a reason to stop, then
 //! everything is taken down in order: vCPUs, requests at work, socket files.
 
+use crate::boot::{Image, Initrd};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::cli::{AUTO, Global, LaunchArgs, exit};
 use crate::client_commands::{Output, guest_exit_code};
@@ -16,7 +17,8 @@ use crate::elastic::{Elastic, ResizeError};
 use crate::harden::{self, Needs, Role, SeccompError};
 use crate::service::{self, Service};
 use crate::units::Bytes;
-use crate::vm::{LaunchError, Vm, VmConfig, VmError};
+use crate::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
+use crate::monitor::auto::Switch;
 use crate::workload::{Step, Workload};
 use crate::{kernel_stats, render};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -24,7 +26,7 @@ use serde::Serialize;
 use shared_layout::HUGE_SIZE;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -308,6 +310,10 @@ fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
         None if is_linux => COMMAND_LINE.to_owned(),
         None => String::new(),
     };
+    let console = match is_linux {
+        true => Some(Arc::new(io::stdout().as_fd().try_clone_to_owned().map_err(RunError::Output)?)),
+        false => None,
+    };
     let default = if is_linux { Elastic::for_linux() } else { Elastic::default() };
     let (elastic, auto_reclaim) = with_auto_reclaim(args.elastic.unwrap_or(default), args.auto_reclaim.unwrap_or_default())?;
     let config = VmConfig {
@@ -318,7 +324,7 @@ fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
         pin: args.pin.clone(),
         install: args.install_config(),
         elastic,
-        linux: LinuxConfig { initrd, command_line, disks: args.disk.clone(), nets: args.net.clone() },
+        linux: LinuxConfig { initrd, command_line, console, disks: args.disk.clone(), nets: args.net.clone() },
     };
     Ok((config, auto_reclaim))
 }

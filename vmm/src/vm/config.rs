@@ -7,6 +7,7 @@ use crate::elastic::Elastic;
 use crate::install_config::InstallConfig;
 use crate::memory::Backing;
 use crate::units::Bytes;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// What to launch.
@@ -37,6 +38,8 @@ pub struct LinuxConfig {
     pub initrd: Option<Arc<Initrd>>,
     /// Its command line, to which a few words are added.
     pub command_line: String,
+    /// Where its console's output goes; nowhere by default.
+    pub console: Option<Arc<OwnedFd>>,
     /// Its disks, in order.
     pub disks: Vec<DiskConfig>,
     /// Its network cards, in order.

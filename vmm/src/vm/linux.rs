@@ -18,6 +18,7 @@ use crate::elastic::Elastic;
 use crate::memory::{AddressMap, GuestRam};
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use std::fs::File;
 use std::sync::Arc;
 
 /// What the ACPI tables have numbers for.
@@ -107,7 +108,12 @@ impl<'a> Plan<'a> {
             vm.register_irqfd(device.irq().event(), gsi)
                 .map_err(|source| LaunchError::Kvm { step: "take a device's interrupts", source })?;
         }
-        let serial = Arc::new(Serial::new().map_err(event)?);
+        let console = match &linux.console {
+            Some(console) => console.try_clone(),
+            None => File::create("/dev/null").map(Into::into),
+        };
+        let serial = console.and_then(Serial::new).map(Arc::new);
+        let serial = serial.map_err(|source| LaunchError::Host { step: "open the console", source })?;
         vm.register_irqfd(serial.irq(), ports::SERIAL_GSI)
             .map_err(|source| LaunchError::Kvm { step: "take the serial line's interrupts", source })?;
         let parts = Parts { pc: Arc::new(Pc::new(serial, vm.clone())), agent: Arc::new(LinuxAgent::new(port)) };
