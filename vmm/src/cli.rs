@@ -4,19 +4,15 @@
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
 use crate::control::protocol::{BurstTouch, QUANTUM_US};
-use crate::elastic::Elastic;
 use crate::harden::{EXIT_FORBIDDEN, Seccomp};
-use crate::install_config::{InstallConfig, InstallPool};
-use crate::memory::{Backing, UseUserfaultfd};
-use crate::monitor::OnViolation;
+use crate::memory::Backing;
 use crate::monitor::auto::Switch;
 use crate::units::{Bytes, parse_duration, parse_memory};
 use crate::workload::{
-    DEFAULT_ORDER, FreeAmount, Workload, WorkloadError, parse_amount, parse_millis, parse_order, parse_some, parse_time,
+    DEFAULT_ORDER, FreeAmount, WorkloadError, parse_amount, parse_millis, parse_order, parse_some, parse_time,
 };
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use shared_layout::header::MAX_VCPUS;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,6 +20,7 @@ use std::time::Duration;
 mod launch_args;
 
 pub use launch_args::LaunchArgs;
+use launch_args::{default_cpus, parse_cpus};
 
 /// Exit codes, as `--help` lists them.
 pub mod exit {
@@ -58,7 +55,7 @@ Examples:
   llfree-vmm grow --to 16G                     and give it again
   llfree-vmm status --watch 1s                 watch it
   llfree-vmm demo --mem 16G                    all of this in one terminal
-  llfree-vmm --kernel vmlinuz --initrd initrd.img --append "console=ttyS0" --disk rootfs.img --mem 4G
+  llfree-vmm --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0' --disk rootfs.img --mem 4G
                                                an unmodified Linux, its console in this terminal
 
 Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory comes in steps of

@@ -314,8 +314,8 @@ fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
         true => Some(Arc::new(io::stdout().as_fd().try_clone_to_owned().map_err(RunError::Output)?)),
         false => None,
     };
-    let default = if is_linux { Elastic::for_linux() } else { Elastic::default() };
-    let (elastic, auto_reclaim) = with_auto_reclaim(args.elastic.unwrap_or(default), args.auto_reclaim.unwrap_or_default())?;
+    let default = if is_linux { Elastic::balloon(false) } else { Elastic::default() };
+    let (elastic, auto_reclaim) = (args.elastic.unwrap_or(default), args.auto_reclaim.unwrap_or_default());
     let config = VmConfig {
         memory: args.mem.unwrap_or_default(),
         cpus: args.cpus(),
@@ -324,7 +324,7 @@ fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
         pin: args.pin.clone(),
         install: args.install_config(),
         elastic,
-        linux: LinuxConfig { initrd, command_line, console, disks: args.disk.clone(), nets: args.net.clone() },
+        linux: LinuxConfig { initrd, command_line, console },
     };
     Ok((config, auto_reclaim))
 }

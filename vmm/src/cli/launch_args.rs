@@ -1,8 +1,6 @@
 //! [`LaunchArgs`]: the flags of a launch.
 
 use super::AUTO;
-use crate::devices::blk::DiskConfig;
-use crate::devices::net::NetConfig;
 use crate::elastic::Elastic;
 use crate::harden::Seccomp;
 use crate::install_config::{InstallConfig, InstallPool};
@@ -34,12 +32,6 @@ pub struct LaunchArgs {
     /// Linux: the kernel's command line [default: "console=ttyS0"]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
-    /// Linux: a raw disk image or block device, like rootfs.img or data.img,ro; once for each disk
-    #[arg(long, value_name = "PATH[,ro]", action = clap::ArgAction::Append)]
-    pub disk: Vec<DiskConfig>,
-    /// Linux: a network card on a tap device of the host, like tap=tap0; once for each card
-    #[arg(long, value_name = "tap=NAME[,mac=MAC]", action = clap::ArgAction::Append)]
-    pub net: Vec<NetConfig>,
     /// Guest commands to run at boot, like "alloc 8G, verify, free all"; may end in "stop"
     #[arg(long, value_name = "SPEC")]
     pub workload: Option<Workload>,
@@ -110,8 +102,6 @@ impl LaunchArgs {
         ("--kernel", self.kernel.is_some()),
         ("--initrd", self.initrd.is_some()),
         ("--append", self.append.is_some()),
-        ("--disk", !self.disk.is_empty()),
-        ("--net", !self.net.is_empty()),
         ("--workload", self.workload.is_some()),
         ("--backing", self.backing.is_some()),
         ("--elastic", self.elastic.is_some()),
@@ -150,7 +140,7 @@ pub(super) fn parse_cpus(text: &str) -> Result<u32, String> {
     }
 }
 
-pub(super) fn parse_core(text: &str) -> Result<u32, String> {
+fn parse_core(text: &str) -> Result<u32, String> {
     text.trim()
         .parse()
         .map_err(|_| "not the number of a core; write numbers with commas between them, like 0,1".to_owned())

@@ -19,6 +19,7 @@ pub mod balloon;
 pub mod irq;
 pub mod mem;
 pub mod mmio;
+pub mod pc;
 pub mod progress;
 pub mod request;
 pub mod serial;

@@ -1,8 +1,6 @@
 //! [`VmConfig`]: what to launch.
 
 use crate::boot::{Image, Initrd};
-use crate::devices::blk::DiskConfig;
-use crate::devices::net::NetConfig;
 use crate::elastic::Elastic;
 use crate::install_config::InstallConfig;
 use crate::memory::Backing;
@@ -40,10 +38,6 @@ pub struct LinuxConfig {
     pub command_line: String,
     /// Where its console's output goes; nowhere by default.
     pub console: Option<Arc<OwnedFd>>,
-    /// Its disks, in order.
-    pub disks: Vec<DiskConfig>,
-    /// Its network cards, in order.
-    pub nets: Vec<NetConfig>,
 }
 
 impl VmConfig {

@@ -4,8 +4,6 @@
 use crate::agent::AgentError;
 use crate::boot::{BootError, ImageError, KernelError, LinuxError};
 use crate::cgroup::CgroupError;
-use crate::devices::blk::DiskError;
-use crate::devices::net::NetError;
 use crate::doorbell::GuestEnd;
 use crate::elastic::{DeviceError, ResizeError};
 use crate::install_config::InstallConfigError;
@@ -28,12 +26,6 @@ pub enum LaunchError {
     /// A Linux guest.
     #[error(transparent)]
     Linux(#[from] LinuxError),
-    /// One of its disks.
-    #[error("--disk")]
-    Disk(#[from] DiskError),
-    /// One of its network cards.
-    #[error("--net")]
-    Net(#[from] NetError),
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -15,7 +15,7 @@ use linux_loader::loader::elf::Elf;
 use linux_loader::loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use linux_loader::loader::{Cmdline, KernelLoader, load_cmdline};
 use object::LittleEndian;
-use object::elf::{FileHeader64, PT_LOAD};
+use object::elf::{FileHeader64, NoteType, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
 use shared_layout::FRAME_SIZE;
 use std::fs::File;
@@ -39,7 +39,7 @@ const UNKNOWN_LOADER: u8 = 0xff;
 /// What a PVH kernel checks.
 const PVH_MAGIC: u32 = 0x336e_c578;
 /// The note with a PVH kernel's entry.
-const PVH_NOTE: u32 = 18;
+const PVH_NOTE: NoteType = NoteType(18);
 /// Characters of a PVH kernel's command line: x86's `COMMAND_LINE_SIZE`, without the end.
 const PVH_COMMAND_LINE: usize = 2047;
 /// The largest initrd address that PVH kernels take.
@@ -283,7 +283,7 @@ impl LinuxKernel {
                 params.hdr.ramdisk_size = initrd.len() as u32;
                 params.acpi_rsdp_addr = map::ACPI_START;
                 for (entry, range) in params.e820_table.iter_mut().zip(setup.memory_map) {
-                    *entry = boot_e820_entry { addr: range.start, size: range.bytes, type_: range.kind as u32 };
+                    *entry = boot_e820_entry { addr: range.start, size: range.bytes, r#type: range.kind as u32 };
                 }
                 // There are six at most, and room for 128.
                 params.e820_entries = setup.memory_map.len() as u8;

@@ -41,7 +41,7 @@ pub mod ports {
     /// What resets there.
     pub const RESET_VALUE: u8 = 1;
     /// ACPI's interrupt line; nothing raises it.
-    pub const SCI_GSI: u8 = 9;
+    pub const SCI_GSI: u16 = 9;
     /// The chipset's reset register, for kernels that do not use ACPI.
     pub const CHIPSET_RESET: u16 = 0xcf9;
     /// The bit that resets there.
@@ -70,10 +70,10 @@ impl Pc {
 
     /// A vCPU reads from `port` on.
     pub fn read(&self, port: u16, data: &mut [u8]) {
-        match (serial_register(port), data) {
-            (Some(register), [byte]) => *byte = self.serial.read(register),
-            (_, data) if self.power.read(port, data) => {}
-            (_, data) => data.fill(0xff),
+        if let (Some(register), [byte]) = (serial_register(port), &mut *data) {
+            *byte = self.serial.read(register);
+        } else if !self.power.read(port, data) {
+            data.fill(0xff);
         }
     }
 
