@@ -9,6 +9,7 @@
 //! | [`progress`] | where the control plane waits for a device |
 //! | [`balloon`] | the guest gives pages to the host and takes them back |
 //! | [`mem`] | the guest plugs and unplugs blocks of its RAM |
+//! | [`console`] | a stream of bytes to an agent in the guest |
 //! | [`serial`] | the serial port of a PC, which is no virtio device |
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
@@ -16,6 +17,7 @@
 //! [`Fault`]: counted, and the device asks for a reset and does nothing more until it gets it.
 
 pub mod balloon;
+pub mod console;
 pub mod irq;
 pub mod mem;
 pub mod mmio;
