@@ -7,7 +7,7 @@
 
 use super::irq::{CONFIG_CHANGE, Irq, Notice, USED_BUFFER};
 use super::request::{Request, in_memory};
-use super::{Fault, Served, VirtioDevice};
+use super::{Fault, Served, Source, VirtioDevice};
 use crate::guest_log::Rarely;
 use crate::harden::Role;
 use crate::memory::GuestRam;
@@ -139,6 +139,12 @@ impl Transport {
     #[must_use]
     pub fn interval(&self) -> Option<Duration> {
         self.lock().device.interval()
+    }
+
+    /// What else than notifications its thread waits for.
+    #[must_use]
+    pub fn sources(&self) -> Vec<Source> {
+        self.lock().device.sources()
     }
 
     /// The device's configuration changed from the host's side: tells the driver.
@@ -282,8 +288,8 @@ impl Transport {
         Ok(())
     }
 
-    /// Serves what a queue offers, until it is empty, a queue's worth was served or `stopping` says
-    /// so. True if there may be more.
+    /// Serves what a queue offers, until it is empty, the device can do no more now, a queue's worth
+    /// was served or `stopping` says so. True if there may be more that waits for nothing.
     pub fn serve(&self, queue: usize, stopping: impl Fn() -> bool) -> bool {
         for _ in 0..super::worker::MOST_REQUESTS {
             if stopping() {
@@ -439,6 +445,14 @@ impl State {
             Served::Done(bytes) => (request.head(), bytes),
             Served::Kept { instead_of: Some(head) } => (head, 0),
             Served::Kept { instead_of: None } => return Ok(Some(false)),
+            Served::Later => {
+                // Nothing was given back, so there is nothing to interrupt for. Notifications are
+                // not armed: more requests behind one that cannot be served change nothing.
+                if let Some(queue) = self.queues.get_mut(index) {
+                    queue.go_to_previous_position();
+                }
+                return Ok(None);
+            }
         };
         self.give_back(index, head, bytes, ram).map(Some)
     }

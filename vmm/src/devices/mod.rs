@@ -29,12 +29,15 @@ pub mod worker;
 #[cfg(test)]
 mod driver;
 #[cfg(test)]
+mod source_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::harden::Role;
 use mmio::Transport;
 use request::Request;
 use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +76,24 @@ pub trait VirtioDevice: Send {
     fn tick(&mut self) -> Option<(usize, u16)> {
         None
     }
+    /// Descriptors that have work for a queue when they become readable. Asked once, before the
+    /// device is first served.
+    fn sources(&self) -> Vec<Source> {
+        Vec::new()
+    }
+}
+
+/// A descriptor of the host's that makes its queue worth serving.
+///
+/// It is waited for edge-triggered: it counts as one event however much there is to read. So the
+/// device reads until `WouldBlock`, or until the queue has no more requests, and answers
+/// [`Served::Later`] only after it saw the `WouldBlock`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Source {
+    /// Non-blocking, open as long as the device lives, and no source of another queue.
+    pub fd: RawFd,
+    /// The queue to serve.
+    pub queue: usize,
 }
 
 /// What becomes of a request.
@@ -85,6 +106,10 @@ pub enum Served {
         /// Head of the request that was kept so far.
         instead_of: Option<u16>,
     },
+    /// Not now: the request stays the first of its queue, nothing was written into it, and the
+    /// device is asked again when a [`Source`] of the queue fires. It is also asked whenever the
+    /// driver notifies the queue, which a driver need not do while requests wait.
+    Later,
 }
 
 /// What a driver must not do.
