@@ -9,6 +9,8 @@
 //! | [`progress`] | where the control plane waits for a device |
 //! | [`balloon`] | the guest gives pages to the host and takes them back |
 //! | [`mem`] | the guest plugs and unplugs blocks of its RAM |
+//! | [`blk`] | disks: files of the host |
+//! | [`rng`] | random numbers of the host |
 //! | [`console`] | a stream of bytes to an agent in the guest |
 //! | [`serial`] | the serial port of a PC, which is no virtio device |
 //!
@@ -17,6 +19,7 @@
 //! [`Fault`]: counted, and the device asks for a reset and does nothing more until it gets it.
 
 pub mod balloon;
+pub mod blk;
 pub mod console;
 pub mod irq;
 pub mod mem;
@@ -24,6 +27,8 @@ pub mod mmio;
 pub mod pc;
 pub mod progress;
 pub mod request;
+
+pub mod rng;
 pub mod serial;
 pub mod worker;
 
@@ -34,6 +39,7 @@ mod source_tests;
 #[cfg(test)]
 mod tests;
 
+use crate::harden::Role;
 use mmio::Transport;
 use request::Request;
 use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
@@ -47,6 +53,10 @@ pub trait VirtioDevice: Send {
     fn id(&self) -> u32;
     /// A short name for logs.
     fn name(&self) -> &'static str;
+    /// What its thread may ask of the kernel.
+    fn role(&self) -> Role {
+        Role::Device
+    }
     /// The most descriptors of each of its queues.
     fn queue_sizes(&self) -> &[u16];
     /// Its own feature bits; the transport adds those of all devices.

@@ -16,7 +16,7 @@
 //!   source does not depend on another edge.
 
 use super::mmio::Transport;
-use crate::harden::{self, Role};
+use crate::harden;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -60,9 +60,9 @@ impl Worker {
         }
         let descriptors = 1 + device.events().len() + sources.len();
         let told = stop.clone();
-        let name = device.name().to_owned();
+        let (name, role) = (device.name().to_owned(), device.role());
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            harden::enter(Role::Device);
+            harden::enter(role);
             run(&device, &epoll, descriptors, &told.0);
         })?;
         Ok(Self { stop, thread: Some(thread) })

@@ -38,6 +38,8 @@ pub enum Role {
     Device,
     /// Writes what the guest says on its serial port.
     ConsoleOut,
+    /// Serves the queue of a disk.
+    Disk,
 }
 
 /// One permission.
@@ -76,6 +78,7 @@ impl Role {
         Self::AutoReclaim,
         Self::Device,
         Self::ConsoleOut,
+        Self::Disk,
     ];
 
     /// The name in messages.
@@ -95,6 +98,7 @@ impl Role {
             Self::AutoReclaim => "auto-reclaim",
             Self::Device => "device",
             Self::ConsoleOut => "console-out",
+            Self::Disk => "disk",
         }
     }
 
@@ -114,6 +118,7 @@ impl Role {
             Self::AutoReclaim => &[MEMORY, USERFAULT, READ_FILES, EVENTS],
             Self::Device => &[MEMORY, USERFAULT, EVENTS],
             Self::ConsoleOut => &[WAIT],
+            Self::Disk => &[DISK, EVENTS],
         }
     }
 }
@@ -135,6 +140,7 @@ const PR_SET_VMA: u64 = 0x5356_4d41;
 /// Of a file's flags, those that could change a file.
 const OPEN_TO_CHANGE: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
 const PUNCH_HOLE: u64 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;
+const ZERO_RANGE: u64 = (libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE) as u64;
 
 /// What Rust's runtime, the C library's allocator, logging and the signal handlers of this process
 /// need, on any thread.
@@ -277,6 +283,13 @@ const TERMINAL: &[Allow] = &[
     ),
     Call(libc::SYS_getpgid),
     Signal(&[libc::SIGSTOP as u64]),
+/// Reading and writing a file that is open, and giving back what lies behind parts of it.
+const DISK: &[Allow] = &[
+    Call(libc::SYS_preadv),
+    Call(libc::SYS_pwritev),
+    Call(libc::SYS_pwrite64),
+    Call(libc::SYS_fdatasync),
+    With(libc::SYS_fallocate, 1, &[PUNCH_HOLE, ZERO_RANGE]),
 ];
 
 /// The control socket and all else on the event loop, and the removal of the socket at the end.
