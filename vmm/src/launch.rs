@@ -324,7 +324,7 @@ fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
         pin: args.pin.clone(),
         install: args.install_config(),
         elastic,
-        linux: LinuxConfig { initrd, command_line, console },
+        linux: LinuxConfig { initrd, command_line, console, disks: args.disk.clone() },
     };
     Ok((config, auto_reclaim))
 }

@@ -21,6 +21,7 @@ pub use config::{LinuxConfig, VmConfig};
 pub use error::{LaunchError, VmError};
 
 use crate::agent::{self, Agents};
+use crate::agent::linux::LinuxAgent;
 use crate::boot::Platform;
 use crate::cgroup::Cgroup;
 use crate::devices::Devices;
@@ -76,6 +77,7 @@ struct Announcer {
     end: Arc<End>,
     event: Arc<EventFd>,
     agents: Arc<Agents>,
+    linux_agent: Option<Arc<LinuxAgent>>,
 }
 
 impl Announcer {
@@ -84,6 +86,9 @@ impl Announcer {
         self.end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.end.changed.notify_all();
         self.agents.stop();
+        if let Some(agent) = &self.linux_agent {
+            agent.stop();
+        }
         if let Err(error) = faults::point(faults::EVENTFD).and_then(|()| self.event.write(1)) {
             log::error!("the guest's end could not be announced: {error}");
         }
@@ -249,7 +254,10 @@ impl Vm {
     /// # Errors
     /// If the guest does not answer within `timeout`, or has ended.
     pub fn guest(&self, command: Command, timeout: Duration) -> Result<Report, VmError> {
-        let report = self.agents.run(command, timeout).map(|reports| agent::total(&reports));
+        let report = match &self.linux {
+            Some(linux) => linux.agent.run(command, timeout),
+            None => self.agents.run(command, timeout).map(|reports| agent::total(&reports)),
+        };
         match (report, self.ended()) {
             (Ok(report), _) => Ok(report),
             (Err(_), Some(end)) => Err(end.into()),
@@ -359,6 +367,7 @@ impl Vm {
         self.auto_reclaim.stop();
         self.agents.stop();
         if let Some(linux) = &self.linux {
+            linux.agent.stop();
             linux.pc.serial().stop();
         }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));

@@ -1,6 +1,7 @@
 //! [`LaunchArgs`]: the flags of a launch.
 
 use super::AUTO;
+use crate::devices::blk::DiskConfig;
 use crate::elastic::Elastic;
 use crate::harden::Seccomp;
 use crate::install_config::{InstallConfig, InstallPool};
@@ -32,6 +33,9 @@ pub struct LaunchArgs {
     /// Linux: the kernel's command line [default: "console=ttyS0"]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
+    /// Linux: a raw disk image or block device, like rootfs.img or data.img,ro; once for each disk
+    #[arg(long, value_name = "PATH[,ro]", action = clap::ArgAction::Append)]
+    pub disk: Vec<DiskConfig>,
     /// Guest commands to run at boot, like "alloc 8G, verify, free all"; may end in "stop"
     #[arg(long, value_name = "SPEC")]
     pub workload: Option<Workload>,
@@ -102,6 +106,7 @@ impl LaunchArgs {
         ("--kernel", self.kernel.is_some()),
         ("--initrd", self.initrd.is_some()),
         ("--append", self.append.is_some()),
+        ("--disk", !self.disk.is_empty()),
         ("--workload", self.workload.is_some()),
         ("--backing", self.backing.is_some()),
         ("--elastic", self.elastic.is_some()),

@@ -27,7 +27,6 @@ pub mod mmio;
 pub mod pc;
 pub mod progress;
 pub mod request;
-
 pub mod rng;
 pub mod serial;
 pub mod worker;
@@ -42,7 +41,7 @@ mod tests;
 use crate::harden::Role;
 use mmio::Transport;
 use request::Request;
-use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
+use shared_layout::devices::DEVICE_BYTES;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -181,10 +180,9 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// These devices, their pages from `base` on; at most [`DEVICE_SLOTS`], the rest has no page.
+    /// These devices, their pages from `base` on: as many as the caller has room for there.
     #[must_use]
-    pub fn new(base: u64, mut slots: Vec<Arc<Transport>>) -> Self {
-        slots.truncate(DEVICE_SLOTS as usize);
+    pub fn new(base: u64, slots: Vec<Arc<Transport>>) -> Self {
         Self { base, slots }
     }
 

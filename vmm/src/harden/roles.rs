@@ -63,7 +63,7 @@ use Allow::{Call, Null, Signal, With, WithBits, Without};
 
 impl Role {
     /// Every kind of thread.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Main,
         Self::Story,
         Self::Vcpu,
@@ -283,6 +283,8 @@ const TERMINAL: &[Allow] = &[
     ),
     Call(libc::SYS_getpgid),
     Signal(&[libc::SIGSTOP as u64]),
+];
+
 /// Reading and writing a file that is open, and giving back what lies behind parts of it.
 const DISK: &[Allow] = &[
     Call(libc::SYS_preadv),

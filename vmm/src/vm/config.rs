@@ -1,6 +1,7 @@
 //! [`VmConfig`]: what to launch.
 
 use crate::boot::{Image, Initrd};
+use crate::devices::blk::DiskConfig;
 use crate::elastic::Elastic;
 use crate::install_config::InstallConfig;
 use crate::memory::Backing;
@@ -38,6 +39,8 @@ pub struct LinuxConfig {
     pub command_line: String,
     /// Where its console's output goes; nowhere by default.
     pub console: Option<Arc<OwnedFd>>,
+    /// Its disks, in order.
+    pub disks: Vec<DiskConfig>,
 }
 
 impl VmConfig {

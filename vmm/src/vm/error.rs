@@ -4,6 +4,7 @@
 use crate::agent::AgentError;
 use crate::boot::{BootError, ImageError, KernelError, LinuxError};
 use crate::cgroup::CgroupError;
+use crate::devices::blk::DiskError;
 use crate::doorbell::GuestEnd;
 use crate::elastic::{DeviceError, ResizeError};
 use crate::install_config::InstallConfigError;
@@ -26,6 +27,9 @@ pub enum LaunchError {
     /// A Linux guest.
     #[error(transparent)]
     Linux(#[from] LinuxError),
+    /// One of its disks.
+    #[error("--disk")]
+    Disk(#[from] DiskError),
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),

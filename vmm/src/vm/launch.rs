@@ -137,6 +137,7 @@ impl Vm {
             end: Arc::new(End::default()),
             event: Arc::new(end_event),
             agents: agents.clone(),
+            linux_agent: linux.as_ref().map(|parts| parts.agent.clone()),
         };
         let on_end = announcer.clone();
         let violations =
@@ -213,6 +214,7 @@ fn check_own(config: &VmConfig, kernel: &Kernel) -> Result<std::ops::Range<u32>,
     let flags = [
         ("--initrd", linux.initrd.is_some()),
         ("--append", !linux.command_line.is_empty()),
+        ("--disk", !linux.disks.is_empty()),
     ];
     if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
         let guest = if config.kernel.is_some() { kernel.name() } else { "the built-in guest" };

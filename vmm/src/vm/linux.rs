@@ -3,10 +3,14 @@
 
 use super::config::VmConfig;
 use super::error::LaunchError;
+use crate::agent::linux::LinuxAgent;
 use crate::boot::linux::{self, LinuxKernel, acpi, kernel, map};
 use crate::boot::{self, LinuxError, Platform};
 use crate::devices::mmio::Transport;
+use crate::devices::blk::{self, Blk};
+use crate::devices::console::Console;
 use crate::devices::pc::{Pc, ports};
+use crate::devices::rng::Rng;
 use crate::devices::serial::Serial;
 use crate::devices::{Devices, VirtioDevice};
 use crate::elastic::Elastic;
@@ -33,6 +37,7 @@ pub(super) struct Plan<'a> {
 /// What belongs to the machine from then on.
 pub(super) struct Parts {
     pub(super) pc: Arc<Pc>,
+    pub(super) agent: Arc<LinuxAgent>,
 }
 
 impl<'a> Plan<'a> {
@@ -50,6 +55,7 @@ impl<'a> Plan<'a> {
             _ => (map::address_map(memory), memory.min(map::HOLE_START), false),
         };
         let initrd_address = kernel.initrd_address(config.linux.initrd.as_deref(), low, hotplug)?;
+        blk::check_disks(&config.linux.disks)?;
         Ok(Self { config, kernel, map, initrd_address })
     }
 
@@ -77,8 +83,17 @@ impl<'a> Plan<'a> {
         ram: &Arc<GuestRam>,
         elastic: Option<Arc<Transport>>,
     ) -> Result<(Devices, Parts), LaunchError> {
+        let event = |source| LaunchError::Host { step: "make a device's events", source };
+        let transport = |device: Box<dyn VirtioDevice>| {
+            // It has real interrupts.
+            Transport::new(device, ram.clone(), Box::new(|| {})).map(Arc::new).map_err(event)
+        };
         let linux = &self.config.linux;
-        let mut all = vec![];
+        let (console, port) = Console::new().map_err(event)?;
+        let mut all = vec![transport(Box::new(console))?, transport(Box::new(Rng::default()))?];
+        for disk in &linux.disks {
+            all.push(transport(Box::new(Blk::open(disk)?))?);
+        }
         all.extend(elastic);
         let (asked, limit) = (all.len(), map::DEVICE_GSIS.len());
         if asked > limit {
@@ -96,7 +111,7 @@ impl<'a> Plan<'a> {
         let serial = serial.map_err(|source| LaunchError::Host { step: "open the console", source })?;
         vm.register_irqfd(serial.irq(), ports::SERIAL_GSI)
             .map_err(|source| LaunchError::Kvm { step: "take the serial line's interrupts", source })?;
-        let parts = Parts { pc: Arc::new(Pc::new(serial, vm.clone())) };
+        let parts = Parts { pc: Arc::new(Pc::new(serial, vm.clone())), agent: Arc::new(LinuxAgent::new(port)) };
         Ok((Devices::new(map::DEVICES_START, all), parts))
     }
 
