@@ -390,6 +390,12 @@ impl Vm {
         &self.platform
     }
 
+    /// Whether the guest shares its allocator's table with us.
+    #[must_use]
+    pub fn has_table(&self) -> bool {
+        true
+    }
+
     /// Lets the maximum of this cgroup, which the process is in, follow the limit from now on. Only
     /// the first one counts.
     pub fn follow_with(&self, cgroup: Arc<Cgroup>) {
