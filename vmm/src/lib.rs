@@ -16,6 +16,7 @@
 //! | [`vm`] | one machine made of these |
 //! | [`guest_view`] | what a guest says about its own memory |
 //! | [`control`], [`service`] | the control socket, and requests carried out |
+//! | [`console`] | the terminal in front of a guest's serial port |
 //! | [`cli`], [`workload`], [`client_commands`], [`render`], [`chart`] | what people see |
 //! | [`faults`] | places where tests make the host fail |
 //! | [`cgroup`] | the VM's own memory cgroup |
@@ -28,6 +29,7 @@ pub mod cgroup;
 pub mod chart;
 pub mod cli;
 pub mod client_commands;
+pub mod console;
 pub mod control;
 pub mod demo;
 pub mod devices;
