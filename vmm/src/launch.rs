@@ -16,10 +16,10 @@ use crate::control::socket::{self, SocketError};
 use crate::doorbell::GuestEnd;
 use crate::elastic::{Elastic, ResizeError};
 use crate::harden::{self, Needs, Role, SeccompError};
+use crate::monitor::auto::Switch;
 use crate::service::{self, Service};
 use crate::units::Bytes;
 use crate::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
-use crate::monitor::auto::Switch;
 use crate::workload::{Step, Workload};
 use crate::{kernel_stats, render};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -338,8 +338,9 @@ fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
         true => Some(Arc::new(io::stdout().as_fd().try_clone_to_owned().map_err(RunError::Output)?)),
         false => None,
     };
-    let default = if is_linux { Elastic::balloon(false) } else { Elastic::default() };
-    let (elastic, auto_reclaim) = (args.elastic.unwrap_or(default), args.auto_reclaim.unwrap_or_default());
+    let default = if is_linux { Elastic::for_linux() } else { Elastic::default() };
+    let (elastic, auto_reclaim) =
+        args.elastic.unwrap_or(default).with_auto_reclaim(args.auto_reclaim.unwrap_or_default())?;
     let config = VmConfig {
         memory: args.mem.unwrap_or_default(),
         cpus: args.cpus(),
