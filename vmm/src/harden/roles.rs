@@ -38,6 +38,8 @@ pub enum Role {
     Device,
     /// Writes what the guest says on its serial port.
     ConsoleOut,
+    /// Moves bytes between the queues of a device and a descriptor that is open: a tap, or none but events.
+    Stream,
     /// Serves the queue of a disk.
     Disk,
 }
@@ -63,7 +65,7 @@ use Allow::{Call, Null, Signal, With, WithBits, Without};
 
 impl Role {
     /// Every kind of thread.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Main,
         Self::Story,
         Self::Vcpu,
@@ -78,6 +80,7 @@ impl Role {
         Self::AutoReclaim,
         Self::Device,
         Self::ConsoleOut,
+        Self::Stream,
         Self::Disk,
     ];
 
@@ -98,6 +101,7 @@ impl Role {
             Self::AutoReclaim => "auto-reclaim",
             Self::Device => "device",
             Self::ConsoleOut => "console-out",
+            Self::Stream => "stream",
             Self::Disk => "disk",
         }
     }
@@ -118,6 +122,8 @@ impl Role {
             Self::AutoReclaim => &[MEMORY, USERFAULT, READ_FILES, EVENTS],
             Self::Device => &[MEMORY, USERFAULT, EVENTS],
             Self::ConsoleOut => &[WAIT],
+            // Every thread may write.
+            Self::Stream => &[EVENTS],
             Self::Disk => &[DISK, EVENTS],
         }
     }
