@@ -11,6 +11,7 @@
 //! | [`mem`] | the guest plugs and unplugs blocks of its RAM |
 //! | [`blk`] | disks: files of the host |
 //! | [`rng`] | random numbers of the host |
+//! | [`serial`] | the serial port of a PC, which is no virtio device |
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
 //! once; what a device does for one notification is bounded; and what no driver may do ends as a
@@ -24,6 +25,7 @@ pub mod mmio;
 pub mod progress;
 pub mod request;
 pub mod rng;
+pub mod serial;
 pub mod worker;
 
 #[cfg(test)]

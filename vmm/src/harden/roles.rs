@@ -38,6 +38,8 @@ pub enum Role {
     Device,
     /// Serves the queue of a disk.
     Disk,
+    /// Writes what the guest says on its serial port.
+    ConsoleOut,
 }
 
 /// One permission.
@@ -61,7 +63,7 @@ use Allow::{Call, Null, Signal, With, WithBits, Without};
 
 impl Role {
     /// Every kind of thread.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Main,
         Self::Story,
         Self::Vcpu,
@@ -76,6 +78,7 @@ impl Role {
         Self::AutoReclaim,
         Self::Device,
         Self::Disk,
+        Self::ConsoleOut,
     ];
 
     /// The name in messages.
@@ -95,6 +98,7 @@ impl Role {
             Self::AutoReclaim => "auto-reclaim",
             Self::Device => "device",
             Self::Disk => "disk",
+            Self::ConsoleOut => "console-out",
         }
     }
 
@@ -102,7 +106,7 @@ impl Role {
     pub(super) const fn groups(self) -> &'static [&'static [Allow]] {
         match self {
             // Memory: automatic reclaim can be switched on later, and its thread inherits this filter.
-            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY],
+            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY, WAIT, TERMINAL],
             Self::Story => &[MEMORY, USERFAULT, READ_FILES, THREADS],
             Self::Vcpu => &[KVM_VCPU, MEMORY, USERFAULT],
             Self::Resizes => &[MEMORY, USERFAULT, READ_FILES, CGROUP],
@@ -114,6 +118,7 @@ impl Role {
             Self::AutoReclaim => &[MEMORY, USERFAULT, READ_FILES, EVENTS],
             Self::Device => &[MEMORY, USERFAULT, EVENTS],
             Self::Disk => &[DISK, EVENTS],
+            Self::ConsoleOut => &[WAIT],
         }
     }
 }
@@ -127,6 +132,7 @@ const WRITE: u64 = 1;
 const READ: u64 = 2;
 const KVM: u64 = 0xae;
 const UFFD: u64 = 0xaa;
+const TTY: u64 = b'T' as u64;
 
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 /// `PR_SET_VMA` names anonymous memory, as newer libcs do with thread stacks.
@@ -268,6 +274,24 @@ const DISK: &[Allow] = &[
     With(libc::SYS_fallocate, 1, &[PUNCH_HOLE, ZERO_RANGE]),
 ];
 
+/// Waiting until a descriptor can be read or written, where it must not block or cannot.
+const WAIT: &[Allow] = &[Call(libc::SYS_poll), Call(libc::SYS_ppoll)];
+
+/// The terminal of the console: raw and back again, only while it is ours; stopped like any job.
+const TERMINAL: &[Allow] = &[
+    With(
+        libc::SYS_ioctl,
+        1,
+        &[
+            ioc(WRITE, TTY, 0x2b, 44), // TCSETS2
+            libc::TCSETS as u64,       // where the kernel has no TCSETS2
+            libc::TIOCGPGRP as u64,
+        ],
+    ),
+    Call(libc::SYS_getpgid),
+    Signal(&[libc::SIGSTOP as u64]),
+];
+
 /// The control socket and all else on the event loop, and the removal of the socket at the end.
 const EVENT_LOOP: &[Allow] = &[
     Call(libc::SYS_read),
@@ -311,6 +335,7 @@ mod tests {
         assert_eq!(ioc(READ, KVM, 0x81, size_of::<kvm_bindings::kvm_regs>() as u64), 0x8090_ae81, "KVM_GET_REGS");
         assert_eq!(ioc(READ, KVM, 0x83, size_of::<kvm_bindings::kvm_sregs>() as u64), 0x8138_ae83, "KVM_GET_SREGS");
         assert_eq!(ioc(READ | WRITE, UFFD, 0x05, 40), 0xc028_aa05, "UFFDIO_MOVE");
+        assert_eq!(ioc(WRITE, TTY, 0x2b, 44), libc::TCSETS2, "TCSETS2");
         assert_eq!(ioc(READ | WRITE, u64::from(b'f'), 16, 0x60), 0xc060_6610, "PAGEMAP_SCAN");
     }
 
