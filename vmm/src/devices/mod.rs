@@ -11,6 +11,7 @@
 //! | [`mem`] | the guest plugs and unplugs blocks of its RAM |
 //! | [`blk`] | disks: files of the host |
 //! | [`rng`] | random numbers of the host |
+//! | [`console`] | a stream of bytes to an agent in the guest |
 //! | [`serial`] | the serial port of a PC, which is no virtio device |
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
@@ -19,6 +20,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod irq;
 pub mod mem;
 pub mod mmio;

@@ -36,6 +36,8 @@ pub enum Role {
     AutoReclaim,
     /// Serves the queues of a device.
     Device,
+    /// Moves bytes between the queues of a device and a descriptor that is open: a tap, or none but events.
+    Stream,
     /// Serves the queue of a disk.
     Disk,
     /// Writes what the guest says on its serial port.
@@ -77,6 +79,7 @@ impl Role {
         Self::Userfault,
         Self::AutoReclaim,
         Self::Device,
+        Self::Stream,
         Self::Disk,
         Self::ConsoleOut,
     ];
@@ -97,6 +100,7 @@ impl Role {
             Self::Userfault => "userfault",
             Self::AutoReclaim => "auto-reclaim",
             Self::Device => "device",
+            Self::Stream => "stream",
             Self::Disk => "disk",
             Self::ConsoleOut => "console-out",
         }
@@ -117,6 +121,8 @@ impl Role {
             Self::Userfault => &[MEMORY, USERFAULT, EVENTS],
             Self::AutoReclaim => &[MEMORY, USERFAULT, READ_FILES, EVENTS],
             Self::Device => &[MEMORY, USERFAULT, EVENTS],
+            // Every thread may write.
+            Self::Stream => &[EVENTS],
             Self::Disk => &[DISK, EVENTS],
             Self::ConsoleOut => &[WAIT],
         }
