@@ -290,8 +290,8 @@ const TERMINAL: &[Allow] = &[
         1,
         &[
             ioc(WRITE, TTY, 0x2b, 44), // TCSETS2
-            libc::TCSETS as u64,       // where the kernel has no TCSETS2
-            libc::TIOCGPGRP as u64,
+            libc::TCSETS,              // where the kernel has no TCSETS2
+            libc::TIOCGPGRP,
         ],
     ),
     Call(libc::SYS_getpgid),
