@@ -65,7 +65,7 @@ use Allow::{Call, Null, Signal, With, WithBits, Without};
 
 impl Role {
     /// Every kind of thread.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Main,
         Self::Story,
         Self::Vcpu,
@@ -231,14 +231,16 @@ const USERFAULT: &[Allow] = &[With(
     ],
 )];
 
-/// Running a vCPU, and reading its registers when it crashed.
+/// Running a vCPU, and reading its registers when it crashed, the interrupt controller's when it
+/// reset its machine.
 const KVM_VCPU: &[Allow] = &[With(
     libc::SYS_ioctl,
     1,
     &[
-        ioc(0, KVM, 0x80, 0),      // KVM_RUN
-        ioc(READ, KVM, 0x81, 144), // KVM_GET_REGS
-        ioc(READ, KVM, 0x83, 312), // KVM_GET_SREGS
+        ioc(0, KVM, 0x80, 0),              // KVM_RUN
+        ioc(READ, KVM, 0x81, 144),         // KVM_GET_REGS
+        ioc(READ, KVM, 0x83, 312),         // KVM_GET_SREGS
+        ioc(READ | WRITE, KVM, 0x62, 520), // KVM_GET_IRQCHIP
     ],
 )];
 
