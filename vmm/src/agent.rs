@@ -1,9 +1,12 @@
-//! The host's half of the agent protocol: hands commands to vCPUs and adds up their reports.
+//! The host's half of the agent protocol: hands commands to vCPUs and adds up their reports. A guest
+//! whose agent is a program is asked by [`linux`] instead.
 //!
 //! Each vCPU is an agent with a seat. Its thread sits down in [`Agents::next_command`] when the
 //! guest calls `Wait`, and leaves a report when the guest calls `Done`. One command runs at a time,
 //! split into a share a vCPU. Reports are a guest's claims: numbers are added with saturation and
 //! shown, nothing is decided by them. A guest that never answers costs the caller its timeout.
+
+pub mod linux;
 
 use shared_layout::Order;
 use shared_layout::agent::{Command, Outcome, Report, Samples};
@@ -19,6 +22,23 @@ pub enum AgentError {
     /// The guest ended.
     #[error("the guest has ended")]
     Gone,
+    /// A Linux guest in which nobody opened the port, or nobody said hello.
+    #[error("the guest's agent is not up: start llfree-agent in the guest, and give it the virtio_console driver")]
+    NotUp,
+    /// It closed the port.
+    #[error("the guest's agent went away before it answered; see the guest's console, and start llfree-agent again")]
+    Lost,
+    /// It lets commands lie.
+    #[error("the guest's agent does not read its commands; see what it does, or start llfree-agent again")]
+    NotReading,
+    /// Built for another host.
+    #[error("the guest's agent has version {agent} of the ABI and this VMM {host}; install the agent built with it")]
+    Version {
+        /// The agent's.
+        agent: u64,
+        /// Ours.
+        host: u32,
+    },
 }
 
 #[derive(Default)]

@@ -11,7 +11,7 @@ use crate::devices::irq::Notice;
 use crate::devices::mem::{Mem, MemControl};
 use crate::devices::mmio::Transport;
 use crate::devices::progress::Progress;
-use crate::memory::{Backing, GuestRam};
+use crate::memory::{Backing, GuestRam, HOLE_START};
 use crate::units::{Bytes, parse_duration, parse_memory};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 use std::fmt;
@@ -221,6 +221,16 @@ pub enum DeviceError {
         /// The boot part.
         boot: Bytes,
     },
+    /// The hole below 4 GiB lies in the device's region.
+    #[error(
+        "virtio-mem's region behind the boot part of {boot} would have the hole below 4 GiB in it; \
+         use boot= with at most {most}, and a hole right behind it",
+        most = Bytes(HOLE_START)
+    )]
+    RegionInParts {
+        /// The boot part.
+        boot: Bytes,
+    },
     /// More pages than a balloon can count.
     #[error("a balloon counts pages in 32 bits, and {0} has more; use less --mem")]
     TooManyPages(Bytes),
@@ -287,7 +297,8 @@ impl ElasticDevice {
                 if !config.huge && ram.backing() == Backing::Hugetlb {
                     return Err(DeviceError::SmallPagesOfHugetlb);
                 }
-                if u32::try_from(memory / FRAME_SIZE).is_err() {
+                // Page numbers count guest-physical addresses, holes included.
+                if u32::try_from(ram.map().end() / FRAME_SIZE).is_err() {
                     return Err(DeviceError::TooManyPages(Bytes(memory)));
                 }
                 let control = Arc::new(BalloonControl::default());
@@ -301,6 +312,9 @@ impl ElasticDevice {
                 }
                 if boot < end {
                     return Err(DeviceError::BootTooSmall { end, boot });
+                }
+                if ram.map().contiguous(boot.0, memory - boot.0).is_none() {
+                    return Err(DeviceError::RegionInParts { boot });
                 }
                 let control = Arc::new(MemControl::new(memory, boot.0));
                 (Control::Mem(control.clone()), Box::new(Mem::new(ram.clone(), control)))

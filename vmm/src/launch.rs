@@ -4,6 +4,7 @@
 //! event loop; nothing in it blocks. The loop runs until somebody gives a reason to stop, then
 //! everything is taken down in order: vCPUs, requests at work, socket files.
 
+use crate::boot::{Image, Initrd};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::cli::{AUTO, Global, LaunchArgs, exit};
 use crate::client_commands::{Output, guest_exit_code};
@@ -16,7 +17,8 @@ use crate::elastic::{Elastic, ResizeError};
 use crate::harden::{self, Needs, Role, SeccompError};
 use crate::service::{self, Service};
 use crate::units::Bytes;
-use crate::vm::{LaunchError, Vm, VmConfig, VmError};
+use crate::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
+use crate::monitor::auto::Switch;
 use crate::workload::{Step, Workload};
 use crate::{kernel_stats, render};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -24,7 +26,7 @@ use serde::Serialize;
 use shared_layout::HUGE_SIZE;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +44,9 @@ const REPLY_GAP: Duration = Duration::from_millis(20);
 /// How long a clean end may take before one more signal ends the process hard. What sends a signal
 /// often sends it twice: a terminal that closes, a service manager.
 const HARD_END: Duration = Duration::from_secs(3);
+
+/// A Linux guest's command line, if nobody gave one.
+const COMMAND_LINE: &str = "console=ttyS0";
 
 /// Why a launch failed, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +101,11 @@ impl RunError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Guest(_) | Self::Workload { source: VmError::Ended(_), .. } => exit::CRASHED,
+            Self::Guest(end) | Self::Workload { source: VmError::Ended(end), .. } => match end {
+                GuestEnd::Rebooted => exit::REBOOTED,
+                GuestEnd::KernelPanic(_) => exit::PANICKED,
+                _ => exit::CRASHED,
+            },
             _ => exit::ERROR,
         }
     }
@@ -186,7 +195,6 @@ struct WorkloadStep<'a> {
 /// # Errors
 /// [`RunError`]; the socket is gone then, and so is the VM.
 pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8, RunError> {
-    let memory = args.mem.unwrap_or_default();
     let host = |step| move |source| RunError::Host { step, source };
     let stop = StopCell::default();
     // Before there is a file that an early signal could leave behind.
@@ -197,19 +205,8 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         (None, None) => socket::Claim::first_free(&socket::runtime_dir()?)?,
     };
 
-    let config = VmConfig {
-        memory,
-        cpus: args.cpus(),
-        backing: args.backing(),
-        kernel: args.kernel.clone(),
-        pin: args.pin.clone(),
-        install: args.install_config(),
-        elastic: args.elastic.unwrap_or_default(),
-    };
-    let auto_reclaim = args.auto_reclaim.unwrap_or_default();
-    if auto_reclaim.0.is_some() && config.elastic != Elastic::Llfree {
-        return Err(ResizeError::NoTable { what: "--auto-reclaim", kind: config.elastic.name() }.into());
-    }
+    let (config, auto_reclaim) = vm_config(args)?;
+    let memory = config.memory;
     warn_about_huge_pages(&config);
     // Before there is memory: what is charged elsewhere stays charged there.
     let pool = config
@@ -294,13 +291,42 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     log::info!("stopped: {reason:?}");
     match reason {
         Stop::GuestEnded => match vm.ended() {
-            Some(GuestEnd::Exited(0)) | None => worked,
+            Some(GuestEnd::Exited(0) | GuestEnd::PoweredOff) | None => worked,
             Some(end) => Err(end.into()),
         },
         Stop::Signal(SIGINT) => Ok(exit::INTERRUPTED),
         Stop::Asked | Stop::Signal(_) => Ok(exit::OK),
         Stop::WorkloadDone => worked,
     }
+}
+
+/// What to launch, and whether free memory is taken back unasked.
+fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
+    let image = args.kernel.as_deref().map(Image::open).transpose().map_err(LaunchError::Image)?.map(Arc::new);
+    let initrd = args.initrd.as_deref().map(Initrd::open).transpose().map_err(LaunchError::Linux)?.map(Arc::new);
+    let is_linux = image.as_ref().is_some_and(|image| image.is_linux());
+    let command_line = match &args.append {
+        Some(line) => line.clone(),
+        None if is_linux => COMMAND_LINE.to_owned(),
+        None => String::new(),
+    };
+    let console = match is_linux {
+        true => Some(Arc::new(io::stdout().as_fd().try_clone_to_owned().map_err(RunError::Output)?)),
+        false => None,
+    };
+    let default = if is_linux { Elastic::balloon(false) } else { Elastic::default() };
+    let (elastic, auto_reclaim) = (args.elastic.unwrap_or(default), args.auto_reclaim.unwrap_or_default());
+    let config = VmConfig {
+        memory: args.mem.unwrap_or_default(),
+        cpus: args.cpus(),
+        backing: args.backing(),
+        kernel: image,
+        pin: args.pin.clone(),
+        install: args.install_config(),
+        elastic,
+        linux: LinuxConfig { initrd, command_line, console, disks: args.disk.clone() },
+    };
+    Ok((config, auto_reclaim))
 }
 
 /// Leaves the cgroup at the end of the launch, though threads that were left behind may share it.

@@ -15,6 +15,7 @@
 //! | [`agent`], [`doorbell`], [`vcpu`] | commands for the guest, its calls, its exits |
 //! | [`vm`] | one machine made of these |
 //! | [`control`], [`service`] | the control socket, and requests carried out |
+//! | [`console`] | the terminal in front of a guest's serial port |
 //! | [`cli`], [`workload`], [`client_commands`], [`render`], [`chart`] | what people see |
 //! | [`faults`] | places where tests make the host fail |
 //! | [`cgroup`] | the VM's own memory cgroup |
@@ -27,6 +28,7 @@ pub mod cgroup;
 pub mod chart;
 pub mod cli;
 pub mod client_commands;
+pub mod console;
 pub mod control;
 pub mod demo;
 pub mod devices;

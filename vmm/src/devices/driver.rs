@@ -2,8 +2,10 @@
 
 use super::mmio::{QUEUE_NOTIFY, Transport};
 use super::request::Buffer;
-use super::{Fault, VirtioDevice};
+use super::{Fault, Request, Served, Source, VirtioDevice};
 use crate::memory::{Backing, GuestRam};
+use std::io::{ErrorKind, PipeReader, Read};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_bindings::virtio_mmio as reg;
@@ -32,7 +34,12 @@ pub(super) struct Driver {
 impl Driver {
     /// RAM of so many MiB, and the device that `make` builds over it.
     pub(super) fn new(mib: u64, make: impl FnOnce(Arc<GuestRam>) -> Box<dyn VirtioDevice>) -> Self {
-        let ram = Arc::new(GuestRam::new(mib << 20, Backing::Anon).expect("small"));
+        Self::over(GuestRam::new(mib << 20, Backing::Anon).expect("small"), make)
+    }
+
+    /// The device that `make` builds over this RAM, of which the driver needs the first 2 MiB.
+    pub(super) fn over(ram: GuestRam, make: impl FnOnce(Arc<GuestRam>) -> Box<dyn VirtioDevice>) -> Self {
+        let ram = Arc::new(ram);
         let interrupts = Arc::new(AtomicU32::new(0));
         let count = interrupts.clone();
         let notice = Box::new(move || {
@@ -134,13 +141,30 @@ impl Driver {
         self.put(at + 14, &next.to_le_bytes());
     }
 
-    /// Offers the chain that starts at `head`, and has the device serve the queue.
-    pub(super) fn offer(&mut self, queue: usize, head: u16) {
+    /// Makes the chain that starts at `head` available, and tells nobody.
+    pub(super) fn add(&mut self, queue: usize, head: u16) {
         let available = Self::rings(queue)[1];
         let slot = u64::from(self.made[queue] % SIZE);
         self.put(available + 4 + 2 * slot, &head.to_le_bytes());
         self.made[queue] = self.made[queue].wrapping_add(1);
-        self.put(available + 2, &self.made[queue].to_le_bytes());
+        // Release, for a device on another thread.
+        let index = GuestAddress(available + 2);
+        self.ram.guest_memory().store(self.made[queue], index, Ordering::Release).expect("in RAM");
+    }
+
+    /// Notifies the device, if it wants that for the last chain, as `EVENT_IDX` has it.
+    pub(super) fn kick_if_wanted(&self, queue: usize) {
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let event = GuestAddress(Self::rings(queue)[2] + 4 + 8 * u64::from(SIZE));
+        let event: u16 = self.ram.guest_memory().load(event, Ordering::Acquire).expect("in RAM");
+        if event.wrapping_add(1) == self.made[queue] {
+            self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue as u32);
+        }
+    }
+
+    /// Offers the chain that starts at `head`, and has the device serve the queue.
+    pub(super) fn offer(&mut self, queue: usize, head: u16) {
+        self.add(queue, head);
         self.device.write(QUEUE_NOTIFY, &(queue as u32).to_le_bytes());
         self.device.serve(queue, || false);
     }
@@ -156,7 +180,7 @@ impl Driver {
 
     /// Requests that the device gave back.
     pub(super) fn used(&self, queue: usize) -> u16 {
-        self.ram.guest_memory().read_obj(GuestAddress(Self::rings(queue)[2] + 2)).expect("in RAM")
+        self.ram.guest_memory().load(GuestAddress(Self::rings(queue)[2] + 2), Ordering::Acquire).expect("in RAM")
     }
 
     /// Asserts that the device counted `faults` and asks for a reset.
@@ -190,8 +214,51 @@ impl VirtioDevice for Echo {
     fn write_config(&mut self, offset: u64, _: &[u8]) -> bool {
         offset == 0
     }
-    fn serve(&mut self, _: usize, request: &super::Request<'_>) -> Result<super::Served, Fault> {
+    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, Fault> {
         let bytes = request.readable(1 << 20)?;
-        Ok(super::Served::Done(bytes.len() as u32))
+        Ok(Served::Done(bytes.len() as u32))
+    }
+}
+
+/// A device that fills each request with the next byte from a pipe, once there is one.
+pub(super) struct Feed {
+    pub(super) pipe: PipeReader,
+    /// Requests that it was asked about, served or not.
+    pub(super) asked: Arc<AtomicU32>,
+}
+
+impl VirtioDevice for Feed {
+    fn id(&self) -> u32 {
+        42
+    }
+    fn name(&self) -> &'static str {
+        "feed"
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[16]
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn start(&mut self, _: u64) {}
+    fn reset(&mut self) {}
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    fn write_config(&mut self, _: u64, _: &[u8]) -> bool {
+        false
+    }
+    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, Fault> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let mut byte = [0];
+        match self.pipe.read(&mut byte) {
+            Ok(1) => request.write(&byte).map(Served::Done),
+            Ok(_) => Ok(Served::Later),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Served::Later),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    fn sources(&self) -> Vec<Source> {
+        vec![Source { fd: self.pipe.as_raw_fd(), queue: 0 }]
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! vCPUs read and write registers; the device's thread serves queues. One lock guards both, for a
 //! register access or for one request, so that a driver that resets its device waits for a request
-//! at most. The steps of the initialisation are checked: what is out of order changes nothing, is
+//! at most; what an interrupt handler needs goes without the lock. The steps of the initialisation are checked: what is out of order changes nothing, is
 //! counted, and makes the device ask for a reset. While it asks, it serves nothing.
 
 use super::irq::{CONFIG_CHANGE, Irq, Notice, USED_BUFFER};
 use super::request::{Request, in_memory};
-use super::{Fault, Served, VirtioDevice};
+use super::{Fault, Served, Source, VirtioDevice};
 use crate::guest_log::Rarely;
+use crate::harden::Role;
 use crate::memory::GuestRam;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -104,6 +105,12 @@ impl Transport {
         self.name
     }
 
+    /// What its thread may ask of the kernel.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.lock().device.role()
+    }
+
     /// One event a queue, written when the driver notifies it.
     #[must_use]
     pub fn events(&self) -> &[EventFd] {
@@ -134,6 +141,12 @@ impl Transport {
         self.lock().device.interval()
     }
 
+    /// What else than notifications its thread waits for.
+    #[must_use]
+    pub fn sources(&self) -> Vec<Source> {
+        self.lock().device.sources()
+    }
+
     /// The device's configuration changed from the host's side: tells the driver.
     pub fn config_changed(&self) {
         let mut state = self.lock();
@@ -161,6 +174,10 @@ impl Transport {
     }
 
     fn register(&self, offset: u32) -> u32 {
+        // Each interrupt handler asks this: not behind the request that the device is at.
+        if offset == reg::VIRTIO_MMIO_INTERRUPT_STATUS {
+            return self.irq.status();
+        }
         let state = self.lock();
         match offset {
             reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
@@ -170,7 +187,6 @@ impl Transport {
             reg::VIRTIO_MMIO_DEVICE_FEATURES => page(state.offered(), state.device_page),
             reg::VIRTIO_MMIO_QUEUE_NUM_MAX => state.selected().map_or(0, |queue| u32::from(queue.max_size())),
             reg::VIRTIO_MMIO_QUEUE_READY => state.selected().map_or(0, |queue| u32::from(queue.ready())),
-            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.irq.status(),
             reg::VIRTIO_MMIO_STATUS => state.status,
             reg::VIRTIO_MMIO_SHM_LEN_LOW
             | reg::VIRTIO_MMIO_SHM_LEN_HIGH
@@ -183,6 +199,13 @@ impl Transport {
 
     /// A vCPU writes a register. What is no register, or not written so, is a fault.
     pub fn write(&self, offset: u64, data: &[u8]) {
+        // As often as interrupts: not behind the request that the device is at, either.
+        if let Ok(word) = <[u8; 4]>::try_from(data)
+            && offset == u64::from(reg::VIRTIO_MMIO_INTERRUPT_ACK)
+        {
+            self.irq.acknowledge(u32::from_le_bytes(word));
+            return;
+        }
         let mut state = self.lock();
         let result = if let Some(at) = offset.checked_sub(CONFIG) {
             let written = state.device.write_config(at, data);
@@ -223,7 +246,6 @@ impl Transport {
                 Some(event) => drop(event.write(1)),
                 None => return Err(refused),
             },
-            reg::VIRTIO_MMIO_INTERRUPT_ACK => self.irq.acknowledge(value),
             reg::VIRTIO_MMIO_STATUS => return self.set_status(state, value),
             reg::VIRTIO_MMIO_SHM_SEL => {}
             _ => return state.set_queue_register(offset, value, &self.ram),
@@ -266,8 +288,8 @@ impl Transport {
         Ok(())
     }
 
-    /// Serves what a queue offers, until it is empty, a queue's worth was served or `stopping` says
-    /// so. True if there may be more.
+    /// Serves what a queue offers, until it is empty, the device can do no more now, a queue's worth
+    /// was served or `stopping` says so. True if there may be more that waits for nothing.
     pub fn serve(&self, queue: usize, stopping: impl Fn() -> bool) -> bool {
         for _ in 0..super::worker::MOST_REQUESTS {
             if stopping() {
@@ -418,11 +440,19 @@ impl State {
         if chain.head_index() >= queue.size() {
             return Err(available());
         }
-        let request = Request::read(memory, ram.bytes(), chain)?;
+        let request = Request::read(memory, chain)?;
         let (head, bytes) = match self.device.serve(index, &request)? {
             Served::Done(bytes) => (request.head(), bytes),
             Served::Kept { instead_of: Some(head) } => (head, 0),
             Served::Kept { instead_of: None } => return Ok(Some(false)),
+            Served::Later => {
+                // Nothing was given back, so there is nothing to interrupt for. Notifications are
+                // not armed: more requests behind one that cannot be served change nothing.
+                if let Some(queue) = self.queues.get_mut(index) {
+                    queue.go_to_previous_position();
+                }
+                return Ok(None);
+            }
         };
         self.give_back(index, head, bytes, ram).map(Some)
     }

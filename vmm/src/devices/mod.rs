@@ -9,27 +9,40 @@
 //! | [`progress`] | where the control plane waits for a device |
 //! | [`balloon`] | the guest gives pages to the host and takes them back |
 //! | [`mem`] | the guest plugs and unplugs blocks of its RAM |
+//! | [`blk`] | disks: files of the host |
+//! | [`rng`] | random numbers of the host |
+//! | [`console`] | a stream of bytes to an agent in the guest |
+//! | [`serial`] | the serial port of a PC, which is no virtio device |
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
 //! once; what a device does for one notification is bounded; and what no driver may do ends as a
 //! [`Fault`]: counted, and the device asks for a reset and does nothing more until it gets it.
 
 pub mod balloon;
+pub mod blk;
+pub mod console;
 pub mod irq;
 pub mod mem;
 pub mod mmio;
+pub mod pc;
 pub mod progress;
 pub mod request;
+pub mod rng;
+pub mod serial;
 pub mod worker;
 
 #[cfg(test)]
 mod driver;
 #[cfg(test)]
+mod source_tests;
+#[cfg(test)]
 mod tests;
 
+use crate::harden::Role;
 use mmio::Transport;
 use request::Request;
-use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
+use shared_layout::devices::DEVICE_BYTES;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +52,10 @@ pub trait VirtioDevice: Send {
     fn id(&self) -> u32;
     /// A short name for logs.
     fn name(&self) -> &'static str;
+    /// What its thread may ask of the kernel.
+    fn role(&self) -> Role {
+        Role::Device
+    }
     /// The most descriptors of each of its queues.
     fn queue_sizes(&self) -> &[u16];
     /// Its own feature bits; the transport adds those of all devices.
@@ -64,6 +81,24 @@ pub trait VirtioDevice: Send {
     fn tick(&mut self) -> Option<(usize, u16)> {
         None
     }
+    /// Descriptors that have work for a queue when they become readable. Asked once, before the
+    /// device is first served.
+    fn sources(&self) -> Vec<Source> {
+        Vec::new()
+    }
+}
+
+/// A descriptor of the host's that makes its queue worth serving.
+///
+/// It is waited for edge-triggered: it counts as one event however much there is to read. So the
+/// device reads until `WouldBlock`, or until the queue has no more requests, and answers
+/// [`Served::Later`] only after it saw the `WouldBlock`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Source {
+    /// Non-blocking, open as long as the device lives, and no source of another queue.
+    pub fd: RawFd,
+    /// The queue to serve.
+    pub queue: usize,
 }
 
 /// What becomes of a request.
@@ -76,6 +111,10 @@ pub enum Served {
         /// Head of the request that was kept so far.
         instead_of: Option<u16>,
     },
+    /// Not now: the request stays the first of its queue, nothing was written into it, and the
+    /// device is asked again when a [`Source`] of the queue fires. It is also asked whenever the
+    /// driver notifies the queue, which a driver need not do while requests wait.
+    Later,
 }
 
 /// What a driver must not do.
@@ -141,10 +180,9 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// These devices, their pages from `base` on; at most [`DEVICE_SLOTS`], the rest has no page.
+    /// These devices, their pages from `base` on: as many as the caller has room for there.
     #[must_use]
-    pub fn new(base: u64, mut slots: Vec<Arc<Transport>>) -> Self {
-        slots.truncate(DEVICE_SLOTS as usize);
+    pub fn new(base: u64, slots: Vec<Arc<Transport>>) -> Self {
         Self { base, slots }
     }
 

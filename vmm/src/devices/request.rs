@@ -7,7 +7,7 @@
 use super::Fault;
 use std::ops::Deref;
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, VolatileSlice};
 
 /// Buffers in one request. A queue of ours has 256 descriptors; an indirect table may be longer.
 pub const MAX_BUFFERS: usize = 1024;
@@ -38,7 +38,6 @@ impl<'m> Request<'m> {
     /// What is wrong with it.
     pub(super) fn read(
         memory: &'m GuestMemoryMmap<()>,
-        ram_bytes: u64,
         mut chain: DescriptorChain<&'m GuestMemoryMmap<()>>,
     ) -> Result<Self, Fault> {
         let head = chain.head_index();
@@ -47,7 +46,7 @@ impl<'m> Request<'m> {
         let mut ends = false;
         for descriptor in chain.by_ref() {
             let (address, bytes) = (descriptor.addr().0, descriptor.len());
-            if address.checked_add(u64::from(bytes)).is_none_or(|end| end > ram_bytes) {
+            if !in_memory(memory, address, bytes as usize) {
                 return Err(Fault::Buffer { address, bytes });
             }
             if buffers.len() == MAX_BUFFERS {
@@ -91,6 +90,38 @@ impl<'m> Request<'m> {
             rest = after;
         }
         Ok(all)
+    }
+
+    /// How many bytes the device may write, or else read, in all of its buffers together.
+    #[must_use]
+    pub fn bytes(&self, writable: bool) -> u64 {
+        // At most 1024 times 4 GiB.
+        self.buffers.iter().filter(|buffer| buffer.writable == writable).map(|buffer| u64::from(buffer.bytes)).sum()
+    }
+
+    /// Guest memory behind `bytes` bytes from `skip` on of what the device may write, or else read, as
+    /// if its buffers lay in one piece: how a driver cuts them means nothing. It may be changed while
+    /// it is used. Less, if the buffers end before.
+    ///
+    /// # Errors
+    /// If a buffer is not all in RAM.
+    pub fn slices(&self, writable: bool, mut skip: u64, mut bytes: u64) -> Result<Vec<VolatileSlice<'m>>, Fault> {
+        let mut slices = Vec::new();
+        for buffer in self.buffers.iter().filter(|buffer| buffer.writable == writable) {
+            let skipped = skip.min(buffer.bytes.into());
+            let taken = bytes.min(u64::from(buffer.bytes) - skipped);
+            (skip, bytes) = (skip - skipped, bytes - taken);
+            if taken == 0 {
+                continue;
+            }
+            // The sum is within the buffer, which lies in RAM.
+            let at = GuestAddress(buffer.address + skipped);
+            for slice in vm_memory::GuestMemoryBackend::get_slices(self.memory, at, taken as usize) {
+                let outside = Fault::Buffer { address: buffer.address, bytes: buffer.bytes };
+                slices.push(slice.map_err(|_| outside)?);
+            }
+        }
+        Ok(slices)
     }
 
     /// Writes `answer` into the buffers that are for the device to write; how many bytes that are.

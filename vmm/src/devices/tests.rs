@@ -2,9 +2,11 @@
 //! that nothing a driver does panics or goes on for ever.
 
 use super::balloon::{Balloon, BalloonConfig, BalloonControl};
+use super::blk::{Blk, DiskConfig};
 use super::driver::{CONTENTS, DRIVER_OK, Driver, Echo, NEEDS_RESET, SIZE};
 use super::mem::{Mem, MemControl};
 use super::request::Buffer;
+use super::rng::Rng;
 use super::worker::Worker;
 use super::{Devices, VirtioDevice};
 use crate::memory::GuestRam;
@@ -315,6 +317,14 @@ fn mem(ram: Arc<GuestRam>) -> Box<dyn VirtioDevice> {
     Box::new(Mem::new(ram, control))
 }
 
+fn disk() -> Box<dyn VirtioDevice> {
+    let file = tempfile::NamedTempFile::new().expect("a scratch file");
+    file.as_file().set_len(64 << 10).expect("room for 64 KiB");
+    let config = DiskConfig { path: file.path().into(), read_only: false, serial: None };
+    // The name goes, the disk stays.
+    Box::new(Blk::open(&config).expect("a disk"))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
@@ -322,6 +332,8 @@ proptest! {
     fn no_driver_makes_a_device_panic_or_hang(steps in prop::collection::vec(step(), 1..200)) {
         run(Driver::new(4, balloon), 5, &steps);
         run(Driver::new(4, mem), 1, &steps);
+        run(Driver::new(4, |_| disk()), 1, &steps);
+        run(Driver::new(4, |_| Box::new(Rng::default())), 1, &steps);
         run(echo(), 2, &steps);
     }
 }

@@ -1,12 +1,24 @@
 //! [`Worker`]: the thread on which a device serves its queues, so that no vCPU waits for it.
 //!
-//! It sleeps until a queue is notified or time is due. A queue that always has more is served in
-//! turns with the others and with the order to stop.
+//! It sleeps until a queue is notified, a source of the device fires or time is due. A queue that
+//! always has more is served in turns with the others and with the order to stop.
+//!
+//! No wake-up is lost, and none is for nothing twice:
+//! - Notifications are level-triggered events that the thread takes back *before* it looks at the
+//!   queue. One that comes after that wakes it again.
+//! - Sources are edge-triggered: a device without requests to fill leaves them readable, and must
+//!   not be woken for that again and again. An edge that finds requests waiting is followed by reads
+//!   until `WouldBlock`, and what arrives after that is a new edge. An edge that finds the queue
+//!   empty arms the driver's notifications and looks once more (`State::serve_one`), so the next
+//!   request brings a notification, and that one finds the source still readable. An edge that finds
+//!   the device at rest is made up for when the driver starts it, which notifies all queues.
+//! - A queue that had its turn and may have more is notified by the thread itself, so the rest of a
+//!   source does not depend on another edge.
 
 use super::mmio::Transport;
-use crate::harden::{self, Role};
+use crate::harden;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -18,6 +30,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub(super) const MOST_REQUESTS: u32 = 256;
 
 const STOP: u64 = u64::MAX;
+/// Set in the number of a queue that one of the device's sources has work for.
+const SOURCE: u64 = 1 << 32;
 
 /// A device's thread. Dropping it ends the thread, after the request that it is at.
 pub struct Worker {
@@ -33,18 +47,23 @@ impl Worker {
     pub fn start(device: Arc<Transport>) -> io::Result<Self> {
         let stop = Arc::new((AtomicBool::new(false), EventFd::new(EFD_NONBLOCK)?));
         let epoll = Epoll::new()?;
-        let add = |event: &EventFd, number: u64| {
-            epoll.ctl(ControlOperation::Add, event.as_raw_fd(), EpollEvent::new(EventSet::IN, number))
+        let add = |fd: RawFd, events: EventSet, number: u64| {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, number))
         };
-        add(&stop.1, STOP)?;
+        add(stop.1.as_raw_fd(), EventSet::IN, STOP)?;
         for (queue, event) in device.events().iter().enumerate() {
-            add(event, queue as u64)?;
+            add(event.as_raw_fd(), EventSet::IN, queue as u64)?;
         }
+        let sources = device.sources();
+        for source in &sources {
+            add(source.fd, EventSet::IN | EventSet::EDGE_TRIGGERED, SOURCE | source.queue as u64)?;
+        }
+        let descriptors = 1 + device.events().len() + sources.len();
         let told = stop.clone();
-        let name = device.name().to_owned();
+        let (name, role) = (device.name().to_owned(), device.role());
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            harden::enter(Role::Device);
-            run(&device, &epoll, &told.0);
+            harden::enter(role);
+            run(&device, &epoll, descriptors, &told.0);
         })?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -61,11 +80,11 @@ impl Drop for Worker {
     }
 }
 
-fn run(device: &Transport, epoll: &Epoll, stop: &AtomicBool) {
+fn run(device: &Transport, epoll: &Epoll, descriptors: usize, stop: &AtomicBool) {
     let stopping = || stop.load(Ordering::Acquire);
     let interval = device.interval();
     let mut due = interval.map(|interval| Instant::now() + interval);
-    let mut ready = vec![EpollEvent::default(); device.events().len() + 1];
+    let mut ready = vec![EpollEvent::default(); descriptors];
     while !stopping() {
         let timeout = due.map_or(-1, |due| {
             let left = due.saturating_duration_since(Instant::now());
@@ -81,12 +100,14 @@ fn run(device: &Transport, epoll: &Epoll, stop: &AtomicBool) {
             }
         };
         for event in &ready[..count] {
-            let Some(queue) = usize::try_from(event.data()).ok().filter(|q| *q < device.events().len()) else {
+            if event.data() == STOP {
                 continue;
-            };
-            let notified = &device.events()[queue];
-            // Before the queue is looked at: a notification that comes after is not lost.
-            let _ = notified.read();
+            }
+            let queue = (event.data() & !SOURCE) as usize;
+            let Some(notified) = device.events().get(queue) else { continue };
+            if event.data() & SOURCE == 0 {
+                let _ = notified.read();
+            }
             if device.serve(queue, stopping) {
                 let _ = notified.write(1);
             }

@@ -36,6 +36,10 @@ pub enum Role {
     AutoReclaim,
     /// Serves the queues of a device.
     Device,
+    /// Writes what the guest says on its serial port.
+    ConsoleOut,
+    /// Serves the queue of a disk.
+    Disk,
 }
 
 /// One permission.
@@ -59,7 +63,7 @@ use Allow::{Call, Null, Signal, With, WithBits, Without};
 
 impl Role {
     /// Every kind of thread.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Main,
         Self::Story,
         Self::Vcpu,
@@ -73,6 +77,8 @@ impl Role {
         Self::Userfault,
         Self::AutoReclaim,
         Self::Device,
+        Self::ConsoleOut,
+        Self::Disk,
     ];
 
     /// The name in messages.
@@ -91,6 +97,8 @@ impl Role {
             Self::Userfault => "userfault",
             Self::AutoReclaim => "auto-reclaim",
             Self::Device => "device",
+            Self::ConsoleOut => "console-out",
+            Self::Disk => "disk",
         }
     }
 
@@ -98,7 +106,7 @@ impl Role {
     pub(super) const fn groups(self) -> &'static [&'static [Allow]] {
         match self {
             // Memory: automatic reclaim can be switched on later, and its thread inherits this filter.
-            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY],
+            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY, WAIT, TERMINAL],
             Self::Story => &[MEMORY, USERFAULT, READ_FILES, THREADS],
             Self::Vcpu => &[KVM_VCPU, MEMORY, USERFAULT],
             Self::Resizes => &[MEMORY, USERFAULT, READ_FILES, CGROUP],
@@ -109,6 +117,8 @@ impl Role {
             Self::Userfault => &[MEMORY, USERFAULT, EVENTS],
             Self::AutoReclaim => &[MEMORY, USERFAULT, READ_FILES, EVENTS],
             Self::Device => &[MEMORY, USERFAULT, EVENTS],
+            Self::ConsoleOut => &[WAIT],
+            Self::Disk => &[DISK, EVENTS],
         }
     }
 }
@@ -122,6 +132,7 @@ const WRITE: u64 = 1;
 const READ: u64 = 2;
 const KVM: u64 = 0xae;
 const UFFD: u64 = 0xaa;
+const TTY: u64 = b'T' as u64;
 
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 /// `PR_SET_VMA` names anonymous memory, as newer libcs do with thread stacks.
@@ -129,6 +140,7 @@ const PR_SET_VMA: u64 = 0x5356_4d41;
 /// Of a file's flags, those that could change a file.
 const OPEN_TO_CHANGE: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
 const PUNCH_HOLE: u64 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;
+const ZERO_RANGE: u64 = (libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE) as u64;
 
 /// What Rust's runtime, the C library's allocator, logging and the signal handlers of this process
 /// need, on any thread.
@@ -213,14 +225,16 @@ const USERFAULT: &[Allow] = &[With(
     ],
 )];
 
-/// Running a vCPU, and reading its registers when it crashed.
+/// Running a vCPU, and reading its registers when it crashed, the interrupt controller's when it
+/// reset its machine.
 const KVM_VCPU: &[Allow] = &[With(
     libc::SYS_ioctl,
     1,
     &[
-        ioc(0, KVM, 0x80, 0),      // KVM_RUN
-        ioc(READ, KVM, 0x81, 144), // KVM_GET_REGS
-        ioc(READ, KVM, 0x83, 312), // KVM_GET_SREGS
+        ioc(0, KVM, 0x80, 0),              // KVM_RUN
+        ioc(READ, KVM, 0x81, 144),         // KVM_GET_REGS
+        ioc(READ, KVM, 0x83, 312),         // KVM_GET_SREGS
+        ioc(READ | WRITE, KVM, 0x62, 520), // KVM_GET_IRQCHIP
     ],
 )];
 
@@ -251,6 +265,33 @@ const EVENTS: &[Allow] = &[
     Call(libc::SYS_epoll_wait),
     Call(libc::SYS_epoll_pwait),
     Call(libc::SYS_epoll_ctl),
+];
+
+/// Waiting until a descriptor can be read or written, where it must not block or cannot.
+const WAIT: &[Allow] = &[Call(libc::SYS_poll), Call(libc::SYS_ppoll)];
+
+/// The terminal of the console: raw and back again, only while it is ours; stopped like any job.
+const TERMINAL: &[Allow] = &[
+    With(
+        libc::SYS_ioctl,
+        1,
+        &[
+            ioc(WRITE, TTY, 0x2b, 44), // TCSETS2
+            libc::TCSETS,              // where the kernel has no TCSETS2
+            libc::TIOCGPGRP,
+        ],
+    ),
+    Call(libc::SYS_getpgid),
+    Signal(&[libc::SIGSTOP as u64]),
+];
+
+/// Reading and writing a file that is open, and giving back what lies behind parts of it.
+const DISK: &[Allow] = &[
+    Call(libc::SYS_preadv),
+    Call(libc::SYS_pwritev),
+    Call(libc::SYS_pwrite64),
+    Call(libc::SYS_fdatasync),
+    With(libc::SYS_fallocate, 1, &[PUNCH_HOLE, ZERO_RANGE]),
 ];
 
 /// The control socket and all else on the event loop, and the removal of the socket at the end.
@@ -296,6 +337,7 @@ mod tests {
         assert_eq!(ioc(READ, KVM, 0x81, size_of::<kvm_bindings::kvm_regs>() as u64), 0x8090_ae81, "KVM_GET_REGS");
         assert_eq!(ioc(READ, KVM, 0x83, size_of::<kvm_bindings::kvm_sregs>() as u64), 0x8138_ae83, "KVM_GET_SREGS");
         assert_eq!(ioc(READ | WRITE, UFFD, 0x05, 40), 0xc028_aa05, "UFFDIO_MOVE");
+        assert_eq!(ioc(WRITE, TTY, 0x2b, 44), libc::TCSETS2, "TCSETS2");
         assert_eq!(ioc(READ | WRITE, u64::from(b'f'), 16, 0x60), 0xc060_6610, "PAGEMAP_SCAN");
     }
 

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::devices::VirtioDevice;
 use vmm::devices::balloon::{Balloon, BalloonConfig, BalloonControl};
+use vmm::devices::blk::{Blk, DiskConfig};
 use vmm::devices::mem::{Mem, MemControl};
 use vmm::devices::mmio::Transport;
+use vmm::devices::rng::Rng;
 use vmm::memory::{Backing, GuestRam};
 
 /// Registers of virtio-mmio that a driver needs to bring a device up.
@@ -38,7 +40,9 @@ struct Driver {
 impl Driver {
     fn new(kind: u8) -> Self {
         let ram = Arc::new(GuestRam::new(RAM, Backing::Anon).expect("two huge frames of address space"));
-        let device: Box<dyn VirtioDevice> = match kind % 3 {
+        let device: Box<dyn VirtioDevice> = match kind % 5 {
+            4 => Box::new(disk()),
+            3 => Box::new(Rng::default()),
             0 => Box::new(Mem::new(ram.clone(), Arc::new(MemControl::new(RAM, HUGE_SIZE)))),
             kind => {
                 let config = BalloonConfig {
@@ -86,6 +90,15 @@ impl Driver {
         }
         self.write(STATUS, DRIVER_OK);
     }
+}
+
+/// A disk of 64 KiB whose file goes with it.
+fn disk() -> Blk {
+    let path = std::env::temp_dir().join(format!("llfree-vmm-hostile-disk-{}", std::process::id()));
+    std::fs::File::create(&path).and_then(|file| file.set_len(64 << 10)).expect("room for a small file");
+    let disk = Blk::open(&DiskConfig { path: path.clone(), read_only: false, serial: None });
+    std::fs::remove_file(&path).expect("it was made just now");
+    disk.expect("a regular file that nobody else has")
 }
 
 /// A byte for the kind of device, then eight a step: what, which, and a value.

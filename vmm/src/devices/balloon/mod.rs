@@ -122,18 +122,20 @@ impl Balloon {
         }
     }
 
-    /// The blocks of a request as indices into the books: those in range and aligned. The others
-    /// are counted.
+    /// The blocks of a request as indices into the books, which count in offsets: those in RAM and
+    /// aligned. The others are counted.
     fn blocks(&self, request: &Request<'_>) -> Result<Vec<u64>, Fault> {
         let bytes = request.readable(MOST_NUMBERS)?;
         let (numbers, rest) = bytes.as_chunks::<4>();
         if !rest.is_empty() {
             return Err(Fault::Length { bytes: bytes.len() as u64, allowed: "no whole number of page numbers" });
         }
-        let (unit, pages) = (self.unit(), self.ram.bytes() / FRAME_SIZE);
+        let (unit, map) = (self.unit() * FRAME_SIZE, self.ram.map());
         let block = |number: &[u8; 4]| {
-            let page = u64::from(u32::from_le_bytes(*number));
-            (page.is_multiple_of(unit) && page < pages).then_some(page / unit)
+            let address = u64::from(u32::from_le_bytes(*number)) * FRAME_SIZE;
+            // Parts of RAM start and end at multiples of 2 MiB, so the offset is aligned as well.
+            let offset = map.offset(address, unit).filter(|_| address.is_multiple_of(unit))?;
+            Some(offset / unit)
         };
         let blocks: Vec<u64> = numbers.iter().filter_map(block).collect();
         let bad = numbers.len() - blocks.len();
@@ -181,16 +183,18 @@ impl Balloon {
             return Err(Fault::Length { bytes, allowed: "more than one request may report" });
         }
         for buffer in request.buffers() {
-            let end = buffer.address + u64::from(buffer.bytes);
-            if !buffer.address.is_multiple_of(FRAME_SIZE) || !end.is_multiple_of(FRAME_SIZE) {
-                return Err(Fault::Length { bytes: u64::from(buffer.bytes), allowed: "reported, but no whole pages" });
+            let (address, bytes) = (buffer.address, u64::from(buffer.bytes));
+            if !address.is_multiple_of(FRAME_SIZE) || !bytes.is_multiple_of(FRAME_SIZE) {
+                return Err(Fault::Length { bytes, allowed: "reported, but no whole pages" });
             }
-            self.discard(buffer.address..end);
+            let start = self.ram.map().offset(address, bytes).ok_or(Fault::Buffer { address, bytes: buffer.bytes })?;
+            self.discard(start..start + bytes);
         }
         self.control.counters.reported_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
+    /// Discards a range of offsets.
     fn discard(&self, bytes: Range<u64>) {
         let counters = &self.control.counters;
         counters.discards.fetch_add(1, Ordering::Relaxed);

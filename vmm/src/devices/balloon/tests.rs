@@ -3,7 +3,7 @@
 use super::super::driver::{CONTENTS, Driver};
 use super::super::request::Buffer;
 use super::*;
-use crate::memory::GuestRam;
+use crate::memory::{AddressMap, Backing, GuestRam, HOLE_END};
 use vm_memory::{Bytes, GuestAddress};
 
 const MIB: u64 = 1 << 20;
@@ -30,6 +30,25 @@ fn started(config: BalloonConfig) -> (Driver, Arc<BalloonControl>) {
     (driver, control)
 }
 
+/// A driver that took all features, on 64 MiB whose every page is resident. The first half of it
+/// lies below the hole of a PC, the second from 4 GiB on.
+fn started_over_a_hole(config: BalloonConfig, backing: Backing) -> (Driver, Arc<BalloonControl>) {
+    let control = Arc::new(BalloonControl::default());
+    let of_device = control.clone();
+    let map = AddressMap::with_hole(64 * MIB, 32 * MIB);
+    let ram = GuestRam::with_map(64 * MIB, backing, map).expect("small");
+    let mut driver = Driver::over(ram, |ram| Box::new(Balloon::new(config, ram, of_device)));
+    driver.ram.populate(shared_layout::HugeId(0), 32).expect("64 MiB");
+    let features = driver.offered() & 0xffff_ffff & !(1 << 29 | 1 << 28);
+    driver.start(features, 5);
+    (driver, control)
+}
+
+/// The number by which a driver knows a page.
+fn page(address: u64) -> u32 {
+    u32::try_from(address / FRAME_SIZE).expect("below 16 TiB")
+}
+
 fn resident(ram: &GuestRam) -> u64 {
     ram.residency().expect("the kernel answers").resident_bytes
 }
@@ -53,6 +72,60 @@ fn inflated_pages_leave_the_host_and_come_back_as_zeroes() {
     let bytes: [u8; 6] = driver.ram.guest_memory().read_obj(GuestAddress(u64::from(FAR) * FRAME_SIZE)).expect("in RAM");
     assert_eq!(bytes, [0; 6]);
     assert_eq!(driver.device.faults(), 0);
+}
+
+#[test]
+fn pages_behind_the_hole_leave_the_host_and_pages_in_it_are_nobodys() {
+    for backing in [Backing::Anon, Backing::Memfd] {
+        let (mut driver, control) = started_over_a_hole(config(false), backing);
+        let high = HOLE_END + 8 * MIB;
+        driver.put(high, b"secret");
+        driver.put(high + FRAME_SIZE, b"stays");
+        // The last page below the hole and the first behind it are neighbours for the host.
+        let pages = driver.words(&[page(high), page(HOLE_END), page(32 * MIB) - 1]);
+        driver.send(INFLATE, &[pages]);
+        assert_eq!(control.inflated_bytes(), 3 * FRAME_SIZE, "{backing}");
+        assert_eq!(resident(&driver.ram), 64 * MIB - 3 * FRAME_SIZE, "{backing}");
+        assert_eq!(count(&control.counters.discards), 2);
+        let read = |at| driver.ram.guest_memory().read_obj::<[u8; 6]>(GuestAddress(at)).expect("in RAM");
+        assert_eq!((read(high), read(high + FRAME_SIZE)), ([0; 6], *b"stays\0"));
+        // In the hole, behind RAM, and where RAM would end without a hole.
+        let nowhere = [page(32 * MIB), page(64 * MIB) - 1, page(HOLE_END) - 1, page(HOLE_END + 32 * MIB)];
+        let pages = driver.words(&nowhere);
+        driver.send(INFLATE, &[pages]);
+        assert_eq!((control.inflated_bytes(), count(&control.counters.bad_pages)), (3 * FRAME_SIZE, 4));
+        let pages = driver.words(&[page(HOLE_END), page(high), page(32 * MIB) - 1]);
+        driver.send(DEFLATE, &[pages]);
+        assert_eq!((control.inflated_bytes(), count(&control.counters.repeated_pages)), (0, 0));
+        assert_eq!(driver.device.faults(), 0);
+    }
+}
+
+#[test]
+fn reports_of_free_memory_count_guest_addresses() {
+    for backing in [Backing::Anon, Backing::Memfd] {
+        let (mut driver, control) = started_over_a_hole(config(false), backing);
+        let block = |address, bytes| Buffer { address, bytes, writable: true };
+        driver.send(
+            REPORTING,
+            &[block(HOLE_END, 4 << 20), block(28 * MIB, 4 << 20), block(HOLE_END + 28 * MIB, 4 << 20)],
+        );
+        assert_eq!(resident(&driver.ram), (64 - 12) * MIB, "{backing}");
+        assert_eq!((control.inflated_bytes(), driver.device.faults()), (0, 0));
+        // Neighbours for the host are none for the guest.
+        driver.send(REPORTING, &[block(30 * MIB, 4 << 20)]);
+        driver.assert_faults(1);
+        assert_eq!(resident(&driver.ram), (64 - 12) * MIB, "{backing}");
+    }
+}
+
+#[test]
+fn huge_blocks_behind_the_hole_are_blocks() {
+    let (mut driver, control) = started_over_a_hole(config(true), Backing::Anon);
+    let pages = driver.words(&[page(HOLE_END), page(HOLE_END + 30 * MIB), page(32 * MIB), page(HOLE_END) + 1]);
+    driver.send(INFLATE, &[pages]);
+    assert_eq!((control.inflated_bytes(), count(&control.counters.bad_pages)), (4 * MIB, 2));
+    assert_eq!(resident(&driver.ram), 60 * MIB);
 }
 
 #[test]

@@ -1,0 +1,316 @@
+//! The host's half of the agent protocol over a port: [`LinuxAgent`] asks a program in a Linux guest.
+//!
+//! One command runs at a time; its ticket tells its report from one that comes late. All that comes
+//! through the port is a guest's claim: frames that answer nothing are counted and passed over, and
+//! a guest that floods or says nothing costs the caller its timeout.
+
+use super::AgentError;
+use crate::devices::console::{Port, PortError};
+use shared_layout::agent::{Command, Report};
+use shared_layout::channel::{FRAME_BYTES, Frame};
+use shared_layout::header::ABI_VERSION;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What is known of the agent, by whoever has the turn.
+#[derive(Default)]
+struct Peer {
+    /// The connection that it said hello on, and the version it said.
+    hello: Option<(u64, u64)>,
+    last_ticket: u64,
+}
+
+/// An agent behind a port.
+pub struct LinuxAgent {
+    port: Arc<Port>,
+    /// Held while a command runs.
+    turn: Mutex<Peer>,
+    late: AtomicU64,
+    garbage: AtomicU64,
+}
+
+/// What an agent sent, and whether it is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinuxAgentStatus {
+    /// Whether a program in the guest has the port open.
+    pub open: bool,
+    /// Reports that came when nobody waited for them any more.
+    pub late_reports: u64,
+    /// Frames that were no hello and no report on anything that was asked.
+    pub garbage_frames: u64,
+    /// Bytes that could not be taken for frames: too many at once, or from no connection.
+    pub ignored_bytes: u64,
+}
+
+impl LinuxAgent {
+    /// The agent at the other end of `port`.
+    #[must_use]
+    pub fn new(port: Arc<Port>) -> Self {
+        Self { port, turn: Mutex::default(), late: AtomicU64::new(0), garbage: AtomicU64::new(0) }
+    }
+
+    /// Has the agent carry out a command, once it is this command's turn; its report.
+    ///
+    /// # Errors
+    /// [`AgentError`]. A command that was sent and not answered in time is still carried out.
+    pub fn run(&self, command: Command, timeout: Duration) -> Result<Report, AgentError> {
+        let deadline = Instant::now() + timeout;
+        let mut peer = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = self.greet(&mut peer, deadline)?;
+        if Instant::now() >= deadline {
+            // Others took the time: nothing is sent that nobody would wait for.
+            return Err(AgentError::Timeout(timeout));
+        }
+        peer.last_ticket += 1;
+        let ticket = peer.last_ticket;
+        self.port.send(&Frame::command(ticket, &command).to_bytes()).map_err(|error| match error {
+            PortError::Stopped => AgentError::Gone,
+            PortError::Full => AgentError::NotReading,
+            PortError::Closed | PortError::TimedOut => AgentError::NotUp,
+        })?;
+        loop {
+            let (from, frame) = self.receive(deadline).map_err(|error| match error {
+                PortError::Stopped => AgentError::Gone,
+                PortError::Closed => AgentError::Lost,
+                PortError::TimedOut | PortError::Full => AgentError::Timeout(timeout),
+            })?;
+            if from != connection {
+                // Another agent, which knows nothing of the command. Its first words are not lost.
+                self.meet(&mut peer, from, &frame);
+                return Err(AgentError::Lost);
+            }
+            match frame.ticket {
+                number if number == ticket => return Ok(frame.to_report()),
+                number if (1..ticket).contains(&number) => self.late.fetch_add(1, Ordering::Relaxed),
+                _ => self.garbage.fetch_add(1, Ordering::Relaxed),
+            };
+        }
+    }
+
+    /// Wakes who waits for the agent, for good.
+    pub fn stop(&self) {
+        self.port.stop();
+    }
+
+    /// Its numbers, for a status.
+    #[must_use]
+    pub fn status(&self) -> LinuxAgentStatus {
+        LinuxAgentStatus {
+            open: self.port.is_open(),
+            late_reports: self.late.load(Ordering::Relaxed),
+            garbage_frames: self.garbage.load(Ordering::Relaxed),
+            ignored_bytes: self.port.ignored_bytes(),
+        }
+    }
+
+    /// Makes sure that the agent said hello on the connection that stands; the connection's number.
+    fn greet(&self, peer: &mut Peer, deadline: Instant) -> Result<u64, AgentError> {
+        if !self.port.is_open() {
+            // Also so that a command does not wait for an agent that nobody started.
+            return Err(if self.port.is_stopped() { AgentError::Gone } else { AgentError::NotUp });
+        }
+        loop {
+            let connection = self.port.connection();
+            match peer.hello {
+                Some((on, version)) if on == connection && version == u64::from(ABI_VERSION) => return Ok(connection),
+                Some((on, version)) if on == connection => {
+                    return Err(AgentError::Version { agent: version, host: ABI_VERSION });
+                }
+                _ => {}
+            }
+            // Whoever opened the port owes a hello.
+            let (from, frame) = self.receive(deadline).map_err(|error| match error {
+                PortError::Stopped => AgentError::Gone,
+                PortError::Closed | PortError::TimedOut | PortError::Full => AgentError::NotUp,
+            })?;
+            self.meet(peer, from, &frame);
+        }
+    }
+
+    /// A frame of an agent that did not say hello so far.
+    fn meet(&self, peer: &mut Peer, connection: u64, frame: &Frame) {
+        match frame.hello_version() {
+            Some(version) => peer.hello = Some((connection, version)),
+            None => {
+                self.garbage.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn receive(&self, deadline: Instant) -> Result<(u64, Frame), PortError> {
+        let mut bytes = [0; FRAME_BYTES];
+        let connection = self.port.receive(&mut bytes, deadline)?;
+        Ok((connection, Frame::from_bytes(bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::console::BUFFER_BYTES;
+    use shared_layout::channel::HELLO;
+    use std::thread;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn agent() -> (LinuxAgent, Arc<Port>) {
+        let port = Arc::new(Port::new().expect("events"));
+        (LinuxAgent::new(port.clone()), port)
+    }
+
+    fn says(port: &Port, frame: &Frame) {
+        port.give(&frame.to_bytes());
+    }
+
+    fn report(bytes: u64) -> Report {
+        Report { bytes, ..Report::default() }
+    }
+
+    /// Waits, as the guest's program would, for the next command.
+    fn hears(port: &Port) -> Frame {
+        let mut bytes = Vec::new();
+        let start = Instant::now();
+        while bytes.len() < FRAME_BYTES {
+            assert!(start.elapsed() < LONG, "no command within a minute");
+            bytes.extend(port.take(FRAME_BYTES - bytes.len()));
+            thread::yield_now();
+        }
+        Frame::from_bytes(bytes.try_into().expect("a whole frame"))
+    }
+
+    #[test]
+    fn a_command_gets_its_report() {
+        let (agent, port) = agent();
+        port.open();
+        says(&port, &Frame::hello());
+        thread::scope(|scope| {
+            for bytes in 1..=3 {
+                let run = scope.spawn(|| agent.run(Command::Verify, LONG));
+                let heard = hears(&port);
+                assert_eq!((heard.ticket, heard.to_command()), (bytes, Some(Command::Verify)));
+                says(&port, &Frame::report(heard.ticket, &report(bytes)));
+                assert_eq!(run.join().expect("no panic"), Ok(report(bytes)));
+            }
+        });
+        let quiet = LinuxAgentStatus { open: true, late_reports: 0, garbage_frames: 0, ignored_bytes: 0 };
+        assert_eq!(agent.status(), quiet);
+    }
+
+    #[test]
+    fn without_an_agent_the_line_says_what_to_do() {
+        let (agent, port) = agent();
+        assert_eq!(agent.run(Command::Stats, LONG), Err(AgentError::NotUp), "at once, and not after the minute");
+        assert!(AgentError::NotUp.to_string().contains("start llfree-agent in the guest"));
+        // Something else has the port open.
+        port.open();
+        assert_eq!(agent.run(Command::Stats, Duration::from_millis(5)), Err(AgentError::NotUp));
+        port.close();
+        port.open();
+        let mut foreign = Frame::hello();
+        foreign.words[0] = 9;
+        says(&port, &foreign);
+        let refused = agent.run(Command::Stats, LONG);
+        assert_eq!(refused, Err(AgentError::Version { agent: 9, host: ABI_VERSION }));
+        // Again, though its hello was taken before.
+        assert_eq!(agent.run(Command::Stats, LONG), refused);
+    }
+
+    #[test]
+    fn a_late_report_is_not_taken_for_the_next_command() {
+        let (agent, port) = agent();
+        port.open();
+        says(&port, &Frame::hello());
+        let short = Duration::from_millis(5);
+        assert_eq!(agent.run(Command::Verify, short), Err(AgentError::Timeout(short)));
+        let late = hears(&port);
+        says(&port, &Frame::report(late.ticket, &report(1)));
+        thread::scope(|scope| {
+            let run = scope.spawn(|| agent.run(Command::Stats, LONG));
+            let heard = hears(&port);
+            // What nobody asked, what nobody could ask yet, and a second hello.
+            for ticket in [0, heard.ticket + 1, HELLO] {
+                says(&port, &Frame::report(ticket, &report(2)));
+            }
+            says(&port, &Frame::report(heard.ticket, &report(3)));
+            assert_eq!(run.join().expect("no panic"), Ok(report(3)));
+        });
+        assert_eq!((agent.status().late_reports, agent.status().garbage_frames), (1, 3));
+    }
+
+    #[test]
+    fn an_agent_that_ends_is_told_from_one_that_is_slow() {
+        let (agent, port) = agent();
+        port.open();
+        says(&port, &Frame::hello());
+        thread::scope(|scope| {
+            let run = scope.spawn(|| agent.run(Command::Verify, LONG));
+            hears(&port);
+            port.close();
+            assert_eq!(run.join().expect("no panic"), Err(AgentError::Lost));
+            // One that was started again has its own hello, also in the middle of a command.
+            port.open();
+            says(&port, &Frame::hello());
+            let run = scope.spawn(|| agent.run(Command::Verify, LONG));
+            hears(&port);
+            port.close();
+            port.open();
+            says(&port, &Frame::hello());
+            assert_eq!(run.join().expect("no panic"), Err(AgentError::Lost));
+            let run = scope.spawn(|| agent.run(Command::Verify, LONG));
+            let heard = hears(&port);
+            says(&port, &Frame::report(heard.ticket, &report(1)));
+            assert_eq!(run.join().expect("no panic"), Ok(report(1)));
+        });
+        assert_eq!(agent.status().garbage_frames, 0);
+    }
+
+    #[test]
+    fn a_flood_costs_the_timeout_and_an_agent_that_does_not_read_is_named() {
+        let (agent, port) = agent();
+        port.open();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    if port.has_room() {
+                        port.give(&[3; 4096]);
+                    }
+                }
+            });
+            assert_eq!(agent.run(Command::Stats, Duration::from_millis(20)), Err(AgentError::NotUp));
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(agent.status().garbage_frames > 0);
+        port.open();
+        says(&port, &Frame::hello());
+        let short = Duration::from_millis(1);
+        for _ in 0..BUFFER_BYTES / FRAME_BYTES {
+            let error = agent.run(Command::Stats, short).expect_err("nobody answers");
+            assert!(error == AgentError::Timeout(short) || error == AgentError::NotUp, "{error}");
+        }
+        // Those that came too late to see the hello sent nothing.
+        let mut ends = agent.run(Command::Stats, short);
+        while ends != Err(AgentError::NotReading) {
+            assert_eq!(ends, Err(AgentError::Timeout(short)));
+            ends = agent.run(Command::Stats, short);
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_vm_wakes_who_waits() {
+        let (agent, port) = agent();
+        port.open();
+        says(&port, &Frame::hello());
+        thread::scope(|scope| {
+            let run = scope.spawn(|| agent.run(Command::Verify, LONG));
+            hears(&port);
+            agent.stop();
+            assert_eq!(run.join().expect("no panic"), Err(AgentError::Gone));
+        });
+        assert_eq!(agent.run(Command::Verify, LONG), Err(AgentError::Gone));
+        port.close();
+        assert_eq!(agent.run(Command::Verify, LONG), Err(AgentError::Gone));
+    }
+}

@@ -1,0 +1,363 @@
+//! virtio-blk (virtio 1.3, 5.2): a raw image or a block device of the host as a disk of the guest.
+//!
+//! One queue, served on the device's own thread, one request after the other; data goes straight
+//! between guest memory and the file, through the host's page cache. A write is safe after a flush,
+//! or at once for a driver that knows no flush. Where the host's file system can make holes, the
+//! guest may discard: the file gets smaller as the guest deletes. What the host cannot do is the
+//! guest's I/O error, counted and logged; a request that makes no sense is an error of that
+//! request, or a [`Fault`] if there is no place to say so.
+//!
+//! The transport's lock is held during a request, so a request is bounded: [`MOST_BYTES`] of data, or
+//! ranges of [`MOST_CLEARED_SECTORS`]. A driver that resets its device waits for the request at work.
+
+mod config;
+mod counters;
+mod file;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{DiskConfig, DiskConfigError, DiskError, MOST_DISKS, SERIAL_BYTES, check_disks};
+pub use counters::DiskCounters;
+
+use super::request::Request;
+use super::{Fault, Served, VirtioDevice};
+use crate::guest_log::{Rarely, printable};
+use crate::harden::Role;
+use file::{Direction, DiskFile, SECTOR};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use virtio_bindings::virtio_blk as blk;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+const QUEUE_SIZE: u16 = 256;
+/// Buffers of a request besides header and status, and bytes of each: what drivers are told.
+const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
+const SEGMENT_BYTES: u32 = 64 << 10;
+/// Data of one request: the product of what drivers are told, however they cut it.
+pub const MOST_BYTES: u64 = SEGMENTS as u64 * SEGMENT_BYTES as u64;
+/// Ranges that one request may clear, and sectors of each: 2 GiB together.
+const CLEARED_RANGES: u32 = 16;
+/// Sectors of a range to discard or to fill with zeroes.
+pub const MOST_CLEARED_SECTORS: u32 = 128 << 11;
+/// Blocks of the host, for guests that align what they write: 2^3 sectors.
+const BLOCK_EXPONENT: u8 = 3;
+
+/// Type, a reserved word, first sector.
+const HEADER_BYTES: u64 = 16;
+/// A range to clear: first sector, count, flags.
+const RANGE_BYTES: u64 = 16;
+const UNMAP: u32 = blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+
+/// The device.
+pub struct Blk {
+    file: DiskFile,
+    /// As it stands in logs.
+    path: String,
+    read_only: bool,
+    serial: [u8; SERIAL_BYTES],
+    counters: Arc<DiskCounters>,
+    /// The driver knows no flush, so that each write is one.
+    write_through: bool,
+    errors: Rarely,
+    refusals: Rarely,
+}
+
+/// Why a request failed.
+enum Failure {
+    /// The transport's business.
+    Fault(Fault),
+    /// No request that this disk knows.
+    Unsupported,
+    /// One that makes no sense.
+    Refused(&'static str),
+    /// The host could not do it.
+    Host(io::Error),
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Host(error)
+    }
+}
+
+impl Blk {
+    /// Opens, checks and locks a disk.
+    ///
+    /// # Errors
+    /// Why that file is none.
+    pub fn open(disk: &DiskConfig) -> Result<Self, DiskError> {
+        let path = printable(&disk.path.to_string_lossy());
+        Ok(Self::new(DiskFile::open(disk)?, path, disk.read_only, disk.serial.as_deref().unwrap_or_default()))
+    }
+
+    fn new(file: DiskFile, path: String, read_only: bool, text: &str) -> Self {
+        let mut serial = [0; SERIAL_BYTES];
+        for (to, from) in serial.iter_mut().zip(text.bytes()) {
+            *to = from;
+        }
+        Self {
+            file,
+            path,
+            read_only,
+            serial,
+            counters: Arc::default(),
+            write_through: true,
+            errors: Rarely::default(),
+            refusals: Rarely::default(),
+        }
+    }
+
+    /// Bytes of the disk.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.file.bytes()
+    }
+
+    /// What it does, counted; they stay when the device is the transport's.
+    #[must_use]
+    pub fn counters(&self) -> Arc<DiskCounters> {
+        self.counters.clone()
+    }
+
+    /// Carries out a request; bytes that it wrote for the driver before the status, which comes after
+    /// `room` bytes.
+    fn carry_out(&self, kind: u32, sector: u64, request: &Request<'_>, room: u64) -> Result<u64, Failure> {
+        let payload = request.bytes(false) - HEADER_BYTES;
+        match kind {
+            blk::VIRTIO_BLK_T_IN => {
+                let offset = self.range(sector, room)?;
+                self.file.transfer(Direction::Read, &request.slices(true, 0, room)?, offset)?;
+                count(&self.counters.reads, 1);
+                count(&self.counters.read_bytes, room);
+                Ok(room)
+            }
+            blk::VIRTIO_BLK_T_OUT => {
+                self.may_write()?;
+                let offset = self.range(sector, payload)?;
+                self.file.transfer(Direction::Write, &request.slices(false, HEADER_BYTES, payload)?, offset)?;
+                count(&self.counters.writes, 1);
+                count(&self.counters.written_bytes, payload);
+                self.settle()
+            }
+            blk::VIRTIO_BLK_T_FLUSH => {
+                self.file.flush()?;
+                count(&self.counters.flushes, 1);
+                Ok(0)
+            }
+            blk::VIRTIO_BLK_T_GET_ID => {
+                let bytes = room.min(SERIAL_BYTES as u64);
+                request.write(&self.serial[..bytes as usize])?;
+                Ok(bytes)
+            }
+            blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES if self.file.punches() => {
+                self.clear(kind == blk::VIRTIO_BLK_T_DISCARD, request, payload)
+            }
+            // A disk that may not be written offers none of these, and says why it does none.
+            blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES => {
+                self.may_write()?;
+                Err(Failure::Unsupported)
+            }
+            _ => Err(Failure::Unsupported),
+        }
+    }
+
+    /// Discards ranges, or fills them with zeroes.
+    fn clear(&self, discard: bool, request: &Request<'_>, payload: u64) -> Result<u64, Failure> {
+        if payload == 0 || payload > u64::from(CLEARED_RANGES) * RANGE_BYTES || !payload.is_multiple_of(RANGE_BYTES) {
+            return Err(Failure::Refused("no list of ranges to clear, or one that is too long"));
+        }
+        let mut list = [0; CLEARED_RANGES as usize * RANGE_BYTES as usize];
+        let list = &mut list[..payload as usize];
+        read(request, HEADER_BYTES, list)?;
+        let mut ranges = Vec::new();
+        // All are checked before the first is cleared.
+        for range in list.chunks_exact(RANGE_BYTES as usize) {
+            let (sector, sectors, flags) = (word64(range, 0), word32(range, 8), word32(range, 12));
+            if flags & !UNMAP != 0 || (discard && flags != 0) {
+                return Err(Failure::Unsupported);
+            }
+            if sectors > MOST_CLEARED_SECTORS {
+                return Err(Failure::Refused("a range to clear that is too long"));
+            }
+            let bytes = u64::from(sectors) * SECTOR;
+            ranges.push((self.within(sector, bytes)?, bytes, discard || flags == UNMAP));
+        }
+        for (offset, bytes, give_back) in ranges.into_iter().filter(|(_, bytes, _)| *bytes > 0) {
+            match give_back {
+                true => self.file.punch(offset, bytes)?,
+                false => self.file.zero(offset, bytes)?,
+            }
+            count(&self.counters.cleared_bytes, bytes);
+        }
+        if discard { Ok(0) } else { self.settle() }
+    }
+
+    /// After a write.
+    fn settle(&self) -> Result<u64, Failure> {
+        if self.write_through {
+            self.file.flush()?;
+        }
+        Ok(0)
+    }
+
+    fn may_write(&self) -> Result<(), Failure> {
+        if self.read_only { Err(Failure::Refused("a write to a disk that is read-only")) } else { Ok(()) }
+    }
+
+    /// Where the data of a read or write lies in the file.
+    fn range(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
+        if !bytes.is_multiple_of(SECTOR) {
+            return Err(Failure::Refused("data that is no whole sectors"));
+        }
+        if bytes > MOST_BYTES {
+            return Err(Failure::Refused("more data than a request may have"));
+        }
+        self.within(sector, bytes)
+    }
+
+    fn within(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
+        let offset = sector.checked_mul(SECTOR);
+        let fits = |offset: &u64| offset.checked_add(bytes).is_some_and(|end| end <= self.file.bytes());
+        offset.filter(fits).ok_or(Failure::Refused("sectors behind the end of the disk"))
+    }
+
+    /// The status of a request that failed.
+    fn failed(&self, failure: Failure) -> Result<u32, Fault> {
+        let path = &self.path;
+        match failure {
+            Failure::Fault(fault) => return Err(fault),
+            Failure::Unsupported => return Ok(blk::VIRTIO_BLK_S_UNSUPP),
+            Failure::Refused(what) => {
+                count(&self.counters.refused, 1);
+                if let Some(number) = self.refusals.tick() {
+                    log::warn!("disk {path}: refused a request of the guest ({number} so far): {what}");
+                }
+            }
+            Failure::Host(error) => {
+                count(&self.counters.errors, 1);
+                if let Some(number) = self.errors.tick() {
+                    log::error!("disk {path}: an I/O error, which the guest is told of ({number} so far): {error}");
+                }
+            }
+        }
+        Ok(blk::VIRTIO_BLK_S_IOERR)
+    }
+}
+
+/// Copies what the driver wrote, from `skip` on, as far as it fills `bytes`.
+fn read(request: &Request<'_>, skip: u64, bytes: &mut [u8]) -> Result<(), Fault> {
+    let mut rest = bytes;
+    for slice in request.slices(false, skip, rest.len() as u64)? {
+        let (part, after) = rest.split_at_mut(rest.len().min(slice.len()));
+        slice.copy_to(part);
+        rest = after;
+    }
+    Ok(())
+}
+
+fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// A little-endian word; what lies behind the end is zeroes.
+fn word64(bytes: &[u8], at: usize) -> u64 {
+    bytes.iter().skip(at).take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
+}
+
+fn word32(bytes: &[u8], at: usize) -> u32 {
+    word64(bytes, at) as u32
+}
+
+impl VirtioDevice for Blk {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn name(&self) -> &'static str {
+        "virtio-blk"
+    }
+
+    fn role(&self) -> Role {
+        Role::Disk
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        [
+            (blk::VIRTIO_BLK_F_SIZE_MAX, true),
+            (blk::VIRTIO_BLK_F_SEG_MAX, true),
+            (blk::VIRTIO_BLK_F_BLK_SIZE, true),
+            (blk::VIRTIO_BLK_F_TOPOLOGY, true),
+            (blk::VIRTIO_BLK_F_FLUSH, true),
+            (blk::VIRTIO_BLK_F_RO, self.read_only),
+            (blk::VIRTIO_BLK_F_DISCARD, self.file.punches()),
+            (blk::VIRTIO_BLK_F_WRITE_ZEROES, self.file.punches()),
+        ]
+        .into_iter()
+        .fold(0, |features, (bit, offered)| features | u64::from(offered) << bit)
+    }
+
+    fn start(&mut self, features: u64) {
+        self.write_through = features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
+    }
+
+    fn reset(&mut self) {
+        self.write_through = true;
+    }
+
+    fn config(&self) -> Vec<u8> {
+        // capacity, size_max, seg_max; geometry, which nobody has any more; blk_size; topology.
+        let mut config = (self.file.bytes() / SECTOR).to_le_bytes().to_vec();
+        let word = |config: &mut Vec<u8>, word: u32| config.extend(word.to_le_bytes());
+        [SEGMENT_BYTES, SEGMENTS, 0, SECTOR as u32].into_iter().for_each(|value| word(&mut config, value));
+        // physical_block_exp, alignment_offset, min_io_size; opt_io_size; writeback, queues.
+        config.extend([BLOCK_EXPONENT, 0, 1 << BLOCK_EXPONENT, 0]);
+        [0, 0].into_iter().for_each(|value| word(&mut config, value));
+        if self.file.punches() {
+            // Discards: sectors, ranges, alignment; zeroes: sectors, ranges, and that they may unmap.
+            let alignment = 1 << BLOCK_EXPONENT;
+            [MOST_CLEARED_SECTORS, CLEARED_RANGES, alignment, MOST_CLEARED_SECTORS, CLEARED_RANGES, 1]
+                .into_iter()
+                .for_each(|value| word(&mut config, value));
+        }
+        config
+    }
+
+    fn write_config(&mut self, _: u64, _: &[u8]) -> bool {
+        false
+    }
+
+    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, Fault> {
+        let (readable, writable) = (request.bytes(false), request.bytes(true));
+        if readable < HEADER_BYTES {
+            return Err(Fault::Length { bytes: readable, allowed: "too few for the header of a request" });
+        }
+        // The last byte is the status, wherever the driver cut its buffers.
+        let Some(room) = writable.checked_sub(1) else {
+            return Err(Fault::Length { bytes: 0, allowed: "too few for the status of a request" });
+        };
+        let mut header = [0; HEADER_BYTES as usize];
+        read(request, 0, &mut header)?;
+        let (status, written) = match self.carry_out(word32(&header, 0), word64(&header, 8), request, room) {
+            Ok(written) => (blk::VIRTIO_BLK_S_OK, written),
+            Err(failure) => (self.failed(failure)?, 0),
+        };
+        for slice in request.slices(true, room, 1)? {
+            slice.copy_from(&[status as u8]);
+        }
+        // All bytes up to the status count as written only if they were.
+        let written = if written == room { (room + 1) as u32 } else { written as u32 };
+        Ok(Served::Done(written))
+    }
+}

@@ -1,0 +1,85 @@
+//! virtio-rng (virtio 1.3, 5.4): random numbers of the host's kernel, so that a guest need not wait
+//! for entropy of its own when it boots.
+//!
+//! A request gets at most [`MOST_BYTES`], however much room it has: a guest that wants more asks
+//! again, and the host spends a bounded time on each.
+
+#[cfg(test)]
+mod tests;
+
+use super::request::Request;
+use super::{Fault, Served, VirtioDevice};
+use crate::guest_log::Rarely;
+use rustix::rand::{GetRandomFlags, getrandom};
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+
+const QUEUE_SIZE: u16 = 64;
+/// Bytes that one request gets. Linux asks for 64 at a time.
+pub const MOST_BYTES: usize = 4096;
+
+/// The device.
+#[derive(Default, Debug)]
+pub struct Rng {
+    failures: Rarely,
+}
+
+impl Rng {
+    /// Fills `bytes`; how many of them.
+    fn fill(&self, bytes: &mut [u8]) -> usize {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            // It waits only in the first seconds of the host.
+            match rustix::io::retry_on_intr(|| getrandom(&mut bytes[filled..], GetRandomFlags::empty())) {
+                Ok(more) if more > 0 => filled += more,
+                other => {
+                    if let Some(number) = self.failures.tick() {
+                        log::error!("virtio-rng: the host has no random numbers ({number} so far): {other:?}");
+                    }
+                    break;
+                }
+            }
+        }
+        filled
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn name(&self) -> &'static str {
+        "virtio-rng"
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn start(&mut self, _: u64) {}
+
+    fn reset(&mut self) {}
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn write_config(&mut self, _: u64, _: &[u8]) -> bool {
+        false
+    }
+
+    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, Fault> {
+        let room = request.bytes(true).min(MOST_BYTES as u64);
+        if room == 0 {
+            return Err(Fault::Length { bytes: 0, allowed: "too little for random numbers" });
+        }
+        let mut bytes = [0; MOST_BYTES];
+        // At most MOST_BYTES.
+        let filled = self.fill(&mut bytes[..room as usize]);
+        request.write(&bytes[..filled]).map(Served::Done)
+    }
+}

@@ -1,0 +1,149 @@
+//! Promises about requests that wait for the host: each is served once its source has something,
+//! however notifications, edges and requests fall together, and a thread that waits does no work.
+
+use super::driver::{CONTENTS, Driver, Feed, SIZE};
+use super::request::Buffer;
+use super::worker::Worker;
+use rustix::io::ioctl_fionbio;
+use std::io::{PipeWriter, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use vm_memory::{Bytes, GuestAddress};
+
+/// A device that a pipe feeds, the pipe's other end, and how often the device was asked.
+fn feed() -> (Driver, PipeWriter, Arc<AtomicU32>) {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    ioctl_fionbio(&reader, true).expect("not to block");
+    let asked = Arc::new(AtomicU32::new(0));
+    let device = Feed { pipe: reader, asked: asked.clone() };
+    (Driver::new(4, |_| Box::new(device)), writer, asked)
+}
+
+/// One byte for the device to write, a place for each descriptor.
+fn place(index: u16) -> Buffer {
+    Buffer { address: CONTENTS + u64::from(index), bytes: 1, writable: true }
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_request_that_waits_is_served_later_and_interrupts_once() {
+    for features in [0, 1 << VIRTIO_RING_F_EVENT_IDX] {
+        let (mut driver, mut pipe, asked) = feed();
+        driver.start(features, 1);
+        driver.send(0, &[place(0)]);
+        assert_eq!((driver.used(0), driver.interrupts.load(Ordering::Relaxed)), (0, 0), "nothing to give");
+        assert!(!driver.device.serve(0, || false), "and nothing more to do");
+        assert_eq!(asked.load(Ordering::Relaxed), 2, "each time asked once");
+        pipe.write_all(&[7, 8]).expect("room");
+        assert!(!driver.device.serve(0, || false));
+        assert_eq!((driver.used(0), driver.interrupts.load(Ordering::Relaxed)), (1, 1));
+        // The element is the request's own, and the next one is taken from where this one was.
+        driver.send(0, &[place(1)]);
+        let elements: [[u32; 2]; 2] = [0, 1].map(|i| {
+            driver.ram.guest_memory().read_obj(GuestAddress(Driver::rings(0)[2] + 4 + 8 * i)).expect("in RAM")
+        });
+        assert_eq!((driver.used(0), elements), (2, [[0, 1], [0, 1]]));
+        let bytes: [u8; 2] = driver.ram.guest_memory().read_obj(GuestAddress(CONTENTS)).expect("in RAM");
+        assert_eq!((bytes, driver.device.faults()), ([7, 8], 0));
+    }
+}
+
+#[test]
+fn a_reset_takes_back_a_request_that_waits() {
+    let (mut driver, mut pipe, _) = feed();
+    driver.start(0, 1);
+    driver.send(0, &[place(0)]);
+    driver.start(0, 1);
+    pipe.write_all(&[7]).expect("room");
+    driver.device.serve(0, || false);
+    assert_eq!((driver.used(0), driver.device.faults()), (0, 0), "what was offered before the reset is gone");
+    driver.send(0, &[place(0)]);
+    assert_eq!(driver.used(0), 1);
+}
+
+#[test]
+fn no_wake_up_is_lost_between_a_source_and_a_queue() {
+    const BYTES: u16 = 4000;
+    let (mut driver, mut pipe, _) = feed();
+    driver.start(1 << VIRTIO_RING_F_EVENT_IDX, 1);
+    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    let mut rng = fastrand::Rng::with_seed(5);
+    let feeder = std::thread::spawn(move || {
+        let mut rng = fastrand::Rng::with_seed(6);
+        let mut next = 0;
+        while next < BYTES {
+            let count = rng.u16(1..=4).min(BYTES - next);
+            let bytes: Vec<u8> = (next..next + count).map(|byte| byte as u8).collect();
+            pipe.write_all(&bytes).expect("the reader lives");
+            next += count;
+            // At times the pipe runs dry, at times the queue.
+            (0..rng.u32(..40)).for_each(|_| std::thread::yield_now());
+        }
+        pipe
+    });
+    for slot in 0..SIZE {
+        driver.descriptor(0, slot, place(slot), 0, 0);
+    }
+    let (mut made, mut seen) = (0, 0);
+    while seen < BYTES {
+        let most = (seen + rng.u16(1..=SIZE)).min(BYTES);
+        while made < most {
+            driver.add(0, made % SIZE);
+            made += 1;
+            driver.kick_if_wanted(0);
+        }
+        wait_until("a request is served", || driver.used(0) != seen);
+        while seen != driver.used(0) {
+            let at = GuestAddress(CONTENTS + u64::from(seen % SIZE));
+            let byte: u8 = driver.ram.guest_memory().read_obj(at).expect("in RAM");
+            assert_eq!(byte, seen as u8, "bytes come in order, none is lost");
+            seen += 1;
+        }
+    }
+    drop(feeder.join().expect("no panic"));
+    drop(worker);
+    assert_eq!(driver.device.faults(), 0);
+}
+
+#[test]
+fn what_a_source_had_before_the_driver_came_is_not_forgotten() {
+    let (mut driver, mut pipe, _) = feed();
+    pipe.write_all(&[1]).expect("room");
+    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    // Its edge may be long gone when the driver starts, with a request already there.
+    std::thread::sleep(Duration::from_millis(20));
+    driver.negotiate(0);
+    let rings = Driver::rings(0);
+    rings.into_iter().for_each(|ring| driver.put(ring, &[0; 0x800]));
+    driver.set_queue(0, rings);
+    driver.descriptor(0, 0, place(0), 0, 0);
+    driver.add(0, 0);
+    driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, super::driver::DRIVER_OK);
+    wait_until("the request is served", || driver.used(0) == 1);
+    drop(worker);
+}
+
+#[test]
+fn a_source_that_stays_readable_keeps_no_thread_busy() {
+    let (mut driver, pipe, asked) = feed();
+    driver.start(0, 1);
+    driver.descriptor(0, 0, place(0), 0, 0);
+    driver.add(0, 0);
+    // A pipe without a writer is at its end: readable for ever, with nothing to read.
+    drop(pipe);
+    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    wait_until("the device is asked", || asked.load(Ordering::Relaxed) > 0);
+    std::thread::sleep(Duration::from_millis(50));
+    drop(worker);
+    // At the start, for the end of the pipe, and for the notification of the start.
+    assert!(asked.load(Ordering::Relaxed) <= 4, "asked {} times", asked.load(Ordering::Relaxed));
+}
