@@ -4,22 +4,23 @@
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
 use crate::control::protocol::{BurstTouch, QUANTUM_US};
-use crate::elastic::Elastic;
 use crate::harden::{EXIT_FORBIDDEN, Seccomp};
-use crate::install_config::{InstallConfig, InstallPool};
-use crate::memory::{Backing, UseUserfaultfd};
-use crate::monitor::OnViolation;
+use crate::memory::Backing;
 use crate::monitor::auto::Switch;
 use crate::units::{Bytes, parse_duration, parse_memory};
 use crate::workload::{
-    DEFAULT_ORDER, FreeAmount, Workload, WorkloadError, parse_amount, parse_millis, parse_order, parse_some, parse_time,
+    DEFAULT_ORDER, FreeAmount, WorkloadError, parse_amount, parse_millis, parse_order, parse_some, parse_time,
 };
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use shared_layout::header::MAX_VCPUS;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
+
+mod launch_args;
+
+pub use launch_args::LaunchArgs;
+use launch_args::{default_cpus, parse_cpus};
 
 /// Exit codes, as `--help` lists them.
 pub mod exit {
@@ -31,6 +32,10 @@ pub mod exit {
     pub const PARTIAL: u8 = 2;
     /// The guest crashed.
     pub const CRASHED: u8 = 3;
+    /// A Linux guest rebooted.
+    pub const REBOOTED: u8 = 4;
+    /// A Linux guest's kernel panicked.
+    pub const PANICKED: u8 = 5;
     /// SIGINT.
     pub const INTERRUPTED: u8 = 130;
     /// A thread made a system call that its seccomp filter forbids.
@@ -50,13 +55,15 @@ Examples:
   llfree-vmm grow --to 16G                     and give it again
   llfree-vmm status --watch 1s                 watch it
   llfree-vmm demo --mem 16G                    all of this in one terminal
+  llfree-vmm --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0' --disk rootfs.img --mem 4G
+                                               an unmodified Linux, its console in this terminal
 
 Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory comes in steps of
 2 MiB. With one VM running no --name is needed.
 
 Exit codes: 0 all went well; 1 an error; 2 a partial shrink, or a guest command that fell short
-(verify found wrong data, no memory left), or findings of validate; 3 the guest crashed; 130
-interrupted; 159 a system call that the VMM's own seccomp filter forbids.";
+(verify found wrong data, no memory left), or findings of validate; 3 the guest crashed; 4 a Linux
+guest rebooted; 5 its kernel panicked; 130 interrupted; 159 a system call that the VMM's own seccomp filter forbids.";
 
 /// Launches a guest whose unused memory the host takes back in microseconds, and controls it.
 #[derive(Clone, Debug, Parser)]
@@ -90,110 +97,6 @@ pub struct Global {
     /// Say more; twice for debugging
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-}
-
-/// What a launch takes.
-#[derive(Clone, PartialEq, Eq, Debug, Args)]
-#[command(next_help_heading = "Launch a VM")]
-pub struct LaunchArgs {
-    /// Guest memory at most; it costs what the guest touches
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
-    pub mem: Option<Bytes>,
-    /// vCPUs; 2 by default, or 1 on a host with one core
-    #[arg(long, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
-    pub cpus: Option<u32>,
-    /// A guest image of your own (ELF) instead of the built-in one
-    #[arg(long, value_name = "ELF")]
-    pub kernel: Option<PathBuf>,
-    /// Guest commands to run at boot, like "alloc 8G, verify, free all"; may end in "stop"
-    #[arg(long, value_name = "SPEC")]
-    pub workload: Option<Workload>,
-    /// What guest memory is made of: anon (the default), memfd or hugetlb
-    #[arg(long, value_name = "KIND", hide_possible_values = true)]
-    pub backing: Option<Backing>,
-    /// How memory is taken and given: llfree (the default), balloon, balloon-huge, virtio-mem or none;
-    /// with options, like balloon,reporting=on,deflate-on-oom=on,stats=1s or virtio-mem,boot=256M
-    #[arg(long, value_name = "KIND", hide_possible_values = true)]
-    pub elastic: Option<Elastic>,
-    /// Take back free memory by itself: on, off (the default), or how, like interval=5s,min-age=2,keep=64M,rate=4G/s
-    #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
-    pub auto_reclaim: Option<Switch>,
-    /// Cores for the vCPUs, in turn, like 0,1; any by default
-    #[arg(long, value_name = "CORES", value_delimiter = ',', value_parser = parse_core, allow_hyphen_values = true)]
-    pub pin: Vec<u32>,
-    /// Zeroed memory kept ready for installs, like 64M or 64M,rate=4G/s; 0 for none [default: 64M, or an
-    /// eighth of --mem if that is less]
-    #[arg(long, value_name = "SIZE[,rate=SIZE/s]", allow_hyphen_values = true)]
-    pub install_pool: Option<InstallPool>,
-    /// What touching memory unasked comes to. stop: the guest's end; install (the default): it gets
-    /// what its limit includes, else it ends; log: neither ends it, and what is beyond the limit is
-    /// lent for a moment
-    #[arg(long, value_name = "POLICY")]
-    pub on_violation: Option<OnViolation>,
-    /// What sees such touches: auto (the default: where it is permitted), on (or no launch), off
-    #[arg(long, value_name = "WHEN", value_parser = parse_userfaultfd)]
-    pub userfaultfd: Option<UseUserfaultfd>,
-    /// What a thread's forbidden system call does: on (the default) ends the VM, log only notes it
-    /// in the kernel's audit log, off turns all sandboxing off
-    #[arg(long, value_name = "MODE", hide_possible_values = true)]
-    pub seccomp: Option<Seccomp>,
-    /// Run in a memory cgroup (v2) of its own whose memory.max follows the limit, made below PATH,
-    /// or beside the cgroup of whoever launches (auto)
-    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = AUTO)]
-    pub cgroup: Option<PathBuf>,
-}
-
-impl LaunchArgs {
-    /// How frames get their memory.
-    #[must_use]
-    pub fn install_config(&self) -> InstallConfig {
-        InstallConfig {
-            pool: self.install_pool,
-            on_violation: self.on_violation,
-            userfaultfd: self.userfaultfd.unwrap_or_default(),
-        }
-    }
-
-    /// vCPUs, the default filled in.
-    #[must_use]
-    pub fn cpus(&self) -> u32 {
-        self.cpus.unwrap_or_else(default_cpus)
-    }
-
-    /// What memory is made of, the default filled in.
-    #[must_use]
-    pub fn backing(&self) -> Backing {
-        self.backing.unwrap_or_default()
-    }
-}
-
-/// Two, unless the host has fewer cores than that.
-fn default_cpus() -> u32 {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if cores < 2 { 1 } else { 2 }
-}
-
-fn parse_userfaultfd(text: &str) -> Result<UseUserfaultfd, String> {
-    match text {
-        "auto" => Ok(UseUserfaultfd::Auto),
-        "on" => Ok(UseUserfaultfd::On),
-        "off" => Ok(UseUserfaultfd::Off),
-        _ => Err("use auto, on or off".to_owned()),
-    }
-}
-
-fn parse_cpus(text: &str) -> Result<u32, String> {
-    match text.parse::<u32>() {
-        Ok(count) if (1..=MAX_VCPUS).contains(&count) => Ok(count),
-        Ok(count) => Err(format!("{count} vCPUs are out of range; choose 1 to {MAX_VCPUS}")),
-        Err(_) => Err(format!("not a number of vCPUs; choose 1 to {MAX_VCPUS}")),
-    }
-}
-
-fn parse_core(text: &str) -> Result<u32, String> {
-    text.trim()
-        .parse()
-        .map_err(|_| "not the number of a core; write numbers with commas between them, like 0,1".to_owned())
 }
 
 /// What to do, other than a launch.
@@ -432,22 +335,7 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
         }
     }
     let launch = &cli.launch;
-    let flags = [
-        ("--mem", launch.mem.is_some()),
-        ("--cpus", launch.cpus.is_some()),
-        ("--kernel", launch.kernel.is_some()),
-        ("--workload", launch.workload.is_some()),
-        ("--backing", launch.backing.is_some()),
-        ("--elastic", launch.elastic.is_some()),
-        ("--pin", !launch.pin.is_empty()),
-        ("--seccomp", launch.seccomp.is_some()),
-        ("--cgroup", launch.cgroup.is_some()),
-        ("--auto-reclaim", launch.auto_reclaim.is_some()),
-        ("--install-pool", launch.install_pool.is_some()),
-        ("--on-violation", launch.on_violation.is_some()),
-        ("--userfaultfd", launch.userfaultfd.is_some()),
-    ];
-    let given = flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
+    let given = launch.given();
     match (&cli.command, given) {
         (Some(Command::Demo(_)), Some(flag)) => {
             refuse(ErrorKind::ArgumentConflict, format!("write {flag} behind 'demo', if it takes it"))

@@ -55,6 +55,15 @@ pub enum GuestEnd {
     /// It touched memory that it does not have, and the policy is not to let it.
     #[error("the guest touched memory that it does not have: {0}; a VM with --on-violation log lets it go on")]
     Violation(Violation),
+    /// A Linux guest is off.
+    #[error("the guest switched itself off")]
+    PoweredOff,
+    /// A Linux guest shut down to start over.
+    #[error("the guest rebooted, and this VM starts once only: launch it again")]
+    Rebooted,
+    /// A Linux guest's kernel gave up.
+    #[error("the guest's kernel panicked: {0}")]
+    KernelPanic(&'static str),
     /// KVM gave up on a vCPU.
     #[error("vCPU {vcpu} cannot go on: {what}")]
     Vcpu {

@@ -14,7 +14,9 @@
 //! | [`devices`], [`elastic`] | virtio devices, and how a VM's memory is made smaller and larger with them |
 //! | [`agent`], [`doorbell`], [`vcpu`] | commands for the guest, its calls, its exits |
 //! | [`vm`] | one machine made of these |
+//! | [`guest_view`] | what a guest says about its own memory |
 //! | [`control`], [`service`] | the control socket, and requests carried out |
+//! | [`console`] | the terminal in front of a guest's serial port |
 //! | [`cli`], [`workload`], [`client_commands`], [`render`], [`chart`] | what people see |
 //! | [`faults`] | places where tests make the host fail |
 //! | [`cgroup`] | the VM's own memory cgroup |
@@ -27,6 +29,7 @@ pub mod cgroup;
 pub mod chart;
 pub mod cli;
 pub mod client_commands;
+pub mod console;
 pub mod control;
 pub mod demo;
 pub mod devices;
@@ -34,6 +37,7 @@ pub mod doorbell;
 pub mod elastic;
 pub mod faults;
 pub mod guest_log;
+pub mod guest_view;
 pub mod harden;
 pub mod install_config;
 pub mod kernel_stats;

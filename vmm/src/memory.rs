@@ -7,6 +7,7 @@
 //! every range is checked against the RAM before a system call sees it, and memory that was
 //! discarded has really gone back and reads as zero when it returns.
 
+mod address_map;
 mod byte_range;
 mod discard;
 mod mapping;
@@ -16,6 +17,7 @@ mod pressure;
 mod supply;
 mod userfault;
 
+pub use address_map::{AddressMap, HOLE_END, HOLE_START, Part};
 pub use discard::Run;
 pub use pool::PoolStatus;
 pub use supply::{PoolConfig, Shortfall, Supply, UseUserfaultfd};
@@ -97,6 +99,14 @@ pub enum MemoryError {
         /// The size asked for.
         bytes: u64,
     },
+    /// A map of other RAM than this.
+    #[error("guest RAM of {bytes} bytes cannot be seen through a map of {mapped} bytes: both must be the same")]
+    WrongMap {
+        /// Bytes of the RAM.
+        bytes: u64,
+        /// Bytes of the map.
+        mapped: u64,
+    },
     /// A range that is not inside the RAM.
     #[error("{count} huge frames from huge frame {first} on are not all in this guest's RAM of {huge_frames}")]
     OutOfRange {
@@ -146,7 +156,7 @@ pub enum MemoryError {
         total: u64,
     },
     /// The RAM is mapped but cannot be presented as a region.
-    #[error("cannot present the mapping as guest memory at address 0")]
+    #[error("cannot present the mapping as guest memory")]
     Region(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Memory did not go back.
     #[error("cannot discard {count} huge frames of {backing} guest RAM from huge frame {first} on")]
@@ -254,7 +264,7 @@ pub struct RamResidency {
     pub huge_bytes: u64,
 }
 
-/// A guest's RAM: guest-physical address 0 upwards, mapped once, unmapped when dropped.
+/// A guest's RAM: mapped once, seen by the guest where its [`AddressMap`] says, unmapped when dropped.
 ///
 /// Nothing is resident at first. Host code may touch a frame through [`GuestRam::guest_memory`]
 /// only while it is populated: on [`Backing::Hugetlb`] a touch of a discarded frame is a SIGBUS
@@ -269,10 +279,12 @@ pub struct GuestRam {
     vectored: Option<Vectored>,
     huge_frames: u32,
     backing: Backing,
+    map: AddressMap,
 }
 
 impl GuestRam {
-    /// Maps `bytes` of guest RAM, a non-zero multiple of 2 MiB, at a multiple of 2 MiB.
+    /// Maps `bytes` of guest RAM, a non-zero multiple of 2 MiB, at a multiple of 2 MiB. The guest sees
+    /// it from address 0 on.
     ///
     /// For [`Backing::Anon`] and [`Backing::Memfd`] this promises nothing and costs nothing:
     /// memory comes when it is touched or populated. [`Backing::Hugetlb`] reserves every page now.
@@ -281,6 +293,18 @@ impl GuestRam {
     /// [`MemoryError::BadSize`], [`MemoryError::CreateFile`], [`MemoryError::Map`], and
     /// [`MemoryError::PoolTooSmall`] with what to do about it.
     pub fn new(bytes: u64, backing: Backing) -> Result<Self, MemoryError> {
+        Self::with_map(bytes, backing, AddressMap::flat(bytes))
+    }
+
+    /// The same for a guest that sees its RAM where `map` says, which is a map of as many bytes. For
+    /// the host it is one mapping all the same.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`MemoryError::WrongMap`].
+    pub fn with_map(bytes: u64, backing: Backing, map: AddressMap) -> Result<Self, MemoryError> {
+        if map.bytes() != bytes {
+            return Err(MemoryError::WrongMap { bytes, mapped: map.bytes() });
+        }
         let huge_frames = u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX);
         if huge_frames == 0 || huge_frames > MAX_HUGE_FRAMES || !bytes.is_multiple_of(HUGE_SIZE) {
             return Err(MemoryError::BadSize { bytes });
@@ -304,20 +328,31 @@ impl GuestRam {
                 (mapping, Some(file), MapFlags::SHARED)
             }
         };
-        let view = mapping.view(flags).map_err(|error| MemoryError::Region(error.into()))?;
-        // RAM ends at 64 TiB at most, far below where adding its length to address 0 could overflow.
-        let region = GuestRegionMmap::with_arc(view, GuestAddress(0)).ok_or(MemoryError::BadSize { bytes })?;
-        let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(|error| MemoryError::Region(error.into()))?;
+        let region = |part: Part| {
+            let view = mapping
+                .view(part.offset as usize, part.bytes as usize, flags)
+                .map_err(|error| MemoryError::Region(error.into()))?;
+            // RAM ends at 64 TiB and a hole at most, far below where adding its length could overflow.
+            GuestRegionMmap::with_arc(view, GuestAddress(part.gpa)).ok_or(MemoryError::BadSize { bytes })
+        };
+        let regions = map.parts().map(region).collect::<Result<Vec<_>, _>>()?;
+        let memory = GuestMemoryMmap::from_regions(regions).map_err(|error| MemoryError::Region(error.into()))?;
         let vectored = if backing == Backing::Anon { Vectored::detect() } else { None };
-        Ok(Self { memory, mapping, file, vectored, huge_frames, backing })
+        Ok(Self { memory, mapping, file, vectored, huge_frames, backing, map })
     }
 
-    /// The RAM as bounds-checked guest memory, one region at guest-physical address 0.
+    /// The RAM as bounds-checked guest memory, a region for each part of [its map](Self::map).
     ///
     /// Clones keep the RAM mapped even when this value is gone: drop them first.
     #[must_use]
     pub fn guest_memory(&self) -> &GuestMemoryMmap<()> {
         &self.memory
+    }
+
+    /// Where the guest sees the RAM. All else here counts in offsets.
+    #[must_use]
+    pub fn map(&self) -> &AddressMap {
+        &self.map
     }
 
     /// Where the RAM lies in this process, a multiple of 2 MiB: for a KVM memslot or a userfaultfd.

@@ -4,8 +4,9 @@
 //! whose only effect is that `KVM_RUN` returns `EINTR`, and goes on sending until the thread is
 //! gone, so a signal that arrives just before `KVM_RUN` loses nothing.
 
-use crate::boot::{BootError, Kernel, Platform};
+use crate::boot::{BootError, Image, Kernel, Platform};
 use crate::devices::Devices;
+use crate::devices::pc::Pc;
 use crate::doorbell::{Doorbell, Flow, GuestEnd};
 use crate::{error_line, faults};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -34,6 +35,27 @@ pub struct VcpuCounters {
     pub thread: AtomicI32,
 }
 
+/// What a vCPU runs.
+#[derive(Clone)]
+pub enum Guest {
+    /// An image of ours, which names addresses in crash reports.
+    Own(Arc<Image>),
+    /// Linux, on a PC.
+    Linux(Arc<Pc>),
+}
+
+impl Guest {
+    fn kernel(&self) -> Option<&Kernel> {
+        match self {
+            Self::Own(image) => match &**image {
+                Image::Own(kernel) => Some(kernel),
+                Image::Linux(_) => None,
+            },
+            Self::Linux(_) => None,
+        }
+    }
+}
+
 /// What a vCPU thread shares with the rest of the VM.
 pub struct VcpuContext {
     /// The platform region.
@@ -42,8 +64,8 @@ pub struct VcpuContext {
     pub doorbell: Arc<Doorbell>,
     /// Behind the doorbell's page.
     pub devices: Arc<Devices>,
-    /// Names addresses in crash reports.
-    pub kernel: Arc<Kernel>,
+    /// What it runs.
+    pub guest: Guest,
     /// Set before the kick.
     pub stop: Arc<AtomicBool>,
     /// See [`VcpuCounters`].
@@ -105,16 +127,23 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd
                 }
                 continue;
             }
-            Ok(VcpuExit::IoOut(port, _)) => {
+            Ok(VcpuExit::IoOut(port, data)) => {
                 counters.pio.fetch_add(1, Ordering::Relaxed);
-                match Call::from_port(port) {
-                    Some(call) => Some(call),
-                    None => continue,
+                match (Call::from_port(port), &context.guest) {
+                    (Some(call), _) => Some(call),
+                    (None, Guest::Linux(pc)) => match pc.write(port, data) {
+                        Some(end) => return Some(end),
+                        None => continue,
+                    },
+                    (None, Guest::Own(_)) => continue,
                 }
             }
-            Ok(VcpuExit::IoIn(_, data)) => {
+            Ok(VcpuExit::IoIn(port, data)) => {
                 counters.pio.fetch_add(1, Ordering::Relaxed);
-                data.fill(0xff);
+                match &context.guest {
+                    Guest::Linux(pc) => pc.read(port, data),
+                    Guest::Own(_) => data.fill(0xff),
+                }
                 continue;
             }
             Ok(exit) => {
@@ -145,7 +174,7 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd
         if call == Some(Call::Exception) {
             let (what, details) = match context.platform.crash_report(&fd, index) {
                 Ok(frame) => {
-                    let kernel = Some(&*context.kernel);
+                    let kernel = context.guest.kernel();
                     (frame.summary(index, kernel), frame.details(kernel))
                 }
                 Err(error @ BootError::NoException { .. }) => {
@@ -174,7 +203,8 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd
 fn position(fd: &VcpuFd, context: &VcpuContext) -> String {
     match fd.get_regs() {
         Ok(regs) => {
-            let name = context.kernel.symbolize(regs.rip).unwrap_or_else(|| "unknown code".into());
+            let name = context.guest.kernel().and_then(|kernel| kernel.symbolize(regs.rip));
+            let name = name.unwrap_or_else(|| "unknown code".into());
             format!(" (rip {:#x}, {name})", regs.rip)
         }
         Err(_) => String::new(),

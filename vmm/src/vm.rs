@@ -1,165 +1,53 @@
 //! One virtual machine: its parts put together, started, reported on and stopped.
 //!
-//! [`Vm::launch`] builds KVM's VM around guest RAM (one memslot at address 0) and the platform
-//! region (another above it), loads the guest and starts a thread a vCPU. From then on the monitor
-//! owns the memory and the agents' seats carry commands. Dropping a `Vm` stops it.
+//! [`Vm::launch`] builds KVM's VM around guest RAM and the platform region above it, loads the guest
+//! and starts a thread a vCPU. From then on the monitor owns the memory, and the agents' seats (or
+//! the agent in a Linux guest) carry commands. Dropping a `Vm` stops it.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `config`, `error` | what to launch, and why it failed |
+//! | `launch` | the steps of a launch |
+//! | `linux` | those that only Linux guests need |
+//! | `devices` | notifications, interrupts, and resizes by a device |
 
+mod config;
 mod devices;
+mod error;
+mod launch;
+mod linux;
 
-use crate::agent::{self, AgentError, Agents};
-use crate::boot::{self, BootError, Kernel, KernelError, Platform};
-use crate::cgroup::{Cgroup, CgroupError};
+pub use config::{LinuxConfig, VmConfig};
+pub use error::{LaunchError, VmError};
+
+use crate::agent::linux::LinuxAgent;
+use crate::agent::{self, Agents};
+use crate::boot::Platform;
+use crate::cgroup::Cgroup;
 use crate::devices::Devices;
+use crate::devices::serial::Serial;
 use crate::devices::worker::Worker;
 use crate::doorbell::{Doorbell, GuestEnd};
-use crate::elastic::{DeviceError, Elastic, ElasticDevice, ResizeError};
-use crate::harden::{self, Role};
-use crate::install_config::{InstallConfig, InstallConfigError};
-use crate::memory::{Backing, GuestRam, MemoryError, Supply};
+use crate::elastic::{Elastic, ElasticDevice};
+use crate::memory::Backing;
 use crate::monitor::auto::AutoReclaim;
-use crate::monitor::{Monitor, MonitorError, Pass, Violations};
+use crate::monitor::{Monitor, Pass, Violations};
 use crate::units::Bytes;
-use crate::vcpu::{self, VcpuContext, VcpuCounters};
+use crate::vcpu::{self, VcpuCounters};
 use crate::{faults, kernel_stats};
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use kvm_ioctls::VmFd;
 use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 /// How long an idle vCPU may take to give its cached frames back during a shrink.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 /// Pause between two looks at a guest that is to give memory up.
 const SHRINK_POLL: Duration = Duration::from_millis(5);
-
-/// What to launch.
-#[derive(Clone, Default, Debug)]
-pub struct VmConfig {
-    /// RAM in bytes, a non-zero multiple of 2 MiB.
-    pub memory: Bytes,
-    /// vCPUs.
-    pub cpus: u32,
-    /// What is behind RAM.
-    pub backing: Backing,
-    /// An ELF to run instead of the embedded guest.
-    pub kernel: Option<PathBuf>,
-    /// Host cores for the vCPUs' threads, in turn; any if there are none.
-    pub pin: Vec<u32>,
-    /// How frames get their memory, and what holds the guest to its limit.
-    pub install: InstallConfig,
-    /// How memory is made smaller and larger.
-    pub elastic: Elastic,
-}
-
-impl VmConfig {
-    /// The built-in guest, with defaults for what is not named here.
-    #[must_use]
-    pub fn new(memory: Bytes, cpus: u32, backing: Backing) -> Self {
-        Self { memory, cpus, backing, ..Self::default() }
-    }
-}
-
-/// Why a VM was not launched; nothing of it is left.
-#[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
-    /// The machine or the platform region.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// The guest's image.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// Guest RAM.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The device for `--elastic`.
-    #[error("--elastic")]
-    Device(#[from] DeviceError),
-    /// Not even the built-in guest's image fits.
-    #[error("guest memory of {memory} is too small for the built-in guest; use --mem with at least {least}")]
-    TooSmall {
-        /// What was asked for.
-        memory: Bytes,
-        /// Where the image ends.
-        least: Bytes,
-    },
-    /// More vCPUs than there can be.
-    #[error("{asked} vCPUs asked for, this machine's KVM runs 1 to {limit}; use --cpus within that")]
-    Cpus {
-        /// What was asked for.
-        asked: u32,
-        /// KVM's maximum.
-        limit: u32,
-    },
-    /// A core that is not there, or not ours.
-    #[error("core {core} is not among those that this process may use, {allowed:?}; use --pin with some of them")]
-    Pin {
-        /// What was asked for.
-        core: u32,
-        /// What there is.
-        allowed: Vec<u32>,
-    },
-    /// How frames get their memory.
-    #[error(transparent)]
-    Install(#[from] InstallConfigError),
-    /// KVM refused guest memory.
-    #[error("KVM could not map {memory} at guest address {gpa:#x} as one slot of guest memory; use less --mem")]
-    Memslot {
-        /// Where.
-        gpa: u64,
-        /// How much.
-        memory: Bytes,
-        /// KVM's answer.
-        source: kvm_ioctls::Error,
-    },
-    /// KVM refused a step.
-    #[error("KVM could not {step}")]
-    Kvm {
-        /// What failed.
-        step: &'static str,
-        /// KVM's answer.
-        source: kvm_ioctls::Error,
-    },
-    /// The host refused a thread or an event.
-    #[error("the host could not {step}")]
-    Host {
-        /// What failed.
-        step: &'static str,
-        /// The kernel's answer.
-        source: std::io::Error,
-    },
-}
-
-/// Why a running VM did not do as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum VmError {
-    /// The monitor had to stop a pass.
-    #[error(transparent)]
-    Monitor(#[from] MonitorError),
-    /// The guest's agent did not answer.
-    #[error(transparent)]
-    Agent(#[from] AgentError),
-    /// Its cgroup did not make room for it.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    /// A size out of range.
-    #[error("{0}")]
-    Size(String),
-    /// No thread for a part that was switched on.
-    #[error("the host could not start a thread")]
-    Thread(#[source] std::io::Error),
-    /// A resize that this VM cannot do.
-    #[error(transparent)]
-    Resize(#[from] ResizeError),
-    /// The guest ended.
-    #[error(transparent)]
-    Ended(#[from] GuestEnd),
-}
 
 /// How a resize went; sizes in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -189,6 +77,7 @@ struct Announcer {
     end: Arc<End>,
     event: Arc<EventFd>,
     agents: Arc<Agents>,
+    linux_agent: Option<Arc<LinuxAgent>>,
 }
 
 impl Announcer {
@@ -197,6 +86,9 @@ impl Announcer {
         self.end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.end.changed.notify_all();
         self.agents.stop();
+        if let Some(agent) = &self.linux_agent {
+            agent.stop();
+        }
         if let Err(error) = faults::point(faults::EVENTFD).and_then(|()| self.event.write(1)) {
             log::error!("the guest's end could not be announced: {error}");
         }
@@ -208,12 +100,14 @@ pub struct Vm {
     /// Keeps the memslots; nothing is asked of it after the launch. First, so that KVM lets go of
     /// the memory before the fields below unmap it: `drop` has ended the vCPUs by then, and one that
     /// it left behind shares their ownership.
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
     config: VmConfig,
     platform: Arc<Platform>,
     monitor: Arc<Monitor>,
     auto_reclaim: AutoReclaim,
     agents: Arc<Agents>,
+    /// What a Linux guest has instead of seats for its vCPUs.
+    linux: Option<linux::Parts>,
     doorbell: Arc<Doorbell>,
     devices: Arc<Devices>,
     elastic: Option<ElasticDevice>,
@@ -231,141 +125,6 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Builds and starts a VM.
-    ///
-    /// # Errors
-    /// [`LaunchError`]. When a vCPU's thread cannot be started, those before it ran for an instant.
-    pub fn launch(config: VmConfig) -> Result<Self, LaunchError> {
-        let started = Instant::now();
-        let kvm = boot::open_kvm()?;
-        let limits = boot::limits(&kvm)?;
-        if config.cpus == 0 || config.cpus > limits.max_vcpus {
-            return Err(LaunchError::Cpus { asked: config.cpus, limit: limits.max_vcpus });
-        }
-        check_cores(&config.pin)?;
-        let kernel = match &config.kernel {
-            Some(path) => Kernel::open(path)?,
-            None => Kernel::parse("the embedded guest", images::SHIM_ELF.to_vec())?,
-        };
-        let memory = config.memory.0;
-        let least = Bytes(u64::from(kernel.huge_frames().end) * HUGE_SIZE);
-        if config.kernel.is_none() && config.memory < least {
-            return Err(LaunchError::TooSmall { memory: config.memory, least });
-        }
-        kernel.check_fits(memory)?;
-        let platform = Arc::new(Platform::new(memory, config.cpus, limits.address_bits)?);
-        let (pool, on_violation, use_userfaultfd) =
-            config.install.resolve(config.memory, config.backing, config.elastic == Elastic::Llfree)?;
-        let ram = Arc::new(GuestRam::new(memory, config.backing)?);
-        let supply = Supply::new(ram.clone(), pool, use_userfaultfd)?;
-        let image = kernel.huge_frames();
-        let agents = Arc::new(Agents::new(config.cpus).with_tick(config.elastic.tick()));
-        let elastic =
-            ElasticDevice::new(&config.elastic, &ram, &image, devices::interrupt(platform.clone(), agents.clone()))?;
-        let monitor = Arc::new(match config.elastic {
-            Elastic::Llfree => Monitor::new(ram.clone(), supply, platform.clone(), image)?,
-            _ => Monitor::untracked(ram.clone(), supply, platform.clone(), image, config.elastic.kept_back(memory))?,
-        });
-        // It writes to frames that are there: a fault would wait for a thread that is not.
-        kernel.load(ram.guest_memory())?;
-        let kernel = Arc::new(kernel);
-
-        let vm = create_vm(&kvm).map_err(|source| LaunchError::Kvm { step: "create a VM", source })?;
-        add_memslot(&vm, 0, 0, ram.host_address(), ram.bytes())?;
-        let (gpa, host_address, bytes) = platform.memslot();
-        add_memslot(&vm, 1, gpa, host_address, bytes)?;
-        let cpuid = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(|source| LaunchError::Kvm { step: "tell which CPU features it supports", source })?;
-        let mut fds = Vec::new();
-        for index in 0..config.cpus {
-            let fd = vm
-                .create_vcpu(u64::from(index))
-                .map_err(|source| LaunchError::Kvm { step: "create a vCPU", source })?;
-            fd.set_cpuid2(&cpuid).map_err(|source| LaunchError::Kvm { step: "set a vCPU's features", source })?;
-            if index == 0 {
-                // An unknown frequency only costs the guest its clock.
-                platform.set_tsc_khz(fd.get_tsc_khz().map_or(0, u64::from));
-            }
-            platform.enter(&fd, index, kernel.entry())?;
-            fds.push(fd);
-        }
-        vcpu::prepare_kick()
-            .map_err(|e| LaunchError::Host { step: "install the signal that stops vCPUs", source: e.into() })?;
-        let end_event = EventFd::new(EFD_NONBLOCK)
-            .map_err(|source| LaunchError::Host { step: "make an event for the guest's end", source })?;
-
-        let transports = elastic.iter().map(|device| device.transport().clone()).collect();
-        let devices = Arc::new(Devices::new(platform.devices_gpa(), transports));
-        if devices.count() > 0 {
-            platform.set_devices(devices.count());
-        }
-        let workers = devices::start(&vm, &devices)?;
-        let doorbell = Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone()));
-        let vcpus: Vec<_> = fds.iter().map(|_| Arc::new(VcpuCounters::default())).collect();
-        let announcer = Announcer { end: Arc::new(End::default()), event: Arc::new(end_event), agents: agents.clone() };
-        let on_end = announcer.clone();
-        let violations =
-            Violations::watch(monitor.clone(), vcpus.clone(), on_violation, move |reason| on_end.announce(reason))
-                .map_err(|source| LaunchError::Host { step: "start the thread that sees violations", source })?;
-        let machine = Self {
-            _vm: vm,
-            vcpus,
-            config,
-            platform,
-            auto_reclaim: AutoReclaim::new(monitor.clone()),
-            monitor,
-            agents,
-            doorbell,
-            devices,
-            elastic,
-            workers: Mutex::new(workers),
-            threads: Mutex::new(Vec::new()),
-            violations,
-            stop: Arc::new(AtomicBool::new(false)),
-            announcer,
-            started,
-            next_seed: AtomicU32::new(1),
-            cgroup: OnceLock::new(),
-        };
-        for (index, fd) in fds.into_iter().enumerate() {
-            // A thread that cannot start drops the machine, which stops those that did.
-            machine.start_vcpu(fd, index as u32, &kernel)?;
-        }
-        Ok(machine)
-    }
-
-    fn start_vcpu(&self, fd: VcpuFd, index: u32, kernel: &Arc<Kernel>) -> Result<(), LaunchError> {
-        let context = VcpuContext {
-            platform: self.platform.clone(),
-            doorbell: self.doorbell.clone(),
-            devices: self.devices.clone(),
-            kernel: kernel.clone(),
-            stop: self.stop.clone(),
-            counters: self.vcpus[index as usize].clone(),
-        };
-        let core = self.config.pin.get(index as usize % self.config.pin.len().max(1)).copied();
-        let announcer = self.announcer.clone();
-        let refused = |source| LaunchError::Host { step: "start a vCPU's thread", source };
-        faults::point(faults::THREAD_START).map_err(refused)?;
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .spawn(move || {
-                if let Some(core) = core
-                    && let Err(error) = pin_to(core)
-                {
-                    log::warn!("vCPU {index} could not be pinned to core {core}: {error}");
-                }
-                harden::enter(Role::Vcpu);
-                if let Some(reason) = vcpu::run(fd, index, &context) {
-                    announcer.announce(reason);
-                }
-            })
-            .map_err(refused)?;
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
-        Ok(())
-    }
-
     /// What was launched.
     #[must_use]
     pub fn config(&self) -> &VmConfig {
@@ -388,6 +147,18 @@ impl Vm {
     #[must_use]
     pub fn platform(&self) -> &Platform {
         &self.platform
+    }
+
+    /// Whether the guest shares its allocator's table with us; a Linux guest does not.
+    #[must_use]
+    pub fn has_table(&self) -> bool {
+        self.linux.is_none()
+    }
+
+    /// A Linux guest's console.
+    #[must_use]
+    pub fn serial(&self) -> Option<&Arc<Serial>> {
+        self.linux.as_ref().map(|linux| linux.pc.serial())
     }
 
     /// Lets the maximum of this cgroup, which the process is in, follow the limit from now on. Only
@@ -483,9 +254,12 @@ impl Vm {
     /// # Errors
     /// If the guest does not answer within `timeout`, or has ended.
     pub fn guest(&self, command: Command, timeout: Duration) -> Result<Report, VmError> {
-        let reports = self.agents.run(command, timeout);
-        match (reports, self.ended()) {
-            (Ok(reports), _) => Ok(agent::total(&reports)),
+        let report = match &self.linux {
+            Some(linux) => linux.agent.run(command, timeout),
+            None => self.agents.run(command, timeout).map(|reports| agent::total(&reports)),
+        };
+        match (report, self.ended()) {
+            (Ok(report), _) => Ok(report),
             (Err(_), Some(end)) => Err(end.into()),
             (Err(error), None) => Err(error.into()),
         }
@@ -592,6 +366,10 @@ impl Vm {
         self.monitor.stop();
         self.auto_reclaim.stop();
         self.agents.stop();
+        if let Some(linux) = &self.linux {
+            linux.agent.stop();
+            linux.pc.serial().stop();
+        }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let first_time = !threads.is_empty();
         if let Some(violations) = &self.violations {
@@ -624,53 +402,4 @@ impl Drop for Vm {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-fn check_cores(cores: &[u32]) -> Result<(), LaunchError> {
-    if cores.is_empty() {
-        return Ok(());
-    }
-    // Of the first thread, as the one that launches may sit on a core itself.
-    let set = sched_getaffinity(Some(rustix::process::getpid()))
-        .map_err(|e| LaunchError::Host { step: "tell which cores this process may use", source: e.into() })?;
-    let allowed: Vec<u32> = (0..CpuSet::MAX_CPU as u32).filter(|core| set.is_set(*core as usize)).collect();
-    match cores.iter().find(|core| !allowed.contains(core)) {
-        Some(core) => Err(LaunchError::Pin { core: *core, allowed }),
-        None => Ok(()),
-    }
-}
-
-/// Keeps the calling thread on one core, which [`check_cores`] knows.
-fn pin_to(core: u32) -> rustix::io::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(core as usize);
-    sched_setaffinity(None, &set)
-}
-
-/// KVM gives up on a new VM when a signal comes; the signal's own handler is what acts on it.
-fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
-    loop {
-        match kvm.create_vm() {
-            Err(error) if error.errno() == libc::EINTR => {}
-            other => return other,
-        }
-    }
-}
-
-fn add_memslot(vm: &VmFd, slot: u32, gpa: u64, host_address: u64, bytes: u64) -> Result<(), LaunchError> {
-    let region = kvm_userspace_memory_region {
-        slot,
-        flags: 0,
-        guest_phys_addr: gpa,
-        memory_size: bytes,
-        userspace_addr: host_address,
-    };
-    // SAFETY: the range is a mapping that outlives the VM's fd and those of its vCPUs: in `launch`
-    // it was made before them, in `Vm` it is dropped after them, and a vCPU's thread owns a share of
-    // it. Guest and host both expect the other to change it at any time.
-    unsafe { vm.set_user_memory_region(region) }.map_err(|source| LaunchError::Memslot {
-        gpa,
-        memory: Bytes(bytes),
-        source,
-    })
 }

@@ -58,26 +58,7 @@ impl Kernel {
     /// # Errors
     /// It cannot be read, or [`Kernel::parse`] refuses it.
     pub fn open(path: &Path) -> Result<Self, KernelError> {
-        let name = path.display().to_string();
-        let fail = |source: std::io::Error| match source.kind() {
-            std::io::ErrorKind::NotFound => KernelError::Missing { name: name.clone() },
-            _ => KernelError::Unreadable { name: name.clone(), source },
-        };
-        // Ask before opening: opening a FIFO would wait for its writer.
-        let metadata = path.metadata().map_err(fail)?;
-        if metadata.is_dir() {
-            return Err(KernelError::Directory { name });
-        }
-        if !metadata.is_file() {
-            return Err(KernelError::NotAFile { name });
-        }
-        let bytes = metadata.len();
-        if bytes > MAX_IMAGE_BYTES {
-            return Err(KernelError::TooLarge { name, bytes });
-        }
-        let mut image = Vec::new();
-        // A file that grows meanwhile is read up to the limit and judged by that.
-        File::open(path).and_then(|file| file.take(MAX_IMAGE_BYTES).read_to_end(&mut image)).map_err(fail)?;
+        let (name, image) = read_image(path)?;
         Self::parse(&name, image)
     }
 
@@ -142,6 +123,12 @@ impl Kernel {
         Ok(())
     }
 
+    /// What errors call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Guest-physical (and virtual) address of the first instruction.
     #[must_use]
     pub fn entry(&self) -> u64 {
@@ -180,6 +167,34 @@ impl Kernel {
     fn outside_ram(&self, segment: &Segment, ram_bytes: u64) -> KernelError {
         KernelError::OutsideRam { name: self.name.clone(), segment: Place(segment.memory.clone()), ram_bytes }
     }
+}
+
+/// Reads an image, whatever it is: what errors call it, and its bytes.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) fn read_image(path: &Path) -> Result<(String, Vec<u8>), KernelError> {
+    let name = path.display().to_string();
+    let fail = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::NotFound => KernelError::Missing { name: name.clone() },
+        _ => KernelError::Unreadable { name: name.clone(), source },
+    };
+    // Ask before opening: opening a FIFO would wait for its writer.
+    let metadata = path.metadata().map_err(fail)?;
+    if metadata.is_dir() {
+        return Err(KernelError::Directory { name });
+    }
+    if !metadata.is_file() {
+        return Err(KernelError::NotAFile { name });
+    }
+    let bytes = metadata.len();
+    if bytes > MAX_IMAGE_BYTES {
+        return Err(KernelError::TooLarge { name, bytes });
+    }
+    let mut image = Vec::new();
+    // A file that grows meanwhile is read up to the limit and judged by that.
+    File::open(path).and_then(|file| file.take(MAX_IMAGE_BYTES).read_to_end(&mut image)).map_err(fail)?;
+    Ok((name, image))
 }
 
 /// The file header, if it is one of a static x86-64 program.

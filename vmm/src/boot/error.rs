@@ -110,6 +110,9 @@ pub enum BootError {
         /// vCPUs of this platform.
         vcpus: u32,
     },
+    /// Boot data did not get to where a kernel looks for it.
+    #[error("cannot write boot data to low guest memory")]
+    LowMemory(#[source] vm_memory::GuestMemoryError),
     /// KVM refused a request that it normally grants.
     #[error("{request} failed")]
     Kvm {

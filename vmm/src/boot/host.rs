@@ -6,6 +6,7 @@
 use super::BootError;
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
+use std::arch::x86_64::__cpuid;
 use std::ffi::CStr;
 use std::path::PathBuf;
 
@@ -63,6 +64,15 @@ pub fn limits(kvm: &Kvm) -> Result<KvmLimits, BootError> {
         max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
         address_bits: address_bits(leaf),
     })
+}
+
+/// Whether this machine's KVM runs guest code in ring 0 natively: its CPU must have VMX or SVM. A KVM
+/// without them interprets such code.
+#[must_use]
+pub fn runs_ring0() -> bool {
+    let vmx = __cpuid(1).ecx & 1 << 5 != 0;
+    let svm = __cpuid(0x8000_0000).eax >= 0x8000_0001 && __cpuid(0x8000_0001).ecx & 1 << 2 != 0;
+    vmx || svm
 }
 
 /// CPUID 0x80000008 EAX: bits 7:0 are the physical width; bits 23:16, if not zero, the narrower

@@ -8,7 +8,9 @@
 //! | `paging` | the identity map's page tables |
 //! | `cpu` | descriptor tables, exception stubs, the registers a vCPU starts with |
 //! | [`crash`] | what an exception left behind, read back and made readable |
-//! | [`elf`] | the guest image: checks, load, symbols |
+//! | [`image`] | what `--kernel` names: one of ours, or Linux |
+//! | [`elf`] | an image of ours: checks, load, symbols |
+//! | [`linux`] | Linux kernels: image, memory map, ACPI, CPUs |
 //!
 //! Nothing in here runs a vCPU or owns RAM; the callers do. Everything written here before the
 //! guest starts is never trusted afterwards: the guest may have changed all it can reach.
@@ -16,6 +18,8 @@
 pub mod crash;
 pub mod elf;
 pub mod host;
+pub mod image;
+pub mod linux;
 pub mod platform;
 
 mod cpu;
@@ -28,5 +32,7 @@ mod tests;
 pub use crash::CrashFrame;
 pub use elf::{Kernel, KernelError};
 pub use error::BootError;
-pub use host::{KvmLimits, limits, open_kvm};
+pub use host::{KvmLimits, limits, open_kvm, runs_ring0};
+pub use image::{Image, ImageError};
+pub use linux::{Initrd, LinuxError, LinuxKernel};
 pub use platform::Platform;

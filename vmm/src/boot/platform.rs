@@ -13,7 +13,7 @@
 //! of it as the guest's claims: it is read word by word, through atomics, each word once, and no
 //! offset or count is ever taken from it.
 
-use super::paging::{Access, ENTRIES, Tables, tables_needed};
+use super::paging::{Access, Tables, tables_needed};
 use super::{BootError, cpu};
 use kvm_ioctls::VcpuFd;
 use shared_layout::call::{DOORBELL_BYTES, DOORBELL_PORT};
@@ -59,6 +59,28 @@ impl Platform {
     /// # Errors
     /// Numbers out of range, an address width that is too small, or no room in this process.
     pub fn new(ram_bytes: u64, vcpus: u32, address_bits: u8) -> Result<Self, BootError> {
+        let platform = Self::map(ram_bytes, ram_bytes, vcpus, address_bits, true)?;
+        platform.write_boot_data();
+        platform.write_page_tables(ram_bytes);
+        Ok(platform)
+    }
+
+    /// The same for a guest that boots by itself and has page tables of its own: the shared region
+    /// only, above `ram_end`, where the guest's address space has `ram_bytes` of RAM below.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn above(ram_end: u64, ram_bytes: u64, vcpus: u32, address_bits: u8) -> Result<Self, BootError> {
+        Self::map(ram_end, ram_bytes, vcpus, address_bits, false)
+    }
+
+    fn map(
+        ram_end: u64,
+        ram_bytes: u64,
+        vcpus: u32,
+        address_bits: u8,
+        has_page_tables: bool,
+    ) -> Result<Self, BootError> {
         let huge_frames = u32::try_from(ram_bytes / HUGE_SIZE).unwrap_or(u32::MAX);
         if !ram_bytes.is_multiple_of(HUGE_SIZE) || huge_frames < 2 || Layout::new(huge_frames, 1).is_none() {
             return Err(BootError::RamSize { ram_bytes });
@@ -66,13 +88,13 @@ impl Platform {
         let layout = Layout::new(huge_frames, vcpus).ok_or(BootError::VcpuCount { vcpus })?;
 
         // No sum below overflows: RAM is at most 2^46 bytes, the rest less than 2^34.
-        let gpa = ram_bytes.next_multiple_of(ALIGNMENT);
+        let gpa = ram_end.next_multiple_of(ALIGNMENT);
         let vectors = layout.total;
         let blocks = vectors + FRAME_SIZE;
         let tables = blocks + u64::from(vcpus) * BLOCK_BYTES;
         // The doorbell lies behind the tables and needs tables itself: grow until they suffice.
         let mut table_count = 0;
-        loop {
+        while has_page_tables {
             let needed = tables_needed(ram_bytes, gpa, tables + table_count * FRAME_SIZE + MMIO_BYTES);
             if needed <= table_count {
                 break;
@@ -92,8 +114,6 @@ impl Platform {
         for entry in platform.entries() {
             entry.store(HugeEntry::FREE_EVICTED.bits(), Ordering::Relaxed);
         }
-        platform.write_boot_data();
-        platform.write_page_tables(ram_bytes, table_count);
         Ok(platform)
     }
 
@@ -115,8 +135,8 @@ impl Platform {
         }
     }
 
-    fn write_page_tables(&self, ram_bytes: u64, table_count: u64) {
-        let words = self.atomics(self.tables, table_count as usize * ENTRIES);
+    fn write_page_tables(&self, ram_bytes: u64) {
+        let words = self.atomics(self.tables, (self.mapping.size() - self.tables as usize) / size_of::<u64>());
         let mut tables = Tables::new(words, self.gpa + self.tables);
         // The first huge frame stays unmapped: a null pointer faults.
         for address in (HUGE_SIZE..ram_bytes).step_by(HUGE_SIZE as usize) {

@@ -34,7 +34,12 @@ pub(super) struct Driver {
 impl Driver {
     /// RAM of so many MiB, and the device that `make` builds over it.
     pub(super) fn new(mib: u64, make: impl FnOnce(Arc<GuestRam>) -> Box<dyn VirtioDevice>) -> Self {
-        let ram = Arc::new(GuestRam::new(mib << 20, Backing::Anon).expect("small"));
+        Self::over(GuestRam::new(mib << 20, Backing::Anon).expect("small"), make)
+    }
+
+    /// The device that `make` builds over this RAM, of which the driver needs the first 2 MiB.
+    pub(super) fn over(ram: GuestRam, make: impl FnOnce(Arc<GuestRam>) -> Box<dyn VirtioDevice>) -> Self {
+        let ram = Arc::new(ram);
         let interrupts = Arc::new(AtomicU32::new(0));
         let count = interrupts.clone();
         let notice = Box::new(move || {

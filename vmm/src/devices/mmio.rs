@@ -440,7 +440,7 @@ impl State {
         if chain.head_index() >= queue.size() {
             return Err(available());
         }
-        let request = Request::read(memory, ram.bytes(), chain)?;
+        let request = Request::read(memory, chain)?;
         let (head, bytes) = match self.device.serve(index, &request)? {
             Served::Done(bytes) => (request.head(), bytes),
             Served::Kept { instead_of: Some(head) } => (head, 0),

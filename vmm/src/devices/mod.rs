@@ -1,6 +1,9 @@
-//! Virtio devices: what a guest with a standard driver can use instead of the shared table.
+//! Devices: virtio ones, for guests with standard drivers, and what a Linux guest expects of a PC.
 //!
-//! | file | what lives there |
+//! What all virtio devices have in common comes first; then each device in its folder. How to add
+//! one is in `docs/devices.md`.
+//!
+//! | module | what lives there |
 //! |---|---|
 //! | [`mmio`] | the registers of a device and its queues: virtio-mmio version 2 |
 //! | [`request`] | one descriptor chain, copied and checked |
@@ -13,6 +16,8 @@
 //! | [`rng`] | random numbers of the host |
 //! | [`console`] | a stream of bytes to an agent in the guest |
 //! | [`net`] | frames between the guest and a tap of the host |
+//! | [`serial`] | the serial port of a PC, which is no virtio device |
+//! | [`pc`] | the other ports of a PC: reset, power-off, panic |
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
 //! once; what a device does for one notification is bounded; and what no driver may do ends as a
@@ -25,9 +30,11 @@ pub mod irq;
 pub mod mem;
 pub mod mmio;
 pub mod net;
+pub mod pc;
 pub mod progress;
 pub mod request;
 pub mod rng;
+pub mod serial;
 pub mod worker;
 
 #[cfg(test)]
@@ -40,7 +47,7 @@ mod tests;
 use crate::harden::Role;
 use mmio::Transport;
 use request::Request;
-use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
+use shared_layout::devices::DEVICE_BYTES;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -179,10 +186,9 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// These devices, their pages from `base` on; at most [`DEVICE_SLOTS`], the rest has no page.
+    /// These devices, their pages from `base` on: as many as the caller has room for there.
     #[must_use]
-    pub fn new(base: u64, mut slots: Vec<Arc<Transport>>) -> Self {
-        slots.truncate(DEVICE_SLOTS as usize);
+    pub fn new(base: u64, slots: Vec<Arc<Transport>>) -> Self {
         Self { base, slots }
     }
 

@@ -38,7 +38,6 @@ impl<'m> Request<'m> {
     /// What is wrong with it.
     pub(super) fn read(
         memory: &'m GuestMemoryMmap<()>,
-        ram_bytes: u64,
         mut chain: DescriptorChain<&'m GuestMemoryMmap<()>>,
     ) -> Result<Self, Fault> {
         let head = chain.head_index();
@@ -47,7 +46,7 @@ impl<'m> Request<'m> {
         let mut ends = false;
         for descriptor in chain.by_ref() {
             let (address, bytes) = (descriptor.addr().0, descriptor.len());
-            if address.checked_add(u64::from(bytes)).is_none_or(|end| end > ram_bytes) {
+            if !in_memory(memory, address, bytes as usize) {
                 return Err(Fault::Buffer { address, bytes });
             }
             if buffers.len() == MAX_BUFFERS {

@@ -40,6 +40,8 @@ pub enum Role {
     Stream,
     /// Serves the queue of a disk.
     Disk,
+    /// Writes what the guest says on its serial port.
+    ConsoleOut,
 }
 
 /// One permission.
@@ -63,7 +65,7 @@ use Allow::{Call, Null, Signal, With, WithBits, Without};
 
 impl Role {
     /// Every kind of thread.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Main,
         Self::Story,
         Self::Vcpu,
@@ -79,6 +81,7 @@ impl Role {
         Self::Device,
         Self::Stream,
         Self::Disk,
+        Self::ConsoleOut,
     ];
 
     /// The name in messages.
@@ -99,6 +102,7 @@ impl Role {
             Self::Device => "device",
             Self::Stream => "stream",
             Self::Disk => "disk",
+            Self::ConsoleOut => "console-out",
         }
     }
 
@@ -106,7 +110,7 @@ impl Role {
     pub(super) const fn groups(self) -> &'static [&'static [Allow]] {
         match self {
             // Memory: automatic reclaim can be switched on later, and its thread inherits this filter.
-            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY],
+            Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY, WAIT, TERMINAL],
             Self::Story => &[MEMORY, USERFAULT, READ_FILES, THREADS],
             Self::Vcpu => &[KVM_VCPU, MEMORY, USERFAULT],
             Self::Resizes => &[MEMORY, USERFAULT, READ_FILES, CGROUP],
@@ -120,6 +124,7 @@ impl Role {
             // Every thread may write.
             Self::Stream => &[EVENTS],
             Self::Disk => &[DISK, EVENTS],
+            Self::ConsoleOut => &[WAIT],
         }
     }
 }
@@ -133,6 +138,7 @@ const WRITE: u64 = 1;
 const READ: u64 = 2;
 const KVM: u64 = 0xae;
 const UFFD: u64 = 0xaa;
+const TTY: u64 = b'T' as u64;
 
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 /// `PR_SET_VMA` names anonymous memory, as newer libcs do with thread stacks.
@@ -225,14 +231,16 @@ const USERFAULT: &[Allow] = &[With(
     ],
 )];
 
-/// Running a vCPU, and reading its registers when it crashed.
+/// Running a vCPU, and reading its registers when it crashed, the interrupt controller's when it
+/// reset its machine.
 const KVM_VCPU: &[Allow] = &[With(
     libc::SYS_ioctl,
     1,
     &[
-        ioc(0, KVM, 0x80, 0),      // KVM_RUN
-        ioc(READ, KVM, 0x81, 144), // KVM_GET_REGS
-        ioc(READ, KVM, 0x83, 312), // KVM_GET_SREGS
+        ioc(0, KVM, 0x80, 0),              // KVM_RUN
+        ioc(READ, KVM, 0x81, 144),         // KVM_GET_REGS
+        ioc(READ, KVM, 0x83, 312),         // KVM_GET_SREGS
+        ioc(READ | WRITE, KVM, 0x62, 520), // KVM_GET_IRQCHIP
     ],
 )];
 
@@ -272,6 +280,24 @@ const DISK: &[Allow] = &[
     Call(libc::SYS_pwrite64),
     Call(libc::SYS_fdatasync),
     With(libc::SYS_fallocate, 1, &[PUNCH_HOLE, ZERO_RANGE]),
+];
+
+/// Waiting until a descriptor can be read or written, where it must not block or cannot.
+const WAIT: &[Allow] = &[Call(libc::SYS_poll), Call(libc::SYS_ppoll)];
+
+/// The terminal of the console: raw and back again, only while it is ours; stopped like any job.
+const TERMINAL: &[Allow] = &[
+    With(
+        libc::SYS_ioctl,
+        1,
+        &[
+            ioc(WRITE, TTY, 0x2b, 44), // TCSETS2
+            libc::TCSETS,              // where the kernel has no TCSETS2
+            libc::TIOCGPGRP,
+        ],
+    ),
+    Call(libc::SYS_getpgrp),
+    Signal(&[libc::SIGSTOP as u64]),
 ];
 
 /// The control socket and all else on the event loop, and the removal of the socket at the end.
@@ -317,6 +343,7 @@ mod tests {
         assert_eq!(ioc(READ, KVM, 0x81, size_of::<kvm_bindings::kvm_regs>() as u64), 0x8090_ae81, "KVM_GET_REGS");
         assert_eq!(ioc(READ, KVM, 0x83, size_of::<kvm_bindings::kvm_sregs>() as u64), 0x8138_ae83, "KVM_GET_SREGS");
         assert_eq!(ioc(READ | WRITE, UFFD, 0x05, 40), 0xc028_aa05, "UFFDIO_MOVE");
+        assert_eq!(ioc(WRITE, TTY, 0x2b, 44), libc::TCSETS2, "TCSETS2");
         assert_eq!(ioc(READ | WRITE, u64::from(b'f'), 16, 0x60), 0xc060_6610, "PAGEMAP_SCAN");
     }
 

@@ -25,8 +25,8 @@ pub(super) struct Mapping {
     /// What to unmap: the RAM, with its margins if it has any.
     outer_start: usize,
     outer_len: usize,
-    /// The view that is handed out; see `Drop`.
-    view: Option<Arc<MmapRegion>>,
+    /// The views that were handed out; see `Drop`.
+    views: Vec<Arc<MmapRegion>>,
 }
 
 impl Mapping {
@@ -62,7 +62,7 @@ impl Mapping {
         // SAFETY: without MAP_FIXED the kernel chooses addresses that nobody uses.
         let start = unsafe { rustix::mm::mmap(ptr::null_mut(), len, read_write(), MapFlags::SHARED, file, 0) }?;
         let start = start.expose_provenance();
-        Ok(Self { start, len, outer_start: start, outer_len: len, view: None }.advised())
+        Ok(Self { start, len, outer_start: start, outer_len: len, views: Vec::new() }.advised())
     }
 
     /// Takes address space for `len` bytes and its margins, all of it inaccessible.
@@ -74,7 +74,7 @@ impl Mapping {
         let outer_start = outer.expose_provenance();
         // At most 2 MiB above `outer_start`, which leaves at least a page behind the RAM.
         let start = (outer_start + FRAME_SIZE as usize).next_multiple_of(HUGE_SIZE as usize);
-        Ok(Self { start, len, outer_start, outer_len, view: None })
+        Ok(Self { start, len, outer_start, outer_len, views: Vec::new() })
     }
 
     /// Keeps guest RAM out of child processes and core dumps, and asks for huge pages.
@@ -106,16 +106,23 @@ impl Mapping {
         ptr::with_exposed_provenance_mut(self.start + offset)
     }
 
-    /// The RAM as a bounds-checked region. The mapping outlives every clone of it.
-    pub(super) fn view(&mut self, flags: MapFlags) -> Result<Arc<MmapRegion>, vm_memory::mmap::MmapRegionError> {
+    /// `len` bytes of the RAM from `offset` on, which it has, as a bounds-checked region. The mapping
+    /// outlives every clone of it.
+    pub(super) fn view(
+        &mut self,
+        offset: usize,
+        len: usize,
+        flags: MapFlags,
+    ) -> Result<Arc<MmapRegion>, vm_memory::mmap::MmapRegionError> {
+        assert!(offset <= self.len && len <= self.len - offset, "a view lies inside its mapping");
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // The kernel's flags all lie below bit 31.
         let flags = flags.bits() as i32;
-        // SAFETY: the range is mapped, readable and writable, and `Drop` leaves it so while a clone
-        // of this region exists.
-        let region = unsafe { MmapRegion::build_raw(self.pointer(0).cast(), self.len, prot, flags) }?;
+        // SAFETY: the range is inside the mapping, as just checked, readable and writable, and `Drop`
+        // leaves it so while a clone of this region exists.
+        let region = unsafe { MmapRegion::build_raw(self.pointer(offset).cast(), len, prot, flags) }?;
         let view = Arc::new(region);
-        self.view = Some(Arc::clone(&view));
+        self.views.push(Arc::clone(&view));
         Ok(view)
     }
 }
@@ -124,7 +131,7 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // Regions hand out clones in safe code. If one is still alive, unmapping would leave it
         // dangling over whatever is mapped there next.
-        if self.view.take().is_some_and(|view| Arc::into_inner(view).is_none()) {
+        if self.views.drain(..).fold(false, |held, view| held | Arc::into_inner(view).is_none()) {
             log::error!("{} bytes of guest RAM stay mapped: something still holds a view of them", self.len);
             return;
         }

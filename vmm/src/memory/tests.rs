@@ -61,6 +61,35 @@ fn ram_is_aligned_and_starts_at_guest_address_0() {
 }
 
 #[test]
+fn ram_with_a_hole_is_one_mapping_and_two_regions() {
+    for backing in [Backing::Anon, Backing::Memfd] {
+        let map = AddressMap::with_hole(8 * HUGE_SIZE, 3 * HUGE_SIZE);
+        let ram = GuestRam::with_map(8 * HUGE_SIZE, backing, map).expect("RAM that is never touched");
+        let memory = ram.guest_memory();
+        let regions: Vec<_> = memory.iter().map(|region| (region.start_addr().0, region.len())).collect();
+        assert_eq!(regions, [(0, 3 * HUGE_SIZE), (HOLE_END, 5 * HUGE_SIZE)]);
+        for (gpa, offset) in [(0, 0), (2 * HUGE_SIZE, 2 * HUGE_SIZE), (HOLE_END, 3 * HUGE_SIZE)] {
+            let host = memory.get_host_address(GuestAddress(gpa)).expect("in RAM");
+            assert_eq!(host as u64, ram.host_address() + offset);
+        }
+        // Frames count in the mapping: frame 3 is the first behind the hole.
+        memory.write_obj(7u64, GuestAddress(HOLE_END)).expect("in RAM");
+        assert_eq!(resident_ranges(&ram)[0].start, 3 * HUGE_SIZE);
+        ram.discard(HugeId(3), 1).expect("inside");
+        assert_eq!(ram.residency().expect("/proc is mounted").resident_bytes, 0, "{backing}");
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(HOLE_END)).expect("in RAM"), 0);
+        assert!(memory.write_obj(7u64, GuestAddress(HOLE_END - 8)).is_err(), "the hole is nobody's");
+        assert!(memory.write_obj(7u64, GuestAddress(3 * HUGE_SIZE - 4)).is_err(), "half of it is in the hole");
+    }
+}
+
+#[test]
+fn a_map_of_other_ram_is_refused() {
+    let error = GuestRam::with_map(8 * HUGE_SIZE, Backing::Anon, AddressMap::flat(6 * HUGE_SIZE)).expect_err("refused");
+    assert!(matches!(error, MemoryError::WrongMap { .. }), "{error}");
+}
+
+#[test]
 fn a_size_beyond_the_address_space_is_an_error() {
     // 64 TiB fit once into the 128 TiB of a process, not three times.
     let error = (0..3)

@@ -28,7 +28,7 @@ pub enum KernelError {
     #[error("{name}: has {bytes} bytes, at most {} are read: strip its debug information", super::MAX_IMAGE_BYTES)]
     TooLarge { name: String, bytes: u64 },
     /// The magic number is missing.
-    #[error("{name}: is no ELF file, it starts with {found}: give a static 64-bit ELF, not a bzImage or an archive")]
+    #[error("{name}: is no ELF file, it starts with {found}: give a static 64-bit ELF, or a Linux bzImage")]
     NotElf { name: String, found: Found },
     /// ELF class 1.
     #[error("{name}: is a 32-bit ELF: build it for 64-bit x86 (x86_64)")]

@@ -1,8 +1,8 @@
 //! virtio-mem (virtio 1.3, 5.15): the tail of RAM in blocks of 2 MiB that the guest's driver plugs
 //! and unplugs, towards a size that the host requests.
 //!
-//! The region is part of the one RAM slot: from the end of the boot part, which is always the
-//! guest's, to the end of RAM. All of it is unplugged at first; a driver plugs what is requested. An
+//! The region is part of the one mapping of RAM: from the end of the boot part, which is always the
+//! guest's, to the end of RAM. For the guest it is one range of addresses. All of it is unplugged at first; a driver plugs what is requested. An
 //! unplugged block is discarded. As with most hypervisors, nothing keeps a guest from touching
 //! blocks that it unplugged: it gets memory for them from the host's kernel, unseen. The usable
 //! region is always the whole region.
@@ -70,19 +70,22 @@ pub struct Mem {
 }
 
 impl Mem {
-    /// A device for all of `ram` behind the boot part that `control` states.
+    /// A device for all of `ram` behind the boot part that `control` states: of that, what the guest
+    /// sees in one piece from there on.
     #[must_use]
     pub fn new(ram: Arc<GuestRam>, control: Arc<MemControl>) -> Self {
         // The boot part is at most RAM, whose huge frames fit a u32.
         let first = (control.boot_bytes() / HUGE_SIZE) as u32;
-        let blocks = ram.huge_frames().saturating_sub(first);
+        let start = HugeId(first).byte_offset();
+        let piece = ram.map().parts().find(|part| (part.offset..part.offset + part.bytes).contains(&start));
+        let blocks = piece.map_or(0, |part| (part.offset + part.bytes - start) / HUGE_SIZE);
         Self { ram, control, first, plugged: vec![false; blocks as usize], failures: Rarely::default() }
     }
 
     /// The blocks of a request; `None` if they are not all blocks of the region, or none.
     fn blocks(&self, address: u64, count: u16) -> Option<Range<usize>> {
-        let offset = address.checked_sub(HugeId(self.first).byte_offset())?;
-        let first = usize::try_from(offset / HUGE_SIZE).ok()?;
+        let offset = self.ram.map().offset(address, u64::from(count) * HUGE_SIZE)?;
+        let first = (offset / HUGE_SIZE).checked_sub(u64::from(self.first))? as usize;
         let end = first.checked_add(usize::from(count))?;
         (offset.is_multiple_of(HUGE_SIZE) && count > 0 && end <= self.plugged.len()).then_some(first..end)
     }
@@ -169,7 +172,7 @@ impl VirtioDevice for Mem {
         let region = self.plugged.len() as u64 * HUGE_SIZE;
         // block_size; node_id and padding; addr; region_size; usable_region_size; plugged_size;
         // requested_size.
-        let start = HugeId(self.first).byte_offset();
+        let start = self.ram.map().gpa(HugeId(self.first).byte_offset());
         let words = [HUGE_SIZE, 0, start, region, region, control.plugged_bytes(), control.requested_bytes()];
         words.into_iter().flat_map(u64::to_le_bytes).collect()
     }

@@ -3,6 +3,7 @@
 use super::super::driver::{CONTENTS, Driver};
 use super::super::request::Buffer;
 use super::*;
+use crate::memory::{AddressMap, Backing, HOLE_END};
 use vm_memory::{Bytes, GuestAddress};
 
 const MIB: u64 = 1 << 20;
@@ -65,6 +66,49 @@ fn unplugged_blocks_leave_the_host() {
     assert_eq!(ask(&mut driver, STATE, 4 * MIB, 6), [0, 2]);
     assert_eq!(ask(&mut driver, UNPLUG_ALL, 0, 0), ACK);
     assert_eq!((control.plugged_bytes(), before - resident(&driver)), (0, 12 * MIB));
+}
+
+#[test]
+fn a_region_behind_the_hole_counts_guest_addresses() {
+    for backing in [Backing::Anon, Backing::Memfd] {
+        let control = Arc::new(MemControl::new(64 * MIB, 32 * MIB));
+        let of_device = control.clone();
+        let map = AddressMap::with_hole(64 * MIB, 32 * MIB);
+        let ram = GuestRam::with_map(64 * MIB, backing, map).expect("small");
+        let mut driver = Driver::over(ram, |ram| Box::new(Mem::new(ram, of_device)));
+        driver.start(0, 1);
+        let long = |offset: u32| u64::from(driver.config(offset)) | u64::from(driver.config(offset + 4)) << 32;
+        assert_eq!((long(16), long(24), long(32)), (HOLE_END, 32 * MIB, 32 * MIB));
+        // Blocks come in any order.
+        assert_eq!(ask(&mut driver, PLUG, HOLE_END + 16 * MIB, 8), ACK);
+        assert_eq!(ask(&mut driver, PLUG, HOLE_END, 8), ACK);
+        assert_eq!(control.plugged_bytes(), 32 * MIB);
+        driver.ram.populate(HugeId(0), 32).expect("64 MiB");
+        driver.put(HOLE_END, b"stays");
+        driver.put(30 * MIB, b"boot");
+        assert_eq!(ask(&mut driver, UNPLUG, HOLE_END + 2 * MIB, 15), ACK);
+        assert_eq!(resident(&driver), (64 - 30) * MIB, "{backing}");
+        let read = |at| driver.ram.guest_memory().read_obj::<[u8; 5]>(GuestAddress(at)).expect("in RAM");
+        assert_eq!((read(HOLE_END), read(30 * MIB)), (*b"stays", *b"boot\0"));
+        // The boot part, the hole, both sides of it, and what is behind RAM.
+        for (address, blocks) in [(30 * MIB, 1), (32 * MIB, 1), (30 * MIB, 2), (HOLE_END - 2 * MIB, 2)] {
+            assert_eq!(ask(&mut driver, PLUG, address, blocks), ERROR, "{address:#x}");
+        }
+        assert_eq!(ask(&mut driver, PLUG, HOLE_END + 30 * MIB, 2), ERROR);
+        assert_eq!(ask(&mut driver, UNPLUG_ALL, 0, 0), ACK);
+        assert_eq!((control.plugged_bytes(), resident(&driver)), (0, 32 * MIB));
+        assert_eq!(driver.device.faults(), 0);
+    }
+}
+
+#[test]
+fn a_region_is_what_the_guest_sees_in_one_piece() {
+    // Boot part of 16 MiB, and the hole 16 MiB further on: what lies behind it is out of reach.
+    let map = AddressMap::with_hole(64 * MIB, 32 * MIB);
+    let ram = Arc::new(GuestRam::with_map(64 * MIB, Backing::Anon, map).expect("small"));
+    let device = Mem::new(ram, Arc::new(MemControl::new(64 * MIB, 16 * MIB)));
+    let long = |at: usize| u64::from_le_bytes(device.config()[at..at + 8].try_into().expect("8 bytes"));
+    assert_eq!((long(16), long(24)), (16 * MIB, 16 * MIB));
 }
 
 #[test]

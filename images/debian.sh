@@ -1,0 +1,123 @@
+# shellcheck shell=bash
+# Sourced by the scripts that make images: how they speak and fail, and Debian's packages, which are downloaded once and
+# shellcheck disable=SC2154,SC2034
+# kept unpacked in the user's cache directory.
+#
+# The script that sources this sets `program`, its name in messages, and calls make_work_directory before anything else
+# but step and bad_usage; it may define `at_exit`, which runs before the work directory goes. Set here: `work`, a
+# directory that is removed at the end unless keep=yes; by prepare_cache: `busybox`, a static one; `kernel`, an unpacked
+# kernel package with its list of modules; `release`, its version.
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/llfree-vmm/testbed
+keep=no
+
+step() { echo "==> $SECONDS s: $*"; }
+fail() { # REASON [STATUS]
+    verdict=failed
+    echo "$program: FAILED ($1; $SECONDS s)"
+    exit "${2:-1}"
+}
+bad_usage() { echo "$program: $1; see --help" >&2 && exit 2; }
+number() { # OPTION VALUE MINIMUM
+    if ! [[ $2 =~ ^[0-9]{1,7}$ ]] || ((10#$2 < $3)); then
+        bad_usage "$1 needs a whole number, at least $3, not '$2'"
+    fi
+    echo $((10#$2))
+}
+
+make_work_directory() {
+    work=$(mktemp -d "${TMPDIR:-/tmp}/$program.XXXXXX")
+    unpacking=$cache/unpacking.$$
+    trap clean_up EXIT
+    trap 'fail interrupted 130' INT
+    trap 'fail terminated 143' TERM HUP
+}
+
+clean_up() {
+    if declare -F at_exit >/dev/null; then at_exit; fi
+    rm -rf "$unpacking"
+    if [[ $keep == yes ]]; then echo "$program: kept $work" >&2; else rm -rf "$work"; fi
+    [[ -n ${verdict-} ]] || echo "$program: FAILED (stopped by the error above; $SECONDS s)"
+}
+
+quietly() { # DEED COMMAND ...: the output of COMMAND is shown only if it fails
+    "${@:2}" >"$work/log" 2>&1 && return
+    tail -n 15 "$work/log"
+    fail "could not $1"
+}
+
+# A fresh container has no package lists, and old ones name files that are gone: root renews them before it fetches.
+refresh_package_lists() {
+    [[ $EUID == 0 && -z ${lists_are_fresh-} ]] || return 0
+    step "apt-get update"
+    lists_are_fresh=yes
+    apt-get update >"$work/log" 2>&1 || echo "$program: it failed; going on with the old lists"
+}
+
+install_package() { # COMMAND PACKAGE: installs PACKAGE if there is no COMMAND
+    ! command -v "$1" >/dev/null || return 0
+    ((EUID == 0)) || fail "$1 is missing; as root: apt-get install $2"
+    refresh_package_lists
+    step "installing $2"
+    quietly "install $2" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2"
+}
+
+# Unpacks PACKAGE into $cache/PACKAGE without installing it, completely or not at all.
+fetch_package() {
+    refresh_package_lists
+    step "fetching $1"
+    quietly "download $1" env -C "$work" apt-get -o APT::Sandbox::User=root download "$1"
+    mkdir -p "$unpacking"
+    quietly "unpack $1" dpkg-deb -x "$work/$1"_*.deb "$unpacking"
+    rm "$work/$1"_*.deb
+    [[ $1 != linux-image-* ]] || quietly "list modules" "$busybox" depmod -b "$unpacking" "${1#linux-image-}"
+    mv -T "$unpacking" "$cache/$1"
+}
+
+# Runs DEED with the cache to itself: of several first runs at once, one fetches.
+with_cache_locked() {
+    local lock
+    mkdir -p "$cache"
+    exec {lock}>"$cache/lock"
+    flock "$lock"
+    "$@"
+    exec {lock}>&-
+}
+
+prepare_cache() {
+    local package
+    busybox=$cache/busybox-static/bin/busybox
+    [[ -x $busybox ]] || fetch_package busybox-static
+    kernel=$(find "$cache" -maxdepth 1 -name 'linux-image-*' | sort -V | tail -n 1)
+    if [[ -z $kernel ]]; then
+        refresh_package_lists
+        package=$(apt-cache search -n '^linux-image-6\.1\.0-[0-9]+-amd64$' | cut -d' ' -f1 | sort -V | tail -n 1)
+        [[ -n $package ]] || fail "apt knows no linux-image-6.1.0-NN-amd64 of Debian 12; as root: apt-get update"
+        fetch_package "$package"
+        kernel=$cache/$package
+    fi
+    release=${kernel##*/linux-image-}
+}
+
+# Paths of MODULE ... and of what they need, each after those it needs: a line of modules.dep, reversed, is the order to
+# load in.
+modules_in_load_order() {
+    local directory=$kernel/lib/modules/$release module
+    for module in "$@"; do
+        grep -E "/$module\.ko(\.xz)?:" "$directory/modules.dep" | tr -s ': ' '\n' | tac
+    done | awk -v directory="$directory" 'NF && !seen[$0]++ { print directory "/" $0 }'
+}
+
+# Copies MODULE ... and what they need to DIRECTORY; numbers make its sorted listing the load order.
+copy_modules() { # DIRECTORY MODULE ...
+    local module count=100
+    modules_in_load_order "${@:2}" >"$work/modules"
+    while read -r module; do
+        cp "$module" "$1/$((count++))-${module##*/}"
+    done <"$work/modules"
+    find "$1" -name '*.xz' -exec "$busybox" unxz {} +
+}
+
+pack_initramfs() { # TREE FILE
+    (cd "$1" && find . | "$busybox" cpio -o -H newc | gzip -1) >"$2"
+}

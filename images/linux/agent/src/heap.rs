@@ -1,0 +1,314 @@
+//! [`Heap`]: the stamped blocks that the agent owns, in anonymous mappings.
+//!
+//! Blocks of a huge frame and more lie in memory that asks for huge pages, smaller ones in memory
+//! that refuses them. A mapping is reserved as a whole and costs nothing; a block costs when it is
+//! stamped, which is when it enters the heap, and stops to when it leaves: its pages go back to the
+//! kernel at once, and the mapping when its last block is gone. Memory is touched only here.
+
+use crate::room::Room;
+use crate::stamp::{self, PAGE_WORDS, Page, mix};
+use crate::system;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
+use std::ptr;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What one mapping reserves at most.
+const MAPPING: u64 = 256 << 20;
+
+/// A range of anonymous memory, aligned to its blocks as far as Linux' page sizes go.
+#[derive(Debug)]
+struct Mapping {
+    /// What was mapped.
+    base: *mut u8,
+    mapped: usize,
+    /// The aligned part that is used, in pages from `base`.
+    skip: usize,
+    pages: usize,
+}
+
+impl Mapping {
+    /// Reserves `bytes` for blocks of `order`.
+    fn new(bytes: u64, order: Order) -> rustix::io::Result<Self> {
+        let huge = order >= Order::HUGE;
+        let slack = if huge { HUGE_SIZE } else { 0 };
+        let mapped = bytes.checked_add(slack).and_then(|bytes| usize::try_from(bytes).ok());
+        let mapped = mapped.ok_or(rustix::io::Errno::NOMEM)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping wherever the kernel likes.
+        let base =
+            unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, flags)? };
+        let base = base.cast::<u8>();
+        let skip = if huge { base.align_offset(HUGE_SIZE as usize) / FRAME_SIZE as usize } else { 0 };
+        let mapping = Self { base, mapped, skip, pages: (bytes / FRAME_SIZE) as usize };
+        let advice = if huge { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage };
+        // A kernel without transparent huge pages refuses; pages of 4 KiB are all there is then.
+        // SAFETY: this mapping, whose contents the advice does not change.
+        let _ = unsafe { rustix::mm::madvise(base.cast(), mapped, advice) };
+        Ok(mapping)
+    }
+
+    fn page(&self, index: usize) -> &Page {
+        assert!(index < self.pages);
+        // SAFETY: in the mapping by the assertion and the slack, mapped until the drop, page aligned; all access is by
+        // atomics.
+        unsafe { &*self.base.add((self.skip + index) * FRAME_SIZE as usize).cast::<Page>() }
+    }
+
+    fn address(&self, index: usize) -> u64 {
+        self.page(index).as_ptr() as u64
+    }
+
+    /// The kernel takes the pages back; they read as zeroes then.
+    fn discard(&self, first: usize, pages: usize) {
+        assert!(first + pages <= self.pages && pages > 0);
+        let start = self.page(first).as_ptr().cast_mut().cast();
+        // Nothing but its memory is lost should the kernel refuse, and it has no reason to.
+        // SAFETY: pages of this mapping, by the assertion; atomics see zeroes.
+        let _ = unsafe { rustix::mm::madvise(start, pages * FRAME_SIZE as usize, Advice::LinuxDontNeed) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` and lent only for as long as `self` lives.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.cast(), self.mapped) };
+        debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+    }
+}
+
+/// Pages in a row; the kernel gets them back with the drop.
+#[derive(Debug)]
+pub struct Block {
+    mapping: Rc<Mapping>,
+    first: usize,
+    order: Order,
+    tag: u64,
+}
+
+impl Block {
+    /// A block of `order` in a mapping of its own; no memory is behind it yet.
+    ///
+    /// # Errors
+    /// The kernel's, if it has no room for the mapping.
+    pub fn single(order: Order) -> rustix::io::Result<Self> {
+        Ok(Self { mapping: Rc::new(Mapping::new(order.bytes(), order)?), first: 0, order, tag: 0 })
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.order.bytes()
+    }
+
+    fn pages(&self) -> impl Iterator<Item = (u64, &Page)> {
+        let pages = self.first..self.first + self.order.frames() as usize;
+        pages.map(|index| (self.mapping.address(index), self.mapping.page(index)))
+    }
+
+    /// Writes a word of its first page, or of each: the kernel puts memory behind it.
+    pub fn touch(&self, all: bool) {
+        let count = if all { usize::MAX } else { 1 };
+        for (address, page) in self.pages().take(count) {
+            page[0].store(address, Ordering::Relaxed);
+        }
+    }
+
+    /// Stamps each page with words of `tag`.
+    pub fn stamp(&mut self, tag: u64) {
+        self.tag = tag;
+        self.pages().for_each(|(address, page)| stamp::fill(page, address, tag));
+    }
+
+    /// Checks each page's stamps.
+    pub fn check(&self, damage: &mut Damage) {
+        for (address, page) in self.pages() {
+            if let Some(wrong) = stamp::check(page, address, self.tag) {
+                damage.add(address, wrong);
+            }
+        }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.mapping.discard(self.first, self.order.frames() as usize);
+    }
+}
+
+/// Pages with wrong stamps, and the first of them.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Damage {
+    /// Pages with a wrong stamp.
+    pub pages: u64,
+    /// Guest-physical address of the first wrong word; 0 if the kernel does not say.
+    pub address: u64,
+    /// What it should have held.
+    pub expected: u64,
+    /// What it held.
+    pub found: u64,
+}
+
+impl Damage {
+    fn add(&mut self, page: u64, wrong: stamp::Wrong) {
+        if self.pages == 0 {
+            self.address = system::physical(page + wrong.index as u64 * 8).unwrap_or(0);
+            (self.expected, self.found) = (wrong.expected, wrong.found);
+        }
+        self.pages += 1;
+    }
+}
+
+/// Tags of one command's blocks: no page ever gets the same one twice in a row.
+#[derive(Debug)]
+pub struct Tags {
+    seed: u64,
+    serial: u64,
+}
+
+impl Tags {
+    /// Tags of command number `command`.
+    #[must_use]
+    pub const fn new(seed: u64, command: u64) -> Self {
+        Self { seed: mix(mix(seed) ^ command), serial: 0 }
+    }
+
+    /// The next block's.
+    pub fn draw(&mut self) -> u64 {
+        self.serial += 1;
+        self.seed.wrapping_add(self.serial)
+    }
+}
+
+/// The blocks that are kept.
+#[derive(Debug, Default)]
+pub struct Heap {
+    blocks: Vec<Block>,
+    bytes: u64,
+}
+
+impl Heap {
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.blocks.len() as u64
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Bytes in all of them.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Adds stamped blocks of `order` until they have `bytes`, or `room` ends; how many there are.
+    pub fn fill(&mut self, bytes: u64, order: Order, tags: &mut Tags, room: &mut Room) -> u64 {
+        let wanted = bytes.div_ceil(order.bytes());
+        let mut added = 0;
+        while added < wanted {
+            let blocks = (wanted - added).min(MAPPING / order.bytes());
+            let Ok(mapping) = Mapping::new(blocks * order.bytes(), order) else { break };
+            let mapping = Rc::new(mapping);
+            for block in 0..blocks {
+                if !room.take(order.bytes()) {
+                    return added;
+                }
+                let first = (block * order.frames()) as usize;
+                self.keep(Block { mapping: Rc::clone(&mapping), first, order, tag: 0 }, tags.draw());
+                added += 1;
+            }
+        }
+        added
+    }
+
+    /// Stamps a block and keeps it.
+    pub fn keep(&mut self, mut block: Block, tag: u64) {
+        block.stamp(tag);
+        self.bytes += block.bytes();
+        self.blocks.push(block);
+    }
+
+    /// Checks every stamp.
+    pub fn check(&self, damage: &mut Damage) {
+        self.blocks.iter().for_each(|block| block.check(damage));
+    }
+
+    /// Takes out the newest block, or a random one.
+    pub fn take(&mut self, random: Option<&mut fastrand::Rng>) -> Option<Block> {
+        let last = self.blocks.len().checked_sub(1)?;
+        let block = self.blocks.swap_remove(random.map_or(last, |rng| rng.usize(0..=last)));
+        self.bytes -= block.bytes();
+        Some(block)
+    }
+
+    /// Spoils one word, as a test of the checks.
+    #[cfg(test)]
+    pub(crate) fn spoil(&self) {
+        let (_, page) = self.blocks[0].pages().last().expect("a block has pages");
+        page[0].fetch_xor(1, Ordering::Relaxed);
+    }
+}
+
+const _: () = assert!(PAGE_WORDS as u64 * size_of::<AtomicU64>() as u64 == FRAME_SIZE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(bytes: u64, order: Order) -> Heap {
+        let mut heap = Heap::default();
+        heap.fill(bytes, order, &mut Tags::new(1, 1), &mut Room::with_reserve(0));
+        heap
+    }
+
+    fn damage(heap: &Heap) -> Damage {
+        let mut damage = Damage::default();
+        heap.check(&mut damage);
+        damage
+    }
+
+    #[test]
+    fn blocks_of_each_order_hold_their_stamps() {
+        for order in (0..=10).filter_map(Order::new) {
+            let heap = filled(5 << 20, order);
+            assert_eq!(heap.bytes(), (5u64 << 20).next_multiple_of(order.bytes()));
+            assert_eq!(damage(&heap), Damage::default());
+        }
+        let heap = filled(4 << 20, Order::HUGE);
+        assert!(heap.blocks.iter().all(|block| block.mapping.address(block.first).is_multiple_of(HUGE_SIZE)));
+    }
+
+    #[test]
+    fn a_changed_word_and_a_lost_block_are_found() {
+        let heap = filled(2 << 20, Order::BASE);
+        heap.spoil();
+        let found = damage(&heap);
+        assert_eq!((found.pages, found.expected), (1, found.found ^ 1));
+        heap.blocks[7].mapping.discard(7, 1);
+        assert_eq!(damage(&heap).pages, 2);
+    }
+
+    #[test]
+    fn random_frees_leave_the_others_as_they_were() {
+        let mut heap = filled(8 << 20, Order::new(3).expect("in range"));
+        let mut rng = fastrand::Rng::with_seed(3);
+        while heap.bytes() > 3 << 20 {
+            drop(heap.take(Some(&mut rng)));
+        }
+        assert_eq!(damage(&heap), Damage::default());
+        while heap.take(None).is_some() {}
+        assert_eq!((heap.len(), heap.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn an_impossible_mapping_is_an_answer() {
+        assert!(Mapping::new(u64::MAX, Order::HUGE).is_err());
+        assert!(Mapping::new(1 << 62, Order::BASE).is_err());
+    }
+}

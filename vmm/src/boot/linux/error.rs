@@ -1,0 +1,132 @@
+//! [`LinuxError`]: why a Linux kernel does not come up.
+
+use crate::units::Bytes;
+
+/// What stands between a kernel image and its first instruction.
+#[derive(Debug, thiserror::Error)]
+pub enum LinuxError {
+    /// The file ends early.
+    #[error(
+        "{name} is a Linux {format} that was cut off: it has {bytes} bytes, its header needs {needed}; copy it again"
+    )]
+    Cut {
+        /// The image.
+        name: String,
+        /// `bzImage` or `ELF kernel`.
+        format: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// What there should be.
+        needed: u64,
+    },
+    /// Older or smaller than what can be started in 64-bit mode.
+    #[error("{name} is a bzImage without {lacks}; use a 64-bit x86 kernel of Linux 3.8 or newer")]
+    TooOld {
+        /// The image.
+        name: String,
+        /// What is missing.
+        lacks: &'static str,
+    },
+    /// A header that contradicts itself.
+    #[error("{name} is no Linux kernel that can be started: {what}")]
+    Malformed {
+        /// The image.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// RAM is too small.
+    #[error("{name} and its initrd need {needed} of memory below 3 GiB, and there are {memory}; use --mem with more")]
+    TooSmall {
+        /// The image.
+        name: String,
+        /// What it needs, rounded up.
+        needed: Bytes,
+        /// What there is.
+        memory: Bytes,
+    },
+    /// The boot part of virtio-mem is too small.
+    #[error(
+        "{name} and its initrd need {needed} of memory, and virtio-mem's boot part has {memory}; use boot= with more"
+    )]
+    BootTooSmall {
+        /// The image.
+        name: String,
+        /// What it needs, rounded up.
+        needed: Bytes,
+        /// What there is.
+        memory: Bytes,
+    },
+    /// Too many characters.
+    #[error(
+        "the kernel's command line has {bytes} characters with what is added for this VM, it takes {limit}; shorten --append"
+    )]
+    CommandLineLength {
+        /// With what is added.
+        bytes: usize,
+        /// What the kernel takes.
+        limit: usize,
+    },
+    /// Characters that a command line cannot have.
+    #[error("--append: {source}; use printable ASCII")]
+    CommandLine {
+        /// What is wrong.
+        source: linux_loader::cmdline::Error,
+    },
+    /// The initrd cannot be read.
+    #[error("cannot read the initrd {path}")]
+    Initrd {
+        /// Where.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The initrd is no file, or nothing.
+    #[error("the initrd {path} is {what}; give a file with an initial RAM file system")]
+    NoInitrd {
+        /// Where.
+        path: String,
+        /// What is there.
+        what: &'static str,
+    },
+    /// Flags of Linux guests without one.
+    #[error("{flag} is for Linux guests, and {guest} is none; use --kernel with a bzImage or a PVH vmlinux")]
+    NotLinux {
+        /// The flag.
+        flag: &'static str,
+        /// What is launched instead.
+        guest: String,
+    },
+    /// KVM without hardware virtualization.
+    #[error(
+        "{name} is a Linux kernel, which runs in ring 0, and this machine's KVM cannot run ring 0 natively: its CPU \
+         offers neither VMX nor SVM (a KVM such as PVM interprets ring-0 code, thousands of times slower, and \
+         stops at many instructions); run it on a host with VMX or SVM, or try the test bed, images/linux/testbed"
+    )]
+    NoRing0 {
+        /// The image.
+        name: String,
+    },
+    /// More vCPUs than the tables describe.
+    #[error("{asked} vCPUs asked for, a Linux guest has 1 to {limit}; use --cpus within that")]
+    Cpus {
+        /// What was asked for.
+        asked: u32,
+        /// The highest number.
+        limit: u32,
+    },
+    /// More devices than there are interrupt lines.
+    #[error("{asked} devices asked for, a Linux guest has {limit} at most; use fewer --disk and --net")]
+    Devices {
+        /// Devices, with those that are always there.
+        asked: usize,
+        /// How many there can be.
+        limit: usize,
+    },
+    /// Guest memory refused a write.
+    #[error("the kernel cannot be copied into guest memory")]
+    Load(#[source] linux_loader::loader::Error),
+    /// Guest memory refused a write.
+    #[error("boot data cannot be copied into guest memory")]
+    Write(#[from] vm_memory::GuestMemoryError),
+}

@@ -1,0 +1,24 @@
+//! The console: this process' terminal, or whatever stdin is, in front of a guest's serial port.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | [`terminal`] | raw mode, and the way back from it in every case |
+//! | `guardian` | the process that restores a terminal whose VMM was killed |
+//! | [`escape`] | the keys that are for us and not for the guest |
+//! | [`input`] | what hangs on the event loop: stdin, and the signals of job control |
+
+pub mod escape;
+mod guardian;
+pub mod input;
+pub mod terminal;
+
+#[cfg(test)]
+mod tests;
+
+pub use input::Input;
+pub use terminal::Terminal;
+
+/// What a terminal is told at the start.
+pub const NOTICE: &str = "console: Ctrl-A X leaves";
+/// What Ctrl-A H shows.
+pub const HELP: &str = "console: Ctrl-A X leaves and ends the VM, Ctrl-A A sends one Ctrl-A, Ctrl-A H shows this";

@@ -1,0 +1,93 @@
+//! [`Terminal`]: raw mode on a terminal, and back.
+//!
+//! Keys reach the guest as they are typed, Ctrl-C too. What the modes were at first comes back by
+//! [`Terminal::restore`], by its drop, and after any other end of the process (a panic, a forbidden
+//! system call, SIGKILL) by the guardian. A terminal whose foreground is another
+//! job is never touched: then its shell has set it to its own liking.
+
+use super::guardian::Guardian;
+use rustix::io::Errno;
+use rustix::termios::{OptionalActions, SpecialCodeIndex, Termios};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+/// A terminal that this process reads from.
+pub struct Terminal {
+    fd: OwnedFd,
+    saved: Termios,
+    guardian: Guardian,
+    raw: Mutex<bool>,
+}
+
+impl Terminal {
+    /// Takes care of this terminal; `None` if it is none. Nothing changes before
+    /// [`raw`](Self::raw). Starts the guardian: call it before there is guest memory.
+    ///
+    /// # Errors
+    /// If the host has no descriptor or no process to give.
+    pub fn open(fd: BorrowedFd<'_>) -> io::Result<Option<Self>> {
+        // A terminal that hung up is none either.
+        let Ok(saved) = rustix::termios::tcgetattr(fd) else { return Ok(None) };
+        let fd = fd.try_clone_to_owned()?;
+        let guardian = Guardian::start(fd.as_fd(), &saved)?;
+        Ok(Some(Self { fd, saved, guardian, raw: Mutex::new(false) }))
+    }
+
+    /// Whether this process belongs to the job that the terminal is for now. Without job control
+    /// it always does.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        match rustix::termios::tcgetpgrp(&self.fd) {
+            Ok(foreground) => foreground == rustix::process::getpgrp(),
+            Err(_) => true,
+        }
+    }
+
+    /// Raw mode; nothing if the terminal is another job's. Lines that we and others print still
+    /// look right, since output is processed as before.
+    pub fn raw(&self) {
+        let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_ours() {
+            return;
+        }
+        let mut modes = self.saved.clone();
+        modes.make_raw();
+        modes.output_modes = self.saved.output_modes;
+        // A read never waits, should somebody else take what was there.
+        modes.special_codes[SpecialCodeIndex::VMIN] = 0;
+        modes.special_codes[SpecialCodeIndex::VTIME] = 0;
+        // Before: who is killed between the two leaves a terminal as it was.
+        self.guardian.tell(true);
+        self.set(&modes);
+        *raw = true;
+    }
+
+    /// Back to the modes at first. May be called again and again.
+    pub fn restore(&self) {
+        let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::take(&mut *raw) {
+            return;
+        }
+        if self.is_ours() {
+            self.set(&self.saved);
+        }
+        self.guardian.tell(false);
+    }
+
+    fn set(&self, modes: &Termios) {
+        loop {
+            match rustix::termios::tcsetattr(&self.fd, OptionalActions::Now, modes) {
+                Ok(()) => return,
+                Err(Errno::INTR) => {}
+                Err(error) => return log::debug!("the terminal keeps its modes: {error}"),
+            }
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.restore();
+    }
+}

@@ -1,0 +1,122 @@
+//! [`Pc`]: the I/O ports that a Linux guest expects of a PC: a serial line, and the ways to reset the
+//! machine, to switch it off, and to say that it panicked.
+//!
+//! vCPU threads read and write ports; each access touches one register. What a port does when
+//! nothing is behind it is what a bus does: reads give ones, writes are lost.
+
+mod power;
+
+pub use power::{Power, PowerEvent};
+
+use crate::devices::serial::Serial;
+use crate::doorbell::GuestEnd;
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
+use kvm_ioctls::VmFd;
+use std::sync::Arc;
+
+/// Where the registers are; ACPI tables tell the guest.
+pub mod ports {
+    /// The first serial line.
+    pub const SERIAL: u16 = 0x3f8;
+    /// Its registers.
+    pub const SERIAL_BYTES: u8 = 8;
+    /// Its interrupt line.
+    pub const SERIAL_GSI: u32 = 4;
+    /// The keyboard controller's command register, by which PCs are reset.
+    pub const KEYBOARD: u16 = 0x64;
+    /// What resets there.
+    pub const KEYBOARD_RESET: u8 = 0xfe;
+    /// A panic is written here: QEMU's pvpanic.
+    pub const PANIC: u16 = 0x505;
+    /// ACPI's event registers: status, then what is enabled.
+    pub const PM1_EVENT: u16 = 0x600;
+    /// Their length.
+    pub const PM1_EVENT_BYTES: u8 = 4;
+    /// ACPI's control register.
+    pub const PM1_CONTROL: u16 = 0x604;
+    /// Its length.
+    pub const PM1_CONTROL_BYTES: u8 = 2;
+    /// ACPI's reset register.
+    pub const RESET: u16 = 0x608;
+    /// What resets there.
+    pub const RESET_VALUE: u8 = 1;
+    /// ACPI's interrupt line; nothing raises it.
+    pub const SCI_GSI: u16 = 9;
+    /// The chipset's reset register, for kernels that do not use ACPI.
+    pub const CHIPSET_RESET: u16 = 0xcf9;
+    /// The bit that resets there.
+    pub const CHIPSET_RESET_CPU: u8 = 1 << 2;
+}
+
+/// The ports of one machine.
+pub struct Pc {
+    serial: Arc<Serial>,
+    power: Power,
+    vm: Arc<VmFd>,
+}
+
+impl Pc {
+    /// Ports with this serial line, for this VM.
+    #[must_use]
+    pub fn new(serial: Arc<Serial>, vm: Arc<VmFd>) -> Self {
+        Self { serial, power: Power::default(), vm }
+    }
+
+    /// The serial line.
+    #[must_use]
+    pub fn serial(&self) -> &Arc<Serial> {
+        &self.serial
+    }
+
+    /// A vCPU reads from `port` on.
+    pub fn read(&self, port: u16, data: &mut [u8]) {
+        if let (Some(register), [byte]) = (serial_register(port), &mut *data) {
+            *byte = self.serial.read(register);
+        } else if !self.power.read(port, data) {
+            data.fill(0xff);
+        }
+    }
+
+    /// A vCPU writes to `port`; why its machine ends, if it does.
+    pub fn write(&self, port: u16, data: &[u8]) -> Option<GuestEnd> {
+        if let (Some(register), [value]) = (serial_register(port), data) {
+            self.serial.write(register, *value);
+            return None;
+        }
+        Some(match self.power.write(port, data)? {
+            PowerEvent::Off => GuestEnd::PoweredOff,
+            PowerEvent::Panicked => GuestEnd::KernelPanic("it says so itself"),
+            // A kernel that shuts down masks all interrupts before it resets the machine; one that
+            // panicked, and was told to reset then, does not get that far.
+            PowerEvent::Reset if self.takes_interrupts() => {
+                GuestEnd::KernelPanic("it reset the machine without shutting down, as a panic or an emergency does")
+            }
+            PowerEvent::Reset => GuestEnd::Rebooted,
+        })
+    }
+
+    /// Whether the guest has any line of the I/O APIC open, by KVM's word.
+    fn takes_interrupts(&self) -> bool {
+        const MASKED: u64 = 1 << 16;
+        // The mode in which the old controllers' interrupts come through: a kernel that shuts down
+        // opens it again.
+        const EXTERNAL: u64 = 7 << 8;
+        let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+        if let Err(error) = self.vm.get_irqchip(&mut chip) {
+            log::debug!("KVM does not tell the interrupt controller's state: {error}");
+            return false;
+        }
+        // SAFETY: KVM was asked for the I/O APIC's state, and has filled that member in.
+        let lines = unsafe { chip.chip.ioapic.redirtbl };
+        lines.iter().any(|line| {
+            // SAFETY: all bits of a line are valid as a number.
+            let bits = unsafe { line.bits };
+            bits & MASKED == 0 && bits & EXTERNAL != EXTERNAL
+        })
+    }
+}
+
+fn serial_register(port: u16) -> Option<u8> {
+    let register = u8::try_from(port.checked_sub(ports::SERIAL)?).ok()?;
+    (register < ports::SERIAL_BYTES).then_some(register)
+}

@@ -1,0 +1,141 @@
+//! [`Power`]: ACPI's fixed registers, the reset registers and the panic register, as a state machine
+//! without side effects: a write gives the event that it stands for.
+
+use super::ports;
+use crate::boot::linux::acpi::SOFT_OFF;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// The bit of the control register that says that the kernel, not firmware, manages power.
+const SCI_ENABLED: u16 = 1;
+/// Where the sleep type is, and the bit that puts the machine to sleep.
+const SLEEP_TYPE_SHIFT: u16 = 10;
+const SLEEP: u16 = 1 << 13;
+/// Bits of the panic register: panicked, and a kernel that dumps itself after a crash.
+const PANICKED: u8 = 1;
+const CRASH_LOADED: u8 = 2;
+
+/// What a guest wants of its machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PowerEvent {
+    /// Off.
+    Off,
+    /// Start over.
+    Reset,
+    /// It panicked, and may still reset.
+    Panicked,
+}
+
+/// The registers.
+#[derive(Default, Debug)]
+pub struct Power {
+    control: AtomicU16,
+    enabled: AtomicU16,
+}
+
+impl Power {
+    /// Reads `data.len()` bytes from `port` on; false if it is none of these.
+    pub fn read(&self, port: u16, data: &mut [u8]) -> bool {
+        let (start, register): (u16, [u8; 4]) = match port {
+            // Nothing ever happens, so the status half is zero.
+            _ if range(ports::PM1_EVENT, ports::PM1_EVENT_BYTES).contains(&port) => {
+                let [low, high] = self.enabled.load(Ordering::Relaxed).to_le_bytes();
+                (ports::PM1_EVENT, [0, 0, low, high])
+            }
+            _ if range(ports::PM1_CONTROL, ports::PM1_CONTROL_BYTES).contains(&port) => {
+                let control = self.control.load(Ordering::Relaxed) & !SLEEP | SCI_ENABLED;
+                let [low, high] = control.to_le_bytes();
+                (ports::PM1_CONTROL, [low, high, 0, 0])
+            }
+            ports::PANIC => (ports::PANIC, [PANICKED | CRASH_LOADED, 0, 0, 0]),
+            _ => return false,
+        };
+        for (i, byte) in data.iter_mut().enumerate() {
+            *byte = register.get(usize::from(port - start) + i).copied().unwrap_or(0);
+        }
+        true
+    }
+
+    /// Writes `data` to `port`; what the guest wants with that, if anything.
+    pub fn write(&self, port: u16, data: &[u8]) -> Option<PowerEvent> {
+        let (first, word) = match *data {
+            [first] => (first, None),
+            [first, second, ..] => (first, Some(u16::from_le_bytes([first, second]))),
+            [] => return None,
+        };
+        match port {
+            ports::KEYBOARD if first == ports::KEYBOARD_RESET => Some(PowerEvent::Reset),
+            ports::RESET if first == ports::RESET_VALUE => Some(PowerEvent::Reset),
+            ports::CHIPSET_RESET if first & ports::CHIPSET_RESET_CPU != 0 => Some(PowerEvent::Reset),
+            ports::PANIC if first & PANICKED != 0 => Some(PowerEvent::Panicked),
+            ports::PM1_CONTROL => {
+                let control = word?;
+                self.control.store(control, Ordering::Relaxed);
+                let sleeps = control & SLEEP != 0 && control >> SLEEP_TYPE_SHIFT & 7 == u16::from(SOFT_OFF);
+                sleeps.then_some(PowerEvent::Off)
+            }
+            _ if port == ports::PM1_EVENT + 2 => {
+                self.enabled.store(word?, Ordering::Relaxed);
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
+fn range(start: u16, bytes: u8) -> std::ops::Range<u16> {
+    start..start + u16::from(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_way_to_reset_resets() {
+        let power = Power::default();
+        for (port, value) in [(ports::KEYBOARD, 0xfe), (ports::RESET, 1), (ports::CHIPSET_RESET, 6)] {
+            assert_eq!(power.write(port, &[value]), Some(PowerEvent::Reset), "{port:#x}");
+        }
+        for (port, value) in [(ports::KEYBOARD, 0xaa), (ports::RESET, 0), (ports::CHIPSET_RESET, 2), (0x80, 1)] {
+            assert_eq!(power.write(port, &[value]), None, "{port:#x}");
+        }
+    }
+
+    #[test]
+    fn soft_off_needs_its_type_and_the_sleep_bit() {
+        let power = Power::default();
+        let control = |kind: u16, sleep: u16| (kind << SLEEP_TYPE_SHIFT | sleep).to_le_bytes();
+        assert_eq!(power.write(ports::PM1_CONTROL, &control(5, 0)), None);
+        assert_eq!(power.write(ports::PM1_CONTROL, &control(3, SLEEP)), None);
+        assert_eq!(power.write(ports::PM1_CONTROL, &control(5, SLEEP)), Some(PowerEvent::Off));
+        assert_eq!(power.write(ports::PM1_CONTROL, &[0x34]), None, "half of it is nothing");
+    }
+
+    #[test]
+    fn registers_read_as_a_kernel_wants_them() {
+        let power = Power::default();
+        let mut word = [0xff; 2];
+        assert!(power.read(ports::PM1_CONTROL, &mut word));
+        assert_eq!(word, [1, 0], "ACPI is on");
+        assert_eq!(power.write(ports::PM1_EVENT + 2, &[0x20, 1]), None);
+        let mut event = [0xff; 4];
+        assert!(power.read(ports::PM1_EVENT, &mut event));
+        assert_eq!(event, [0, 0, 0x20, 1]);
+        assert!(power.read(ports::PM1_EVENT + 2, &mut word));
+        assert_eq!(word, [0x20, 1]);
+        let mut long = [0xff; 8];
+        assert!(power.read(ports::PM1_CONTROL + 1, &mut long));
+        assert_eq!(long, [0; 8], "nothing behind it");
+        assert!(!power.read(0x80, &mut word));
+    }
+
+    #[test]
+    fn a_panic_is_told_apart() {
+        let power = Power::default();
+        let mut byte = [0];
+        assert!(power.read(ports::PANIC, &mut byte));
+        assert_eq!(byte, [3], "both kinds of news are taken");
+        assert_eq!(power.write(ports::PANIC, &byte), Some(PowerEvent::Panicked));
+        assert_eq!(power.write(ports::PANIC, &[2]), None);
+    }
+}

@@ -1,0 +1,257 @@
+//! [`Serial`]: the serial port of a PC, a 16550A at I/O ports 0x3f8 to 0x3ff.
+//!
+//! The registers are vm-superio's; here are the two ways in and out. Output goes through
+//! `output.rs`, whose thread alone writes to the host. Input waits in a queue until the guest takes
+//! it. The registers' lock is held for one access and never while somebody waits, so the event loop
+//! can bring input while a vCPU waits for room. Both queues are bounded, whatever the guest does.
+
+mod output;
+#[cfg(test)]
+mod tests;
+
+use output::Output;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use vm_superio::Trigger;
+use vm_superio::serial::NoEvents;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// The first of its I/O ports.
+pub const FIRST_PORT: u16 = 0x3f8;
+/// How many there are.
+pub const PORTS: u16 = 8;
+/// The line that its interrupt is on.
+pub const GSI: u32 = 4;
+
+/// Bytes that vm-superio's FIFO holds.
+const FIFO: usize = 64;
+/// Input that waits for the guest, beyond those in its FIFO.
+const MOST_INPUT: usize = 4096;
+/// A guest that looks at the line status so often in a row, and at nothing else, waits for input
+/// without interrupts.
+const POLLS: u8 = 16;
+
+const DATA: u8 = 0;
+const IER: u8 = 1;
+const FCR: u8 = 2;
+const LCR: u8 = 3;
+const MCR: u8 = 4;
+const LSR: u8 = 5;
+const IER_RECEIVED: u8 = 1;
+const FCR_CLEAR_RECEIVED: u8 = 2;
+const LCR_DIVISOR: u8 = 0x80;
+const MCR_LOOP: u8 = 0x10;
+const LSR_READY: u8 = 1;
+
+/// A serial port.
+pub struct Serial {
+    port: Mutex<Port>,
+    output: Arc<Output>,
+    irq: EventFd,
+    room: EventFd,
+}
+
+struct Port {
+    registers: vm_superio::Serial<Line, NoEvents, Sender>,
+    /// Input that is not in the FIFO.
+    waiting: VecDeque<u8>,
+    /// The driver is at its set-up, where it reads and drops a byte or two: input waits.
+    held: bool,
+    /// What is in the FIFO the guest wrote itself, in loopback mode.
+    looped: bool,
+    /// Looks at the line status in a row.
+    polls: u8,
+    /// Somebody had more input than there was room for.
+    refused: bool,
+}
+
+/// The interrupt, as an edge.
+struct Line(EventFd);
+
+impl Trigger for Line {
+    type E = Infallible;
+
+    fn trigger(&self) -> Result<(), Infallible> {
+        // It fails only when nobody took 2^64 events, and then the line is up anyway.
+        let _ = self.0.write(1);
+        Ok(())
+    }
+}
+
+/// What the registers write to.
+struct Sender(Arc<Output>);
+
+impl Write for Sender {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Serial {
+    /// A port after power-on, whose output a thread writes to `out`.
+    ///
+    /// # Errors
+    /// If the host has no thread or no event to give.
+    pub fn new(out: OwnedFd) -> io::Result<Self> {
+        let irq = EventFd::new(EFD_NONBLOCK)?;
+        let room = EventFd::new(EFD_NONBLOCK)?;
+        let line = Line(irq.try_clone()?);
+        let output = Output::start(out)?;
+        let registers = vm_superio::Serial::new(line, Sender(output.clone()));
+        let port = Mutex::new(Port {
+            registers,
+            waiting: VecDeque::new(),
+            held: false,
+            looped: false,
+            polls: 0,
+            refused: false,
+        });
+        Ok(Self { port, output, irq, room })
+    }
+
+    /// A vCPU reads the register at this offset.
+    pub fn read(&self, offset: u8) -> u8 {
+        let mut port = self.port();
+        let value = port.read(offset);
+        port.offer();
+        self.tell_of_room(&mut port);
+        value
+    }
+
+    /// A vCPU writes the register at this offset. Waits while the output is full, until
+    /// [`stop`](Self::stop).
+    pub fn write(&self, offset: u8, value: u8) {
+        if offset == DATA {
+            // Before the lock. Several vCPUs may find the same room; the output has some to spare.
+            self.output.wait_for_room();
+        }
+        let mut port = self.port();
+        port.write(offset, value);
+        port.offer();
+        self.tell_of_room(&mut port);
+    }
+
+    /// Gives the guest input, and says how many bytes it takes: the rest has to wait until
+    /// [`room`](Self::room) is readable.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        let mut port = self.port();
+        // What the guest threw out of its FIFO came back on top.
+        let room = MOST_INPUT.saturating_sub(port.waiting.len());
+        let taken = &bytes[..room.min(bytes.len())];
+        port.waiting.extend(taken);
+        port.refused |= taken.len() < bytes.len();
+        port.offer();
+        taken.len()
+    }
+
+    /// An event at each interrupt: what KVM is given for line [`GSI`].
+    #[must_use]
+    pub fn irq(&self) -> &EventFd {
+        &self.irq
+    }
+
+    /// Readable when there is room again for input that did not fit.
+    #[must_use]
+    pub fn room(&self) -> &EventFd {
+        &self.room
+    }
+
+    /// From now on no vCPU waits for room: what does not fit is lost.
+    pub fn stop(&self) {
+        self.output.stop();
+    }
+
+    /// Waits so long, at most, until all output is written, and ends the thread. Says how many
+    /// bytes were lost.
+    pub fn finish(&self, patience: Duration) -> u64 {
+        self.output.finish(patience)
+    }
+
+    fn tell_of_room(&self, port: &mut Port) {
+        // Half empty, so that a fast typist costs one event and not one a byte.
+        if port.refused && port.waiting.len() <= MOST_INPUT / 2 {
+            port.refused = false;
+            // It can only be full, and then somebody will look.
+            let _ = self.room.write(1);
+        }
+    }
+
+    fn port(&self) -> MutexGuard<'_, Port> {
+        self.port.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Serial {
+    fn drop(&mut self) {
+        self.output.end();
+    }
+}
+
+impl Port {
+    fn read(&mut self, offset: u8) -> u8 {
+        let value = self.registers.read(offset);
+        self.polls = if offset == LSR && value & LSR_READY == 0 { self.polls.saturating_add(1) } else { 0 };
+        self.held &= self.polls < POLLS;
+        self.looped &= self.registers.fifo_capacity() < FIFO;
+        value
+    }
+
+    fn write(&mut self, offset: u8, value: u8) {
+        self.polls = 0;
+        let divisor = self.registers.read(LCR) & LCR_DIVISOR != 0;
+        match offset {
+            DATA => self.looped |= !divisor && self.registers.read(MCR) & MCR_LOOP != 0,
+            // A driver that sets up its port empties the FIFO first. On a wire that costs what was
+            // sent too early; here it waits, so that a script may come before the guest is up.
+            FCR if value & FCR_CLEAR_RECEIVED != 0 => {
+                self.take_back();
+                self.held = true;
+            }
+            // What is in the FIFO by now raised no interrupt, and vm-superio raises none for it here: it
+            // goes in once more.
+            IER if !divisor && value & IER_RECEIVED != 0 => {
+                self.take_back();
+                self.held = false;
+            }
+            _ => {}
+        }
+        // The output takes everything, and the interrupt cannot fail.
+        let _ = self.registers.write(offset, value);
+    }
+
+    /// Moves what waits into the FIFO, if the guest emptied it: in one go, for one interrupt.
+    fn offer(&mut self) {
+        if self.held || self.waiting.is_empty() || self.registers.fifo_capacity() < FIFO {
+            return;
+        }
+        let (front, _) = self.waiting.as_slices();
+        // In loopback mode nothing comes from outside: it takes none.
+        let taken = self.registers.enqueue_raw_bytes(front).unwrap_or(0);
+        self.waiting.drain(..taken);
+    }
+
+    /// Empties the FIFO; what the guest did not read will come again.
+    fn take_back(&mut self) {
+        let unread = FIFO - self.registers.fifo_capacity();
+        let control = self.registers.read(LCR);
+        // Where the divisor is, there is no FIFO.
+        let _ = self.registers.write(LCR, control & !LCR_DIVISOR);
+        for index in 0..unread {
+            let byte = self.registers.read(DATA);
+            if !self.looped {
+                self.waiting.insert(index, byte);
+            }
+        }
+        self.looped = false;
+        let _ = self.registers.write(LCR, control);
+    }
+}

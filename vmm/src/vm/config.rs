@@ -1,0 +1,58 @@
+//! [`VmConfig`]: what to launch.
+
+use crate::boot::{Image, Initrd};
+use crate::devices::blk::DiskConfig;
+use crate::elastic::Elastic;
+use crate::install_config::InstallConfig;
+use crate::memory::Backing;
+use crate::units::Bytes;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// What to launch.
+#[derive(Clone, Default, Debug)]
+pub struct VmConfig {
+    /// RAM in bytes, a non-zero multiple of 2 MiB.
+    pub memory: Bytes,
+    /// vCPUs.
+    pub cpus: u32,
+    /// What is behind RAM.
+    pub backing: Backing,
+    /// What to run instead of the embedded guest.
+    pub kernel: Option<Arc<Image>>,
+    /// Host cores for the vCPUs' threads, in turn; any if there are none.
+    pub pin: Vec<u32>,
+    /// How frames get their memory, and what holds the guest to its limit.
+    pub install: InstallConfig,
+    /// How memory is made smaller and larger.
+    pub elastic: Elastic,
+    /// What only Linux guests have.
+    pub linux: LinuxConfig,
+}
+
+/// What a Linux guest gets beside memory and CPUs.
+#[derive(Clone, Default, Debug)]
+pub struct LinuxConfig {
+    /// Its initial RAM file system.
+    pub initrd: Option<Arc<Initrd>>,
+    /// Its command line, to which a few words are added.
+    pub command_line: String,
+    /// Where its console's output goes; nowhere by default.
+    pub console: Option<Arc<OwnedFd>>,
+    /// Its disks, in order.
+    pub disks: Vec<DiskConfig>,
+}
+
+impl VmConfig {
+    /// Whether it is a Linux guest.
+    #[must_use]
+    pub fn is_linux(&self) -> bool {
+        self.kernel.as_ref().is_some_and(|image| image.is_linux())
+    }
+
+    /// The built-in guest, with defaults for what is not named here.
+    #[must_use]
+    pub fn new(memory: Bytes, cpus: u32, backing: Backing) -> Self {
+        Self { memory, cpus, backing, ..Self::default() }
+    }
+}

@@ -1,0 +1,187 @@
+//! What a Linux guest's machine has and others have not: interrupt controllers, a PC's ports, more
+//! devices, and the tables that describe all this to its kernel.
+
+use super::config::VmConfig;
+use super::error::LaunchError;
+use crate::agent::linux::LinuxAgent;
+use crate::boot::linux::{self, LinuxKernel, acpi, kernel, map};
+use crate::boot::{self, LinuxError, Platform};
+use crate::devices::blk::{self, Blk};
+use crate::devices::console::Console;
+use crate::devices::mmio::Transport;
+use crate::devices::pc::{Pc, ports};
+use crate::devices::rng::Rng;
+use crate::devices::serial::Serial;
+use crate::devices::{Devices, VirtioDevice};
+use crate::elastic::{Elastic, MEMORY_BLOCK};
+use crate::memory::{AddressMap, GuestRam};
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use std::fs::File;
+use std::sync::Arc;
+
+/// What the ACPI tables have numbers for.
+const MAX_CPUS: u32 = 254;
+/// The word by which a kernel finds the region that it shares with its host.
+const HEADER_PARAMETER: &str = "llfree.header";
+
+/// A Linux guest that was checked against its configuration.
+pub(super) struct Plan<'a> {
+    config: &'a VmConfig,
+    kernel: &'a LinuxKernel,
+    /// Where RAM lies.
+    pub(super) map: AddressMap,
+    initrd_address: u64,
+}
+
+/// What belongs to the machine from then on.
+pub(super) struct Parts {
+    pub(super) pc: Arc<Pc>,
+    pub(super) agent: Arc<LinuxAgent>,
+}
+
+impl<'a> Plan<'a> {
+    /// Checks all that can be checked before there is a machine.
+    pub(super) fn new(config: &'a VmConfig, kernel: &'a LinuxKernel) -> Result<Self, LaunchError> {
+        if !boot::runs_ring0() {
+            return Err(LinuxError::NoRing0 { name: kernel.name().to_owned() }.into());
+        }
+        if config.cpus > MAX_CPUS {
+            return Err(LinuxError::Cpus { asked: config.cpus, limit: MAX_CPUS }.into());
+        }
+        config.elastic.check_linux(config.memory)?;
+        let unusable = config.elastic.unusable_by_linux(config.memory);
+        if unusable.0 > 0 {
+            log::warn!(
+                "Linux adds memory in blocks of {MEMORY_BLOCK}: it cannot use the last {unusable} of virtio-mem's \
+                 region; --mem less boot= that is a multiple of that wastes nothing"
+            );
+        }
+        let memory = config.memory.0;
+        let (map, low, hotplug) = match config.elastic {
+            Elastic::Mem { boot } => (map::address_map_for_hotplug(memory, boot.0), boot.0, true),
+            _ => (map::address_map(memory), memory.min(map::HOLE_START), false),
+        };
+        let initrd_address = kernel.initrd_address(config.linux.initrd.as_deref(), low, hotplug)?;
+        blk::check_disks(&config.linux.disks)?;
+        Ok(Self { config, kernel, map, initrd_address })
+    }
+
+    /// What every vCPU needs before it is made.
+    pub(super) fn prepare(&self, vm: &VmFd) -> Result<(), LaunchError> {
+        let kvm = |step| move |source| LaunchError::Kvm { step, source };
+        // Intel CPUs without unrestricted guests need these pages; others do not care.
+        vm.set_tss_address(map::KVM_PAGES as usize).map_err(kvm("place its task segment"))?;
+        vm.create_irq_chip().map_err(kvm("make interrupt controllers"))?;
+        let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(timer).map_err(kvm("make a timer"))
+    }
+
+    /// What each vCPU is.
+    pub(super) fn cpuid(&self, kvm: &Kvm, supported: &CpuId, index: u32) -> CpuId {
+        let has_deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
+        // At most MAX_CPUS.
+        linux::cpuid(supported, index as u8, self.config.cpus as u8, has_deadline_timer)
+    }
+
+    /// All devices, in the order in which the kernel finds them; `elastic` is the last of them.
+    pub(super) fn devices(
+        &self,
+        vm: &Arc<VmFd>,
+        ram: &Arc<GuestRam>,
+        elastic: Option<Arc<Transport>>,
+    ) -> Result<(Devices, Parts), LaunchError> {
+        let event = |source| LaunchError::Host { step: "make a device's events", source };
+        let transport = |device: Box<dyn VirtioDevice>| {
+            // It has real interrupts.
+            Transport::new(device, ram.clone(), Box::new(|| {})).map(Arc::new).map_err(event)
+        };
+        let linux = &self.config.linux;
+        let (console, port) = Console::new().map_err(event)?;
+        let mut all = vec![transport(Box::new(console))?, transport(Box::new(Rng::default()))?];
+        for disk in &linux.disks {
+            all.push(transport(Box::new(Blk::open(disk)?))?);
+        }
+        all.extend(elastic);
+        let (asked, limit) = (all.len(), map::DEVICE_GSIS.len());
+        if asked > limit {
+            return Err(LinuxError::Devices { asked, limit }.into());
+        }
+        for (device, gsi) in all.iter().zip(map::DEVICE_GSIS) {
+            vm.register_irqfd(device.irq().event(), gsi)
+                .map_err(|source| LaunchError::Kvm { step: "take a device's interrupts", source })?;
+        }
+        let console = match &linux.console {
+            Some(console) => console.try_clone(),
+            None => File::create("/dev/null").map(Into::into),
+        };
+        let serial = console.and_then(Serial::new).map(Arc::new);
+        let serial = serial.map_err(|source| LaunchError::Host { step: "open the console", source })?;
+        vm.register_irqfd(serial.irq(), ports::SERIAL_GSI)
+            .map_err(|source| LaunchError::Kvm { step: "take the serial line's interrupts", source })?;
+        let parts = Parts { pc: Arc::new(Pc::new(serial, vm.clone())), agent: Arc::new(LinuxAgent::new(port)) };
+        Ok((Devices::new(map::DEVICES_START, all), parts))
+    }
+
+    /// Copies the kernel, and all it is told, into its memory, and puts the first vCPU at its entry.
+    pub(super) fn load(
+        &self,
+        ram: &GuestRam,
+        platform: &Platform,
+        devices: &Devices,
+        vcpus: &[VcpuFd],
+    ) -> Result<(), LaunchError> {
+        let boot_bytes = match self.config.elastic {
+            Elastic::Mem { boot } => boot.0,
+            _ => self.config.memory.0,
+        };
+        let parts: Vec<_> = ram
+            .map()
+            .parts()
+            .filter(|part| part.offset < boot_bytes)
+            .map(|part| part.gpa..part.gpa + part.bytes.min(boot_bytes - part.offset))
+            .collect();
+        let platform_range = platform.header_gpa()..platform.doorbell_gpa() + shared_layout::call::DOORBELL_BYTES;
+        let memory_map = map::e820(&parts, platform_range);
+        let lines: Vec<_> = (0..devices.count() as usize)
+            .filter_map(map::device)
+            // Below 4 GiB, as the hole is.
+            .map(|(page, gsi)| acpi::Mmio { page: page as u32, gsi })
+            .collect();
+        let command_line = self.command_line(platform);
+        self.kernel.check_command_line(&command_line)?;
+        let setup = kernel::Setup {
+            initrd: self.config.linux.initrd.as_deref(),
+            command_line: &command_line,
+            memory_map: &memory_map,
+            acpi: &acpi::tables(self.config.cpus as u8, &lines),
+        };
+        self.kernel.load(ram.guest_memory(), &setup, self.initrd_address)?;
+        let [first, others @ ..] = vcpus else { return Ok(()) };
+        linux::start(first, ram.guest_memory(), self.kernel.entry())?;
+        for vcpu in others {
+            linux::start_other(vcpu)?;
+        }
+        Ok(())
+    }
+
+    /// The user's words, and what this machine adds to them.
+    fn command_line(&self, platform: &Platform) -> String {
+        let mut line = self.config.linux.command_line.clone();
+        let mut add = |word: &str| {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        };
+        if let Some(parameter) = self.config.elastic.kernel_parameters() {
+            let name = parameter.split('=').next().unwrap_or(parameter);
+            // Whoever wrote it has a reason.
+            if !self.config.linux.command_line.split_whitespace().any(|word| word.split('=').next() == Some(name)) {
+                add(parameter);
+            }
+        }
+        add(&format!("{HEADER_PARAMETER}={:#x}", platform.header_gpa()));
+        line
+    }
+}
