@@ -259,9 +259,11 @@ fn resize(vm: &Vm, request: &Request, superseded: &dyn Fn() -> bool) -> Result<R
 
 fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
     let limit = vm.limit();
+    // A balloon of small pages may have left it anywhere.
+    let whole = |bytes: u64| bytes - bytes % HUGE_SIZE;
     match goal {
         ShrinkGoal::ToBytes(to) => Ok(to),
-        ShrinkGoal::ByBytes(by) => match limit.checked_sub(by) {
+        ShrinkGoal::ByBytes(by) => match limit.checked_sub(by).map(whole) {
             Some(0) => Err(VmError::Size(format!(
                 "cannot shrink by {}: that is all of the limit, and the smallest limit is 2 MiB",
                 Bytes(by)
