@@ -532,6 +532,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         }),
         vcpus: vm.vcpus().iter().enumerate().map(vcpu).collect(),
         elastic: elastic_status(vm),
+        disks: vm.disks().iter().map(|disk| disk.status()).collect(),
     })
 }
 

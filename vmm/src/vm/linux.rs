@@ -6,9 +6,9 @@ use super::error::LaunchError;
 use crate::agent::linux::LinuxAgent;
 use crate::boot::linux::{self, LinuxKernel, acpi, kernel, map};
 use crate::boot::{self, LinuxError, Platform};
-use crate::devices::mmio::Transport;
-use crate::devices::blk::{self, Blk};
+use crate::devices::blk::{self, Blk, DiskControl};
 use crate::devices::console::Console;
+use crate::devices::mmio::Transport;
 use crate::devices::pc::{Pc, ports};
 use crate::devices::rng::Rng;
 use crate::devices::serial::Serial;
@@ -38,6 +38,7 @@ pub(super) struct Plan<'a> {
 pub(super) struct Parts {
     pub(super) pc: Arc<Pc>,
     pub(super) agent: Arc<LinuxAgent>,
+    pub(super) disks: Vec<Arc<DiskControl>>,
 }
 
 impl<'a> Plan<'a> {
@@ -91,8 +92,11 @@ impl<'a> Plan<'a> {
         let linux = &self.config.linux;
         let (console, port) = Console::new().map_err(event)?;
         let mut all = vec![transport(Box::new(console))?, transport(Box::new(Rng::default()))?];
+        let mut disks = Vec::new();
         for disk in &linux.disks {
-            all.push(transport(Box::new(Blk::open(disk)?))?);
+            let disk = Blk::open(disk)?;
+            disks.push(disk.control());
+            all.push(transport(Box::new(disk))?);
         }
         all.extend(elastic);
         let (asked, limit) = (all.len(), map::DEVICE_GSIS.len());
@@ -111,7 +115,7 @@ impl<'a> Plan<'a> {
         let serial = serial.map_err(|source| LaunchError::Host { step: "open the console", source })?;
         vm.register_irqfd(serial.irq(), ports::SERIAL_GSI)
             .map_err(|source| LaunchError::Kvm { step: "take the serial line's interrupts", source })?;
-        let parts = Parts { pc: Arc::new(Pc::new(serial, vm.clone())), agent: Arc::new(LinuxAgent::new(port)) };
+        let parts = Parts { pc: Arc::new(Pc::new(serial, vm.clone())), agent: Arc::new(LinuxAgent::new(port)), disks };
         Ok((Devices::new(map::DEVICES_START, all), parts))
     }
 
