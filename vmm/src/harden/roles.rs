@@ -296,7 +296,7 @@ const TERMINAL: &[Allow] = &[
             libc::TIOCGPGRP,
         ],
     ),
-    Call(libc::SYS_getpgid),
+    Call(libc::SYS_getpgrp),
     Signal(&[libc::SIGSTOP as u64]),
 ];
 

@@ -4,20 +4,12 @@
 //! away leaves what was allocated as it is; it may come back, and is greeted again.
 
 use crate::agent::Agent;
-use shared_layout::agent::Command;
-use shared_layout::header::ABI_VERSION;
-use shared_layout::mailbox::{WORDS, Words};
+use shared_layout::channel::{FRAME_BYTES, Frame, PORT_NAME};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The port's name.
-pub const NAME: &str = "org.llfree.agent";
-/// Bytes of a frame: a ticket and the words of a command or a report, little endian.
-pub const FRAME_BYTES: usize = 8 + WORDS * 8;
-/// The ticket of the greeting.
-pub const HELLO: u64 = u64::MAX;
 /// How often the port is looked for.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -25,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
     /// None has the name.
-    #[error("no virtio port is named {NAME} after {0:?}; load virtio_console, and start the VM with such a port")]
+    #[error("no virtio port is named {PORT_NAME} after {0:?}; load virtio_console, and start the VM with such a port")]
     None(Duration),
     /// It cannot be opened.
     #[error("cannot open {}", .0.display())]
@@ -53,7 +45,7 @@ pub fn open(patience: Duration) -> Result<File, PortError> {
 fn find(class: &Path) -> Option<PathBuf> {
     fs::read_dir(class).ok()?.flatten().find_map(|entry| {
         let name = fs::read_to_string(entry.path().join("name")).ok()?;
-        (name.trim_end() == NAME).then(|| Path::new("/dev").join(entry.file_name()))
+        (name.trim_end() == PORT_NAME).then(|| Path::new("/dev").join(entry.file_name()))
     })
 }
 
@@ -62,34 +54,17 @@ fn find(class: &Path) -> Option<PathBuf> {
 /// # Errors
 /// Those of the port, save its end.
 pub fn serve(port: &mut (impl Read + Write), agent: &mut Agent) -> io::Result<()> {
-    let mut words = [0; WORDS];
-    words[0] = u64::from(ABI_VERSION);
-    port.write_all(&frame(HELLO, &words))?;
+    port.write_all(&Frame::hello().to_bytes())?;
     let mut bytes = [0; FRAME_BYTES];
     loop {
         match port.read_exact(&mut bytes) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             result => result?,
         }
-        let (ticket, words) = parse(&bytes);
-        let report = agent.obey(Command::decode(&words));
-        port.write_all(&frame(ticket, &report.encode()))?;
+        let frame = Frame::from_bytes(bytes);
+        let report = agent.obey(frame.to_command());
+        port.write_all(&Frame::report(frame.ticket, &report).to_bytes())?;
     }
-}
-
-fn frame(ticket: u64, words: &Words) -> [u8; FRAME_BYTES] {
-    let mut bytes = [0; FRAME_BYTES];
-    for (to, from) in bytes.chunks_exact_mut(8).zip(std::iter::once(&ticket).chain(words)) {
-        to.copy_from_slice(&from.to_le_bytes());
-    }
-    bytes
-}
-
-fn parse(bytes: &[u8; FRAME_BYTES]) -> (u64, Words) {
-    let (words, _) = bytes.as_chunks();
-    let mut words = words.iter().map(|word| u64::from_le_bytes(*word));
-    let ticket = words.next().unwrap_or(0);
-    (ticket, std::array::from_fn(|_| words.next().unwrap_or(0)))
 }
 
 #[cfg(test)]
@@ -97,32 +72,33 @@ mod tests {
     use super::*;
     use crate::room::Room;
     use shared_layout::Order;
-    use shared_layout::agent::{Outcome, Report};
+    use shared_layout::agent::{Command, Outcome};
+    use shared_layout::header::ABI_VERSION;
+    use shared_layout::mailbox::WORDS;
     use std::os::unix::net::UnixStream;
+
+    fn receive(host: &mut UnixStream) -> Frame {
+        let mut bytes = [0; FRAME_BYTES];
+        host.read_exact(&mut bytes).expect("a frame");
+        Frame::from_bytes(bytes)
+    }
 
     #[test]
     fn the_host_is_greeted_and_each_command_answered_with_its_ticket() {
         let (mut host, mut guest) = UnixStream::pair().expect("sockets");
         let guest = std::thread::spawn(move || serve(&mut guest, &mut Agent::new(Room::with_reserve(0))));
-        let mut receive = || {
-            let mut bytes = [0; FRAME_BYTES];
-            host.read_exact(&mut bytes).expect("a frame");
-            parse(&bytes)
+        let hello = receive(&mut host);
+        assert_eq!(hello.hello_version(), Some(u64::from(ABI_VERSION)));
+        let mut ask = |frame: Frame| {
+            host.write_all(&frame.to_bytes()).expect("the guest reads");
+            let answer = receive(&mut host);
+            assert_eq!(answer.ticket, frame.ticket);
+            answer.to_report()
         };
-        let (ticket, words) = receive();
-        assert_eq!((ticket, words[0]), (HELLO, u64::from(ABI_VERSION)));
-        let mut ask = |ticket, words: &Words| {
-            host.write_all(&frame(ticket, words)).expect("the guest reads");
-            let mut bytes = [0; FRAME_BYTES];
-            host.read_exact(&mut bytes).expect("a frame");
-            let (answered, words) = parse(&bytes);
-            assert_eq!(answered, ticket);
-            Report::decode(&words)
-        };
-        let report = ask(7, &Command::Alloc { bytes: 1 << 20, order: Order::BASE, seed: 5 }.encode());
+        let report = ask(Frame::command(7, &Command::Alloc { bytes: 1 << 20, order: Order::BASE, seed: 5 }));
         assert_eq!((report.outcome, report.held_bytes), (Outcome::Ok as u64, 1 << 20));
-        assert_eq!(ask(8, &[u64::MAX; WORDS]).outcome, Outcome::Unknown as u64);
-        assert_eq!(ask(9, &Command::Verify.encode()).bytes, 1 << 20);
+        assert_eq!(ask(Frame { ticket: 8, words: [u64::MAX; WORDS] }).outcome, Outcome::Unknown as u64);
+        assert_eq!(ask(Frame::command(9, &Command::Verify)).bytes, 1 << 20);
         drop(host);
         guest.join().expect("no panic").expect("the end of the port is no error");
     }
