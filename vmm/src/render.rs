@@ -3,8 +3,8 @@
 //! What a guest or another process wrote is filtered on the way.
 
 use crate::control::report::{
-    AutoReclaimReport, ElasticStatus, GuestOutcome, GuestReport, GuestSays, GuestStatsReport, ReclaimReport,
-    ResizeReport, SampleReport, StatusReport, ValidateReport,
+    AutoReclaimReport, DiskStatus, ElasticStatus, GuestOutcome, GuestReport, GuestSays, GuestStatsReport,
+    ReclaimReport, ResizeReport, SampleReport, StatusReport, ValidateReport,
 };
 use crate::guest_log::printable;
 use crate::units::Bytes;
@@ -249,6 +249,7 @@ pub fn status(report: &StatusReport) -> String {
         rows.push(("violations", count(report.violations, violations(report))));
     }
     rows.extend(elastic(&report.elastic));
+    rows.extend(report.disks.iter().map(|disk| ("disk", disk_line(disk))));
     if report.corrupt_entries > 0 || report.bad_calls > 0 {
         rows.push((
             "nonsense",
@@ -306,6 +307,18 @@ fn elastic(report: &ElasticStatus) -> Vec<(&'static str, String)> {
         rows.push(("blocks", of + &refused));
     }
     rows
+}
+
+fn disk_line(disk: &DiskStatus) -> String {
+    let mut line = format!("{}, {}", printable(&disk.path), Bytes(disk.size_bytes));
+    let some = |line: &mut String, what: u64, text: String| line.push_str(if what == 0 { "" } else { &text });
+    some(&mut line, u64::from(disk.read_only), ", read-only".to_owned());
+    some(&mut line, disk.read_bytes, format!(", {} read", Bytes(disk.read_bytes)));
+    some(&mut line, disk.written_bytes, format!(", {} written", Bytes(disk.written_bytes)));
+    some(&mut line, disk.cleared_bytes, format!(", {} discarded", Bytes(disk.cleared_bytes)));
+    some(&mut line, disk.io_errors, format!(", {} I/O errors", disk.io_errors));
+    some(&mut line, disk.refused_requests, format!(", {} requests refused", disk.refused_requests));
+    line
 }
 
 /// Why a number that the guest should say is unknown.

@@ -549,6 +549,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         }),
         vcpus: vm.vcpus().iter().enumerate().map(vcpu).collect(),
         elastic,
+        disks: vm.disks().iter().map(|disk| disk.status()).collect(),
     })
 }
 

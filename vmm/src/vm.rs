@@ -25,6 +25,7 @@ use crate::agent::{self, Agents};
 use crate::boot::Platform;
 use crate::cgroup::Cgroup;
 use crate::devices::Devices;
+use crate::devices::blk::DiskControl;
 use crate::devices::serial::Serial;
 use crate::devices::worker::Worker;
 use crate::doorbell::{Doorbell, GuestEnd};
@@ -188,6 +189,12 @@ impl Vm {
     #[must_use]
     pub fn elastic(&self) -> Option<&ElasticDevice> {
         self.elastic.as_ref()
+    }
+
+    /// Its disks, in the order of their flags.
+    #[must_use]
+    pub fn disks(&self) -> &[Arc<DiskControl>] {
+        self.linux.as_ref().map_or(&[], |linux| &linux.disks)
     }
 
     /// The devices, as vCPUs reach them.

@@ -164,6 +164,37 @@ pub struct StatusReport {
     /// How memory is made smaller and larger.
     #[serde(default)]
     pub elastic: ElasticStatus,
+    /// One a disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskStatus>,
+}
+
+/// A disk, and what the guest did with it since the VM started.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskStatus {
+    /// The file, as it was given.
+    pub path: String,
+    /// Its size, in bytes.
+    pub size_bytes: u64,
+    /// Whether the guest must not write.
+    pub read_only: bool,
+    /// Reads that succeeded.
+    pub reads: u64,
+    /// Bytes that they read.
+    pub read_bytes: u64,
+    /// Writes that succeeded.
+    pub writes: u64,
+    /// Bytes that they wrote.
+    pub written_bytes: u64,
+    /// Flushes that succeeded.
+    pub flushes: u64,
+    /// What was discarded or filled with zeroes, in bytes.
+    pub cleared_bytes: u64,
+    /// Requests that the host could not carry out.
+    pub io_errors: u64,
+    /// Requests that made no sense.
+    pub refused_requests: u64,
 }
 
 /// Where a guest says what it does with its memory.

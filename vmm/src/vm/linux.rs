@@ -6,7 +6,7 @@ use super::error::LaunchError;
 use crate::agent::linux::LinuxAgent;
 use crate::boot::linux::{self, LinuxKernel, acpi, kernel, map};
 use crate::boot::{self, LinuxError, Platform};
-use crate::devices::blk::{self, Blk};
+use crate::devices::blk::{self, Blk, DiskControl};
 use crate::devices::console::Console;
 use crate::devices::mmio::Transport;
 use crate::devices::net::{self, Net};
@@ -38,12 +38,14 @@ pub(super) struct Plan<'a> {
     command_line: String,
     /// Disks and network cards, open.
     devices: Vec<Box<dyn VirtioDevice>>,
+    disks: Vec<Arc<DiskControl>>,
 }
 
 /// What belongs to the machine from then on.
 pub(super) struct Parts {
     pub(super) pc: Arc<Pc>,
     pub(super) agent: Arc<LinuxAgent>,
+    pub(super) disks: Vec<Arc<DiskControl>>,
 }
 
 impl<'a> Plan<'a> {
@@ -76,8 +78,11 @@ impl<'a> Plan<'a> {
         }
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         blk::check_disks(&linux.disks)?;
+        let mut disks = Vec::new();
         for disk in &linux.disks {
-            devices.push(Box::new(Blk::open(disk)?));
+            let disk = Blk::open(disk)?;
+            disks.push(disk.control());
+            devices.push(Box::new(disk));
         }
         net::check_nets(&linux.nets)?;
         for net in &linux.nets {
@@ -87,7 +92,7 @@ impl<'a> Plan<'a> {
         if !boot::runs_ring0() {
             return Err(LinuxError::NoRing0 { name: kernel.name().to_owned() }.into());
         }
-        Ok(Self { config, kernel, map, initrd_address, command_line, devices })
+        Ok(Self { config, kernel, map, initrd_address, command_line, devices, disks })
     }
 
     /// What every vCPU needs before it is made.
@@ -137,7 +142,7 @@ impl<'a> Plan<'a> {
         let serial = serial.map_err(|source| LaunchError::Host { step: "open the console", source })?;
         vm.register_irqfd(serial.irq(), serial::GSI)
             .map_err(|source| LaunchError::Kvm { step: "take the serial line's interrupts", source })?;
-        let parts = Parts { pc: Arc::new(Pc::new(serial, vm.clone())), agent: Arc::new(LinuxAgent::new(port)) };
+        let parts = Parts { pc: Arc::new(Pc::new(serial, vm.clone())), agent: Arc::new(LinuxAgent::new(port)), disks: std::mem::take(&mut self.disks) };
         Ok((Devices::new(map::DEVICES_START, all), parts))
     }
 
