@@ -9,11 +9,14 @@
 use crate::agent::AgentError;
 use crate::control::protocol::{BurstTouch, ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{
-    AutoReclaimReport, BadPage, CgroupStatus, ElasticStatus, ExitCounts, FindingReport, GuestOutcome, GuestReport,
-    InstallPoolStatus, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
+    AutoReclaimReport, BadPage, CgroupStatus, DeviceStatus, ElasticStatus, ExitCounts, FindingReport, GuestOutcome,
+    GuestReport, InstallPoolStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport,
+    ValidateReport, VcpuStatus,
 };
 use crate::control::server::Responder;
 use crate::devices::balloon::BalloonConfig;
+use crate::devices::mmio::Transport;
+use crate::devices::net::{NetConfig, NetCounters};
 use crate::doorbell::GuestEnd;
 use crate::elastic::{Elastic, ElasticDevice, ResizeError};
 use crate::guest_log::Rarely;
@@ -550,7 +553,18 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         vcpus: vm.vcpus().iter().enumerate().map(vcpu).collect(),
         elastic,
         disks: vm.disks().iter().map(|disk| disk.status()).collect(),
+        nets: vm.nets().map(net_report).collect(),
+        agent: vm.linux_agent().map(|agent| agent.status()),
+        devices: vm.devices().iter().map(|(_, device)| device_status(device)).collect(),
     })
+}
+
+fn net_report((config, counters): (&NetConfig, &NetCounters)) -> NetReport {
+    NetReport { tap: config.tap.clone(), mac: config.mac.to_string(), traffic: counters.status() }
+}
+
+fn device_status(device: &Transport) -> DeviceStatus {
+    DeviceStatus { name: device.name().to_owned(), driven: device.is_driven(), errors: device.faults() }
 }
 
 fn elastic_status(vm: &Vm) -> ElasticStatus {

@@ -100,7 +100,10 @@ impl Platform {
         let tables = blocks + u64::from(vcpus) * BLOCK_BYTES;
         // The doorbell lies behind the tables and needs tables itself: grow until they suffice.
         let mut table_count = 0;
-        while has_page_tables {
+        loop {
+            if !has_page_tables {
+                break;
+            }
             let needed = tables_needed(ram_bytes, gpa, tables + table_count * FRAME_SIZE + MMIO_BYTES);
             if needed <= table_count {
                 break;

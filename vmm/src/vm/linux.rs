@@ -9,7 +9,7 @@ use crate::boot::{self, LinuxError, Platform};
 use crate::devices::blk::{self, Blk, DiskControl};
 use crate::devices::console::Console;
 use crate::devices::mmio::Transport;
-use crate::devices::net::{self, Net};
+use crate::devices::net::{self, Net, NetCounters};
 use crate::devices::pc::Pc;
 use crate::devices::rng::Rng;
 use crate::devices::serial::{self, Serial};
@@ -39,6 +39,7 @@ pub(super) struct Plan<'a> {
     /// Disks and network cards, open.
     devices: Vec<Box<dyn VirtioDevice>>,
     disks: Vec<Arc<DiskControl>>,
+    nets: Vec<Arc<NetCounters>>,
 }
 
 /// What belongs to the machine from then on.
@@ -46,6 +47,7 @@ pub(super) struct Parts {
     pub(super) pc: Arc<Pc>,
     pub(super) agent: Arc<LinuxAgent>,
     pub(super) disks: Vec<Arc<DiskControl>>,
+    pub(super) nets: Vec<Arc<NetCounters>>,
 }
 
 impl<'a> Plan<'a> {
@@ -85,14 +87,17 @@ impl<'a> Plan<'a> {
             devices.push(Box::new(disk));
         }
         net::check_nets(&linux.nets)?;
+        let mut nets = Vec::new();
         for net in &linux.nets {
-            devices.push(Box::new(Net::open(net)?));
+            let net = Net::open(net)?;
+            nets.push(net.counters());
+            devices.push(Box::new(net));
         }
         // Last, so that all that is wrong with the flags comes to light on any machine.
         if !boot::runs_ring0() {
             return Err(LinuxError::NoRing0 { name: kernel.name().to_owned() }.into());
         }
-        Ok(Self { config, kernel, map, initrd_address, command_line, devices, disks })
+        Ok(Self { config, kernel, map, initrd_address, command_line, devices, disks, nets })
     }
 
     /// What every vCPU needs before it is made.
@@ -125,7 +130,7 @@ impl<'a> Plan<'a> {
             Transport::new(device, ram.clone(), Box::new(|| {})).map(Arc::new).map_err(event)
         };
         let (console, port) = Console::new().map_err(event)?;
-        let mut all = vec![transport(Box::new(console))?, transport(Box::new(Rng::default()))?];
+        let mut all = vec![transport(Box::new(console))?, transport(Box::<Rng>::default())?];
         for device in self.devices.drain(..) {
             all.push(transport(device)?);
         }
@@ -142,7 +147,12 @@ impl<'a> Plan<'a> {
         let serial = serial.map_err(|source| LaunchError::Host { step: "open the console", source })?;
         vm.register_irqfd(serial.irq(), serial::GSI)
             .map_err(|source| LaunchError::Kvm { step: "take the serial line's interrupts", source })?;
-        let parts = Parts { pc: Arc::new(Pc::new(serial, vm.clone())), agent: Arc::new(LinuxAgent::new(port)), disks: std::mem::take(&mut self.disks) };
+        let parts = Parts {
+            pc: Arc::new(Pc::new(serial, vm.clone())),
+            agent: Arc::new(LinuxAgent::new(port)),
+            disks: std::mem::take(&mut self.disks),
+            nets: std::mem::take(&mut self.nets),
+        };
         Ok((Devices::new(map::DEVICES_START, all), parts))
     }
 
