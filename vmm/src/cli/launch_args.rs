@@ -35,7 +35,7 @@ pub struct LaunchArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
     /// Linux: a raw disk image or block device, like rootfs.img or data.img,ro; once for each disk
-    #[arg(long, value_name = "PATH[,ro]", action = clap::ArgAction::Append)]
+    #[arg(long, value_name = "PATH[,ro][,serial=TEXT]", action = clap::ArgAction::Append)]
     pub disk: Vec<DiskConfig>,
     /// Linux: a network card on a tap device of the host, like tap=tap0; once for each card
     #[arg(long, value_name = "tap=NAME[,mac=MAC]", action = clap::ArgAction::Append)]
