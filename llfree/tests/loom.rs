@@ -27,6 +27,8 @@ mod host;
 mod lower;
 #[path = "loom/memory.rs"]
 mod memory;
+#[path = "../src/row.rs"]
+mod row;
 #[path = "loom/rows.rs"]
 mod rows;
 #[path = "../src/search.rs"]

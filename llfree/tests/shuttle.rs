@@ -21,6 +21,8 @@ mod hint;
 mod host;
 #[path = "../src/lower.rs"]
 mod lower;
+#[path = "../src/row.rs"]
+mod row;
 #[path = "../src/search.rs"]
 mod search;
 #[path = "../src/stats.rs"]
