@@ -154,9 +154,25 @@ fn the_flag_and_the_command_switch_it_and_the_status_says_so() {
 
     let off = vm.json("auto-reclaim off");
     assert_eq!((off["on"].as_bool(), off["settings"].is_null()), (Some(false), true));
-    assert_eq!(vm.json("auto-reclaim keep=1G")["settings"], "interval=5s,min-age=2,keep=1G,rate=4G/s");
+    assert_eq!(vm.json("auto-reclaim keep=256M")["settings"], "interval=5s,min-age=2,keep=256M,rate=4G/s");
+    let refused = vm.ask("auto-reclaim keep=258M").exits(1);
+    let line = refused.one_error_line();
+    assert!(line.contains("cannot keep 258 MiB free: the guest's memory is 256 MiB; use less"), "{line}");
     let refused = vm.ask("auto-reclaim min-age=0").exits(1);
     assert!(refused.one_error_line().contains("'min-age=0' is no number of scans; use 1 to 255"), "{refused:?}");
     assert_eq!(vm.json("validate")["clean"], true);
+    vm.stop();
+}
+
+#[test]
+fn a_launch_that_would_keep_more_than_there_is_is_one_line() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let output = scratch.run(&["--mem", "128M", "--auto-reclaim", "keep=1G"]).exits(1);
+    let line = output.one_error_line();
+    assert!(line.contains("cannot keep 1 GiB free: the guest's memory is 128 MiB; use less"), "{line}");
+    assert_eq!(scratch.leftovers(), [] as [String; 0]);
+    let vm = scratch.launch("--mem 32M --cpus 1 --auto-reclaim on");
+    vm.is_fine();
     vm.stop();
 }

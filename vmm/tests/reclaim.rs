@@ -124,7 +124,7 @@ fn a_frame_that_the_kernel_keeps_stays_with_the_guest_and_no_other_does() {
 
     // A shrink meets it too: all others are taken.
     let error = vm.shrink(72 * MIB, |_| false).expect_err("one frame cannot be had");
-    assert!(vmm::error_line(&error).contains(&format!("from frame {kept} on")), "{error}");
+    assert!(vmm::error_line(&error).contains(&format!("the first of them frame {kept};")), "{error}");
     drop(locked);
     assert_eq!(vm.shrink(72 * MIB, |_| false).expect("nothing is locked").actual, 72 * MIB);
     assert_eq!(guest(&vm, &GuestRequest::Verify).bytes, 60 * MIB);

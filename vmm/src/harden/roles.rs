@@ -182,10 +182,8 @@ pub(super) const EVERY_THREAD: &[Allow] = &[
 
 /// Giving guest memory back to the kernel, beyond what every thread may: holes in files, and many
 /// runs at once.
-const MEMORY: &[Allow] = &[
-    With(libc::SYS_fallocate, 1, &[PUNCH_HOLE]),
-    With(libc::SYS_process_madvise, 3, &[libc::MADV_DONTNEED as u64]),
-];
+const MEMORY: &[Allow] =
+    &[With(libc::SYS_fallocate, 1, &[PUNCH_HOLE]), With(libc::SYS_process_madvise, 3, &[libc::MADV_DONTNEED as u64])];
 
 /// Asking the kernel for zeroed memory.
 const POPULATE: &[Allow] = &[With(libc::SYS_madvise, 2, &[libc::MADV_POPULATE_WRITE as u64])];
