@@ -4,9 +4,10 @@
 //! Whatever a test starts is killed when it goes out of scope, so that a failed test leaves no
 //! process and no file. Waiting is polling with a deadline far beyond what a slow machine needs.
 
-#![allow(dead_code, reason = "each test file uses its own part of this")]
+#![allow(dead_code, unused_macros, unused_imports, reason = "each test file uses its own part of this")]
 
 pub(crate) mod image;
+pub(crate) mod machine;
 pub(crate) mod skipped;
 
 use serde_json::Value;
