@@ -33,6 +33,8 @@ mod row;
 mod rows;
 #[path = "../src/search.rs"]
 mod search;
+#[path = "common/shared.rs"]
+mod shared;
 #[path = "../src/stats.rs"]
 mod stats;
 #[path = "loom/sync.rs"]
