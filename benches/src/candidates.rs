@@ -27,6 +27,9 @@ pub(crate) const ELASTIC: &[Candidate] = &[
     Candidate { name: "virtio-mem", configure: |config| config.elastic = device("virtio-mem,boot=32M") },
 ];
 
+/// Those of them that others publish figures of: what is compared unless somebody asks for more.
+pub(crate) const PUBLISHED: &str = "llfree,balloon,balloon-huge,virtio-mem";
+
 /// Ways to put memory behind a frame that is asked for.
 pub(crate) const INSTALL: &[Candidate] = &[
     Candidate {

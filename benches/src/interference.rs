@@ -386,7 +386,9 @@ mod tests {
         let rows = run(&plan(256 << 20)).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
         assert_eq!(rows.len(), ELASTIC.len() * LOADS.len());
         for row in &rows {
-            assert!(row.quiet_mean > 0.0 && row.resized_mean > 0.0 && row.moved_frames > 0.0, "{row:?}");
+            assert!(row.quiet_mean > 0.0 && row.moved_frames > 0.0, "{row:?}");
+            // A device's driver on a busy machine can take all of a vCPU, and FTQ counts what is left.
+            assert!(row.resized_mean > 0.0 || row.op.starts_with("ftq"), "{row:?}");
             assert_eq!(row.quiet_beside_us > 0.0, row.op.ends_with("+alloc"), "{row:?}");
         }
         assert!(run(&plan(64 << 20)).is_err(), "nothing is left to resize");

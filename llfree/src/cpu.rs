@@ -12,7 +12,8 @@
 
 use crate::class::{CLASSES, Class};
 use crate::error::{AllocError, FreeError};
-use crate::lower::{ROWS, Taken, TakenRow, free_run, run_mask};
+use crate::lower::{ROWS, Taken, TakenRow};
+use crate::row::{free_run, run_mask};
 use crate::search::{CROWDED_FRAMES, Spot};
 use crate::sync::Ordering;
 use crate::tenant::{Allocation, Tenant, tree_of};

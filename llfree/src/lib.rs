@@ -86,6 +86,7 @@ mod lower;
 pub mod persist;
 pub mod recover;
 mod region_error;
+mod row;
 mod search;
 mod stats;
 mod sync;

@@ -10,14 +10,13 @@
 
 use crate::durable::WriteBack;
 use crate::error::{AllocError, FreeError};
+use crate::row::{self, ROW_FRAMES, free_run, ones, run_mask};
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use shared_layout::header::MAX_HUGE_FRAMES;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// Rows (64 frames, one word of the bitfield) in a huge frame.
 pub(crate) const ROWS: usize = 8;
-/// Frames in a row.
-const ROW_FRAMES: usize = 64;
 /// A search that lost this many races in one huge frame looks elsewhere.
 const ROW_PASSES: usize = 4;
 
@@ -352,16 +351,8 @@ impl<'a> Lower<'a> {
         let word = self.entries.get(huge.index())?;
         let row = self.rows.get((frame.0 / ROW_FRAMES as u64) as usize)?;
         let mask = run_mask(order) << (frame.0 % ROW_FRAMES as u64);
-        let mut used = row.load(Ordering::Relaxed);
-        loop {
-            if used & mask != mask {
-                return None;
-            }
-            // Release: the next owner sees our last writes to the frames.
-            match row.compare_exchange(used, used & !mask, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => break,
-                Err(seen) => used = seen,
-            }
+        if !row::clear(row, mask) {
+            return None;
         }
         let frames = order.frames() as u16;
         let old = transition(word, FOREVER, |e| e.give(frames)).ok()?;
@@ -457,7 +448,7 @@ impl<'a> Lower<'a> {
                 let mut used = row.load(Ordering::Relaxed);
                 while let Some(bit) = free_run(used, order) {
                     let mask = run_mask(order) << bit;
-                    // Acquire pairs with the giver's clearing of these bits; see `clear_block`.
+                    // Acquire pairs with the giver's clearing of these bits; see `row::clear`.
                     match row.compare_exchange(used, used | mask, Ordering::AcqRel, Ordering::Relaxed) {
                         Ok(_) => return Some(index * ROW_FRAMES + bit as usize),
                         Err(seen) => used = seen,
@@ -473,19 +464,12 @@ impl<'a> Lower<'a> {
         let rows = self.block_rows(huge, offset, order);
         let mask = run_mask(order) << (offset % ROW_FRAMES);
         for (i, row) in rows.iter().enumerate() {
-            let mut used = row.load(Ordering::Relaxed);
-            loop {
-                if used & mask != 0 {
-                    // The rows before this one are ours since a moment ago: nobody else clears them.
-                    for mine in &rows[..i] {
-                        mine.fetch_and(!mask, Ordering::AcqRel);
-                    }
-                    return false;
+            if !row::set(row, mask) {
+                // The rows before this one are ours since a moment ago: nobody else clears them.
+                for mine in &rows[..i] {
+                    mine.fetch_and(!mask, Ordering::AcqRel);
                 }
-                match row.compare_exchange(used, used | mask, Ordering::AcqRel, Ordering::Relaxed) {
-                    Ok(_) => break,
-                    Err(seen) => used = seen,
-                }
+                return false;
             }
         }
         true
@@ -501,16 +485,8 @@ impl<'a> Lower<'a> {
         }
         let mut cleared = 0;
         for row in rows {
-            let mut used = row.load(Ordering::Relaxed);
-            loop {
-                if used & mask != mask {
-                    return cleared;
-                }
-                // Release: the next owner sees our last writes to the frames.
-                match row.compare_exchange(used, used & !mask, Ordering::AcqRel, Ordering::Relaxed) {
-                    Ok(_) => break,
-                    Err(seen) => used = seen,
-                }
+            if !row::clear(row, mask) {
+                return cleared;
             }
             cleared += ones(mask) as u16;
         }
@@ -528,92 +504,11 @@ enum Fault {
     Alignment,
 }
 
-/// Set bits, quickly for none, few or all: x86-64 has no instruction for it that can be relied on.
-#[inline]
-fn ones(bits: u64) -> u32 {
-    let mut rest = bits;
-    for count in 0..4 {
-        if rest == 0 {
-            return count;
-        }
-        rest &= rest - 1;
-    }
-    if bits == u64::MAX { 64 } else { bits.count_ones() }
-}
-
 /// Whole rows that a block below order 9 covers: 1 up to order 6, then 2 and 4.
 const fn rows_per_block(order: Order) -> usize {
     if order.get() > Order::ROW.get() { 1 << (order.get() - Order::ROW.get()) } else { 1 }
 }
 
-/// The bits of a block in each of its rows, at position 0.
-pub(crate) const fn run_mask(order: Order) -> u64 {
-    if order.get() >= Order::ROW.get() { u64::MAX } else { (1u64 << order.frames()) - 1 }
-}
-
 fn fits(rows: &[AtomicU64], order: Order) -> bool {
     rows.iter().all(|row| free_run(row.load(Ordering::Relaxed), order).is_some())
-}
-
-// Bit i survives round k if the 2^(k+1) bits from i on are clear.
-const ALIGNED: [u64; 7] = [
-    u64::MAX,
-    0x5555_5555_5555_5555,
-    0x1111_1111_1111_1111,
-    0x0101_0101_0101_0101,
-    0x0001_0001_0001_0001,
-    0x0000_0001_0000_0001,
-    1,
-];
-
-/// Position of the lowest aligned run of clear bits for a block of `order`, up to a whole row.
-#[inline]
-pub(crate) fn free_run(used: u64, order: Order) -> Option<u32> {
-    let order = usize::from(order.get().min(Order::ROW.get()));
-    let mut free = !used;
-    for round in 0..order {
-        free &= free >> (1 << round);
-    }
-    free &= ALIGNED[order];
-    (free != 0).then(|| free.trailing_zeros())
-}
-
-/// Adds a row's free blocks, each frame in the largest that it lies in.
-pub(crate) fn free_blocks_in_row(used: u64, blocks: &mut [u64]) {
-    let (mut free, mut smaller) = (!used, None);
-    for (order, aligned) in ALIGNED.into_iter().enumerate() {
-        if order > 0 {
-            free &= free >> (1 << (order - 1));
-        }
-        let count = u64::from((free & aligned).count_ones());
-        if let Some(below) = smaller {
-            // Two of each smaller block make one of these.
-            blocks[order - 1] += below - 2 * count;
-        }
-        smaller = Some(count);
-        free &= aligned;
-    }
-    blocks[ALIGNED.len() - 1] += smaller.unwrap_or(0);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn free_run_finds_the_lowest_aligned_run() {
-        let order = |o| Order::new(o).expect("in range");
-        assert_eq!(free_run(0, order(6)), Some(0));
-        assert_eq!(free_run(1, order(6)), None);
-        assert_eq!(free_run(1, order(5)), Some(32));
-        assert_eq!(free_run(0b0110, order(1)), Some(4));
-        assert_eq!(free_run(u64::MAX, order(0)), None);
-        assert_eq!(free_run(!(1 << 63), order(0)), Some(63));
-        for o in 0..=6 {
-            for bit in (0..64).step_by(1 << o) {
-                let used = !(run_mask(order(o)) << bit);
-                assert_eq!(free_run(used, order(o)), Some(bit), "order {o}");
-            }
-        }
-    }
 }

@@ -5,7 +5,8 @@
 //! some 10 microseconds; free blocks by order also look at the rows of huge frames that are partly used.
 
 use crate::class::{CLASSES, Class};
-use crate::lower::{ROWS, free_blocks_in_row};
+use crate::lower::ROWS;
+use crate::row::free_blocks_in_row;
 use crate::tenant::{Tenant, tree_of};
 use shared_layout::header::HUGE_PER_TREE;
 use shared_layout::{FRAMES_PER_HUGE, HugeEntry, HugeId, Order};

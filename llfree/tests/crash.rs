@@ -30,6 +30,8 @@ mod persist;
 mod recover;
 #[path = "../src/region_error.rs"]
 mod region_error;
+#[path = "../src/row.rs"]
+mod row;
 #[path = "../src/search.rs"]
 mod search;
 #[path = "../src/stats.rs"]

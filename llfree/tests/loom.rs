@@ -27,10 +27,14 @@ mod host;
 mod lower;
 #[path = "loom/memory.rs"]
 mod memory;
+#[path = "../src/row.rs"]
+mod row;
 #[path = "loom/rows.rs"]
 mod rows;
 #[path = "../src/search.rs"]
 mod search;
+#[path = "common/shared.rs"]
+mod shared;
 #[path = "../src/stats.rs"]
 mod stats;
 #[path = "loom/sync.rs"]

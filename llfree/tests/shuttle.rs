@@ -21,8 +21,12 @@ mod hint;
 mod host;
 #[path = "../src/lower.rs"]
 mod lower;
+#[path = "../src/row.rs"]
+mod row;
 #[path = "../src/search.rs"]
 mod search;
+#[path = "common/shared.rs"]
+mod shared;
 #[path = "../src/stats.rs"]
 mod stats;
 #[path = "../src/tenant.rs"]
@@ -35,12 +39,13 @@ mod sync {
 
 use class::Class;
 use cpu::Cpu;
-use host::{Host, Reclaim, Residency};
+use host::{Reclaim, Residency};
+use shared::Shared;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use std::sync::{Arc, Mutex};
-use sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
-use tenant::{Allocation, EvictedBlock, Tenant};
+use sync::Ordering;
+use tenant::{Allocation, EvictedBlock};
 
 /// What is true: nobody but the checks looks here.
 struct Truth {
@@ -53,12 +58,7 @@ struct Truth {
 }
 
 struct Machine {
-    entries: Vec<AtomicU16>,
-    rows: Vec<AtomicU64>,
-    hints: Vec<AtomicU16>,
-    summary: Vec<AtomicU64>,
-    epoch: AtomicU64,
-    residency: Vec<AtomicU8>,
+    shared: Shared,
     truth: Mutex<Truth>,
 }
 
@@ -66,31 +66,18 @@ impl Machine {
     /// All free; with memory behind every other huge frame.
     fn new(huge_frames: u32) -> Self {
         let installed = |huge: u32| huge.is_multiple_of(2);
-        let entry = |huge| if installed(huge) { HugeEntry::FREE_INSTALLED } else { HugeEntry::FREE_EVICTED };
-        let r = |huge| if installed(huge) { Residency::Installed } else { Residency::Evicted };
-        let machine = Self {
-            entries: (0..huge_frames).map(|huge| AtomicU16::new(entry(huge).bits())).collect(),
-            rows: (0..huge_frames * 8).map(|_| AtomicU64::new(0)).collect(),
-            hints: (0..Tenant::hint_len(huge_frames)).map(|_| AtomicU16::new(0)).collect(),
-            summary: (0..Tenant::summary_len(huge_frames)).map(|_| AtomicU64::new(0)).collect(),
-            epoch: AtomicU64::new(0),
-            residency: (0..huge_frames).map(|huge| AtomicU8::new(r(huge) as u8)).collect(),
+        let state = |huge| match installed(huge) {
+            true => (HugeEntry::FREE_INSTALLED, Residency::Installed),
+            false => (HugeEntry::FREE_EVICTED, Residency::Evicted),
+        };
+        Self {
+            shared: Shared::new(&(0..huge_frames).map(state).collect::<Vec<_>>(), |_| 0),
             truth: Mutex::new(Truth {
                 owner: vec![0; huge_frames as usize * 512],
                 memory: (0..huge_frames).map(installed).collect(),
                 handed_over: Vec::new(),
             }),
-        };
-        machine.tenant().recount();
-        machine
-    }
-
-    fn tenant(&self) -> Tenant<'_> {
-        Tenant::new(&self.entries, &self.rows, &self.hints, &self.summary, &self.epoch).expect("lengths fit")
-    }
-
-    fn host(&self) -> Host<'_> {
-        Host::new(&self.entries, &self.residency).expect("lengths fit")
+        }
     }
 
     fn truth(&self) -> std::sync::MutexGuard<'_, Truth> {
@@ -99,8 +86,8 @@ impl Machine {
 
     /// Fills the table but for a few frames, all over it, so that everybody wants the same ones.
     fn squeeze(&self, rng: &mut fastrand::Rng) {
-        let tenant = self.tenant();
-        for huge in 0..self.entries.len() as u64 {
+        let tenant = self.shared.tenant();
+        for huge in 0..self.shared.entries.len() as u64 {
             // A third of the huge frames stays whole.
             if rng.u8(..3) == 0 {
                 continue;
@@ -115,7 +102,7 @@ impl Machine {
         }
         let mut truth = self.truth();
         for (frame, owner) in truth.owner.iter_mut().enumerate() {
-            if self.rows[frame / 64].load(Ordering::Relaxed) >> (frame % 64) & 1 != 0 {
+            if self.shared.rows[frame / 64].load(Ordering::Relaxed) >> (frame % 64) & 1 != 0 {
                 *owner = u8::MAX;
             }
         }
@@ -124,7 +111,7 @@ impl Machine {
     fn install(&self, block: &EvictedBlock) {
         for huge in (0..block.huge_frames()).map(|i| HugeId(block.first_huge().0 + i)) {
             let claim = loop {
-                match self.host().claim(huge) {
+                match self.shared.host().claim(huge) {
                     Some(claim) => break claim,
                     None => shuttle::thread::yield_now(),
                 }
@@ -153,7 +140,7 @@ impl Machine {
                 return None;
             }
             self.install(&block);
-            assert!(block.confirm(&self.tenant()).is_ok(), "an install that returned left it evicted");
+            assert!(block.confirm(&self.shared.tenant()).is_ok(), "an install that returned left it evicted");
         }
         let truth = self.truth();
         let first = (frame.0 / 512) as usize;
@@ -170,7 +157,7 @@ impl Machine {
 
     fn work(&self, me: u8, steps: usize, mut rng: fastrand::Rng) {
         const SHARED: u8 = 100;
-        let tenant = self.tenant();
+        let tenant = self.shared.tenant();
         let mut cpu = tenant.cpu();
         let mut mine = Vec::new();
         for _ in 0..steps {
@@ -216,13 +203,13 @@ impl Machine {
     }
 
     fn reclaim(&self, steps: usize, mut rng: fastrand::Rng) {
-        let host = self.host();
+        let host = self.shared.host();
         for _ in 0..steps {
-            let huge = HugeId(rng.u32(..self.entries.len() as u32));
+            let huge = HugeId(rng.u32(..self.shared.entries.len() as u32));
             let Some(claim) = host.claim(huge) else { continue };
             if claim.residency() == Residency::Held {
                 assert!(claim.release().expect("held"), "nobody but the host changes a held entry");
-                self.epoch.fetch_add(1, Ordering::Release);
+                self.shared.epoch.fetch_add(1, Ordering::Release);
                 continue;
             }
             let how = if rng.bool() { Reclaim::Hard } else { Reclaim::Soft };
@@ -244,7 +231,7 @@ impl Machine {
                 }
             }
         }
-        for huge in (0..self.entries.len() as u32).map(HugeId) {
+        for huge in (0..self.shared.entries.len() as u32).map(HugeId) {
             while let Some(held) = host.residency(huge).filter(|r| *r == Residency::Held) {
                 if let Some(claim) = host.claim(huge) {
                     assert_eq!(claim.residency(), held);
@@ -274,7 +261,7 @@ fn run(cpus: u8, huge_frames: u32, squeeze: bool) {
     threads.push(shuttle::thread::spawn(move || host.reclaim(12, rng)));
     threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
 
-    let tenant = machine.tenant();
+    let tenant = machine.shared.tenant();
     let handed_over = std::mem::take(&mut machine.truth().handed_over);
     for (frame, order) in handed_over {
         machine.disown(100, frame, order);
@@ -284,9 +271,9 @@ fn run(cpus: u8, huge_frames: u32, squeeze: bool) {
     let stats = tenant.stats();
     assert_eq!(stats.free_frames, stats.frames - owned, "frames were lost");
     tenant.validate().expect("counters fit the bits");
-    machine.host().validate().expect("entries fit R");
+    machine.shared.host().validate().expect("entries fit R");
     for (huge, memory) in machine.truth().memory.iter().enumerate() {
-        let r = machine.host().residency(HugeId(huge as u32)).expect("in the table");
+        let r = machine.shared.host().residency(HugeId(huge as u32)).expect("in the table");
         assert_eq!(*memory, r == Residency::Installed);
     }
 }

@@ -70,26 +70,47 @@ pub struct Counters {
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
     /// The kernel did not take memory back; those frames were given back to the guest.
-    #[error("the kernel refused to take back {frames} huge frames from frame {first} on; they stay with the guest")]
+    #[error(
+        "the kernel refused to take back {frames} huge frames, the first of them frame {first}; they stay with the \
+         guest; {} others were taken before it did",
+        done.frames
+    )]
     Discard {
-        /// First frame of the run.
+        /// The first of them.
         first: u32,
-        /// Length of the run.
+        /// How many, all in one batch.
         frames: u32,
+        /// What the pass did until then, the rest of that batch included. It stands.
+        done: Pass,
         /// What the kernel said.
         source: MemoryError,
     },
     /// The kernel did not take back what a guest touched behind our back.
-    #[error("the kernel refused to take back huge frame {frame}, which the guest touched but does not have")]
+    #[error(
+        "the kernel refused to take back {frames} huge frames that the guest touched but does not have, the first of \
+         them frame {first}"
+    )]
     Repair {
-        /// The frame.
-        frame: u32,
-        /// What the kernel said.
+        /// The first of them.
+        first: u32,
+        /// How many; all others were settled.
+        frames: u64,
+        /// What the kernel said about the first.
         source: MemoryError,
     },
     /// The kernel did not say what is resident.
     #[error("cannot ask the kernel which guest memory is resident")]
     Residency(#[source] MemoryError),
+}
+
+impl MonitorError {
+    /// The same at the end of a longer pass, which did `before` before.
+    fn after(mut self, before: Pass) -> Self {
+        if let Self::Discard { done, .. } = &mut self {
+            *done += before;
+        }
+        self
+    }
 }
 
 /// A lock that is handed on: who waits for it gets it before its last owner gets it again.

@@ -429,7 +429,8 @@ fn needs_table(vm: &Vm, what: &'static str) -> Result<(), ResizeError> {
 /// Switches automatic reclaim.
 ///
 /// # Errors
-/// A VM with a device instead of the shared table, or a host that has no thread to give.
+/// A VM with a device instead of the shared table, settings that keep more than its memory, or a host
+/// that has no thread to give.
 pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmError> {
     match vm.config().elastic {
         // Off, it would be said to be off while the guest goes on reporting.
@@ -439,7 +440,10 @@ pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmErro
         _ if switch.0.is_some() => needs_table(vm, "automatic reclaim")?,
         _ => {}
     }
-    vm.auto_reclaim().switch(switch).map_err(VmError::Thread)?;
+    vm.auto_reclaim().switch(switch).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidInput => VmError::Size(error.to_string()),
+        _ => VmError::Thread(error),
+    })?;
     Ok(auto_report(&vm.auto_reclaim().status()))
 }
 

@@ -3,47 +3,25 @@
 
 mod common;
 
+use common::machine::{fill, free, guest, launch, resident};
 use common::{MIB, Scratch, need_kvm, number, wait_for};
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vmm::control::protocol::GuestRequest;
-use vmm::control::report::{GuestOutcome, GuestReport};
 use vmm::memory::Backing;
 use vmm::monitor::auto::Switch;
 use vmm::service;
-use vmm::units::Bytes;
-use vmm::vm::{Vm, VmConfig};
-
-fn launch(mib: u64, cpus: u32) -> Vm {
-    let config = VmConfig::new(Bytes(mib * MIB), cpus, Backing::Anon);
-    let vm = Vm::launch(config).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
-    guest(&vm, &GuestRequest::Stats);
-    vm
-}
-
-fn guest(vm: &Vm, request: &GuestRequest) -> GuestReport {
-    let report = service::guest(vm, request).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
-    assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok, 0), "{report:?}");
-    report
-}
-
-fn alloc(vm: &Vm, mib: u64) {
-    guest(vm, &GuestRequest::Alloc { bytes: mib * MIB, order: 9 });
-}
+use vmm::vm::Vm;
 
 fn free_all(vm: &Vm) {
-    guest(vm, &GuestRequest::Free { bytes: None, random: false });
+    free(vm, None, false);
     guest(vm, &GuestRequest::Idle);
 }
 
 fn switch(vm: &Vm, text: &str) {
     let switch: Switch = text.parse().unwrap_or_else(|error| panic!("{error}"));
     vm.auto_reclaim().switch(switch).expect("a thread");
-}
-
-fn resident(vm: &Vm) -> u64 {
-    vm.monitor().ram().residency().expect("the kernel answers").resident_bytes
 }
 
 fn installs(vm: &Vm) -> u64 {
@@ -58,9 +36,8 @@ fn scans(vm: &Vm, more: u64) {
 
 #[test]
 fn memory_goes_back_by_itself_down_to_the_headroom_and_a_burst_finds_that_installed() {
-    need_kvm!();
-    let vm = launch(1280, 1);
-    alloc(&vm, 1024);
+    let Some(vm) = launch(1280, 1, Backing::Anon) else { return };
+    fill(&vm, 1024);
     switch(&vm, "interval=100ms,min-age=2,keep=64M");
     free_all(&vm);
     // The image, and what the guest's records take.
@@ -74,10 +51,10 @@ fn memory_goes_back_by_itself_down_to_the_headroom_and_a_burst_finds_that_instal
     assert!(status.evicted * HUGE_SIZE >= 1024 * MIB - 64 * MIB - own, "{status:?}");
 
     let before = installs(&vm);
-    alloc(&vm, 56);
+    fill(&vm, 56);
     // One more at most: a frame for the guest's own records comes from where small blocks are.
     assert!(installs(&vm) <= before + 1, "a burst within the headroom pays nothing: {}", installs(&vm) - before);
-    alloc(&vm, 512);
+    fill(&vm, 512);
     assert!(installs(&vm) - before >= 240, "more than that comes back as it is used");
     guest(&vm, &GuestRequest::Verify);
     assert!(service::validate(&vm).expect("the kernel answers").clean);
@@ -86,10 +63,9 @@ fn memory_goes_back_by_itself_down_to_the_headroom_and_a_burst_finds_that_instal
 
 #[test]
 fn installs_make_it_back_off_for_a_while() {
-    need_kvm!();
-    let vm = launch(512, 1);
+    let Some(vm) = launch(512, 1, Backing::Anon) else { return };
     switch(&vm, "interval=100ms,min-age=1,keep=2M");
-    alloc(&vm, 256);
+    fill(&vm, 256);
     free_all(&vm);
     let most = wait_for("a scan sees the installs", || {
         let status = vm.auto_reclaim().status();
@@ -102,8 +78,7 @@ fn installs_make_it_back_off_for_a_while() {
 
 #[test]
 fn a_guest_at_work_loses_nothing_to_it() {
-    need_kvm!();
-    let vm = launch(256, 2);
+    let Some(vm) = launch(256, 2, Backing::Anon) else { return };
     switch(&vm, "interval=100ms,min-age=1,keep=0");
     guest(&vm, &GuestRequest::Churn { millis: 3000 });
     assert!(service::validate(&vm).expect("the kernel answers").clean);
@@ -112,12 +87,11 @@ fn a_guest_at_work_loses_nothing_to_it() {
 
 #[test]
 fn switched_off_it_rests_and_a_stopped_vm_ends_it() {
-    need_kvm!();
-    let vm = launch(256, 1);
+    let Some(vm) = launch(256, 1, Backing::Anon) else { return };
     switch(&vm, "interval=100ms,min-age=1,keep=0");
     scans(&vm, 1);
     switch(&vm, "off");
-    alloc(&vm, 100);
+    fill(&vm, 100);
     free_all(&vm);
     // One scan may have begun before the switch.
     let (scans, resident_then) = (vm.auto_reclaim().status().scans, resident(&vm));
@@ -154,9 +128,25 @@ fn the_flag_and_the_command_switch_it_and_the_status_says_so() {
 
     let off = vm.json("auto-reclaim off");
     assert_eq!((off["on"].as_bool(), off["settings"].is_null()), (Some(false), true));
-    assert_eq!(vm.json("auto-reclaim keep=1G")["settings"], "interval=5s,min-age=2,keep=1G,rate=4G/s");
+    assert_eq!(vm.json("auto-reclaim keep=256M")["settings"], "interval=5s,min-age=2,keep=256M,rate=4G/s");
+    let refused = vm.ask("auto-reclaim keep=258M").exits(1);
+    let line = refused.one_error_line();
+    assert!(line.contains("cannot keep 258 MiB free: the guest's memory is 256 MiB; use less"), "{line}");
     let refused = vm.ask("auto-reclaim min-age=0").exits(1);
     assert!(refused.one_error_line().contains("'min-age=0' is no number of scans; use 1 to 255"), "{refused:?}");
     assert_eq!(vm.json("validate")["clean"], true);
+    vm.stop();
+}
+
+#[test]
+fn a_launch_that_would_keep_more_than_there_is_is_one_line() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let output = scratch.run(&["--mem", "128M", "--auto-reclaim", "keep=1G"]).exits(1);
+    let line = output.one_error_line();
+    assert!(line.contains("cannot keep 1 GiB free: the guest's memory is 128 MiB; use less"), "{line}");
+    assert_eq!(scratch.leftovers(), [] as [String; 0]);
+    let vm = scratch.launch("--mem 32M --cpus 1 --auto-reclaim on");
+    vm.is_fine();
     vm.stop();
 }

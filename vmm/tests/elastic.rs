@@ -1,22 +1,22 @@
 //! Real machines on /dev/kvm whose memory is made smaller and larger by a device: the same promises
 //! for each of them, and what each refuses.
 
-#[path = "common/skipped.rs"]
-mod skipped;
+mod common;
 
+use common::MIB;
+use common::machine::{alloc, ask, free, resident, start, verify};
+use common::skipped::skipped;
 use shared_layout::HUGE_SIZE;
-use skipped::skipped;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::control::protocol::GuestRequest;
-use vmm::control::report::{ElasticStatus, GuestOutcome, GuestReport};
+use vmm::control::report::{ElasticStatus, GuestOutcome};
 use vmm::elastic::Elastic;
 use vmm::memory::Backing;
 use vmm::service;
 use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig, VmError};
 
-const MIB: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 const DEVICES: [&str; 3] = ["balloon", "balloon-huge", "virtio-mem"];
 
@@ -27,41 +27,14 @@ fn config(elastic: &str, mib: u64) -> VmConfig {
 
 /// A running guest whose driver is up, or `None` with the reason on stderr where there is no KVM.
 fn launch(elastic: &str, mib: u64) -> Option<Vm> {
-    if let Err(error) = vmm::boot::open_kvm() {
-        skipped(vmm::error_line(&error));
-        return None;
-    }
-    let vm = Vm::launch(config(elastic, mib)).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+    let vm = start(config(elastic, mib))?;
     // A guest plugs its memory while it boots.
     eventually("the guest has its memory", || vm.limit() == mib * MIB);
     Some(vm)
 }
 
-fn guest(vm: &Vm, request: &GuestRequest) -> GuestReport {
-    let report = service::guest(vm, request).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
-    assert_ne!(report.outcome, GuestOutcome::Corrupt, "{report:?}");
-    report
-}
-
-fn alloc(vm: &Vm, mib: u64, order: u8) -> GuestReport {
-    guest(vm, &GuestRequest::Alloc { bytes: mib * MIB, order })
-}
-
-fn free(vm: &Vm) {
-    guest(vm, &GuestRequest::Free { bytes: None, random: false });
-}
-
-fn verify(vm: &Vm, mib: u64) {
-    let report = guest(vm, &GuestRequest::Verify);
-    assert_eq!((report.outcome, report.bytes), (GuestOutcome::Ok, mib * MIB), "{report:?}");
-}
-
 fn shrink(vm: &Vm, mib: u64) -> u64 {
     vm.shrink(mib * MIB, |elapsed| elapsed < PATIENCE).expect("in range").actual
-}
-
-fn resident(vm: &Vm) -> u64 {
-    vm.monitor().ram().residency().expect("the kernel answers").resident_bytes
 }
 
 fn elastic_status(vm: &Vm) -> ElasticStatus {
@@ -84,7 +57,7 @@ fn memory_that_the_guest_freed_leaves_the_host_and_comes_back() {
         assert_eq!(alloc(&vm, 512, 9).outcome, GuestOutcome::Ok, "{kind}");
         verify(&vm, 512);
         assert!(resident(&vm) >= 512 * MIB);
-        free(&vm);
+        free(&vm, None, false);
         assert!(resident(&vm) >= 512 * MIB, "{kind}: nobody takes it by himself");
         assert_eq!(shrink(&vm, 288), 288 * MIB, "{kind}");
         // Nodes of the guest's own lists may lie between what it freed.
@@ -93,7 +66,7 @@ fn memory_that_the_guest_freed_leaves_the_host_and_comes_back() {
         let short = alloc(&vm, 512, 9);
         assert_eq!(short.outcome, GuestOutcome::OutOfMemory, "{kind}");
         assert!(short.held_bytes <= 288 * MIB);
-        free(&vm);
+        free(&vm, None, false);
         assert_eq!(vm.grow(1024 * MIB).expect("in range").actual, 1024 * MIB, "{kind}");
         assert_eq!(alloc(&vm, 512, 9).outcome, GuestOutcome::Ok, "{kind}");
         assert_eq!(alloc(&vm, 128, 0).outcome, GuestOutcome::Ok, "{kind}");
@@ -121,7 +94,7 @@ fn all_backings_of_small_pages_give_memory_back() {
         let vm = Vm::launch(VmConfig { backing: Backing::Memfd, ..config(kind, 512) }).expect("a VM");
         eventually("the guest has its memory", || vm.limit() == 512 * MIB);
         alloc(&vm, 400, 9);
-        free(&vm);
+        free(&vm, None, false);
         assert_eq!(shrink(&vm, 288), 288 * MIB, "{kind}");
         assert!(resident(&vm) <= 296 * MIB, "{kind}: {}", Bytes(resident(&vm)));
     }
@@ -141,7 +114,7 @@ fn a_shrink_falls_short_of_what_the_guest_uses_and_says_so() {
         assert!((400 * MIB..420 * MIB).contains(&shortfall.in_use_bytes.expect("it says")), "{kind}: {shortfall:?}");
         verify(&vm, 400);
         // The driver goes on by itself when there is something to give.
-        free(&vm);
+        free(&vm, None, false);
         // What the agents keep for themselves may pin blocks of virtio-mem, which cannot move them.
         let pinned = if kind == "virtio-mem" { 8 * MIB } else { 0 };
         let reached = || (288 * MIB..=288 * MIB + pinned).contains(&vm.limit());
@@ -154,7 +127,7 @@ fn the_guest_works_while_it_is_resized() {
     for kind in DEVICES {
         let Some(vm) = launch(kind, 1024) else { return };
         std::thread::scope(|scope| {
-            let churn = scope.spawn(|| guest(&vm, &GuestRequest::Churn { millis: 3000 }));
+            let churn = scope.spawn(|| ask(&vm, &GuestRequest::Churn { millis: 3000 }));
             for _ in 0..4 {
                 let resize = vm.shrink(640 * MIB, |elapsed| vm.is_device_moving(elapsed)).expect("in range");
                 assert!(resize.actual < 1024 * MIB, "{kind}: {resize:?} {:?}", elastic_status(&vm));
@@ -172,13 +145,13 @@ fn the_guest_works_while_it_is_resized() {
 fn free_page_reporting_gives_memory_back_without_being_asked() {
     let Some(vm) = launch("balloon,reporting=on", 512) else { return };
     alloc(&vm, 384, 9);
-    free(&vm);
+    free(&vm, None, false);
     eventually("free memory was reported", || resident(&vm) < 32 * MIB);
     assert_eq!(vm.limit(), 512 * MIB, "it is still the guest's");
     // Used and freed again, it is reported again.
     assert_eq!(alloc(&vm, 384, 9).outcome, GuestOutcome::Ok);
     verify(&vm, 384);
-    free(&vm);
+    free(&vm, None, false);
     eventually("it was reported again", || resident(&vm) < 32 * MIB);
     let balloon = elastic_status(&vm).balloon.expect("a balloon");
     assert!(balloon.reported_bytes >= 2 * 384 * MIB, "{balloon:?}");
@@ -192,7 +165,7 @@ fn a_guest_out_of_memory_deflates_where_that_is_allowed() {
     verify(&vm, 256);
     assert!(vm.limit() >= 256 * MIB, "it took back what it needed: {}", Bytes(vm.limit()));
     // The host can insist when the memory is free again.
-    free(&vm);
+    free(&vm, None, false);
     assert_eq!(vm.grow(512 * MIB).expect("in range").actual, 512 * MIB);
     assert_eq!(shrink(&vm, 128), 128 * MIB);
 }

@@ -1,17 +1,18 @@
 //! Real machines on /dev/kvm, through the library: the promises about memory, and a guest that
 //! writes what it likes over everything it shares with the host.
 
-#[path = "common/skipped.rs"]
-mod skipped;
+mod common;
 
+use common::MIB;
+use common::machine::{alloc, ask, free, guest, launch, resident, start, verify};
+use common::skipped::skipped;
 use shared_layout::agent::Command;
 use shared_layout::{Call, FRAME_SIZE, HUGE_SIZE, HugeId, Status};
-use skipped::skipped;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::control::protocol::{BurstTouch, GuestRequest};
-use vmm::control::report::{GuestOutcome, GuestReport};
+use vmm::control::report::GuestOutcome;
 use vmm::doorbell::{Flow, GuestEnd};
 use vmm::install_config::InstallConfig;
 use vmm::memory::{Backing, UseUserfaultfd};
@@ -19,55 +20,6 @@ use vmm::monitor::OnViolation;
 use vmm::service;
 use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig};
-
-const MIB: u64 = 1 << 20;
-
-/// A running guest, or `None` with the reason on stderr where there is no KVM.
-fn launch(mib: u64, cpus: u32, backing: Backing) -> Option<Vm> {
-    start(VmConfig::new(Bytes(mib * MIB), cpus, backing))
-}
-
-fn start(config: VmConfig) -> Option<Vm> {
-    let backing = config.backing;
-    if let Err(error) = vmm::boot::open_kvm() {
-        skipped(vmm::error_line(&error));
-        return None;
-    }
-    let vm = Vm::launch(config);
-    match vm {
-        Ok(vm) => Some(vm),
-        // The pool is the administrator's; nobody else can make this test run.
-        Err(error) if backing == Backing::Hugetlb => {
-            skipped(vmm::error_line(&error));
-            None
-        }
-        Err(error) => panic!("{}", vmm::error_line(&error)),
-    }
-}
-
-fn guest(vm: &Vm, request: &GuestRequest) -> GuestReport {
-    let report = service::guest(vm, request).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
-    assert_ne!(report.outcome, GuestOutcome::Corrupt, "{report:?}");
-    report
-}
-
-fn alloc(vm: &Vm, mib: u64, order: u8) -> GuestReport {
-    guest(vm, &GuestRequest::Alloc { bytes: mib * MIB, order })
-}
-
-fn free(vm: &Vm, mib: Option<u64>, random: bool) -> GuestReport {
-    guest(vm, &GuestRequest::Free { bytes: mib.map(|mib| mib * MIB), random })
-}
-
-fn verify(vm: &Vm, mib: u64) {
-    let report = guest(vm, &GuestRequest::Verify);
-    assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok, 0), "{report:?}");
-    assert_eq!(report.bytes, mib * MIB);
-}
-
-fn resident(vm: &Vm) -> u64 {
-    vm.monitor().ram().residency().expect("the kernel answers").resident_bytes
-}
 
 #[test]
 fn a_guest_boots_with_every_frame_evicted() {
@@ -142,7 +94,7 @@ fn a_partial_shrink_says_why() {
 fn a_guest_under_pressure_gives_caches_up_while_the_host_waits() {
     let Some(vm) = launch(256, 2, Backing::Anon) else { return };
     std::thread::scope(|scope| {
-        let churn = scope.spawn(|| guest(&vm, &GuestRequest::Churn { millis: 4000 }));
+        let churn = scope.spawn(|| ask(&vm, &GuestRequest::Churn { millis: 4000 }));
         while resident(&vm) < 64 * MIB {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -172,7 +124,7 @@ fn churn_and_resizes_at_once_lose_nothing() {
             }
             taken
         });
-        let report = guest(&vm, &GuestRequest::Churn { millis: 3000 });
+        let report = ask(&vm, &GuestRequest::Churn { millis: 3000 });
         stop.store(true, Ordering::Relaxed);
         assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok, 0), "{report:?}");
         assert!(resizes.join().expect("no panic") > 0, "the host took frames meanwhile");
@@ -390,7 +342,7 @@ fn a_stopped_machine_leaves_no_thread_in_the_guest() {
 #[test]
 fn a_burst_reports_what_its_allocations_took() {
     let Some(vm) = launch(256, 2, Backing::Anon) else { return };
-    let burst = |touch, keep| guest(&vm, &GuestRequest::Burst { bytes: 64 * MIB, touch, keep, single: false });
+    let burst = |touch, keep| ask(&vm, &GuestRequest::Burst { bytes: 64 * MIB, touch, keep, single: false });
     let report = burst(BurstTouch::Pages, true);
     let samples = report.samples.expect("a burst has samples");
     assert_eq!((report.outcome, report.held_bytes, samples.count), (GuestOutcome::Ok, 64 * MIB, 32));
@@ -411,7 +363,7 @@ fn loads_are_measured_while_the_host_shrinks_and_grows() {
             let over = AtomicBool::new(false);
             let report = std::thread::scope(|scope| {
                 let load = scope.spawn(|| {
-                    let report = guest(&vm, &request);
+                    let report = ask(&vm, &request);
                     over.store(true, Ordering::Relaxed);
                     report
                 });

@@ -1,39 +1,23 @@
 //! What the monitor promises while others are at work: the VM stops, the host asks for a status, a
 //! guest cheats. Real machines on /dev/kvm, through the library.
 
-#[path = "common/skipped.rs"]
-mod skipped;
+mod common;
 
+use common::MIB;
+use common::machine::{FREE_EVICTED, HELD, Locked, launch_unwatched};
 use shared_layout::{HUGE_SIZE, HugeId, Status};
-use skipped::skipped;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::control::protocol::GuestRequest;
-use vmm::install_config::InstallConfig;
-use vmm::memory::{Backing, UseUserfaultfd};
+use vmm::memory::Backing;
+use vmm::monitor::MonitorError;
 use vmm::service::{self, Service};
-use vmm::units::Bytes;
-use vmm::vm::{Vm, VmConfig};
+use vmm::vm::Vm;
 
-const MIB: u64 = 1 << 20;
 /// For what happens sooner, however slow the machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A guest that waits for commands, or `None` with the reason on stderr where there is no KVM.
-fn launch(mib: u64, backing: Backing) -> Option<Vm> {
-    if let Err(error) = vmm::boot::open_kvm() {
-        skipped(vmm::error_line(&error));
-        return None;
-    }
-    // With one a cheat would be seen in the act: tests/violations.rs.
-    let install = InstallConfig { userfaultfd: UseUserfaultfd::Off, ..InstallConfig::default() };
-    let config = VmConfig { install, ..VmConfig::new(Bytes(mib * MIB), 1, backing) };
-    let vm = Vm::launch(config).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
-    service::guest(&vm, &GuestRequest::Stats).expect("it answers");
-    Some(vm)
-}
 
 /// Does what a guest would that touches a frame without asking; which, says its entry.
 fn touch_unasked(vm: &Vm, entry: u16) {
@@ -42,12 +26,9 @@ fn touch_unasked(vm: &Vm, entry: u16) {
     vm.monitor().ram().guest_memory().write_obj(1u64, at).expect("in RAM");
 }
 
-const HELD: u16 = 0xc000;
-const FREE_EVICTED: u16 = 0x4200;
-
 #[test]
 fn a_waiting_shrink_ends_when_the_vm_stops() {
-    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let Some(vm) = launch_unwatched(64, 1, Backing::Anon) else { return };
     service::guest(&vm, &GuestRequest::Alloc { bytes: 48 * MIB, order: 9 }).expect("it answers");
     std::thread::scope(|scope| {
         let begin = Instant::now();
@@ -63,7 +44,7 @@ fn a_waiting_shrink_ends_when_the_vm_stops() {
 
 #[test]
 fn installs_and_passes_end_when_the_vm_stops() {
-    let Some(vm) = launch(512, Backing::Anon) else { return };
+    let Some(vm) = launch_unwatched(512, 1, Backing::Anon) else { return };
     let monitor = vm.monitor();
     assert_eq!(monitor.install(HugeId(8), 64), Status::Ok);
     vm.stop();
@@ -75,7 +56,7 @@ fn installs_and_passes_end_when_the_vm_stops() {
 
 #[test]
 fn what_a_guest_writes_over_the_header_is_not_believed() {
-    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let Some(vm) = launch_unwatched(64, 1, Backing::Anon) else { return };
     let word = |at: usize| {
         u64::from_le_bytes(std::array::from_fn(|i| vm.platform().shared_bytes()[at + i].load(Ordering::Relaxed)))
     };
@@ -93,7 +74,7 @@ fn what_a_guest_writes_over_the_header_is_not_believed() {
 #[test]
 fn a_status_is_answered_in_the_middle_of_a_shrink() {
     // Of 4 KiB pages, so that the pass has many batches that take their time.
-    let Some(vm) = launch(512, Backing::Memfd) else { return };
+    let Some(vm) = launch_unwatched(512, 1, Backing::Memfd) else { return };
     let in_the_middle = |_| {
         assert_eq!(vm.monitor().install(HugeId(8), 240), Status::Ok);
         let seen = std::thread::scope(|scope| {
@@ -114,7 +95,7 @@ fn a_status_is_answered_in_the_middle_of_a_shrink() {
 
 #[test]
 fn a_status_reports_what_a_guest_used_beyond_its_limit() {
-    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let Some(vm) = launch_unwatched(64, 1, Backing::Anon) else { return };
     vm.shrink(8 * MIB, |_| false).expect("in range");
     for index in 4..16 {
         let at = GuestAddress(index * 2 * HUGE_SIZE);
@@ -129,7 +110,7 @@ fn a_status_reports_what_a_guest_used_beyond_its_limit() {
 
 #[test]
 fn a_cheat_is_found_without_anybody_asking() {
-    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let Some(vm) = launch_unwatched(64, 1, Backing::Anon) else { return };
     let vm = Arc::new(vm);
     let _service = Service::start(vm.clone(), "watched").expect("threads");
     vm.shrink(32 * MIB, |_| false).expect("in range");
@@ -145,10 +126,27 @@ fn a_cheat_is_found_without_anybody_asking() {
 
 #[test]
 fn the_frame_that_nobody_may_use_is_not_called_used() {
-    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let Some(vm) = launch_unwatched(64, 1, Backing::Anon) else { return };
     service::guest(&vm, &GuestRequest::Idle).expect("it answers");
     let status = service::status(&vm, "new").expect("status answers");
     assert_eq!(status.guest_used_bytes, Some(2 * MIB), "its image alone");
     assert_eq!(status.guest_free_bytes, Some(60 * MIB));
     assert_eq!(status.limit_bytes, 64 * MIB);
+}
+
+#[test]
+fn what_the_kernel_keeps_of_a_cheat_does_not_keep_an_audit_from_the_rest() {
+    let Some(vm) = launch_unwatched(64, 1, Backing::Anon) else { return };
+    vm.shrink(16 * MIB, |_| false).expect("in range");
+    let held: Vec<u32> = common::machine::frames_with(&vm, HELD).into_iter().take(4).collect();
+    for huge in &held {
+        let at = GuestAddress(HugeId(*huge).byte_offset());
+        vm.monitor().ram().guest_memory().write_obj(1u64, at).expect("in RAM");
+    }
+    let Some(locked) = Locked::new(&vm, held[1], 1) else { return };
+    let error = vm.monitor().audit().expect_err("one frame is locked");
+    assert!(matches!(error, MonitorError::Repair { first, frames: 1, .. } if first == held[1]), "{error}");
+    assert_eq!(vm.monitor().counters.held_violations.load(Ordering::Relaxed), 3, "the others went back");
+    drop(locked);
+    assert_eq!(vm.monitor().audit().expect("nothing is locked"), 1);
 }

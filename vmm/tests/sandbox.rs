@@ -4,7 +4,7 @@
 mod common;
 
 use common::skipped::skipped;
-use common::{Scratch, need_kvm, wait_for};
+use common::{Scratch, need_kvm, number, wait_for};
 use rustix::process::Signal;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -80,6 +80,12 @@ fn a_bounded_vm_does_all_that_it_is_for() {
         ] {
             vm.json(command);
         }
+        // A thread that is started by one which is bounded already.
+        vm.json("auto-reclaim interval=100ms,min-age=1,keep=0");
+        let evicted = || number(&vm.status()["auto_reclaim"], "evicted_bytes");
+        vm.json("guest alloc 16M");
+        vm.json("guest free 16M");
+        wait_for("it evicts", || (evicted() > 0).then_some(()));
         vm.process.signal(Signal::TERM);
         assert_eq!(vm.ends(0).stderr, "");
     }

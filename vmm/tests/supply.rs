@@ -169,7 +169,7 @@ fn who_touches_missing_memory_sleeps_until_it_comes_and_is_named() {
 }
 
 #[test]
-fn detached_memory_comes_by_itself_again() {
+fn detached_memory_comes_by_itself_again_and_the_pool_goes_back() {
     let Some((ram, supply)) = moving(pool(2)) else { return };
     let touched = AtomicU32::new(0);
     std::thread::scope(|scope| {
@@ -177,12 +177,18 @@ fn detached_memory_comes_by_itself_again() {
             ram.guest_memory().write_obj(1u64, GuestAddress(0)).expect("in RAM");
             touched.fetch_add(1, Ordering::Relaxed);
         });
-        supply.userfault().expect("attached").detach();
+        wait_until_full(&supply);
+        supply.detach();
     });
     assert_eq!(touched.load(Ordering::Relaxed), 1);
     assert!(supply.userfault().is_none());
     supply.install(HugeId(20), 4).expect("in place");
     assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, 5 * HUGE_SIZE);
+    let start = Instant::now();
+    while supply.pool_status().resident_bytes > 0 {
+        assert!(start.elapsed() < Duration::from_secs(60), "nothing can be moved out of it any more");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]

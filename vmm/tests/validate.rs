@@ -1,52 +1,18 @@
 //! What `validate` promises: silence about a sound VM, also one at work, and the right words about
 //! one that is not. Real machines on /dev/kvm, through the library.
 
-#[path = "common/skipped.rs"]
-mod skipped;
+mod common;
 
+use common::MIB;
+use common::machine::{FREE_EVICTED, HELD, fill, free, guest, launch_unwatched};
 use shared_layout::{HUGE_SIZE, HugeId};
-use skipped::skipped;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::control::protocol::GuestRequest;
-use vmm::control::report::{GuestOutcome, ValidateReport};
-use vmm::install_config::InstallConfig;
-use vmm::memory::{Backing, UseUserfaultfd};
+use vmm::control::report::ValidateReport;
+use vmm::memory::Backing;
 use vmm::service;
-use vmm::units::Bytes;
-use vmm::vm::{Vm, VmConfig};
-
-const MIB: u64 = 1 << 20;
-const FREE_EVICTED: u16 = 0x4200;
-const HELD: u16 = 0xc000;
-
-/// A guest that waits for commands, or `None` with the reason on stderr where there is no KVM.
-fn launch(mib: u64, backing: Backing) -> Option<Vm> {
-    if let Err(error) = vmm::boot::open_kvm() {
-        skipped(vmm::error_line(&error));
-        return None;
-    }
-    // With one a cheat would be seen in the act: tests/violations.rs.
-    let install = InstallConfig { userfaultfd: UseUserfaultfd::Off, ..InstallConfig::default() };
-    let config = VmConfig { install, ..VmConfig::new(Bytes(mib * MIB), 2, backing) };
-    match Vm::launch(config) {
-        Ok(vm) => {
-            guest(&vm, &GuestRequest::Stats);
-            Some(vm)
-        }
-        // The pool is the administrator's; nobody else can make this test run.
-        Err(error) if backing == Backing::Hugetlb => {
-            skipped(vmm::error_line(&error));
-            None
-        }
-        Err(error) => panic!("{}", vmm::error_line(&error)),
-    }
-}
-
-fn guest(vm: &Vm, request: &GuestRequest) {
-    let report = service::guest(vm, request).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
-    assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok, 0), "{report:?}");
-}
+use vmm::vm::Vm;
 
 fn validate(vm: &Vm) -> ValidateReport {
     let report = service::validate(vm).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
@@ -89,12 +55,12 @@ fn touch(vm: &Vm, huge: u32) {
 #[test]
 fn a_sound_vm_is_clean_at_every_stage_of_its_life() {
     for backing in Backing::ALL {
-        let Some(vm) = launch(256, backing) else { continue };
+        let Some(vm) = launch_unwatched(256, 2, backing) else { continue };
         is_clean(&vm);
-        guest(&vm, &GuestRequest::Alloc { bytes: 160 * MIB, order: 9 });
+        fill(&vm, 160);
         is_clean(&vm);
         guest(&vm, &GuestRequest::Alloc { bytes: 16 * MIB, order: 0 });
-        guest(&vm, &GuestRequest::Free { bytes: Some(120 * MIB), random: true });
+        free(&vm, Some(120), true);
         is_clean(&vm);
         vm.shrink(128 * MIB, |_| false).expect("in range");
         is_clean(&vm);
@@ -108,7 +74,7 @@ fn a_sound_vm_is_clean_at_every_stage_of_its_life() {
 
 #[test]
 fn a_vm_at_work_is_clean_at_any_moment() {
-    let Some(vm) = launch(256, Backing::Anon) else { return };
+    let Some(vm) = launch_unwatched(256, 2, Backing::Anon) else { return };
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let churn = scope.spawn(|| {
@@ -131,7 +97,7 @@ fn a_vm_at_work_is_clean_at_any_moment() {
 
 #[test]
 fn lies_in_the_entries_are_named_with_their_frames() {
-    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let Some(vm) = launch_unwatched(64, 2, Backing::Anon) else { return };
     vm.shrink(48 * MIB, |_| false).expect("in range");
     let (held, evicted) = (frame_with(&vm, HELD), frame_with(&vm, FREE_EVICTED));
     // The image is the only frame with memory.
@@ -159,7 +125,7 @@ fn lies_in_the_entries_are_named_with_their_frames() {
 
 #[test]
 fn memory_that_nobody_asked_for_and_memory_that_is_gone_are_told_apart() {
-    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let Some(vm) = launch_unwatched(64, 2, Backing::Anon) else { return };
     vm.shrink(48 * MIB, |_| false).expect("in range");
     let (held, evicted) = (frame_with(&vm, HELD), frame_with(&vm, FREE_EVICTED));
     touch(&vm, held);
@@ -178,7 +144,7 @@ fn memory_that_nobody_asked_for_and_memory_that_is_gone_are_told_apart() {
 
 #[test]
 fn a_header_that_was_written_over_is_found() {
-    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let Some(vm) = launch_unwatched(64, 2, Backing::Anon) else { return };
     vm.shrink(48 * MIB, |_| false).expect("in range");
     for at in [0x100, 0x108, 0x110] {
         vm.platform().shared_bytes()[at].fetch_xor(0xff, Ordering::Relaxed);
@@ -192,7 +158,7 @@ fn a_header_that_was_written_over_is_found() {
 
 #[test]
 fn a_guest_that_writes_all_the_time_cannot_hold_it_up() {
-    let Some(vm) = launch(64, Backing::Anon) else { return };
+    let Some(vm) = launch_unwatched(64, 2, Backing::Anon) else { return };
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let hostile = scope.spawn(|| {

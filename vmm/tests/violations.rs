@@ -4,6 +4,7 @@
 mod common;
 
 use common::image::{Image, LOOP, hello, ring};
+use common::machine::resident;
 use common::skipped::skipped;
 use common::{MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
 use shared_layout::{Call, FRAME_SIZE, HUGE_SIZE, HugeId, Status};
@@ -198,10 +199,6 @@ fn machine(mib: u64, cpus: u32, kernel: Option<&Path>, policy: OnViolation) -> v
     let kernel = kernel.map(|path| Arc::new(vmm::boot::Image::open(path).expect("an image")));
     let config = VmConfig { install, kernel, ..VmConfig::new(Bytes(mib * MIB), cpus, Backing::Anon) };
     vmm::vm::Vm::launch(config).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)))
-}
-
-fn resident(vm: &vmm::vm::Vm) -> u64 {
-    vm.monitor().ram().residency().expect("the kernel answers").resident_bytes
 }
 
 #[test]

@@ -111,16 +111,17 @@ impl Role {
         match self {
             // Memory: automatic reclaim can be switched on later, and its thread inherits this filter.
             Self::Main => &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY, WAIT, TERMINAL],
-            Self::Story => &[MEMORY, USERFAULT, READ_FILES, THREADS],
-            Self::Vcpu => &[KVM_VCPU, MEMORY, USERFAULT],
-            Self::Resizes => &[MEMORY, USERFAULT, READ_FILES, CGROUP],
+            Self::Story => &[MEMORY, READ_FILES, THREADS],
+            Self::Vcpu => &[KVM_VCPU, MEMORY, POPULATE, INSTALL],
+            Self::Resizes => &[MEMORY, READ_FILES, CGROUP],
             Self::GuestCommands | Self::Workload | Self::HardEnd => &[],
-            Self::Reports => &[MEMORY, USERFAULT, READ_FILES, CGROUP],
-            Self::Sampler => &[MEMORY, USERFAULT, READ_FILES],
-            Self::InstallPool => &[MEMORY, READ_FILES, EVENTS, NICE],
-            Self::Userfault => &[MEMORY, USERFAULT, EVENTS],
-            Self::AutoReclaim => &[MEMORY, USERFAULT, READ_FILES, EVENTS],
-            Self::Device => &[MEMORY, USERFAULT, EVENTS],
+            Self::Reports => &[MEMORY, READ_FILES, CGROUP],
+            Self::Sampler => &[READ_FILES],
+            Self::InstallPool => &[POPULATE, READ_FILES, EVENTS, NICE],
+            // What is under a userfaultfd is anonymous, and goes by a call that every thread has.
+            Self::Userfault => &[POPULATE, INSTALL, USERFAULT, EVENTS],
+            Self::AutoReclaim => &[MEMORY],
+            Self::Device => &[MEMORY, EVENTS],
             // Every thread may write.
             Self::Stream => &[EVENTS],
             Self::Disk => &[DISK, EVENTS],
@@ -197,35 +198,26 @@ pub(super) const EVERY_THREAD: &[Allow] = &[
     Null(libc::SYS_sendto, 4),
 ];
 
-/// Giving guest memory to the kernel and taking it back.
-const MEMORY: &[Allow] = &[
-    With(
-        libc::SYS_madvise,
-        2,
-        &[
-            libc::MADV_POPULATE_READ as u64,
-            libc::MADV_POPULATE_WRITE as u64,
-            libc::MADV_COLLAPSE as u64,
-            // A slot for an install that finds the pool dry.
-            libc::MADV_DONTFORK as u64,
-            libc::MADV_DONTDUMP as u64,
-        ],
-    ),
-    With(libc::SYS_fallocate, 1, &[PUNCH_HOLE]),
-    With(libc::SYS_process_madvise, 3, &[libc::MADV_DONTNEED as u64]),
+/// Giving guest memory back to the kernel, beyond what every thread may: holes in files, and many
+/// runs at once.
+const MEMORY: &[Allow] =
+    &[With(libc::SYS_fallocate, 1, &[PUNCH_HOLE]), With(libc::SYS_process_madvise, 3, &[libc::MADV_DONTNEED as u64])];
+
+/// Asking the kernel for zeroed memory.
+const POPULATE: &[Allow] = &[With(libc::SYS_madvise, 2, &[libc::MADV_POPULATE_WRITE as u64])];
+
+/// Moving it to the guest, out of the pool or of a slot that is made when the pool is dry.
+const INSTALL: &[Allow] = &[
+    With(libc::SYS_ioctl, 1, &[ioc(READ | WRITE, UFFD, 0x05, 40)]), // UFFDIO_MOVE
+    With(libc::SYS_madvise, 2, &[libc::MADV_DONTFORK as u64, libc::MADV_DONTDUMP as u64]),
 ];
 
-/// The steps of a userfaultfd that was opened and registered before: move, copy, zero, wake,
-/// protect.
+/// Answering faults of a userfaultfd that was opened and registered before, and letting go of it.
 const USERFAULT: &[Allow] = &[With(
     libc::SYS_ioctl,
     1,
     &[
-        ioc(READ | WRITE, UFFD, 0x05, 40), // UFFDIO_MOVE
-        ioc(READ | WRITE, UFFD, 0x03, 40), // UFFDIO_COPY
         ioc(READ | WRITE, UFFD, 0x04, 32), // UFFDIO_ZEROPAGE
-        ioc(READ | WRITE, UFFD, 0x06, 24), // UFFDIO_WRITEPROTECT
-        ioc(READ | WRITE, UFFD, 0x07, 32), // UFFDIO_CONTINUE
         ioc(READ, UFFD, 0x02, 16),         // UFFDIO_WAKE
         ioc(READ, UFFD, 0x01, 16),         // UFFDIO_UNREGISTER
     ],

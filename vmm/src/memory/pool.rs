@@ -2,7 +2,7 @@
 //!
 //! A ring of slots of 2 MiB in a mapping of its own, which no guest sees. One thread fills slots at
 //! the head, installs take runs of neighbours from the tail with one compare-and-swap each, and the
-//! same thread gives all of it back while the host is short of memory. Invariants: a run belongs to
+//! same thread gives all of it back while the host is short of memory, and at its end. Invariants: a run belongs to
 //! one taker until it is dropped, a slot that is filled holds zeroes that nobody has touched, and
 //! the mapping holds nothing behind slots that are neither full nor taken.
 
@@ -225,6 +225,12 @@ impl Pool {
         Some(Run { ring, slots: slots?, moved: false })
     }
 
+    /// Ends the thread, which gives back what nobody has taken; the pool stays dry from then on.
+    pub(super) fn retire(&self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.wake();
+    }
+
     pub(super) fn status(&self) -> PoolStatus {
         let ring = &self.shared.ring;
         PoolStatus {
@@ -237,8 +243,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.wake();
+        self.retire();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -288,6 +293,7 @@ impl Refill<'_> {
             }
             shared.asleep.store(false, Ordering::Relaxed);
         }
+        shared.ring.give_back();
     }
 
     /// Fills what is empty. Returns after how long to go on, where it could not fill all of it.

@@ -101,6 +101,16 @@ impl Supply {
         self.userfault.as_ref().ok().filter(|userfault| userfault.is_attached())
     }
 
+    /// Lets go of the userfaultfd, for good: guest RAM is ordinary memory then, and the pool, from
+    /// which nothing can be moved there any more, goes back to the host.
+    pub fn detach(&self) {
+        let Ok(userfault) = &self.userfault else { return };
+        userfault.detach();
+        if let Some(pool) = &self.pool {
+            pool.retire();
+        }
+    }
+
     /// Why there is none, if somebody wanted it.
     #[must_use]
     pub fn why_no_userfault(&self) -> Option<&UserfaultError> {

@@ -187,7 +187,7 @@ impl Userfault {
 
     /// Lets go of the RAM, for good: whoever sleeps in a fault wakes up, and missing pages come from
     /// the kernel again when somebody touches them.
-    pub fn detach(&self) {
+    pub(super) fn detach(&self) {
         // First: an install that finds the RAM gone from under it must find this, too. One that asks
         // the kernel for pages a moment too early sleeps until the next step wakes it.
         self.attached.store(false, Ordering::Release);

@@ -4,6 +4,7 @@
 //! knows; so it is asked, and what it says beyond R is settled on the spot and counted.
 
 use super::{Monitor, MonitorError};
+use crate::memory::MemoryError;
 use llfree::Residency;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::ops::Range;
@@ -12,7 +13,8 @@ use std::sync::atomic::Ordering;
 impl Monitor {
     /// Compares R with the kernel's accounting, and repairs what a guest did behind our back:
     /// memory that appeared behind a held frame is discarded again, behind an evicted one it is
-    /// adopted as installed. Returns the frames concerned, which also count as violations.
+    /// adopted as installed. Returns the frames concerned, which also count as violations. What the
+    /// kernel keeps of them does not keep it from settling the others.
     ///
     /// It waits for the batch of discards at work, not for the pass that the batch belongs to.
     ///
@@ -34,14 +36,18 @@ impl Monitor {
         self.ram.for_each_resident(see).map_err(MonitorError::Residency)?;
         suspects.dedup();
         let (mut violations, mut held) = (0, 0);
-        let settled = suspects.into_iter().try_for_each(|huge| {
-            match self.settle(huge)? {
-                Some(Residency::Held) => held += 1,
-                Some(_) => violations += 1,
-                None => {}
+        let mut kept = None;
+        for huge in suspects {
+            match self.settle(huge) {
+                Ok(Some(Residency::Held)) => held += 1,
+                Ok(Some(_)) => violations += 1,
+                Ok(None) => {}
+                Err(source) => {
+                    let (_, frames, _) = kept.get_or_insert((huge.0, 0, source));
+                    *frames += 1;
+                }
             }
-            Ok(())
-        });
+        }
         violations += held;
         if violations > 0 {
             self.counters.held_violations.fetch_add(held, Ordering::Relaxed);
@@ -54,12 +60,12 @@ impl Monitor {
                 );
             }
         }
-        settled.map(|()| violations)
+        kept.map_or(Ok(violations), |(first, frames, source)| Err(MonitorError::Repair { first, frames, source }))
     }
 
     /// Makes R and the kernel agree about a frame that has memory. Says what R called it, if that is
     /// news: not if they agree by now, nor if its pages were lent.
-    fn settle(&self, huge: HugeId) -> Result<Option<Residency>, MonitorError> {
+    fn settle(&self, huge: HugeId) -> Result<Option<Residency>, MemoryError> {
         let Some(claim) = self.host().claim(huge) else { return Ok(None) };
         let residency = claim.residency();
         let lent = self.lent.forget(huge);
@@ -71,7 +77,7 @@ impl Monitor {
                 }
             }
             Residency::Evicted | Residency::Held => {
-                self.ram.discard(huge, 1).map_err(|source| MonitorError::Repair { frame: huge.0, source })?;
+                self.ram.discard(huge, 1)?;
             }
         }
         Ok((!lent).then_some(residency))

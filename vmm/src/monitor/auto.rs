@@ -12,7 +12,7 @@ mod settings;
 mod thread;
 
 pub use settings::{Settings, SettingsError, Switch};
-pub use thread::{AutoReclaim, AutoStatus};
+pub use thread::{AutoReclaim, AutoStatus, KeepTooLarge};
 
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::time::Duration;

@@ -36,7 +36,8 @@ impl Monitor {
         let excess = self.limit().saturating_sub(target);
         let result = [Residency::Installed, Residency::Evicted].into_iter().try_for_each(|residency| {
             let missing = excess - pass.frames;
-            pass += self.reclaim_pass(&mut cursor, missing, residency, Reclaim::Hard)?;
+            let more = self.reclaim_pass(&mut cursor, missing, residency, Reclaim::Hard);
+            pass += more.map_err(|error| error.after(pass))?;
             Ok(())
         });
         self.set_wanted(u64::from(self.limit().saturating_sub(target)));
@@ -121,7 +122,7 @@ impl Monitor {
                 batch.add(reclaimed);
             }
             let over = batch.frames < due;
-            pass += self.settle_batch(&mut batch)?;
+            pass += self.settle_batch(&mut batch).map_err(|error| error.after(pass))?;
             if over {
                 break;
             }
@@ -133,7 +134,7 @@ impl Monitor {
     /// Discards the memory of a batch, which is empty afterwards. Frames that the kernel refuses go
     /// back as they were.
     fn settle_batch(&self, batch: &mut Batch<'_>) -> Result<Pass, MonitorError> {
-        let pass = Pass { frames: batch.frames, discarded: batch.reclaimed.len() as u32 };
+        let mut pass = Pass { frames: batch.frames, discarded: batch.reclaimed.len() as u32 };
         batch.frames = 0;
         if batch.reclaimed.is_empty() {
             return Ok(pass);
@@ -147,14 +148,19 @@ impl Monitor {
                 Err(source) => {
                     // Dropping them gives them back.
                     frames.for_each(drop);
-                    refused = Some(MonitorError::Discard { first: run.first.0, frames: run.count, source });
+                    pass.frames -= run.count;
+                    pass.discarded -= run.count;
+                    let (_, frames, _) = refused.get_or_insert((run.first.0, 0, source));
+                    *frames += run.count;
                 }
             }
         });
         drop(reclaimed);
         batch.runs.clear();
         self.batch_over.1.notify_all();
-        refused.map_or(Ok(pass), Err)
+        refused.map_or(Ok(pass), |(first, frames, source)| {
+            Err(MonitorError::Discard { first, frames, done: pass, source })
+        })
     }
 }
 

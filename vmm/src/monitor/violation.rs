@@ -294,7 +294,7 @@ impl Violations {
                 }
             }
             // Nobody would wake them any more.
-            userfault.detach();
+            monitor.supply.detach();
         })?;
         Ok(Some(Self { shared, thread: Mutex::new(Some(thread)) }))
     }

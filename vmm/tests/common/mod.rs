@@ -4,9 +4,10 @@
 //! Whatever a test starts is killed when it goes out of scope, so that a failed test leaves no
 //! process and no file. Waiting is polling with a deadline far beyond what a slow machine needs.
 
-#![allow(dead_code, reason = "each test file uses its own part of this")]
+#![allow(dead_code, unused_macros, unused_imports, reason = "each test file uses its own part of this")]
 
 pub(crate) mod image;
+pub(crate) mod machine;
 pub(crate) mod skipped;
 
 use serde_json::Value;
@@ -25,6 +26,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// Returns from a test that needs KVM where there is none, and says so.
+#[allow(unused_macros, reason = "some test files need none")]
 macro_rules! need_kvm {
     () => {
         if let Some(reason) = crate::common::no_kvm() {
@@ -33,6 +35,7 @@ macro_rules! need_kvm {
         }
     };
 }
+#[allow(unused_imports, reason = "as above")]
 pub(crate) use need_kvm;
 
 /// Why no VM can run here.

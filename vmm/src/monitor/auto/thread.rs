@@ -10,6 +10,7 @@ use crate::error_line;
 use crate::guest_log::Rarely;
 use crate::harden::{self, Role};
 use crate::monitor::{BATCH, Monitor, lock};
+use crate::units::Bytes;
 use llfree::Residency;
 use shared_layout::HugeId;
 use std::io;
@@ -50,6 +51,16 @@ struct Shared {
     changed: Condvar,
 }
 
+/// Settings that keep more with the guest than it has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("automatic reclaim cannot keep {keep} free: the guest's memory is {memory}; use less for 'keep'")]
+pub struct KeepTooLarge {
+    /// What was to stay free.
+    pub keep: Bytes,
+    /// The guest's memory.
+    pub memory: Bytes,
+}
+
 /// Automatic reclaim of one VM: off until it is switched on.
 pub struct AutoReclaim {
     monitor: Arc<Monitor>,
@@ -66,8 +77,16 @@ impl AutoReclaim {
     /// Switches it on, off, or to other settings.
     ///
     /// # Errors
-    /// If the host has no thread to give.
+    /// If the host has no thread to give; of kind `InvalidInput` with a [`KeepTooLarge`] for settings
+    /// under which nothing would ever go back.
     pub fn switch(&self, switch: Switch) -> io::Result<()> {
+        let memory = self.monitor.ram().bytes();
+        // What nobody chose is no mistake: a guest smaller than the default just keeps all.
+        let possible = memory.max(Settings::default().keep_bytes);
+        if let Some(keep) = switch.0.map(|settings| settings.keep_bytes).filter(|keep| *keep > possible) {
+            let error = KeepTooLarge { keep: Bytes(keep), memory: Bytes(memory) };
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
         let mut state = lock(&self.shared.state);
         if switch.0.is_some() && state.thread.is_none() && !state.stopping {
             let (monitor, shared) = (self.monitor.clone(), self.shared.clone());
@@ -185,7 +204,7 @@ impl<'a> Worker<'a> {
         let now = self.installs();
         let installed = u32::try_from(now.saturating_sub(self.installs)).unwrap_or(u32::MAX);
         self.installs = now;
-        let decision = self.policy.scan(settings, self.monitor.free_with_memory(), installed, &mut self.plan);
+        let decision = self.policy.scan(settings, self.monitor.free_with_memory(HugeId(0)), installed, &mut self.plan);
         let mut state = lock(&self.shared.state);
         state.status.scans += 1;
         state.status.scan_time += start.elapsed();
@@ -200,8 +219,11 @@ impl<'a> Worker<'a> {
             if !self.sleep(pace.wait(self.started.elapsed()), turn) || self.installs() != self.installs {
                 break;
             }
-            let free = self.monitor.free_with_memory().filter(|free| *free).count();
-            let room = free.saturating_sub(decision.headroom as usize).min(batch.len());
+            // From here on, where the rest of the plan lies: as a rule that is enough, and the table is
+            // not read to its end for each batch.
+            let enough = (decision.headroom as usize).saturating_add(batch.len());
+            let free = self.monitor.free_with_memory(batch[0]).filter(|free| *free).take(enough).count();
+            let room = free.saturating_sub(decision.headroom as usize);
             if room == 0 {
                 break;
             }
@@ -221,8 +243,9 @@ impl<'a> Worker<'a> {
 }
 
 impl Monitor {
-    /// Of each huge frame, whether it has memory behind it and its entry claims that it is free.
-    fn free_with_memory(&self) -> impl Iterator<Item = bool> {
-        self.host().scan(HugeId(0)).map(|(_, entry, r)| r == Residency::Installed && entry.is_all_free())
+    /// Of each huge frame, `from` first and then around, whether it has memory behind it and its entry
+    /// claims that it is free.
+    fn free_with_memory(&self, from: HugeId) -> impl Iterator<Item = bool> {
+        self.host().scan(from).map(|(_, entry, r)| r == Residency::Installed && entry.is_all_free())
     }
 }

@@ -1,0 +1,341 @@
+//! The command line: a command a figure, its arguments checked and typed.
+//!
+//! Text in, values out. What figures have in common stands in structures that several of them
+//! flatten; `--help` shows no difference.
+
+use crate::candidates::{self, Candidate};
+use crate::frag::Exchange;
+use crate::frames::Allocator;
+use crate::output::{Output, Picture};
+use crate::passes::Bench;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use shared_layout::Order;
+use std::time::Duration;
+use vmm::memory::Backing;
+use vmm::units::{Bytes, parse_duration, parse_memory};
+use vmm::workload::parse_time;
+
+/// Measures llfree-vmm against the limits of the machine it runs on.
+#[derive(Parser)]
+#[command(name = "llfree-bench", version, max_term_width = 110)]
+#[command(after_help = "\
+Examples:
+  llfree-bench inflate --mem 4G --to 512M          reclaim, return and install, per 2 MiB frame
+  llfree-bench inflate --iterations 15 --csv inflate.csv
+  llfree-bench install --plot install.svg          what an allocation waits for memory, 1 and 2 vCPUs
+  llfree-bench interference --json                 what STREAM and FTQ lose while memory is resized
+  llfree-bench boot --mem 16G --json               from the launch to the agent's first answer
+  llfree-bench idle --mem 16G                      host CPU of a VM that does nothing
+  llfree-bench alloc --plot alloc.svg              allocators, all orders, over threads
+  llfree-bench alloc --benches bulk,repeat --orders 0,9 --allocators llfree --threads 1
+  llfree-bench frag --plot frag.svg                huge frames that come back
+  llfree-bench fill --csv fill.csv                 order 0 in almost full memory
+  llfree-bench recovery --mem 8G                   a persistent instance after a crash
+
+Close what else uses the machine's cores: rows with a large spread between min and max were disturbed.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) figure: Figure,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Figure {
+    /// Reclaim, return and install memory, against the raw system calls
+    Inflate(InflateArgs),
+    /// Allocate frames that have no memory yet, quiet and while the host reclaims
+    Install(InstallArgs),
+    /// Run STREAM and FTQ in a guest while its memory shrinks and grows
+    Interference(InterferenceArgs),
+    /// Boot a guest, against a bare KVM machine
+    Boot(BootArgs),
+    /// Let a VM idle, without and with automatic reclaim
+    Idle(IdleArgs),
+    /// Allocate and free blocks, against other allocators
+    Alloc(AllocArgs),
+    /// Exchange frames at random and count the free huge frames
+    Frag(FragArgs),
+    /// Allocate frames in almost full memory
+    Fill(FillArgs),
+    /// Open a persistent instance that was closed, or was not
+    Recovery(RecoveryArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct InflateArgs {
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "2G")]
+    pub(crate) mem: Bytes,
+    /// The limit that it is shrunk to, again and again
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "256M")]
+    pub(crate) to: Bytes,
+    /// What guest memory is made of: anon, memfd or hugetlb
+    #[arg(long, value_name = "KIND", default_value = "anon")]
+    pub(crate) backing: Backing,
+    /// Ways to take memory and to give it back
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = candidates::PUBLISHED, value_parser = candidates::elastic)]
+    pub(crate) candidates: Vec<&'static Candidate>,
+    #[command(flatten)]
+    pub(crate) rounds: Rounds,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct InstallArgs {
+    /// Guest memory; less, with what follows, where the host has less than twice of what is touched
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "8G")]
+    pub(crate) mem: Bytes,
+    /// What the guest allocates and touches in a round
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "1G")]
+    pub(crate) burst: Bytes,
+    /// What the host takes meanwhile; half of --mem by default, 0 for quiet rounds only
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) reclaim: Option<Bytes>,
+    /// vCPUs to compare
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) cpus: Vec<u32>,
+    /// Where memory comes from: populate, no-pool, pool, pool-512M [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = candidates::install)]
+    pub(crate) candidates: Vec<&'static Candidate>,
+    #[command(flatten)]
+    pub(crate) rounds: Rounds,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) picture: Picture,
+}
+
+#[derive(Args)]
+pub(crate) struct InterferenceArgs {
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "4G")]
+    pub(crate) mem: Bytes,
+    /// STREAM's three arrays together; more than caches hold
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "192M")]
+    pub(crate) bytes: Bytes,
+    /// What the loads that allocate hold between two samples
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "64M")]
+    pub(crate) beside: Bytes,
+    /// Length of a run; each load has two of them a round
+    #[arg(long, value_name = "TIME", value_parser = parse_millis, default_value = "2s")]
+    pub(crate) time: u64,
+    /// Ways to resize
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = candidates::PUBLISHED, value_parser = candidates::elastic)]
+    pub(crate) candidates: Vec<&'static Candidate>,
+    #[command(flatten)]
+    pub(crate) rounds: Rounds,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) picture: Picture,
+}
+
+#[derive(Args)]
+pub(crate) struct BootArgs {
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "16G")]
+    pub(crate) mem: Bytes,
+    #[command(flatten)]
+    pub(crate) rounds: Rounds,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct IdleArgs {
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "16G")]
+    pub(crate) mem: Bytes,
+    /// How long a round lasts; by default two intervals of automatic reclaim
+    #[arg(long, value_name = "TIME", value_parser = parse_round, default_value = "10s")]
+    pub(crate) time: Duration,
+    /// Rounds to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = rounds())]
+    pub(crate) iterations: u32,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct AllocArgs {
+    /// What the threads do
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "bulk,repeat,random,cross,host")]
+    pub(crate) benches: Vec<Bench>,
+    /// Block sizes: orders like 0,9 or ranges like 0..=10
+    #[arg(long, value_name = "LIST", default_value = "0..=10")]
+    pub(crate) orders: Orders,
+    /// Threads, each pinned to a core, like 1,2 [default: 1, 2, 4 ... and all cores]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) threads: Vec<u32>,
+    #[command(flatten)]
+    pub(crate) tables: Tables,
+    /// Run the loops of one bench once, on one thread and untimed, for an instruction-counting profiler
+    #[arg(long, value_name = "BENCH", value_parser = once_bench, conflicts_with_all = ["benches", "threads", "iterations", "json", "csv", "plot"])]
+    pub(crate) once: Option<Bench>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) picture: Picture,
+}
+
+#[derive(Args)]
+pub(crate) struct FragArgs {
+    /// Memory to manage; none of it is touched
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "8G")]
+    pub(crate) mem: Bytes,
+    /// Rounds, each exchanging 10 % of the used frames
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = rounds())]
+    pub(crate) rounds: u32,
+    /// How a round exchanges frames
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "batch,pairs")]
+    pub(crate) exchange: Vec<Exchange>,
+    /// Allocators to compare
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "llfree,llfree-shared,buddy,bitmap,per-core"
+    )]
+    pub(crate) allocators: Vec<Allocator>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) picture: Picture,
+}
+
+#[derive(Args)]
+pub(crate) struct FillArgs {
+    #[command(flatten)]
+    pub(crate) tables: Tables,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) picture: Picture,
+}
+
+#[derive(Args)]
+pub(crate) struct RecoveryArgs {
+    /// Memory to manage; none of it is touched
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "8G")]
+    pub(crate) mem: Bytes,
+    /// Rounds to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = rounds())]
+    pub(crate) iterations: u32,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// How often a figure of a VM is measured.
+#[derive(Args)]
+pub(crate) struct Rounds {
+    /// Rounds to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
+    pub(crate) iterations: u32,
+}
+
+/// What figures of allocators alone compare.
+#[derive(Args)]
+pub(crate) struct Tables {
+    /// Memory to manage; none of it is touched
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "4G")]
+    pub(crate) mem: Bytes,
+    /// Allocators to compare
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "llfree,llfree-shared,buddy,per-core,queue,bitmap"
+    )]
+    pub(crate) allocators: Vec<Allocator>,
+    /// Rounds to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = rounds())]
+    pub(crate) iterations: u32,
+}
+
+fn rounds() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1000)
+}
+
+fn parse_millis(text: &str) -> Result<u64, vmm::workload::WorkloadError> {
+    parse_time("--time", text)
+}
+
+fn parse_round(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
+    if time < Duration::from_secs(1) { Err("a round lasts at least 1s".to_owned()) } else { Ok(time) }
+}
+
+fn once_bench(text: &str) -> Result<Bench, String> {
+    let bench = Bench::from_str(text, false).ok().filter(|bench| *bench != Bench::Host);
+    bench.ok_or_else(|| "use bulk, repeat, random or cross".to_owned())
+}
+
+/// Orders as on the command line: `0..=10`, or `0,6,9`, or both mixed.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Orders(pub(crate) Vec<Order>);
+
+impl std::str::FromStr for Orders {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let order = |text: &str| {
+            let order = text.trim().parse().ok().and_then(Order::new);
+            order.ok_or_else(|| format!("'{text}' is no order; orders are 0 to {}", Order::MAX.get()))
+        };
+        let mut orders = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once("..=").unwrap_or((part, part));
+            let (first, last) = (order(first)?, order(last)?);
+            if first > last {
+                return Err(format!("'{part}' is empty; write the smaller order first"));
+            }
+            orders.extend((first.get()..=last.get()).filter_map(Order::new));
+        }
+        orders.sort_unstable();
+        orders.dedup();
+        Ok(Self(orders))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use vmm::cli::Exit;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bad_value_costs_one_line() {
+        for (line, word) in [
+            ("inflate --mem 3M", "no multiple of 2 MiB"),
+            ("inflate --iterations 0", "1..=1000"),
+            ("inflate --candidates tape", "tape"),
+            ("alloc --orders 11", "orders are 0 to 10"),
+            ("alloc --allocators heap", "heap"),
+            ("frobnicate", "frobnicate"),
+            ("", "a command is missing"),
+        ] {
+            let args = std::iter::once("llfree-bench").chain(line.split_whitespace());
+            let Err(error) = Cli::try_parse_from(args) else { panic!("{line}: accepted") };
+            let exit = Exit::of("llfree-bench", &error);
+            assert!(exit.code == 1 && exit.text.contains(word), "{line}: {}", exit.text);
+            assert_eq!(exit.text.lines().count(), 1, "{line}: {}", exit.text);
+        }
+    }
+
+    #[test]
+    fn orders_are_lists_and_ranges() {
+        let orders = |text: &str| {
+            let parsed: Result<Orders, _> = text.parse();
+            parsed.map(|orders| orders.0.iter().map(|order| order.get()).collect::<Vec<_>>())
+        };
+        assert_eq!(orders("9,0..=2,1"), Ok(vec![0, 1, 2, 9]));
+        assert_eq!(orders("11").expect_err("too large"), "'11' is no order; orders are 0 to 10");
+        assert!(orders("3..=1").expect_err("empty").contains("3..=1"));
+        assert!(orders("").is_err());
+    }
+}

@@ -1,0 +1,117 @@
+//! One row: 64 frames of a huge frame as the bits of a word, set where taken.
+//!
+//! Arithmetic on such words, and the two steps that change some bits of a shared one all at once or
+//! not at all. Knows nothing of entries or of who has a right to a frame.
+
+use crate::sync::{AtomicU64, Ordering};
+use shared_layout::Order;
+
+/// Frames in a row.
+pub(crate) const ROW_FRAMES: usize = 64;
+
+/// Sets `mask` in a row; false, and nothing changed, if one of its bits is set already.
+#[inline]
+pub(crate) fn set(row: &AtomicU64, mask: u64) -> bool {
+    change(row, |used| (used & mask == 0).then_some(used | mask))
+}
+
+/// Clears `mask` in a row; false, and nothing changed, if one of its bits is clear already.
+#[inline]
+pub(crate) fn clear(row: &AtomicU64, mask: u64) -> bool {
+    change(row, |used| (used & mask == mask).then_some(used & !mask))
+}
+
+#[inline]
+fn change(row: &AtomicU64, step: impl Fn(u64) -> Option<u64>) -> bool {
+    let mut used = row.load(Ordering::Relaxed);
+    while let Some(next) = step(used) {
+        // Release: the next owner sees our last writes to the frames that we give. Acquire pairs
+        // with it where we take.
+        match row.compare_exchange(used, next, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => return true,
+            Err(seen) => used = seen,
+        }
+    }
+    false
+}
+
+/// Set bits, quickly for none, few or all: x86-64 has no instruction for it that can be relied on.
+#[inline]
+pub(crate) fn ones(bits: u64) -> u32 {
+    let mut rest = bits;
+    for count in 0..4 {
+        if rest == 0 {
+            return count;
+        }
+        rest &= rest - 1;
+    }
+    if bits == u64::MAX { 64 } else { bits.count_ones() }
+}
+
+/// The bits of a block in each of its rows, at position 0.
+pub(crate) const fn run_mask(order: Order) -> u64 {
+    if order.get() >= Order::ROW.get() { u64::MAX } else { (1u64 << order.frames()) - 1 }
+}
+
+// Bit i survives round k if the 2^(k+1) bits from i on are clear.
+const ALIGNED: [u64; 7] = [
+    u64::MAX,
+    0x5555_5555_5555_5555,
+    0x1111_1111_1111_1111,
+    0x0101_0101_0101_0101,
+    0x0001_0001_0001_0001,
+    0x0000_0001_0000_0001,
+    1,
+];
+
+/// Position of the lowest aligned run of clear bits for a block of `order`, up to a whole row.
+#[inline]
+pub(crate) fn free_run(used: u64, order: Order) -> Option<u32> {
+    let order = usize::from(order.get().min(Order::ROW.get()));
+    let mut free = !used;
+    for round in 0..order {
+        free &= free >> (1 << round);
+    }
+    free &= ALIGNED[order];
+    (free != 0).then(|| free.trailing_zeros())
+}
+
+/// Adds a row's free blocks, each frame in the largest that it lies in.
+pub(crate) fn free_blocks_in_row(used: u64, blocks: &mut [u64]) {
+    let (mut free, mut smaller) = (!used, None);
+    for (order, aligned) in ALIGNED.into_iter().enumerate() {
+        if order > 0 {
+            free &= free >> (1 << (order - 1));
+        }
+        let count = u64::from((free & aligned).count_ones());
+        if let Some(below) = smaller {
+            // Two of each smaller block make one of these.
+            blocks[order - 1] += below - 2 * count;
+        }
+        smaller = Some(count);
+        free &= aligned;
+    }
+    blocks[ALIGNED.len() - 1] += smaller.unwrap_or(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_run_finds_the_lowest_aligned_run() {
+        let order = |o| Order::new(o).expect("in range");
+        assert_eq!(free_run(0, order(6)), Some(0));
+        assert_eq!(free_run(1, order(6)), None);
+        assert_eq!(free_run(1, order(5)), Some(32));
+        assert_eq!(free_run(0b0110, order(1)), Some(4));
+        assert_eq!(free_run(u64::MAX, order(0)), None);
+        assert_eq!(free_run(!(1 << 63), order(0)), Some(63));
+        for o in 0..=6 {
+            for bit in (0..64).step_by(1 << o) {
+                let used = !(run_mask(order(o)) << bit);
+                assert_eq!(free_run(used, order(o)), Some(bit), "order {o}");
+            }
+        }
+    }
+}
