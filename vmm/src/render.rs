@@ -2,10 +2,12 @@
 //!
 //! What a guest or another process wrote is filtered on the way.
 
+use crate::agent::linux::LinuxAgentStatus;
 use crate::control::report::{
-    AutoReclaimReport, ElasticStatus, GuestOutcome, GuestReport, GuestSays, GuestStatsReport, ReclaimReport,
-    ResizeReport, SampleReport, StatusReport, ValidateReport,
+    AutoReclaimReport, DiskStatus, ElasticStatus, GuestOutcome, GuestReport, GuestSays, GuestStatsReport, NetReport,
+    ReclaimReport, ResizeReport, SampleReport, StatusReport, ValidateReport,
 };
+use crate::devices::net::FrameCounts;
 use crate::guest_log::printable;
 use crate::units::Bytes;
 use std::fmt::Write;
@@ -249,6 +251,16 @@ pub fn status(report: &StatusReport) -> String {
         rows.push(("violations", count(report.violations, violations(report))));
     }
     rows.extend(elastic(&report.elastic));
+    rows.extend(report.disks.iter().map(|disk| ("disk", disk_line(disk))));
+    rows.extend(report.nets.iter().map(|net| ("network", net_line(net))));
+    rows.extend(report.agent.map(|agent| ("agent", agent_line(&agent))));
+    rows.extend(
+        report
+            .devices
+            .iter()
+            .filter(|device| device.errors > 0)
+            .map(|device| ("device", format!("{}: {} errors of its driver", printable(&device.name), device.errors))),
+    );
     if report.corrupt_entries > 0 || report.bad_calls > 0 {
         rows.push((
             "nonsense",
@@ -306,6 +318,38 @@ fn elastic(report: &ElasticStatus) -> Vec<(&'static str, String)> {
         rows.push(("blocks", of + &refused));
     }
     rows
+}
+
+fn disk_line(disk: &DiskStatus) -> String {
+    let mut line = format!("{}, {}", printable(&disk.path), Bytes(disk.size_bytes));
+    let some = |line: &mut String, what: u64, text: String| line.push_str(if what == 0 { "" } else { &text });
+    some(&mut line, u64::from(disk.read_only), ", read-only".to_owned());
+    some(&mut line, disk.read_bytes, format!(", {} read", Bytes(disk.read_bytes)));
+    some(&mut line, disk.written_bytes, format!(", {} written", Bytes(disk.written_bytes)));
+    some(&mut line, disk.cleared_bytes, format!(", {} discarded", Bytes(disk.cleared_bytes)));
+    some(&mut line, disk.io_errors, format!(", {} I/O errors", disk.io_errors));
+    some(&mut line, disk.refused_requests, format!(", {} requests refused", disk.refused_requests));
+    line
+}
+
+fn net_line(net: &NetReport) -> String {
+    let way = |counts: &FrameCounts| {
+        let lost = match counts.dropped.saturating_add(counts.errors) {
+            0 => String::new(),
+            lost => format!(" ({lost} lost)"),
+        };
+        format!("{} in {} frames{lost}", Bytes(counts.bytes), counts.frames)
+    };
+    let (tap, mac) = (printable(&net.tap), printable(&net.mac));
+    format!("{tap}, {mac}: {} to the guest, {} from it", way(&net.traffic.to_guest), way(&net.traffic.from_guest))
+}
+
+fn agent_line(agent: &LinuxAgentStatus) -> String {
+    let nonsense = match agent.garbage_frames {
+        0 => String::new(),
+        frames => format!(", {frames} messages made no sense"),
+    };
+    format!("{}{nonsense}", if agent.open { "up" } else { "not up" })
 }
 
 /// Why a number that the guest should say is unknown.

@@ -9,11 +9,14 @@
 use crate::agent::AgentError;
 use crate::control::protocol::{BurstTouch, ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use crate::control::report::{
-    AutoReclaimReport, BadPage, CgroupStatus, ElasticStatus, ExitCounts, FindingReport, GuestOutcome, GuestReport,
-    InstallPoolStatus, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
+    AutoReclaimReport, BadPage, CgroupStatus, DeviceStatus, ElasticStatus, ExitCounts, FindingReport, GuestOutcome,
+    GuestReport, InstallPoolStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport,
+    ValidateReport, VcpuStatus,
 };
 use crate::control::server::Responder;
 use crate::devices::balloon::BalloonConfig;
+use crate::devices::mmio::Transport;
+use crate::devices::net::{NetConfig, NetCounters};
 use crate::doorbell::GuestEnd;
 use crate::elastic::{Elastic, ElasticDevice, ResizeError};
 use crate::guest_log::Rarely;
@@ -359,7 +362,7 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
         _ => None,
     };
     let samples = unit.map(|unit| sample_report(unit, &report));
-    let mut report = GuestReport { samples, ..guest_report(&report, &vm.monitor().census(), took) };
+    let mut report = GuestReport { samples, ..guest_report(vm, &report, took) };
     if let GuestRequest::Free { bytes: Some(bytes), .. } = *request
         && report.outcome == GuestOutcome::Ok
         && report.bytes < bytes
@@ -385,8 +388,14 @@ fn sample_report(unit: &str, report: &Report) -> SampleReport {
     }
 }
 
-fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
-    let free_huge_bytes = (census.free_installed + census.free_evicted) * HUGE_SIZE;
+fn guest_report(vm: &Vm, r: &Report, took: Duration) -> GuestReport {
+    let (free_bytes, free_huge_bytes) = if vm.has_table() {
+        let census = vm.monitor().census();
+        let huge = (census.free_installed + census.free_evicted) * HUGE_SIZE;
+        (huge + census.fragmented_frames * FRAME_SIZE, huge)
+    } else {
+        (r.free_frames.saturating_mul(FRAME_SIZE), r.free_huge.saturating_mul(HUGE_SIZE))
+    };
     GuestReport {
         outcome: Outcome::from_word(r.outcome).map_or(GuestOutcome::Unknown, GuestOutcome::from),
         bytes: r.bytes,
@@ -403,7 +412,7 @@ fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
         frees: r.frees,
         install_calls: r.installs,
         ahead_frames: r.ahead,
-        free_bytes: free_huge_bytes + census.fragmented_frames * FRAME_SIZE,
+        free_bytes,
         free_huge_bytes,
         duration_us: micros(took),
         samples: None,
@@ -543,7 +552,19 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         }),
         vcpus: vm.vcpus().iter().enumerate().map(vcpu).collect(),
         elastic,
+        disks: vm.disks().iter().map(|disk| disk.status()).collect(),
+        nets: vm.nets().map(net_report).collect(),
+        agent: vm.linux_agent().map(|agent| agent.status()),
+        devices: vm.devices().iter().map(|(_, device)| device_status(device)).collect(),
     })
+}
+
+fn net_report((config, counters): (&NetConfig, &NetCounters)) -> NetReport {
+    NetReport { tap: config.tap.clone(), mac: config.mac.to_string(), traffic: counters.status() }
+}
+
+fn device_status(device: &Transport) -> DeviceStatus {
+    DeviceStatus { name: device.name().to_owned(), driven: device.is_driven(), errors: device.faults() }
 }
 
 fn elastic_status(vm: &Vm) -> ElasticStatus {

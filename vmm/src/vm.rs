@@ -25,6 +25,8 @@ use crate::agent::{self, Agents};
 use crate::boot::Platform;
 use crate::cgroup::Cgroup;
 use crate::devices::Devices;
+use crate::devices::blk::DiskControl;
+use crate::devices::net::{NetConfig, NetCounters};
 use crate::devices::serial::Serial;
 use crate::devices::worker::Worker;
 use crate::doorbell::{Doorbell, GuestEnd};
@@ -188,6 +190,24 @@ impl Vm {
     #[must_use]
     pub fn elastic(&self) -> Option<&ElasticDevice> {
         self.elastic.as_ref()
+    }
+
+    /// Its disks, in the order of their flags.
+    #[must_use]
+    pub fn disks(&self) -> &[Arc<DiskControl>] {
+        self.linux.as_ref().map_or(&[], |linux| &linux.disks)
+    }
+
+    /// Its network cards, in the order of their flags.
+    pub fn nets(&self) -> impl Iterator<Item = (&NetConfig, &NetCounters)> {
+        let counters = self.linux.iter().flat_map(|linux| &linux.nets);
+        self.config.linux.nets.iter().zip(counters.map(|counters| &**counters))
+    }
+
+    /// The agent in a Linux guest.
+    #[must_use]
+    pub fn linux_agent(&self) -> Option<&LinuxAgent> {
+        self.linux.as_ref().map(|linux| &*linux.agent)
     }
 
     /// The devices, as vCPUs reach them.

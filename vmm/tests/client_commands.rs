@@ -6,8 +6,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use vmm::control::protocol::{ErrorKind, Reply, Request};
 use vmm::control::report::{
-    BadPage, ExitCounts, FindingReport, GuestOutcome, GuestReport, InstallPoolStatus, ReclaimReport, ResizeReport,
-    Shortfall, StatusReport, ValidateReport, VcpuStatus,
+    BadPage, DiskStatus, ExitCounts, FindingReport, GuestOutcome, GuestReport, InstallPoolStatus, ReclaimReport,
+    ResizeReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
 };
 use vmm::control::socket::Claim;
 
@@ -174,6 +174,26 @@ fn status_is_a_table_or_one_object() {
     println!("{text}");
     assert!(text.lines().any(|line| line.starts_with("limit") && line.contains("4 GiB")), "{text}");
     assert_eq!(serde_json::from_str::<StatusReport>(&vm.text("status --json", 0)).expect("one object"), status());
+}
+
+#[test]
+fn a_disk_is_a_line_of_the_status_and_an_object() {
+    let mut report = status();
+    let disk = DiskStatus { path: "a\x1b.img".to_owned(), size_bytes: 4 << 30, ..DiskStatus::default() };
+    let (read_bytes, cleared_bytes) = (3 << 20, 1 << 30);
+    report.disks = vec![
+        DiskStatus { read_only: true, ..disk.clone() },
+        DiskStatus { read_bytes, cleared_bytes, io_errors: 2, ..disk },
+    ];
+    let vm = Vm::answering(Reply::Status(Box::new(report.clone())));
+    let text = vm.text("status", 0);
+    let lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("disk")).map(str::trim).collect();
+    assert_eq!(
+        lines,
+        ["a .img, 4 GiB, read-only", "a .img, 4 GiB, 3 MiB read, 1 GiB discarded, 2 I/O errors"],
+        "{text}"
+    );
+    assert_eq!(serde_json::from_str::<StatusReport>(&vm.text("status --json", 0)).expect("one object"), report);
 }
 
 #[test]

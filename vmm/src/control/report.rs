@@ -3,6 +3,8 @@
 //! Plain data, every field with its unit. "Of the kernel" means: by the host kernel's accounting;
 //! "by its own words" means that a guest said so, who may say anything.
 
+use crate::agent::linux::LinuxAgentStatus;
+use crate::devices::net::NetStatus;
 use serde::{Deserialize, Serialize};
 use shared_layout::agent::Outcome;
 
@@ -164,6 +166,70 @@ pub struct StatusReport {
     /// How memory is made smaller and larger.
     #[serde(default)]
     pub elastic: ElasticStatus,
+    /// One a disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskStatus>,
+    /// One a network card.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetReport>,
+    /// The agent in a Linux guest; other guests have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<LinuxAgentStatus>,
+    /// One a virtio device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// A virtio device, as its transport sees it.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceStatus {
+    /// What it is.
+    pub name: String,
+    /// Whether a driver is at work with it.
+    pub driven: bool,
+    /// What its driver did that no driver may do.
+    pub errors: u64,
+}
+
+/// A network card, and what went through it since the VM started.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetReport {
+    /// The host's interface.
+    pub tap: String,
+    /// The guest's address.
+    pub mac: String,
+    /// Frames and bytes, both ways.
+    pub traffic: NetStatus,
+}
+
+/// A disk, and what the guest did with it since the VM started.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskStatus {
+    /// The file, as it was given.
+    pub path: String,
+    /// Its size, in bytes.
+    pub size_bytes: u64,
+    /// Whether the guest must not write.
+    pub read_only: bool,
+    /// Reads that succeeded.
+    pub reads: u64,
+    /// Bytes that they read.
+    pub read_bytes: u64,
+    /// Writes that succeeded.
+    pub writes: u64,
+    /// Bytes that they wrote.
+    pub written_bytes: u64,
+    /// Flushes that succeeded.
+    pub flushes: u64,
+    /// What was discarded or filled with zeroes, in bytes.
+    pub cleared_bytes: u64,
+    /// Requests that the host could not carry out.
+    pub io_errors: u64,
+    /// Requests that made no sense.
+    pub refused_requests: u64,
 }
 
 /// Where a guest says what it does with its memory.

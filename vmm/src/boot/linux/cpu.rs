@@ -166,9 +166,9 @@ fn write_tables(memory: &GuestMemoryMmap<()>) -> Result<(), vm_memory::GuestMemo
         memory.write_slice(&bytes, GuestAddress(address))
     };
     write(GDT, &GDT_ENTRIES)?;
-    write(PAGE_TABLES, &[PAGE_TABLES + PAGE_BYTES | TABLE])?;
-    write(PAGE_TABLES + PAGE_BYTES, &[PAGE_TABLES + 2 * PAGE_BYTES | TABLE])?;
-    let pages: Vec<u64> = (0..512).map(|page| page * HUGE_BYTES | HUGE_PAGE).collect();
+    write(PAGE_TABLES, &[(PAGE_TABLES + PAGE_BYTES) | TABLE])?;
+    write(PAGE_TABLES + PAGE_BYTES, &[(PAGE_TABLES + 2 * PAGE_BYTES) | TABLE])?;
+    let pages: Vec<u64> = (0..512).map(|page| (page * HUGE_BYTES) | HUGE_PAGE).collect();
     write(PAGE_TABLES + 2 * PAGE_BYTES, &pages)
 }
 
@@ -184,7 +184,7 @@ mod tests {
     fn each_cpu_is_a_core_of_one_package() {
         let supported = CpuId::from_entries(&[
             entry(1, 0, [0, 0xffff_ffff, 0, 0]),
-            entry(4, 3, [0xffff_ffff & !0xe0 | 0x60, 0, 0, 0]),
+            entry(4, 3, [!0xe0 | 0x60, 0, 0, 0]),
             entry(4, 1, [0x21, 0, 0, 0]),
             entry(0xb, 0, [7; 4]),
             entry(0xb, 1, [7; 4]),

@@ -162,7 +162,7 @@ fn a_command_line_has_its_kernels_limit_and_printable_characters() {
 #[test]
 fn a_kernel_finds_its_image_initrd_command_line_and_tables() {
     let initrd = initrd(b"files");
-    let memory_map = map::e820(&[0..64 * MIB], 1 << 30..(1 << 30) + 4096);
+    let memory_map = map::e820(std::slice::from_ref(&(0..64 * MIB)), 1 << 30..(1 << 30) + 4096);
     for image in [bzimage(|_| {}), vmlinux()] {
         let kernel = linux(image);
         let ram = GuestRam::new(64 * MIB, Backing::Anon).expect("small");

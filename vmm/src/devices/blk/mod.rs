@@ -11,14 +11,14 @@
 //! ranges of [`MOST_CLEARED_SECTORS`]. A driver that resets its device waits for the request at work.
 
 mod config;
-mod counters;
 mod file;
+mod state;
 
 #[cfg(test)]
 mod tests;
 
 pub use config::{DiskConfig, DiskConfigError, DiskError, MOST_DISKS, SERIAL_BYTES, check_disks};
-pub use counters::DiskCounters;
+pub use state::{DiskControl, DiskCounters};
 
 use super::request::Request;
 use super::{Fault, Served, VirtioDevice};
@@ -53,11 +53,8 @@ const UNMAP: u32 = blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 /// The device.
 pub struct Blk {
     file: DiskFile,
-    /// As it stands in logs.
-    path: String,
-    read_only: bool,
+    control: Arc<DiskControl>,
     serial: [u8; SERIAL_BYTES],
-    counters: Arc<DiskCounters>,
     /// The driver knows no flush, so that each write is one.
     write_through: bool,
     errors: Rarely,
@@ -103,28 +100,21 @@ impl Blk {
         for (to, from) in serial.iter_mut().zip(text.bytes()) {
             *to = from;
         }
+        let control = DiskControl { path, bytes: file.bytes(), read_only, counters: DiskCounters::default() };
         Self {
             file,
-            path,
-            read_only,
+            control: Arc::new(control),
             serial,
-            counters: Arc::default(),
             write_through: true,
             errors: Rarely::default(),
             refusals: Rarely::default(),
         }
     }
 
-    /// Bytes of the disk.
+    /// The host's side of it, which stays when the device is the transport's.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.file.bytes()
-    }
-
-    /// What it does, counted; they stay when the device is the transport's.
-    #[must_use]
-    pub fn counters(&self) -> Arc<DiskCounters> {
-        self.counters.clone()
+    pub fn control(&self) -> Arc<DiskControl> {
+        self.control.clone()
     }
 
     /// Carries out a request; bytes that it wrote for the driver before the status, which comes after
@@ -135,21 +125,21 @@ impl Blk {
             blk::VIRTIO_BLK_T_IN => {
                 let offset = self.range(sector, room)?;
                 self.file.transfer(Direction::Read, &request.slices(true, 0, room)?, offset)?;
-                count(&self.counters.reads, 1);
-                count(&self.counters.read_bytes, room);
+                count(&self.control.counters.reads, 1);
+                count(&self.control.counters.read_bytes, room);
                 Ok(room)
             }
             blk::VIRTIO_BLK_T_OUT => {
                 self.may_write()?;
                 let offset = self.range(sector, payload)?;
                 self.file.transfer(Direction::Write, &request.slices(false, HEADER_BYTES, payload)?, offset)?;
-                count(&self.counters.writes, 1);
-                count(&self.counters.written_bytes, payload);
+                count(&self.control.counters.writes, 1);
+                count(&self.control.counters.written_bytes, payload);
                 self.settle()
             }
             blk::VIRTIO_BLK_T_FLUSH => {
                 self.file.flush()?;
-                count(&self.counters.flushes, 1);
+                count(&self.control.counters.flushes, 1);
                 Ok(0)
             }
             blk::VIRTIO_BLK_T_GET_ID => {
@@ -195,7 +185,7 @@ impl Blk {
                 true => self.file.punch(offset, bytes)?,
                 false => self.file.zero(offset, bytes)?,
             }
-            count(&self.counters.cleared_bytes, bytes);
+            count(&self.control.counters.cleared_bytes, bytes);
         }
         if discard { Ok(0) } else { self.settle() }
     }
@@ -209,7 +199,7 @@ impl Blk {
     }
 
     fn may_write(&self) -> Result<(), Failure> {
-        if self.read_only { Err(Failure::Refused("a write to a disk that is read-only")) } else { Ok(()) }
+        if self.control.read_only { Err(Failure::Refused("a write to a disk that is read-only")) } else { Ok(()) }
     }
 
     /// Where the data of a read or write lies in the file.
@@ -231,18 +221,18 @@ impl Blk {
 
     /// The status of a request that failed.
     fn failed(&self, failure: Failure) -> Result<u32, Fault> {
-        let path = &self.path;
+        let path = &self.control.path;
         match failure {
             Failure::Fault(fault) => return Err(fault),
             Failure::Unsupported => return Ok(blk::VIRTIO_BLK_S_UNSUPP),
             Failure::Refused(what) => {
-                count(&self.counters.refused, 1);
+                count(&self.control.counters.refused, 1);
                 if let Some(number) = self.refusals.tick() {
                     log::warn!("disk {path}: refused a request of the guest ({number} so far): {what}");
                 }
             }
             Failure::Host(error) => {
-                count(&self.counters.errors, 1);
+                count(&self.control.counters.errors, 1);
                 if let Some(number) = self.errors.tick() {
                     log::error!("disk {path}: an I/O error, which the guest is told of ({number} so far): {error}");
                 }
@@ -300,7 +290,7 @@ impl VirtioDevice for Blk {
             (blk::VIRTIO_BLK_F_BLK_SIZE, true),
             (blk::VIRTIO_BLK_F_TOPOLOGY, true),
             (blk::VIRTIO_BLK_F_FLUSH, true),
-            (blk::VIRTIO_BLK_F_RO, self.read_only),
+            (blk::VIRTIO_BLK_F_RO, self.control.read_only),
             (blk::VIRTIO_BLK_F_DISCARD, self.file.punches()),
             (blk::VIRTIO_BLK_F_WRITE_ZEROES, self.file.punches()),
         ]

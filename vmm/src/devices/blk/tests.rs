@@ -32,15 +32,15 @@ fn image(bytes: u64, byte: u8) -> (TempDir, DiskConfig) {
 }
 
 /// A driver that took all features of this disk.
-fn started(disk: Blk) -> (Driver, Arc<DiskCounters>) {
-    let counters = disk.counters();
+fn started(disk: Blk) -> (Driver, Arc<DiskControl>) {
+    let control = disk.control();
     let mut driver = Driver::new(4, |_| Box::new(disk));
     let features = driver.offered() & 0xffff_ffff & !(1 << 29 | 1 << 28);
     driver.start(features, 1);
-    (driver, counters)
+    (driver, control)
 }
 
-fn open(disk: &DiskConfig) -> (Driver, Arc<DiskCounters>) {
+fn open(disk: &DiskConfig) -> (Driver, Arc<DiskControl>) {
     started(Blk::open(disk).expect("a disk"))
 }
 
@@ -84,7 +84,7 @@ fn write_disk(driver: &mut Driver, sector: u64, data: &[u8]) -> u8 {
 #[test]
 fn what_is_written_is_read_back_and_lies_in_the_file() {
     let (_dir, config) = image(MIB, 7);
-    let (mut driver, counters) = open(&config);
+    let (mut driver, control) = open(&config);
     assert_eq!(u64::from(driver.config(0)), MIB / SECTOR);
     let data: Vec<u8> = (0..4096u32).map(|i| i as u8).collect();
     assert_eq!(write_disk(&mut driver, 3, &data), OK);
@@ -95,9 +95,14 @@ fn what_is_written_is_read_back_and_lies_in_the_file() {
     let file = fs::read(&config.path).expect("the image");
     assert_eq!(file.len() as u64, MIB);
     assert_eq!(file[3 * 512..3 * 512 + 4096], data);
-    assert_eq!((get(&counters.writes), get(&counters.written_bytes)), (1, 4096));
-    assert_eq!((get(&counters.reads), get(&counters.read_bytes), get(&counters.flushes)), (1, 5120, 1));
-    assert_eq!((get(&counters.errors), get(&counters.refused), driver.device.faults()), (0, 0, 0));
+    assert_eq!((get(&control.counters.writes), get(&control.counters.written_bytes)), (1, 4096));
+    assert_eq!(
+        (get(&control.counters.reads), get(&control.counters.read_bytes), get(&control.counters.flushes)),
+        (1, 5120, 1)
+    );
+    let status = control.status();
+    assert_eq!((status.size_bytes, status.written_bytes, status.read_only), (MIB, 4096, false));
+    assert_eq!((status.io_errors, status.refused_requests, driver.device.faults()), (0, 0, 0));
 }
 
 #[test]
@@ -136,7 +141,7 @@ fn a_disk_tells_its_serial_number() {
 fn a_read_only_disk_is_never_written() {
     let (_dir, config) = image(MIB, 7);
     let config = DiskConfig { read_only: true, ..config };
-    let (mut driver, counters) = open(&config);
+    let (mut driver, control) = open(&config);
     let clearing = 1 << blk::VIRTIO_BLK_F_DISCARD | 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES;
     assert_eq!(driver.offered() & (clearing | 1 << blk::VIRTIO_BLK_F_RO), 1 << blk::VIRTIO_BLK_F_RO);
     assert_eq!(write_disk(&mut driver, 0, &[1; 512]), IOERR);
@@ -147,13 +152,13 @@ fn a_read_only_disk_is_never_written() {
     assert_eq!(ask(&mut driver, blk::VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
     assert_eq!(read_disk(&mut driver, 0, 512), (OK, vec![7; 512]));
     assert_eq!(fs::read(&config.path).expect("the image"), vec![7; MIB as usize]);
-    assert_eq!((get(&counters.refused), get(&counters.errors), driver.device.faults()), (3, 0, 0));
+    assert_eq!((get(&control.counters.refused), get(&control.counters.errors), driver.device.faults()), (3, 0, 0));
 }
 
 #[test]
 fn requests_that_make_no_sense_are_refused_and_the_disk_goes_on() {
     let (_dir, config) = image(4096, 7);
-    let (mut driver, counters) = open(&config);
+    let (mut driver, control) = open(&config);
     let (reads, writes) = (blk::VIRTIO_BLK_T_IN, blk::VIRTIO_BLK_T_OUT);
     for (sector, bytes) in [(8, 512), (7, 1024), (u64::MAX, 512), (u64::MAX / 512, 512), (1 << 55, 0), (0, 511), (0, 1)]
     {
@@ -161,7 +166,7 @@ fn requests_that_make_no_sense_are_refused_and_the_disk_goes_on() {
             assert_eq!(ask(&mut driver, kind, sector, &[part(DATA, bytes, writable)]), IOERR, "{sector} {bytes}");
         }
     }
-    assert_eq!(get(&counters.refused), 14);
+    assert_eq!(get(&control.counters.refused), 14);
     for kind in [blk::VIRTIO_BLK_T_SCSI_CMD, blk::VIRTIO_BLK_T_SECURE_ERASE, blk::VIRTIO_BLK_T_ZONE_APPEND, u32::MAX] {
         assert_eq!(ask(&mut driver, kind, 0, &[]), UNSUPP);
     }
@@ -174,14 +179,14 @@ fn a_request_has_a_bounded_size() {
     let dir = tempfile::tempdir().expect("a scratch directory");
     let path = dir.path().join("large.img");
     File::create(&path).and_then(|file| file.set_len(1 << 30)).expect("a sparse file");
-    let (mut driver, counters) = open(&DiskConfig { path, read_only: true, serial: None });
+    let (mut driver, control) = open(&DiskConfig { path, read_only: true, serial: None });
     // The same memory again and again, 18 MiB in all.
     let most = [part(0, 3 << 20, true); 6];
     put_header(&driver, blk::VIRTIO_BLK_T_IN, 0);
     let status = part(STATUS, 1, true);
     driver.send(0, &[&[part(HEADER, 16, false)], &most[..], &[status]].concat());
-    assert_eq!(get(&counters.refused), 1);
-    assert_eq!(get(&counters.reads), 0);
+    assert_eq!(get(&control.counters.refused), 1);
+    assert_eq!(get(&control.counters.reads), 0);
 }
 
 #[test]
@@ -204,10 +209,10 @@ fn without_header_or_status_there_is_nobody_to_tell() {
 #[test]
 fn a_file_that_was_cut_is_an_io_error() {
     let (_dir, config) = image(MIB, 7);
-    let (mut driver, counters) = open(&config);
+    let (mut driver, control) = open(&config);
     File::options().write(true).open(&config.path).and_then(|file| file.set_len(4096)).expect("cut");
     assert_eq!(read_disk(&mut driver, 7, 1024).0, IOERR);
-    assert_eq!(get(&counters.errors), 1);
+    assert_eq!(get(&control.counters.errors), 1);
     assert_eq!(read_disk(&mut driver, 7, 512), (OK, vec![7; 512]), "what is left can be read");
     assert_eq!(driver.device.faults(), 0);
 }
@@ -216,9 +221,9 @@ fn a_file_that_was_cut_is_an_io_error() {
 fn a_full_host_is_an_io_error() {
     let file = File::options().read(true).write(true).open("/dev/full").expect("every Linux has it");
     let disk = Blk::new(DiskFile::new(file, MIB, false), "/dev/full".to_owned(), false, "");
-    let (mut driver, counters) = started(disk);
+    let (mut driver, control) = started(disk);
     assert_eq!(write_disk(&mut driver, 0, &[1; 512]), IOERR);
-    assert_eq!((get(&counters.errors), get(&counters.writes)), (1, 0));
+    assert_eq!((get(&control.counters.errors), get(&control.counters.writes)), (1, 0));
     assert_eq!(read_disk(&mut driver, 0, 512), (OK, vec![0; 512]));
     assert_eq!(driver.device.faults(), 0);
 }
@@ -248,7 +253,7 @@ fn clear(driver: &mut Driver, kind: u32, ranges: &[Vec<u8>]) -> u8 {
 #[test]
 fn what_a_guest_discards_leaves_the_hosts_disk() {
     let (_dir, config) = image(4 * MIB, 7);
-    let (mut driver, counters) = open(&config);
+    let (mut driver, control) = open(&config);
     if driver.offered() & 1 << blk::VIRTIO_BLK_F_DISCARD == 0 {
         return crate::skipped::skipped("the file system of the scratch directory makes no holes");
     }
@@ -268,7 +273,7 @@ fn what_a_guest_discards_leaves_the_hosts_disk() {
         let expected = [[9; 512].as_slice(), &[0; 6 * 512], &[9; 512]].concat();
         assert_eq!(read_disk(&mut driver, sectors(1).into(), 4096), (OK, expected));
     }
-    assert_eq!(get(&counters.cleared_bytes), 2 * MIB + 2 * 6 * 512);
+    assert_eq!(get(&control.counters.cleared_bytes), 2 * MIB + 2 * 6 * 512);
     // Neither behind the end, nor with flags that nobody knows, nor half of a list of ranges.
     let end = 4 * MIB / SECTOR;
     assert_eq!(clear(&mut driver, discard, &[range(sectors(3).into(), 8, 0), range(end, 1, 0)]), IOERR);
@@ -436,7 +441,7 @@ fn a_disk_on_a_bounded_thread() {
         return;
     }
     let (_dir, config) = image(MIB, 7);
-    let (mut driver, counters) = open(&config);
+    let (mut driver, control) = open(&config);
     harden::prepare(Seccomp::On, &Needs::default()).expect("filters compile");
     let thread = std::thread::spawn(move || {
         harden::enter(Role::Disk);
@@ -453,7 +458,7 @@ fn a_disk_on_a_bounded_thread() {
         assert_eq!(read_disk(&mut driver, MIB / SECTOR, 512).0, IOERR);
     });
     thread.join().expect("no panic");
-    assert_eq!((get(&counters.refused), get(&counters.errors)), (1, 0));
+    assert_eq!((get(&control.counters.refused), get(&control.counters.errors)), (1, 0));
 }
 
 #[test]

@@ -2,15 +2,18 @@
 //! what does not fit is dropped and counted; and the same over a real tap, where one can be made.
 
 use super::*;
+use crate::devices::console::Console;
 use crate::devices::driver::{CONTENTS, Driver, SIZE};
 use crate::devices::request::Buffer;
 use crate::devices::worker::Worker;
+use crate::harden::{self, Needs, Seccomp};
 use crate::skipped::skipped;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::net::UdpSocket;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -292,4 +295,61 @@ fn a_tap_that_is_not_to_be_had_is_refused_with_what_to_do() {
         let refused = line("tap=tap1");
         assert!(refused.contains("ip tuntap add dev tap1 mode tap user $USER"), "{refused}");
     });
+}
+
+const CHILD: &str = "LLFREE_VMM_TEST_STREAM";
+
+/// Not a test of its own: what the next one starts in a process of its own.
+#[test]
+fn a_stream_on_a_bounded_thread() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let (mut card, host, counters) = net();
+    let (console, port) = Console::new().expect("events");
+    let mut channel = Driver::new(4, |_| Box::new(console));
+    channel.start(1 << 1, 4);
+    harden::prepare(Seccomp::On, &Needs::default()).expect("filters compile");
+    // They enter their role by themselves.
+    let workers = [&card, &channel].map(|driver| Worker::start(driver.device.clone()).expect("a thread"));
+    let notify = |driver: &mut Driver, queue: usize, buffer: Buffer| {
+        let before = driver.used(queue);
+        driver.descriptor(queue, 0, buffer, 0, 0);
+        driver.add(queue, 0);
+        driver.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue as u32);
+        before
+    };
+    let before = notify(&mut card, TO_GUEST, place(0));
+    host.send(&with_header(b"frame")).expect("room");
+    wait_until("a frame comes", || card.used(TO_GUEST) != before);
+    card.put(CONTENTS, &with_header(b"frame"));
+    notify(&mut card, FROM_GUEST, Buffer { address: CONTENTS, bytes: 17, writable: false });
+    wait_until("a frame goes", || counters.status().from_guest.frames == 1);
+    // Errors are logged from there, too.
+    drop(host);
+    notify(&mut card, FROM_GUEST, Buffer { address: CONTENTS, bytes: 17, writable: false });
+    wait_until("a frame fails", || counters.status().from_guest.errors == 1);
+
+    let open = channel.words(&[0, 6 | 1 << 16]);
+    notify(&mut channel, 3, open);
+    wait_until("the port opens", || port.is_open());
+    let before = notify(&mut channel, 0, place(0));
+    port.send(b"to the guest").expect("room");
+    wait_until("bytes come", || channel.used(0) != before);
+    notify(&mut channel, 1, Buffer { address: CONTENTS, bytes: 4, writable: false });
+    assert_eq!(port.receive(&mut [0; 4], Instant::now() + Duration::from_secs(60)), Ok(1));
+    drop(workers);
+}
+
+#[test]
+fn threads_of_network_and_port_need_no_more_than_their_filter_allows() {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    if !status.contains("Seccomp:") {
+        return skipped("this kernel has no seccomp");
+    }
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "devices::net::tests::a_stream_on_a_bounded_thread", "--nocapture"]).env(CHILD, "1");
+    let output = command.output().expect("it starts");
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "it ran: {output:?}");
 }
