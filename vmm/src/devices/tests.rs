@@ -11,7 +11,7 @@ use super::request::Buffer;
 use super::rng::Rng;
 use super::worker::Worker;
 use super::{Devices, VirtioDevice};
-use crate::memory::GuestRam;
+use crate::memory::{AddressMap, Backing, GuestRam};
 use proptest::prelude::*;
 use shared_layout::devices::DEVICE_BYTES;
 use std::os::unix::net::UnixDatagram;
@@ -332,6 +332,12 @@ fn disk() -> Box<dyn VirtioDevice> {
     Box::new(Blk::open(&config).expect("a disk"))
 }
 
+/// 4 MiB, half of it behind the hole of a PC.
+fn with_hole() -> GuestRam {
+    let map = AddressMap::with_hole(4 << 20, 2 << 20);
+    GuestRam::with_map(4 << 20, Backing::Anon, map).expect("small")
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
@@ -340,6 +346,8 @@ proptest! {
         let idle = || ();
         run(Driver::new(4, balloon), 5, &steps, idle);
         run(Driver::new(4, mem), 1, &steps, idle);
+        run(Driver::over(with_hole(), balloon), 5, &steps, idle);
+        run(Driver::over(with_hole(), mem), 1, &steps, idle);
         run(Driver::new(4, |_| disk()), 1, &steps, idle);
         run(Driver::new(4, |_| Box::new(Rng::default())), 1, &steps, idle);
         run(echo(), 2, &steps, idle);
