@@ -8,7 +8,7 @@
 //! | [`kernel_stats`] | what the host kernel says about this process and its huge pages |
 //! | [`memory`] | guest RAM: mapped, populated, discarded, and its residency by the kernel's accounting |
 //! | [`guest_log`] | what a guest can make us write: filtered and bounded |
-//! | [`boot`] | KVM's checks, the platform region, the guest's image, crash reports |
+//! | [`boot`] | KVM's checks, the platform region, the guest's image, crash reports; Linux |
 //! | [`monitor`] | the owner of the guest's memory: shrink, grow, install, audit |
 //! | [`install_config`] | how frames get their memory, as the command line says it |
 //! | [`devices`], [`elastic`] | virtio devices, and how a VM's memory is made smaller and larger with them |
