@@ -5,6 +5,10 @@
 //! say that it was reached. With a device nobody tracks residency: the guest's frames get memory
 //! when they are touched, and all that is known is what the driver gave away.
 
+mod linux;
+
+pub use linux::MEMORY_BLOCK;
+
 use crate::control::report::ElasticStatus;
 use crate::devices::balloon::{Balloon, BalloonConfig, BalloonControl};
 use crate::devices::irq::Notice;
@@ -97,7 +101,7 @@ impl Elastic {
     #[must_use]
     pub const fn balloon(huge: bool) -> Self {
         let stats = Some(DEFAULT_STATS);
-        Self::Balloon(BalloonConfig { huge, deflate_on_oom: false, reporting: false, coalesce: true, stats })
+        Self::Balloon(BalloonConfig { huge, deflate_on_oom: false, reporting: None, coalesce: true, stats })
     }
 
     /// virtio-mem as it is without options.
@@ -111,7 +115,7 @@ impl Elastic {
     #[must_use]
     pub fn tick(&self) -> Option<Duration> {
         match self {
-            Self::Balloon(BalloonConfig { reporting: true, .. }) => Some(REPORTING_DELAY),
+            Self::Balloon(BalloonConfig { reporting: Some(true), .. }) => Some(REPORTING_DELAY),
             // Nobody tells its driver when a block that it could not unplug comes free.
             Self::Mem { .. } => Some(UNPLUG_RETRY),
             _ => None,
@@ -136,7 +140,7 @@ impl Elastic {
             Self::Balloon(config) => match name {
                 "deflate-on-oom" => config.deflate_on_oom = switch(value)?,
                 "coalesce" => config.coalesce = switch(value)?,
-                "reporting" => config.reporting = switch(value)?,
+                "reporting" => config.reporting = Some(switch(value)?),
                 "stats" if value == "off" => config.stats = None,
                 "stats" => {
                     let time = parse_duration(value).map_err(|error| ElasticError::Stats(error.to_string()))?;
@@ -231,6 +235,48 @@ pub enum DeviceError {
         /// The boot part.
         boot: Bytes,
     },
+    /// `llfree` for a kernel that knows nothing of it.
+    #[error(
+        "llfree needs a guest that shares its allocator with the host, which an unmodified Linux does not; \
+         use balloon, virtio-mem or none"
+    )]
+    LinuxSharesNothing,
+    /// `balloon-huge` for Linux.
+    #[error("balloon-huge needs a driver that knows blocks of 2 MiB, and Linux' has pages of 4 KiB; use balloon")]
+    LinuxHasSmallPages,
+    /// The boot part does not fit below the hole.
+    #[error("virtio-mem's boot part of {boot} would reach into the hole below 4 GiB; use boot= with at most {most}")]
+    BootAboveHole {
+        /// The boot part.
+        boot: Bytes,
+        /// The most there is.
+        most: Bytes,
+    },
+    /// Linux would not get through its start.
+    #[error(
+        "virtio-mem's boot part of {boot} is too small for Linux, which keeps in it what it knows about the pages \
+         of the other {region}; use boot={mib}M or more",
+        mib = least.0 >> 20
+    )]
+    BootTooSmallForLinux {
+        /// The boot part.
+        boot: Bytes,
+        /// The rest.
+        region: Bytes,
+        /// What would do.
+        least: Bytes,
+    },
+    /// Linux could add none of it.
+    #[error(
+        "virtio-mem's region of {region} is less than one block of {least}, the unit in which Linux adds memory; \
+         use more --mem, or boot= with less"
+    )]
+    RegionTooSmall {
+        /// What lies behind the boot part.
+        region: Bytes,
+        /// A block.
+        least: Bytes,
+    },
     /// More pages than a balloon can count.
     #[error("a balloon counts pages in 32 bits, and {0} has more; use less --mem")]
     TooManyPages(Bytes),
@@ -256,6 +302,24 @@ pub enum ResizeError {
         /// The kind of VM.
         kind: &'static str,
     },
+    /// Automatic reclaim asked for and switched off at once.
+    #[error(
+        "--auto-reclaim on has a balloon's guest report its free pages, and --elastic balloon,reporting=off forbids \
+         that; leave one of them out"
+    )]
+    ReportingContradicted,
+    /// Settings of a scan that nobody makes.
+    #[error(
+        "--auto-reclaim with --elastic balloon is the guest's own reporting of free pages, which has no settings; \
+         use --auto-reclaim on"
+    )]
+    ReportingHasNoSettings,
+    /// A device's features are settled when the guest starts.
+    #[error(
+        "automatic reclaim of a balloon is the guest's own reporting of free pages, and is switched at launch: \
+         --auto-reclaim on, or --elastic balloon,reporting=on|off"
+    )]
+    ReportingAtLaunch,
     /// Below what virtio-mem can unplug.
     #[error("cannot shrink to {target}: the boot part of {boot} stays the guest's (--elastic virtio-mem,boot=SIZE)")]
     BelowBoot {
@@ -393,11 +457,18 @@ impl ElasticDevice {
         let grows = target > self.limit();
         let mut seen = self.progress().last().0;
         self.transport.config_changed();
+        let mut told = Instant::now();
         let reached = || if grows { self.limit() >= target } else { self.limit() <= target };
         while !reached() && keep_waiting(start.elapsed()) {
             let now = self.progress().wait(seen, NUDGE);
             if now == seen {
                 nudge();
+                // Linux' driver of virtio-mem rests for 50 s or more when it could move nothing, unless it
+                // is told again. That of a balloon tries on by itself.
+                if matches!(self.control, Control::Mem(_)) && told.elapsed() >= UNPLUG_RETRY {
+                    self.transport.config_changed();
+                    told = Instant::now();
+                }
             }
             seen = now;
         }
@@ -425,6 +496,46 @@ impl ElasticDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::AddressMap;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use virtio_bindings::virtio_mmio as reg;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A device over 64 MiB, the first half below the hole of a PC, and how often it interrupted.
+    fn device(text: &str) -> Result<(ElasticDevice, Arc<AtomicU32>), DeviceError> {
+        let map = AddressMap::with_hole(64 * MIB, 32 * MIB);
+        let ram = Arc::new(GuestRam::with_map(64 * MIB, Backing::Anon, map).expect("small"));
+        let interrupts = Arc::new(AtomicU32::new(0));
+        let count = interrupts.clone();
+        let notice = Box::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let device = ElasticDevice::new(&text.parse().expect(text), &ram, &(0..1), notice)?;
+        Ok((device.expect("a kind with a device"), interrupts))
+    }
+
+    #[test]
+    fn a_region_with_the_hole_in_it_is_refused() {
+        let Err(error) = device("virtio-mem,boot=16M") else { panic!("refused") };
+        assert!(error.to_string().contains("boot part of 16 MiB"), "{error}");
+        assert!(device("virtio-mem,boot=32M").is_ok() && device("virtio-mem,boot=48M").is_ok());
+    }
+
+    #[test]
+    fn a_driver_that_rests_is_told_again_while_somebody_waits() {
+        let (device, interrupts) = device("virtio-mem,boot=32M").expect("it fits");
+        let write = |register: u32, value: u32| device.transport().write(register.into(), &value.to_le_bytes());
+        [0, 1, 3].into_iter().for_each(|status| write(reg::VIRTIO_MMIO_STATUS, status));
+        write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+        write(reg::VIRTIO_MMIO_DRIVER_FEATURES, 1);
+        [11, 15].into_iter().for_each(|status| write(reg::VIRTIO_MMIO_STATUS, status));
+        assert!(device.transport().is_driven());
+        // All is requested and nothing plugged: it waits for the driver, which does nothing.
+        let told = || interrupts.load(Ordering::Relaxed);
+        device.resize(64 * MIB, || {}, |_| told() < 3).expect("a target above the boot part");
+        assert_eq!((told(), device.limit()), (3, 32 * MIB));
+    }
 
     #[test]
     fn kinds_and_options_are_read_as_people_write_them() {
@@ -433,7 +544,7 @@ mod tests {
         }
         let text = "balloon,reporting=on,deflate-on-oom=on,coalesce=off,stats=500ms";
         let Ok(Elastic::Balloon(config)) = text.parse() else { panic!("{text}") };
-        assert!(config.reporting && config.deflate_on_oom && !config.coalesce && !config.huge);
+        assert!(config.reporting == Some(true) && config.deflate_on_oom && !config.coalesce && !config.huge);
         assert_eq!(config.stats, Some(Duration::from_millis(500)));
         assert_eq!("virtio-mem,boot=64M".parse(), Ok(Elastic::Mem { boot: Bytes(64 << 20) }));
     }

@@ -8,6 +8,7 @@ use crate::boot::{Image, Initrd};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::cli::{AUTO, Global, LaunchArgs, exit};
 use crate::client_commands::{Output, guest_exit_code};
+use crate::console::{Input, Terminal};
 use crate::control::protocol::GuestRequest;
 use crate::control::report::GuestReport;
 use crate::control::server::{ControlServer, Limits};
@@ -15,10 +16,10 @@ use crate::control::socket::{self, SocketError};
 use crate::doorbell::GuestEnd;
 use crate::elastic::{Elastic, ResizeError};
 use crate::harden::{self, Needs, Role, SeccompError};
+use crate::monitor::auto::Switch;
 use crate::service::{self, Service};
 use crate::units::Bytes;
 use crate::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
-use crate::monitor::auto::Switch;
 use crate::workload::{Step, Workload};
 use crate::{kernel_stats, render};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -40,6 +41,9 @@ use vmm_sys_util::signal::{block_signal, unblock_signal};
 /// long, and until nothing moves for a while.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
 const REPLY_GAP: Duration = Duration::from_millis(20);
+
+/// How long whoever reads a guest's console may take for its last lines.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long a clean end may take before one more signal ends the process hard. What sends a signal
 /// often sends it twice: a terminal that closes, a service manager.
@@ -197,6 +201,13 @@ struct WorkloadStep<'a> {
 pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8, RunError> {
     let host = |step| move |source| RunError::Host { step, source };
     let stop = StopCell::default();
+    let (config, auto_reclaim) = vm_config(args)?;
+    let memory = config.memory;
+    // It forks, so there must be no other thread yet.
+    let terminal = match config.is_linux() {
+        true => Terminal::open(io::stdin().as_fd()).map_err(host("take care of the terminal"))?.map(Arc::new),
+        false => None,
+    };
     // Before there is a file that an early signal could leave behind.
     let (signals, second_is_hard) = watch_signals(&stop).map_err(host("watch for signals"))?;
     let claim = match (&global.socket, &global.name) {
@@ -205,8 +216,6 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         (None, None) => socket::Claim::first_free(&socket::runtime_dir()?)?,
     };
 
-    let (config, auto_reclaim) = vm_config(args)?;
-    let memory = config.memory;
     warn_about_huge_pages(&config);
     // Before there is memory: what is charged elsewhere stays charged there.
     let pool = config
@@ -249,6 +258,12 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let server = manager.add_subscriber(Box::new(server));
 
     let first_words = announcement(&vm, &claim, output.json);
+    if let Some(serial) = vm.serial() {
+        let on_leave = stop.clone();
+        let input = Input::new(io::stdin().as_fd(), terminal.clone(), serial.clone(), move || on_leave.set(Stop::Asked))
+            .map_err(host("watch the console's input"))?;
+        manager.add_subscriber(Box::new(input));
+    }
     let workload = args.workload.clone().unwrap_or_default();
     let workload = start_workload(vm.clone(), first_words, workload, done_for_thread, output.json)
         .map_err(host("start a thread"))?;
@@ -275,6 +290,15 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         .map_err(host("start a thread"))?;
     // vCPUs first: then requests at work find out that nobody will answer them.
     vm.stop();
+    if let Some(serial) = vm.serial() {
+        let lost = serial.finish(LAST_WORDS);
+        if lost > 0 {
+            log::warn!("{lost} bytes of the guest's console were lost, as nobody read them");
+        }
+    }
+    if let Some(terminal) = &terminal {
+        terminal.restore();
+    }
     // A workload that still prints into a pipe that nobody reads must not keep the VM from ending.
     let worked =
         if reason == Stop::WorkloadDone || workload.is_finished() { workload.join() } else { Ok(Ok(exit::OK)) };
@@ -314,8 +338,9 @@ fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
         true => Some(Arc::new(io::stdout().as_fd().try_clone_to_owned().map_err(RunError::Output)?)),
         false => None,
     };
-    let default = if is_linux { Elastic::balloon(false) } else { Elastic::default() };
-    let (elastic, auto_reclaim) = (args.elastic.unwrap_or(default), args.auto_reclaim.unwrap_or_default());
+    let default = if is_linux { Elastic::for_linux() } else { Elastic::default() };
+    let (elastic, auto_reclaim) =
+        args.elastic.unwrap_or(default).with_auto_reclaim(args.auto_reclaim.unwrap_or_default())?;
     let config = VmConfig {
         memory: args.mem.unwrap_or_default(),
         cpus: args.cpus(),
@@ -413,9 +438,11 @@ fn announcement(vm: &Vm, claim: &socket::Claim, json: bool) -> String {
         return serde_json::to_string(&up).expect("plain data serializes") + "\n";
     }
     let plural = if config.cpus == 1 { "" } else { "s" };
+    // A Linux guest's console takes Ctrl-C.
+    let stop = if config.is_linux() { "" } else { "with Ctrl-C, or " };
     format!(
         "{} is up: {} of memory, {} vCPU{plural}; control socket {}\n\
-         stop it with Ctrl-C, or with 'llfree-vmm stop' in another terminal\n",
+         stop it {stop}with 'llfree-vmm stop' in another terminal\n",
         claim.name(),
         config.memory,
         config.cpus,
@@ -435,7 +462,12 @@ fn start_workload(
     let steps = workload.0;
     std::thread::Builder::new().name("workload".to_owned()).spawn(move || {
         harden::enter(Role::Workload);
-        if let Err(error) = print(&first_words) {
+        // Where stdout is a guest's console, what we say goes elsewhere.
+        let said = match vm.serial() {
+            Some(_) => io::stderr().write_all(first_words.as_bytes()),
+            None => print(&first_words),
+        };
+        if let Err(error) = said {
             // Its clients need no word from it, and find it by its socket.
             log::warn!("the VM is up, but cannot say so: {error}");
         }

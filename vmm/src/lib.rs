@@ -14,6 +14,7 @@
 //! | [`devices`], [`elastic`] | virtio devices, and how a VM's memory is made smaller and larger with them |
 //! | [`agent`], [`doorbell`], [`vcpu`] | commands for the guest, its calls, its exits |
 //! | [`vm`] | one machine made of these |
+//! | [`guest_view`] | what a guest says about its own memory |
 //! | [`control`], [`service`] | the control socket, and requests carried out |
 //! | [`console`] | the terminal in front of a guest's serial port |
 //! | [`cli`], [`workload`], [`client_commands`], [`render`], [`chart`] | what people see |
@@ -36,6 +37,7 @@ pub mod doorbell;
 pub mod elastic;
 pub mod faults;
 pub mod guest_log;
+pub mod guest_view;
 pub mod harden;
 pub mod install_config;
 pub mod kernel_stats;

@@ -3,8 +3,8 @@
 //! What a guest or another process wrote is filtered on the way.
 
 use crate::control::report::{
-    AutoReclaimReport, ElasticStatus, GuestOutcome, GuestReport, ReclaimReport, ResizeReport, SampleReport,
-    StatusReport, ValidateReport,
+    AutoReclaimReport, ElasticStatus, GuestOutcome, GuestReport, GuestSays, GuestStatsReport, ReclaimReport,
+    ResizeReport, SampleReport, StatusReport, ValidateReport,
 };
 use crate::guest_log::printable;
 use crate::units::Bytes;
@@ -58,14 +58,21 @@ pub fn resize(verb: &str, report: &ResizeReport) -> String {
         ("actual", Bytes(report.actual_bytes).to_string()),
         ("frames", format!("{} of 2 MiB", report.huge_frames)),
         ("freed on host", Bytes(report.freed_bytes).to_string()),
-        ("reclaimable now", Bytes(report.reclaimable_now_bytes).to_string()),
+        ("reclaimable now", size_or_unknown(report.reclaimable_now_bytes)),
     ];
     if let Some(shortfall) = &report.shortfall {
-        rows.push(("in use", Bytes(shortfall.in_use_bytes).to_string()));
-        rows.push(("fragmented", Bytes(shortfall.fragmented_bytes).to_string()));
+        rows.push(("in use", size_or_unknown(shortfall.in_use_bytes)));
+        // A guest without a table of ours never says that.
+        if let Some(fragmented) = shortfall.fragmented_bytes {
+            rows.push(("fragmented", Bytes(fragmented).to_string()));
+        }
         rows.push(("why", printable(&shortfall.wording)));
     }
     table(&rows)
+}
+
+fn size_or_unknown(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "unknown".to_owned(), |bytes| Bytes(bytes).to_string())
 }
 
 /// What `reclaim` prints.
@@ -188,17 +195,30 @@ pub fn status(report: &StatusReport) -> String {
     let count = |count: u64, note: String| format!("{count:>10}  {note}").trim_end().to_owned();
     let huge = format!("{} of it in huge pages", percent(report.huge_page_bytes, report.resident_bytes));
     let failed = |what: u64, word: &str| if what == 0 { String::new() } else { format!("{what} {word}") };
+    let stats = report.elastic.balloon.as_ref().and_then(|balloon| balloon.guest.as_ref());
+    let said = |bytes: Option<u64>, note: &str| match bytes {
+        Some(bytes) => memory(bytes, note),
+        None => format!("{:>10}  {}", "unknown", not_said(report, stats)).trim_end().to_owned(),
+    };
+    let by = match (report.guest_says, stats) {
+        (GuestSays::Statistics, Some(stats)) => format!("by its own words, {} ago", millis(stats.age_ms)),
+        _ => "by its own words".to_owned(),
+    };
     let mut rows = vec![
         ("memory", memory(report.memory_bytes, &format!("backing {}", printable(&report.backing)))),
         ("limit", memory(report.limit_bytes, "the guest may hold this much")),
         ("resident", memory(report.resident_bytes, &format!("by the host kernel's accounting; {huge}"))),
         ("held", memory(report.held_bytes, "taken by shrinks")),
-        ("guest uses", memory(report.guest_used_bytes, "by its own words")),
-        ("guest has free", memory(report.guest_free_bytes, "by its own words")),
+        ("guest uses", said(report.guest_used_bytes, &by)),
+        ("guest has free", said(report.guest_free_bytes, &by)),
     ];
     // Nothing is taken from a VM without a way to take it.
     if report.elastic.kind != "none" {
-        rows.push(("reclaimable", memory(report.reclaimable_now_bytes, "a shrink could take it now")));
+        let note = match report.guest_says {
+            GuestSays::Table => "a shrink could take it now".to_owned(),
+            _ => format!("a shrink could take it, {by}"),
+        };
+        rows.push(("reclaimable", said(report.reclaimable_now_bytes, &note)));
     }
     let tracked = report.installed_bytes > 0;
     if tracked {
@@ -270,11 +290,8 @@ fn elastic(report: &ElasticStatus) -> Vec<(&'static str, String)> {
         let reported =
             if b.reported_bytes == 0 { String::new() } else { format!(", {} of it reported", size(b.reported_bytes)) };
         rows.push(("discarded", format!("{} in {} calls{reported}", size(b.discarded_bytes), b.discards)));
-        if let Some(guest) = &b.guest
-            && let (Some(free), Some(total)) = (guest.free_bytes, guest.total_bytes)
-        {
-            let age = micros(guest.age_ms.saturating_mul(1000));
-            rows.push(("guest says", format!("{} free of {}, {age} ago", size(free), size(total))));
+        if let Some(guest) = &b.guest {
+            rows.push(("guest says", guest_says(guest)));
         }
     }
     if let Some(m) = &report.mem {
@@ -289,6 +306,34 @@ fn elastic(report: &ElasticStatus) -> Vec<(&'static str, String)> {
         rows.push(("blocks", of + &refused));
     }
     rows
+}
+
+/// Why a number that the guest should say is unknown.
+fn not_said(report: &StatusReport, stats: Option<&GuestStatsReport>) -> String {
+    match stats {
+        Some(stats) if stats.stale => format!("the guest's last words are {} old", millis(stats.age_ms)),
+        _ if report.elastic.driven || report.elastic.kind == "none" => "the guest does not say so".to_owned(),
+        _ => "the guest has no driver for its device yet".to_owned(),
+    }
+}
+
+/// A guest's statistics: what it says of them.
+fn guest_says(guest: &GuestStatsReport) -> String {
+    let said = [
+        (guest.free_bytes, "free"),
+        (guest.available_bytes, "available"),
+        (guest.cache_bytes, "in caches"),
+        (guest.total_bytes, "in all"),
+    ];
+    let said: Vec<String> =
+        said.into_iter().filter_map(|(bytes, what)| Some(format!("{} {what}", Bytes(bytes?)))).collect();
+    let said = if said.is_empty() { "nothing".to_owned() } else { said.join(", ") };
+    let stale = if guest.stale { ": too old to be true now" } else { "" };
+    format!("{said}; {} ago{stale}", millis(guest.age_ms))
+}
+
+fn millis(ms: u64) -> String {
+    micros(ms.saturating_mul(1000))
 }
 
 fn vcpus(report: &StatusReport) -> String {
@@ -335,4 +380,61 @@ pub fn list(vms: &[(String, Result<StatusReport, String>)]) -> String {
         let _ = writeln!(text, "{name:<name_width$}{line}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::report::BalloonStatus;
+
+    fn line<'a>(text: &'a str, label: &str) -> &'a str {
+        text.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("no {label} in\n{text}"))
+    }
+
+    fn linux(guest: Option<GuestStatsReport>) -> StatusReport {
+        let balloon = BalloonStatus { guest, ..BalloonStatus::default() };
+        let elastic = ElasticStatus {
+            kind: "balloon".to_owned(),
+            driven: true,
+            balloon: Some(balloon),
+            ..ElasticStatus::default()
+        };
+        StatusReport { guest_says: GuestSays::Nowhere, elastic, ..StatusReport::default() }
+    }
+
+    #[test]
+    fn a_guests_own_view_has_its_age() {
+        let guest = GuestStatsReport {
+            age_ms: 1500,
+            free_bytes: Some(3 << 30),
+            total_bytes: Some(4 << 30),
+            ..GuestStatsReport::default()
+        };
+        let report = StatusReport {
+            guest_says: GuestSays::Statistics,
+            guest_used_bytes: Some(1 << 30),
+            guest_free_bytes: Some(3 << 30),
+            ..linux(Some(guest))
+        };
+        let text = status(&report);
+        assert!(line(&text, "guest uses").ends_with("1 GiB  by its own words, 1.50 s ago"), "{text}");
+        assert!(line(&text, "guest says").ends_with("3 GiB free, 4 GiB in all; 1.50 s ago"), "{text}");
+    }
+
+    #[test]
+    fn what_a_guest_did_not_say_is_unknown_and_never_zero() {
+        let text = status(&linux(None));
+        assert!(line(&text, "guest uses").ends_with("unknown  the guest does not say so"), "{text}");
+        assert!(line(&text, "reclaimable").contains("unknown"), "{text}");
+        let stale =
+            GuestStatsReport { age_ms: 60_000, stale: true, free_bytes: Some(7), ..GuestStatsReport::default() };
+        let text = status(&linux(Some(stale)));
+        assert!(line(&text, "guest has free").ends_with("unknown  the guest's last words are 60.00 s old"), "{text}");
+        assert!(line(&text, "guest says").contains("too old to be true now"), "{text}");
+        let mut report = linux(None);
+        report.elastic.driven = false;
+        assert!(line(&status(&report), "guest uses").contains("no driver for its device yet"));
+        let text = resize("shrink", &ResizeReport::default());
+        assert!(line(&text, "reclaimable now").ends_with("unknown"), "{text}");
+    }
 }

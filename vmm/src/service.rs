@@ -13,9 +13,11 @@ use crate::control::report::{
     InstallPoolStatus, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
 };
 use crate::control::server::Responder;
+use crate::devices::balloon::BalloonConfig;
 use crate::doorbell::GuestEnd;
 use crate::elastic::{Elastic, ElasticDevice, ResizeError};
 use crate::guest_log::Rarely;
+use crate::guest_view::{self, GuestView};
 use crate::harden::{self, Role};
 use crate::monitor::auto::{AutoStatus, Switch};
 use crate::monitor::{Finding, MonitorError};
@@ -229,7 +231,7 @@ fn resize(vm: &Vm, request: &Request, superseded: &dyn Fn() -> bool) -> Result<R
             let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
             let advice = match () {
                 () if superseded() => "another resize took over",
-                () if vm.elastic().is_some_and(|device| !device.transport().is_driven()) => {
+                () if vm.has_table() && vm.elastic().is_some_and(|device| !device.transport().is_driven()) => {
                     "it has no driver for its device"
                 }
                 () if wait_ms > 0 => "free memory in the guest",
@@ -273,40 +275,40 @@ fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
 /// What a resize did, as the protocol says it; `advice` ends the sentence about a shortfall.
 #[must_use]
 pub fn resize_report(vm: &Vm, resize: &Resize, advice: &str) -> ResizeReport {
-    let census = vm.monitor().census();
-    let (in_use_bytes, fragmented_bytes) = (guest_used_bytes(vm, &census), census.fragmented_frames * FRAME_SIZE);
+    let elastic = elastic_status(vm);
+    let view = guest_view(vm, &elastic, &vm.monitor().census());
     let complete = resize.actual == resize.target;
     let shortfall = (!complete).then(|| Shortfall {
-        in_use_bytes,
-        fragmented_bytes,
-        wording: shortfall_wording(Bytes(in_use_bytes), Bytes(fragmented_bytes), advice),
+        in_use_bytes: view.used,
+        fragmented_bytes: view.fragmented,
+        wording: if vm.has_table() {
+            let known = |bytes: Option<u64>| Bytes(bytes.unwrap_or_default());
+            guest_view::why_by_table(known(view.used), known(view.fragmented), advice)
+        } else {
+            guest_view::why_by_device(&elastic, resize.actual < resize.target, advice)
+        },
     });
     ResizeReport {
         target_bytes: resize.target,
         actual_bytes: resize.actual,
-        reclaimable_now_bytes: (census.free_installed + census.free_evicted) * HUGE_SIZE,
+        reclaimable_now_bytes: view.reclaimable,
         complete,
         shortfall,
         huge_frames: resize.pass.frames.into(),
         freed_bytes: u64::from(resize.pass.discarded) * HUGE_SIZE,
         duration_us: micros(resize.duration),
         waited_us: micros(resize.waited),
+        guest: elastic.balloon.and_then(|balloon| balloon.guest).filter(|_| !vm.has_table()),
     }
 }
 
-fn shortfall_wording(in_use: Bytes, fragmented: Bytes, advice: &str) -> String {
-    let between = match fragmented {
-        Bytes(0) => String::new(),
-        some => format!(", and {some} lie free between used pages, in frames that are not wholly free"),
-    };
-    format!("the guest uses {in_use}{between}; {advice}")
-}
-
-/// What the guest claims to use. Huge frame 0 is nobody's: its entry keeps the guest off it.
-/// Nor is what a driver gave away the guest's any more.
-fn guest_used_bytes(vm: &Vm, census: &Census) -> u64 {
+/// What the guest says about its memory, where it says so.
+fn guest_view(vm: &Vm, elastic: &ElasticStatus, census: &Census) -> GuestView {
+    if !vm.has_table() {
+        return GuestView::of_statistics(elastic);
+    }
     let given_away = vm.elastic().map_or(0, |device| vm.config().memory.0.saturating_sub(device.limit()));
-    (census.used_frames * FRAME_SIZE).saturating_sub(HUGE_SIZE).saturating_sub(given_away)
+    GuestView::of_table(census, given_away)
 }
 
 /// Runs a guest command on all vCPUs.
@@ -418,8 +420,13 @@ fn needs_table(vm: &Vm, what: &'static str) -> Result<(), ResizeError> {
 /// # Errors
 /// A VM with a device instead of the shared table, or a host that has no thread to give.
 pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmError> {
-    if switch.0.is_some() {
-        needs_table(vm, "automatic reclaim")?;
+    match vm.config().elastic {
+        // Off, it would be said to be off while the guest goes on reporting.
+        Elastic::Balloon(BalloonConfig { reporting, .. }) if switch.0.is_some() || reporting == Some(true) => {
+            return Err(ResizeError::ReportingAtLaunch.into());
+        }
+        _ if switch.0.is_some() => needs_table(vm, "automatic reclaim")?,
+        _ => {}
     }
     vm.auto_reclaim().switch(switch).map_err(VmError::Thread)?;
     Ok(auto_report(&vm.auto_reclaim().status()))
@@ -478,6 +485,8 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
     let overhead = overhead.map(|overhead| overhead.saturating_sub(pool.resident_bytes));
     monitor.audit()?;
     let census = monitor.census();
+    let elastic = elastic_status(vm);
+    let view = guest_view(vm, &elastic, &census);
     let counters = &monitor.counters;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let vcpu = |(index, c): (usize, &Arc<crate::vcpu::VcpuCounters>)| VcpuStatus {
@@ -499,10 +508,10 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         held_bytes: vm.config().memory.0.saturating_sub(vm.limit()),
         evicted_bytes: census.evicted * HUGE_SIZE,
         installed_bytes: if vm.config().elastic == Elastic::Llfree { census.installed * HUGE_SIZE } else { 0 },
-        guest_used_bytes: guest_used_bytes(vm, &census),
-        guest_free_bytes: (census.free_installed + census.free_evicted) * HUGE_SIZE
-            + census.fragmented_frames * FRAME_SIZE,
-        reclaimable_now_bytes: (census.free_installed + census.free_evicted) * HUGE_SIZE,
+        guest_says: view.says,
+        guest_used_bytes: view.used,
+        guest_free_bytes: view.free,
+        reclaimable_now_bytes: view.reclaimable,
         vmm_overhead_bytes: overhead.unwrap_or_default(),
         installs: count(&counters.installs),
         install_failures: count(&counters.install_failures),
@@ -531,7 +540,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
             memory_current_bytes: usage.current,
         }),
         vcpus: vm.vcpus().iter().enumerate().map(vcpu).collect(),
-        elastic: elastic_status(vm),
+        elastic,
     })
 }
 
@@ -549,17 +558,4 @@ fn elastic_status(vm: &Vm) -> ElasticStatus {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shortfall_names_only_what_there_is() {
-        let text =
-            |in_use: u64, fragmented: u64| shortfall_wording(Bytes(in_use << 20), Bytes(fragmented << 20), "free some");
-        assert_eq!(text(104, 0), "the guest uses 104 MiB; free some");
-        assert!(text(104, 3).contains("104 MiB, and 3 MiB lie free between used pages"), "{}", text(104, 3));
-    }
 }

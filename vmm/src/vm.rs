@@ -20,8 +20,8 @@ mod linux;
 pub use config::{LinuxConfig, VmConfig};
 pub use error::{LaunchError, VmError};
 
-use crate::agent::{self, Agents};
 use crate::agent::linux::LinuxAgent;
+use crate::agent::{self, Agents};
 use crate::boot::Platform;
 use crate::cgroup::Cgroup;
 use crate::devices::Devices;

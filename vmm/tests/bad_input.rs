@@ -73,7 +73,12 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--mem 1G --elastic virtio-mem,boot=3M", &["boot", "no multiple of 2 MiB"]),
         ("--mem 64M --elastic virtio-mem", &["leaves the first 256 MiB alone", "boot= with less"]),
         ("--mem 64M --elastic none,stats=1s", &["no option of none"]),
-        ("--mem 64M --elastic balloon --auto-reclaim on", &["--auto-reclaim needs the table", "--elastic balloon"]),
+        ("--mem 64M --elastic none --auto-reclaim on", &["--auto-reclaim needs the table", "--elastic none"]),
+        (
+            "--mem 64M --elastic balloon,reporting=off --auto-reclaim on",
+            &["reporting=off forbids", "leave one of them out"],
+        ),
+        ("--mem 64M --elastic balloon --auto-reclaim keep=1G", &["has no settings", "--auto-reclaim on"]),
         ("--mem 64M --elastic balloon --install-pool 8M", &["--install-pool", "--elastic llfree only"]),
         ("--mem 64M --elastic none --userfaultfd on", &["--userfaultfd on", "--elastic llfree only"]),
         ("--mem 64M --elastic balloon,stats=1s,stats=off", &["'stats' is set twice"]),

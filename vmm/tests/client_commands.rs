@@ -72,17 +72,18 @@ fn resize(complete: bool) -> Reply {
     Reply::Resize(ResizeReport {
         target_bytes: 1 << 30,
         actual_bytes: if complete { 1 << 30 } else { 3 << 29 },
-        reclaimable_now_bytes: 0,
+        reclaimable_now_bytes: Some(0),
         complete,
         shortfall: (!complete).then(|| Shortfall {
-            in_use_bytes: 1 << 30,
-            fragmented_bytes: 512 << 20,
+            in_use_bytes: Some(1 << 30),
+            fragmented_bytes: Some(512 << 20),
             wording: "the guest uses 1 GiB, and 512 MiB of free memory lie in partly used frames".to_owned(),
         }),
         huge_frames: 7000,
         freed_bytes: 7 << 30,
         duration_us: 42_000,
         waited_us: 0,
+        guest: None,
     })
 }
 
@@ -99,9 +100,9 @@ fn status() -> StatusReport {
         held_bytes: 12 << 30,
         evicted_bytes: 3 << 30,
         installed_bytes: 1 << 30,
-        guest_used_bytes: 1 << 30,
-        guest_free_bytes: 3 << 30,
-        reclaimable_now_bytes: 3 << 30,
+        guest_used_bytes: Some(1 << 30),
+        guest_free_bytes: Some(3 << 30),
+        reclaimable_now_bytes: Some(3 << 30),
         vmm_overhead_bytes: 20 << 20,
         cgroup: None,
         installs: 4096,

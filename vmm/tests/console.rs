@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -150,7 +151,11 @@ impl Screen {
 
     #[track_caller]
     fn shows(&self, text: &str) {
-        wait_for(&format!("{text:?} on the screen"), || self.text().contains(text).then_some(()));
+        let start = Instant::now();
+        while !self.text().contains(text) {
+            assert!(start.elapsed() < DEADLINE, "{text:?} is not in {:?}", self.text());
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     fn types(&self, keys: &[u8]) {
@@ -213,7 +218,7 @@ fn a_terminal_is_raw_and_comes_back_at_a_normal_end() {
 
 #[test]
 fn a_killed_vmm_leaves_the_terminal_as_it_was() {
-    for signal in [Signal::KILL, Signal::SEGV, Signal::TERM] {
+    for signal in [Signal::KILL, Signal::QUIT, Signal::TERM] {
         let screen = Screen::new("wait");
         screen.shows("ready");
         screen.goes_raw();
@@ -290,6 +295,45 @@ fn a_stopped_job_leaves_the_terminal_as_it_was_and_takes_it_again() {
     screen.goes_raw();
     assert!(screen.child.try_wait().expect("it is ours").is_none());
     screen.types(b"\x01X");
+    screen.ends(7);
+}
+
+/// The guardian of this terminal.
+fn guardian(screen: &Screen) -> PathBuf {
+    let name = rustix::pty::ptsname(&screen.master, Vec::new()).expect("a name").into_string().expect("a plain one");
+    let is_it = |process: &PathBuf| {
+        std::fs::read_to_string(process.join("comm")).is_ok_and(|comm| comm == "llfree-tty\n")
+            && std::fs::read_link(process.join("fd/0")).is_ok_and(|tty| tty == Path::new(&name))
+    };
+    let processes = || std::fs::read_dir("/proc").expect("it is mounted").flatten().map(|entry| entry.path());
+    wait_for("a guardian", || processes().find(is_it))
+}
+
+#[test]
+fn the_guardian_holds_a_terminal_and_a_pipe_and_nothing_else() {
+    let screen = Screen::new("wait");
+    screen.shows("ready");
+    let guardian = guardian(&screen);
+    // Its name comes before the last descriptors go.
+    let fds = || std::fs::read_dir(guardian.join("fd")).expect("it lives").flatten().map(|fd| fd.file_name());
+    wait_for("two descriptors", || (fds().count() == 2).then_some(()));
+    assert_eq!(std::fs::read_link(guardian.join("cwd")).expect("it lives"), Path::new("/"));
+    let status = std::fs::read_to_string(guardian.join("status")).expect("it lives");
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).expect("a line of it");
+    // All but the two that cannot be, and those that the C library keeps for itself.
+    assert_eq!(u64::from_str_radix(blocked, 16).expect("a mask") | 1 << 31 | 1 << 32, !(1 << 8 | 1 << 18));
+    screen.signal(Signal::KILL);
+    screen.ends(128 + Signal::KILL.as_raw());
+    wait_for("its end", || (!guardian.exists()).then_some(()));
+}
+
+#[test]
+fn a_vmm_whose_guardian_was_killed_restores_the_terminal_itself() {
+    let screen = Screen::new("console");
+    screen.goes_raw();
+    let pid = guardian(&screen).file_name().and_then(|pid| pid.to_str()?.parse().ok()).and_then(Pid::from_raw);
+    rustix::process::kill_process(pid.expect("a process"), Signal::KILL).expect("it is ours");
+    screen.types(b"fine\x01x");
     screen.ends(7);
 }
 

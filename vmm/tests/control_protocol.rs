@@ -100,7 +100,8 @@ fn golden_lines_of_requests() {
 
 #[test]
 fn replies_survive_a_line() {
-    let shortfall = Shortfall { in_use_bytes: 1, fragmented_bytes: 2, wording: "no\nfree \"frames\"".to_owned() };
+    let shortfall =
+        Shortfall { in_use_bytes: Some(1), fragmented_bytes: None, wording: "no\nfree \"frames\"".to_owned() };
     let vcpu =
         VcpuStatus { index: 1, exits: ExitCounts { mmio: 1, pio: 2, other: 3 }, calls: 4, state: "running".into() };
     let replies = [

@@ -148,7 +148,7 @@ fn the_frame_that_nobody_may_use_is_not_called_used() {
     let Some(vm) = launch(64, Backing::Anon) else { return };
     service::guest(&vm, &GuestRequest::Idle).expect("it answers");
     let status = service::status(&vm, "new").expect("status answers");
-    assert_eq!(status.guest_used_bytes, 2 * MIB, "its image alone");
-    assert_eq!(status.guest_used_bytes + status.guest_free_bytes, 62 * MIB);
+    assert_eq!(status.guest_used_bytes, Some(2 * MIB), "its image alone");
+    assert_eq!(status.guest_free_bytes, Some(60 * MIB));
     assert_eq!(status.limit_bytes, 64 * MIB);
 }

@@ -101,23 +101,23 @@ impl LaunchArgs {
     /// The first flag of a launch that was given.
     pub(super) fn given(&self) -> Option<&'static str> {
         let flags = [
-        ("--mem", self.mem.is_some()),
-        ("--cpus", self.cpus.is_some()),
-        ("--kernel", self.kernel.is_some()),
-        ("--initrd", self.initrd.is_some()),
-        ("--append", self.append.is_some()),
-        ("--disk", !self.disk.is_empty()),
-        ("--workload", self.workload.is_some()),
-        ("--backing", self.backing.is_some()),
-        ("--elastic", self.elastic.is_some()),
-        ("--pin", !self.pin.is_empty()),
-        ("--seccomp", self.seccomp.is_some()),
-        ("--cgroup", self.cgroup.is_some()),
-        ("--auto-reclaim", self.auto_reclaim.is_some()),
-        ("--install-pool", self.install_pool.is_some()),
-        ("--on-violation", self.on_violation.is_some()),
-        ("--userfaultfd", self.userfaultfd.is_some()),
-    ];
+            ("--mem", self.mem.is_some()),
+            ("--cpus", self.cpus.is_some()),
+            ("--kernel", self.kernel.is_some()),
+            ("--initrd", self.initrd.is_some()),
+            ("--append", self.append.is_some()),
+            ("--disk", !self.disk.is_empty()),
+            ("--workload", self.workload.is_some()),
+            ("--backing", self.backing.is_some()),
+            ("--elastic", self.elastic.is_some()),
+            ("--pin", !self.pin.is_empty()),
+            ("--seccomp", self.seccomp.is_some()),
+            ("--cgroup", self.cgroup.is_some()),
+            ("--auto-reclaim", self.auto_reclaim.is_some()),
+            ("--install-pool", self.install_pool.is_some()),
+            ("--on-violation", self.on_violation.is_some()),
+            ("--userfaultfd", self.userfaultfd.is_some()),
+        ];
         flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
     }
 }

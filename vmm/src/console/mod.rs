@@ -3,7 +3,7 @@
 //! | file | what lives there |
 //! |---|---|
 //! | [`terminal`] | raw mode, and the way back from it in every case |
-//! | [`guardian`] | the process that restores a terminal whose VMM was killed |
+//! | `guardian` | the process that restores a terminal whose VMM was killed |
 //! | [`escape`] | the keys that are for us and not for the guest |
 //! | [`input`] | what hangs on the event loop: stdin, and the signals of job control |
 

@@ -2,7 +2,7 @@
 //!
 //! Keys reach the guest as they are typed, Ctrl-C too. What the modes were at first comes back by
 //! [`Terminal::restore`], by its drop, and after any other end of the process (a panic, a forbidden
-//! system call, SIGKILL) by the [guardian](super::guardian). A terminal whose foreground is another
+//! system call, SIGKILL) by the guardian. A terminal whose foreground is another
 //! job is never touched: then its shell has set it to its own liking.
 
 use super::guardian::Guardian;

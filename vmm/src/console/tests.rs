@@ -13,10 +13,12 @@ const DATA: u8 = 0;
 const LSR: u8 = 5;
 const READY: u8 = 1;
 
+type Shared = Arc<Mutex<Input<fn()>>>;
+
 struct Bed {
     serial: Arc<Serial>,
-    input: Arc<Mutex<Input<fn()>>>,
-    manager: EventManager<Arc<Mutex<Input<fn()>>>>,
+    input: Shared,
+    manager: EventManager<Shared>,
 }
 
 impl Bed {

@@ -14,8 +14,8 @@ pub struct ResizeReport {
     pub target_bytes: u64,
     /// The limit that was reached, in bytes.
     pub actual_bytes: u64,
-    /// What a shrink could take right now, in bytes.
-    pub reclaimable_now_bytes: u64,
+    /// What a shrink could take right now, in bytes; by a Linux guest's own words, if it says so.
+    pub reclaimable_now_bytes: Option<u64>,
     /// Whether the target was reached.
     pub complete: bool,
     /// Why not.
@@ -28,16 +28,19 @@ pub struct ResizeReport {
     pub duration_us: u64,
     /// That time, in microseconds.
     pub waited_us: u64,
+    /// What the guest said of its memory last, where nothing better is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestStatsReport>,
 }
 
 /// Why a shrink stopped short of its target.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shortfall {
-    /// Memory that the guest has allocated, in bytes.
-    pub in_use_bytes: u64,
-    /// Free memory in huge frames that are not wholly free, in bytes.
-    pub fragmented_bytes: u64,
+    /// Memory that the guest has allocated, in bytes, if it says so.
+    pub in_use_bytes: Option<u64>,
+    /// Free memory in huge frames that are not wholly free, in bytes, if the guest says so.
+    pub fragmented_bytes: Option<u64>,
     /// The same as a sentence.
     pub wording: String,
 }
@@ -122,12 +125,15 @@ pub struct StatusReport {
     /// Memory with something behind it by the VMM's own books, in bytes; 0 where it keeps none, as with
     /// a device.
     pub installed_bytes: u64,
+    /// Where the guest says what follows: in the shared `table`, by `statistics`, or `nowhere`.
+    #[serde(default)]
+    pub guest_says: GuestSays,
     /// What the guest has allocated, by its own words, in bytes.
-    pub guest_used_bytes: u64,
+    pub guest_used_bytes: Option<u64>,
     /// What the guest has free, by its own words, in bytes.
-    pub guest_free_bytes: u64,
+    pub guest_free_bytes: Option<u64>,
     /// What a shrink could take right now, in bytes.
-    pub reclaimable_now_bytes: u64,
+    pub reclaimable_now_bytes: Option<u64>,
     /// The VMM's resident memory without the guest's and the install pool's, in bytes.
     pub vmm_overhead_bytes: u64,
     /// Frames that got memory on the guest's request.
@@ -158,6 +164,19 @@ pub struct StatusReport {
     /// How memory is made smaller and larger.
     #[serde(default)]
     pub elastic: ElasticStatus,
+}
+
+/// Where a guest says what it does with its memory.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestSays {
+    /// In the table that it shares with the host: true at any moment, if it is honest.
+    #[default]
+    Table,
+    /// By the balloon's statistics: true when they were sent, if it is honest.
+    Statistics,
+    /// It says nothing, or said so too long ago.
+    Nowhere,
 }
 
 /// How the VM's memory is made smaller and larger, and what that way knows.
@@ -202,6 +221,9 @@ pub struct BalloonStatus {
     pub bad_pages: u64,
     /// Pages given twice, or taken back without having been given.
     pub repeated_pages: u64,
+    /// Whether the driver may take pages back when the guest is out of memory.
+    #[serde(default)]
+    pub deflates_on_oom: bool,
     /// The guest's statistics, if it sent some; by its own words.
     pub guest: Option<GuestStatsReport>,
 }
@@ -212,6 +234,9 @@ pub struct BalloonStatus {
 pub struct GuestStatsReport {
     /// Milliseconds since it said so.
     pub age_ms: u64,
+    /// Whether that is too long ago to be true now: it no longer answers.
+    #[serde(default)]
+    pub stale: bool,
     /// Memory that nobody uses, in bytes.
     pub free_bytes: Option<u64>,
     /// What could be used without swapping, in bytes.

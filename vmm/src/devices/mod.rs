@@ -1,6 +1,9 @@
-//! Virtio devices: what a guest with a standard driver can use instead of the shared table.
+//! Devices: virtio ones, for guests with standard drivers, and what a Linux guest expects of a PC.
 //!
-//! | file | what lives there |
+//! What all virtio devices have in common comes first; then each device in its folder. How to add
+//! one is in `docs/devices.md`.
+//!
+//! | module | what lives there |
 //! |---|---|
 //! | [`mmio`] | the registers of a device and its queues: virtio-mmio version 2 |
 //! | [`request`] | one descriptor chain, copied and checked |
@@ -13,6 +16,7 @@
 //! | [`rng`] | random numbers of the host |
 //! | [`console`] | a stream of bytes to an agent in the guest |
 //! | [`serial`] | the serial port of a PC, which is no virtio device |
+//! | [`pc`] | the other ports of a PC: reset, power-off, panic |
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
 //! once; what a device does for one notification is bounded; and what no driver may do ends as a

@@ -305,7 +305,7 @@ fn balloon(ram: Arc<GuestRam>) -> Box<dyn VirtioDevice> {
     let config = BalloonConfig {
         huge: true,
         deflate_on_oom: true,
-        reporting: true,
+        reporting: Some(true),
         coalesce: true,
         stats: Some(Duration::from_secs(1)),
     };

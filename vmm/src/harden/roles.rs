@@ -36,10 +36,12 @@ pub enum Role {
     AutoReclaim,
     /// Serves the queues of a device.
     Device,
-    /// Writes what the guest says on its serial port.
-    ConsoleOut,
+    /// Moves bytes between the queues of a device and a descriptor that is open: a tap, or none but events.
+    Stream,
     /// Serves the queue of a disk.
     Disk,
+    /// Writes what the guest says on its serial port.
+    ConsoleOut,
 }
 
 /// One permission.
@@ -63,7 +65,7 @@ use Allow::{Call, Null, Signal, With, WithBits, Without};
 
 impl Role {
     /// Every kind of thread.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Main,
         Self::Story,
         Self::Vcpu,
@@ -77,8 +79,9 @@ impl Role {
         Self::Userfault,
         Self::AutoReclaim,
         Self::Device,
-        Self::ConsoleOut,
+        Self::Stream,
         Self::Disk,
+        Self::ConsoleOut,
     ];
 
     /// The name in messages.
@@ -97,8 +100,9 @@ impl Role {
             Self::Userfault => "userfault",
             Self::AutoReclaim => "auto-reclaim",
             Self::Device => "device",
-            Self::ConsoleOut => "console-out",
+            Self::Stream => "stream",
             Self::Disk => "disk",
+            Self::ConsoleOut => "console-out",
         }
     }
 
@@ -117,8 +121,10 @@ impl Role {
             Self::Userfault => &[MEMORY, USERFAULT, EVENTS],
             Self::AutoReclaim => &[MEMORY, USERFAULT, READ_FILES, EVENTS],
             Self::Device => &[MEMORY, USERFAULT, EVENTS],
-            Self::ConsoleOut => &[WAIT],
+            // Every thread may write.
+            Self::Stream => &[EVENTS],
             Self::Disk => &[DISK, EVENTS],
+            Self::ConsoleOut => &[WAIT],
         }
     }
 }
@@ -267,6 +273,15 @@ const EVENTS: &[Allow] = &[
     Call(libc::SYS_epoll_ctl),
 ];
 
+/// Reading and writing a file that is open, and giving back what lies behind parts of it.
+const DISK: &[Allow] = &[
+    Call(libc::SYS_preadv),
+    Call(libc::SYS_pwritev),
+    Call(libc::SYS_pwrite64),
+    Call(libc::SYS_fdatasync),
+    With(libc::SYS_fallocate, 1, &[PUNCH_HOLE, ZERO_RANGE]),
+];
+
 /// Waiting until a descriptor can be read or written, where it must not block or cannot.
 const WAIT: &[Allow] = &[Call(libc::SYS_poll), Call(libc::SYS_ppoll)];
 
@@ -281,17 +296,8 @@ const TERMINAL: &[Allow] = &[
             libc::TIOCGPGRP,
         ],
     ),
-    Call(libc::SYS_getpgid),
+    Call(libc::SYS_getpgrp),
     Signal(&[libc::SIGSTOP as u64]),
-];
-
-/// Reading and writing a file that is open, and giving back what lies behind parts of it.
-const DISK: &[Allow] = &[
-    Call(libc::SYS_preadv),
-    Call(libc::SYS_pwritev),
-    Call(libc::SYS_pwrite64),
-    Call(libc::SYS_fdatasync),
-    With(libc::SYS_fallocate, 1, &[PUNCH_HOLE, ZERO_RANGE]),
 ];
 
 /// The control socket and all else on the event loop, and the removal of the socket at the end.

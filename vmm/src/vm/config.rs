@@ -44,6 +44,12 @@ pub struct LinuxConfig {
 }
 
 impl VmConfig {
+    /// Whether it is a Linux guest.
+    #[must_use]
+    pub fn is_linux(&self) -> bool {
+        self.kernel.as_ref().is_some_and(|image| image.is_linux())
+    }
+
     /// The built-in guest, with defaults for what is not named here.
     #[must_use]
     pub fn new(memory: Bytes, cpus: u32, backing: Backing) -> Self {

@@ -6,14 +6,14 @@ use super::error::LaunchError;
 use crate::agent::linux::LinuxAgent;
 use crate::boot::linux::{self, LinuxKernel, acpi, kernel, map};
 use crate::boot::{self, LinuxError, Platform};
-use crate::devices::mmio::Transport;
 use crate::devices::blk::{self, Blk};
 use crate::devices::console::Console;
+use crate::devices::mmio::Transport;
 use crate::devices::pc::{Pc, ports};
 use crate::devices::rng::Rng;
 use crate::devices::serial::Serial;
 use crate::devices::{Devices, VirtioDevice};
-use crate::elastic::Elastic;
+use crate::elastic::{Elastic, MEMORY_BLOCK};
 use crate::memory::{AddressMap, GuestRam};
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -48,6 +48,14 @@ impl<'a> Plan<'a> {
         }
         if config.cpus > MAX_CPUS {
             return Err(LinuxError::Cpus { asked: config.cpus, limit: MAX_CPUS }.into());
+        }
+        config.elastic.check_linux(config.memory)?;
+        let unusable = config.elastic.unusable_by_linux(config.memory);
+        if unusable.0 > 0 {
+            log::warn!(
+                "Linux adds memory in blocks of {MEMORY_BLOCK}: it cannot use the last {unusable} of virtio-mem's \
+                 region; --mem less boot= that is a multiple of that wastes nothing"
+            );
         }
         let memory = config.memory.0;
         let (map, low, hotplug) = match config.elastic {
@@ -166,7 +174,7 @@ impl<'a> Plan<'a> {
             }
             line.push_str(word);
         };
-        if let Some(parameter) = None::<&str> {
+        if let Some(parameter) = self.config.elastic.kernel_parameters() {
             let name = parameter.split('=').next().unwrap_or(parameter);
             // Whoever wrote it has a reason.
             if !self.config.linux.command_line.split_whitespace().any(|word| word.split('=').next() == Some(name)) {

@@ -48,7 +48,7 @@ impl Driver {
                 let config = BalloonConfig {
                     huge: kind == 1,
                     deflate_on_oom: true,
-                    reporting: true,
+                    reporting: Some(true),
                     coalesce: true,
                     stats: None,
                 };

@@ -105,7 +105,8 @@ fn madt(cpus: u8) -> Vec<u8> {
 
 fn dsdt(devices: &[Mmio]) -> Vec<u8> {
     let zero = aml::ZERO;
-    let mut code = bytes_of(&aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SOFT_OFF, &SOFT_OFF, &zero, &zero])));
+    let mut code =
+        bytes_of(&aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SOFT_OFF, &SOFT_OFF, &zero, &zero])));
     let (registers, interrupt) = (io(ports::SERIAL, ports::SERIAL_BYTES), interrupt(ports::SERIAL_GSI));
     let resources = aml::ResourceTemplate::new(vec![&registers, &interrupt]);
     code.extend(system_device("COM1", &aml::EISAName::new("PNP0501"), 0, &resources));

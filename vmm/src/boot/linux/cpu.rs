@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn one_cpu_has_no_company() {
-        let supported = CpuId::from_entries(&[entry(1, 0, [0, 0, 1 << 24, u32::MAX]), entry(0xb, 1, [7; 4])]).expect("few");
+        let supported =
+            CpuId::from_entries(&[entry(1, 0, [0, 0, 1 << 24, u32::MAX]), entry(0xb, 1, [7; 4])]).expect("few");
         let cpuid = cpuid(&supported, 0, 1, false);
         assert_eq!((cpuid.as_slice()[0].ebx, cpuid.as_slice()[0].ecx), (1 << 16, 1 << 31));
         assert_eq!(cpuid.as_slice()[0].edx & 1 << 28, 0);

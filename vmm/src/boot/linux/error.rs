@@ -6,7 +6,9 @@ use crate::units::Bytes;
 #[derive(Debug, thiserror::Error)]
 pub enum LinuxError {
     /// The file ends early.
-    #[error("{name} is a Linux {format} that was cut off: it has {bytes} bytes, its header needs {needed}; copy it again")]
+    #[error(
+        "{name} is a Linux {format} that was cut off: it has {bytes} bytes, its header needs {needed}; copy it again"
+    )]
     Cut {
         /// The image.
         name: String,
@@ -44,7 +46,9 @@ pub enum LinuxError {
         memory: Bytes,
     },
     /// The boot part of virtio-mem is too small.
-    #[error("{name} and its initrd need {needed} of memory, and virtio-mem's boot part has {memory}; use boot= with more")]
+    #[error(
+        "{name} and its initrd need {needed} of memory, and virtio-mem's boot part has {memory}; use boot= with more"
+    )]
     BootTooSmall {
         /// The image.
         name: String,
@@ -54,7 +58,9 @@ pub enum LinuxError {
         memory: Bytes,
     },
     /// Too many characters.
-    #[error("the kernel's command line has {bytes} characters with what is added for this VM, it takes {limit}; shorten --append")]
+    #[error(
+        "the kernel's command line has {bytes} characters with what is added for this VM, it takes {limit}; shorten --append"
+    )]
     CommandLineLength {
         /// With what is added.
         bytes: usize,

@@ -174,8 +174,7 @@ impl LinuxKernel {
         let bytes = image.len() as u64;
         let address = pvh_entry(&image).ok_or_else(|| malformed("it has no PVH entry".to_owned()))?;
         let header = FileHeader64::<LittleEndian>::parse(image.as_slice()).map_err(|e| malformed(e.to_string()))?;
-        let programs =
-            header.program_headers(LittleEndian, image.as_slice()).map_err(|e| malformed(e.to_string()))?;
+        let programs = header.program_headers(LittleEndian, image.as_slice()).map_err(|e| malformed(e.to_string()))?;
         let mut end = 0;
         let mut enters = false;
         for program in programs.iter().filter(|program| program.p_type(LittleEndian) == PT_LOAD) {
@@ -255,12 +254,7 @@ impl LinuxKernel {
     ///
     /// # Errors
     /// What does not fit, or a command line that is none.
-    pub fn load(
-        &self,
-        memory: &GuestMemoryMmap<()>,
-        setup: &Setup<'_>,
-        initrd_address: u64,
-    ) -> Result<(), LinuxError> {
+    pub fn load(&self, memory: &GuestMemoryMmap<()>, setup: &Setup<'_>, initrd_address: u64) -> Result<(), LinuxError> {
         let mut image = Cursor::new(self.image.as_slice());
         let mut line = Cmdline::new(COMMAND_LINE_BYTES).map_err(|source| LinuxError::CommandLine { source })?;
         line.insert_str(setup.command_line).map_err(|source| LinuxError::CommandLine { source })?;
@@ -275,7 +269,8 @@ impl LinuxKernel {
         match self.entry {
             Entry::Long { .. } => {
                 BzImage::load(memory, Some(GuestAddress(HIGH_MEMORY)), &mut image, None).map_err(LinuxError::Load)?;
-                let mut params = boot_params { hdr: setup_header(&self.image).unwrap_or_default(), ..Default::default() };
+                let mut params =
+                    boot_params { hdr: setup_header(&self.image).unwrap_or_default(), ..Default::default() };
                 params.hdr.type_of_loader = UNKNOWN_LOADER;
                 params.hdr.cmd_line_ptr = COMMAND_LINE as u32;
                 // Both below 3 GiB.
@@ -294,7 +289,11 @@ impl LinuxKernel {
                 Elf::load(memory, None, &mut image, None).map_err(LinuxError::Load)?;
                 let modules: Vec<hvm_modlist_entry> = setup
                     .initrd
-                    .map(|initrd| hvm_modlist_entry { paddr: initrd_address, size: initrd.0.len() as u64, ..Default::default() })
+                    .map(|initrd| hvm_modlist_entry {
+                        paddr: initrd_address,
+                        size: initrd.0.len() as u64,
+                        ..Default::default()
+                    })
                     .into_iter()
                     .collect();
                 let memory_map: Vec<hvm_memmap_table_entry> = setup
@@ -349,17 +348,13 @@ fn setup_header(image: &[u8]) -> Option<setup_header> {
 fn pvh_entry(image: &[u8]) -> Option<u64> {
     let header = FileHeader64::<LittleEndian>::parse(image).ok()?;
     let programs = header.program_headers(LittleEndian, image).ok()?;
-    programs
-        .iter()
-        .take(64)
-        .filter_map(|program| program.notes(LittleEndian, image).ok()?)
-        .find_map(|mut notes| {
-            while let Ok(Some(note)) = notes.next() {
-                if note.name() == b"Xen" && note.n_type(LittleEndian) == PVH_NOTE {
-                    let entry = note.desc().get(..4)?;
-                    return Some(u64::from(u32::from_le_bytes(entry.try_into().ok()?)));
-                }
+    programs.iter().take(64).filter_map(|program| program.notes(LittleEndian, image).ok()?).find_map(|mut notes| {
+        while let Ok(Some(note)) = notes.next() {
+            if note.name() == b"Xen" && note.n_type(LittleEndian) == PVH_NOTE {
+                let entry = note.desc().get(..4)?;
+                return Some(u64::from(u32::from_le_bytes(entry.try_into().ok()?)));
             }
-            None
-        })
+        }
+        None
+    })
 }

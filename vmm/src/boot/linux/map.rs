@@ -13,7 +13,6 @@ use crate::memory::AddressMap;
 use shared_layout::HUGE_SIZE;
 use shared_layout::devices::DEVICE_BYTES;
 
-
 pub use crate::memory::HOLE_START;
 /// The first device's page; each is [`DEVICE_BYTES`] long.
 pub const DEVICES_START: u64 = 0xd000_0000;

@@ -168,7 +168,8 @@ fn a_kernel_finds_its_image_initrd_command_line_and_tables() {
         let ram = GuestRam::new(64 * MIB, Backing::Anon).expect("small");
         let memory = ram.guest_memory();
         let address = kernel.initrd_address(Some(&initrd), 64 * MIB, false).expect("room");
-        let setup = Setup { initrd: Some(&initrd), command_line: "console=ttyS0", memory_map: &memory_map, acpi: b"RSD" };
+        let setup =
+            Setup { initrd: Some(&initrd), command_line: "console=ttyS0", memory_map: &memory_map, acpi: b"RSD" };
         kernel.load(memory, &setup, address).expect("loaded");
         let read = |at: u64, bytes: usize| {
             let mut buffer = vec![0; bytes];

@@ -34,7 +34,11 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 /// Feature bits of the standard.
 const F_STATS_VQ: u32 = 1;
 const F_DEFLATE_ON_OOM: u32 = 2;
+const F_PAGE_POISON: u32 = 4;
 const F_REPORTING: u32 = 5;
+
+/// Where its configuration has what the driver fills free pages with.
+const POISON_OFFSET: u64 = 12;
 
 /// Descriptors of each queue.
 const QUEUE_SIZE: u16 = 256;
@@ -52,8 +56,8 @@ pub struct BalloonConfig {
     pub huge: bool,
     /// The guest may take pages back when it runs out of memory.
     pub deflate_on_oom: bool,
-    /// The guest reports free memory, which is discarded and stays the guest's.
-    pub reporting: bool,
+    /// The guest reports free memory, which is discarded and stays the guest's. Off if nobody chose.
+    pub reporting: Option<bool>,
     /// Joins neighbours of one request into one discard.
     pub coalesce: bool,
     /// How often to ask for statistics.
@@ -77,9 +81,12 @@ pub struct Balloon {
     /// A bit a page or block that the guest gave away.
     given: Vec<u64>,
     features: u64,
+    /// What the driver says its free pages hold, in each byte of them.
+    poison: u32,
     /// The head of the statistics request that waits for its time, and its queue.
     stats_request: Option<(usize, u16)>,
     failures: Rarely,
+    poisoned: Rarely,
 }
 
 impl Balloon {
@@ -92,9 +99,12 @@ impl Balloon {
             control,
             given: Vec::new(),
             features: 0,
+            poison: 0,
             stats_request: None,
             failures: Rarely::default(),
+            poisoned: Rarely::default(),
         };
+        balloon.control.expect_stats(config.stats);
         balloon.reset();
         balloon
     }
@@ -176,7 +186,8 @@ impl Balloon {
         Ok(())
     }
 
-    /// Discards what the guest calls free; it stays the guest's.
+    /// Discards what the guest calls free; it stays the guest's. Not where the guest relies on what its
+    /// free pages hold, and that is not the zeroes that a discard leaves.
     fn report(&mut self, request: &Request<'_>) -> Result<(), Fault> {
         let bytes: u64 = request.buffers().iter().map(|buffer| u64::from(buffer.bytes)).sum();
         if bytes > MOST_REPORTED {
@@ -188,7 +199,9 @@ impl Balloon {
                 return Err(Fault::Length { bytes, allowed: "reported, but no whole pages" });
             }
             let start = self.ram.map().offset(address, bytes).ok_or(Fault::Buffer { address, bytes: buffer.bytes })?;
-            self.discard(start..start + bytes);
+            if self.features & 1 << F_PAGE_POISON == 0 || self.poison == 0 {
+                self.discard(start..start + bytes);
+            }
         }
         self.control.counters.reported_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
@@ -229,7 +242,9 @@ impl VirtioDevice for Balloon {
         [
             (F_STATS_VQ, config.stats.is_some()),
             (F_DEFLATE_ON_OOM, config.deflate_on_oom),
-            (F_REPORTING, config.reporting),
+            // A Linux that clears or fills free pages reports none without this.
+            (F_PAGE_POISON, config.reporting == Some(true)),
+            (F_REPORTING, config.reporting == Some(true)),
             (BALLOON_F_HUGE, config.huge),
         ]
         .into_iter()
@@ -239,6 +254,10 @@ impl VirtioDevice for Balloon {
     fn start(&mut self, features: u64) {
         self.features = features;
         self.given = vec![0; (self.ram.bytes() / FRAME_SIZE / self.unit()).div_ceil(64) as usize];
+        self.control.started(features & 1 << F_DEFLATE_ON_OOM != 0);
+        if features & 1 << F_PAGE_POISON != 0 && self.poison != 0 && self.poisoned.tick().is_some() {
+            log::warn!("the guest fills free pages with {:#x}, so what it reports as free stays with it", self.poison);
+        }
         if self.config.huge && !self.is_huge() {
             log::warn!("the guest's balloon driver does not know blocks of 2 MiB; it works with pages of 4 KiB");
         }
@@ -246,23 +265,27 @@ impl VirtioDevice for Balloon {
 
     fn reset(&mut self) {
         // A driver that starts over has all its pages.
-        (self.features, self.stats_request) = (0, None);
+        (self.features, self.poison, self.stats_request) = (0, 0, None);
         self.given.clear();
         self.control.emptied();
     }
 
     fn config(&self) -> Vec<u8> {
         let control = &self.control;
-        // num_pages, actual; the fields of features that are not offered read as zero.
-        [control.target_pages(), control.claimed_pages(), 0, 0].into_iter().flat_map(u32::to_le_bytes).collect()
+        // num_pages, actual, free_page_hint_cmd_id of a feature that is not offered, poison_val.
+        [control.target_pages(), control.claimed_pages(), 0, self.poison]
+            .into_iter()
+            .flat_map(u32::to_le_bytes)
+            .collect()
     }
 
     fn write_config(&mut self, offset: u64, bytes: &[u8]) -> bool {
-        let Ok(actual) = <[u8; 4]>::try_from(bytes) else { return false };
-        if offset != 4 {
-            return false;
+        let Ok(word) = <[u8; 4]>::try_from(bytes).map(u32::from_le_bytes) else { return false };
+        match offset {
+            4 => self.control.claim(word),
+            POISON_OFFSET if self.features() & 1 << F_PAGE_POISON != 0 => self.poison = word,
+            _ => return false,
         }
-        self.control.claim(u32::from_le_bytes(actual));
         true
     }
 

@@ -4,9 +4,15 @@
 use super::super::progress::Progress;
 use crate::control::report::{BalloonStatus, GuestStatsReport};
 use shared_layout::FRAME_SIZE;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Intervals without an answer after which the last statistics say nothing about now; a guest that
+/// is busy is late.
+const LATE_INTERVALS: u32 = 3;
+/// However short the interval is.
+const LATE_AT_LEAST: Duration = Duration::from_secs(5);
 
 /// Events since the VM started.
 #[derive(Default, Debug)]
@@ -35,7 +41,11 @@ pub struct BalloonControl {
     target: AtomicU32,
     claimed: AtomicU32,
     inflated: AtomicI64,
+    /// The driver may take pages back when the guest is out of memory.
+    deflates_on_oom: AtomicBool,
     stats: Mutex<Option<(Instant, GuestStats)>>,
+    /// In milliseconds: statistics that are older are stale.
+    late_after: AtomicU64,
     /// Signalled when the balloon grew or shrank.
     pub progress: Progress,
     /// See [`BalloonCounters`].
@@ -77,8 +87,21 @@ impl BalloonControl {
         self.progress.made();
     }
 
-    /// A new driver has all pages.
+    /// Statistics come at this interval, if at all.
+    pub(super) fn expect_stats(&self, interval: Option<Duration>) {
+        let late = (interval.unwrap_or_default() * LATE_INTERVALS).max(LATE_AT_LEAST);
+        self.late_after.store(u64::try_from(late.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// A driver is at work.
+    pub(super) fn started(&self, deflates_on_oom: bool) {
+        self.deflates_on_oom.store(deflates_on_oom, Ordering::Relaxed);
+    }
+
+    /// A new driver has all pages, and has said nothing yet.
     pub(super) fn emptied(&self) {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.deflates_on_oom.store(false, Ordering::Relaxed);
         self.claimed.store(0, Ordering::Relaxed);
         self.inflated.store(0, Ordering::Release);
         self.progress.made();
@@ -112,7 +135,8 @@ impl BalloonControl {
             reported_bytes: count(&c.reported_bytes),
             bad_pages: count(&c.bad_pages),
             repeated_pages: count(&c.repeated_pages),
-            guest: self.stats().map(|(age, stats)| stats.report(age)),
+            deflates_on_oom: self.deflates_on_oom.load(Ordering::Relaxed),
+            guest: self.stats().map(|(age, stats)| stats.report(age, self.late_after.load(Ordering::Relaxed))),
         }
     }
 }
@@ -148,9 +172,11 @@ impl GuestStats {
         stats
     }
 
-    fn report(&self, age: Duration) -> GuestStatsReport {
+    fn report(&self, age: Duration, late_after_ms: u64) -> GuestStatsReport {
+        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         GuestStatsReport {
-            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            age_ms,
+            stale: age_ms > late_after_ms,
             free_bytes: self.values[FREE],
             available_bytes: self.values[AVAILABLE],
             total_bytes: self.values[TOTAL],
@@ -158,5 +184,23 @@ impl GuestStats {
             major_faults: self.values[MAJOR_FAULTS],
             minor_faults: self.values[MINOR_FAULTS],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_are_stale_after_three_intervals_and_five_seconds_at_least() {
+        let stale = |interval: Option<u64>, age_ms: u64| {
+            let control = BalloonControl::default();
+            control.expect_stats(interval.map(Duration::from_millis));
+            let late_after = control.late_after.load(Ordering::Relaxed);
+            GuestStats::default().report(Duration::from_millis(age_ms), late_after).stale
+        };
+        assert!(!stale(Some(50), 5_000) && stale(Some(50), 5_001));
+        assert!(!stale(Some(10_000), 30_000) && stale(Some(10_000), 30_001));
+        assert!(stale(None, u64::MAX / 2));
     }
 }

@@ -16,7 +16,7 @@ const FAR: u32 = 0x400;
 
 fn config(huge: bool) -> BalloonConfig {
     let stats = Some(Duration::from_secs(60));
-    BalloonConfig { huge, deflate_on_oom: true, reporting: true, coalesce: true, stats }
+    BalloonConfig { huge, deflate_on_oom: true, reporting: Some(true), coalesce: true, stats }
 }
 
 /// A driver that took all features, on 16 MiB whose every page is resident.
@@ -248,6 +248,74 @@ fn statistics_are_asked_for_by_giving_the_last_ones_back() {
     driver.send(STATS, &[buffer]);
     driver.send(STATS, &[buffer]);
     assert_eq!((driver.used(STATS), driver.device.faults()), (2, 0));
+}
+
+#[test]
+fn statistics_end_with_the_driver_that_sent_them() {
+    let (mut driver, control) = started(config(false));
+    driver.put(CONTENTS, &[&5u16.to_le_bytes()[..], &(99u64 << 20).to_le_bytes()].concat());
+    driver.send(STATS, &[Buffer { address: CONTENTS, bytes: 10, writable: false }]);
+    let status = control.status();
+    assert!(status.deflates_on_oom && status.guest.is_some_and(|guest| !guest.stale));
+    driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
+    let status = control.status();
+    assert_eq!((status.guest, status.deflates_on_oom), (None, false));
+}
+
+/// Linux that clears pages when they are freed says that they are filled with zeroes, one that looks
+/// for stray writes fills them with something else.
+#[test]
+fn what_a_guest_relies_on_in_its_free_pages_stays() {
+    let poison = virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG + 12;
+    let block = Buffer { address: 4 * MIB, bytes: 2 << 20, writable: true };
+    let (mut driver, control) = started(config(false));
+    assert_ne!(driver.offered() & 1 << F_PAGE_POISON, 0);
+    driver.write(poison, 0xaaaa_aaaa);
+    assert_eq!(driver.config(12), 0xaaaa_aaaa);
+    driver.send(REPORTING, &[block]);
+    assert_eq!((resident(&driver.ram), count(&control.counters.reported_bytes)), (16 * MIB, 2 << 20));
+    driver.write(poison, 0);
+    driver.send(REPORTING, &[block]);
+    assert_eq!((resident(&driver.ram), driver.device.faults()), (14 * MIB, 0));
+    // What is not offered cannot be written.
+    let quiet = BalloonConfig { reporting: None, ..config(false) };
+    let (driver, _) = started(quiet);
+    assert_eq!(driver.offered() & (1 << F_PAGE_POISON | 1 << F_REPORTING), 0);
+    driver.write(poison, 1);
+    driver.assert_faults(1);
+}
+
+/// The order of drivers/virtio/virtio_balloon.c: queues without gaps, a first buffer of statistics
+/// before the driver is ready, numbers in lists, `actual` after each.
+#[test]
+fn a_driver_that_does_as_linux_does_is_served() {
+    use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_STATUS};
+    let control = Arc::new(BalloonControl::default());
+    let of_device = control.clone();
+    let mut driver = Driver::new(16, |ram| Box::new(Balloon::new(config(false), ram, of_device)));
+    driver.ram.populate(shared_layout::HugeId(0), 8).expect("16 MiB");
+    // It does not take the page poison's feature, unless it clears or fills free pages.
+    driver.negotiate(1 << F_STATS_VQ | 1 << F_DEFLATE_ON_OOM | 1 << F_REPORTING);
+    (0..4).for_each(|queue| driver.set_queue(queue, Driver::rings(queue)));
+    driver.put(CONTENTS, &[&6u16.to_le_bytes()[..], &(12 * MIB).to_le_bytes()].concat());
+    driver.send(STATS, &[Buffer { address: CONTENTS, bytes: 10, writable: false }]);
+    assert_eq!(control.stats(), None, "nothing is served before the driver is ready");
+    driver.write(VIRTIO_MMIO_STATUS, super::super::driver::DRIVER_OK);
+    driver.device.serve(STATS, || false);
+    assert_eq!(control.status().guest.and_then(|guest| guest.available_bytes), Some(12 * MIB));
+    control.set_target(256);
+    driver.device.config_changed();
+    // Its pages come one by one, the last one first.
+    let pages: Vec<u32> = (FAR..FAR + driver.config(0)).rev().collect();
+    let pages = driver.words(&pages);
+    driver.send(INFLATE, &[pages]);
+    driver.write(VIRTIO_MMIO_CONFIG + 4, 256);
+    assert_eq!((control.inflated_bytes(), control.claimed_pages()), (MIB, 256));
+    assert_eq!((resident(&driver.ram), count(&control.counters.discards)), (15 * MIB, 1));
+    driver.send(3, &[Buffer { address: 8 * MIB, bytes: 4 << 20, writable: true }]);
+    assert_eq!(resident(&driver.ram), 11 * MIB);
+    assert_eq!((driver.used(INFLATE), driver.used(STATS), driver.used(3)), (1, 0, 1));
+    assert_eq!(driver.device.faults(), 0);
 }
 
 #[test]

@@ -68,7 +68,8 @@ impl DiskFile {
 
     /// `bytes` is the size of the disk.
     pub(super) fn new(file: File, bytes: u64, read_only: bool) -> Self {
-        // A hole behind the end changes nothing, and tells whether the file system makes holes.
+        // A hole behind the end changes nothing, and tells whether the file system makes holes. Block
+        // devices have nothing there: none of them is tried on what it holds.
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let punches = !read_only && rustix::fs::fallocate(&file, hole, bytes, 4096).is_ok();
         Self { file, bytes, punches }

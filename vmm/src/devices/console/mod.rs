@@ -16,6 +16,7 @@ pub use port::{BUFFER_BYTES, Port, PortError};
 
 use super::request::Request;
 use super::{Fault, Served, Source, VirtioDevice};
+use crate::harden::Role;
 use shared_layout::channel::PORT_NAME;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -117,12 +118,6 @@ impl Console {
     }
 }
 
-/// Bytes of those buffers that the device writes, or else reads.
-fn total(request: &Request<'_>, writable: bool) -> u64 {
-    let buffers = request.buffers().iter().filter(|buffer| buffer.writable == writable);
-    buffers.map(|buffer| u64::from(buffer.bytes)).sum()
-}
-
 impl VirtioDevice for Console {
     fn id(&self) -> u32 {
         VIRTIO_ID_CONSOLE
@@ -130,6 +125,10 @@ impl VirtioDevice for Console {
 
     fn name(&self) -> &'static str {
         "virtio-console"
+    }
+
+    fn role(&self) -> Role {
+        Role::Stream
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -161,7 +160,7 @@ impl VirtioDevice for Console {
     fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, Fault> {
         match queue {
             TO_GUEST => {
-                let room = total(request, true).min(BUFFER_BYTES as u64) as usize;
+                let room = request.bytes(true).min(BUFFER_BYTES as u64) as usize;
                 let bytes = self.port.take(room);
                 if bytes.is_empty() && room > 0 {
                     return Ok(Served::Later);
@@ -169,7 +168,7 @@ impl VirtioDevice for Console {
                 request.write(&bytes).map(Served::Done)
             }
             FROM_GUEST => {
-                let bytes = total(request, false);
+                let bytes = request.bytes(false);
                 if bytes > BUFFER_BYTES as u64 {
                     self.port.ignore(bytes);
                 } else if self.port.has_room() {

@@ -10,6 +10,7 @@ mod tests;
 use super::request::Request;
 use super::{Fault, Served, VirtioDevice};
 use crate::guest_log::Rarely;
+use crate::harden::Role;
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
@@ -50,6 +51,10 @@ impl VirtioDevice for Rng {
 
     fn name(&self) -> &'static str {
         "virtio-rng"
+    }
+
+    fn role(&self) -> Role {
+        Role::Stream
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -1,7 +1,7 @@
 //! [`Serial`]: the serial port of a PC, a 16550A at I/O ports 0x3f8 to 0x3ff.
 //!
 //! The registers are vm-superio's; here are the two ways in and out. Output goes through
-//! [`output`], whose thread alone writes to the host. Input waits in a queue until the guest takes
+//! `output.rs`, whose thread alone writes to the host. Input waits in a queue until the guest takes
 //! it. The registers' lock is held for one access and never while somebody waits, so the event loop
 //! can bring input while a vCPU waits for room. Both queues are bounded, whatever the guest does.
 
@@ -216,7 +216,12 @@ impl Port {
                 self.take_back();
                 self.held = true;
             }
-            IER if !divisor && value & IER_RECEIVED != 0 => self.held = false,
+            // What is in the FIFO by now raised no interrupt, and vm-superio raises none for it here: it
+            // goes in once more.
+            IER if !divisor && value & IER_RECEIVED != 0 => {
+                self.take_back();
+                self.held = false;
+            }
             _ => {}
         }
         // The output takes everything, and the interrupt cannot fail.

@@ -1,0 +1,244 @@
+//! [`GuestView`]: what a guest says about its own memory, and why a resize fell short by that.
+//!
+//! A guest that shares its table says it there, at any moment. Linux says it in the statistics of its
+//! balloon, now and then; through virtio-mem it says nothing. What is not known, or was said too long
+//! ago, is `None`: never a zero, never the last guess. Pure: reports in, numbers and sentences out.
+
+use crate::control::report::{BalloonStatus, ElasticStatus, GuestSays, GuestStatsReport, MemStatus};
+use crate::units::Bytes;
+use llfree::Census;
+use shared_layout::{FRAME_SIZE, HUGE_SIZE};
+
+/// What a guest says about its memory, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestView {
+    /// Where it says so.
+    pub says: GuestSays,
+    /// What it has allocated.
+    pub used: Option<u64>,
+    /// What it has free.
+    pub free: Option<u64>,
+    /// Free memory in huge frames that are not wholly free.
+    pub fragmented: Option<u64>,
+    /// What a shrink could take right now.
+    pub reclaimable: Option<u64>,
+}
+
+impl GuestView {
+    /// What the shared table says; `given_away` is what a device's driver gave to the host, which the
+    /// table has as used.
+    #[must_use]
+    pub fn of_table(census: &Census, given_away: u64) -> Self {
+        let whole = (census.free_installed + census.free_evicted) * HUGE_SIZE;
+        let fragmented = census.fragmented_frames * FRAME_SIZE;
+        // Huge frame 0 is nobody's: its entry keeps the guest off it.
+        let used = (census.used_frames * FRAME_SIZE).saturating_sub(HUGE_SIZE).saturating_sub(given_away);
+        Self {
+            says: GuestSays::Table,
+            used: Some(used),
+            free: Some(whole.saturating_add(fragmented)),
+            fragmented: Some(fragmented),
+            reclaimable: Some(whole),
+        }
+    }
+
+    /// What the statistics of a balloon say, while they are fresh.
+    #[must_use]
+    pub fn of_statistics(elastic: &ElasticStatus) -> Self {
+        let Some((balloon, stats)) = fresh(elastic) else {
+            return Self { says: GuestSays::Nowhere, used: None, free: None, fragmented: None, reclaimable: None };
+        };
+        // Linux takes what it gave away off its total, unless it may have that back at any time.
+        let given_away = if balloon.deflates_on_oom { balloon.inflated_bytes } else { 0 };
+        let used = |total: u64, free: u64| total.saturating_sub(free).saturating_sub(given_away);
+        Self {
+            says: GuestSays::Statistics,
+            used: stats.total_bytes.zip(stats.free_bytes).map(|(total, free)| used(total, free)),
+            free: stats.free_bytes,
+            // Linux does not tell, and its balloon takes single pages.
+            fragmented: None,
+            // Its balloon gets at disk caches too, which are what is available beyond what is free.
+            reclaimable: stats.available_bytes.or(stats.free_bytes),
+        }
+    }
+}
+
+/// The balloon's statistics, if they are true now.
+fn fresh(elastic: &ElasticStatus) -> Option<(&BalloonStatus, &GuestStatsReport)> {
+    let balloon = elastic.balloon.as_ref()?;
+    let stats = balloon.guest.as_ref().filter(|stats| elastic.driven && !stats.stale)?;
+    Some((balloon, stats))
+}
+
+/// Milliseconds as seconds, for a sentence.
+fn seconds(ms: u64) -> String {
+    format!("{}.{} s", ms / 1000, ms % 1000 / 100)
+}
+
+/// Why a resize fell short, as the shared table has it. `advice` ends the sentence.
+#[must_use]
+pub fn why_by_table(in_use: Bytes, fragmented: Bytes, advice: &str) -> String {
+    let between = match fragmented {
+        Bytes(0) => String::new(),
+        some => format!(", and {some} lie free between used pages, in frames that are not wholly free"),
+    };
+    format!("the guest uses {in_use}{between}; {advice}")
+}
+
+/// Why a resize fell short in a guest that shares no table. `advice` ends the sentence, unless it is
+/// empty or of no use.
+#[must_use]
+pub fn why_by_device(elastic: &ElasticStatus, grows: bool, advice: &str) -> String {
+    let why = match (&elastic.balloon, &elastic.mem) {
+        _ if !elastic.driven => {
+            let device = &elastic.kind;
+            return format!("the guest has no driver for its {device} yet: it still starts, or its kernel has none");
+        }
+        (Some(balloon), _) if grows => {
+            format!("the guest's driver still keeps {} in its balloon", Bytes(balloon.inflated_bytes))
+        }
+        (Some(balloon), _) => why_by_balloon(elastic, balloon),
+        (None, Some(mem)) => why_by_blocks(mem, grows),
+        (None, None) => "the guest's memory stays as it is".to_owned(),
+    };
+    if advice.is_empty() { why } else { format!("{why}; {advice}") }
+}
+
+fn why_by_balloon(elastic: &ElasticStatus, balloon: &BalloonStatus) -> String {
+    let found_no_more = "its driver found no more to give";
+    match (fresh(elastic), &balloon.guest) {
+        (Some((_, stats)), _) => {
+            let said = match (stats.available_bytes, stats.free_bytes) {
+                (Some(available), _) => format!("{} available", Bytes(available)),
+                (None, Some(free)) => format!("{} free", Bytes(free)),
+                (None, None) => return format!("{found_no_more}, and it does not say what the guest uses"),
+            };
+            let of = stats.total_bytes.map_or_else(String::new, |total| format!(" of {}", Bytes(total)));
+            format!("the guest said {} ago that it has {said}{of}, and {found_no_more}", seconds(stats.age_ms))
+        }
+        (None, Some(stats)) => {
+            format!("{found_no_more}, and what the guest uses is unknown: it said so {} ago", seconds(stats.age_ms))
+        }
+        (None, None) => format!("{found_no_more}, and what the guest uses is unknown: it sent no statistics"),
+    }
+}
+
+fn why_by_blocks(mem: &MemStatus, grows: bool) -> String {
+    let (plugged, requested) = (Bytes(mem.plugged_bytes), Bytes(mem.requested_bytes));
+    if grows {
+        return format!(
+            "the guest's driver plugged {plugged} of {requested}: it is not done, lacks memory to manage more, or \
+             the rest is no whole block of its kernel (128 MiB of Linux)"
+        );
+    }
+    let rest = Bytes(mem.plugged_bytes.saturating_sub(mem.requested_bytes));
+    format!("blocks of {rest} could not be offlined: the guest uses them, or cannot move what lies in them")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn balloon(guest: Option<GuestStatsReport>) -> ElasticStatus {
+        let balloon = BalloonStatus { inflated_bytes: 100 * MIB, guest, ..BalloonStatus::default() };
+        ElasticStatus { kind: "balloon".to_owned(), driven: true, balloon: Some(balloon), ..ElasticStatus::default() }
+    }
+
+    fn stats() -> GuestStatsReport {
+        GuestStatsReport {
+            age_ms: 1250,
+            free_bytes: Some(300 * MIB),
+            available_bytes: Some(500 * MIB),
+            total_bytes: Some(1000 * MIB),
+            ..GuestStatsReport::default()
+        }
+    }
+
+    fn mem() -> ElasticStatus {
+        let mem = MemStatus { requested_bytes: 128 * MIB, plugged_bytes: 384 * MIB, ..MemStatus::default() };
+        ElasticStatus { kind: "virtio-mem".to_owned(), driven: true, mem: Some(mem), ..ElasticStatus::default() }
+    }
+
+    #[test]
+    fn the_table_counts_frames_and_leaves_out_what_was_given_away() {
+        let census = Census {
+            used_frames: 1024 + 512,
+            fragmented_frames: 10,
+            free_installed: 3,
+            free_evicted: 4,
+            ..Census::default()
+        };
+        let view = GuestView::of_table(&census, HUGE_SIZE);
+        assert_eq!((view.says, view.used), (GuestSays::Table, Some(HUGE_SIZE)));
+        assert_eq!((view.fragmented, view.reclaimable), (Some(10 * FRAME_SIZE), Some(7 * HUGE_SIZE)));
+        assert_eq!(view.free, Some(7 * HUGE_SIZE + 10 * FRAME_SIZE));
+    }
+
+    #[test]
+    fn statistics_are_the_guests_own_words() {
+        let view = GuestView::of_statistics(&balloon(Some(stats())));
+        assert_eq!(view.says, GuestSays::Statistics);
+        assert_eq!((view.used, view.free), (Some(700 * MIB), Some(300 * MIB)));
+        assert_eq!((view.reclaimable, view.fragmented), (Some(500 * MIB), None));
+        // A guest that may have the balloon's pages back still counts them.
+        let mut deflates = balloon(Some(stats()));
+        deflates.balloon.as_mut().expect("a balloon").deflates_on_oom = true;
+        assert_eq!(GuestView::of_statistics(&deflates).used, Some(600 * MIB));
+        // Nonsense stays in bounds.
+        let nonsense = GuestStatsReport { free_bytes: Some(u64::MAX - 1), ..stats() };
+        assert_eq!(GuestView::of_statistics(&balloon(Some(nonsense))).used, Some(0));
+    }
+
+    #[test]
+    fn what_is_missing_or_old_is_unknown() {
+        let unknown = |elastic: &ElasticStatus| {
+            let view = GuestView::of_statistics(elastic);
+            assert_eq!((view.used, view.free, view.fragmented, view.reclaimable), (None, None, None, None));
+            assert_eq!(view.says, GuestSays::Nowhere);
+        };
+        unknown(&balloon(None));
+        unknown(&balloon(Some(GuestStatsReport { stale: true, ..stats() })));
+        unknown(&ElasticStatus { driven: false, ..balloon(Some(stats())) });
+        unknown(&mem());
+        unknown(&ElasticStatus { kind: "none".to_owned(), ..ElasticStatus::default() });
+        // Each number for itself.
+        let some = GuestStatsReport { total_bytes: None, available_bytes: None, ..stats() };
+        let view = GuestView::of_statistics(&balloon(Some(some)));
+        assert_eq!((view.used, view.free, view.reclaimable), (None, Some(300 * MIB), Some(300 * MIB)));
+    }
+
+    #[test]
+    fn a_shortfall_of_the_table_names_only_what_there_is() {
+        let text =
+            |in_use: u64, fragmented: u64| why_by_table(Bytes(in_use << 20), Bytes(fragmented << 20), "free some");
+        assert_eq!(text(104, 0), "the guest uses 104 MiB; free some");
+        assert!(text(104, 3).contains("104 MiB, and 3 MiB lie free between used pages"), "{}", text(104, 3));
+    }
+
+    #[test]
+    fn a_shortfall_of_a_device_says_who_said_what_and_when() {
+        let text = why_by_device(&balloon(Some(stats())), false, "wait");
+        assert_eq!(
+            text,
+            "the guest said 1.2 s ago that it has 500 MiB available of 1000 MiB, and its driver found no more to \
+             give; wait"
+        );
+        let text = why_by_device(&balloon(None), false, "wait");
+        assert!(text.contains("unknown: it sent no statistics; wait"), "{text}");
+        let old = GuestStatsReport { stale: true, age_ms: 34_000, ..stats() };
+        let text = why_by_device(&balloon(Some(old)), false, "");
+        assert!(text.contains("unknown: it said so 34.0 s ago") && !text.contains("500 MiB"), "{text}");
+        let text = why_by_device(&balloon(None), true, "");
+        assert!(text.contains("still keeps 100 MiB in its balloon"), "{text}");
+        let text = why_by_device(&mem(), false, "wait");
+        assert!(text.starts_with("blocks of 256 MiB could not be offlined") && text.ends_with("; wait"), "{text}");
+        let text = why_by_device(&mem(), true, "");
+        assert!(text.contains("128 MiB of Linux"), "{text}");
+        for elastic in [balloon(None), mem()] {
+            let text = why_by_device(&ElasticStatus { driven: false, ..elastic }, false, "wait");
+            assert!(text.contains("no driver for its") && !text.contains("wait"), "{text}");
+        }
+    }
+}
