@@ -32,6 +32,9 @@ const DEFAULT_STATS: Duration = Duration::from_secs(2);
 const REPORTING_DELAY: Duration = Duration::from_secs(2);
 /// How often virtio-mem's driver looks whether it can do now what it could not do before.
 const UNPLUG_RETRY: Duration = Duration::from_secs(1);
+/// How often virtio-mem's driver is told again while somebody waits: Linux writes two lines to its log
+/// each time.
+const TELL_AGAIN: Duration = Duration::from_secs(3);
 /// Without a step for so long, a resize that nobody set a time for is over.
 const GIVE_UP: Duration = Duration::from_secs(2);
 /// While nothing moves, the driver is told again: it may have given up before memory became free.
@@ -120,6 +123,12 @@ impl Elastic {
             Self::Mem { .. } => Some(UNPLUG_RETRY),
             _ => None,
         }
+    }
+
+    /// Whether the guest may take memory back that a shrink took, without asking.
+    #[must_use]
+    pub const fn grows_unasked(&self) -> bool {
+        matches!(self, Self::Balloon(BalloonConfig { deflate_on_oom: true, .. }))
     }
 
     /// The huge frames of `memory` bytes of RAM that a driver must bring to the guest first.
@@ -465,7 +474,7 @@ impl ElasticDevice {
                 nudge();
                 // Linux' driver of virtio-mem rests for 50 s or more when it could move nothing, unless it
                 // is told again. That of a balloon tries on by itself.
-                if matches!(self.control, Control::Mem(_)) && told.elapsed() >= UNPLUG_RETRY {
+                if matches!(self.control, Control::Mem(_)) && told.elapsed() >= TELL_AGAIN {
                     self.transport.config_changed();
                     told = Instant::now();
                 }
@@ -533,8 +542,8 @@ mod tests {
         assert!(device.transport().is_driven());
         // All is requested and nothing plugged: it waits for the driver, which does nothing.
         let told = || interrupts.load(Ordering::Relaxed);
-        device.resize(64 * MIB, || {}, |_| told() < 3).expect("a target above the boot part");
-        assert_eq!((told(), device.limit()), (3, 32 * MIB));
+        device.resize(64 * MIB, || {}, |_| told() < 2).expect("a target above the boot part");
+        assert_eq!((told(), device.limit()), (2, 32 * MIB));
     }
 
     #[test]

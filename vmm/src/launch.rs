@@ -260,8 +260,9 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let first_words = announcement(&vm, &claim, output.json);
     if let Some(serial) = vm.serial() {
         let on_leave = stop.clone();
-        let input = Input::new(io::stdin().as_fd(), terminal.clone(), serial.clone(), move || on_leave.set(Stop::Asked))
-            .map_err(host("watch the console's input"))?;
+        let input =
+            Input::new(io::stdin().as_fd(), terminal.clone(), serial.clone(), move || on_leave.set(Stop::Asked))
+                .map_err(host("watch the console's input"))?;
         manager.add_subscriber(Box::new(input));
     }
     let workload = args.workload.clone().unwrap_or_default();
@@ -280,6 +281,10 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
             Err(error) => return Err(broken(error)),
         }
     };
+    // Ctrl-C works again from here on.
+    if let Some(terminal) = &terminal {
+        terminal.restore();
+    }
     std::thread::Builder::new()
         .name("hard-end".to_owned())
         .spawn(move || {
@@ -295,9 +300,6 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
         if lost > 0 {
             log::warn!("{lost} bytes of the guest's console were lost, as nobody read them");
         }
-    }
-    if let Some(terminal) = &terminal {
-        terminal.restore();
     }
     // A workload that still prints into a pipe that nobody reads must not keep the VM from ending.
     let worked =
@@ -349,7 +351,7 @@ fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
         pin: args.pin.clone(),
         install: args.install_config(),
         elastic,
-        linux: LinuxConfig { initrd, command_line, console, disks: args.disk.clone() },
+        linux: LinuxConfig { initrd, command_line, console, disks: args.disk.clone(), nets: args.net.clone() },
     };
     Ok((config, auto_reclaim))
 }

@@ -259,9 +259,11 @@ fn resize(vm: &Vm, request: &Request, superseded: &dyn Fn() -> bool) -> Result<R
 
 fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
     let limit = vm.limit();
+    // A balloon of small pages may have left it anywhere.
+    let whole = |bytes: u64| bytes - bytes % HUGE_SIZE;
     match goal {
         ShrinkGoal::ToBytes(to) => Ok(to),
-        ShrinkGoal::ByBytes(by) => match limit.checked_sub(by) {
+        ShrinkGoal::ByBytes(by) => match limit.checked_sub(by).map(whole) {
             Some(0) => Err(VmError::Size(format!(
                 "cannot shrink by {}: that is all of the limit, and the smallest limit is 2 MiB",
                 Bytes(by)
@@ -357,7 +359,7 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
         _ => None,
     };
     let samples = unit.map(|unit| sample_report(unit, &report));
-    let mut report = GuestReport { samples, ..guest_report(&report, &vm.monitor().census(), took) };
+    let mut report = GuestReport { samples, ..guest_report(vm, &report, took) };
     if let GuestRequest::Free { bytes: Some(bytes), .. } = *request
         && report.outcome == GuestOutcome::Ok
         && report.bytes < bytes
@@ -383,8 +385,14 @@ fn sample_report(unit: &str, report: &Report) -> SampleReport {
     }
 }
 
-fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
-    let free_huge_bytes = (census.free_installed + census.free_evicted) * HUGE_SIZE;
+fn guest_report(vm: &Vm, r: &Report, took: Duration) -> GuestReport {
+    let (free_bytes, free_huge_bytes) = if vm.has_table() {
+        let census = vm.monitor().census();
+        let huge = (census.free_installed + census.free_evicted) * HUGE_SIZE;
+        (huge + census.fragmented_frames * FRAME_SIZE, huge)
+    } else {
+        (r.free_frames.saturating_mul(FRAME_SIZE), r.free_huge.saturating_mul(HUGE_SIZE))
+    };
     GuestReport {
         outcome: Outcome::from_word(r.outcome).map_or(GuestOutcome::Unknown, GuestOutcome::from),
         bytes: r.bytes,
@@ -401,7 +409,7 @@ fn guest_report(r: &Report, census: &Census, took: Duration) -> GuestReport {
         frees: r.frees,
         install_calls: r.installs,
         ahead_frames: r.ahead,
-        free_bytes: free_huge_bytes + census.fragmented_frames * FRAME_SIZE,
+        free_bytes,
         free_huge_bytes,
         duration_us: micros(took),
         samples: None,

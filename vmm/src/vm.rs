@@ -175,6 +175,10 @@ impl Vm {
 
     /// Lowers the cgroup's maximum to what the limit needs, as soon as that can be.
     pub fn settle_cgroup(&self) {
+        // Such a guest may have all of it back at any time, and must not be killed for that.
+        if self.config.elastic.grows_unasked() {
+            return;
+        }
         if let Some(Err(error)) = self.cgroup().map(|cgroup| cgroup.lower(self.limit())) {
             log::debug!("the cgroup's maximum stays for now: {}", crate::error_line(&error));
         }

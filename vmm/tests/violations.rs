@@ -9,6 +9,7 @@ use common::{MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
 use shared_layout::{Call, FRAME_SIZE, HUGE_SIZE, HugeId, Status};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::control::protocol::GuestRequest;
@@ -194,7 +195,7 @@ fn a_pool_that_nobody_could_use_is_refused() {
 fn machine(mib: u64, cpus: u32, kernel: Option<&Path>, policy: OnViolation) -> vmm::vm::Vm {
     let pool = Some(InstallPool { size: Bytes(8 * MIB), rate: Bytes(0) });
     let install = InstallConfig { pool, on_violation: Some(policy), userfaultfd: UseUserfaultfd::On };
-    let kernel = kernel.map(Path::to_owned);
+    let kernel = kernel.map(|path| Arc::new(vmm::boot::Image::open(path).expect("an image")));
     let config = VmConfig { install, kernel, ..VmConfig::new(Bytes(mib * MIB), cpus, Backing::Anon) };
     vmm::vm::Vm::launch(config).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)))
 }

@@ -74,6 +74,12 @@ impl Platform {
         Self::map(ram_end, ram_bytes, vcpus, address_bits, false)
     }
 
+    /// Where the region lies, given the end of RAM.
+    #[must_use]
+    pub fn place(ram_end: u64) -> u64 {
+        ram_end.next_multiple_of(ALIGNMENT)
+    }
+
     fn map(
         ram_end: u64,
         ram_bytes: u64,
@@ -88,7 +94,7 @@ impl Platform {
         let layout = Layout::new(huge_frames, vcpus).ok_or(BootError::VcpuCount { vcpus })?;
 
         // No sum below overflows: RAM is at most 2^46 bytes, the rest less than 2^34.
-        let gpa = ram_end.next_multiple_of(ALIGNMENT);
+        let gpa = Self::place(ram_end);
         let vectors = layout.total;
         let blocks = vectors + FRAME_SIZE;
         let tables = blocks + u64::from(vcpus) * BLOCK_BYTES;

@@ -2,6 +2,7 @@
 
 use super::AUTO;
 use crate::devices::blk::DiskConfig;
+use crate::devices::net::NetConfig;
 use crate::elastic::Elastic;
 use crate::harden::Seccomp;
 use crate::install_config::{InstallConfig, InstallPool};
@@ -36,6 +37,9 @@ pub struct LaunchArgs {
     /// Linux: a raw disk image or block device, like rootfs.img or data.img,ro; once for each disk
     #[arg(long, value_name = "PATH[,ro]", action = clap::ArgAction::Append)]
     pub disk: Vec<DiskConfig>,
+    /// Linux: a network card on a tap device of the host, like tap=tap0; once for each card
+    #[arg(long, value_name = "tap=NAME[,mac=MAC]", action = clap::ArgAction::Append)]
+    pub net: Vec<NetConfig>,
     /// Guest commands to run at boot, like "alloc 8G, verify, free all"; may end in "stop"
     #[arg(long, value_name = "SPEC")]
     pub workload: Option<Workload>,
@@ -107,6 +111,7 @@ impl LaunchArgs {
             ("--initrd", self.initrd.is_some()),
             ("--append", self.append.is_some()),
             ("--disk", !self.disk.is_empty()),
+            ("--net", !self.net.is_empty()),
             ("--workload", self.workload.is_some()),
             ("--backing", self.backing.is_some()),
             ("--elastic", self.elastic.is_some()),

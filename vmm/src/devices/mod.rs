@@ -15,6 +15,7 @@
 //! | [`blk`] | disks: files of the host |
 //! | [`rng`] | random numbers of the host |
 //! | [`console`] | a stream of bytes to an agent in the guest |
+//! | [`net`] | frames between the guest and a tap of the host |
 //! | [`serial`] | the serial port of a PC, which is no virtio device |
 //! | [`pc`] | the other ports of a PC: reset, power-off, panic |
 //!
@@ -28,6 +29,7 @@ pub mod console;
 pub mod irq;
 pub mod mem;
 pub mod mmio;
+pub mod net;
 pub mod pc;
 pub mod progress;
 pub mod request;

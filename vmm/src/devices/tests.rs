@@ -3,8 +3,10 @@
 
 use super::balloon::{Balloon, BalloonConfig, BalloonControl};
 use super::blk::{Blk, DiskConfig};
+use super::console::Console;
 use super::driver::{CONTENTS, DRIVER_OK, Driver, Echo, NEEDS_RESET, SIZE};
 use super::mem::{Mem, MemControl};
+use super::net::{MacAddr, Net};
 use super::request::Buffer;
 use super::rng::Rng;
 use super::worker::Worker;
@@ -12,6 +14,7 @@ use super::{Devices, VirtioDevice};
 use crate::memory::GuestRam;
 use proptest::prelude::*;
 use shared_layout::devices::DEVICE_BYTES;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -281,7 +284,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn run(mut driver: Driver, queues: usize, steps: &[Step]) {
+/// Plays the driver; `host` is what the world outside does to the device at each tick.
+fn run(mut driver: Driver, queues: usize, steps: &[Step], host: impl Fn()) {
     for step in steps {
         match step {
             Step::Write(register, value) => driver.write((*register).into(), *value),
@@ -292,7 +296,10 @@ fn run(mut driver: Driver, queues: usize, steps: &[Step]) {
             Step::Serve(queue) => {
                 driver.device.serve(*queue, || false);
             }
-            Step::Tick => driver.device.tick(),
+            Step::Tick => {
+                host();
+                driver.device.tick();
+            }
         }
     }
     // However it went: a driver that starts over finds a device that works.
@@ -330,10 +337,27 @@ proptest! {
 
     #[test]
     fn no_driver_makes_a_device_panic_or_hang(steps in prop::collection::vec(step(), 1..200)) {
-        run(Driver::new(4, balloon), 5, &steps);
-        run(Driver::new(4, mem), 1, &steps);
-        run(Driver::new(4, |_| disk()), 1, &steps);
-        run(Driver::new(4, |_| Box::new(Rng::default())), 1, &steps);
-        run(echo(), 2, &steps);
+        let idle = || ();
+        run(Driver::new(4, balloon), 5, &steps, idle);
+        run(Driver::new(4, mem), 1, &steps, idle);
+        run(Driver::new(4, |_| disk()), 1, &steps, idle);
+        run(Driver::new(4, |_| Box::new(Rng::default())), 1, &steps, idle);
+        run(echo(), 2, &steps, idle);
+        let (console, port) = Console::new().expect("events");
+        run(Driver::new(4, |_| Box::new(console)), 4, &steps, || {
+            // Someone opened it; both sides write more than the other reads.
+            if !port.is_open() {
+                port.open();
+            }
+            let _ = port.send(&[1; 1000]);
+            let _ = port.receive(&mut [0; 10], Instant::now() + Duration::from_micros(100));
+        });
+        let (ours, theirs) = UnixDatagram::pair().expect("sockets");
+        theirs.set_nonblocking(true).expect("not to block");
+        let net = Net::over(ours.into(), MacAddr([2, 0, 0, 0, 0, 1]), 1500).expect("a descriptor");
+        run(Driver::new(4, |_| Box::new(net)), 2, &steps, || {
+            let _ = theirs.send(&[1; 1000]);
+            let _ = theirs.recv(&mut [0; 10]);
+        });
     }
 }

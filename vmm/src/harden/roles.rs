@@ -36,7 +36,7 @@ pub enum Role {
     AutoReclaim,
     /// Serves the queues of a device.
     Device,
-    /// Moves bytes between the queues of a device and a descriptor that is open: a tap, or none but events.
+    /// Moves bytes between the queues of a device and a tap, or another thread.
     Stream,
     /// Serves the queue of a disk.
     Disk,

@@ -2,6 +2,7 @@
 
 use crate::boot::{Image, Initrd};
 use crate::devices::blk::DiskConfig;
+use crate::devices::net::NetConfig;
 use crate::elastic::Elastic;
 use crate::install_config::InstallConfig;
 use crate::memory::Backing;
@@ -41,6 +42,8 @@ pub struct LinuxConfig {
     pub console: Option<Arc<OwnedFd>>,
     /// Its disks, in order.
     pub disks: Vec<DiskConfig>,
+    /// Its network cards, in order.
+    pub nets: Vec<NetConfig>,
 }
 
 impl VmConfig {

@@ -5,6 +5,7 @@ use crate::agent::AgentError;
 use crate::boot::{BootError, ImageError, KernelError, LinuxError};
 use crate::cgroup::CgroupError;
 use crate::devices::blk::DiskError;
+use crate::devices::net::{NetConfigError, NetError};
 use crate::doorbell::GuestEnd;
 use crate::elastic::{DeviceError, ResizeError};
 use crate::install_config::InstallConfigError;
@@ -30,6 +31,12 @@ pub enum LaunchError {
     /// One of its disks.
     #[error("--disk")]
     Disk(#[from] DiskError),
+    /// Its network cards.
+    #[error("--net")]
+    NetConfig(#[from] NetConfigError),
+    /// One of them.
+    #[error("--net")]
+    Net(#[from] NetError),
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),

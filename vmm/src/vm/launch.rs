@@ -36,21 +36,21 @@ impl Vm {
     /// [`LaunchError`]. When a vCPU's thread cannot be started, those before it ran for an instant.
     pub fn launch(config: VmConfig) -> Result<Self, LaunchError> {
         let started = Instant::now();
+        let image = match &config.kernel {
+            Some(image) => image.clone(),
+            None => Arc::new(Image::parse("the embedded guest", images::SHIM_ELF.to_vec())?),
+        };
+        let (mut plan, frames) = match &*image {
+            Image::Own(kernel) => (None, check_own(&config, kernel)?),
+            Image::Linux(kernel) => (Some(Plan::new(&config, kernel)?), 0..0),
+        };
         let kvm = boot::open_kvm()?;
         let limits = boot::limits(&kvm)?;
         if config.cpus == 0 || config.cpus > limits.max_vcpus {
             return Err(LaunchError::Cpus { asked: config.cpus, limit: limits.max_vcpus });
         }
         check_cores(&config.pin)?;
-        let image = match &config.kernel {
-            Some(image) => image.clone(),
-            None => Arc::new(Image::parse("the embedded guest", images::SHIM_ELF.to_vec())?),
-        };
         let memory = config.memory.0;
-        let (plan, frames) = match &*image {
-            Image::Own(kernel) => (None, check_own(&config, kernel)?),
-            Image::Linux(kernel) => (Some(Plan::new(&config, kernel)?), 0..0),
-        };
         let map = plan.as_ref().map_or_else(|| AddressMap::flat(memory), |plan| plan.map);
         let platform = Arc::new(match plan {
             None => Platform::new(memory, config.cpus, limits.address_bits)?,
@@ -99,7 +99,7 @@ impl Vm {
             fds.push(fd);
         }
         let transport = elastic.as_ref().map(|device| device.transport().clone());
-        let (devices, linux) = match &plan {
+        let (devices, linux) = match &mut plan {
             None => {
                 let devices = Devices::new(platform.devices_gpa(), transport.into_iter().collect());
                 if devices.count() > 0 {
@@ -215,6 +215,7 @@ fn check_own(config: &VmConfig, kernel: &Kernel) -> Result<std::ops::Range<u32>,
         ("--initrd", linux.initrd.is_some()),
         ("--append", !linux.command_line.is_empty()),
         ("--disk", !linux.disks.is_empty()),
+        ("--net", !linux.nets.is_empty()),
     ];
     if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
         let guest = if config.kernel.is_some() { kernel.name() } else { "the built-in guest" };

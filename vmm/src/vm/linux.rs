@@ -9,9 +9,10 @@ use crate::boot::{self, LinuxError, Platform};
 use crate::devices::blk::{self, Blk};
 use crate::devices::console::Console;
 use crate::devices::mmio::Transport;
-use crate::devices::pc::{Pc, ports};
+use crate::devices::net::{self, Net};
+use crate::devices::pc::Pc;
 use crate::devices::rng::Rng;
-use crate::devices::serial::Serial;
+use crate::devices::serial::{self, Serial};
 use crate::devices::{Devices, VirtioDevice};
 use crate::elastic::{Elastic, MEMORY_BLOCK};
 use crate::memory::{AddressMap, GuestRam};
@@ -24,6 +25,8 @@ use std::sync::Arc;
 const MAX_CPUS: u32 = 254;
 /// The word by which a kernel finds the region that it shares with its host.
 const HEADER_PARAMETER: &str = "llfree.header";
+/// Devices that nobody asks for: the agent's port and random numbers.
+const ALWAYS: usize = 2;
 
 /// A Linux guest that was checked against its configuration.
 pub(super) struct Plan<'a> {
@@ -32,6 +35,9 @@ pub(super) struct Plan<'a> {
     /// Where RAM lies.
     pub(super) map: AddressMap,
     initrd_address: u64,
+    command_line: String,
+    /// Disks and network cards, open.
+    devices: Vec<Box<dyn VirtioDevice>>,
 }
 
 /// What belongs to the machine from then on.
@@ -41,11 +47,8 @@ pub(super) struct Parts {
 }
 
 impl<'a> Plan<'a> {
-    /// Checks all that can be checked before there is a machine.
+    /// Checks all that can be checked before there is a machine, and opens what it needs.
     pub(super) fn new(config: &'a VmConfig, kernel: &'a LinuxKernel) -> Result<Self, LaunchError> {
-        if !boot::runs_ring0() {
-            return Err(LinuxError::NoRing0 { name: kernel.name().to_owned() }.into());
-        }
         if config.cpus > MAX_CPUS {
             return Err(LinuxError::Cpus { asked: config.cpus, limit: MAX_CPUS }.into());
         }
@@ -63,8 +66,28 @@ impl<'a> Plan<'a> {
             _ => (map::address_map(memory), memory.min(map::HOLE_START), false),
         };
         let initrd_address = kernel.initrd_address(config.linux.initrd.as_deref(), low, hotplug)?;
-        blk::check_disks(&config.linux.disks)?;
-        Ok(Self { config, kernel, map, initrd_address })
+        let command_line = command_line(config, Platform::place(map.end()));
+        kernel.check_command_line(&command_line)?;
+        let linux = &config.linux;
+        let asked = ALWAYS + linux.disks.len() + linux.nets.len() + usize::from(config.elastic != Elastic::None);
+        let limit = map::DEVICE_GSIS.len();
+        if asked > limit {
+            return Err(LinuxError::Devices { asked, limit }.into());
+        }
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        blk::check_disks(&linux.disks)?;
+        for disk in &linux.disks {
+            devices.push(Box::new(Blk::open(disk)?));
+        }
+        net::check_nets(&linux.nets)?;
+        for net in &linux.nets {
+            devices.push(Box::new(Net::open(net)?));
+        }
+        // Last, so that all that is wrong with the flags comes to light on any machine.
+        if !boot::runs_ring0() {
+            return Err(LinuxError::NoRing0 { name: kernel.name().to_owned() }.into());
+        }
+        Ok(Self { config, kernel, map, initrd_address, command_line, devices })
     }
 
     /// What every vCPU needs before it is made.
@@ -86,7 +109,7 @@ impl<'a> Plan<'a> {
 
     /// All devices, in the order in which the kernel finds them; `elastic` is the last of them.
     pub(super) fn devices(
-        &self,
+        &mut self,
         vm: &Arc<VmFd>,
         ram: &Arc<GuestRam>,
         elastic: Option<Arc<Transport>>,
@@ -96,28 +119,23 @@ impl<'a> Plan<'a> {
             // It has real interrupts.
             Transport::new(device, ram.clone(), Box::new(|| {})).map(Arc::new).map_err(event)
         };
-        let linux = &self.config.linux;
         let (console, port) = Console::new().map_err(event)?;
         let mut all = vec![transport(Box::new(console))?, transport(Box::new(Rng::default()))?];
-        for disk in &linux.disks {
-            all.push(transport(Box::new(Blk::open(disk)?))?);
+        for device in self.devices.drain(..) {
+            all.push(transport(device)?);
         }
         all.extend(elastic);
-        let (asked, limit) = (all.len(), map::DEVICE_GSIS.len());
-        if asked > limit {
-            return Err(LinuxError::Devices { asked, limit }.into());
-        }
         for (device, gsi) in all.iter().zip(map::DEVICE_GSIS) {
             vm.register_irqfd(device.irq().event(), gsi)
                 .map_err(|source| LaunchError::Kvm { step: "take a device's interrupts", source })?;
         }
-        let console = match &linux.console {
+        let console = match &self.config.linux.console {
             Some(console) => console.try_clone(),
             None => File::create("/dev/null").map(Into::into),
         };
         let serial = console.and_then(Serial::new).map(Arc::new);
         let serial = serial.map_err(|source| LaunchError::Host { step: "open the console", source })?;
-        vm.register_irqfd(serial.irq(), ports::SERIAL_GSI)
+        vm.register_irqfd(serial.irq(), serial::GSI)
             .map_err(|source| LaunchError::Kvm { step: "take the serial line's interrupts", source })?;
         let parts = Parts { pc: Arc::new(Pc::new(serial, vm.clone())), agent: Arc::new(LinuxAgent::new(port)) };
         Ok((Devices::new(map::DEVICES_START, all), parts))
@@ -148,11 +166,9 @@ impl<'a> Plan<'a> {
             // Below 4 GiB, as the hole is.
             .map(|(page, gsi)| acpi::Mmio { page: page as u32, gsi })
             .collect();
-        let command_line = self.command_line(platform);
-        self.kernel.check_command_line(&command_line)?;
         let setup = kernel::Setup {
             initrd: self.config.linux.initrd.as_deref(),
-            command_line: &command_line,
+            command_line: &self.command_line,
             memory_map: &memory_map,
             acpi: &acpi::tables(self.config.cpus as u8, &lines),
         };
@@ -164,24 +180,20 @@ impl<'a> Plan<'a> {
         }
         Ok(())
     }
+}
 
-    /// The user's words, and what this machine adds to them.
-    fn command_line(&self, platform: &Platform) -> String {
-        let mut line = self.config.linux.command_line.clone();
-        let mut add = |word: &str| {
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
-        };
-        if let Some(parameter) = self.config.elastic.kernel_parameters() {
-            let name = parameter.split('=').next().unwrap_or(parameter);
-            // Whoever wrote it has a reason.
-            if !self.config.linux.command_line.split_whitespace().any(|word| word.split('=').next() == Some(name)) {
-                add(parameter);
-            }
+/// The user's words, and what this machine adds to them: the region that it shares lies at `header`.
+fn command_line(config: &VmConfig, header: u64) -> String {
+    let given = &config.linux.command_line;
+    let mut words = vec![given.clone()];
+    if let Some(parameter) = config.elastic.kernel_parameters() {
+        let name = |word: &str| word.split('=').next().map(str::to_owned);
+        // Whoever wrote it has a reason.
+        if !given.split_whitespace().any(|word| name(word) == name(parameter)) {
+            words.push(parameter.to_owned());
         }
-        add(&format!("{HEADER_PARAMETER}={:#x}", platform.header_gpa()));
-        line
     }
+    words.push(format!("{HEADER_PARAMETER}={header:#x}"));
+    words.retain(|word| !word.is_empty());
+    words.join(" ")
 }

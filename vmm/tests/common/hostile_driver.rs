@@ -3,13 +3,16 @@
 //! device that works. The body of a fuzz target and of a plain test.
 
 use shared_layout::HUGE_SIZE;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::devices::VirtioDevice;
 use vmm::devices::balloon::{Balloon, BalloonConfig, BalloonControl};
 use vmm::devices::blk::{Blk, DiskConfig};
+use vmm::devices::console::Console;
 use vmm::devices::mem::{Mem, MemControl};
 use vmm::devices::mmio::Transport;
+use vmm::devices::net::{MacAddr, Net};
 use vmm::devices::rng::Rng;
 use vmm::memory::{Backing, GuestRam};
 
@@ -37,10 +40,21 @@ struct Driver {
     queues: u64,
 }
 
+/// A network on which some frames wait already, and nobody listens.
+fn net() -> Net {
+    let (ours, theirs) = UnixDatagram::pair().expect("the host has sockets");
+    for bytes in [0, 12, 13, 60, 1526, 20_000] {
+        theirs.send(&vec![0xee; bytes]).expect("a socket has room for a few frames");
+    }
+    Net::over(ours.into(), MacAddr([2, 0, 0, 0, 0, 1]), 1500).expect("a socket can be kept from blocking")
+}
+
 impl Driver {
     fn new(kind: u8) -> Self {
         let ram = Arc::new(GuestRam::new(RAM, Backing::Anon).expect("two huge frames of address space"));
-        let device: Box<dyn VirtioDevice> = match kind % 5 {
+        let device: Box<dyn VirtioDevice> = match kind % 7 {
+            6 => Box::new(net()),
+            5 => Box::new(Console::new().expect("the host has eventfds").0),
             4 => Box::new(disk()),
             3 => Box::new(Rng::default()),
             0 => Box::new(Mem::new(ram.clone(), Arc::new(MemControl::new(RAM, HUGE_SIZE)))),

@@ -6,6 +6,7 @@
 
 use super::map::{ACPI_START, IO_APIC, LOCAL_APIC};
 use crate::devices::pc::ports;
+use crate::devices::serial;
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -107,7 +108,7 @@ fn dsdt(devices: &[Mmio]) -> Vec<u8> {
     let zero = aml::ZERO;
     let mut code =
         bytes_of(&aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SOFT_OFF, &SOFT_OFF, &zero, &zero])));
-    let (registers, interrupt) = (io(ports::SERIAL, ports::SERIAL_BYTES), interrupt(ports::SERIAL_GSI));
+    let (registers, interrupt) = (io(serial::FIRST_PORT, serial::PORTS as u8), interrupt(serial::GSI));
     let resources = aml::ResourceTemplate::new(vec![&registers, &interrupt]);
     code.extend(system_device("COM1", &aml::EISAName::new("PNP0501"), 0, &resources));
     let register = io(ports::PANIC, 1);

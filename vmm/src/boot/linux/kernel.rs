@@ -219,16 +219,16 @@ impl LinuxKernel {
         self.entry
     }
 
-    /// Checks a command line's length.
+    /// Checks a command line.
     ///
     /// # Errors
-    /// It is too long for this kernel.
+    /// It is too long for this kernel, or none at all.
     pub fn check_command_line(&self, line: &str) -> Result<(), LinuxError> {
         match line.len() {
             bytes if bytes > self.command_line_max => {
                 Err(LinuxError::CommandLineLength { bytes, limit: self.command_line_max })
             }
-            _ => Ok(()),
+            _ => command_line(line).map(drop),
         }
     }
 
@@ -256,8 +256,7 @@ impl LinuxKernel {
     /// What does not fit, or a command line that is none.
     pub fn load(&self, memory: &GuestMemoryMmap<()>, setup: &Setup<'_>, initrd_address: u64) -> Result<(), LinuxError> {
         let mut image = Cursor::new(self.image.as_slice());
-        let mut line = Cmdline::new(COMMAND_LINE_BYTES).map_err(|source| LinuxError::CommandLine { source })?;
-        line.insert_str(setup.command_line).map_err(|source| LinuxError::CommandLine { source })?;
+        let line = command_line(setup.command_line)?;
         load_cmdline(memory, GuestAddress(COMMAND_LINE), &line).map_err(LinuxError::Load)?;
         memory.write_slice(setup.acpi, GuestAddress(map::ACPI_START))?;
         let initrd = setup.initrd.map_or(&[][..], |initrd| &initrd.0);
@@ -326,6 +325,13 @@ impl LinuxKernel {
             }
         }
     }
+}
+
+fn command_line(text: &str) -> Result<Cmdline, LinuxError> {
+    let none = |source| LinuxError::CommandLine { source };
+    let mut line = Cmdline::new(COMMAND_LINE_BYTES).map_err(none)?;
+    line.insert_str(text).map_err(none)?;
+    Ok(line)
 }
 
 /// A bzImage, though perhaps cut: it has the magic of its header, or only the end of a boot sector.

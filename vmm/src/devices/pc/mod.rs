@@ -8,7 +8,7 @@ mod power;
 
 pub use power::{Power, PowerEvent};
 
-use crate::devices::serial::Serial;
+use crate::devices::serial::{self, Serial};
 use crate::doorbell::GuestEnd;
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 use kvm_ioctls::VmFd;
@@ -16,12 +16,6 @@ use std::sync::Arc;
 
 /// Where the registers are; ACPI tables tell the guest.
 pub mod ports {
-    /// The first serial line.
-    pub const SERIAL: u16 = 0x3f8;
-    /// Its registers.
-    pub const SERIAL_BYTES: u8 = 8;
-    /// Its interrupt line.
-    pub const SERIAL_GSI: u32 = 4;
     /// The keyboard controller's command register, by which PCs are reset.
     pub const KEYBOARD: u16 = 0x64;
     /// What resets there.
@@ -70,8 +64,9 @@ impl Pc {
 
     /// A vCPU reads from `port` on.
     pub fn read(&self, port: u16, data: &mut [u8]) {
-        if let (Some(register), [byte]) = (serial_register(port), &mut *data) {
-            *byte = self.serial.read(register);
+        if let Some(register) = serial_register(port) {
+            // More than one are one access after another: a string instruction.
+            data.iter_mut().for_each(|byte| *byte = self.serial.read(register));
         } else if !self.power.read(port, data) {
             data.fill(0xff);
         }
@@ -79,8 +74,8 @@ impl Pc {
 
     /// A vCPU writes to `port`; why its machine ends, if it does.
     pub fn write(&self, port: u16, data: &[u8]) -> Option<GuestEnd> {
-        if let (Some(register), [value]) = (serial_register(port), data) {
-            self.serial.write(register, *value);
+        if let Some(register) = serial_register(port) {
+            data.iter().for_each(|value| self.serial.write(register, *value));
             return None;
         }
         Some(match self.power.write(port, data)? {
@@ -117,6 +112,7 @@ impl Pc {
 }
 
 fn serial_register(port: u16) -> Option<u8> {
-    let register = u8::try_from(port.checked_sub(ports::SERIAL)?).ok()?;
-    (register < ports::SERIAL_BYTES).then_some(register)
+    let register = port.checked_sub(serial::FIRST_PORT)?;
+    // There are few.
+    (register < serial::PORTS).then_some(register as u8)
 }

@@ -1,0 +1,241 @@
+//! virtio-net (virtio 1.3, 5.1) on a tap: frames between the guest and a network of the host.
+//!
+//! No offloads: each frame is whole, with its checksums, at most [`MAX_FRAME`] bytes. The header
+//! before it says nothing then, so what the guest writes there never reaches the host's kernel, and
+//! what that writes there never reaches the guest. A frame that cannot be passed on is dropped, as
+//! networks do, and counted; what the tap itself dropped before anybody read it, its interface counts
+//! (`ip -s link`).
+
+mod config;
+mod tap;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{MOST_NETS, MacAddr, NAME_BYTES, NetConfig, NetConfigError, check_nets};
+pub use tap::NetError;
+
+use super::request::Request;
+use super::{Fault, Served, Source, VirtioDevice};
+use crate::guest_log::Rarely;
+use crate::harden::Role;
+use rustix::io::{Errno, retry_on_intr};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tap::Tap;
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP, virtio_net_hdr_v1,
+};
+
+/// Bytes of the largest frame.
+pub const MAX_FRAME: usize = 64 << 10;
+/// Bytes before each frame, in requests as on the tap.
+const HEADER_BYTES: usize = size_of::<virtio_net_hdr_v1>();
+/// Where in them the number of buffers is: the one field that says something, to the guest.
+const NUM_BUFFERS: usize = std::mem::offset_of!(virtio_net_hdr_v1, num_buffers);
+
+const QUEUE_SIZE: u16 = 256;
+const TO_GUEST: usize = 0;
+
+/// What one device moved and dropped.
+#[derive(Default, Debug)]
+pub struct NetCounters {
+    to_guest: Direction,
+    from_guest: Direction,
+}
+
+#[derive(Default, Debug)]
+struct Direction {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    dropped: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// Numbers of one direction.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FrameCounts {
+    /// Frames that went through.
+    pub frames: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Frames that did not fit: larger than the guest's buffer, or more than the tap takes at a time.
+    pub dropped: u64,
+    /// Reads and writes of the tap that failed.
+    pub errors: u64,
+}
+
+/// Numbers of a network, for a status.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetStatus {
+    /// From the tap to the guest.
+    pub to_guest: FrameCounts,
+    /// From the guest to the tap.
+    pub from_guest: FrameCounts,
+}
+
+impl NetCounters {
+    /// What they are now.
+    #[must_use]
+    pub fn status(&self) -> NetStatus {
+        NetStatus { to_guest: self.to_guest.counts(), from_guest: self.from_guest.counts() }
+    }
+}
+
+impl Direction {
+    fn counts(&self) -> FrameCounts {
+        let [frames, bytes, dropped, errors] =
+            [&self.frames, &self.bytes, &self.dropped, &self.errors].map(|number| number.load(Ordering::Relaxed));
+        FrameCounts { frames, bytes, dropped, errors }
+    }
+
+    fn moved(&self, bytes: usize) {
+        self.frames.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// The device.
+pub struct Net {
+    tap: OwnedFd,
+    mac: MacAddr,
+    mtu: u16,
+    /// A header and a frame, and a byte more by which a longer one is known.
+    frame: Vec<u8>,
+    counters: Arc<NetCounters>,
+    failures: Rarely,
+}
+
+impl Net {
+    /// A device on the tap that `config` names.
+    ///
+    /// # Errors
+    /// Why the tap is not to be had, and what to do.
+    pub fn open(config: &NetConfig) -> Result<Self, NetError> {
+        let tap = Tap::open(config)?;
+        Ok(Self::with(tap.fd, config.mac, tap.mtu))
+    }
+
+    /// A device over what gives and takes one frame with its header at a time, as a tap with
+    /// `IFF_VNET_HDR` or a socket of datagrams does. Packets in frames have at most `mtu` bytes.
+    ///
+    /// # Errors
+    /// If it cannot be kept from blocking.
+    pub fn over(frames: OwnedFd, mac: MacAddr, mtu: u16) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&frames, true)?;
+        Ok(Self::with(frames, mac, mtu))
+    }
+
+    fn with(tap: OwnedFd, mac: MacAddr, mtu: u16) -> Self {
+        let frame = vec![0; HEADER_BYTES + MAX_FRAME + 1];
+        Self { tap, mac, mtu, frame, counters: Arc::default(), failures: Rarely::default() }
+    }
+
+    /// Its numbers, for who reports them.
+    #[must_use]
+    pub fn counters(&self) -> Arc<NetCounters> {
+        self.counters.clone()
+    }
+
+    fn receive(&mut self, request: &Request<'_>) -> Result<Served, Fault> {
+        let counts = &self.counters.to_guest;
+        let bytes = match retry_on_intr(|| rustix::io::read(&self.tap, &mut self.frame)) {
+            Ok(0) | Err(Errno::AGAIN) => return Ok(Served::Later),
+            Err(error) => {
+                // A tap that went away or is being changed: the next frame is a new event.
+                counts.errors.fetch_add(1, Ordering::Relaxed);
+                self.failed("read", error);
+                return Ok(Served::Later);
+            }
+            Ok(bytes) => bytes,
+        };
+        if bytes <= HEADER_BYTES || bytes > HEADER_BYTES + MAX_FRAME || bytes as u64 > request.bytes(true) {
+            // One request a frame, so that a host's peer who sends too much keeps nobody here. Linux
+            // counts an empty request as an error of length.
+            counts.dropped.fetch_add(1, Ordering::Relaxed);
+            return Ok(Served::Done(0));
+        }
+        let frame = &mut self.frame[..bytes];
+        frame[..HEADER_BYTES].fill(0);
+        frame[NUM_BUFFERS] = 1;
+        let written = request.write(frame)?;
+        counts.moved(bytes - HEADER_BYTES);
+        Ok(Served::Done(written))
+    }
+
+    fn transmit(&mut self, request: &Request<'_>) -> Result<Served, Fault> {
+        let mut frame = request.readable(HEADER_BYTES + MAX_FRAME)?;
+        if frame.len() <= HEADER_BYTES {
+            return Err(Fault::Length { bytes: frame.len() as u64, allowed: "no frame with its header" });
+        }
+        frame[..HEADER_BYTES].fill(0);
+        let counts = &self.counters.from_guest;
+        match retry_on_intr(|| rustix::io::write(&self.tap, &frame)) {
+            Ok(_) => counts.moved(frame.len() - HEADER_BYTES),
+            // Its readers are slower than the guest.
+            Err(Errno::AGAIN) => {
+                counts.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                counts.errors.fetch_add(1, Ordering::Relaxed);
+                self.failed("write", error);
+            }
+        }
+        Ok(Served::Done(0))
+    }
+
+    fn failed(&self, step: &str, error: Errno) {
+        if let Some(number) = self.failures.tick() {
+            log::warn!("virtio-net could not {step} a frame ({number} failures so far): {error}");
+        }
+    }
+}
+
+impl VirtioDevice for Net {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn name(&self) -> &'static str {
+        "virtio-net"
+    }
+
+    fn role(&self) -> Role {
+        Role::Stream
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE; 2]
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MTU
+    }
+
+    fn start(&mut self, _: u64) {}
+
+    fn reset(&mut self) {}
+
+    fn config(&self) -> Vec<u8> {
+        // mac, status, max_virtqueue_pairs, mtu. The link is up whether or not the tap is.
+        let words = [VIRTIO_NET_S_LINK_UP as u16, 1, self.mtu];
+        self.mac.0.into_iter().chain(words.into_iter().flat_map(u16::to_le_bytes)).collect()
+    }
+
+    fn write_config(&mut self, _: u64, _: &[u8]) -> bool {
+        false
+    }
+
+    fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, Fault> {
+        if queue == TO_GUEST { self.receive(request) } else { self.transmit(request) }
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        vec![Source { fd: self.tap.as_raw_fd(), queue: TO_GUEST }]
+    }
+}
