@@ -34,6 +34,18 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
+    /// Taps are not for this user.
+    #[error(
+        "this user may not open {DEVICE} for tap '{tap}': allow it by chmod 666 {DEVICE} (as root), as most systems \
+         have it"
+    )]
+    NoAccess {
+        /// The tap.
+        tap: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// Somebody else's, or there is none and this user cannot make one.
     #[error(
         "tap '{tap}' is not there or not this user's: ip tuntap add dev {tap} mode tap user $USER && ip link set {tap} \
@@ -93,7 +105,7 @@ impl Tap {
         let fd: OwnedFd = match opened {
             Ok(file) => file.into(),
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                return Err(NetError::Permission { tap: tap(), source });
+                return Err(NetError::NoAccess { tap: tap(), source });
             }
             Err(source) if matches!(Errno::from_io_error(&source), Some(Errno::NOENT | Errno::NODEV | Errno::NXIO)) => {
                 return Err(NetError::NoTun { tap: tap(), source });
