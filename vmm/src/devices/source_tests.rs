@@ -3,7 +3,7 @@
 
 use super::driver::{CONTENTS, Driver, Feed, SIZE};
 use super::request::Buffer;
-use super::worker::Worker;
+use super::worker::{self, Worker};
 use rustix::io::ioctl_fionbio;
 use std::io::{PipeWriter, Write};
 use std::sync::Arc;
@@ -171,4 +171,23 @@ fn a_source_that_stays_readable_keeps_no_thread_busy() {
     drop(worker);
     // At the start, for the end of the pipe, and for the notification of the start.
     assert!(asked.load(Ordering::Relaxed) <= 4, "asked {} times", asked.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_request_that_does_not_end_keeps_no_vm_from_ending() {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    let asked = Arc::new(AtomicU32::new(0));
+    // Not kept from blocking: what a disk is whose storage does not answer.
+    let device = Feed { pipe: reader, asked: asked.clone() };
+    let mut driver = Driver::new(4, |_| Box::new(device));
+    driver.start(0, 1);
+    driver.descriptor(0, 0, place(0), 0, 0);
+    driver.add(0, 0);
+    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    wait_until("the device is asked", || asked.load(Ordering::Relaxed) == 1);
+    worker::end(vec![worker]);
+    assert_eq!(driver.used(0), 0, "it is still at it");
+    // The thread has all that it needs, should the storage come back.
+    writer.write_all(&[7]).expect("a reader");
+    wait_until("the request is served", || driver.used(0) == 1);
 }
