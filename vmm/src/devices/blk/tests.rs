@@ -509,3 +509,28 @@ fn requests_of_random_shape_end_and_change_nothing_outside_the_disk() {
     assert_eq!(fs::metadata(&config.path).expect("the image").len(), 64 << 10);
     File::open(&config.path).and_then(|file| file.read_exact_at(&mut [0; 512], 0)).expect("it is still there");
 }
+
+/// The image of the child below.
+const LIMITED: &str = "LLFREE_VMM_TEST_LIMITED_DISK";
+
+/// Not a test of its own: what the next one starts in a process of its own.
+#[test]
+fn a_disk_above_the_limit_of_files() {
+    let Some(path) = std::env::var_os(LIMITED) else { return };
+    crate::devices::outlive_file_limits().expect("a signal handler");
+    let (mut driver, control) = open(&DiskConfig { path: path.into(), read_only: false, serial: None });
+    assert_eq!(write_disk(&mut driver, 0, &[1; 512]), OK);
+    assert_eq!(write_disk(&mut driver, MIB / SECTOR - 1, &[1; 512]), IOERR);
+    assert_eq!(get(&control.counters.errors), 1);
+}
+
+#[test]
+fn a_limit_of_the_size_of_files_is_an_io_error() {
+    let (_dir, config) = image(MIB, 7);
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"ulimit -f 64 && exec "$0" "$@""#]).arg(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "devices::blk::tests::a_disk_above_the_limit_of_files"]).env(LIMITED, &config.path);
+    let output = command.output().expect("a shell starts");
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "it ran: {output:?}");
+}
