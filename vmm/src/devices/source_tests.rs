@@ -153,7 +153,7 @@ fn what_a_source_had_before_the_driver_came_is_not_forgotten() {
     driver.set_queue(0, rings);
     driver.descriptor(0, 0, place(0), 0, 0);
     driver.add(0, 0);
-    driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, super::driver::DRIVER_OK);
+    driver.write(VIRTIO_MMIO_STATUS, super::driver::DRIVER_OK);
     wait_until("the request is served", || driver.used(0) == 1);
     drop(worker);
 }
