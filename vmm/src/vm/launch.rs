@@ -89,7 +89,7 @@ impl Vm {
             let fd = vm
                 .create_vcpu(u64::from(index))
                 .map_err(|source| LaunchError::Kvm { step: "create a vCPU", source })?;
-            let cpuid = plan.as_ref().map(|plan| plan.cpuid(&kvm, &supported, index));
+            let cpuid = plan.as_ref().map(|plan| plan.cpuid(&kvm, &supported, index)).transpose()?;
             fd.set_cpuid2(cpuid.as_ref().unwrap_or(&supported))
                 .map_err(|source| LaunchError::Kvm { step: "set a vCPU's features", source })?;
             if index == 0 {

@@ -111,10 +111,10 @@ impl<'a> Plan<'a> {
     }
 
     /// What each vCPU is.
-    pub(super) fn cpuid(&self, kvm: &Kvm, supported: &CpuId, index: u32) -> CpuId {
+    pub(super) fn cpuid(&self, kvm: &Kvm, supported: &CpuId, index: u32) -> Result<CpuId, LaunchError> {
         let has_deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
         // At most MAX_CPUS.
-        linux::cpuid(supported, index as u8, self.config.cpus as u8, has_deadline_timer)
+        Ok(linux::cpuid(supported, index as u8, self.config.cpus as u8, has_deadline_timer)?)
     }
 
     /// All devices, in the order in which the kernel finds them; `elastic` is the last of them.
