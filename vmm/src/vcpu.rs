@@ -58,14 +58,14 @@ impl Guest {
 
 /// What a vCPU thread shares with the rest of the VM.
 pub struct VcpuContext {
+    /// What it runs. First, as it may share the VM, which goes before its memory does.
+    pub guest: Guest,
     /// The platform region.
     pub platform: Arc<Platform>,
     /// Serves its calls.
     pub doorbell: Arc<Doorbell>,
     /// Behind the doorbell's page.
     pub devices: Arc<Devices>,
-    /// What it runs.
-    pub guest: Guest,
     /// Set before the kick.
     pub stop: Arc<AtomicBool>,
     /// See [`VcpuCounters`].

@@ -103,13 +103,13 @@ pub struct Vm {
     /// the memory before the fields below unmap it: `drop` has ended the vCPUs by then, and one that
     /// it left behind shares their ownership.
     _vm: Arc<VmFd>,
+    /// What only a Linux guest has; its ports share the VM.
+    linux: Option<linux::Parts>,
     config: VmConfig,
     platform: Arc<Platform>,
     monitor: Arc<Monitor>,
     auto_reclaim: AutoReclaim,
     agents: Arc<Agents>,
-    /// What a Linux guest has instead of seats for its vCPUs.
-    linux: Option<linux::Parts>,
     doorbell: Arc<Doorbell>,
     devices: Arc<Devices>,
     elastic: Option<ElasticDevice>,
