@@ -4,6 +4,8 @@
 //! event loop; nothing in it blocks. The loop runs until somebody gives a reason to stop, then
 //! everything is taken down in order: vCPUs, requests at work, socket files.
 
+mod stop;
+
 use crate::boot::{Image, Initrd};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::cli::{AUTO, Global, LaunchArgs, exit};
@@ -22,20 +24,19 @@ use crate::units::Bytes;
 use crate::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
 use crate::workload::{Step, Workload};
 use crate::{kernel_stats, render};
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::SIGINT;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use stop::{Stop, StopCell, StopOn, watch_signals};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 /// How long the loop goes on after the VM stopped, so that the last replies get out: at most so
 /// long, and until nothing moves for a while.
@@ -126,50 +127,6 @@ impl RunError {
                 format!("{line}\n{details}")
             }
             _ => line,
-        }
-    }
-}
-
-/// Why the loop ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stop {
-    Asked,
-    Signal(i32),
-    GuestEnded,
-    WorkloadDone,
-}
-
-/// Where the reason to stop is put; the first one counts.
-#[derive(Clone, Default)]
-struct StopCell(Arc<Mutex<Option<Stop>>>);
-
-impl StopCell {
-    fn set(&self, reason: Stop) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
-    }
-
-    fn get(&self) -> Option<Stop> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A descriptor whose readability is a reason to stop.
-struct StopOn<F> {
-    source: F,
-    reason: Stop,
-    cell: StopCell,
-}
-
-impl<F: AsRawFd> MutEventSubscriber for StopOn<F> {
-    fn process(&mut self, _: Events, ops: &mut EventOps) {
-        self.cell.set(self.reason);
-        // Once is enough: the descriptor stays readable and the loop must not spin on it.
-        let _ = ops.remove(Events::empty(&self.source));
-    }
-
-    fn init(&mut self, ops: &mut EventOps) {
-        if let Err(error) = ops.add(Events::new(&self.source, EventSet::IN)) {
-            log::error!("the event loop cannot watch for {:?}: {error}", self.reason);
         }
     }
 }
@@ -369,33 +326,6 @@ impl Drop for Leave {
 fn enter_cgroup(parent: &Path, memory: Bytes, besides: u64) -> Result<Arc<Cgroup>, CgroupError> {
     let parent = (parent != Path::new(AUTO)).then_some(parent);
     Cgroup::enter(parent, memory.0, besides).map(Arc::new)
-}
-
-/// SIGTERM, SIGINT and SIGHUP end the VM cleanly. Once the flag is set, one more ends it hard.
-fn watch_signals(stop: &StopCell) -> io::Result<(Vec<StopOn<UnixStream>>, Arc<AtomicBool>)> {
-    let second_is_hard = Arc::new(AtomicBool::new(false));
-    let watch = |signal| {
-        let (read, write) = UnixStream::pair()?;
-        signal_hook::low_level::pipe::register(signal, write)?;
-        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), second_is_hard.clone())?;
-        Ok(StopOn { source: read, reason: Stop::Signal(signal), cell: stop.clone() })
-    };
-    // Whoever starts us under nohup wants us to outlive the terminal.
-    let signals: &[i32] = if is_ignored(SIGHUP) { &[SIGTERM, SIGINT] } else { &[SIGTERM, SIGINT, SIGHUP] };
-    // A signal that comes between two steps has to wait: with a handler, but without its pipe, it
-    // would be lost. One that is blocked already is unblocked all the same.
-    signals.iter().for_each(|signal| drop(block_signal(*signal)));
-    let watched = signals.iter().copied().map(watch).collect::<io::Result<_>>();
-    signals.iter().for_each(|signal| drop(unblock_signal(*signal)));
-    Ok((watched?, second_is_hard))
-}
-
-fn is_ignored(signal: i32) -> bool {
-    // SAFETY: all zeroes is a sigaction: no flags, no handler.
-    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: it only asks, and `now` has room for the answer.
-    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut now) };
-    asked == 0 && now.sa_sigaction == libc::SIG_IGN
 }
 
 fn warn_about_huge_pages(config: &VmConfig) {
