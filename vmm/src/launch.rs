@@ -50,6 +50,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// often sends it twice: a terminal that closes, a service manager.
 const HARD_END: Duration = Duration::from_secs(3);
 
+/// How long a workload waits for a Linux guest to boot, up to the start of its agent.
+const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+
 /// A Linux guest's command line, if nobody gave one.
 const COMMAND_LINE: &str = "console=ttyS0";
 
@@ -394,12 +397,7 @@ fn start_workload(
     let steps = workload.0;
     std::thread::Builder::new().name("workload".to_owned()).spawn(move || {
         harden::enter(Role::Workload);
-        // Where stdout is a guest's console, what we say goes elsewhere.
-        let said = match vm.serial() {
-            Some(_) => io::stderr().write_all(first_words.as_bytes()),
-            None => print(&first_words),
-        };
-        if let Err(error) = said {
+        if let Err(error) = say(&vm, &first_words) {
             // Its clients need no word from it, and find it by its socket.
             log::warn!("the VM is up, but cannot say so: {error}");
         }
@@ -434,7 +432,11 @@ fn start_workload(
 
 fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError> {
     let verb = request.verb();
-    let report = service::guest(vm, request).map_err(|source| RunError::Workload { verb, source })?;
+    let failed = |source| RunError::Workload { verb, source };
+    if let Some(agent) = vm.linux_agent() {
+        agent.wait_until_up(BOOT_PATIENCE).map_err(|error| failed(error.into()))?;
+    }
+    let report = service::guest(vm, request).map_err(failed)?;
     let line = if json {
         let step = WorkloadStep { event: "workload", command: verb, report: &report };
         // Reports are plain data with string keys, which always serialize.
@@ -442,11 +444,15 @@ fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError>
     } else {
         render::guest(verb, &report)
     };
-    print(&line).map_err(RunError::Output)?;
+    say(vm, &line).map_err(RunError::Output)?;
     Ok(guest_exit_code(&report))
 }
 
-fn print(text: &str) -> io::Result<()> {
+/// Prints what is ours: where stdout is a guest's console, it goes elsewhere.
+fn say(vm: &Vm, text: &str) -> io::Result<()> {
+    if vm.serial().is_some() {
+        return io::stderr().write_all(text.as_bytes());
+    }
     let mut out = io::stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }

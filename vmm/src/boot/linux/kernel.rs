@@ -210,6 +210,12 @@ impl LinuxKernel {
         })
     }
 
+    /// What is left to know of it once it is in guest memory: all but the image.
+    #[must_use]
+    pub fn without_image(&self) -> Self {
+        Self { name: self.name.clone(), image: Vec::new(), ..*self }
+    }
+
     /// What errors call it.
     #[must_use]
     pub fn name(&self) -> &str {
