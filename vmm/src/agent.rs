@@ -25,6 +25,11 @@ pub enum AgentError {
     /// A Linux guest in which nobody opened the port, or nobody said hello.
     #[error("the guest's agent is not up: start llfree-agent in the guest, and give it the virtio_console driver")]
     NotUp,
+    /// The same, though it had its time.
+    #[error(
+        "the guest's agent did not come up within {0:?}: have the guest start llfree-agent, with the virtio_console driver"
+    )]
+    NeverUp(Duration),
     /// It closed the port.
     #[error("the guest's agent went away before it answered; see the guest's console, and start llfree-agent again")]
     Lost,

@@ -144,7 +144,7 @@ pub enum ClientCommand {
     /// Let the test guest do something
     #[command(subcommand)]
     Guest(GuestCommand),
-    /// End a VM cleanly
+    /// End a VM cleanly; to a Linux guest it is as if the plug were pulled
     Stop,
 }
 

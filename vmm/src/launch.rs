@@ -4,6 +4,8 @@
 //! event loop; nothing in it blocks. The loop runs until somebody gives a reason to stop, then
 //! everything is taken down in order: vCPUs, requests at work, socket files.
 
+mod stop;
+
 use crate::boot::{Image, Initrd};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::cli::{AUTO, Global, LaunchArgs, exit};
@@ -22,20 +24,19 @@ use crate::units::Bytes;
 use crate::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
 use crate::workload::{Step, Workload};
 use crate::{kernel_stats, render};
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::SIGINT;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use stop::{Stop, StopCell, StopOn, watch_signals};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 /// How long the loop goes on after the VM stopped, so that the last replies get out: at most so
 /// long, and until nothing moves for a while.
@@ -48,6 +49,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a clean end may take before one more signal ends the process hard. What sends a signal
 /// often sends it twice: a terminal that closes, a service manager.
 const HARD_END: Duration = Duration::from_secs(3);
+
+/// How long a workload waits for a Linux guest to boot, up to the start of its agent.
+const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A Linux guest's command line, if nobody gave one.
 const COMMAND_LINE: &str = "console=ttyS0";
@@ -126,50 +130,6 @@ impl RunError {
                 format!("{line}\n{details}")
             }
             _ => line,
-        }
-    }
-}
-
-/// Why the loop ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stop {
-    Asked,
-    Signal(i32),
-    GuestEnded,
-    WorkloadDone,
-}
-
-/// Where the reason to stop is put; the first one counts.
-#[derive(Clone, Default)]
-struct StopCell(Arc<Mutex<Option<Stop>>>);
-
-impl StopCell {
-    fn set(&self, reason: Stop) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
-    }
-
-    fn get(&self) -> Option<Stop> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A descriptor whose readability is a reason to stop.
-struct StopOn<F> {
-    source: F,
-    reason: Stop,
-    cell: StopCell,
-}
-
-impl<F: AsRawFd> MutEventSubscriber for StopOn<F> {
-    fn process(&mut self, _: Events, ops: &mut EventOps) {
-        self.cell.set(self.reason);
-        // Once is enough: the descriptor stays readable and the loop must not spin on it.
-        let _ = ops.remove(Events::empty(&self.source));
-    }
-
-    fn init(&mut self, ops: &mut EventOps) {
-        if let Err(error) = ops.add(Events::new(&self.source, EventSet::IN)) {
-            log::error!("the event loop cannot watch for {:?}: {error}", self.reason);
         }
     }
 }
@@ -371,33 +331,6 @@ fn enter_cgroup(parent: &Path, memory: Bytes, besides: u64) -> Result<Arc<Cgroup
     Cgroup::enter(parent, memory.0, besides).map(Arc::new)
 }
 
-/// SIGTERM, SIGINT and SIGHUP end the VM cleanly. Once the flag is set, one more ends it hard.
-fn watch_signals(stop: &StopCell) -> io::Result<(Vec<StopOn<UnixStream>>, Arc<AtomicBool>)> {
-    let second_is_hard = Arc::new(AtomicBool::new(false));
-    let watch = |signal| {
-        let (read, write) = UnixStream::pair()?;
-        signal_hook::low_level::pipe::register(signal, write)?;
-        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), second_is_hard.clone())?;
-        Ok(StopOn { source: read, reason: Stop::Signal(signal), cell: stop.clone() })
-    };
-    // Whoever starts us under nohup wants us to outlive the terminal.
-    let signals: &[i32] = if is_ignored(SIGHUP) { &[SIGTERM, SIGINT] } else { &[SIGTERM, SIGINT, SIGHUP] };
-    // A signal that comes between two steps has to wait: with a handler, but without its pipe, it
-    // would be lost. One that is blocked already is unblocked all the same.
-    signals.iter().for_each(|signal| drop(block_signal(*signal)));
-    let watched = signals.iter().copied().map(watch).collect::<io::Result<_>>();
-    signals.iter().for_each(|signal| drop(unblock_signal(*signal)));
-    Ok((watched?, second_is_hard))
-}
-
-fn is_ignored(signal: i32) -> bool {
-    // SAFETY: all zeroes is a sigaction: no flags, no handler.
-    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: it only asks, and `now` has room for the answer.
-    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut now) };
-    asked == 0 && now.sa_sigaction == libc::SIG_IGN
-}
-
 fn warn_about_huge_pages(config: &VmConfig) {
     if config.backing == crate::memory::Backing::Anon
         && let Ok(kernel_stats::ThpMode::Never) = kernel_stats::thp_mode()
@@ -464,12 +397,7 @@ fn start_workload(
     let steps = workload.0;
     std::thread::Builder::new().name("workload".to_owned()).spawn(move || {
         harden::enter(Role::Workload);
-        // Where stdout is a guest's console, what we say goes elsewhere.
-        let said = match vm.serial() {
-            Some(_) => io::stderr().write_all(first_words.as_bytes()),
-            None => print(&first_words),
-        };
-        if let Err(error) = said {
+        if let Err(error) = say(&vm, &first_words) {
             // Its clients need no word from it, and find it by its socket.
             log::warn!("the VM is up, but cannot say so: {error}");
         }
@@ -504,7 +432,11 @@ fn start_workload(
 
 fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError> {
     let verb = request.verb();
-    let report = service::guest(vm, request).map_err(|source| RunError::Workload { verb, source })?;
+    let failed = |source| RunError::Workload { verb, source };
+    if let Some(agent) = vm.linux_agent() {
+        agent.wait_until_up(BOOT_PATIENCE).map_err(|error| failed(error.into()))?;
+    }
+    let report = service::guest(vm, request).map_err(failed)?;
     let line = if json {
         let step = WorkloadStep { event: "workload", command: verb, report: &report };
         // Reports are plain data with string keys, which always serialize.
@@ -512,11 +444,15 @@ fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError>
     } else {
         render::guest(verb, &report)
     };
-    print(&line).map_err(RunError::Output)?;
+    say(vm, &line).map_err(RunError::Output)?;
     Ok(guest_exit_code(&report))
 }
 
-fn print(text: &str) -> io::Result<()> {
+/// Prints what is ours: where stdout is a guest's console, it goes elsewhere.
+fn say(vm: &Vm, text: &str) -> io::Result<()> {
+    if vm.serial().is_some() {
+        return io::stderr().write_all(text.as_bytes());
+    }
     let mut out = io::stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }

@@ -127,7 +127,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// What was launched.
+    /// What was launched; of Linux without the images, which are in guest memory.
     #[must_use]
     pub fn config(&self) -> &VmConfig {
         &self.config

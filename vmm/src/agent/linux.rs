@@ -89,6 +89,17 @@ impl LinuxAgent {
         }
     }
 
+    /// Waits for a guest that boots, until its agent is there, at most for `patience`.
+    ///
+    /// # Errors
+    /// If it does not come, or the VM ends.
+    pub fn wait_until_up(&self, patience: Duration) -> Result<(), AgentError> {
+        self.port.wait_for_opening(Instant::now() + patience).map_err(|error| match error {
+            PortError::Stopped => AgentError::Gone,
+            PortError::Closed | PortError::TimedOut | PortError::Full => AgentError::NeverUp(patience),
+        })
+    }
+
     /// Wakes who waits for the agent, for good.
     pub fn stop(&self) {
         self.port.stop();
@@ -296,6 +307,24 @@ mod tests {
             assert_eq!(ends, Err(AgentError::Timeout(short)));
             ends = agent.run(Command::Stats, short);
         }
+    }
+
+    #[test]
+    fn who_waits_for_a_guest_that_boots_gets_its_agent_or_a_line() {
+        let (agent, port) = agent();
+        let short = Duration::from_millis(5);
+        assert_eq!(agent.wait_until_up(short), Err(AgentError::NeverUp(short)));
+        assert!(AgentError::NeverUp(short).to_string().contains("within 5ms: have the guest start llfree-agent"));
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| agent.wait_until_up(LONG));
+            port.open();
+            assert_eq!(waits.join().expect("no panic"), Ok(()));
+            assert_eq!(agent.wait_until_up(short), Ok(()));
+            port.close();
+            let waits = scope.spawn(|| agent.wait_until_up(LONG));
+            agent.stop();
+            assert_eq!(waits.join().expect("no panic"), Err(AgentError::Gone));
+        });
     }
 
     #[test]

@@ -113,6 +113,9 @@ pub enum BootError {
     /// Boot data did not get to where a kernel looks for it.
     #[error("cannot write boot data to low guest memory")]
     LowMemory(#[source] vm_memory::GuestMemoryError),
+    /// CPUID has no room for a guest's topology.
+    #[error("this KVM supports more CPUID leaves than it takes")]
+    Cpuid(#[source] vmm_sys_util::fam::Error),
     /// KVM refused a request that it normally grants.
     #[error("{request} failed")]
     Kvm {

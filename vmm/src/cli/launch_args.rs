@@ -40,7 +40,8 @@ pub struct LaunchArgs {
     /// Linux: a network card on a tap device of the host, like tap=tap0; once for each card
     #[arg(long, value_name = "tap=NAME[,mac=MAC]", action = clap::ArgAction::Append)]
     pub net: Vec<NetConfig>,
-    /// Guest commands to run at boot, like "alloc 8G, verify, free all"; may end in "stop"
+    /// Guest commands to run at boot, like "alloc 8G, verify, free all"; may end in "stop". With
+    /// Linux they wait until its agent is up, two minutes at most
     #[arg(long, value_name = "SPEC")]
     pub workload: Option<Workload>,
     /// What guest memory is made of: anon (the default), memfd or hugetlb

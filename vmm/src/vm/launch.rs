@@ -34,7 +34,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`LaunchError`]. When a vCPU's thread cannot be started, those before it ran for an instant.
-    pub fn launch(config: VmConfig) -> Result<Self, LaunchError> {
+    pub fn launch(mut config: VmConfig) -> Result<Self, LaunchError> {
         let started = Instant::now();
         let image = match &config.kernel {
             Some(image) => image.clone(),
@@ -89,7 +89,7 @@ impl Vm {
             let fd = vm
                 .create_vcpu(u64::from(index))
                 .map_err(|source| LaunchError::Kvm { step: "create a vCPU", source })?;
-            let cpuid = plan.as_ref().map(|plan| plan.cpuid(&kvm, &supported, index));
+            let cpuid = plan.as_ref().map(|plan| plan.cpuid(&kvm, &supported, index)).transpose()?;
             fd.set_cpuid2(cpuid.as_ref().unwrap_or(&supported))
                 .map_err(|source| LaunchError::Kvm { step: "set a vCPU's features", source })?;
             if index == 0 {
@@ -144,6 +144,11 @@ impl Vm {
             Violations::watch(monitor.clone(), vcpus.clone(), on_violation, move |reason| on_end.announce(reason))
                 .map_err(|source| LaunchError::Host { step: "start the thread that sees violations", source })?;
         drop(plan);
+        if let Image::Linux(kernel) = &*image {
+            // The guest has both by now, and the host is not to pay for them twice.
+            config.kernel = Some(Arc::new(Image::Linux(kernel.without_image())));
+            config.linux.initrd = None;
+        }
         let guest = match &linux {
             Some(parts) => Guest::Linux(parts.pc.clone()),
             None => Guest::Own(image),

@@ -111,10 +111,10 @@ impl<'a> Plan<'a> {
     }
 
     /// What each vCPU is.
-    pub(super) fn cpuid(&self, kvm: &Kvm, supported: &CpuId, index: u32) -> CpuId {
+    pub(super) fn cpuid(&self, kvm: &Kvm, supported: &CpuId, index: u32) -> Result<CpuId, LaunchError> {
         let has_deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
         // At most MAX_CPUS.
-        linux::cpuid(supported, index as u8, self.config.cpus as u8, has_deadline_timer)
+        Ok(linux::cpuid(supported, index as u8, self.config.cpus as u8, has_deadline_timer)?)
     }
 
     /// All devices, in the order in which the kernel finds them; `elastic` is the last of them.
@@ -202,7 +202,8 @@ impl<'a> Plan<'a> {
 /// The user's words, and what this machine adds to them: the region that it shares lies at `header`.
 fn command_line(config: &VmConfig, header: u64) -> String {
     let given = &config.linux.command_line;
-    let mut words = vec![given.clone()];
+    let (given, init) = given.split_at(parameters_end(given));
+    let mut words = vec![given.trim_end().to_owned()];
     if let Some(parameter) = config.elastic.kernel_parameters() {
         let name = |word: &str| word.split('=').next().map(str::to_owned);
         // Whoever wrote it has a reason.
@@ -211,6 +212,46 @@ fn command_line(config: &VmConfig, header: u64) -> String {
         }
     }
     words.push(format!("{HEADER_PARAMETER}={header:#x}"));
+    words.push(init.to_owned());
     words.retain(|word| !word.is_empty());
     words.join(" ")
+}
+
+/// Where the kernel's parameters end: at a lone `--`, behind which those of init begin.
+fn parameters_end(line: &str) -> usize {
+    let is_end = |at: usize| {
+        let (before, behind) = (&line[..at], &line[at + 2..]);
+        let is_alone = before.chars().next_back().is_none_or(char::is_whitespace)
+            && behind.chars().next().is_none_or(char::is_whitespace);
+        is_alone && before.matches('"').count() % 2 == 0
+    };
+    line.match_indices("--").map(|(at, _)| at).find(|at| is_end(*at)).unwrap_or(line.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::LinuxConfig;
+
+    #[test]
+    fn what_is_added_is_the_kernels_and_not_inits() {
+        let line = |given: &str, elastic: &str| {
+            let linux = LinuxConfig { command_line: given.to_owned(), ..LinuxConfig::default() };
+            let elastic = elastic.parse().expect("a kind");
+            command_line(&VmConfig { linux, elastic, ..VmConfig::default() }, 0x4000_0000)
+        };
+        let header = "llfree.header=0x40000000";
+        assert_eq!(line("", "none"), header);
+        assert_eq!(line("quiet  ro ", "none"), format!("quiet  ro {header}"));
+        assert_eq!(line("quiet -- single", "none"), format!("quiet {header} -- single"));
+        assert_eq!(line("--", "none"), format!("{header} --"));
+        assert_eq!(line("a=\"b -- c\" --x x-- --", "none"), format!("a=\"b -- c\" --x x-- {header} --"));
+        let online = "memhp_default_state=online_movable";
+        assert_eq!(line("quiet", "virtio-mem"), format!("quiet {online} {header}"));
+        assert_eq!(line(online, "virtio-mem"), format!("{online} {header}"));
+        assert_eq!(
+            line("-- memhp_default_state=x", "virtio-mem"),
+            format!("{online} {header} -- memhp_default_state=x")
+        );
+    }
 }

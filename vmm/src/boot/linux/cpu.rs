@@ -5,7 +5,8 @@ use super::kernel::Entry;
 use super::map::{BOOT_PARAMS, GDT, PAGE_TABLES};
 use crate::boot::BootError;
 use kvm_bindings::{
-    CpuId, Msrs, kvm_cpuid_entry2, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment,
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs, kvm_cpuid_entry2, kvm_dtable, kvm_fpu, kvm_lapic_state,
+    kvm_msr_entry, kvm_regs, kvm_segment,
 };
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -40,11 +41,23 @@ const LVT_LINT1: usize = 0x360;
 const DELIVER_EXTERNAL: u32 = 7 << 8;
 const DELIVER_NMI: u32 = 4 << 8;
 
+/// Leaves that tell the topology level by level: a thread in a core, a core in the package, no more.
+const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
+const LEVELS: u32 = 3;
+
 /// The CPUID of CPU `index` of `cpus`, all of them cores of one package: what KVM supports, with
 /// that topology.
-#[must_use]
-pub fn cpuid(supported: &CpuId, index: u8, cpus: u8, has_deadline_timer: bool) -> CpuId {
-    let mut cpuid = supported.clone();
+///
+/// # Errors
+/// KVM supports more leaves than it takes.
+pub fn cpuid(supported: &CpuId, index: u8, cpus: u8, has_deadline_timer: bool) -> Result<CpuId, BootError> {
+    // From Linux 6.2 on KVM lists the first level only, for a guest that has no topology.
+    let has = |function: &u32| supported.as_slice().iter().any(|entry| entry.function == *function);
+    let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+    let level = |function, index| kvm_cpuid_entry2 { function, index, flags, ..Default::default() };
+    let levels = TOPOLOGY.into_iter().filter(has).flat_map(|leaf| (0..LEVELS).map(move |index| level(leaf, index)));
+    let others = supported.as_slice().iter().copied().filter(|entry| !TOPOLOGY.contains(&entry.function));
+    let mut cpuid = CpuId::from_entries(&others.chain(levels).collect::<Vec<_>>()).map_err(BootError::Cpuid)?;
     let bits = u32::from(cpus).next_power_of_two().trailing_zeros();
     let (apic_id, count) = (u32::from(index), u32::from(cpus));
     for entry in cpuid.as_mut_slice() {
@@ -72,7 +85,7 @@ pub fn cpuid(supported: &CpuId, index: u8, cpus: u8, has_deadline_timer: bool) -
             _ => {}
         }
     }
-    cpuid
+    Ok(cpuid)
 }
 
 /// Levels of the topology: a thread in a core, a core in the package.
@@ -180,36 +193,61 @@ mod tests {
         kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
     }
 
+    #[track_caller]
+    fn find(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
+        *cpuid.as_slice().iter().find(|entry| (entry.function, entry.index) == (function, index)).expect("listed")
+    }
+
     #[test]
     fn each_cpu_is_a_core_of_one_package() {
         let supported = CpuId::from_entries(&[
             entry(1, 0, [0, 0xffff_ffff, 0, 0]),
             entry(4, 3, [!0xe0 | 0x60, 0, 0, 0]),
             entry(4, 1, [0x21, 0, 0, 0]),
-            entry(0xb, 0, [7; 4]),
-            entry(0xb, 1, [7; 4]),
             entry(0x8000_0008, 0, [0x3030, 0, 0xffff_ffff, 0]),
             entry(0x8000_001e, 0, [9; 4]),
         ])
         .expect("few");
-        let cpuid = cpuid(&supported, 2, 3, true);
-        let all = cpuid.as_slice();
-        assert_eq!((all[0].ebx, all[0].ecx, all[0].edx), (0x0203_ffff, 1 << 31 | 1 << 24, 1 << 28));
-        assert_eq!((all[1].eax >> 14 & 0xfff, all[1].eax >> 26), (2, 2), "three share the last level");
-        assert_eq!((all[2].eax >> 14 & 0xfff, all[2].eax >> 26), (0, 2));
-        assert_eq!((all[3].eax, all[3].ebx, all[3].ecx, all[3].edx), (0, 1, 0x100, 2));
-        assert_eq!((all[4].eax, all[4].ebx, all[4].ecx, all[4].edx), (2, 3, 0x201, 2));
-        assert_eq!(all[5].ecx & 0xf0ff, 2 << 12 | 2);
-        assert_eq!((all[6].eax, all[6].ebx, all[6].ecx), (2, 2, 0));
+        let cpuid = cpuid(&supported, 2, 3, true).expect("few");
+        let leaf = |function, index| find(&cpuid, function, index);
+        let all = leaf(1, 0);
+        assert_eq!((all.ebx, all.ecx, all.edx), (0x0203_ffff, 1 << 31 | 1 << 24, 1 << 28));
+        let last = leaf(4, 3).eax;
+        assert_eq!((last >> 14 & 0xfff, last >> 26), (2, 2), "three share the last level");
+        let first = leaf(4, 1).eax;
+        assert_eq!((first >> 14 & 0xfff, first >> 26), (0, 2));
+        assert_eq!(leaf(0x8000_0008, 0).ecx & 0xf0ff, 2 << 12 | 2);
+        let own = leaf(0x8000_001e, 0);
+        assert_eq!((own.eax, own.ebx, own.ecx), (2, 2, 0));
+    }
+
+    #[test]
+    fn the_topology_has_all_levels_though_kvm_lists_one_or_none_of_its_own() {
+        let threads = [0, 1, 0x100, 2];
+        let cores = [2, 3, 0x201, 2];
+        for listed in [1, 2] {
+            for function in TOPOLOGY {
+                let entries: Vec<_> = (0..listed).map(|index| entry(function, index, [7; 4])).collect();
+                let cpuid = cpuid(&CpuId::from_entries(&entries).expect("few"), 2, 3, true).expect("few");
+                let level = |index| {
+                    let found = find(&cpuid, function, index);
+                    assert_eq!(found.flags, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
+                    [found.eax, found.ebx, found.ecx, found.edx]
+                };
+                assert_eq!([level(0), level(1), level(2)], [threads, cores, [0, 0, 2, 2]]);
+                assert_eq!(cpuid.as_slice().len(), 3, "and not the other leaf");
+            }
+        }
     }
 
     #[test]
     fn one_cpu_has_no_company() {
         let supported =
             CpuId::from_entries(&[entry(1, 0, [0, 0, 1 << 24, u32::MAX]), entry(0xb, 1, [7; 4])]).expect("few");
-        let cpuid = cpuid(&supported, 0, 1, false);
-        assert_eq!((cpuid.as_slice()[0].ebx, cpuid.as_slice()[0].ecx), (1 << 16, 1 << 31));
-        assert_eq!(cpuid.as_slice()[0].edx & 1 << 28, 0);
-        assert_eq!((cpuid.as_slice()[1].eax, cpuid.as_slice()[1].ebx), (0, 1));
+        let cpuid = cpuid(&supported, 0, 1, false).expect("few");
+        let all = find(&cpuid, 1, 0);
+        assert_eq!((all.ebx, all.ecx, all.edx & 1 << 28), (1 << 16, 1 << 31, 0));
+        let cores = find(&cpuid, 0xb, 1);
+        assert_eq!((cores.eax, cores.ebx), (0, 1));
     }
 }

@@ -68,7 +68,7 @@ pub enum LinuxError {
         limit: usize,
     },
     /// Characters that a command line cannot have.
-    #[error("--append: {source}; use printable ASCII")]
+    #[error("--append takes printable ASCII only")]
     CommandLine {
         /// What is wrong.
         source: linux_loader::cmdline::Error,
@@ -88,6 +88,16 @@ pub enum LinuxError {
         path: String,
         /// What is there.
         what: &'static str,
+    },
+    /// There is no room for the initrd in any machine.
+    #[error("the initrd has {bytes} bytes, and {name} takes at most {limit}; make it smaller, or use a --disk")]
+    InitrdTooLarge {
+        /// The image.
+        name: String,
+        /// The initrd's size.
+        bytes: u64,
+        /// What fits between the kernel's end and the highest address that it takes one at.
+        limit: Bytes,
     },
     /// Flags of Linux guests without one.
     #[error("{flag} is for Linux guests, and {guest} is none; use --kernel with a bzImage or a PVH vmlinux")]

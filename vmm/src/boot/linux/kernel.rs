@@ -120,7 +120,7 @@ impl LinuxKernel {
     /// Whether a file looks like a Linux kernel, whole or not.
     #[must_use]
     pub fn is_one(image: &[u8]) -> bool {
-        is_bzimage(image) || pvh_entry(image).is_some()
+        is_bzimage(image) || pvh_entry(image).is_some() || is_linked_high(image)
     }
 
     /// Checks an image that [`is_one`](Self::is_one); `name` is what errors call it.
@@ -172,11 +172,10 @@ impl LinuxKernel {
     fn parse_pvh(name: &str, image: Vec<u8>) -> Result<Self, LinuxError> {
         let malformed = |what: String| LinuxError::Malformed { name: name.into(), what };
         let bytes = image.len() as u64;
-        let address = pvh_entry(&image).ok_or_else(|| malformed("it has no PVH entry".to_owned()))?;
         let header = FileHeader64::<LittleEndian>::parse(image.as_slice()).map_err(|e| malformed(e.to_string()))?;
         let programs = header.program_headers(LittleEndian, image.as_slice()).map_err(|e| malformed(e.to_string()))?;
         let mut end = 0;
-        let mut enters = false;
+        let mut segments = Vec::new();
         for program in programs.iter().filter(|program| program.p_type(LittleEndian) == PT_LOAD) {
             let (offset, in_file) = program.file_range(LittleEndian);
             let (start, in_memory) = (program.p_paddr(LittleEndian), program.p_memsz(LittleEndian));
@@ -191,10 +190,14 @@ impl LinuxKernel {
             let Some(segment_end) = segment_end.filter(|_| start >= HIGH_MEMORY) else {
                 return Err(malformed(format!("a segment lies at {start:#x}, outside of 1 MiB to 3 GiB")));
             };
-            enters |= (start..segment_end).contains(&address);
+            segments.push(start..segment_end);
             end = end.max(segment_end);
         }
-        if !enters {
+        // Last: of a file that was cut, the note may be what is missing.
+        let address = pvh_entry(&image).ok_or_else(|| {
+            malformed("it has no PVH entry; use its bzImage (vmlinuz), or build it with CONFIG_PVH".to_owned())
+        })?;
+        if !segments.iter().any(|segment| segment.contains(&address)) {
             return Err(malformed(format!("its PVH entry {address:#x} lies in no segment")));
         }
         Ok(Self {
@@ -205,6 +208,12 @@ impl LinuxKernel {
             command_line_max: PVH_COMMAND_LINE,
             image,
         })
+    }
+
+    /// What is left to know of it once it is in guest memory: all but the image.
+    #[must_use]
+    pub fn without_image(&self) -> Self {
+        Self { name: self.name.clone(), image: Vec::new(), ..*self }
     }
 
     /// What errors call it.
@@ -235,12 +244,19 @@ impl LinuxKernel {
     /// Where an initrd goes, at the upper end of `low` bytes of low memory; 0 without one.
     ///
     /// # Errors
-    /// How much more memory is needed: below 3 GiB, or in virtio-mem's boot part, if `is_boot_part`.
+    /// How much more memory is needed: below 3 GiB, or in virtio-mem's boot part, if `is_boot_part`; or
+    /// that no memory would be enough.
     pub fn initrd_address(&self, initrd: Option<&Initrd>, low: u64, is_boot_part: bool) -> Result<u64, LinuxError> {
         let bytes = initrd.map_or(0, |initrd| initrd.0.len() as u64);
         let needed = (self.end + bytes + SLACK).next_multiple_of(2 << 20);
-        let top = low.min(self.initrd_max.saturating_add(1));
-        if low < needed || top < self.end + bytes + FRAME_SIZE {
+        let initrd_end = self.initrd_max.saturating_add(1);
+        let limit = (map::HOLE_START - SLACK).min(initrd_end.saturating_sub(FRAME_SIZE));
+        let limit = limit.saturating_sub(self.end) & !(FRAME_SIZE - 1);
+        if bytes > limit {
+            return Err(LinuxError::InitrdTooLarge { name: self.name.clone(), bytes, limit: Bytes(limit) });
+        }
+        let top = low.min(initrd_end);
+        if low < needed {
             let (name, needed, memory) = (self.name.clone(), Bytes(needed), Bytes(low));
             return Err(match is_boot_part {
                 true => LinuxError::BootTooSmall { name, needed, memory },
@@ -348,6 +364,16 @@ fn setup_header(image: &[u8]) -> Option<setup_header> {
     let bytes = image.get(SETUP_HEADER..)?.get(..size_of::<setup_header>())?;
     header.as_mut_slice().copy_from_slice(bytes);
     Some(header)
+}
+
+/// An ELF that is linked to where Linux runs, and none of our guests can.
+fn is_linked_high(image: &[u8]) -> bool {
+    const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
+    let Ok(header) = FileHeader64::<LittleEndian>::parse(image) else { return false };
+    let Ok(programs) = header.program_headers(LittleEndian, image) else { return false };
+    programs
+        .iter()
+        .any(|program| program.p_type(LittleEndian) == PT_LOAD && program.p_vaddr(LittleEndian) >= KERNEL_MAP)
 }
 
 /// The entry that an ELF's PVH note names.

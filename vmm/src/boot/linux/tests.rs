@@ -93,8 +93,9 @@ fn a_kernel_that_was_cut_says_so_wherever_it_was_cut() {
         let text = refused(image[..bytes].to_vec());
         assert!(text.contains("cut off") && text.contains("ELF kernel"), "{bytes}: {text}");
     }
-    // Without its note it is an ELF like any other.
-    assert!(!refused(image[..0x100].to_vec()).is_empty());
+    // Its note too may be what is missing.
+    let text = refused(image[..0x100].to_vec());
+    assert!(text.contains("cut off"), "{text}");
 }
 
 #[test]
@@ -103,6 +104,9 @@ fn kernels_that_cannot_be_started_say_what_they_lack() {
     assert!(refused(bzimage(|header| header.xloadflags = 0)).contains("64-bit"));
     assert!(refused(bzimage(|header| header.relocatable_kernel = 0)).contains("1 MiB"));
     assert!(refused(bzimage(|header| header.pref_address = u64::MAX)).contains("0xffffffffffffffff"));
+    let mut without = vmlinux();
+    without[0x10c..0x110].copy_from_slice(b"GNU\0");
+    assert!(refused(without).contains("no PVH entry; use its bzImage"));
     let mut low = vmlinux();
     low[64 + 24..64 + 32].copy_from_slice(&0x1000_u64.to_le_bytes());
     assert!(refused(low).contains("0x1000"));
@@ -135,6 +139,23 @@ fn an_initrd_goes_to_the_end_of_low_memory_or_says_what_is_missing() {
     assert!(text.contains("58 MiB") && text.contains("32 MiB") && text.contains("--mem"), "{text}");
     let text = kernel.initrd_address(Some(&initrd), 32 * MIB, true).expect_err("too small").to_string();
     assert!(text.contains("boot="), "{text}");
+}
+
+#[test]
+fn an_initrd_that_no_memory_could_hold_does_not_ask_for_more() {
+    let initrd = initrd(&[7; 5000]);
+    // The kernel's end is at 24 MiB.
+    for (most, refused) in [(24 * MIB + 3 * 4096, false), (24 * MIB + 2 * 4096, true), (4096, true)] {
+        let kernel = linux(bzimage(|header| header.initrd_addr_max = most as u32 - 1));
+        match kernel.initrd_address(Some(&initrd), 3 << 30, false) {
+            Ok(address) => assert!(!refused && address == 24 * MIB + 4096, "{address:#x}"),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(refused && text.contains("5000 bytes") && !text.contains("--mem"), "{text}");
+            }
+        }
+        assert_eq!(kernel.initrd_address(None, 3 << 30, false).expect("room"), 0);
+    }
 }
 
 #[test]

@@ -137,6 +137,23 @@ impl Port {
         }
     }
 
+    /// Waits until somebody in the guest has it open, at most until `deadline`.
+    ///
+    /// # Errors
+    /// If nobody opened it in time, or the VM ends.
+    pub fn wait_for_opening(&self, deadline: Instant) -> Result<(), PortError> {
+        let mut state = self.lock();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match &*state {
+                State { stopped: true, .. } => return Err(PortError::Stopped),
+                State { open: true, .. } => return Ok(()),
+                _ if left.is_zero() => return Err(PortError::TimedOut),
+                _ => state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            }
+        }
+    }
+
     /// Wakes who waits, for good.
     pub fn stop(&self) {
         self.lock().stopped = true;
