@@ -7,11 +7,14 @@
 
 use crate::mailbox::{WORDS, Words};
 use crate::units::HugeId;
+use core::ops::Range;
 
 /// Bytes of the doorbell page.
 pub const DOORBELL_BYTES: u64 = 4096;
 /// First port of the doorbell's alias in I/O space: a call's port is this plus its offset / 8.
 pub const DOORBELL_PORT: u16 = 0x1f00;
+/// All ports of the alias: one for each eight bytes of the page.
+pub const DOORBELL_PORTS: Range<u16> = DOORBELL_PORT..DOORBELL_PORT + (DOORBELL_BYTES / 8) as u16;
 
 /// What is asked; the value is the offset in the doorbell page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -55,15 +55,14 @@ Examples:
   llfree-vmm grow --to 16G                     and give it again
   llfree-vmm status --watch 1s                 watch it
   llfree-vmm demo --mem 16G                    all of this in one terminal
-  llfree-vmm --mem 4G --kernel vmlinuz --initrd initrd.img --disk rootfs.img   an unmodified Linux
+  llfree-vmm --mem 4G --kernel vmlinuz --initrd initrd.img --disk rootfs.img  an unmodified Linux
 
 Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory comes in steps of
 2 MiB. With one VM running no --name is needed.
 
 Exit codes: 0 all went well; 1 an error; 2 a partial shrink, or a guest command that fell short
 (verify found wrong data, no memory left), or findings of validate; 3 the guest crashed; 4 a Linux
-guest rebooted; 5 its kernel panicked; 130 interrupted; 159 a system call that the VMM's own seccomp
-filter forbids.";
+guest rebooted; 5 its kernel panicked; 130 interrupted; 159 a system call that the VMM's own seccomp filter forbids.";
 
 /// Launches a guest whose unused memory the host takes back in microseconds, and controls it.
 #[derive(Clone, Debug, Parser)]

@@ -278,6 +278,12 @@ impl ElasticDevice {
         self.idle().min(elapsed) < GIVE_UP
     }
 
+    /// Whether its driver made a step just now.
+    #[must_use]
+    pub fn is_at_it(&self) -> bool {
+        self.idle() < GIVE_UP
+    }
+
     fn progress(&self) -> &Progress {
         match &self.control {
             Control::Balloon(balloon) => &balloon.progress,

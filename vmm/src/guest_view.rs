@@ -85,10 +85,14 @@ pub fn why_by_table(in_use: Bytes, fragmented: Bytes, advice: &str) -> String {
     format!("the guest uses {in_use}{between}; {advice}")
 }
 
-/// Why a resize fell short in a guest that shares no table. `advice` ends the sentence, unless it is
-/// empty or of no use.
+/// Why a resize fell short in a guest that shares no table, whose driver `is_at_it` still or not.
+/// `advice` ends the sentence, unless it is empty or of no use.
 #[must_use]
-pub fn why_by_device(elastic: &ElasticStatus, grows: bool, advice: &str) -> String {
+pub fn why_by_device(elastic: &ElasticStatus, grows: bool, is_at_it: bool, advice: &str) -> String {
+    if elastic.driven && is_at_it {
+        return "the guest's driver is at it still, and goes on: look again later, or give it more time with --wait"
+            .to_owned();
+    }
     let why = match (&elastic.balloon, &elastic.mem) {
         _ if !elastic.driven => {
             let device = &elastic.kind;
@@ -219,25 +223,27 @@ mod tests {
 
     #[test]
     fn a_shortfall_of_a_device_says_who_said_what_and_when() {
-        let text = why_by_device(&balloon(Some(stats())), false, "wait");
+        let text = why_by_device(&balloon(Some(stats())), false, false, "wait");
         assert_eq!(
             text,
             "the guest said 1.2 s ago that it has 500 MiB available of 1000 MiB, and its driver found no more to \
              give; wait"
         );
-        let text = why_by_device(&balloon(None), false, "wait");
+        let text = why_by_device(&balloon(Some(stats())), false, true, "wait");
+        assert!(text.contains("at it still") && text.contains("--wait"), "{text}");
+        let text = why_by_device(&balloon(None), false, false, "wait");
         assert!(text.contains("unknown: it sent no statistics; wait"), "{text}");
         let old = GuestStatsReport { stale: true, age_ms: 34_000, ..stats() };
-        let text = why_by_device(&balloon(Some(old)), false, "");
+        let text = why_by_device(&balloon(Some(old)), false, false, "");
         assert!(text.contains("unknown: it said so 34.0 s ago") && !text.contains("500 MiB"), "{text}");
-        let text = why_by_device(&balloon(None), true, "");
+        let text = why_by_device(&balloon(None), true, false, "");
         assert!(text.contains("still keeps 100 MiB in its balloon"), "{text}");
-        let text = why_by_device(&mem(), false, "wait");
+        let text = why_by_device(&mem(), false, false, "wait");
         assert!(text.starts_with("blocks of 256 MiB could not be offlined") && text.ends_with("; wait"), "{text}");
-        let text = why_by_device(&mem(), true, "");
+        let text = why_by_device(&mem(), true, false, "");
         assert!(text.contains("128 MiB of Linux"), "{text}");
         for elastic in [balloon(None), mem()] {
-            let text = why_by_device(&ElasticStatus { driven: false, ..elastic }, false, "wait");
+            let text = why_by_device(&ElasticStatus { driven: false, ..elastic }, false, false, "wait");
             assert!(text.contains("no driver for its") && !text.contains("wait"), "{text}");
         }
     }

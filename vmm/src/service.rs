@@ -290,7 +290,8 @@ pub fn resize_report(vm: &Vm, resize: &Resize, advice: &str) -> ResizeReport {
             let known = |bytes: Option<u64>| Bytes(bytes.unwrap_or_default());
             guest_view::why_by_table(known(view.used), known(view.fragmented), advice)
         } else {
-            guest_view::why_by_device(&elastic, resize.actual < resize.target, advice)
+            let is_at_it = vm.elastic().is_some_and(ElasticDevice::is_at_it);
+            guest_view::why_by_device(&elastic, resize.actual < resize.target, is_at_it, advice)
         },
     });
     ResizeReport {

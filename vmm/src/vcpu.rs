@@ -11,7 +11,7 @@ use crate::doorbell::{Doorbell, Flow, GuestEnd};
 use crate::{error_line, faults};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use shared_layout::Call;
-use shared_layout::call::DOORBELL_BYTES;
+use shared_layout::call::{DOORBELL_BYTES, DOORBELL_PORTS};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -129,13 +129,13 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd
             }
             Ok(VcpuExit::IoOut(port, data)) => {
                 counters.pio.fetch_add(1, Ordering::Relaxed);
-                match (Call::from_port(port), &context.guest) {
-                    (Some(call), _) => Some(call),
-                    (None, Guest::Linux(pc)) => match pc.write(port, data) {
+                match &context.guest {
+                    _ if DOORBELL_PORTS.contains(&port) => Call::from_port(port),
+                    Guest::Linux(pc) => match pc.write(port, data) {
                         Some(end) => return Some(end),
                         None => continue,
                     },
-                    (None, Guest::Own(_)) => continue,
+                    Guest::Own(_) => continue,
                 }
             }
             Ok(VcpuExit::IoIn(port, data)) => {

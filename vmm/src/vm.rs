@@ -28,7 +28,7 @@ use crate::devices::Devices;
 use crate::devices::blk::DiskControl;
 use crate::devices::net::{NetConfig, NetCounters};
 use crate::devices::serial::Serial;
-use crate::devices::worker::Worker;
+use crate::devices::worker::{self, Worker};
 use crate::doorbell::{Doorbell, GuestEnd};
 use crate::elastic::{Elastic, ElasticDevice};
 use crate::memory::Backing;
@@ -401,7 +401,7 @@ impl Vm {
         }
         vcpu::kick(threads);
         // Behind the vCPUs, which notify them.
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        worker::end(std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner)));
         if let Some(violations) = &self.violations {
             violations.finish();
         }

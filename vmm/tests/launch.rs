@@ -80,6 +80,7 @@ fn every_json_output_has_its_fields() {
         "held_bytes",
         "evicted_bytes",
         "installed_bytes",
+        "guest_says",
         "guest_used_bytes",
         "guest_free_bytes",
         "reclaimable_now_bytes",

@@ -61,6 +61,8 @@ struct State {
 /// One device on the bus.
 pub struct Transport {
     name: &'static str,
+    /// Held while somebody waits for the state.
+    turn: Mutex<()>,
     state: Mutex<State>,
     ram: Arc<GuestRam>,
     irq: Irq,
@@ -90,6 +92,7 @@ impl Transport {
         };
         Ok(Self {
             name,
+            turn: Mutex::new(()),
             state: Mutex::new(state),
             ram,
             irq: Irq::new(notice)?,
@@ -348,6 +351,9 @@ impl Transport {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
+        // Mutexes are unfair: a thread that serves one request after the other would have the lock again
+        // before a vCPU that waits for it is awake. It has to wait for this one, though.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // A panic under the lock would end the process.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

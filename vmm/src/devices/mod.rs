@@ -48,6 +48,7 @@ use crate::harden::Role;
 use mmio::Transport;
 use request::Request;
 use shared_layout::devices::DEVICE_BYTES;
+use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -176,6 +177,16 @@ pub enum Fault {
         /// What is wrong with that.
         allowed: &'static str,
     },
+}
+
+/// Has a file that may not grow any more (`ulimit -f`) be an error of the write to it, be it a disk's or
+/// the console's, and not the end of the process; call once before the first device is served.
+///
+/// # Errors
+/// If the kernel refuses the signal handler.
+pub fn outlive_file_limits() -> io::Result<()> {
+    // What it notes nobody asks: the write says so itself.
+    signal_hook::flag::register(libc::SIGXFSZ, Arc::default()).map(drop)
 }
 
 /// All devices of a VM, as its vCPUs reach them.

@@ -22,7 +22,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -33,7 +33,11 @@ const STOP: u64 = u64::MAX;
 /// Set in the number of a queue that one of the device's sources has work for.
 const SOURCE: u64 = 1 << 32;
 
-/// A device's thread. Dropping it ends the thread, after the request that it is at.
+/// How long the requests that threads are at may take when they are to end, together.
+const LAST_REQUESTS: Duration = Duration::from_secs(5);
+
+/// A device's thread. Dropping it ends the thread, after the request that it is at. One whose request
+/// does not end, because the host's storage does not answer, is left behind: it owns all it uses.
 pub struct Worker {
     stop: Arc<(AtomicBool, EventFd)>,
     thread: Option<JoinHandle<()>>,
@@ -69,15 +73,39 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
+impl Worker {
+    fn tell(&self) {
         self.stop.0.store(true, Ordering::Release);
         // It can only be full, and then the thread is awake.
         let _ = self.stop.1.write(1);
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+    }
+
+    fn wait(&mut self, deadline: Instant) {
+        let Some(thread) = self.thread.take() else { return };
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        if !thread.is_finished() {
+            let name = thread.thread().name().unwrap_or("device");
+            log::warn!("{name}: a request did not end within {LAST_REQUESTS:?}; the VM ends without it");
+        } else if thread.join().is_err() {
             log::error!("a device's thread panicked");
         }
     }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.tell();
+        self.wait(Instant::now() + LAST_REQUESTS);
+    }
+}
+
+/// Ends all of these at once.
+pub fn end(mut workers: Vec<Worker>) {
+    workers.iter().for_each(Worker::tell);
+    let deadline = Instant::now() + LAST_REQUESTS;
+    workers.iter_mut().for_each(|worker| worker.wait(deadline));
 }
 
 fn run(device: &Transport, epoll: &Epoll, descriptors: usize, stop: &AtomicBool) {

@@ -13,7 +13,7 @@ use crate::devices::net::{self, Net, NetCounters};
 use crate::devices::pc::Pc;
 use crate::devices::rng::Rng;
 use crate::devices::serial::{self, Serial};
-use crate::devices::{Devices, VirtioDevice};
+use crate::devices::{self, Devices, VirtioDevice};
 use crate::elastic::{Elastic, MEMORY_BLOCK};
 use crate::memory::{AddressMap, GuestRam};
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -124,6 +124,8 @@ impl<'a> Plan<'a> {
         ram: &Arc<GuestRam>,
         elastic: Option<Arc<Transport>>,
     ) -> Result<(Devices, Parts), LaunchError> {
+        devices::outlive_file_limits()
+            .map_err(|source| LaunchError::Host { step: "catch the signal of a full file", source })?;
         let event = |source| LaunchError::Host { step: "make a device's events", source };
         let transport = |device: Box<dyn VirtioDevice>| {
             // It has real interrupts.

@@ -37,8 +37,10 @@ const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 const SEGMENT_BYTES: u32 = 64 << 10;
 /// Data of one request: the product of what drivers are told, however they cut it.
 pub const MOST_BYTES: u64 = SEGMENTS as u64 * SEGMENT_BYTES as u64;
-/// Ranges that one request may clear, and sectors of each: 2 GiB together.
-const CLEARED_RANGES: u32 = 16;
+/// Ranges that one request may discard: 2 GiB together.
+const DISCARDED_RANGES: u32 = 16;
+/// Ranges that one request may fill with zeroes, which some file systems do by writing them.
+const ZEROED_RANGES: u32 = 1;
 /// Sectors of a range to discard or to fill with zeroes.
 pub const MOST_CLEARED_SECTORS: u32 = 128 << 11;
 /// Blocks of the host, for guests that align what they write: 2^3 sectors.
@@ -161,10 +163,11 @@ impl Blk {
 
     /// Discards ranges, or fills them with zeroes.
     fn clear(&self, discard: bool, request: &Request<'_>, payload: u64) -> Result<u64, Failure> {
-        if payload == 0 || payload > u64::from(CLEARED_RANGES) * RANGE_BYTES || !payload.is_multiple_of(RANGE_BYTES) {
+        let most = if discard { DISCARDED_RANGES } else { ZEROED_RANGES };
+        if payload == 0 || payload > u64::from(most) * RANGE_BYTES || !payload.is_multiple_of(RANGE_BYTES) {
             return Err(Failure::Refused("no list of ranges to clear, or one that is too long"));
         }
-        let mut list = [0; CLEARED_RANGES as usize * RANGE_BYTES as usize];
+        let mut list = [0; DISCARDED_RANGES as usize * RANGE_BYTES as usize];
         let list = &mut list[..payload as usize];
         read(request, HEADER_BYTES, list)?;
         let mut ranges = Vec::new();
@@ -317,7 +320,7 @@ impl VirtioDevice for Blk {
         if self.file.punches() {
             // Discards: sectors, ranges, alignment; zeroes: sectors, ranges, and that they may unmap.
             let alignment = 1 << BLOCK_EXPONENT;
-            [MOST_CLEARED_SECTORS, CLEARED_RANGES, alignment, MOST_CLEARED_SECTORS, CLEARED_RANGES, 1]
+            [MOST_CLEARED_SECTORS, DISCARDED_RANGES, alignment, MOST_CLEARED_SECTORS, ZEROED_RANGES, 1]
                 .into_iter()
                 .for_each(|value| word(&mut config, value));
         }

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -41,7 +42,19 @@ fn started(disk: Blk) -> (Driver, Arc<DiskControl>) {
 }
 
 fn open(disk: &DiskConfig) -> (Driver, Arc<DiskControl>) {
-    started(Blk::open(disk).expect("a disk"))
+    started(unlocked(disk))
+}
+
+/// Opens a disk that nobody has open. A process that another test starts has all our descriptors until
+/// it becomes another program, and with them the locks of disks that were closed here meanwhile.
+fn unlocked(disk: &DiskConfig) -> Blk {
+    let start = Instant::now();
+    loop {
+        match Blk::open(disk) {
+            Err(DiskError::Locked { .. }) if start.elapsed() < Duration::from_secs(60) => std::thread::yield_now(),
+            other => return other.expect("a disk"),
+        }
+    }
 }
 
 fn get(counter: &AtomicU64) -> u64 {
@@ -231,7 +244,7 @@ fn a_full_host_is_an_io_error() {
 #[test]
 fn a_driver_without_flushes_is_served_and_told_the_same() {
     let (_dir, config) = image(4096, 7);
-    let disk = Blk::open(&config).expect("a disk");
+    let disk = unlocked(&config);
     let mut driver = Driver::new(4, |_| Box::new(disk));
     assert_ne!(driver.offered() & FLUSH, 0);
     driver.start(0, 1);
@@ -284,7 +297,10 @@ fn what_a_guest_discards_leaves_the_hosts_disk() {
     assert_eq!(clear(&mut driver, zeroes, &[range(0, 1, 2)]), UNSUPP);
     assert_eq!(clear(&mut driver, discard, &[]), IOERR);
     assert_eq!(clear(&mut driver, discard, &[range(0, 1, 0), vec![0]]), IOERR);
-    assert_eq!(clear(&mut driver, discard, &vec![range(0, 1, 0); CLEARED_RANGES as usize + 1]), IOERR);
+    for (kind, most) in [(discard, DISCARDED_RANGES), (zeroes, ZEROED_RANGES)] {
+        assert_eq!(clear(&mut driver, kind, &vec![range(0, 0, 0); most as usize]), OK);
+        assert_eq!(clear(&mut driver, kind, &vec![range(0, 0, 0); most as usize + 1]), IOERR);
+    }
     assert_eq!((fs::metadata(&config.path).expect("the image").len(), driver.device.faults()), (4 * MIB, 0));
 }
 
@@ -385,8 +401,7 @@ fn a_disk_has_one_writer_or_many_readers() {
     assert!(error_of(&config).contains("is in use by another process"));
     assert!(error_of(&reader).contains("is in use by another process"));
     drop(writer);
-    let readers = [Blk::open(&reader), Blk::open(&reader)];
-    assert!(readers.iter().all(Result::is_ok));
+    let _readers = [unlocked(&reader), unlocked(&reader)];
     assert!(error_of(&config).contains("is in use by another process"));
 }
 
@@ -496,4 +511,29 @@ fn requests_of_random_shape_end_and_change_nothing_outside_the_disk() {
     }
     assert_eq!(fs::metadata(&config.path).expect("the image").len(), 64 << 10);
     File::open(&config.path).and_then(|file| file.read_exact_at(&mut [0; 512], 0)).expect("it is still there");
+}
+
+/// The image of the child below.
+const LIMITED: &str = "LLFREE_VMM_TEST_LIMITED_DISK";
+
+/// Not a test of its own: what the next one starts in a process of its own.
+#[test]
+fn a_disk_above_the_limit_of_files() {
+    let Some(path) = std::env::var_os(LIMITED) else { return };
+    crate::devices::outlive_file_limits().expect("a signal handler");
+    let (mut driver, control) = open(&DiskConfig { path: path.into(), read_only: false, serial: None });
+    assert_eq!(write_disk(&mut driver, 0, &[1; 512]), OK);
+    assert_eq!(write_disk(&mut driver, MIB / SECTOR - 1, &[1; 512]), IOERR);
+    assert_eq!(get(&control.counters.errors), 1);
+}
+
+#[test]
+fn a_limit_of_the_size_of_files_is_an_io_error() {
+    let (_dir, config) = image(MIB, 7);
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"ulimit -f 64 && exec "$0" "$@""#]).arg(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "devices::blk::tests::a_disk_above_the_limit_of_files"]).env(LIMITED, &config.path);
+    let output = command.output().expect("a shell starts");
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "it ran: {output:?}");
 }

@@ -212,9 +212,10 @@ impl Port {
             DATA => self.looped |= !divisor && self.registers.read(MCR) & MCR_LOOP != 0,
             // A driver that sets up its port empties the FIFO first. On a wire that costs what was
             // sent too early; here it waits, so that a script may come before the guest is up.
+            // A driver that takes interrupts already is behind its set-up: nothing would end the wait.
             FCR if value & FCR_CLEAR_RECEIVED != 0 => {
                 self.take_back();
-                self.held = true;
+                self.held = !self.takes_interrupts();
             }
             // What is in the FIFO by now raised no interrupt, and vm-superio raises none for it here: it
             // goes in once more.
@@ -237,6 +238,16 @@ impl Port {
         // In loopback mode nothing comes from outside: it takes none.
         let taken = self.registers.enqueue_raw_bytes(front).unwrap_or(0);
         self.waiting.drain(..taken);
+    }
+
+    /// Whether the guest hears of input by interrupts.
+    fn takes_interrupts(&mut self) -> bool {
+        let control = self.registers.read(LCR);
+        // Where the divisor is, this register is not.
+        let _ = self.registers.write(LCR, control & !LCR_DIVISOR);
+        let enabled = self.registers.read(IER) & IER_RECEIVED != 0;
+        let _ = self.registers.write(LCR, control);
+        enabled
     }
 
     /// Empties the FIFO; what the guest did not read will come again.

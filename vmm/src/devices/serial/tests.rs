@@ -171,6 +171,17 @@ fn what_comes_before_the_driver_waits_for_it() {
 }
 
 #[test]
+fn a_driver_that_empties_its_port_at_work_still_hears_of_input() {
+    let (serial, _out) = port();
+    start_up_as_linux(&serial);
+    serial.write(FCR, FCR_ENABLE | FCR_CLEAR_ALL);
+    interrupts(&serial);
+    assert_eq!(serial.input(b"a"), 1);
+    assert_ne!(interrupts(&serial), 0);
+    assert_eq!(read_all(&serial), b"a");
+}
+
+#[test]
 fn a_guest_that_polls_gets_its_input() {
     let (serial, _out) = port();
     serial.input(b"a");
