@@ -408,11 +408,17 @@ fn start_workload(
             let failed = result.is_err();
             match result {
                 Ok(code) => worst = worst.max(code),
+                // A crash is reported as such; a guest that switched itself off did not do its work.
+                Err(error) if vm.ended().is_some() => {
+                    if matches!(vm.ended(), Some(GuestEnd::Exited(0) | GuestEnd::PoweredOff)) {
+                        log::error!("{}", crate::error_line(&error));
+                    }
+                    return Ok(worst.max(exit::ERROR));
+                }
                 // The VM was told to stop while the workload ran.
                 Err(RunError::Workload { source: VmError::Agent(crate::agent::AgentError::Gone), .. }) => {
                     return Ok(worst);
                 }
-                Err(_) if vm.ended().is_some() => return Ok(worst),
                 Err(error) => {
                     log::error!("{}", crate::error_line(&error));
                     worst = worst.max(error.exit_code());
