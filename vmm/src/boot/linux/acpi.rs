@@ -1,7 +1,7 @@
 //! ACPI tables, by the crate that Cloud Hypervisor uses: from them a kernel learns its CPUs, its
 //! interrupt controllers, its devices, and how to reset or switch off the machine.
 //!
-//! One block of bytes for [`ACPI_START`](super::map::ACPI_START), the root pointer first. The
+//! One block of bytes for [`ACPI_START`], the root pointer first. The
 //! registers they name are those of [`devices::pc`](crate::devices::pc).
 
 use super::map::{ACPI_START, IO_APIC, LOCAL_APIC};
