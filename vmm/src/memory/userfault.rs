@@ -196,6 +196,9 @@ impl Userfault {
         if unsafe { ioctl_with_ref(&self.fd, IOC_UNREGISTER(), &all) } != 0 {
             log::error!("guest memory stays registered with userfaultfd: {}", io::Error::last_os_error());
         }
+        // The kernel wakes who sleeps before it lets go of a range, and a fault that comes between the
+        // two goes to sleep for good.
+        self.wake_all();
     }
 
     /// Moves the pages of `source` to the RAM from byte `offset` on, huge pages as a whole, and
