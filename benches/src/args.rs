@@ -9,11 +9,11 @@ use crate::frames::Allocator;
 use crate::output::{Output, Picture};
 use crate::passes::Bench;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use cli::workload::parse_time;
+use llfree_base::units::{Bytes, parse_duration, parse_memory};
+use llfree_monitor::memory::Backing;
 use shared_layout::Order;
 use std::time::Duration;
-use vmm::memory::Backing;
-use vmm::units::{Bytes, parse_duration, parse_memory};
-use vmm::workload::parse_time;
 
 /// Measures llfree-vmm against the limits of the machine it runs on.
 #[derive(Parser)]
@@ -256,7 +256,7 @@ fn rounds() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=1000)
 }
 
-fn parse_millis(text: &str) -> Result<u64, vmm::workload::WorkloadError> {
+fn parse_millis(text: &str) -> Result<u64, cli::workload::WorkloadError> {
     parse_time("--time", text)
 }
 
@@ -301,7 +301,7 @@ impl std::str::FromStr for Orders {
 mod tests {
     use super::*;
     use clap::CommandFactory;
-    use vmm::cli::Exit;
+    use cli::args::Exit;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -8,13 +8,13 @@ use crate::progress;
 use crate::series::{Row, Series};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VcpuExit;
+use llfree_base::units::Bytes;
+use llfree_control::protocol::GuestRequest;
+use llfree_monitor::memory::{Backing, GuestRam};
 use shared_layout::HugeId;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm::control::protocol::GuestRequest;
-use vmm::memory::{Backing, GuestRam};
 use vmm::service;
-use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig};
 
 /// Measures `iterations` boots of each, after one to warm up.

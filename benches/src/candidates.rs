@@ -3,10 +3,10 @@
 //! Each is a name and the launch configuration that it stands for. Adding one is a line in a list
 //! here, and every figure has it.
 
+use llfree_base::units::Bytes;
+use llfree_monitor::install_config::InstallPool;
+use llfree_monitor::memory::{Backing, UseUserfaultfd};
 use vmm::elastic::Elastic;
-use vmm::install_config::InstallPool;
-use vmm::memory::{Backing, UseUserfaultfd};
-use vmm::units::Bytes;
 use vmm::vm::VmConfig;
 
 /// A launch configuration with a name.

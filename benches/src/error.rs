@@ -1,7 +1,7 @@
 //! Why a figure was not measured: one type for all of them, one line each.
 
+use llfree_base::units::Bytes;
 use shared_layout::HUGE_SIZE;
-use vmm::units::Bytes;
 
 /// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +11,7 @@ pub(crate) enum BenchError {
     #[error(transparent)]
     Vm(#[from] vmm::vm::VmError),
     #[error(transparent)]
-    Memory(#[from] vmm::memory::MemoryError),
+    Memory(#[from] llfree_monitor::memory::MemoryError),
     #[error(transparent)]
     Host(#[from] vmm::boot::BootError),
     #[error("{0}")]

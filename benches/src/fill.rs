@@ -12,11 +12,11 @@ use crate::passes::{LEAST_OPS, Measured, PATIENCE, alloc_loop, free_loop};
 use crate::plot::{Line, Panel};
 use crate::series::{Series, Table};
 use crate::{BenchError, Exhausted, progress};
+use llfree_base::units::Bytes;
 use serde::Serialize;
 use shared_layout::{HUGE_SIZE, Order};
 use std::fmt::Write as _;
 use std::time::Instant;
-use vmm::units::Bytes;
 
 /// Fill levels, in thousandths of all frames.
 const LEVELS: [u32; 4] = [500, 900, 990, 999];

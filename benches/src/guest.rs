@@ -1,12 +1,12 @@
 //! A guest under measurement: commands that must succeed, and resizes counted by what they moved.
 
 use crate::BenchError;
+use llfree_base::units::Bytes;
+use llfree_control::protocol::{BurstTouch, GuestRequest};
+use llfree_control::report::{GuestOutcome, GuestReport, SampleReport};
 use shared_layout::HUGE_SIZE;
 use std::time::Duration;
-use vmm::control::protocol::{BurstTouch, GuestRequest};
-use vmm::control::report::{GuestOutcome, GuestReport, SampleReport};
 use vmm::service;
-use vmm::units::Bytes;
 use vmm::vm::{Resize, Vm};
 
 /// How long a resize may wait for its guest.

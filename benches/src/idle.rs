@@ -7,15 +7,15 @@
 
 use crate::series::{Series, Table};
 use crate::{BenchError, progress};
+use llfree_base::choices::{Settings, Switch};
+use llfree_base::units::Bytes;
+use llfree_control::protocol::GuestRequest;
+use llfree_monitor::memory::Backing;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmm::control::protocol::GuestRequest;
-use vmm::memory::Backing;
-use vmm::monitor::auto::{Settings, Switch};
 use vmm::service::{self, Service};
-use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig};
 
 /// One line of the figure.

@@ -22,15 +22,15 @@ use crate::candidates::Candidate;
 use crate::guest::{Moved, ask, grow, measure, shrink, touch_and_free};
 use crate::progress;
 use crate::series::{Row, Series};
+use cli::workload::DEFAULT_ORDER;
+use llfree_base::units::Bytes;
+use llfree_control::protocol::{BurstTouch, GuestRequest};
+use llfree_monitor::memory::{Backing, GuestRam, Run};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeEntry, HugeId};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm::control::protocol::{BurstTouch, GuestRequest};
-use vmm::memory::{Backing, GuestRam, Run};
-use vmm::units::Bytes;
 use vmm::vm::Vm;
-use vmm::workload::DEFAULT_ORDER;
 
 /// What the guest needs for itself: its image, the first frame that stays unused, records, samples.
 const GUEST_OWN: u64 = 16 << 20;
@@ -219,7 +219,7 @@ fn evictions(vm: &Vm, plan: &Plan, book: &mut Book) -> Result<(), BenchError> {
 /// The runs of frames that are free with memory behind them.
 fn free_runs(vm: &Vm) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for (word, huge) in vm.platform().entries().iter().zip((0..).map(HugeId)) {
+    for (word, huge) in vm.platform().table().entries().iter().zip((0..).map(HugeId)) {
         match runs.last_mut() {
             _ if word.load(Ordering::Relaxed) != HugeEntry::FREE_INSTALLED.bits() => {}
             Some(run) if run.ends_before(huge) => run.count += 1,
@@ -281,7 +281,7 @@ fn touch(raw: &GuestRam, huge: HugeId) -> Result<(), BenchError> {
 mod tests {
     use super::*;
     use crate::candidates::ELASTIC;
-    use crate::skipped::skipped;
+    use test_support::skipped;
 
     #[test]
     fn times_are_divided_by_what_moved_and_compared_with_their_limit() {
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn every_candidate_is_measured_in_every_way() {
         if let Err(error) = vmm::boot::open_kvm() {
-            return skipped(vmm::error_line(&error));
+            return skipped(llfree_base::error_line(&error));
         }
         let plan = |to: u64| Plan {
             candidates: ELASTIC.iter().collect(),
@@ -308,7 +308,7 @@ mod tests {
             backing: Backing::Anon,
             iterations: 1,
         };
-        let rows = run(&plan(64)).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+        let rows = run(&plan(64)).unwrap_or_else(|error| panic!("{}", llfree_base::error_line(&error)));
         for candidate in ELASTIC {
             let ops = rows.iter().filter(|row| row.candidate == candidate.name).count();
             assert!(ops >= 5, "{ops} of {}", candidate.name);

@@ -20,15 +20,16 @@ use crate::mover::Mover;
 use crate::plot::Panel;
 use crate::series::{Series, Table};
 use crate::{BenchError, progress};
+use llfree_base::thread::Spawner;
+use llfree_base::units::Bytes;
+use llfree_control::protocol::{BurstTouch, GuestRequest};
+use llfree_monitor::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
 use serde::Serialize;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use vmm::control::protocol::{BurstTouch, GuestRequest};
-use vmm::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
-use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig};
 
 /// Frames that the host takes at once beside a burst.
@@ -411,7 +412,9 @@ impl Raw {
         let target = Arc::new(ram()?);
         let pool = PoolConfig { huge_frames: RAW_FRAMES, rate: 0 };
         // Without userfaultfd there is no such limit, and nothing to compare with it.
-        let supply = Supply::new(target.clone(), pool, UseUserfaultfd::On).ok().map(|supply| (target, supply));
+        let supply = Supply::new(target.clone(), pool, UseUserfaultfd::On, &Spawner::default())
+            .ok()
+            .map(|supply| (target, supply));
         Ok(Self { populated: ram()?, supply, mover: Mover::new(RAW_FRAMES).ok() })
     }
 

@@ -15,16 +15,16 @@ use crate::guest::{ask, grow, measure, shrink, touch_and_free};
 use crate::plot::{Line, Panel};
 use crate::series::{Series, Table};
 use crate::{BenchError, crew, progress};
+use llfree_base::units::Bytes;
+use llfree_control::protocol::GuestRequest;
+use llfree_control::report::SampleReport;
+use llfree_monitor::memory::Backing;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use vmm::control::protocol::GuestRequest;
-use vmm::control::report::SampleReport;
-use vmm::memory::Backing;
-use vmm::units::Bytes;
 use vmm::vm::Vm;
 
 /// What the guest needs beside its arrays and what it allocates: image, records, samples.
@@ -354,7 +354,7 @@ pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
 mod tests {
     use super::*;
     use crate::candidates::ELASTIC;
-    use crate::skipped::skipped;
+    use test_support::skipped;
 
     fn run_of(mean: u64, p1: u64) -> Run {
         let samples = SampleReport { count: 1, mean, p1, ..SampleReport::default() };
@@ -381,9 +381,9 @@ mod tests {
     #[test]
     fn every_load_is_measured_with_and_without_resizes() {
         if let Err(error) = vmm::boot::open_kvm() {
-            return skipped(vmm::error_line(&error));
+            return skipped(llfree_base::error_line(&error));
         }
-        let rows = run(&plan(256 << 20)).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+        let rows = run(&plan(256 << 20)).unwrap_or_else(|error| panic!("{}", llfree_base::error_line(&error)));
         assert_eq!(rows.len(), ELASTIC.len() * LOADS.len());
         for row in &rows {
             assert!(row.quiet_mean > 0.0 && row.moved_frames > 0.0, "{row:?}");

@@ -27,19 +27,15 @@ mod recovery;
 mod series;
 mod tables;
 
-#[cfg(test)]
-#[path = "../../vmm/tests/common/skipped.rs"]
-mod skipped;
-
 use args::{AllocArgs, Cli, Figure, InstallArgs};
 use clap::Parser;
+use cli::args::Exit;
 use error::{BenchError, Exhausted};
+use llfree_base::units::Bytes;
 use output::{Files, progress};
 use shared_layout::HUGE_SIZE;
 use std::io::Write;
 use std::process::ExitCode;
-use vmm::cli::Exit;
-use vmm::units::Bytes;
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
@@ -58,7 +54,7 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "llfree-bench: error: {}", vmm::error_line(&error));
+            let _ = writeln!(std::io::stderr(), "llfree-bench: error: {}", llfree_base::error_line(&error));
             ExitCode::FAILURE
         }
     }

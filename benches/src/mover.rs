@@ -2,11 +2,11 @@
 //! be faster than. The structures are those of `linux/userfaultfd.h`. Two mappings of its own are all
 //! that it touches, and nobody ever faults in them.
 
+use llfree_monitor::memory::{Backing, GuestRam, MemoryError};
 use rustix::fd::OwnedFd;
 use rustix::mm::UserfaultfdFlags;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::io;
-use vmm::memory::{Backing, GuestRam, MemoryError};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
@@ -75,7 +75,7 @@ fn check(result: std::ffi::c_int) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::skipped::skipped;
+    use test_support::skipped;
     use vm_memory::{Bytes as _, GuestAddress};
 
     #[test]

@@ -7,12 +7,12 @@ use crate::series::{Series, Table};
 use crate::{BenchError, progress};
 use llfree::persist::{REGION_ALIGN, region_bytes};
 use llfree::{Persistent, WriteBack};
+use llfree_base::units::Bytes;
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::time::Instant;
-use vmm::units::Bytes;
 
 /// What the region is like when it is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,9 +5,9 @@
 //! what the guest may hold plus the VMM's allowance; it rises before a grow and falls after a
 //! shrink, and falls only once what is in use fits, because the kernel kills what does not.
 
-use crate::faults;
-use crate::kernel_stats::parse_cgroup2_mount;
-use crate::units::Bytes;
+use llfree_base::faults;
+use llfree_base::kernel_stats::parse_cgroup2_mount;
+use llfree_base::units::Bytes;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;

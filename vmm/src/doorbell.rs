@@ -6,8 +6,9 @@
 
 use crate::agent::Agents;
 use crate::boot::Platform;
-use crate::guest_log::printable;
-use crate::monitor::{Monitor, Violation};
+use crate::exit::ExitReason;
+use llfree_base::printable;
+use llfree_monitor::Monitor;
 use shared_layout::agent::Report;
 use shared_layout::header::ABI_VERSION;
 use shared_layout::mailbox::{WORDS, Words, text_bytes};
@@ -26,52 +27,7 @@ pub enum Flow {
     /// The VM is stopping: leave the guest.
     Leave,
     /// The guest ends, for this reason.
-    End(GuestEnd),
-}
-
-/// Why a guest ended.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum GuestEnd {
-    /// It said so.
-    #[error("the guest exited with code {0}")]
-    Exited(u32),
-    /// It panicked; the text is the guest's own.
-    #[error("the guest panicked: {0}")]
-    Panicked(String),
-    /// The exception entry that the VMM placed was reached, or somebody claimed so.
-    #[error("the guest crashed: {what}")]
-    Exception {
-        /// What happened and where, on one line.
-        what: String,
-        /// Registers, as indented lines; empty without an exception.
-        details: String,
-    },
-    /// It was built for another ABI.
-    #[error("ABI mismatch: the guest speaks version {guest}, this host {ABI_VERSION}; rebuild the guest")]
-    AbiMismatch {
-        /// What the guest said.
-        guest: u32,
-    },
-    /// It touched memory that it does not have, and the policy is not to let it.
-    #[error("the guest touched memory that it does not have: {0}; a VM with --on-violation log lets it go on")]
-    Violation(Violation),
-    /// A Linux guest is off.
-    #[error("the guest switched itself off")]
-    PoweredOff,
-    /// A Linux guest shut down to start over.
-    #[error("the guest rebooted, and this VM starts once only: launch it again")]
-    Rebooted,
-    /// A Linux guest's kernel gave up.
-    #[error("the guest's kernel panicked: {0}")]
-    KernelPanic(&'static str),
-    /// KVM gave up on a vCPU.
-    #[error("vCPU {vcpu} cannot go on: {what}")]
-    Vcpu {
-        /// Which.
-        vcpu: u32,
-        /// KVM's exit, in words.
-        what: String,
-    },
+    End(ExitReason),
 }
 
 /// Serves the calls of all vCPUs.
@@ -119,7 +75,9 @@ impl Doorbell {
                 log::debug!("vCPU {vcpu}: hello, ABI version {ABI_VERSION}");
                 (Status::Ok, Flow::Continue)
             }
-            Request::Hello { abi_version: guest } => (Status::AbiMismatch, Flow::End(GuestEnd::AbiMismatch { guest })),
+            Request::Hello { abi_version: guest } => {
+                (Status::AbiMismatch, Flow::End(ExitReason::AbiMismatch { guest }))
+            }
             Request::Wait => match self.agents.next_command(vcpu) {
                 Some(command) => {
                     *reply = command.encode();
@@ -140,8 +98,8 @@ impl Doorbell {
                 }
                 (Status::Ok, Flow::Continue)
             }
-            Request::Panic(words) => (Status::Ok, Flow::End(GuestEnd::Panicked(guest_text(&words)))),
-            Request::Exit { code } => (Status::Ok, Flow::End(GuestEnd::Exited(code))),
+            Request::Panic(words) => (Status::Ok, Flow::End(ExitReason::Panicked(guest_text(&words)))),
+            Request::Exit { code } => (Status::Ok, Flow::End(ExitReason::Exited(code))),
             // Rung through the mailbox it would be a lie: the VMM's own entry has no mailbox
             // business, and the vCPU loop handles it before it comes here.
             Request::Exception => (Status::BadArgument, Flow::Continue),

@@ -11,14 +11,14 @@ mod linux;
 pub use error::{DeviceError, ElasticError, ResizeError};
 pub use linux::MEMORY_BLOCK;
 
-use crate::control::report::ElasticStatus;
 use crate::devices::balloon::{Balloon, BalloonConfig, BalloonControl};
 use crate::devices::irq::Notice;
 use crate::devices::mem::{Mem, MemControl};
 use crate::devices::mmio::Transport;
 use crate::devices::progress::Progress;
-use crate::memory::{Backing, GuestRam};
-use crate::units::{Bytes, parse_duration, parse_memory};
+use llfree_base::units::{Bytes, parse_duration, parse_memory};
+use llfree_control::report::ElasticStatus;
+use llfree_monitor::memory::{Backing, GuestRam};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 use std::fmt;
 use std::ops::Range;
@@ -115,7 +115,7 @@ impl Elastic {
     fn set(&mut self, option: &str) -> Result<(), ElasticError> {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         let kind = self.name();
-        let no = |has| Err(ElasticError::Option { option: crate::units::shorten(option), kind, has });
+        let no = |has| Err(ElasticError::Option { option: llfree_base::units::shorten(option), kind, has });
         match self {
             Self::Balloon(config) => match name {
                 "deflate-on-oom" => config.deflate_on_oom = switch(value)?,
@@ -145,7 +145,7 @@ fn switch(value: &str) -> Result<bool, ElasticError> {
     match value {
         "on" => Ok(true),
         "off" => Ok(false),
-        other => Err(ElasticError::Switch(crate::units::shorten(other))),
+        other => Err(ElasticError::Switch(llfree_base::units::shorten(other))),
     }
 }
 
@@ -161,7 +161,7 @@ impl FromStr for Elastic {
             "balloon-huge" => Self::balloon(true),
             "virtio-mem" => Self::virtio_mem(),
             "none" => Self::None,
-            other => return Err(ElasticError::Kind(crate::units::shorten(other))),
+            other => return Err(ElasticError::Kind(llfree_base::units::shorten(other))),
         };
         let mut seen: Vec<&str> = Vec::new();
         for option in parts {
@@ -355,7 +355,7 @@ impl ElasticDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::AddressMap;
+    use llfree_monitor::memory::AddressMap;
     use std::sync::atomic::{AtomicU32, Ordering};
     use virtio_bindings::virtio_mmio as reg;
 

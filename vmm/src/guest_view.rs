@@ -4,9 +4,9 @@
 //! balloon, now and then; through virtio-mem it says nothing. What is not known, or was said too long
 //! ago, is `None`: never a zero, never the last guess. Pure: reports in, numbers and sentences out.
 
-use crate::control::report::{BalloonStatus, ElasticStatus, GuestSays, GuestStatsReport, MemStatus};
-use crate::units::Bytes;
 use llfree::Census;
+use llfree_base::units::Bytes;
+use llfree_control::report::{BalloonStatus, ElasticStatus, GuestSays, GuestStatsReport, MemStatus};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 
 /// What a guest says about its memory, in bytes.

@@ -7,27 +7,29 @@
 //! the VM did into the reports of the protocol.
 
 use crate::agent::AgentError;
-use crate::control::protocol::{BurstTouch, ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
-use crate::control::report::{
+use crate::devices::balloon::BalloonConfig;
+use crate::devices::mmio::Transport;
+use crate::devices::net::{NetConfig, NetCounters};
+use crate::elastic::{Elastic, ElasticDevice, ResizeError};
+use crate::exit::ExitReason;
+use crate::guest_view::{self, GuestView};
+use crate::roles;
+use crate::vm::{Resize, Vm, VmError};
+use llfree::Census;
+use llfree_base::RateLimit;
+use llfree_base::choices::Switch;
+use llfree_base::thread::Role;
+use llfree_base::units::Bytes;
+use llfree_base::{error_line, faults};
+use llfree_control::protocol::{BurstTouch, ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
+use llfree_control::report::{
     AutoReclaimReport, BadPage, CgroupStatus, DeviceStatus, ElasticStatus, ExitCounts, FindingReport, GuestOutcome,
     GuestReport, InstallPoolStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport,
     ValidateReport, VcpuStatus,
 };
-use crate::control::server::Responder;
-use crate::devices::balloon::BalloonConfig;
-use crate::devices::mmio::Transport;
-use crate::devices::net::{NetConfig, NetCounters};
-use crate::doorbell::GuestEnd;
-use crate::elastic::{Elastic, ElasticDevice, ResizeError};
-use crate::guest_log::Rarely;
-use crate::guest_view::{self, GuestView};
-use crate::harden::{self, Role};
-use crate::monitor::auto::{AutoStatus, Switch};
-use crate::monitor::{Finding, MonitorError};
-use crate::units::Bytes;
-use crate::vm::{Resize, Vm, VmError};
-use crate::{error_line, faults};
-use llfree::Census;
+use llfree_control::server::Responder;
+use llfree_monitor::auto::{AutoStatus, SwitchError};
+use llfree_monitor::{Finding, MonitorError};
 use shared_layout::agent::{Command, Outcome, Report, Touch};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -76,17 +78,13 @@ impl Service {
         let mut threads = Vec::new();
         let mut worker = |thread: &str, role: Role, serve: Box<dyn FnOnce(Receiver<Job>) + Send>| {
             let (sender, jobs): (Sender<Job>, Receiver<Job>) = channel();
-            faults::point(faults::THREAD_START)?;
-            threads.push(std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
-                harden::enter(role);
-                serve(jobs);
-            })?);
+            threads.push(vm.config().threads.spawn(thread, role, move || serve(jobs))?);
             Ok::<_, std::io::Error>(sender)
         };
         let (of_resizes, queued) = (vm.clone(), queued_resizes.clone());
         let resizes = worker(
             "resizes",
-            Role::Resizes,
+            roles::RESIZES,
             Box::new(move |jobs| {
                 for (request, responder) in jobs {
                     if faults::point(faults::THREAD_DEATH).is_err() {
@@ -101,7 +99,7 @@ impl Service {
         let of_guest = vm.clone();
         let guest = worker(
             "guest-commands",
-            Role::GuestCommands,
+            roles::GUEST_COMMANDS,
             Box::new(move |jobs| {
                 for (request, responder) in jobs {
                     if faults::point(faults::THREAD_DEATH).is_err() {
@@ -113,8 +111,11 @@ impl Service {
             }),
         )?;
         let (of_reports, report_name) = (vm.clone(), name.to_owned());
-        let reports =
-            worker("reports", Role::Reports, Box::new(move |jobs| report_and_audit(&of_reports, &report_name, &jobs)))?;
+        let reports = worker(
+            "reports",
+            roles::REPORTS,
+            Box::new(move |jobs| report_and_audit(&of_reports, &report_name, &jobs)),
+        )?;
         let workers = Mutex::new(Some(Workers { resizes, guest, reports, threads }));
         Ok(Self { vm, name: name.to_owned(), workers, queued_resizes })
     }
@@ -178,7 +179,7 @@ impl Drop for Service {
 /// The thread of reports. A status audits too; in between, audits see to it that a guest which uses
 /// what it does not have is found without one.
 fn report_and_audit(vm: &Vm, name: &str, jobs: &Receiver<Job>) {
-    let failures = Rarely::default();
+    let failures = RateLimit::default();
     let mut pause = AUDIT_PAUSE;
     loop {
         match jobs.recv_timeout(pause) {
@@ -215,9 +216,12 @@ fn answer(result: Result<Reply, VmError>) -> Reply {
             VmError::Size(_) | VmError::Resize(_) => ErrorKind::Refused,
             VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
-            VmError::Ended(GuestEnd::Exited(0)) => ErrorKind::Stopping,
+            VmError::Ended(ExitReason::Exited(0)) => ErrorKind::Stopping,
             VmError::Ended(_) => ErrorKind::Crashed,
-            VmError::Monitor(_) | VmError::Thread(_) | VmError::Cgroup(_) => ErrorKind::Internal,
+            VmError::AutoReclaim(SwitchError::KeepTooLarge(_)) => ErrorKind::Refused,
+            VmError::Monitor(_) | VmError::AutoReclaim(SwitchError::Thread(_)) | VmError::Cgroup(_) => {
+                ErrorKind::Internal
+            }
         };
         Reply::error(kind, error_line(&error))
     })
@@ -398,7 +402,7 @@ fn guest_report(vm: &Vm, r: &Report, took: Duration) -> GuestReport {
         (r.free_frames.saturating_mul(FRAME_SIZE), r.free_huge.saturating_mul(HUGE_SIZE))
     };
     GuestReport {
-        outcome: Outcome::from_word(r.outcome).map_or(GuestOutcome::Unknown, GuestOutcome::from),
+        outcome: Outcome::from_word(r.outcome).map_or(GuestOutcome::Unknown, outcome_report),
         bytes: r.bytes,
         blocks: r.blocks,
         held_bytes: r.held_bytes,
@@ -441,10 +445,7 @@ pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmErro
         _ if switch.0.is_some() => needs_table(vm, "automatic reclaim")?,
         _ => {}
     }
-    vm.auto_reclaim().switch(switch).map_err(|error| match error.kind() {
-        std::io::ErrorKind::InvalidInput => VmError::Size(error.to_string()),
-        _ => VmError::Thread(error),
-    })?;
+    vm.auto_reclaim().switch(switch)?;
     Ok(auto_report(&vm.auto_reclaim().status()))
 }
 
@@ -586,4 +587,14 @@ fn elastic_status(vm: &Vm) -> ElasticStatus {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn outcome_report(outcome: Outcome) -> GuestOutcome {
+    match outcome {
+        Outcome::Ok => GuestOutcome::Ok,
+        Outcome::OutOfMemory => GuestOutcome::OutOfMemory,
+        Outcome::InstallFailed => GuestOutcome::InstallFailed,
+        Outcome::Corrupt => GuestOutcome::Corrupt,
+        Outcome::Unknown => GuestOutcome::Unknown,
+    }
 }

@@ -7,9 +7,10 @@
 use crate::boot::{BootError, Image, Kernel, Platform};
 use crate::devices::Devices;
 use crate::devices::pc::Pc;
-use crate::doorbell::{Doorbell, Flow, GuestEnd};
-use crate::{error_line, faults};
+use crate::doorbell::{Doorbell, Flow};
+use crate::exit::ExitReason;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use llfree_base::{error_line, faults};
 use shared_layout::Call;
 use shared_layout::call::{DOORBELL_BYTES, DOORBELL_PORTS};
 use std::sync::Arc;
@@ -102,9 +103,9 @@ pub fn kick(threads: Vec<JoinHandle<()>>) {
 }
 
 /// Runs vCPU `index` until the VM stops (`None`) or the guest ends.
-pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd> {
+pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<ExitReason> {
     let counters = &context.counters;
-    let cannot = |what: String| Some(GuestEnd::Vcpu { vcpu: index, what });
+    let cannot = |what: String| Some(ExitReason::Vcpu { vcpu: index, what });
     counters.busy.store(true, Ordering::Relaxed);
     counters.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
     while !context.stop.load(Ordering::Acquire) {
@@ -185,7 +186,7 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<GuestEnd
                     (format!("an exception on vCPU {index}, whose registers cannot be read: {why}"), String::new())
                 }
             };
-            return Some(GuestEnd::Exception { what, details });
+            return Some(ExitReason::Exception { what, details });
         }
         counters.busy.store(call != Some(Call::Wait), Ordering::Relaxed);
         let flow = context.doorbell.ring(index, call);

@@ -29,15 +29,16 @@ use crate::devices::blk::DiskControl;
 use crate::devices::net::{NetConfig, NetCounters};
 use crate::devices::serial::Serial;
 use crate::devices::worker::{self, Worker};
-use crate::doorbell::{Doorbell, GuestEnd};
+use crate::doorbell::Doorbell;
 use crate::elastic::{Elastic, ElasticDevice};
-use crate::memory::Backing;
-use crate::monitor::auto::AutoReclaim;
-use crate::monitor::{Monitor, Pass, Violations};
-use crate::units::Bytes;
+use crate::exit::ExitReason;
 use crate::vcpu::{self, VcpuCounters};
-use crate::{faults, kernel_stats};
 use kvm_ioctls::VmFd;
+use llfree_base::units::Bytes;
+use llfree_base::{faults, kernel_stats};
+use llfree_monitor::auto::AutoReclaim;
+use llfree_monitor::memory::Backing;
+use llfree_monitor::{Monitor, Pass, Violations};
 use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -69,7 +70,7 @@ pub struct Resize {
 /// The guest's end, when it comes, and who waits for it.
 #[derive(Default)]
 struct End {
-    reason: Mutex<Option<GuestEnd>>,
+    reason: Mutex<Option<ExitReason>>,
     changed: Condvar,
 }
 
@@ -83,7 +84,7 @@ struct Announcer {
 }
 
 impl Announcer {
-    fn announce(&self, reason: GuestEnd) {
+    fn announce(&self, reason: ExitReason) {
         // The first reason is the cause, later ones are its consequences.
         self.end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.end.changed.notify_all();
@@ -182,7 +183,7 @@ impl Vm {
             return;
         }
         if let Some(Err(error)) = self.cgroup().map(|cgroup| cgroup.lower(self.limit())) {
-            log::debug!("the cgroup's maximum stays for now: {}", crate::error_line(&error));
+            log::debug!("the cgroup's maximum stays for now: {}", llfree_base::error_line(&error));
         }
     }
 
@@ -254,7 +255,7 @@ impl Vm {
 
     /// Why the guest ended, if it did.
     #[must_use]
-    pub fn ended(&self) -> Option<GuestEnd> {
+    pub fn ended(&self) -> Option<ExitReason> {
         self.announcer.end.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -414,7 +415,7 @@ impl Vm {
 
     /// Waits until the guest ends, at most for `timeout`.
     #[must_use]
-    pub fn wait_for_end(&self, timeout: Duration) -> Option<GuestEnd> {
+    pub fn wait_for_end(&self, timeout: Duration) -> Option<ExitReason> {
         let end = &self.announcer.end;
         let reason = end.reason.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = end.changed.wait_timeout_while(reason, timeout, |reason| reason.is_none());

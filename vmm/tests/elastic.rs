@@ -1,20 +1,18 @@
 //! Real machines on /dev/kvm whose memory is made smaller and larger by a device: the same promises
 //! for each of them, and what each refuses.
 
-mod common;
-
-use common::MIB;
-use common::machine::{alloc, ask, free, resident, start, verify};
-use common::skipped::skipped;
+use llfree_base::units::Bytes;
+use llfree_control::protocol::GuestRequest;
+use llfree_control::report::{ElasticStatus, GuestOutcome};
+use llfree_monitor::memory::Backing;
 use shared_layout::HUGE_SIZE;
 use std::time::{Duration, Instant};
+use test_machine::MIB;
+use test_machine::machine::{alloc, ask, free, resident, start, verify};
+use test_support::skipped;
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm::control::protocol::GuestRequest;
-use vmm::control::report::{ElasticStatus, GuestOutcome};
 use vmm::elastic::Elastic;
-use vmm::memory::Backing;
 use vmm::service;
-use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig, VmError};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -184,7 +182,7 @@ fn virtio_mem_shrinks_to_its_boot_part_and_no_further() {
     let Some(vm) = launch("virtio-mem,boot=64M", 512) else { return };
     assert_eq!(shrink(&vm, 64), 64 * MIB);
     let error = vm.shrink(62 * MIB, |_| false).expect_err("below the boot part");
-    let text = vmm::error_line(&error);
+    let text = llfree_base::error_line(&error);
     assert!(text.contains("62 MiB") && text.contains("boot part of 64 MiB"), "{text}");
     assert_eq!(vm.limit(), 64 * MIB, "the refusal changed nothing");
     assert_eq!(vm.grow(512 * MIB).expect("in range").actual, 512 * MIB);
@@ -206,7 +204,7 @@ fn a_target_above_ram_and_one_on_the_wrong_side_are_refused() {
 fn a_vm_without_a_way_to_shrink_says_so() {
     let Some(vm) = launch("none", 256) else { return };
     let error = vm.shrink(128 * MIB, |_| false).expect_err("refused");
-    assert!(vmm::error_line(&error).contains("--elastic none"));
+    assert!(llfree_base::error_line(&error).contains("--elastic none"));
     assert_eq!(alloc(&vm, 128, 9).outcome, GuestOutcome::Ok);
     verify(&vm, 128);
     let status = elastic_status(&vm);
@@ -217,9 +215,9 @@ fn a_vm_without_a_way_to_shrink_says_so() {
 #[test]
 fn a_launch_that_cannot_be_is_refused_with_what_to_change() {
     if let Err(error) = vmm::boot::open_kvm() {
-        return skipped(vmm::error_line(&error));
+        return skipped(llfree_base::error_line(&error));
     }
-    let refusal = |config| vmm::error_line(&Vm::launch(config).map(drop).expect_err("refused"));
+    let refusal = |config| llfree_base::error_line(&Vm::launch(config).map(drop).expect_err("refused"));
     let text = refusal(config("virtio-mem", 256));
     assert!(text.contains("256 MiB") && text.contains("boot="), "{text}");
     let text = refusal(config("virtio-mem,boot=2M", 256));

@@ -5,30 +5,27 @@
 //! One test walks all of [`faults::ALL`]: a point without a driver here, or one that its driver
 //! never reaches, fails it.
 
-#[path = "common/skipped.rs"]
-mod skipped;
-
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use llfree_base::faults::{self, Scenario};
+use llfree_base::units::Bytes;
+use llfree_control::client::{Client, ClientError};
+use llfree_control::protocol::{GuestRequest, Reply, Request, ShrinkGoal};
+use llfree_control::report::GuestOutcome;
+use llfree_control::server::{ControlServer, Limits};
+use llfree_control::socket::Claim;
+use llfree_monitor::install_config::InstallConfig;
+use llfree_monitor::memory::{Backing, UseUserfaultfd};
 use shared_layout::{HUGE_SIZE, HugeId};
-use skipped::skipped;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use test_support::skipped;
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::cgroup::{Cgroup, CgroupError};
-use vmm::control::client::{Client, ClientError};
-use vmm::control::protocol::{GuestRequest, Reply, Request, ShrinkGoal};
-use vmm::control::report::GuestOutcome;
-use vmm::control::server::{ControlServer, Limits};
-use vmm::control::socket::Claim;
-use vmm::doorbell::GuestEnd;
-use vmm::faults::{self, Scenario};
-use vmm::install_config::InstallConfig;
-use vmm::memory::{Backing, UseUserfaultfd};
+use vmm::exit::ExitReason;
 use vmm::service::{self, Service};
-use vmm::units::Bytes;
 use vmm::vm::{LaunchError, Vm, VmConfig, VmError};
 
 const MIB: u64 = 1 << 20;
@@ -44,7 +41,7 @@ fn launch() -> Vm {
 
 fn launch_with(install: InstallConfig) -> Vm {
     let config = VmConfig { install, ..VmConfig::new(Bytes(MEMORY), 2, Backing::Anon) };
-    let vm = Vm::launch(config).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+    let vm = Vm::launch(config).unwrap_or_else(|error| panic!("{}", llfree_base::error_line(&error)));
     service::guest(&vm, &GuestRequest::Idle).expect("it answers");
     vm
 }
@@ -161,7 +158,7 @@ fn no_thread_is_to_be_had(scenario: &Scenario, point: &str) {
         let config = VmConfig::new(Bytes(MEMORY), 2, Backing::Anon);
         let Err(error) = Vm::launch(config) else { panic!("{when}: it was launched") };
         assert!(matches!(error, LaunchError::Host { .. }), "{error}");
-        assert!(vmm::error_line(&error).contains("thread"), "{error}");
+        assert!(llfree_base::error_line(&error).contains("thread"), "{error}");
         assert_eq!(threads_named("vcpu"), 0, "{when}");
     }
     scenario.set(point, "off").expect("actions");
@@ -211,7 +208,7 @@ fn a_vcpu_cannot_run(scenario: &Scenario, point: &str) {
     is_whole(&vm, used_when_new, "an interrupted KVM_RUN");
     scenario.set(point, "return").expect("actions");
     assert!(service::guest(&vm, &GuestRequest::Stats).is_err());
-    let Some(GuestEnd::Vcpu { what, .. }) = vm.wait_for_end(PATIENCE) else { panic!("{:?}", vm.ended()) };
+    let Some(ExitReason::Vcpu { what, .. }) = vm.wait_for_end(PATIENCE) else { panic!("{:?}", vm.ended()) };
     assert!(what.contains("KVM_RUN"), "{what}");
     vm.stop();
     assert_eq!(threads_named("vcpu"), 0);
@@ -357,7 +354,7 @@ impl Served {
 #[test]
 fn after_any_fault_no_frame_is_lost_and_the_vmm_serves_or_stops() {
     if let Err(error) = vmm::boot::open_kvm() {
-        return skipped(vmm::error_line(&error));
+        return skipped(llfree_base::error_line(&error));
     }
     let scenario = Scenario::start();
     let enforced = launch().is_enforced();

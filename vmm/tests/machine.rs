@@ -1,24 +1,23 @@
 //! Real machines on /dev/kvm, through the library: the promises about memory, and a guest that
 //! writes what it likes over everything it shares with the host.
 
-mod common;
-
-use common::MIB;
-use common::machine::{alloc, ask, free, guest, launch, resident, start, verify};
-use common::skipped::skipped;
+use llfree_base::units::Bytes;
+use llfree_control::protocol::{BurstTouch, GuestRequest};
+use llfree_control::report::GuestOutcome;
+use llfree_monitor::OnViolation;
+use llfree_monitor::install_config::InstallConfig;
+use llfree_monitor::memory::{Backing, UseUserfaultfd};
 use shared_layout::agent::Command;
 use shared_layout::{Call, FRAME_SIZE, HUGE_SIZE, HugeId, Status};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use test_machine::MIB;
+use test_machine::machine::{alloc, ask, free, guest, launch, resident, start, verify};
+use test_support::skipped;
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm::control::protocol::{BurstTouch, GuestRequest};
-use vmm::control::report::GuestOutcome;
-use vmm::doorbell::{Flow, GuestEnd};
-use vmm::install_config::InstallConfig;
-use vmm::memory::{Backing, UseUserfaultfd};
-use vmm::monitor::OnViolation;
+use vmm::doorbell::Flow;
+use vmm::exit::ExitReason;
 use vmm::service;
-use vmm::units::Bytes;
 use vmm::vm::{Vm, VmConfig};
 
 #[test]
@@ -163,7 +162,8 @@ fn install_calls_with_any_arguments_get_a_status() {
         assert_eq!(monitor.install(HugeId(first), count), Status::BadArgument, "{first} {count}");
     }
     vm.shrink(32 * MIB, |_| false).expect("in range");
-    let held = (0..32).map(HugeId).find(|h| vm.platform().entries()[h.index()].load(Ordering::Relaxed) == 0xc000);
+    let held =
+        (0..32).map(HugeId).find(|h| vm.platform().table().entries()[h.index()].load(Ordering::Relaxed) == 0xc000);
     let held = held.expect("half of the frames are held");
     let before = resident(&vm);
     assert_eq!(monitor.install(held, 1), Status::Held);
@@ -202,8 +202,8 @@ fn doorbell_calls_with_bad_arguments_get_an_error_status() {
     assert_eq!(ring(Some(Call::Exit), &[1 << 40]).0, Status::BadArgument as u64);
     assert_eq!(ring(Some(Call::Done), &[u64::MAX; 32]).0, Status::BadArgument as u64, "nobody asked");
     assert_eq!(ring(Some(Call::Exception), &[]).0, Status::BadArgument as u64);
-    assert!(matches!(ring(Some(Call::Hello), &[9]).1, Flow::End(GuestEnd::AbiMismatch { guest: 9 })));
-    let Flow::End(GuestEnd::Panicked(text)) = ring(Some(Call::Panic), &[u64::MAX; 32]).1 else { panic!("it ends") };
+    assert!(matches!(ring(Some(Call::Hello), &[9]).1, Flow::End(ExitReason::AbiMismatch { guest: 9 })));
+    let Flow::End(ExitReason::Panicked(text)) = ring(Some(Call::Panic), &[u64::MAX; 32]).1 else { panic!("it ends") };
     assert!(text.chars().count() <= 248);
     // No such vCPU: no mailbox, no reply, no harm.
     assert!(matches!(vm.doorbell().ring(7, Some(Call::Install)), Flow::Continue));
@@ -220,7 +220,7 @@ fn memory_that_a_guest_touches_unasked_is_found_and_taken_back() {
     guest(&vm, &GuestRequest::Stats);
     vm.shrink(32 * MIB, |_| false).expect("in range");
     let (mut held, mut evicted) = (None, None);
-    for (index, word) in vm.platform().entries().iter().enumerate() {
+    for (index, word) in vm.platform().table().entries().iter().enumerate() {
         match word.load(Ordering::Relaxed) {
             0xc000 => held = Some(index as u64 * HUGE_SIZE),
             0x4200 => evicted = Some(index as u64 * HUGE_SIZE),
@@ -260,7 +260,7 @@ fn a_hostile_guest_harms_nobody_but_itself() {
         scope.spawn(|| {
             let mut rng = fastrand::Rng::with_seed(seed);
             let shared = vm.platform().shared_bytes();
-            let entries = vm.platform().entries();
+            let entries = vm.platform().table().entries();
             while running() {
                 for _ in 0..256 {
                     shared[rng.usize(..shared.len())].store(rng.u8(..), Ordering::Relaxed);
@@ -385,14 +385,15 @@ fn loads_are_measured_while_the_host_shrinks_and_grows() {
 #[test]
 fn vcpus_run_on_the_cores_that_they_are_pinned_to() {
     if let Err(error) = vmm::boot::open_kvm() {
-        return skipped(vmm::error_line(&error));
+        return skipped(llfree_base::error_line(&error));
     }
     let set = rustix::thread::sched_getaffinity(None).expect("the kernel answers");
     let last = (0..rustix::thread::CpuSet::MAX_CPU).rfind(|core| set.is_set(*core)).expect("some core");
     let config = |pin| VmConfig { pin, ..VmConfig::new(Bytes(64 * MIB), 1, Backing::Anon) };
     let error = Vm::launch(config(vec![70_000])).err().expect("no such core").to_string();
     assert!(error.contains("core 70000 is not among"), "{error}");
-    let vm = Vm::launch(config(vec![last as u32])).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+    let vm =
+        Vm::launch(config(vec![last as u32])).unwrap_or_else(|error| panic!("{}", llfree_base::error_line(&error)));
     guest(&vm, &GuestRequest::Stats);
     let threads = std::fs::read_dir("/proc/self/task").expect("this process has threads");
     let allowed = threads.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());

@@ -1,18 +1,16 @@
 //! What the monitor promises while others are at work: the VM stops, the host asks for a status, a
 //! guest cheats. Real machines on /dev/kvm, through the library.
 
-mod common;
-
-use common::MIB;
-use common::machine::{FREE_EVICTED, HELD, Locked, launch_unwatched};
+use llfree_control::protocol::GuestRequest;
+use llfree_monitor::MonitorError;
+use llfree_monitor::memory::Backing;
 use shared_layout::{HUGE_SIZE, HugeId, Status};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use test_machine::MIB;
+use test_machine::machine::{FREE_EVICTED, HELD, Locked, launch_unwatched};
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm::control::protocol::GuestRequest;
-use vmm::memory::Backing;
-use vmm::monitor::MonitorError;
 use vmm::service::{self, Service};
 use vmm::vm::Vm;
 
@@ -21,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Does what a guest would that touches a frame without asking; which, says its entry.
 fn touch_unasked(vm: &Vm, entry: u16) {
-    let index = vm.platform().entries().iter().position(|word| word.load(Ordering::Relaxed) == entry);
+    let index = vm.platform().table().entries().iter().position(|word| word.load(Ordering::Relaxed) == entry);
     let at = GuestAddress(index.expect("there is such a frame") as u64 * HUGE_SIZE);
     vm.monitor().ram().guest_memory().write_obj(1u64, at).expect("in RAM");
 }
@@ -138,7 +136,7 @@ fn the_frame_that_nobody_may_use_is_not_called_used() {
 fn what_the_kernel_keeps_of_a_cheat_does_not_keep_an_audit_from_the_rest() {
     let Some(vm) = launch_unwatched(64, 1, Backing::Anon) else { return };
     vm.shrink(16 * MIB, |_| false).expect("in range");
-    let held: Vec<u32> = common::machine::frames_with(&vm, HELD).into_iter().take(4).collect();
+    let held: Vec<u32> = test_machine::machine::frames_with(&vm, HELD).into_iter().take(4).collect();
     for huge in &held {
         let at = GuestAddress(HugeId(*huge).byte_offset());
         vm.monitor().ram().guest_memory().write_obj(1u64, at).expect("in RAM");

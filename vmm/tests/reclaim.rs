@@ -1,14 +1,12 @@
 //! What reclaim promises about frames that lie apart, about memory that the kernel keeps, and about
 //! trees that a vCPU works in. Real machines on /dev/kvm, through the library.
 
-mod common;
-
-use common::MIB;
-use common::machine::{FREE_EVICTED, FREE_INSTALLED, Locked, fill, frames_with, free, launch, resident, verify};
+use llfree_monitor::MonitorError;
+use llfree_monitor::memory::Backing;
 use shared_layout::{HUGE_SIZE, HugeId};
+use test_machine::MIB;
+use test_machine::machine::{FREE_EVICTED, FREE_INSTALLED, Locked, fill, frames_with, free, launch, resident, verify};
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm::memory::Backing;
-use vmm::monitor::MonitorError;
 
 #[test]
 fn scattered_free_frames_go_back_and_their_neighbours_stay() {
@@ -57,7 +55,7 @@ fn a_frame_that_the_kernel_keeps_stays_with_the_guest_and_no_other_does() {
 
     // A shrink meets it too: all others are taken.
     let error = vm.shrink(72 * MIB, |_| false).expect_err("one frame cannot be had");
-    assert!(vmm::error_line(&error).contains(&format!("the first of them frame {kept};")), "{error}");
+    assert!(llfree_base::error_line(&error).contains(&format!("the first of them frame {kept};")), "{error}");
     drop(locked);
     assert_eq!(vm.shrink(72 * MIB, |_| false).expect("nothing is locked").actual, 72 * MIB);
     verify(&vm, 60);

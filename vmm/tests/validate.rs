@@ -1,21 +1,19 @@
 //! What `validate` promises: silence about a sound VM, also one at work, and the right words about
 //! one that is not. Real machines on /dev/kvm, through the library.
 
-mod common;
-
-use common::MIB;
-use common::machine::{FREE_EVICTED, HELD, fill, free, guest, launch_unwatched};
+use llfree_control::protocol::GuestRequest;
+use llfree_control::report::ValidateReport;
+use llfree_monitor::memory::Backing;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::sync::atomic::{AtomicBool, Ordering};
+use test_machine::MIB;
+use test_machine::machine::{FREE_EVICTED, HELD, fill, free, guest, launch_unwatched};
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm::control::protocol::GuestRequest;
-use vmm::control::report::ValidateReport;
-use vmm::memory::Backing;
 use vmm::service;
 use vmm::vm::Vm;
 
 fn validate(vm: &Vm) -> ValidateReport {
-    let report = service::validate(vm).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+    let report = service::validate(vm).unwrap_or_else(|error| panic!("{}", llfree_base::error_line(&error)));
     assert_eq!(report.clean, report.findings.is_empty());
     assert_eq!(report.installed + report.evicted + report.held, report.huge_frames);
     report
@@ -38,13 +36,13 @@ fn found(check: &str, frames: &[u32], guest_can_cause: bool) -> (String, u64, Ve
 }
 
 fn frame_with(vm: &Vm, entry: u16) -> u32 {
-    let at = vm.platform().entries().iter().rposition(|word| word.load(Ordering::Relaxed) == entry);
+    let at = vm.platform().table().entries().iter().rposition(|word| word.load(Ordering::Relaxed) == entry);
     at.expect("there is such a frame") as u32
 }
 
 /// Writes over a frame's entry as a guest could, and gives what was there.
 fn lie(vm: &Vm, huge: u32, entry: u16) -> u16 {
-    vm.platform().entries()[huge as usize].swap(entry, Ordering::Relaxed)
+    vm.platform().table().entries()[huge as usize].swap(entry, Ordering::Relaxed)
 }
 
 fn touch(vm: &Vm, huge: u32) {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::candidates::INSTALL;
-use crate::skipped::skipped;
+use test_support::skipped;
 
 fn cell(p99: f64, us: f64) -> Cell {
     let mut cell = Cell::default();
@@ -50,10 +50,10 @@ fn a_plan_is_made_to_fit_or_refused() {
 #[test]
 fn every_way_to_install_is_measured() {
     if let Err(error) = vmm::boot::open_kvm() {
-        return skipped(vmm::error_line(&error));
+        return skipped(llfree_base::error_line(&error));
     }
     let plan = plan(256 << 20, 32 << 20, 64 << 20);
-    let rows = run(&plan).unwrap_or_else(|e| panic!("{}", vmm::error_line(&e)));
+    let rows = run(&plan).unwrap_or_else(|e| panic!("{}", llfree_base::error_line(&e)));
     let guests: Vec<&Row> = rows.iter().filter(|row| row.vcpus > 0).collect();
     assert_eq!(guests.len(), plan.candidates.len() * 2 * SETTINGS.len());
     for row in &guests {

@@ -6,6 +6,7 @@
 
 use super::AgentError;
 use crate::devices::console::{Port, PortError};
+use llfree_control::report::LinuxAgentStatus;
 use shared_layout::agent::{Command, Report};
 use shared_layout::channel::{FRAME_BYTES, Frame};
 use shared_layout::header::ABI_VERSION;
@@ -28,20 +29,6 @@ pub struct LinuxAgent {
     turn: Mutex<Peer>,
     late: AtomicU64,
     garbage: AtomicU64,
-}
-
-/// What an agent sent, and whether it is there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LinuxAgentStatus {
-    /// Whether a program in the guest has the port open.
-    pub open: bool,
-    /// Reports that came when nobody waited for them any more.
-    pub late_reports: u64,
-    /// Frames that were no hello and no report on anything that was asked.
-    pub garbage_frames: u64,
-    /// Bytes that could not be taken for frames: too many at once, or from no connection.
-    pub ignored_bytes: u64,
 }
 
 impl LinuxAgent {

@@ -10,8 +10,8 @@ mod tests;
 
 pub use error::{Found, KernelError, Place};
 
-use crate::guest_log::printable;
 use linux_loader::loader::{KernelLoader, elf::Elf};
+use llfree_base::printable;
 use object::LittleEndian;
 use object::elf::{self, FileHeader64, ProgramHeader64};
 use object::read::elf::{FileHeader, NoteIterator, ProgramHeader, Sym};

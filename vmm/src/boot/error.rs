@@ -100,7 +100,7 @@ pub enum BootError {
         bytes: u64,
         /// The system's word on it.
         #[source]
-        source: vm_memory::mmap::MmapRegionError,
+        source: std::io::Error,
     },
     /// A vCPU number beyond those the platform was built for.
     #[error("vCPU {index} does not exist: this platform has {vcpus}")]

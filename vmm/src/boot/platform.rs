@@ -16,15 +16,15 @@
 use super::paging::{Access, Tables, tables_needed};
 use super::{BootError, cpu};
 use kvm_ioctls::VcpuFd;
+use llfree_monitor::{Region, Table};
 use shared_layout::call::{DOORBELL_BYTES, DOORBELL_PORT};
 use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
 use shared_layout::header::{FEATURE_DEVICES, FEATURE_DOORBELL_PORT};
 use shared_layout::mailbox::{Mailbox, WORDS, Words};
-use shared_layout::{ControlWord, FRAME_SIZE, HUGE_SIZE, Header, HugeEntry, Layout};
+use shared_layout::{FRAME_SIZE, HUGE_SIZE, Header, Layout};
 use std::mem::offset_of;
-use std::slice;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
-use vm_memory::{AtomicInteger, MmapRegion};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use zerocopy::IntoBytes;
 
 const ALIGNMENT: u64 = 1 << 30;
@@ -43,7 +43,9 @@ pub const STACK_BYTES: u64 = 64 << 10;
 /// The platform region of one VM: shared region, boot data, and the doorbell's address.
 #[derive(Debug)]
 pub struct Platform {
-    mapping: MmapRegion,
+    region: Arc<Region>,
+    /// The table at the start of it.
+    table: Table,
     layout: Layout,
     gpa: u64,
     /// Offsets from `gpa`, in the order of the picture above.
@@ -117,12 +119,11 @@ impl Platform {
             return Err(BootError::AddressWidth { ram_bytes, end, address_bits, limit });
         }
 
-        let mapping = MmapRegion::new(bytes as usize).map_err(|source| BootError::Map { bytes, source })?;
-        let platform = Self { mapping, layout, gpa, vectors, blocks, tables };
+        let region = Arc::new(Region::anonymous(bytes as usize).map_err(|source| BootError::Map { bytes, source })?);
+        let table = Table::new(region.clone(), layout).expect("the region begins with what the layout takes");
+        let platform = Self { region, table, layout, gpa, vectors, blocks, tables };
         platform.write_header();
-        for entry in platform.entries() {
-            entry.store(HugeEntry::FREE_EVICTED.bits(), Ordering::Relaxed);
-        }
+        platform.table.clear();
         Ok(platform)
     }
 
@@ -145,7 +146,7 @@ impl Platform {
     }
 
     fn write_page_tables(&self, ram_bytes: u64) {
-        let words = self.atomics(self.tables, (self.mapping.size() - self.tables as usize) / size_of::<u64>());
+        let words = self.region.atomics(self.tables, (self.region.bytes() - self.tables as usize) / size_of::<u64>());
         let mut tables = Tables::new(words, self.gpa + self.tables);
         // The first huge frame stays unmapped: a null pointer faults.
         for address in (HUGE_SIZE..ram_bytes).step_by(HUGE_SIZE as usize) {
@@ -163,7 +164,7 @@ impl Platform {
             map(block + EXCEPTION_STACK, FRAME_SIZE, Access::Kernel);
             map(block + STACK, STACK_BYTES, Access::User);
         }
-        map(self.mapping.size() as u64, MMIO_BYTES, Access::User);
+        map(self.region.bytes() as u64, MMIO_BYTES, Access::User);
     }
 
     fn vcpu_blocks(&self) -> impl Iterator<Item = u64> {
@@ -193,7 +194,7 @@ impl Platform {
     /// Guest-physical address of the doorbell page, which is in no memslot.
     #[must_use]
     pub fn doorbell_gpa(&self) -> u64 {
-        self.gpa + self.mapping.size() as u64
+        self.gpa + self.region.bytes() as u64
     }
 
     /// Guest-physical address of the first device's page; these are in no memslot either.
@@ -206,45 +207,26 @@ impl Platform {
     /// the VM before this value is dropped.
     #[must_use]
     pub fn memslot(&self) -> (u64, u64, u64) {
-        (self.gpa, self.mapping.as_ptr() as u64, self.mapping.size() as u64)
+        (self.gpa, self.region.host_address(), self.region.bytes() as u64)
     }
 
     /// Tells the guest the frequency of its time-stamp counter. Only before the guest starts: it
     /// reads the header once.
     pub fn set_tsc_khz(&self, khz: u64) {
-        self.word(offset_of!(Header, tsc_khz) as u64).store(khz, Ordering::Relaxed);
+        self.region.word(offset_of!(Header, tsc_khz) as u64).store(khz, Ordering::Relaxed);
     }
 
     /// Tells the guest how many devices there are. Only before the guest starts, as above.
     pub fn set_devices(&self, count: u32) {
-        self.word(offset_of!(Header, features) as u64).fetch_or(FEATURE_DEVICES, Ordering::Relaxed);
-        self.word(offset_of!(Header, devices_gpa) as u64).store(self.devices_gpa(), Ordering::Relaxed);
-        self.word(offset_of!(Header, devices) as u64).store(u64::from(count), Ordering::Relaxed);
+        self.region.word(offset_of!(Header, features) as u64).fetch_or(FEATURE_DEVICES, Ordering::Relaxed);
+        self.region.word(offset_of!(Header, devices_gpa) as u64).store(self.devices_gpa(), Ordering::Relaxed);
+        self.region.word(offset_of!(Header, devices) as u64).store(u64::from(count), Ordering::Relaxed);
     }
 
-    /// The huge entries, which the guest changes at any time.
+    /// The table in the shared region, as the monitor reaches it.
     #[must_use]
-    pub fn entries(&self) -> &[AtomicU16] {
-        self.atomics(self.layout.entries, self.layout.huge_frames as usize)
-    }
-
-    /// The bitfields, eight words a huge frame, which the guest changes at any time.
-    #[must_use]
-    pub fn bitfields(&self) -> &[AtomicU64] {
-        self.atomics(self.layout.bitfields, self.layout.huge_frames as usize * 8)
-    }
-
-    /// Tells the guest a control word. What it reads later is the guest's claim, not ours.
-    pub fn set_control(&self, word: ControlWord, value: u64) {
-        // Release: a guest that sees a new return epoch sees the entries that it stands for.
-        self.word(word.offset()).store(value, Ordering::Release);
-    }
-
-    /// What a control word says now: a claim, for the guest can write it too. To compare with the
-    /// host's own copy, and for nothing else.
-    #[must_use]
-    pub fn claimed_control(&self, word: ControlWord) -> u64 {
-        self.word(word.offset()).load(Ordering::Relaxed)
+    pub fn table(&self) -> &Table {
+        &self.table
     }
 
     /// A copy of the vCPU's request, each word read once; `None` if there is no such vCPU.
@@ -267,13 +249,13 @@ impl Platform {
     }
 
     fn half(&self, vcpu: u32, offset: usize) -> Option<&[AtomicU64]> {
-        Some(self.atomics(self.layout.mailbox(vcpu)? + offset as u64, WORDS))
+        Some(self.region.atomics(self.layout.mailbox(vcpu)? + offset as u64, WORDS))
     }
 
     /// Every byte of the shared region, for tests that play a hostile guest.
     #[must_use]
     pub fn shared_bytes(&self) -> &[AtomicU8] {
-        self.atomics(0, self.layout.total as usize)
+        self.region.atomics(0, self.layout.total as usize)
     }
 
     /// Puts vCPU `index` at `entry` in ring 3: RDI is the header's address, RSI the index, RSP the
@@ -286,7 +268,7 @@ impl Platform {
         let block = self.block(index)?;
         // The place of the return address; it must be zero again if this vCPU ran before.
         let stack = block + BLOCK_BYTES - 8;
-        self.word(stack).store(0, Ordering::Relaxed);
+        self.region.word(stack).store(0, Ordering::Relaxed);
         let start = cpu::Start {
             page_tables: self.gpa + self.tables,
             gdt: self.gpa + block,
@@ -301,36 +283,21 @@ impl Platform {
     /// The last `N` words of the vCPU's exception stack: what its first exception pushed.
     pub(super) fn exception_words<const N: usize>(&self, index: u32) -> Result<[u64; N], BootError> {
         let top = self.block(index)? + EXCEPTION_STACK_TOP;
-        let words = self.atomics::<AtomicU64>(top - N as u64 * 8, N);
+        let words = self.region.atomics::<AtomicU64>(top - N as u64 * 8, N);
         Ok(std::array::from_fn(|i| words[i].load(Ordering::Relaxed)))
     }
 
-    fn word(&self, offset: u64) -> &AtomicU64 {
-        &self.atomics(offset, 1)[0]
-    }
-
     fn write(&self, offset: u64, bytes: &[u8]) {
-        for (to, from) in self.atomics::<AtomicU8>(offset, bytes.len()).iter().zip(bytes) {
+        for (to, from) in self.region.atomics::<AtomicU8>(offset, bytes.len()).iter().zip(bytes) {
             to.store(*from, Ordering::Relaxed);
         }
-    }
-
-    /// `count` atomics at `offset`. Callers compute both from the geometry alone, never from words
-    /// that the guest can write; the assertion holds them to it.
-    fn atomics<T: AtomicInteger>(&self, offset: u64, count: usize) -> &[T] {
-        let offset = offset as usize;
-        let bytes = count.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(offset));
-        assert!(bytes.is_some_and(|end| end <= self.mapping.size()) && offset.is_multiple_of(align_of::<T>()));
-        // SAFETY: the assertion keeps the range inside the mapping, which is page aligned, readable
-        // and writable, and lives as long as `self`; every bit pattern is a valid atomic integer.
-        // Nobody holds a plain reference into the mapping: all access goes through this function.
-        unsafe { slice::from_raw_parts(self.mapping.as_ptr().add(offset).cast::<T>(), count) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared_layout::HugeEntry;
     use shared_layout::header::MAX_HUGE_FRAMES;
 
     const GIB: u64 = 1 << 30;
@@ -353,10 +320,10 @@ mod tests {
     #[test]
     fn every_frame_starts_free_and_evicted() {
         let platform = Platform::new(GIB, 1, 40).expect("small");
-        assert_eq!(platform.entries().len(), 512);
-        assert!(platform.entries().iter().all(|e| e.load(Ordering::Relaxed) == HugeEntry::FREE_EVICTED.bits()));
-        assert_eq!(platform.bitfields().len(), 512 * 8);
-        assert!(platform.bitfields().iter().all(|word| word.load(Ordering::Relaxed) == 0));
+        assert_eq!(platform.table().entries().len(), 512);
+        assert!(platform.table().entries().iter().all(|e| e.load(Ordering::Relaxed) == HugeEntry::FREE_EVICTED.bits()));
+        assert_eq!(platform.table().bitfields().len(), 512 * 8);
+        assert!(platform.table().bitfields().iter().all(|word| word.load(Ordering::Relaxed) == 0));
     }
 
     #[test]
@@ -364,7 +331,7 @@ mod tests {
         for ram in [16 * GIB, 1 << 40, (3 << 40) + HUGE_SIZE] {
             let platform = Platform::new(ram, 3, 46).expect("fits 46 bits");
             assert_eq!(platform.header_gpa(), ram.next_multiple_of(GIB));
-            assert_eq!(platform.entries().len() as u64, ram / HUGE_SIZE);
+            assert_eq!(platform.table().entries().len() as u64, ram / HUGE_SIZE);
         }
     }
 

@@ -3,7 +3,7 @@
 use super::mmio::{QUEUE_NOTIFY, Transport};
 use super::request::Buffer;
 use super::{Fault, Request, Served, Source, VirtioDevice};
-use crate::memory::{Backing, GuestRam};
+use llfree_monitor::memory::{Backing, GuestRam};
 use std::io::{ErrorKind, PipeReader, Read};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;

@@ -8,9 +8,9 @@
 use super::irq::{CONFIG_CHANGE, Irq, Notice, USED_BUFFER};
 use super::request::{Request, in_memory};
 use super::{Fault, Served, Source, VirtioDevice};
-use crate::guest_log::Rarely;
-use crate::harden::Role;
-use crate::memory::GuestRam;
+use llfree_base::RateLimit;
+use llfree_base::thread::Role;
+use llfree_monitor::memory::GuestRam;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -68,7 +68,7 @@ pub struct Transport {
     irq: Irq,
     events: Vec<EventFd>,
     faults: AtomicU64,
-    faults_logged: Rarely,
+    faults_logged: RateLimit,
 }
 
 impl Transport {
@@ -98,7 +98,7 @@ impl Transport {
             irq: Irq::new(notice)?,
             events,
             faults: AtomicU64::new(0),
-            faults_logged: Rarely::default(),
+            faults_logged: RateLimit::default(),
         })
     }
 

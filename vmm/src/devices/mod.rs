@@ -44,7 +44,8 @@ mod source_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::harden::Role;
+use crate::roles;
+use llfree_base::thread::Role;
 use mmio::Transport;
 use request::Request;
 use shared_layout::devices::DEVICE_BYTES;
@@ -61,7 +62,7 @@ pub trait VirtioDevice: Send {
     fn name(&self) -> &'static str;
     /// What its thread may ask of the kernel.
     fn role(&self) -> Role {
-        Role::Device
+        roles::DEVICE
     }
     /// The most descriptors of each of its queues.
     fn queue_sizes(&self) -> &[u16];

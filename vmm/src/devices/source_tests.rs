@@ -4,6 +4,7 @@
 use super::driver::{CONTENTS, Driver, Feed, SIZE};
 use super::request::Buffer;
 use super::worker::{self, Worker};
+use llfree_base::thread::Spawner;
 use rustix::io::ioctl_fionbio;
 use std::io::{PipeWriter, Write};
 use std::sync::Arc;
@@ -82,7 +83,7 @@ fn no_wake_up_is_lost_between_a_source_and_a_queue() {
     const BYTES: u16 = 4000;
     let (mut driver, mut pipe, _) = feed();
     driver.start(1 << VIRTIO_RING_F_EVENT_IDX, 1);
-    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
     let mut rng = fastrand::Rng::with_seed(5);
     let feeder = std::thread::spawn(move || {
         let mut rng = fastrand::Rng::with_seed(6);
@@ -128,7 +129,7 @@ fn no_request_is_lost_that_comes_just_when_the_queue_is_found_empty() {
     driver.start(1 << VIRTIO_RING_F_EVENT_IDX, 1);
     // All of it at once: no new edge makes up for a notification that was lost.
     pipe.write_all(&vec![9; BYTES.into()]).expect("room");
-    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
     driver.descriptor(0, 0, place(0), 0, 0);
     for seen in 0..BYTES {
         // The device looks for the next one just now.
@@ -144,7 +145,7 @@ fn no_request_is_lost_that_comes_just_when_the_queue_is_found_empty() {
 fn what_a_source_had_before_the_driver_came_is_not_forgotten() {
     let (mut driver, mut pipe, _) = feed();
     pipe.write_all(&[1]).expect("room");
-    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
     // Its edge may be long gone when the driver starts, with a request already there.
     std::thread::sleep(Duration::from_millis(20));
     driver.negotiate(0);
@@ -166,7 +167,7 @@ fn a_source_that_stays_readable_keeps_no_thread_busy() {
     driver.add(0, 0);
     // A pipe without a writer is at its end: readable for ever, with nothing to read.
     drop(pipe);
-    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
     wait_until("the device is asked", || asked.load(Ordering::Relaxed) > 0);
     std::thread::sleep(Duration::from_millis(50));
     drop(worker);
@@ -184,7 +185,7 @@ fn a_request_that_does_not_end_keeps_no_vm_from_ending() {
     driver.start(0, 1);
     driver.descriptor(0, 0, place(0), 0, 0);
     driver.add(0, 0);
-    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
     wait_until("the device is asked", || asked.load(Ordering::Relaxed) == 1);
     worker::end(vec![worker]);
     assert_eq!(driver.used(0), 0, "it is still at it");
@@ -205,7 +206,7 @@ fn a_vcpu_waits_for_the_request_at_work_and_not_for_those_behind_it() {
     driver.start(1 << VIRTIO_RING_F_EVENT_IDX, 1);
     (0..SIZE).for_each(|index| driver.descriptor(0, index, place(index), 0, 0));
     let device = driver.device.clone();
-    let worker = Worker::start(device.clone()).expect("a thread");
+    let worker = Worker::start(device.clone(), &Spawner::default()).expect("a thread");
     let enough = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

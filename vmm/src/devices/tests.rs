@@ -11,7 +11,8 @@ use super::request::Buffer;
 use super::rng::Rng;
 use super::worker::Worker;
 use super::{Devices, VirtioDevice};
-use crate::memory::{AddressMap, Backing, GuestRam};
+use llfree_base::thread::Spawner;
+use llfree_monitor::memory::{AddressMap, Backing, GuestRam};
 use proptest::prelude::*;
 use shared_layout::devices::DEVICE_BYTES;
 use std::os::unix::net::UnixDatagram;
@@ -69,7 +70,7 @@ fn a_request_is_served_and_the_driver_hears_of_it() {
 fn the_thread_serves_what_is_notified() {
     let mut driver = echo();
     driver.start(0, 2);
-    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
     let words = driver.words(&[7]);
     driver.descriptor(0, 0, words, 0, 0);
     driver.put(Driver::rings(0)[1] + 4, &0u16.to_le_bytes());

@@ -16,7 +16,7 @@
 //!   source does not depend on another edge.
 
 use super::mmio::Transport;
-use crate::harden;
+use llfree_base::thread::Spawner;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl Worker {
     ///
     /// # Errors
     /// If the host has no thread or no event to give.
-    pub fn start(device: Arc<Transport>) -> io::Result<Self> {
+    pub fn start(device: Arc<Transport>, threads: &Spawner) -> io::Result<Self> {
         let stop = Arc::new((AtomicBool::new(false), EventFd::new(EFD_NONBLOCK)?));
         let epoll = Epoll::new()?;
         let add = |fd: RawFd, events: EventSet, number: u64| {
@@ -65,10 +65,7 @@ impl Worker {
         let descriptors = 1 + device.events().len() + sources.len();
         let told = stop.clone();
         let (name, role) = (device.name().to_owned(), device.role());
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
-            harden::enter(role);
-            run(&device, &epoll, descriptors, &told.0);
-        })?;
+        let thread = threads.spawn(name, role, move || run(&device, &epoll, descriptors, &told.0))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }

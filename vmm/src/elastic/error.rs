@@ -1,8 +1,8 @@
 //! Why a text is no kind of elastic memory, a VM has no device for it, or a resize was refused. Each says
 //! what was asked for, what there is, and what to write instead.
 
-use crate::memory::HOLE_START;
-use crate::units::Bytes;
+use llfree_base::units::Bytes;
+use llfree_monitor::memory::HOLE_START;
 use std::io;
 
 /// Why a text is no [`Elastic`](super::Elastic).

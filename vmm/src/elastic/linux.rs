@@ -6,9 +6,9 @@
 
 use super::{DEFAULT_STATS, DeviceError, Elastic, ResizeError};
 use crate::devices::balloon::BalloonConfig;
-use crate::memory::HOLE_START;
-use crate::monitor::auto::{Settings, Switch};
-use crate::units::Bytes;
+use llfree_base::choices::{Settings, Switch};
+use llfree_base::units::Bytes;
+use llfree_monitor::memory::HOLE_START;
 use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 
 /// Linux adds and removes memory in blocks of this size; a smaller machine has none larger.

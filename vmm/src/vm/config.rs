@@ -4,9 +4,10 @@ use crate::boot::{Image, Initrd};
 use crate::devices::blk::DiskConfig;
 use crate::devices::net::NetConfig;
 use crate::elastic::Elastic;
-use crate::install_config::InstallConfig;
-use crate::memory::Backing;
-use crate::units::Bytes;
+use llfree_base::thread::Spawner;
+use llfree_base::units::Bytes;
+use llfree_monitor::install_config::InstallConfig;
+use llfree_monitor::memory::Backing;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ pub struct VmConfig {
     pub elastic: Elastic,
     /// What only Linux guests have.
     pub linux: LinuxConfig,
+    /// What starts the VM's threads, each within its rights.
+    pub threads: Spawner,
 }
 
 /// What a Linux guest gets beside memory and CPUs.

@@ -12,8 +12,9 @@ use crate::devices::irq::Notice;
 use crate::devices::mmio::QUEUE_NOTIFY;
 use crate::devices::worker::Worker;
 use crate::elastic::ResizeError;
-use crate::monitor::{MonitorError, Pass};
 use kvm_ioctls::{IoEventAddress, VmFd};
+use llfree_base::thread::Spawner;
+use llfree_monitor::{MonitorError, Pass};
 use shared_layout::{ControlWord, HUGE_SIZE};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,13 +58,13 @@ pub(super) fn interrupt(platform: Arc<Platform>, agents: Arc<Agents>) -> Notice 
     let events = AtomicU64::new(0);
     Box::new(move || {
         let number = events.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        platform.set_control(ControlWord::DeviceEvents, number);
+        platform.table().set_control(ControlWord::DeviceEvents, number);
         agents.poke();
     })
 }
 
 /// Gives each queue's notification to the device's thread, without an exit to a vCPU's.
-pub(super) fn start(vm: &VmFd, devices: &Devices) -> Result<Vec<Worker>, LaunchError> {
+pub(super) fn start(vm: &VmFd, devices: &Devices, threads: &Spawner) -> Result<Vec<Worker>, LaunchError> {
     devices
         .iter()
         .map(|(page, device)| {
@@ -72,7 +73,7 @@ pub(super) fn start(vm: &VmFd, devices: &Devices) -> Result<Vec<Worker>, LaunchE
                 vm.register_ioevent(event, &address, queue as u32)
                     .map_err(|source| LaunchError::Kvm { step: "take a queue's notifications", source })?;
             }
-            Worker::start(device.clone())
+            Worker::start(device.clone(), threads)
                 .map_err(|source| LaunchError::Host { step: "start a device's thread", source })
         })
         .collect()

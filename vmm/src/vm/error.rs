@@ -6,12 +6,13 @@ use crate::boot::{BootError, ImageError, KernelError, LinuxError};
 use crate::cgroup::CgroupError;
 use crate::devices::blk::DiskError;
 use crate::devices::net::{NetConfigError, NetError};
-use crate::doorbell::GuestEnd;
 use crate::elastic::{DeviceError, ResizeError};
-use crate::install_config::InstallConfigError;
-use crate::memory::MemoryError;
-use crate::monitor::MonitorError;
-use crate::units::Bytes;
+use crate::exit::ExitReason;
+use llfree_base::units::Bytes;
+use llfree_monitor::MonitorError;
+use llfree_monitor::auto::SwitchError;
+use llfree_monitor::install_config::InstallConfigError;
+use llfree_monitor::memory::MemoryError;
 
 /// Why a VM was not launched; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -113,13 +114,13 @@ pub enum VmError {
     /// A size out of range.
     #[error("{0}")]
     Size(String),
-    /// No thread for a part that was switched on.
-    #[error("the host could not start a thread")]
-    Thread(#[source] std::io::Error),
+    /// Automatic reclaim stays as it was.
+    #[error(transparent)]
+    AutoReclaim(#[from] SwitchError),
     /// A resize that this VM cannot do.
     #[error(transparent)]
     Resize(#[from] ResizeError),
     /// The guest ended.
     #[error(transparent)]
-    Ended(#[from] GuestEnd),
+    Ended(#[from] ExitReason),
 }

@@ -13,18 +13,18 @@ use crate::boot::{self, Image, Kernel, LinuxError, Platform};
 use crate::devices::Devices;
 use crate::doorbell::Doorbell;
 use crate::elastic::{Elastic, ElasticDevice};
-use crate::faults;
-use crate::harden::{self, Role};
-use crate::memory::{AddressMap, GuestRam, Supply};
-use crate::monitor::auto::AutoReclaim;
-use crate::monitor::{Monitor, Violations};
-use crate::units::Bytes;
+use crate::exit::ExitReason;
+use crate::roles;
 use crate::vcpu::{self, Guest, VcpuContext, VcpuCounters};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use llfree_base::units::Bytes;
+use llfree_monitor::auto::AutoReclaim;
+use llfree_monitor::memory::{AddressMap, GuestRam, Supply};
+use llfree_monitor::{Monitor, Occupied, Violations};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use shared_layout::HUGE_SIZE;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -59,7 +59,7 @@ impl Vm {
         let (pool, on_violation, use_userfaultfd) =
             config.install.resolve(config.memory, config.backing, config.elastic == Elastic::Llfree)?;
         let ram = Arc::new(GuestRam::with_map(memory, config.backing, map)?);
-        let supply = Supply::new(ram.clone(), pool, use_userfaultfd)?;
+        let supply = Supply::new(ram.clone(), pool, use_userfaultfd, &config.threads)?;
         let agents = Arc::new(Agents::new(config.cpus).with_tick(config.elastic.tick()));
         let notice = match plan {
             None => devices::interrupt(platform.clone(), agents.clone()),
@@ -67,9 +67,12 @@ impl Vm {
             Some(_) => Box::new(|| {}),
         };
         let elastic = ElasticDevice::new(&config.elastic, &ram, &frames, notice)?;
+        let table = platform.table().clone();
+        // Null pointers fault in frame 0.
+        let occupied = Occupied { unusable: 0..1, installed: frames };
         let monitor = Arc::new(match config.elastic {
-            Elastic::Llfree => Monitor::new(ram.clone(), supply, platform.clone(), frames)?,
-            _ => Monitor::untracked(ram.clone(), supply, platform.clone(), frames, config.elastic.kept_back(memory))?,
+            Elastic::Llfree => Monitor::new(ram.clone(), supply, table, occupied)?,
+            _ => Monitor::untracked(ram.clone(), supply, table, occupied, config.elastic.kept_back(memory))?,
         });
 
         let vm = Arc::new(create_vm(&kvm).map_err(|source| LaunchError::Kvm { step: "create a VM", source })?);
@@ -130,7 +133,7 @@ impl Vm {
             .map_err(|source| LaunchError::Host { step: "make an event for the guest's end", source })?;
 
         let devices = Arc::new(devices);
-        let workers = devices::start(&vm, &devices)?;
+        let workers = devices::start(&vm, &devices, &config.threads)?;
         let doorbell = Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone()));
         let vcpus: Vec<_> = fds.iter().map(|_| Arc::new(VcpuCounters::default())).collect();
         let announcer = Announcer {
@@ -140,8 +143,9 @@ impl Vm {
             linux_agent: linux.as_ref().map(|parts| parts.agent.clone()),
         };
         let on_end = announcer.clone();
+        let end = move |violation| on_end.announce(ExitReason::Violation(violation));
         let violations =
-            Violations::watch(monitor.clone(), vcpus.clone(), on_violation, move |reason| on_end.announce(reason))
+            Violations::watch(monitor.clone(), identify(vcpus.clone()), on_violation, end, &config.threads)
                 .map_err(|source| LaunchError::Host { step: "start the thread that sees violations", source })?;
         drop(plan);
         if let Image::Linux(kernel) = &*image {
@@ -153,12 +157,13 @@ impl Vm {
             Some(parts) => Guest::Linux(parts.pc.clone()),
             None => Guest::Own(image),
         };
+        let auto_reclaim = AutoReclaim::new(monitor.clone(), config.threads.clone());
         let machine = Self {
             _vm: vm,
             vcpus,
             config,
             platform,
-            auto_reclaim: AutoReclaim::new(monitor.clone()),
+            auto_reclaim,
             monitor,
             agents,
             linux,
@@ -192,24 +197,33 @@ impl Vm {
         };
         let core = self.config.pin.get(index as usize % self.config.pin.len().max(1)).copied();
         let announcer = self.announcer.clone();
-        let refused = |source| LaunchError::Host { step: "start a vCPU's thread", source };
-        faults::point(faults::THREAD_START).map_err(refused)?;
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .spawn(move || {
-                if let Some(core) = core
-                    && let Err(error) = pin_to(core)
-                {
-                    log::warn!("vCPU {index} could not be pinned to core {core}: {error}");
-                }
-                harden::enter(Role::Vcpu);
-                if let Some(reason) = vcpu::run(fd, index, &context) {
-                    announcer.announce(reason);
-                }
-            })
-            .map_err(refused)?;
+        let pin = move || {
+            if let Some(core) = core
+                && let Err(error) = pin_to(core)
+            {
+                log::warn!("vCPU {index} could not be pinned to core {core}: {error}");
+            }
+        };
+        let body = move || {
+            if let Some(reason) = vcpu::run(fd, index, &context) {
+                announcer.announce(reason);
+            }
+        };
+        let thread = self
+            .config
+            .threads
+            .spawn_after(format!("vcpu{index}"), roles::VCPU, pin, body)
+            .map_err(|source| LaunchError::Host { step: "start a vCPU's thread", source })?;
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         Ok(())
+    }
+}
+
+/// Tells which vCPU a thread of this process is.
+fn identify(vcpus: Vec<Arc<VcpuCounters>>) -> impl Fn(i32) -> Option<u32> {
+    move |thread| {
+        let vcpu = vcpus.iter().position(|vcpu| vcpu.thread.load(Ordering::Relaxed) == thread)?;
+        u32::try_from(vcpu).ok()
     }
 }
 

@@ -15,9 +15,9 @@ use crate::devices::rng::Rng;
 use crate::devices::serial::{self, Serial};
 use crate::devices::{self, Devices, VirtioDevice};
 use crate::elastic::{Elastic, MEMORY_BLOCK};
-use crate::memory::{AddressMap, GuestRam};
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use llfree_monitor::memory::{AddressMap, GuestRam};
 use std::fs::File;
 use std::sync::Arc;
 
@@ -145,7 +145,7 @@ impl<'a> Plan<'a> {
             Some(console) => console.try_clone(),
             None => File::create("/dev/null").map(Into::into),
         };
-        let serial = console.and_then(Serial::new).map(Arc::new);
+        let serial = console.and_then(|out| Serial::new(out, &self.config.threads)).map(Arc::new);
         let serial = serial.map_err(|source| LaunchError::Host { step: "open the console", source })?;
         vm.register_irqfd(serial.irq(), serial::GSI)
             .map_err(|source| LaunchError::Kvm { step: "take the serial line's interrupts", source })?;

@@ -2,6 +2,7 @@
 //! them. Whatever it does, each step ends, nothing panics, and a driver that starts over finds a
 //! device that works. The body of a fuzz target and of a plain test.
 
+use llfree_monitor::memory::{Backing, GuestRam};
 use shared_layout::HUGE_SIZE;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use vmm::devices::mem::{Mem, MemControl};
 use vmm::devices::mmio::Transport;
 use vmm::devices::net::{MacAddr, Net};
 use vmm::devices::rng::Rng;
-use vmm::memory::{Backing, GuestRam};
 
 /// Registers of virtio-mmio that a driver needs to bring a device up.
 const FEATURES_SEL: u64 = 0x24;

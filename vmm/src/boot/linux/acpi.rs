@@ -20,8 +20,6 @@ use shared_layout::devices::DEVICE_BYTES;
 const OEM: [u8; 6] = *b"LLFREE";
 const OEM_TABLE: [u8; 8] = *b"LLFREVMM";
 const REVISION: u32 = 1;
-/// The sleep type by which a kernel says that it wants to be off.
-pub const SOFT_OFF: u8 = 5;
 
 /// A virtio-mmio device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,8 +104,10 @@ fn madt(cpus: u8) -> Vec<u8> {
 
 fn dsdt(devices: &[Mmio]) -> Vec<u8> {
     let zero = aml::ZERO;
-    let mut code =
-        bytes_of(&aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SOFT_OFF, &SOFT_OFF, &zero, &zero])));
+    let mut code = bytes_of(&aml::Name::new(
+        "_S5_".into(),
+        &aml::Package::new(vec![&ports::SOFT_OFF, &ports::SOFT_OFF, &zero, &zero]),
+    ));
     let (registers, interrupt) = (io(serial::FIRST_PORT, serial::PORTS as u8), interrupt(serial::GSI));
     let resources = aml::ResourceTemplate::new(vec![&registers, &interrupt]);
     code.extend(system_device("COM1", &aml::EISAName::new("PNP0501"), 0, &resources));

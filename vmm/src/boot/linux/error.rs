@@ -1,6 +1,6 @@
 //! [`LinuxError`]: why a Linux kernel does not come up.
 
-use crate::units::Bytes;
+use llfree_base::units::Bytes;
 
 /// What stands between a kernel image and its first instruction.
 #[derive(Debug, thiserror::Error)]

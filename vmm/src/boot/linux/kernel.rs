@@ -5,7 +5,6 @@
 
 use super::error::LinuxError;
 use super::map::{self, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_BYTES, HIGH_MEMORY, PVH_MEMORY_MAP, PVH_MODULES};
-use crate::units::Bytes;
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
@@ -14,6 +13,7 @@ use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::elf::Elf;
 use linux_loader::loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use linux_loader::loader::{Cmdline, KernelLoader, load_cmdline};
+use llfree_base::units::Bytes;
 use object::LittleEndian;
 use object::elf::{FileHeader64, NoteType, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};

@@ -9,11 +9,11 @@
 //! ```
 //! The addresses are those that PCs have; nothing below 64 KiB is needed once the kernel runs.
 
-use crate::memory::AddressMap;
+use llfree_monitor::memory::AddressMap;
 use shared_layout::HUGE_SIZE;
 use shared_layout::devices::DEVICE_BYTES;
 
-pub use crate::memory::HOLE_START;
+pub use llfree_monitor::memory::HOLE_START;
 /// The first device's page; each is [`DEVICE_BYTES`] long.
 pub const DEVICES_START: u64 = 0xd000_0000;
 /// Registers of the I/O APIC.

@@ -4,8 +4,8 @@ use super::kernel::{Entry, LinuxKernel, Setup};
 use super::map::{self, Kind};
 use super::{Initrd, LinuxError, acpi};
 use crate::boot::{Image, ImageError};
-use crate::memory::{Backing, GuestRam};
 use linux_loader::loader::bootparam::setup_header;
+use llfree_monitor::memory::{Backing, GuestRam};
 use proptest::prelude::*;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
@@ -161,7 +161,7 @@ fn an_initrd_that_no_memory_could_hold_does_not_ask_for_more() {
 #[test]
 fn initrds_that_are_none_are_refused() {
     let directory = tempfile::tempdir().expect("a directory");
-    let text = |path: &std::path::Path| crate::error_line(&Initrd::open(path).expect_err("none"));
+    let text = |path: &std::path::Path| llfree_base::error_line(&Initrd::open(path).expect_err("none"));
     assert!(text(directory.path()).contains("no regular file"));
     assert!(text(&directory.path().join("gone")).contains("cannot read the initrd"));
     let empty = directory.path().join("empty");

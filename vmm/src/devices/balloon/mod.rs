@@ -20,9 +20,9 @@ pub use state::{BalloonControl, BalloonCounters, GuestStats};
 
 use super::request::Request;
 use super::{Fault, Served, VirtioDevice};
-use crate::error_line;
-use crate::guest_log::Rarely;
-use crate::memory::GuestRam;
+use llfree_base::RateLimit;
+use llfree_base::error_line;
+use llfree_monitor::memory::GuestRam;
 use shared_layout::devices::BALLOON_F_HUGE;
 use shared_layout::{FRAME_SIZE, FRAMES_PER_HUGE};
 use std::ops::Range;
@@ -85,8 +85,8 @@ pub struct Balloon {
     poison: u32,
     /// The head of the statistics request that waits for its time, and its queue.
     stats_request: Option<(usize, u16)>,
-    failures: Rarely,
-    poisoned: Rarely,
+    failures: RateLimit,
+    poisoned: RateLimit,
 }
 
 impl Balloon {
@@ -101,8 +101,8 @@ impl Balloon {
             features: 0,
             poison: 0,
             stats_request: None,
-            failures: Rarely::default(),
-            poisoned: Rarely::default(),
+            failures: RateLimit::default(),
+            poisoned: RateLimit::default(),
         };
         balloon.control.expect_stats(config.stats);
         balloon.reset();

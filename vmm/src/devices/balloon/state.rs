@@ -2,7 +2,7 @@
 //! guest's statistics. Shared between the device's thread and the control plane.
 
 use super::super::progress::Progress;
-use crate::control::report::{BalloonStatus, GuestStatsReport};
+use llfree_control::report::{BalloonStatus, GuestStatsReport};
 use shared_layout::FRAME_SIZE;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};

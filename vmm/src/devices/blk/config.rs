@@ -3,7 +3,7 @@
 //! Nothing here changes a file. What two disks of one VM must not share is found by
 //! [`check_disks`]; what two processes must not share, by the locks of [`super::file`].
 
-use crate::units::shorten;
+use llfree_base::units::shorten;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;

@@ -6,7 +6,7 @@
 //! as all locks of files are.
 
 use super::config::{DiskConfig, DiskError};
-use crate::guest_log::printable;
+use llfree_base::printable;
 use rustix::fs::{FallocateFlags, FlockOperation};
 use std::fs::{self, File, FileType};
 use std::io::{self, Seek, SeekFrom};

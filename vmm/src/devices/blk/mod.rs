@@ -22,9 +22,10 @@ pub use state::{DiskControl, DiskCounters};
 
 use super::request::Request;
 use super::{Fault, Served, VirtioDevice};
-use crate::guest_log::{Rarely, printable};
-use crate::harden::Role;
+use crate::roles;
 use file::{Direction, DiskFile, SECTOR};
+use llfree_base::thread::Role;
+use llfree_base::{RateLimit, printable};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,8 +60,8 @@ pub struct Blk {
     serial: [u8; SERIAL_BYTES],
     /// The driver knows no flush, so that each write is one.
     write_through: bool,
-    errors: Rarely,
-    refusals: Rarely,
+    errors: RateLimit,
+    refusals: RateLimit,
 }
 
 /// Why a request failed.
@@ -108,8 +109,8 @@ impl Blk {
             control: Arc::new(control),
             serial,
             write_through: true,
-            errors: Rarely::default(),
-            refusals: Rarely::default(),
+            errors: RateLimit::default(),
+            refusals: RateLimit::default(),
         }
     }
 
@@ -279,7 +280,7 @@ impl VirtioDevice for Blk {
     }
 
     fn role(&self) -> Role {
-        Role::Disk
+        roles::DISK
     }
 
     fn queue_sizes(&self) -> &[u16] {

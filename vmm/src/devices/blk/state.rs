@@ -1,7 +1,7 @@
 //! What the host sees of a disk: which one it is and what it did since the VM started. Shared between
 //! the device's thread and the control plane.
 
-use crate::control::report::DiskStatus;
+use llfree_control::report::DiskStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Events of one disk. Each is exact; two of them read one after the other may not fit together.

@@ -3,7 +3,8 @@
 use super::super::driver::{CONTENTS, Driver};
 use super::super::request::Buffer;
 use super::*;
-use crate::harden::{self, Needs, Seccomp};
+use crate::roles;
+use llfree_harden::{Needs, Sandbox, Seccomp};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -268,7 +269,7 @@ fn what_a_guest_discards_leaves_the_hosts_disk() {
     let (_dir, config) = image(4 * MIB, 7);
     let (mut driver, control) = open(&config);
     if driver.offered() & 1 << blk::VIRTIO_BLK_F_DISCARD == 0 {
-        return crate::skipped::skipped("the file system of the scratch directory makes no holes");
+        return test_support::skipped("the file system of the scratch directory makes no holes");
     }
     let used = || fs::metadata(&config.path).expect("the image").blocks() * 512;
     File::open(&config.path).and_then(|file| file.sync_all()).expect("on the disk");
@@ -328,7 +329,7 @@ fn a_short_transfer_goes_on_where_it_ended() {
 }
 
 fn error_of(disk: &DiskConfig) -> String {
-    crate::error_line(&Blk::open(disk).err().expect("no disk"))
+    llfree_base::error_line(&Blk::open(disk).err().expect("no disk"))
 }
 
 #[test]
@@ -370,7 +371,7 @@ fn a_block_device_is_a_disk() {
     let (_dir, config) = image(MIB, 7);
     let device = match Loop::over(&config.path) {
         Ok(device) => device,
-        Err(reason) => return crate::skipped::skipped(format!("no loop device to be had: {reason}")),
+        Err(reason) => return test_support::skipped(format!("no loop device to be had: {reason}")),
     };
     let disk = DiskConfig { path: device.0.clone(), ..config.clone() };
     let (mut driver, _) = open(&disk);
@@ -457,9 +458,9 @@ fn a_disk_on_a_bounded_thread() {
     }
     let (_dir, config) = image(MIB, 7);
     let (mut driver, control) = open(&config);
-    harden::prepare(Seccomp::On, &Needs::default()).expect("filters compile");
+    let sandbox = Sandbox::prepare(Seccomp::On, &Needs::default(), roles::ALL).expect("filters compile");
     let thread = std::thread::spawn(move || {
-        harden::enter(Role::Disk);
+        sandbox.enter(roles::DISK);
         assert_eq!(write_disk(&mut driver, 0, &[1; 4096]), OK);
         assert_eq!(ask(&mut driver, blk::VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
         assert_eq!(read_disk(&mut driver, 0, 512), (OK, vec![1; 512]));
@@ -480,7 +481,7 @@ fn a_disk_on_a_bounded_thread() {
 fn a_disks_thread_needs_no_more_than_its_filter_allows() {
     let status = fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     if !status.contains("Seccomp:") {
-        return crate::skipped::skipped("this kernel has no seccomp");
+        return test_support::skipped("this kernel has no seccomp");
     }
     let mut command = Command::new(std::env::current_exe().expect("this test"));
     command.args(["--exact", "devices::blk::tests::a_disk_on_a_bounded_thread", "--nocapture"]).env(CHILD, "1");

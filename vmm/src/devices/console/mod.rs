@@ -16,7 +16,8 @@ pub use port::{BUFFER_BYTES, Port, PortError};
 
 use super::request::Request;
 use super::{Fault, Served, Source, VirtioDevice};
-use crate::harden::Role;
+use crate::roles;
+use llfree_base::thread::Role;
 use shared_layout::channel::PORT_NAME;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -128,7 +129,7 @@ impl VirtioDevice for Console {
     }
 
     fn role(&self) -> Role {
-        Role::Stream
+        roles::STREAM
     }
 
     fn queue_sizes(&self) -> &[u16] {

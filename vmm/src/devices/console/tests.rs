@@ -5,6 +5,7 @@ use super::*;
 use crate::devices::driver::{CONTENTS, DRIVER_OK, Driver, NEEDS_RESET};
 use crate::devices::request::Buffer;
 use crate::devices::worker::Worker;
+use llfree_base::thread::Spawner;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -147,7 +148,7 @@ fn a_guest_that_does_not_read_fills_one_buffer() {
 fn a_guest_that_never_stops_to_write_waits() {
     let (mut driver, port) = console();
     open(&mut driver, 1);
-    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
     let piece = Buffer { address: CONTENTS, bytes: 48 << 10, writable: false };
     driver.put(CONTENTS, &[1; 48 << 10]);
     for index in 0..4 {

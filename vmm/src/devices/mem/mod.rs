@@ -16,9 +16,9 @@ pub use state::{MemControl, MemCounters};
 
 use super::request::Request;
 use super::{Fault, Served, VirtioDevice};
-use crate::error_line;
-use crate::guest_log::Rarely;
-use crate::memory::GuestRam;
+use llfree_base::RateLimit;
+use llfree_base::error_line;
+use llfree_monitor::memory::GuestRam;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::ops::Range;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ pub struct Mem {
     first: u32,
     /// A block each: is it plugged?
     plugged: Vec<bool>,
-    failures: Rarely,
+    failures: RateLimit,
 }
 
 impl Mem {
@@ -79,7 +79,7 @@ impl Mem {
         let start = HugeId(first).byte_offset();
         let piece = ram.map().parts().find(|part| (part.offset..part.offset + part.bytes).contains(&start));
         let blocks = piece.map_or(0, |part| (part.offset + part.bytes - start) / HUGE_SIZE);
-        Self { ram, control, first, plugged: vec![false; blocks as usize], failures: Rarely::default() }
+        Self { ram, control, first, plugged: vec![false; blocks as usize], failures: RateLimit::default() }
     }
 
     /// The blocks of a request; `None` if they are not all blocks of the region, or none.

@@ -2,7 +2,7 @@
 //! control plane.
 
 use super::super::progress::Progress;
-use crate::control::report::MemStatus;
+use llfree_control::report::MemStatus;
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 

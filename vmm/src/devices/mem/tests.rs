@@ -3,7 +3,7 @@
 use super::super::driver::{CONTENTS, Driver};
 use super::super::request::Buffer;
 use super::*;
-use crate::memory::{AddressMap, Backing, HOLE_END};
+use llfree_monitor::memory::{AddressMap, Backing, HOLE_END};
 use vm_memory::{Bytes, GuestAddress};
 
 const MIB: u64 = 1 << 20;

@@ -3,7 +3,7 @@
 //! Nothing here asks the host: whether there is such a tap, and whose it is, is found when it is
 //! opened (`tap.rs`).
 
-use crate::units::shorten;
+use llfree_base::units::shorten;
 use std::fmt;
 use std::str::FromStr;
 

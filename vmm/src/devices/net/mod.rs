@@ -17,8 +17,10 @@ pub use tap::NetError;
 
 use super::request::Request;
 use super::{Fault, Served, Source, VirtioDevice};
-use crate::guest_log::Rarely;
-use crate::harden::Role;
+use crate::roles;
+use llfree_base::RateLimit;
+use llfree_base::thread::Role;
+use llfree_control::report::{FrameCounts, NetStatus};
 use rustix::io::{Errno, retry_on_intr};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -55,30 +57,6 @@ struct Direction {
     errors: AtomicU64,
 }
 
-/// Numbers of one direction.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FrameCounts {
-    /// Frames that went through.
-    pub frames: u64,
-    /// Bytes in them.
-    pub bytes: u64,
-    /// Frames that did not fit: larger than the guest's buffer, or more than the tap takes at a time.
-    pub dropped: u64,
-    /// Reads and writes of the tap that failed.
-    pub errors: u64,
-}
-
-/// Numbers of a network, for a status.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetStatus {
-    /// From the tap to the guest.
-    pub to_guest: FrameCounts,
-    /// From the guest to the tap.
-    pub from_guest: FrameCounts,
-}
-
 impl NetCounters {
     /// What they are now.
     #[must_use]
@@ -108,7 +86,7 @@ pub struct Net {
     /// A header and a frame, and a byte more by which a longer one is known.
     frame: Vec<u8>,
     counters: Arc<NetCounters>,
-    failures: Rarely,
+    failures: RateLimit,
 }
 
 impl Net {
@@ -133,7 +111,7 @@ impl Net {
 
     fn with(tap: OwnedFd, mac: MacAddr, mtu: u16) -> Self {
         let frame = vec![0; HEADER_BYTES + MAX_FRAME + 1];
-        Self { tap, mac, mtu, frame, counters: Arc::default(), failures: Rarely::default() }
+        Self { tap, mac, mtu, frame, counters: Arc::default(), failures: RateLimit::default() }
     }
 
     /// Its numbers, for who reports them.
@@ -206,7 +184,7 @@ impl VirtioDevice for Net {
     }
 
     fn role(&self) -> Role {
-        Role::Stream
+        roles::STREAM
     }
 
     fn queue_sizes(&self) -> &[u16] {

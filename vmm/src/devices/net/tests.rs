@@ -6,13 +6,15 @@ use crate::devices::console::Console;
 use crate::devices::driver::{CONTENTS, Driver, SIZE};
 use crate::devices::request::Buffer;
 use crate::devices::worker::Worker;
-use crate::harden::{self, Needs, Seccomp};
-use crate::skipped::skipped;
+use crate::roles;
+use llfree_base::thread::Spawner;
+use llfree_harden::{Needs, Sandbox, Seccomp};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::net::UdpSocket;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use test_support::skipped;
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{Bytes, GuestAddress};
@@ -151,7 +153,7 @@ fn no_frame_is_lost_while_the_driver_has_buffers() {
     let (mut driver, host, counters) = net();
     driver.start(1 << VIRTIO_RING_F_EVENT_IDX, 2);
     host.set_nonblocking(false).expect("to block");
-    let worker = Worker::start(driver.device.clone()).expect("a thread");
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
     let sender = std::thread::spawn(move || {
         for number in 0..FRAMES {
             host.send(&with_header(&number.to_le_bytes())).expect("the device lives");
@@ -219,7 +221,7 @@ fn packets_go_between_a_guest_and_a_tap_of_the_host() {
         let net = Net::open(&config("tap=tap0,mac=02:00:00:00:00:07")).expect("a tap");
         let (mut driver, counters) = driver(net);
         assert_eq!(driver.config(8) >> 16, 4000, "the tap's MTU");
-        let worker = Worker::start(driver.device.clone()).expect("a thread");
+        let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
         driver.descriptor(TO_GUEST, 0, place(0), 0, 0);
         driver.offer(TO_GUEST, 0);
         let host = UdpSocket::bind("192.0.2.1:4000").expect("a socket");
@@ -311,9 +313,10 @@ fn a_stream_on_a_bounded_thread() {
     let (console, port) = Console::new().expect("events");
     let mut channel = Driver::new(4, |_| Box::new(console));
     channel.start(1 << 1, 4);
-    harden::prepare(Seccomp::On, &Needs::default()).expect("filters compile");
+    let sandbox = Sandbox::prepare(Seccomp::On, &Needs::default(), roles::ALL).expect("filters compile");
+    let threads = sandbox.spawner();
     // They enter their role by themselves.
-    let workers = [&card, &channel].map(|driver| Worker::start(driver.device.clone()).expect("a thread"));
+    let workers = [&card, &channel].map(|driver| Worker::start(driver.device.clone(), &threads).expect("a thread"));
     let notify = |driver: &mut Driver, queue: usize, buffer: Buffer| {
         let before = driver.used(queue);
         driver.descriptor(queue, 0, buffer, 0, 0);

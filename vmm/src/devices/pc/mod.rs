@@ -9,7 +9,7 @@ mod power;
 pub use power::{Power, PowerEvent};
 
 use crate::devices::serial::{self, Serial};
-use crate::doorbell::GuestEnd;
+use crate::exit::ExitReason;
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 use kvm_ioctls::VmFd;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub mod ports {
     pub const PM1_CONTROL: u16 = 0x604;
     /// Its length.
     pub const PM1_CONTROL_BYTES: u8 = 2;
+    /// The sleep type by which a kernel says that it wants to be off.
+    pub const SOFT_OFF: u8 = 5;
     /// ACPI's reset register.
     pub const RESET: u16 = 0x608;
     /// What resets there.
@@ -73,20 +75,20 @@ impl Pc {
     }
 
     /// A vCPU writes to `port`; why its machine ends, if it does.
-    pub fn write(&self, port: u16, data: &[u8]) -> Option<GuestEnd> {
+    pub fn write(&self, port: u16, data: &[u8]) -> Option<ExitReason> {
         if let Some(register) = serial_register(port) {
             data.iter().for_each(|value| self.serial.write(register, *value));
             return None;
         }
         Some(match self.power.write(port, data)? {
-            PowerEvent::Off => GuestEnd::PoweredOff,
-            PowerEvent::Panicked => GuestEnd::KernelPanic("it says so itself"),
+            PowerEvent::Off => ExitReason::PoweredOff,
+            PowerEvent::Panicked => ExitReason::KernelPanic("it says so itself"),
             // A kernel that shuts down masks all interrupts before it resets the machine; one that
             // panicked, and was told to reset then, does not get that far.
             PowerEvent::Reset if self.takes_interrupts() => {
-                GuestEnd::KernelPanic("it reset the machine without shutting down, as a panic or an emergency does")
+                ExitReason::KernelPanic("it reset the machine without shutting down, as a panic or an emergency does")
             }
-            PowerEvent::Reset => GuestEnd::Rebooted,
+            PowerEvent::Reset => ExitReason::Rebooted,
         })
     }
 

@@ -2,7 +2,6 @@
 //! without side effects: a write gives the event that it stands for.
 
 use super::ports;
-use crate::boot::linux::acpi::SOFT_OFF;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// The bit of the control register that says that the kernel, not firmware, manages power.
@@ -70,7 +69,7 @@ impl Power {
             ports::PM1_CONTROL => {
                 let control = word?;
                 self.control.store(control, Ordering::Relaxed);
-                let sleeps = control & SLEEP != 0 && control >> SLEEP_TYPE_SHIFT & 7 == u16::from(SOFT_OFF);
+                let sleeps = control & SLEEP != 0 && control >> SLEEP_TYPE_SHIFT & 7 == u16::from(ports::SOFT_OFF);
                 sleeps.then_some(PowerEvent::Off)
             }
             _ if port == ports::PM1_EVENT + 2 => {

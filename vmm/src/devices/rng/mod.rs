@@ -9,8 +9,9 @@ mod tests;
 
 use super::request::Request;
 use super::{Fault, Served, VirtioDevice};
-use crate::guest_log::Rarely;
-use crate::harden::Role;
+use crate::roles;
+use llfree_base::RateLimit;
+use llfree_base::thread::Role;
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
@@ -21,7 +22,7 @@ pub const MOST_BYTES: usize = 4096;
 /// The device.
 #[derive(Default, Debug)]
 pub struct Rng {
-    failures: Rarely,
+    failures: RateLimit,
 }
 
 impl Rng {
@@ -54,7 +55,7 @@ impl VirtioDevice for Rng {
     }
 
     fn role(&self) -> Role {
-        Role::Stream
+        roles::STREAM
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -9,6 +9,7 @@ mod output;
 #[cfg(test)]
 mod tests;
 
+use llfree_base::thread::Spawner;
 use output::Output;
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -101,11 +102,11 @@ impl Serial {
     ///
     /// # Errors
     /// If the host has no thread or no event to give.
-    pub fn new(out: OwnedFd) -> io::Result<Self> {
+    pub fn new(out: OwnedFd, threads: &Spawner) -> io::Result<Self> {
         let irq = EventFd::new(EFD_NONBLOCK)?;
         let room = EventFd::new(EFD_NONBLOCK)?;
         let line = Line(irq.try_clone()?);
-        let output = Output::start(out)?;
+        let output = Output::start(out, threads)?;
         let registers = vm_superio::Serial::new(line, Sender(output.clone()));
         let port = Mutex::new(Port {
             registers,

@@ -4,7 +4,8 @@
 //! or a pipe that nobody reads holds up the thread, and vCPUs as soon as the buffer is full. Nothing
 //! waits for the thread without a limit, so it may hang to the end of the process.
 
-use crate::harden::{self, Role};
+use crate::roles;
+use llfree_base::thread::Spawner;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use std::io;
@@ -43,13 +44,10 @@ impl State {
 }
 
 impl Output {
-    pub(super) fn start(out: OwnedFd) -> io::Result<Arc<Self>> {
+    pub(super) fn start(out: OwnedFd, threads: &Spawner) -> io::Result<Arc<Self>> {
         let output = Arc::new(Self::default());
         let shared = output.clone();
-        std::thread::Builder::new().name("console-out".to_owned()).spawn(move || {
-            harden::enter(Role::ConsoleOut);
-            shared.run(&out);
-        })?;
+        threads.spawn("console-out", roles::CONSOLE_OUT, move || shared.run(&out))?;
         Ok(output)
     }
 

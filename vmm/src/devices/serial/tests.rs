@@ -1,6 +1,7 @@
 //! What a driver and the host rely on, at the registers.
 
 use super::*;
+use llfree_base::thread::Spawner;
 use std::io::{PipeReader, Read};
 use std::os::fd::AsFd;
 use std::sync::mpsc;
@@ -19,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 fn port() -> (Arc<Serial>, PipeReader) {
     let (out, to) = io::pipe().expect("a pipe");
-    (Arc::new(Serial::new(to.into()).expect("a port")), out)
+    (Arc::new(Serial::new(to.into(), &Spawner::default()).expect("a port")), out)
 }
 
 fn interrupts(serial: &Serial) -> u64 {
@@ -292,7 +293,7 @@ fn a_reader_that_goes_away_holds_up_nobody() {
 fn a_descriptor_that_others_made_non_blocking_loses_nothing() {
     let (mut out, to) = io::pipe().expect("a pipe");
     rustix::io::ioctl_fionbio(to.as_fd(), true).expect("a pipe can be non-blocking");
-    let serial = Arc::new(Serial::new(to.into()).expect("a port"));
+    let serial = Arc::new(Serial::new(to.into(), &Spawner::default()).expect("a port"));
     let total = 1 << 20;
     let sent = chatter(&serial, total);
     assert!(stuck_at(&sent) < total);

@@ -1,0 +1,28 @@
+//! What every host crate needs, and nothing that only one of them does.
+//!
+//! No guest, no KVM, no socket and no command line: values, text and the few helpers that a crate
+//! would otherwise write again. Everything above may use it; it sees only the ABI's frame sizes.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`units`] | sizes and times as people type them |
+//! | [`choices`] | what people choose, the wire carries and the monitor obeys |
+//! | [`text`] | error lines, and text that is fit for a terminal |
+//! | [`rate_limit`] | which of many like events to log |
+//! | [`sync`] | a mutex that a panic does not poison |
+//! | [`thread`] | the one place that starts threads: name, role, fault point |
+//! | [`kernel_stats`] | what the host kernel says about this process and its huge pages |
+//! | [`faults`] | places where tests make the host fail |
+
+pub mod choices;
+pub mod faults;
+pub mod kernel_stats;
+pub mod rate_limit;
+pub mod sync;
+pub mod text;
+pub mod thread;
+pub mod units;
+
+pub use rate_limit::RateLimit;
+pub use sync::lock;
+pub use text::{error_line, printable};

@@ -1,0 +1,382 @@
+//! The command line: what can be written, and what it means. Definitions only; nothing runs here.
+//!
+//! [`parse`] turns arguments into a [`Cli`], or into the text and exit code to end with: usage
+//! errors are one line like all others, and exit 1, because 2 means a partial result.
+
+use crate::exit;
+use crate::workload::{
+    DEFAULT_ORDER, FreeAmount, WorkloadError, parse_amount, parse_millis, parse_order, parse_some, parse_time,
+};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use llfree_base::choices::Switch;
+use llfree_base::units::{Bytes, parse_duration, parse_memory};
+use llfree_control::protocol::{BurstTouch, QUANTUM_US};
+use llfree_harden::Seccomp;
+use llfree_monitor::memory::Backing;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+mod launch_args;
+
+pub use launch_args::LaunchArgs;
+use launch_args::{default_cpus, parse_cpus};
+
+/// The cgroup that needs no path.
+pub const AUTO: &str = "auto";
+
+const HELP_TAIL: &str = "\
+Examples:
+  llfree-vmm --mem 16G                         launch a guest that costs what it touches
+  llfree-vmm --mem 4G --cpus 2 --name web --workload \"alloc 1G, verify\"
+  llfree-vmm guest alloc 8G                    in another terminal: let it use memory
+  llfree-vmm guest free all                    ... and free it again
+  llfree-vmm shrink --to 4G --wait 10s         take memory back
+  llfree-vmm grow --to 16G                     and give it again
+  llfree-vmm status --watch 1s                 watch it
+  llfree-vmm demo --mem 16G                    all of this in one terminal
+  llfree-vmm --mem 4G --kernel vmlinuz --initrd initrd.img --disk rootfs.img  an unmodified Linux
+
+Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory comes in steps of
+2 MiB. With one VM running no --name is needed.
+
+Exit codes: 0 all went well; 1 an error; 2 a partial shrink, or a guest command that fell short
+(verify found wrong data, no memory left), or findings of validate; 3 the guest crashed; 4 a Linux
+guest rebooted; 5 its kernel panicked; 130 interrupted; 159 a system call that the VMM's own seccomp filter forbids.";
+
+/// Launches a guest whose unused memory the host takes back in microseconds, and controls it.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "llfree-vmm", version, after_help = HELP_TAIL, max_term_width = 110)]
+#[command(disable_help_subcommand = true, subcommand_value_name = "COMMAND", infer_long_args = false)]
+#[command(override_usage = "llfree-vmm --mem SIZE [OPTIONS]\n       llfree-vmm COMMAND [OPTIONS]")]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What a launch takes.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// What to do, other than a launch.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Args)]
+pub struct Global {
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// The VM's name; for a launch the first free of vm0, vm1 ... by default
+    #[arg(long, global = true, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The VM's control socket, instead of a name
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Say more; twice for debugging
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// What to do, other than a launch.
+#[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
+pub enum Command {
+    /// Ask a running VM.
+    #[command(flatten)]
+    Client(ClientCommand),
+    /// Play the whole story in one terminal: boot, touch, free, shrink, verify, grow
+    Demo(DemoArgs),
+}
+
+/// What is asked of a VM that runs already.
+#[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Take memory from the guest: lower its limit
+    Shrink(ShrinkArgs),
+    /// Give memory to the guest: raise its limit
+    Grow {
+        /// The new limit
+        #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+        to: Bytes,
+    },
+    /// Take the memory behind free frames; the limit stays
+    Reclaim {
+        /// At most this much; all that is free by default
+        #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+        by: Option<Bytes>,
+    },
+    /// Take back free memory by itself, from now on or no more
+    AutoReclaim {
+        /// on, off, or how: interval=5s,min-age=2,keep=64M,rate=4G/s, what is left out as shown
+        #[arg(value_name = "SPEC", allow_hyphen_values = true)]
+        settings: Switch,
+    },
+    /// Check that no frame is lost or owned twice; exit code 2 if something is wrong
+    Validate,
+    /// Show limit, resident memory, installs, exits and more
+    Status {
+        /// Again and again, at this interval
+        #[arg(long, value_name = "TIME", value_parser = parse_interval, allow_hyphen_values = true)]
+        watch: Option<Duration>,
+    },
+    /// Show the VMs that are running
+    List,
+    /// Let the test guest do something
+    #[command(subcommand)]
+    Guest(GuestCommand),
+    /// End a VM cleanly; to a Linux guest it is as if the plug were pulled
+    Stop,
+}
+
+/// What a shrink takes.
+#[derive(Clone, PartialEq, Eq, Debug, Args)]
+#[command(group = clap::ArgGroup::new("goal").required(true).args(["to", "by"]))]
+pub struct ShrinkArgs {
+    /// The new limit
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+    pub to: Option<Bytes>,
+    /// How much less than now
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+    pub by: Option<Bytes>,
+    /// Give the guest this long to free memory; with a device (--elastic) as long as it gets somewhere
+    /// by default
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "0s", allow_hyphen_values = true)]
+    pub wait: Duration,
+}
+
+/// What the demo takes.
+#[derive(Clone, PartialEq, Eq, Debug, Args)]
+pub struct DemoArgs {
+    /// Guest memory at most
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "16G", allow_hyphen_values = true)]
+    pub mem: Bytes,
+    /// How much of it the guest touches; half of it by default
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+    pub touch: Option<Bytes>,
+    /// vCPUs; 2 by default, or 1 on a host with one core
+    #[arg(long, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
+    pub cpus: Option<u32>,
+    /// What guest memory is made of: anon (the default), memfd or hugetlb
+    #[arg(long, value_name = "KIND", hide_possible_values = true)]
+    pub backing: Option<Backing>,
+    /// What a thread's forbidden system call does: on (the default), log or off
+    #[arg(long, value_name = "MODE", hide_possible_values = true)]
+    pub seccomp: Option<Seccomp>,
+}
+
+impl DemoArgs {
+    /// vCPUs, the default filled in.
+    #[must_use]
+    pub fn cpus(&self) -> u32 {
+        self.cpus.unwrap_or_else(default_cpus)
+    }
+}
+
+/// What the test guest can do.
+#[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
+pub enum GuestCommand {
+    /// Allocate memory, touch and stamp every page of it
+    Alloc {
+        /// How much
+        #[arg(value_name = "SIZE", value_parser = parse_amount, allow_hyphen_values = true)]
+        bytes: u64,
+        /// In blocks of 2^K pages, 0 (4 KiB) to 10 (4 MiB)
+        #[arg(long, value_name = "K", value_parser = parse_order, default_value_t = DEFAULT_ORDER, allow_hyphen_values = true)]
+        order: u8,
+    },
+    /// Check every stamp
+    Verify,
+    /// Free memory
+    Free {
+        /// How much, or all
+        #[arg(value_name = "SIZE|all", allow_hyphen_values = true)]
+        amount: FreeAmount,
+        /// Blocks at random instead of the newest first
+        #[arg(long)]
+        random: bool,
+    },
+    /// Allocate and free blocks of mixed sizes and lifetimes
+    Churn {
+        /// For how long
+        #[arg(value_name = "TIME", value_parser = parse_millis, allow_hyphen_values = true)]
+        millis: u64,
+    },
+    /// Allocate 2 MiB frames one after another and time each
+    Burst {
+        /// How much
+        #[arg(value_name = "SIZE", value_parser = parse_burst, allow_hyphen_values = true)]
+        bytes: u64,
+        /// What to write to: a word of each page, of each 2 MiB frame, or nothing
+        #[arg(long, value_name = "WHAT", value_parser = burst_touch(), default_value = "pages", hide_default_value = true)]
+        touch: BurstTouch,
+        /// Keep and stamp it all, instead of freeing it
+        #[arg(long)]
+        keep: bool,
+        /// Ask the host for each frame alone, and for none ahead
+        #[arg(long)]
+        single: bool,
+    },
+    /// Measure memory bandwidth over time (STREAM triad)
+    Stream {
+        /// For how long
+        #[arg(value_name = "TIME", value_parser = parse_stream_millis, allow_hyphen_values = true)]
+        millis: u64,
+        /// In arrays of this size together
+        #[arg(long, value_name = "SIZE", value_parser = parse_stream_bytes, default_value = "192M", allow_hyphen_values = true)]
+        bytes: u64,
+        /// Allocate, touch and free this much between two samples
+        #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
+        beside: Bytes,
+    },
+    /// Measure computing time over time (fixed time quanta)
+    Ftq {
+        /// For how long
+        #[arg(value_name = "TIME", value_parser = parse_ftq_millis, allow_hyphen_values = true)]
+        millis: u64,
+        /// A quantum
+        #[arg(long, value_name = "TIME", value_parser = parse_quantum, default_value = "1ms", allow_hyphen_values = true)]
+        quantum: Duration,
+        /// Allocate, touch and free this much between two quanta
+        #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
+        beside: Bytes,
+    },
+    /// Give cached frames back, so that the host can take them
+    Idle,
+    /// Report what is allocated and free
+    Stats,
+}
+
+fn parse_burst(text: &str) -> Result<u64, WorkloadError> {
+    parse_some("burst", text)
+}
+
+fn parse_stream_bytes(text: &str) -> Result<u64, WorkloadError> {
+    parse_some("stream", text)
+}
+
+fn parse_stream_millis(text: &str) -> Result<u64, WorkloadError> {
+    parse_time("stream", text)
+}
+
+fn parse_ftq_millis(text: &str) -> Result<u64, WorkloadError> {
+    parse_time("ftq", text)
+}
+
+fn parse_quantum(text: &str) -> Result<Duration, String> {
+    let quantum = parse_duration(text).map_err(|error| error.to_string())?;
+    let possible = u64::try_from(quantum.as_micros()).is_ok_and(|us| QUANTUM_US.contains(&us));
+    if possible { Ok(quantum) } else { Err("a quantum is 0.01ms to 1s".to_owned()) }
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text).map_err(|error| error.to_string())?;
+    if interval < Duration::from_millis(10) { Err("the shortest interval is 10ms".to_owned()) } else { Ok(interval) }
+}
+
+/// What a burst touches, by its name on the wire.
+fn burst_touch() -> impl TypedValueParser<Value = BurstTouch> {
+    let value = |touch: BurstTouch| {
+        PossibleValue::new(touch.name()).help(match touch {
+            BurstTouch::Nothing => "Nothing",
+            BurstTouch::Frames => "One word of each 2 MiB frame",
+            BurstTouch::Pages => "One word of each 4 KiB page",
+        })
+    };
+    PossibleValuesParser::new(BurstTouch::ALL.map(value))
+        // The parser takes no other name.
+        .map(|name| BurstTouch::ALL.into_iter().find(|touch| touch.name() == name).unwrap_or_default())
+}
+
+/// An end without a run: help, a version, or a usage error.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Exit {
+    /// What to print, its newline included.
+    pub text: String,
+    /// Help and version go to stdout with code 0, errors to stderr with code 1.
+    pub code: u8,
+}
+
+/// Parses a command line, the program's name first.
+///
+/// # Errors
+/// Help, version or a usage error: what to print and how to exit.
+pub fn parse<I, T>(args: I) -> Result<Cli, Exit>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    Cli::try_parse_from(args).and_then(check).map_err(|error| Exit::of("llfree-vmm", &error))
+}
+
+/// What clap's own rules cannot say, because launch flags and subcommands share a level.
+fn check(cli: Cli) -> Result<Cli, clap::Error> {
+    let refuse = |kind, message: String| Err(Cli::command().error(kind, message));
+    if cli.global.name.is_some() && cli.global.socket.is_some() {
+        return refuse(ErrorKind::ArgumentConflict, "--name and --socket exclude each other".to_owned());
+    }
+    if cli.global.name.is_some() || cli.global.socket.is_some() {
+        match cli.command {
+            Some(Command::Demo(_)) => {
+                let message = "the demo has no control socket, so --name and --socket make no sense";
+                return refuse(ErrorKind::ArgumentConflict, message.to_owned());
+            }
+            Some(Command::Client(ClientCommand::List)) => {
+                let message = "list shows all VMs; --name and --socket make sense with status";
+                return refuse(ErrorKind::ArgumentConflict, message.to_owned());
+            }
+            _ => {}
+        }
+    }
+    let launch = &cli.launch;
+    let given = launch.given();
+    match (&cli.command, given) {
+        (Some(Command::Demo(_)), Some(flag)) => {
+            refuse(ErrorKind::ArgumentConflict, format!("write {flag} behind 'demo', if it takes it"))
+        }
+        (Some(_), Some(flag)) => {
+            refuse(ErrorKind::ArgumentConflict, format!("{flag} is for a launch and makes no sense before a command"))
+        }
+        (None, None) => refuse(
+            ErrorKind::MissingRequiredArgument,
+            "nothing to do; launch a VM with --mem SIZE, or give a command".to_owned(),
+        ),
+        (None, Some(_)) if launch.mem.is_none() => {
+            refuse(ErrorKind::MissingRequiredArgument, "a launch needs --mem SIZE, like --mem 16G".to_owned())
+        }
+        _ => Ok(cli),
+    }
+}
+
+impl Exit {
+    /// What `program` prints when clap has no command line for it: usage errors in one line.
+    #[must_use]
+    pub fn of(program: &str, error: &clap::Error) -> Self {
+        let text = error.to_string();
+        if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+            return Self { text, code: exit::OK };
+        }
+        let text = if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            "a command is missing".to_owned()
+        } else {
+            one_line(&text)
+        };
+        Self { text: format!("{program}: error: {text} ({program} --help shows how)\n"), code: exit::ERROR }
+    }
+}
+
+/// The message of clap's report and its tips, without the usage that follows.
+fn one_line(report: &str) -> String {
+    let report = report.strip_prefix("error: ").unwrap_or(report);
+    let body = report.split("\nUsage:").next().unwrap_or(report);
+    let body = body.split("\nFor more information").next().unwrap_or(body);
+    let lines: Vec<String> = body
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|l| !l.is_empty())
+        .collect();
+    let line = lines.join("; ").replace(":; ", ": ").replace("; [possible", " [possible").replace("; tip: ", "; ");
+    // An argument may hold anything; a terminal should not have to take it.
+    line.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
+}

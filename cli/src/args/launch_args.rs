@@ -1,0 +1,158 @@
+//! [`LaunchArgs`]: the flags of a launch.
+
+use super::AUTO;
+use crate::workload::Workload;
+use clap::Args;
+use llfree_base::choices::Switch;
+use llfree_base::units::{Bytes, parse_memory};
+use llfree_harden::Seccomp;
+use llfree_monitor::OnViolation;
+use llfree_monitor::install_config::{InstallConfig, InstallPool};
+use llfree_monitor::memory::{Backing, UseUserfaultfd};
+use shared_layout::header::MAX_VCPUS;
+use std::path::PathBuf;
+use vmm::devices::blk::DiskConfig;
+use vmm::devices::net::NetConfig;
+use vmm::elastic::Elastic;
+
+/// What a launch takes.
+#[derive(Clone, PartialEq, Eq, Debug, Args)]
+#[command(next_help_heading = "Launch a VM")]
+pub struct LaunchArgs {
+    /// Guest memory at most; it costs what the guest touches
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+    pub mem: Option<Bytes>,
+    /// vCPUs; 2 by default, or 1 on a host with one core
+    #[arg(long, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
+    pub cpus: Option<u32>,
+    /// What to run instead of the built-in guest: Linux (bzImage or PVH vmlinux), or an ELF of your own
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Linux: the initial RAM file system
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Linux: the kernel's command line [default: "console=ttyS0"]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub append: Option<String>,
+    /// Linux: a raw disk image or block device, like rootfs.img or data.img,ro; once for each disk
+    #[arg(long, value_name = "PATH[,ro][,serial=TEXT]", action = clap::ArgAction::Append)]
+    pub disk: Vec<DiskConfig>,
+    /// Linux: a network card on a tap device of the host, like tap=tap0; once for each card
+    #[arg(long, value_name = "tap=NAME[,mac=MAC]", action = clap::ArgAction::Append)]
+    pub net: Vec<NetConfig>,
+    /// Guest commands to run at boot, like "alloc 8G, verify, free all"; may end in "stop". With
+    /// Linux they wait until its agent is up, two minutes at most
+    #[arg(long, value_name = "SPEC")]
+    pub workload: Option<Workload>,
+    /// What guest memory is made of: anon (the default), memfd or hugetlb
+    #[arg(long, value_name = "KIND", hide_possible_values = true)]
+    pub backing: Option<Backing>,
+    /// How memory is taken and given: llfree (the default), balloon (the default of Linux guests, with
+    /// reporting and deflate-on-oom), balloon-huge, virtio-mem or none; with options, like
+    /// balloon,reporting=on,deflate-on-oom=on,stats=1s or virtio-mem,boot=256M
+    #[arg(long, value_name = "KIND", hide_possible_values = true)]
+    pub elastic: Option<Elastic>,
+    /// Take back free memory by itself: on, off (the default), or how, like interval=5s,min-age=2,keep=64M,rate=4G/s
+    #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
+    pub auto_reclaim: Option<Switch>,
+    /// Cores for the vCPUs, in turn, like 0,1; any by default
+    #[arg(long, value_name = "CORES", value_delimiter = ',', value_parser = parse_core, allow_hyphen_values = true)]
+    pub pin: Vec<u32>,
+    /// Zeroed memory kept ready for installs, like 64M or 64M,rate=4G/s; 0 for none [default: 64M, or an
+    /// eighth of --mem if that is less]
+    #[arg(long, value_name = "SIZE[,rate=SIZE/s]", allow_hyphen_values = true)]
+    pub install_pool: Option<InstallPool>,
+    /// What touching memory unasked comes to. stop: the guest's end; install (the default): it gets
+    /// what its limit includes, else it ends; log: neither ends it, and what is beyond the limit is
+    /// lent for a moment
+    #[arg(long, value_name = "POLICY")]
+    pub on_violation: Option<OnViolation>,
+    /// What sees such touches: auto (the default: where it is permitted), on (or no launch), off
+    #[arg(long, value_name = "WHEN", value_parser = parse_userfaultfd)]
+    pub userfaultfd: Option<UseUserfaultfd>,
+    /// What a thread's forbidden system call does: on (the default) ends the VM, log only notes it
+    /// in the kernel's audit log, off turns all sandboxing off
+    #[arg(long, value_name = "MODE", hide_possible_values = true)]
+    pub seccomp: Option<Seccomp>,
+    /// Run in a memory cgroup (v2) of its own whose memory.max follows the limit, made below PATH,
+    /// or beside the cgroup of whoever launches (auto)
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = AUTO)]
+    pub cgroup: Option<PathBuf>,
+}
+
+impl LaunchArgs {
+    /// How frames get their memory.
+    #[must_use]
+    pub fn install_config(&self) -> InstallConfig {
+        InstallConfig {
+            pool: self.install_pool,
+            on_violation: self.on_violation,
+            userfaultfd: self.userfaultfd.unwrap_or_default(),
+        }
+    }
+
+    /// vCPUs, the default filled in.
+    #[must_use]
+    pub fn cpus(&self) -> u32 {
+        self.cpus.unwrap_or_else(default_cpus)
+    }
+
+    /// What memory is made of, the default filled in.
+    #[must_use]
+    pub fn backing(&self) -> Backing {
+        self.backing.unwrap_or_default()
+    }
+
+    /// The first flag of a launch that was given.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--mem", self.mem.is_some()),
+            ("--cpus", self.cpus.is_some()),
+            ("--kernel", self.kernel.is_some()),
+            ("--initrd", self.initrd.is_some()),
+            ("--append", self.append.is_some()),
+            ("--disk", !self.disk.is_empty()),
+            ("--net", !self.net.is_empty()),
+            ("--workload", self.workload.is_some()),
+            ("--backing", self.backing.is_some()),
+            ("--elastic", self.elastic.is_some()),
+            ("--pin", !self.pin.is_empty()),
+            ("--seccomp", self.seccomp.is_some()),
+            ("--cgroup", self.cgroup.is_some()),
+            ("--auto-reclaim", self.auto_reclaim.is_some()),
+            ("--install-pool", self.install_pool.is_some()),
+            ("--on-violation", self.on_violation.is_some()),
+            ("--userfaultfd", self.userfaultfd.is_some()),
+        ];
+        flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
+    }
+}
+
+/// Two, unless the host has fewer cores than that.
+pub(super) fn default_cpus() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if cores < 2 { 1 } else { 2 }
+}
+
+fn parse_userfaultfd(text: &str) -> Result<UseUserfaultfd, String> {
+    match text {
+        "auto" => Ok(UseUserfaultfd::Auto),
+        "on" => Ok(UseUserfaultfd::On),
+        "off" => Ok(UseUserfaultfd::Off),
+        _ => Err("use auto, on or off".to_owned()),
+    }
+}
+
+pub(super) fn parse_cpus(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(count) if (1..=MAX_VCPUS).contains(&count) => Ok(count),
+        Ok(count) => Err(format!("{count} vCPUs are out of range; choose 1 to {MAX_VCPUS}")),
+        Err(_) => Err(format!("not a number of vCPUs; choose 1 to {MAX_VCPUS}")),
+    }
+}
+
+fn parse_core(text: &str) -> Result<u32, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| "not the number of a core; write numbers with commas between them, like 0,1".to_owned())
+}

@@ -1,0 +1,357 @@
+//! `llfree-vmm demo`: the whole story in one terminal.
+//!
+//! Boots a guest, lets it touch memory and free most of it, takes that memory back, checks that
+//! what the guest kept is intact, gives the limit back and lets the guest use it again. Every size
+//! it prints is resident memory by the kernel's accounting, sampled all along for the chart at the
+//! end. The verdict is a list of checks; one that fails is named and makes the exit code 2.
+
+use crate::args::DemoArgs;
+use crate::chart::{Chart, Phase, Sample};
+use crate::client_commands::Output;
+use crate::exit;
+use crate::roles;
+use crate::run::RunError;
+use crate::workload::DEFAULT_ORDER;
+use llfree_base::thread::Spawner;
+use llfree_base::units::Bytes;
+use llfree_control::protocol::GuestRequest;
+use llfree_control::report::{GuestOutcome, GuestReport};
+use llfree_harden::{Needs, Sandbox};
+use llfree_monitor::install_config::InstallPool;
+use llfree_monitor::memory::Backing;
+use serde::Serialize;
+use shared_layout::HUGE_SIZE;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use vmm::service;
+use vmm::vm::{Vm, VmConfig, VmError};
+
+/// Between two samples for the chart.
+const SAMPLE: Duration = Duration::from_millis(20);
+/// The smallest guest that the story fits in.
+const SMALLEST: u64 = 128 << 20;
+/// The least to touch: half of it is kept, in whole huge frames.
+const LEAST_TOUCH: u64 = 2 * HUGE_SIZE;
+/// What the guest needs besides the memory that it touches: its image and its records.
+const GUEST_OWN: u64 = 16 << 20;
+/// How far resident memory may lie above the limit: the VMM's own.
+const SLACK: u64 = 64 << 20;
+/// The part of it that the install pool may have.
+const POOL: Bytes = Bytes(32 << 20);
+/// How long a shrink may wait for the guest to drain its caches.
+const SHRINK_WAIT: Duration = Duration::from_secs(10);
+
+/// What `demo --json` prints.
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+pub struct DemoReport {
+    /// Guest memory at most, in bytes.
+    pub memory_bytes: u64,
+    /// Memory that the guest touched, in bytes.
+    pub touch_bytes: u64,
+    /// Of it, what the guest kept while the host shrank it, in bytes.
+    pub kept_bytes: u64,
+    /// The limit that the host shrank to, in bytes.
+    pub shrink_target_bytes: u64,
+    /// From the launch to the agent's first answer, in milliseconds.
+    pub boot_ms: f64,
+    /// Resident memory of the whole process then, in bytes.
+    pub boot_resident_bytes: u64,
+    /// The same after the guest touched its memory.
+    pub touched_resident_bytes: u64,
+    /// The same after the shrink.
+    pub shrunk_resident_bytes: u64,
+    /// Resident memory that is not the guest's, after the shrink, in bytes.
+    pub vmm_overhead_bytes: u64,
+    /// What the shrink took, in milliseconds.
+    pub shrink_ms: f64,
+    /// Microseconds for each 2 MiB frame that had memory behind it.
+    pub shrink_us_per_frame: f64,
+    /// What the growing took, in milliseconds.
+    pub grow_ms: f64,
+    /// Microseconds for each 2 MiB frame returned.
+    pub grow_us_per_frame: f64,
+    /// Whether all that the guest kept, and all that it allocated again, held what it should.
+    pub verified: bool,
+    /// Touches of memory that the guest did not have.
+    pub violations: u64,
+    /// Whether every check passed.
+    pub passed: bool,
+    /// What did not.
+    pub failures: Vec<String>,
+}
+
+/// Resident memory over time, from the thread that watches and from the story itself.
+#[derive(Clone)]
+struct Samples {
+    vm: Arc<Vm>,
+    start: Instant,
+    taken: Arc<Mutex<Vec<Sample>>>,
+}
+
+impl Samples {
+    fn take(&self) {
+        // A sample that the kernel does not give only costs the chart a point.
+        if let Ok(ram) = self.vm.monitor().ram().residency() {
+            let limit_bytes = u64::from(self.vm.monitor().limit()) * HUGE_SIZE;
+            let sample = Sample { at: self.start.elapsed(), resident_bytes: ram.resident_bytes, limit_bytes };
+            self.taken.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+        }
+    }
+
+    fn all(&self) -> Vec<Sample> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Takes samples on a thread of its own until dropped.
+struct Sampler {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Sampler {
+    fn start(samples: Samples, threads: &Spawner) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let until = stop.clone();
+        let watch = move || {
+            while !until.load(Ordering::Relaxed) {
+                samples.take();
+                std::thread::sleep(SAMPLE);
+            }
+        };
+        let thread = threads.spawn("sampler", roles::SAMPLER, watch)?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // A sampler that panicked only costs the chart its rest.
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// The story as it goes: where the lines go, and what will be reported.
+struct Story<'a, 'b> {
+    output: &'a mut Output<'b>,
+    samples: Samples,
+    phases: Vec<Phase>,
+    report: DemoReport,
+}
+
+impl Story<'_, '_> {
+    fn begin(&mut self, label: &str) {
+        self.phases.push(Phase { at: self.samples.start.elapsed(), label: label.to_owned() });
+    }
+
+    /// One line about what just happened; nothing in JSON mode.
+    fn tell(&mut self, what: &str, vm: &Vm) -> Result<u64, RunError> {
+        let host = |source| RunError::Host { step: "read its own memory use", source };
+        let resident = vm.resident_bytes().map_err(host)?;
+        self.samples.take();
+        if !self.output.json {
+            let label = self.phases.last().map_or("", |phase| phase.label.as_str());
+            writeln!(self.output.to, "{label:<8} {what:<58} resident {:>10}", Bytes(resident).to_string())
+                .and_then(|()| self.output.to.flush())
+                .map_err(RunError::Output)?;
+        }
+        Ok(resident)
+    }
+
+    fn check(&mut self, ok: bool, failure: impl FnOnce() -> String) {
+        if !ok {
+            self.report.failures.push(failure());
+        }
+    }
+
+    fn verify(&mut self, vm: &Vm, expected: u64) -> Result<(), RunError> {
+        let report = guest(vm, &GuestRequest::Verify)?;
+        let good = report.outcome == GuestOutcome::Ok && report.mismatches == 0 && report.bytes >= expected;
+        self.report.verified &= good;
+        self.check(good, || {
+            format!("verify: {} of {} checked, {} wrong pages", Bytes(report.bytes), Bytes(expected), report.mismatches)
+        });
+        self.tell(&format!("{} hold what the guest wrote", Bytes(report.bytes)), vm)?;
+        Ok(())
+    }
+
+    fn alloc(&mut self, vm: &Vm, bytes: u64) -> Result<u64, RunError> {
+        let start = Instant::now();
+        let report = guest(vm, &GuestRequest::Alloc { bytes, order: DEFAULT_ORDER })?;
+        self.check(report.outcome == GuestOutcome::Ok && report.bytes >= bytes, || {
+            format!("alloc: {} of {}, {:?}", Bytes(report.bytes), Bytes(bytes), report.outcome)
+        });
+        let seconds = start.elapsed().as_secs_f64();
+        self.tell(&format!("the guest allocates and touches {} ({seconds:.1} s)", Bytes(report.bytes)), vm)
+    }
+}
+
+/// Plays the story. The exit code is 0 if every check passed, else 2.
+///
+/// # Errors
+/// If there is no VM, or the guest does not answer.
+pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
+    let memory = args.mem.0;
+    let touch = args.touch.map_or(memory / 2 / HUGE_SIZE * HUGE_SIZE, |touch| touch.0);
+    let refuse = |message| Err(RunError::DemoSize(message));
+    if memory < SMALLEST {
+        return refuse(format!("--mem {} is too small for the story; use at least {}", args.mem, Bytes(SMALLEST)));
+    }
+    if touch < LEAST_TOUCH {
+        return refuse(format!(
+            "--touch {} is too small for the story; use at least {}",
+            Bytes(touch),
+            Bytes(LEAST_TOUCH)
+        ));
+    }
+    if touch > memory - GUEST_OWN {
+        return refuse(format!(
+            "--touch {} leaves the guest no memory of its own; use at most {} with --mem {}",
+            Bytes(touch),
+            Bytes(memory - GUEST_OWN),
+            args.mem
+        ));
+    }
+    // 1/16 of memory (1 GiB of 16), of which the guest keeps half. The limit has room for what the
+    // guest needs besides.
+    let target = (memory / 16 / HUGE_SIZE * HUGE_SIZE).max(2 * GUEST_OWN);
+    let kept = (target / 2).min(touch / 2) / HUGE_SIZE * HUGE_SIZE;
+    let start = Instant::now();
+    let mut config = VmConfig::new(args.mem, args.cpus(), args.backing.unwrap_or_default());
+    if config.backing == Backing::Anon {
+        // The story is about what the guest costs, and has little room for what is beside it.
+        config.install.pool = Some(InstallPool::default_for(args.mem).at_most(POOL));
+    }
+    let sandbox = Sandbox::prepare(args.seccomp.unwrap_or_default(), &Needs::default(), roles::all())?;
+    config.threads = sandbox.spawner();
+    let vm = Arc::new(Vm::launch(config)?);
+    guest(&vm, &GuestRequest::Stats)?;
+    let boot_ms = millis(start.elapsed());
+    let mut story = Story {
+        output,
+        samples: Samples { vm: vm.clone(), start, taken: Arc::default() },
+        phases: vec![Phase { at: Duration::ZERO, label: "boot".to_owned() }],
+        report: DemoReport {
+            memory_bytes: memory,
+            touch_bytes: touch,
+            kept_bytes: kept,
+            shrink_target_bytes: target,
+            boot_ms,
+            verified: true,
+            ..DemoReport::default()
+        },
+    };
+    let sampler = Sampler::start(story.samples.clone(), &sandbox.spawner())
+        .map_err(|source| RunError::Host { step: "start a thread", source })?;
+    sandbox.enter(roles::STORY);
+    let result = play(&mut story, &vm);
+    drop(sampler);
+    vm.stop();
+    result?;
+
+    let samples = story.samples.all();
+    let Story { output, phases, mut report, .. } = story;
+    report.passed = report.failures.is_empty();
+    let text = if output.json {
+        serde_json::to_string(&report).map_err(|e| RunError::Output(e.into()))? + "\n"
+    } else {
+        let chart = Chart { title: "guest memory resident on the host".to_owned(), ..Chart::default() };
+        format!("\n{}\n{}", chart.draw(&samples, &phases), verdict(&report))
+    };
+    output.to.write_all(text.as_bytes()).and_then(|()| output.to.flush()).map_err(RunError::Output)?;
+    Ok(if report.passed { exit::OK } else { exit::PARTIAL })
+}
+
+fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
+    let DemoReport { memory_bytes, touch_bytes, kept_bytes, shrink_target_bytes, boot_ms, .. } = story.report;
+    let boot = story.tell(&format!("a guest of {} answers after {boot_ms:.0} ms", Bytes(memory_bytes)), vm)?;
+    story.report.boot_resident_bytes = boot;
+    story.check(boot <= SLACK, || format!("resident at boot: {}, more than {}", Bytes(boot), Bytes(SLACK)));
+
+    story.begin("touch");
+    let touched = story.alloc(vm, touch_bytes)?;
+    story.report.touched_resident_bytes = touched;
+    story.check(touched >= touch_bytes, || format!("resident after the touch: only {}", Bytes(touched)));
+
+    story.begin("free");
+    // At random, so that what is kept lies scattered over all of the memory.
+    guest(vm, &GuestRequest::Free { bytes: Some(touch_bytes - kept_bytes), random: true })?;
+    story.tell(&format!("the guest frees all but {}; the host keeps paying", Bytes(kept_bytes)), vm)?;
+    story.verify(vm, kept_bytes)?;
+
+    story.begin("shrink");
+    let shrunk = vm.shrink(shrink_target_bytes, |elapsed| elapsed < SHRINK_WAIT).map_err(failed("shrink"))?;
+    story.report.shrink_ms = millis(shrunk.duration);
+    story.report.shrink_us_per_frame = per_frame(shrunk.duration, shrunk.pass.discarded);
+    let what = format!("the host takes back all above {} in {:.1} ms", Bytes(shrunk.actual), story.report.shrink_ms);
+    let resident = story.tell(&what, vm)?;
+    story.report.shrunk_resident_bytes = resident;
+    story.check(shrunk.actual == shrink_target_bytes, || {
+        format!("the limit is {} instead of {}", Bytes(shrunk.actual), Bytes(shrink_target_bytes))
+    });
+    story.check(resident <= shrink_target_bytes + SLACK, || {
+        format!("resident after the shrink: {}, more than {} + {}", Bytes(resident), Bytes(shrunk.actual), Bytes(SLACK))
+    });
+    let ram = vm.monitor().ram().residency().map_err(|e| monitor_failed("shrink", e))?;
+    let pool = vm.monitor().supply().pool_status();
+    story.report.vmm_overhead_bytes = resident.saturating_sub(ram.resident_bytes + pool.resident_bytes);
+    story.verify(vm, kept_bytes)?;
+
+    story.begin("grow");
+    let grown = vm.grow(memory_bytes).map_err(failed("grow"))?;
+    story.report.grow_ms = millis(grown.duration);
+    story.report.grow_us_per_frame = per_frame(grown.duration, grown.pass.frames);
+    story.tell(&format!("the limit is {} again after {:.2} ms", Bytes(grown.actual), story.report.grow_ms), vm)?;
+
+    story.begin("again");
+    story.alloc(vm, touch_bytes - kept_bytes)?;
+    story.verify(vm, touch_bytes)?;
+
+    story.begin("end");
+    guest(vm, &GuestRequest::Free { bytes: None, random: false })?;
+    vm.monitor().audit().map_err(|e| failed("audit")(e.into()))?;
+    story.report.violations = vm.monitor().counters.violations.load(Ordering::Relaxed);
+    let violations = story.report.violations;
+    story.check(violations == 0, || format!("{violations} frames were touched that the guest did not have"));
+    Ok(())
+}
+
+fn verdict(report: &DemoReport) -> String {
+    if report.passed {
+        let back = report.touched_resident_bytes.saturating_sub(report.shrunk_resident_bytes);
+        return format!(
+            "PASSED: {} went back to the host in {:.1} ms ({:.1} us per 2 MiB frame); returning the limit took {:.3} us \
+             per frame; all contents verified; {} violations\n",
+            Bytes(back),
+            report.shrink_ms,
+            report.shrink_us_per_frame,
+            report.grow_us_per_frame,
+            report.violations
+        );
+    }
+    let failures: String = report.failures.iter().map(|failure| format!("  {failure}\n")).collect();
+    format!("FAILED:\n{failures}")
+}
+
+fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, RunError> {
+    service::guest(vm, request).map_err(failed(request.verb()))
+}
+
+fn failed(verb: &'static str) -> impl FnOnce(VmError) -> RunError {
+    move |source| RunError::Workload { verb, source }
+}
+
+fn monitor_failed(verb: &'static str, error: llfree_monitor::memory::MemoryError) -> RunError {
+    failed(verb)(llfree_monitor::MonitorError::Residency(error).into())
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn per_frame(duration: Duration, frames: u32) -> f64 {
+    if frames == 0 { 0.0 } else { duration.as_secs_f64() * 1e6 / f64::from(frames) }
+}

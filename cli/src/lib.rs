@@ -1,0 +1,27 @@
+//! What people see and type: the command line, and all that the binary `llfree-vmm` does with it.
+//!
+//! This is the only crate that knows flags by name, prints to people, and gives up the process's
+//! rights. The library exists for the binary, for `llfree-bench` and for tests.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`args`] | flags and subcommands |
+//! | [`exit`] | what an exit code means |
+//! | [`run`] | a launch: from flags to a VM that serves its socket |
+//! | [`client_commands`] | the subcommands that ask a running VM |
+//! | [`demo`] | the whole story in one terminal |
+//! | [`workload`] | what a guest is told to do, as text |
+//! | [`render`], [`chart`] | reports and curves as text |
+//! | [`terminal`] | the terminal in front of a guest's serial port |
+//! | [`roles`] | the threads of the process, by what they may ask of the kernel |
+
+pub mod args;
+pub mod chart;
+pub mod client_commands;
+pub mod demo;
+pub mod exit;
+pub mod render;
+pub mod roles;
+pub mod run;
+pub mod terminal;
+pub mod workload;

@@ -1,0 +1,127 @@
+//! All threads of the process: those that the command line starts itself, and what they may ask of
+//! the kernel.
+
+use Allow::{Call, Signal, With, WithBits};
+use libc::c_ulong;
+use llfree_base::thread::Role;
+use llfree_base::thread::rights::{Allow, READ_FILES, WAIT, WRITE, ioc};
+use llfree_monitor::roles::MEMORY;
+use vmm::roles::CGROUP;
+
+/// The event loop, and the end of the VM. Memory: automatic reclaim can be switched on later, and
+/// its thread inherits this filter.
+pub const MAIN: Role = Role::new("main", &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY, WAIT, TERMINAL]);
+/// The main thread of `demo`: it plays the story instead of serving a socket.
+pub const STORY: Role = Role::new("story", &[MEMORY, READ_FILES, THREADS]);
+/// Runs `--workload`.
+pub const WORKLOAD: Role = Role::new("workload", &[]);
+/// Waits while the VM ends, for the moment from which one more signal is obeyed at once.
+pub const HARD_END: Role = Role::new("hard-end", &[]);
+/// Watches resident memory for the chart of `demo`.
+pub const SAMPLER: Role = Role::new("sampler", &[READ_FILES]);
+
+/// The threads of this crate.
+const OWN: [Role; 5] = [MAIN, STORY, WORKLOAD, HARD_END, SAMPLER];
+
+/// Every kind of thread in the process.
+pub fn all() -> impl Iterator<Item = Role> {
+    OWN.into_iter().chain(vmm::roles::ALL).chain(llfree_monitor::roles::ALL)
+}
+
+const TTY: u64 = b'T' as u64;
+const CLONE_THREAD: u64 = (libc::CLONE_THREAD | libc::CLONE_VM) as c_ulong;
+
+/// The terminal of the console: raw and back again, only while it is ours; stopped like any job.
+const TERMINAL: &[Allow] = &[
+    With(
+        libc::SYS_ioctl,
+        1,
+        &[
+            ioc(WRITE, TTY, 0x2b, 44), // TCSETS2
+            libc::TCSETS,              // where the kernel has no TCSETS2
+            libc::TIOCGPGRP,
+        ],
+    ),
+    Call(libc::SYS_getpgrp),
+    Signal(&[libc::SIGSTOP as u64]),
+];
+
+/// The control socket and all else on the event loop, and the removal of the socket at the end.
+const EVENT_LOOP: &[Allow] = &[
+    Call(libc::SYS_read),
+    Call(libc::SYS_epoll_wait),
+    Call(libc::SYS_epoll_pwait),
+    Call(libc::SYS_epoll_ctl),
+    Call(libc::SYS_accept4),
+    Call(libc::SYS_recvfrom),
+    Call(libc::SYS_shutdown),
+    Call(libc::SYS_timerfd_settime),
+    With(libc::SYS_ioctl, 1, &[libc::FIONBIO]),
+    With(libc::SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u64, libc::F_GETFL as u64]),
+    Call(libc::SYS_unlink),
+    With(libc::SYS_unlinkat, 2, &[0]),
+];
+
+/// Starting threads, never processes, and what a sandbox does on them: all of it only ever
+/// takes rights away.
+const THREADS: &[Allow] = &[
+    WithBits(libc::SYS_clone, 0, CLONE_THREAD),
+    // Its flags lie in memory, where a filter cannot look: it is refused with ENOSYS by a filter of
+    // its own, and the C library then takes `clone`.
+    Call(libc::SYS_clone3),
+    Call(libc::SYS_seccomp),
+    With(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u64, libc::PR_CAP_AMBIENT as u64]),
+    Call(libc::SYS_capget),
+    Call(libc::SYS_capset),
+    With(libc::SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u64]),
+    Call(libc::SYS_landlock_restrict_self),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn numbers_of_ioctls_are_the_kernels() {
+        assert_eq!(ioc(WRITE, TTY, 0x2b, 44), libc::TCSETS2, "TCSETS2");
+    }
+
+    #[test]
+    fn a_name_stands_for_one_role() {
+        let names: BTreeSet<_> = all().map(Role::name).collect();
+        assert_eq!(names.len(), all().count());
+    }
+
+    #[test]
+    fn no_thread_may_become_or_reach_another_process() {
+        let forbidden = [
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_process_vm_writev,
+            libc::SYS_kill,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_mount,
+            libc::SYS_bpf,
+            libc::SYS_io_uring_setup,
+        ];
+        for role in all() {
+            for allow in role.rights().iter().copied().chain([llfree_harden::EVERY_THREAD]).flatten() {
+                let call = match *allow {
+                    Call(call)
+                    | With(call, ..)
+                    | Allow::Without(call, ..)
+                    | WithBits(call, ..)
+                    | Allow::Null(call, _) => call,
+                    Signal(_) => libc::SYS_tgkill,
+                };
+                assert!(!forbidden.contains(&call), "{role} may make system call {call}");
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Why the loop of a launch ends: [`Stop`], where the first reason is kept, and what on the loop
+//! gives one. Signals give theirs through a socket pair each; none is lost between two steps.
+
+use crate::exit;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use vmm_sys_util::signal::{block_signal, unblock_signal};
+
+/// Why the loop ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stop {
+    Asked,
+    Signal(i32),
+    GuestEnded,
+    WorkloadDone,
+}
+
+/// Where the reason to stop is put; the first one counts.
+#[derive(Clone, Default)]
+pub(super) struct StopCell(Arc<Mutex<Option<Stop>>>);
+
+impl StopCell {
+    pub(super) fn set(&self, reason: Stop) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+    }
+
+    pub(super) fn get(&self) -> Option<Stop> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A descriptor whose readability is a reason to stop.
+pub(super) struct StopOn<F> {
+    pub(super) source: F,
+    pub(super) reason: Stop,
+    pub(super) cell: StopCell,
+}
+
+impl<F: AsRawFd> MutEventSubscriber for StopOn<F> {
+    fn process(&mut self, _: Events, ops: &mut EventOps) {
+        self.cell.set(self.reason);
+        // Once is enough: the descriptor stays readable and the loop must not spin on it.
+        let _ = ops.remove(Events::empty(&self.source));
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.source, EventSet::IN)) {
+            log::error!("the event loop cannot watch for {:?}: {error}", self.reason);
+        }
+    }
+}
+
+/// SIGTERM, SIGINT and SIGHUP end the VM cleanly. Once the flag is set, one more ends it hard.
+pub(super) fn watch_signals(stop: &StopCell) -> io::Result<(Vec<StopOn<UnixStream>>, Arc<AtomicBool>)> {
+    let second_is_hard = Arc::new(AtomicBool::new(false));
+    let watch = |signal| {
+        let (read, write) = UnixStream::pair()?;
+        signal_hook::low_level::pipe::register(signal, write)?;
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), second_is_hard.clone())?;
+        Ok(StopOn { source: read, reason: Stop::Signal(signal), cell: stop.clone() })
+    };
+    // Whoever starts us under nohup wants us to outlive the terminal.
+    let signals: &[i32] = if is_ignored(SIGHUP) { &[SIGTERM, SIGINT] } else { &[SIGTERM, SIGINT, SIGHUP] };
+    // A signal that comes between two steps has to wait: with a handler, but without its pipe, it
+    // would be lost. One that is blocked already is unblocked all the same.
+    signals.iter().for_each(|signal| drop(block_signal(*signal)));
+    let watched = signals.iter().copied().map(watch).collect::<io::Result<_>>();
+    signals.iter().for_each(|signal| drop(unblock_signal(*signal)));
+    Ok((watched?, second_is_hard))
+}
+
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all zeroes is a sigaction: no flags, no handler.
+    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: it only asks, and `now` has room for the answer.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut now) };
+    asked == 0 && now.sa_sigaction == libc::SIG_IGN
+}

@@ -1,0 +1,13 @@
+//! The control plane: how a running VM is asked, and how it answers.
+//!
+//! One request a line, one reply a line, both JSON. [`protocol`] and [`report`] are what server
+//! and client share; [`socket`] says where sockets live and who owns a name; [`server`] answers on
+//! the event loop, one connection a client; [`client`] asks. What a peer sends is bounded before
+//! it is read and checked before it is believed.
+
+pub mod client;
+mod connection;
+pub mod protocol;
+pub mod report;
+pub mod server;
+pub mod socket;

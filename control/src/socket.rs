@@ -1,0 +1,498 @@
+//! Where control sockets live, and who owns a name.
+//!
+//! A VM called NAME listens on `NAME.sock` in a directory that only its user can enter. Next to it
+//! lies `NAME.lock`, locked for as long as the VM lives and holding its pid. The lock decides: who
+//! has it may remove a socket that a killed VM left and bind its own, so two starters cannot both
+//! believe that they own a name. A clean stop removes both files.
+
+use llfree_base::units::shorten;
+use rustix::fs::{FlockOperation, Mode};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// The most bytes in a socket's path: `sun_path` holds 108, one of them the final NUL.
+pub const MAX_SOCKET_PATH: usize = 107;
+/// The most characters in a VM's name.
+pub const MAX_NAME: usize = 64;
+/// Clients that may wait for the first accept.
+const BACKLOG: i32 = 256;
+/// How often a lock file may vanish between open and lock before we give up.
+const LOCK_ATTEMPTS: u32 = 100;
+
+/// Why a control socket cannot be had or found.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// A name that could not be a file name everywhere.
+    #[error("'{0}' is no VM name; use up to 64 letters, digits, '-', '_' and '.', and start with a letter or digit")]
+    Name(String),
+    /// Above [`MAX_SOCKET_PATH`].
+    #[error(
+        "the socket path has {len} bytes, the kernel takes {MAX_SOCKET_PATH}: {path}; choose a shorter --name or --socket"
+    )]
+    PathTooLong {
+        /// Its length in bytes.
+        len: usize,
+        /// The path.
+        path: PathBuf,
+    },
+    /// The directory belongs to someone else, or others may enter it.
+    #[error("{path} must be a directory of user {uid} with mode 0700, but {found}; remove it or use --socket")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Who we are.
+        uid: u32,
+        /// What is there.
+        found: String,
+    },
+    /// A VM with that name runs.
+    #[error("a VM already listens on {path}{}; choose another --name or stop that one", pid_text(*.pid))]
+    InUse {
+        /// Its socket.
+        path: PathBuf,
+        /// Its process, if it said so.
+        pid: Option<u32>,
+    },
+    /// Something else has that path.
+    #[error("{0} exists and is no socket; choose another path")]
+    NotASocket(PathBuf),
+    /// What has the lock file's name holds something else than a pid.
+    #[error("{0} is needed as a lock file, but is a file of another kind; choose another path")]
+    NotALock(PathBuf),
+    /// Nobody listens there.
+    #[error("no VM listens on {0}")]
+    NoSuchVm(PathBuf),
+    /// No VM at all.
+    #[error("no VM is running; start one with 'llfree-vmm --mem 16G'")]
+    NoneRunning,
+    /// Which one?
+    #[error("{} VMs are running; choose one with --name: {}", .0.len(), .0.join(", "))]
+    SeveralRunning(Vec<String>),
+    /// A name that no running VM has.
+    #[error("no VM is called '{name}'; {}", running_text(.running))]
+    UnknownName {
+        /// The name.
+        name: String,
+        /// The names there are.
+        running: Vec<String>,
+    },
+    /// The kernel refused.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn pid_text(pid: Option<u32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (pid {pid})"))
+}
+
+fn running_text(running: &[String]) -> String {
+    if running.is_empty() { "none is running".to_owned() } else { format!("there are {}", running.join(", ")) }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
+    let path = path.to_owned();
+    move |source| SocketError::Io { action, path, source }
+}
+
+/// Checks a VM's name.
+///
+/// # Errors
+/// [`SocketError::Name`].
+pub fn check_name(name: &str) -> Result<(), SocketError> {
+    let ok = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.len() <= MAX_NAME && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(ok) {
+        Ok(())
+    } else {
+        Err(SocketError::Name(shorten(name)))
+    }
+}
+
+/// Where sockets may live, best place first.
+fn candidates() -> Vec<PathBuf> {
+    let uid = rustix::process::geteuid();
+    let mut places = Vec::new();
+    if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)
+        && runtime.is_absolute()
+    {
+        places.push(runtime.join("llfree-vmm"));
+    }
+    if uid.is_root() {
+        places.push(PathBuf::from("/run/llfree-vmm"));
+    }
+    places.push(PathBuf::from(format!("/tmp/llfree-vmm-{}", uid.as_raw())));
+    places
+}
+
+/// The directory for a new VM's socket, made if need be.
+///
+/// # Errors
+/// When none can be made, or the one there is not ours alone.
+pub fn runtime_dir() -> Result<PathBuf, SocketError> {
+    let mut last = None;
+    for path in candidates() {
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                last = Some(io_error("create", &path)(error));
+            }
+            _ => return check_dir(&path).map(|()| path),
+        }
+    }
+    Err(last.unwrap_or(SocketError::NoneRunning))
+}
+
+/// Others must not be able to put their socket, or a link, where we look for ours.
+fn check_dir(path: &Path) -> Result<(), SocketError> {
+    let uid = rustix::process::geteuid().as_raw();
+    let meta = std::fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    let found = if !meta.is_dir() {
+        "it is no directory".to_owned()
+    } else if meta.uid() != uid {
+        format!("it belongs to user {}", meta.uid())
+    } else if meta.mode() & 0o077 != 0 {
+        format!("its mode is {:04o}", meta.mode() & 0o7777)
+    } else {
+        return Ok(());
+    };
+    Err(SocketError::Directory { path: path.to_owned(), uid, found })
+}
+
+/// A name or path that is ours, and the socket that listens on it. Dropping it removes both files.
+#[derive(Debug)]
+pub struct Claim {
+    name: String,
+    path: PathBuf,
+    lock_path: PathBuf,
+    listener: UnixListener,
+    /// Locked until it is closed, after both files are gone.
+    _lock: File,
+}
+
+impl Claim {
+    /// Claims NAME in `dir`, which is [`runtime_dir`]'s except in tests.
+    ///
+    /// # Errors
+    /// When a live VM has it, or no socket can be made there.
+    pub fn by_name(dir: &Path, name: &str) -> Result<Self, SocketError> {
+        check_name(name)?;
+        Self::new(name.to_owned(), dir.join(format!("{name}.sock")), dir.join(format!("{name}.lock")))
+    }
+
+    /// Claims the lowest of `vm0`, `vm1` ... that is free in `dir`.
+    ///
+    /// # Errors
+    /// As [`by_name`](Self::by_name), except that a taken name leads to the next.
+    pub fn first_free(dir: &Path) -> Result<Self, SocketError> {
+        let mut number = 0u32;
+        loop {
+            match Self::by_name(dir, &format!("vm{number}")) {
+                // It ends: every round finds one more live VM.
+                Err(SocketError::InUse { .. }) => number += 1,
+                other => return other,
+            }
+        }
+    }
+
+    /// Claims a path outside the runtime directory. The VM's name is the file's name.
+    ///
+    /// # Errors
+    /// As [`by_name`](Self::by_name), and when something else than a socket has that path.
+    pub fn at_path(path: &Path) -> Result<Self, SocketError> {
+        let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let mut lock = path.as_os_str().to_owned();
+        lock.push(".lock");
+        Self::new(name, path.to_owned(), PathBuf::from(lock))
+    }
+
+    fn new(name: String, path: PathBuf, lock_path: PathBuf) -> Result<Self, SocketError> {
+        let len = path.as_os_str().len();
+        if len > MAX_SOCKET_PATH {
+            return Err(SocketError::PathTooLong { len, path });
+        }
+        let lock = take_lock(&lock_path, &path)?;
+        // From here on the lock file is ours to remove, whatever fails.
+        match listen_on(&path, &lock_path, &lock) {
+            Ok(listener) => Ok(Self { name, path, lock_path, listener, _lock: lock }),
+            Err(error) => {
+                remove(&lock_path);
+                Err(error)
+            }
+        }
+    }
+
+    /// The VM's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its socket is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The listening socket, for the server.
+    ///
+    /// # Errors
+    /// When no descriptors are left.
+    pub fn listener(&self) -> Result<UnixListener, SocketError> {
+        self.listener.try_clone().map_err(io_error("duplicate", &self.path))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // The lock goes last: until then nobody else may touch the socket's path.
+        remove(&self.path);
+        remove(&self.lock_path);
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log::warn!("cannot remove {}: {error}", path.display());
+    }
+}
+
+/// Opens and locks `lock_path`; `socket_path` is only for the message.
+fn take_lock(lock_path: &Path, socket_path: &Path) -> Result<File, SocketError> {
+    for _ in 0..LOCK_ATTEMPTS {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(lock_path)
+            .map_err(io_error("open the lock file", lock_path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                // A starter may not have written its pid yet.
+                let pid = read_pid(&file).ok().flatten();
+                return Err(SocketError::InUse { path: socket_path.to_owned(), pid });
+            }
+            Err(error) => return Err(io_error("lock", lock_path)(error.into())),
+        }
+        // The file that we locked may have been removed by a VM that just stopped; then a newer one
+        // may lie there, with another owner. Only a lock on the file that has the name counts.
+        let ours = file.metadata().map_err(io_error("look at", lock_path))?;
+        if std::fs::symlink_metadata(lock_path)
+            .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()))
+        {
+            // `--socket Cargo` must not cost anyone a Cargo.lock.
+            return match read_pid(&file) {
+                Ok(_) => Ok(file),
+                Err(_) => Err(SocketError::NotALock(lock_path.to_owned())),
+            };
+        }
+    }
+    Err(SocketError::InUse { path: socket_path.to_owned(), pid: None })
+}
+
+/// The pid in a lock file, `None` if it is empty; an error if it holds anything else.
+fn read_pid(file: &File) -> io::Result<Option<u32>> {
+    let mut text = String::new();
+    file.take(32).read_to_string(&mut text)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.trim_end().parse().map(Some).map_err(io::Error::other)
+}
+
+/// Writes our pid, clears away what a dead VM left, and listens.
+fn listen_on(path: &Path, lock_path: &Path, mut lock: &File) -> Result<UnixListener, SocketError> {
+    // At offset 0, wherever reading an old pid has left the file's position.
+    lock.set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        .map_err(io_error("write", lock_path))?;
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io_error("look at", path)(error)),
+        Ok(meta) if !meta.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
+        // A program that knows nothing of our lock may listen on a path that the user chose.
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Err(SocketError::InUse { path: path.to_owned(), pid: None });
+        }
+        Ok(_) => {
+            log::info!("taking over {}: its VM is gone", path.display());
+            std::fs::remove_file(path).map_err(io_error("remove the stale socket", path))?;
+        }
+    }
+    bind(path).map(UnixListener::from).map_err(|error| io_error("listen on", path)(error.into()))
+}
+
+fn bind(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // Linux gives the file the mode of the unbound socket: at no time can others connect.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// A VM that accepts connections.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct LiveVm {
+    /// Its name.
+    pub name: String,
+    /// Its socket.
+    pub path: PathBuf,
+}
+
+/// The VMs of this user that listen now, by name.
+///
+/// # Errors
+/// When a directory of sockets cannot be read.
+pub fn live_vms() -> Result<Vec<LiveVm>, SocketError> {
+    // Terminals differ in XDG_RUNTIME_DIR; so a VM is looked for wherever one may be.
+    live_in_any(&candidates())
+}
+
+fn live_in_any(dirs: &[PathBuf]) -> Result<Vec<LiveVm>, SocketError> {
+    let mut vms = Vec::new();
+    for dir in dirs.iter().filter(|dir| std::fs::symlink_metadata(dir).is_ok()) {
+        match check_dir(dir) {
+            Ok(()) => vms.extend(live_in(dir)?),
+            // No VM of ours is in there, as none would have started; and whoever made it must not
+            // keep us from those elsewhere.
+            Err(error) => log::warn!("not looking for VMs there: {}", llfree_base::error_line(&error)),
+        }
+    }
+    vms.sort();
+    Ok(vms)
+}
+
+/// The VMs that listen in one directory.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn live_in(dir: &Path) -> Result<Vec<LiveVm>, SocketError> {
+    let mut vms = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io_error("read", dir))? {
+        let path = entry.map_err(io_error("read", dir))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".sock"));
+        let Some(name) = name.filter(|name| check_name(name).is_ok()) else { continue };
+        if listens(&path) {
+            vms.push(LiveVm { name: name.to_owned(), path });
+        }
+    }
+    vms.sort();
+    Ok(vms)
+}
+
+/// Whether someone accepts connections there. A full queue means yes, and must not block us.
+fn listens(path: &Path) -> bool {
+    matches!(connect(path), Ok(_) | Err(rustix::io::Errno::AGAIN))
+}
+
+/// A non-blocking connection, or `EAGAIN` while the listener's queue is full.
+pub(super) fn connect(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
+/// The socket that a command means: `socket` if given, else the VM called `name`, else the only one.
+///
+/// # Errors
+/// When that is none, or more than one.
+pub fn find(name: Option<&str>, socket: Option<&Path>) -> Result<PathBuf, SocketError> {
+    if let Some(path) = socket {
+        let len = path.as_os_str().len();
+        if len > MAX_SOCKET_PATH {
+            return Err(SocketError::PathTooLong { len, path: path.to_owned() });
+        }
+        return Ok(path.to_owned());
+    }
+    if let Some(name) = name {
+        check_name(name)?;
+    }
+    choose(name, live_vms()?)
+}
+
+/// Likewise, among these.
+fn choose(name: Option<&str>, mut vms: Vec<LiveVm>) -> Result<PathBuf, SocketError> {
+    if let Some(name) = name {
+        return match vms.iter().position(|vm| vm.name == name) {
+            Some(at) => Ok(vms.swap_remove(at).path),
+            None => Err(SocketError::UnknownName {
+                name: name.to_owned(),
+                running: vms.into_iter().map(|vm| vm.name).collect(),
+            }),
+        };
+    }
+    match vms.len() {
+        0 => Err(SocketError::NoneRunning),
+        1 => Ok(vms.swap_remove(0).path),
+        _ => Err(SocketError::SeveralRunning(vms.into_iter().map(|vm| vm.name).collect())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(name: &str) -> LiveVm {
+        LiveVm { name: name.to_owned(), path: PathBuf::from(format!("/x/{name}.sock")) }
+    }
+
+    #[test]
+    fn with_one_vm_running_no_name_is_needed() {
+        assert_eq!(choose(None, vec![vm("a")]).expect("the only one"), Path::new("/x/a.sock"));
+        assert_eq!(choose(Some("b"), vec![vm("a"), vm("b")]).expect("named"), Path::new("/x/b.sock"));
+        for (name, vms, message) in [
+            (None, vec![], "no VM is running; start one with 'llfree-vmm --mem 16G'"),
+            (None, vec![vm("a"), vm("b")], "2 VMs are running; choose one with --name: a, b"),
+            (Some("c"), vec![vm("a"), vm("b")], "no VM is called 'c'; there are a, b"),
+            (Some("c"), vec![], "no VM is called 'c'; none is running"),
+        ] {
+            assert_eq!(choose(name, vms).expect_err(message).to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_hides_no_vm() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let dir = |name: &str, mode| {
+            let path = scratch.path().join(name);
+            std::fs::DirBuilder::new().mode(mode).create(&path).expect("scratch");
+            path
+        };
+        let (ours, open, link) = (dir("ours", 0o700), dir("open", 0o755), scratch.path().join("link"));
+        std::os::unix::fs::symlink(&ours, &link).expect("scratch");
+        let _claim = Claim::by_name(&ours, "a").expect("free");
+        let _squatter = Claim::by_name(&open, "b").expect("free");
+        let vms = live_in_any(&[open, link, scratch.path().join("absent"), ours]).expect("readable");
+        assert_eq!(vms.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn names_are_file_names_everywhere() {
+        for name in ["vm0", "a", "web-1_b.c", "0", &"x".repeat(64)] {
+            check_name(name).expect(name);
+        }
+        for name in ["", ".", "..", ".hidden", "-x", "a/b", "a b", "ü", "a\0b", &"x".repeat(65)] {
+            check_name(name).expect_err(name);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Landlock: of all files, a thread may open only those that say what is resident; of all
+//! directories, remove its socket from one and its cgroup from another. No TCP either.
+//!
+//! Files that are open already (KVM, memory files, the socket, the terminal) stay usable: that is
+//! why threads enter after the start. Best effort: an older kernel enforces what it knows.
+
+use super::Needs;
+use ::landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetError, RulesetStatus,
+};
+use std::path::Path;
+
+/// Newest version of Landlock whose rights we know.
+const KNOWN: ABI = ABI::V5;
+
+/// What may be read: the kernel's account of this process, of pressure and of huge pages, and the
+/// list of CPUs that some C libraries look at before they make an arena.
+const READ: [&str; 5] =
+    ["/proc/self", "/proc/pressure", "/proc/meminfo", "/sys/kernel/mm", "/sys/devices/system/cpu/online"];
+
+/// A rule set that threads restrict themselves with.
+pub(super) struct Files {
+    rules: RulesetCreated,
+    /// Rules go with the kernel's inodes. Those of `/proc/self` may be made anew once nobody holds
+    /// them, and would then have no rule.
+    _pins: Vec<PathFd>,
+}
+
+/// Makes the rule set; `None`, with a line for who debugs, where the kernel has no Landlock.
+pub(super) fn prepare(needs: &Needs<'_>) -> Option<Files> {
+    match rules(needs) {
+        Ok(files) => Some(files),
+        Err(error) => {
+            log::debug!("no Landlock: {}", llfree_base::error_line(&error));
+            None
+        }
+    }
+}
+
+fn rules(needs: &Needs<'_>) -> Result<Files, RulesetError> {
+    let mut rules = Ruleset::default()
+        .handle_access(AccessFs::from_all(KNOWN))?
+        .handle_access(AccessNet::from_all(KNOWN))?
+        .create()?;
+    let mut pins = Vec::new();
+    let mut allow = |path: &Path, access: BitFlags<AccessFs>| {
+        // What is not there needs no rule.
+        let Ok(fd) = PathFd::new(path) else { return Ok(()) };
+        (&mut rules).add_rule(PathBeneath::new(&fd, access))?;
+        pins.push(fd);
+        Ok::<_, RulesetError>(())
+    };
+    for path in READ {
+        allow(Path::new(path), AccessFs::ReadFile.into())?;
+    }
+    if let Some(dir) = needs.socket_dir {
+        // The parent of a mere file name is the empty path.
+        allow(if dir.as_os_str().is_empty() { Path::new(".") } else { dir }, AccessFs::RemoveFile.into())?;
+    }
+    // Its files are open; what is left is to remove it.
+    if let Some(parent) = needs.cgroup.and_then(Path::parent) {
+        allow(parent, AccessFs::RemoveDir.into())?;
+    }
+    Ok(Files { rules, _pins: pins })
+}
+
+impl Files {
+    /// Restricts the calling thread for good.
+    pub(super) fn restrict_this_thread(&self) -> Result<(), Error> {
+        let status = self.rules.try_clone()?.restrict_self()?;
+        if status.ruleset == RulesetStatus::NotEnforced {
+            log::debug!("this kernel enforces no Landlock rules: files are as open as their modes");
+        }
+        Ok(())
+    }
+}
+
+/// Why a thread could not be restricted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// No descriptor for a copy of the rules.
+    #[error("no descriptor is left for the rules")]
+    Descriptor(#[from] std::io::Error),
+    /// Landlock said no.
+    #[error("the kernel did not take the rules")]
+    Refused(#[from] RulesetError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_reads_its_own_account_and_no_other_file() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let path = scratch.path().join("secret");
+        std::fs::write(&path, "x").expect("scratch");
+        let other = tempfile::tempdir().expect("a scratch directory");
+        let needs = Needs { socket_dir: Some(other.path()), cgroup: None };
+        std::fs::write(other.path().join("socket"), "").expect("scratch");
+        let Some(files) = prepare(&needs) else { return test_support::skipped("no Landlock") };
+        let (inner, socket) = (path.clone(), other.path().join("socket"));
+        let enforced = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).expect("one may always have less");
+            let status = files.rules.try_clone().expect("a descriptor").restrict_self().expect("it restricts");
+            if status.ruleset == RulesetStatus::NotEnforced {
+                return false;
+            }
+            assert!(std::fs::read(&inner).is_err() && std::fs::remove_file(&inner).is_err());
+            assert!(std::fs::read("/proc/1/status").is_err() && std::fs::read("/etc/passwd").is_err());
+            assert!(std::fs::read("/proc/self/smaps_rollup").is_ok());
+            assert!(std::fs::write("/proc/self/comm", "x").is_err());
+            assert!(std::fs::File::open(&socket).is_err());
+            std::fs::remove_file(&socket).expect("the socket may go");
+            assert!(std::net::TcpListener::bind("127.0.0.1:0").is_err() || cfg!(not(target_os = "linux")));
+            true
+        });
+        if !enforced.join().expect("no panic") {
+            return test_support::skipped("this kernel enforces no Landlock rules");
+        }
+        assert!(path.exists(), "other threads are as free as before");
+        std::fs::read(&path).expect("other threads are as free as before");
+    }
+}

@@ -1,0 +1,260 @@
+//! The thread `auto-reclaim`: it scans at each interval and carries the plan out, batch by batch.
+//!
+//! It sleeps without a wake-up while it is off. Between two batches it looks whether the guest has
+//! installed something meanwhile, or used what the headroom counted on, and then leaves the rest of
+//! the plan to the next scan. It keeps nothing else waiting: a batch takes the same locks as one of
+//! a reclaim that somebody asked for.
+
+use super::{Decision, Pace, Policy};
+use crate::monitor::{BATCH, Monitor};
+use crate::roles;
+use llfree::Residency;
+use llfree_base::choices::{Settings, Switch};
+use llfree_base::thread::Spawner;
+use llfree_base::units::Bytes;
+use llfree_base::{RateLimit, error_line, lock};
+use shared_layout::HugeId;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What automatic reclaim is at, in huge frames.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct AutoStatus {
+    /// The settings, if it is on.
+    pub switch: Switch,
+    /// Frames that it evicted since the VM started.
+    pub evicted: u64,
+    /// Scans since the VM started.
+    pub scans: u64,
+    /// Time in all of them, the evictions left out.
+    pub scan_time: Duration,
+    /// When the last one was.
+    pub last_scan: Option<Instant>,
+    /// What it decided.
+    pub last: Decision,
+}
+
+#[derive(Default)]
+struct State {
+    status: AutoStatus,
+    /// Raised when the switch was turned: a plan under the old settings ends.
+    turns: u64,
+    stopping: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// Settings that keep more with the guest than it has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("automatic reclaim cannot keep {keep} free: the guest's memory is {memory}; use less for 'keep'")]
+pub struct KeepTooLarge {
+    /// What was to stay free.
+    pub keep: Bytes,
+    /// The guest's memory.
+    pub memory: Bytes,
+}
+
+/// Automatic reclaim of one VM: off until it is switched on.
+pub struct AutoReclaim {
+    monitor: Arc<Monitor>,
+    shared: Arc<Shared>,
+    threads: Spawner,
+}
+
+/// Why automatic reclaim was not switched on; it is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum SwitchError {
+    /// Nothing would ever go back.
+    #[error(transparent)]
+    KeepTooLarge(#[from] KeepTooLarge),
+    /// The host has no thread to give.
+    #[error("the host could not start the thread of automatic reclaim")]
+    Thread(#[source] io::Error),
+}
+
+impl AutoReclaim {
+    /// For the guest behind `monitor`; no thread runs before it is switched on.
+    #[must_use]
+    pub fn new(monitor: Arc<Monitor>, threads: Spawner) -> Self {
+        Self { monitor, shared: Arc::default(), threads }
+    }
+
+    /// Switches it on, off, or to other settings.
+    ///
+    /// # Errors
+    /// If the host has no thread to give, or for settings under which nothing would ever go back.
+    pub fn switch(&self, switch: Switch) -> Result<(), SwitchError> {
+        let memory = self.monitor.ram().bytes();
+        // What nobody chose is no mistake: a guest smaller than the default just keeps all.
+        let possible = memory.max(Settings::default().keep_bytes);
+        if let Some(keep) = switch.0.map(|settings| settings.keep_bytes).filter(|keep| *keep > possible) {
+            return Err(KeepTooLarge { keep: Bytes(keep), memory: Bytes(memory) }.into());
+        }
+        let mut state = lock(&self.shared.state);
+        if switch.0.is_some() && state.thread.is_none() && !state.stopping {
+            let (monitor, shared) = (self.monitor.clone(), self.shared.clone());
+            // From here on, not from whenever the thread gets to run.
+            let installs = monitor.counters.installs.load(Ordering::Relaxed);
+            let body = move || Worker::new(&monitor, &shared, installs).run();
+            let thread = self.threads.spawn("auto-reclaim", roles::AUTO_RECLAIM, body);
+            state.thread = Some(thread.map_err(SwitchError::Thread)?);
+        }
+        state.status.switch = switch;
+        state.turns += 1;
+        drop(state);
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    /// What it is at.
+    #[must_use]
+    pub fn status(&self) -> AutoStatus {
+        lock(&self.shared.state).status
+    }
+
+    /// Ends it for good, after the batch at work.
+    pub fn stop(&self) {
+        let mut state = lock(&self.shared.state);
+        state.stopping = true;
+        let thread = state.thread.take();
+        drop(state);
+        self.shared.changed.notify_all();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            log::error!("the thread of automatic reclaim panicked");
+        }
+    }
+}
+
+impl Drop for AutoReclaim {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The thread's own.
+struct Worker<'a> {
+    monitor: &'a Monitor,
+    shared: &'a Shared,
+    policy: Policy,
+    plan: Vec<HugeId>,
+    /// The count of installs at the last scan.
+    installs: u64,
+    started: Instant,
+    failures: RateLimit,
+}
+
+impl<'a> Worker<'a> {
+    fn new(monitor: &'a Monitor, shared: &'a Shared, installs: u64) -> Self {
+        Self {
+            monitor,
+            shared,
+            policy: Policy::new(monitor.huge_frames()),
+            plan: Vec::new(),
+            installs,
+            started: Instant::now(),
+            failures: RateLimit::default(),
+        }
+    }
+
+    fn run(&mut self) {
+        let mut due = None;
+        loop {
+            let mut state = lock(&self.shared.state);
+            let turn = state.turns;
+            let settings = state.status.switch.0;
+            if state.stopping {
+                return;
+            }
+            let Some(settings) = settings else {
+                // Ages are of scans in a row.
+                self.policy = Policy::new(self.monitor.huge_frames());
+                due = None;
+                state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                drop(state);
+                self.installs = self.installs();
+                continue;
+            };
+            drop(state);
+            let deadline = *due.get_or_insert_with(|| Instant::now() + settings.interval);
+            if !self.sleep(deadline.saturating_duration_since(Instant::now()), turn) {
+                due = None;
+                continue;
+            }
+            // By the clock, so that a long plan does not stretch the interval; missed scans are lost.
+            due = Some((deadline + settings.interval).max(Instant::now()));
+            let decision = self.scan(&settings);
+            self.carry_out(&settings, decision, turn);
+        }
+    }
+
+    /// Sleeps; false if the switch was turned, or everything ends.
+    fn sleep(&self, time: Duration, turn: u64) -> bool {
+        let state = lock(&self.shared.state);
+        let same = |state: &mut State| state.turns == turn && !state.stopping;
+        let waited = self.shared.changed.wait_timeout_while(state, time, same);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        same(&mut state)
+    }
+
+    fn installs(&self) -> u64 {
+        self.monitor.counters.installs.load(Ordering::Relaxed)
+    }
+
+    fn scan(&mut self, settings: &Settings) -> Decision {
+        let start = Instant::now();
+        let now = self.installs();
+        let installed = u32::try_from(now.saturating_sub(self.installs)).unwrap_or(u32::MAX);
+        self.installs = now;
+        let decision = self.policy.scan(settings, self.monitor.free_with_memory(HugeId(0)), installed, &mut self.plan);
+        let mut state = lock(&self.shared.state);
+        state.status.scans += 1;
+        state.status.scan_time += start.elapsed();
+        state.status.last_scan = Some(start);
+        state.status.last = decision;
+        decision
+    }
+
+    fn carry_out(&self, settings: &Settings, decision: Decision, turn: u64) {
+        let mut pace = Pace::new(settings.rate_bytes);
+        for batch in self.plan.chunks(BATCH as usize) {
+            if !self.sleep(pace.wait(self.started.elapsed()), turn) || self.installs() != self.installs {
+                break;
+            }
+            // From here on, where the rest of the plan lies: as a rule that is enough, and the table is
+            // not read to its end for each batch.
+            let enough = (decision.headroom as usize).saturating_add(batch.len());
+            let free = self.monitor.free_with_memory(batch[0]).filter(|free| *free).take(enough).count();
+            let room = free.saturating_sub(decision.headroom as usize);
+            if room == 0 {
+                break;
+            }
+            let evicted = match self.monitor.evict_these(&batch[..room]) {
+                Ok(pass) => pass.frames,
+                Err(error) => {
+                    if let Some(number) = self.failures.tick() {
+                        log::warn!("automatic reclaim ({number} so far): {}", error_line(&error));
+                    }
+                    0
+                }
+            };
+            pace.take(evicted, self.started.elapsed());
+            lock(&self.shared.state).status.evicted += u64::from(evicted);
+        }
+    }
+}
+
+impl Monitor {
+    /// Of each huge frame, `from` first and then around, whether it has memory behind it and its entry
+    /// claims that it is free.
+    fn free_with_memory(&self, from: HugeId) -> impl Iterator<Item = bool> {
+        self.host().scan(from).map(|(_, entry, r)| r == Residency::Installed && entry.is_all_free())
+    }
+}

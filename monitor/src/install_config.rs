@@ -1,0 +1,215 @@
+//! How frames get their memory, as the command line says it: the install pool, userfaultfd, and what
+//! a violation comes to. Values and their checks only; what they mean happens in [`crate::memory`]
+//! and [`crate::monitor`].
+
+use crate::memory::{Backing, PoolConfig, UseUserfaultfd};
+use llfree_base::choices::OnViolation;
+use llfree_base::units::{Bytes, MemorySizeError, SizeError, check_memory};
+use shared_layout::HUGE_SIZE;
+use std::str::FromStr;
+
+/// How frames get their memory, and what becomes of a guest that does not ask for it. `None` is the
+/// default, which gives way to what the host can do; what somebody chose must be possible.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct InstallConfig {
+    /// Memory that is kept ready: 64 MiB, or an eighth of guest memory if that is less.
+    pub pool: Option<InstallPool>,
+    /// What a touch of memory that the guest does not have comes to.
+    pub on_violation: Option<OnViolation>,
+    /// What sees such a touch, and moves memory in.
+    pub userfaultfd: UseUserfaultfd,
+}
+
+/// Memory that is kept ready for installs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InstallPool {
+    /// How much: a multiple of 2 MiB, 0 for none.
+    pub size: Bytes,
+    /// Refilled with at most so much a second; 0 is no limit.
+    pub rate: Bytes,
+}
+
+/// Choices that cannot be.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum InstallConfigError {
+    /// Memory that nobody could use would be kept ready.
+    #[error("an install pool of {size} is larger than the guest's memory, {memory}; use --install-pool within that")]
+    PoolTooLarge {
+        /// What was asked for.
+        size: Bytes,
+        /// The guest's memory.
+        memory: Bytes,
+    },
+    /// Something that needs userfaultfd, without it.
+    #[error("{flag} needs userfaultfd, which {why}; leave one of them out")]
+    NeedsUserfaultfd {
+        /// What was asked for.
+        flag: &'static str,
+        /// Why not.
+        why: &'static str,
+    },
+}
+
+impl InstallConfig {
+    /// What to do for a guest with `memory` of this kind, which shares its allocator's table or has
+    /// a device instead.
+    ///
+    /// # Errors
+    /// [`InstallConfigError`].
+    pub fn resolve(
+        &self,
+        memory: Bytes,
+        backing: Backing,
+        shares_table: bool,
+    ) -> Result<(PoolConfig, OnViolation, UseUserfaultfd), InstallConfigError> {
+        let why = match (self.userfaultfd, backing) {
+            _ if !shares_table => Some("works with --elastic llfree only"),
+            (UseUserfaultfd::Off, _) => Some("--userfaultfd off forbids"),
+            (_, Backing::Memfd | Backing::Hugetlb) => Some("works with --backing anon only"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            let flag = match self {
+                Self { pool: Some(pool), .. } if pool.size.0 > 0 => Some("--install-pool"),
+                Self { on_violation: Some(_), .. } => Some("--on-violation"),
+                Self { userfaultfd: UseUserfaultfd::On, .. } if !shares_table => Some("--userfaultfd on"),
+                _ => None,
+            };
+            if let Some(flag) = flag {
+                return Err(InstallConfigError::NeedsUserfaultfd { flag, why });
+            }
+        }
+        if !shares_table {
+            let none = PoolConfig { huge_frames: 0, rate: 0 };
+            return Ok((none, OnViolation::default(), UseUserfaultfd::Off));
+        }
+        let pool = self.pool.unwrap_or(InstallPool::default_for(memory));
+        if pool.size > memory {
+            return Err(InstallConfigError::PoolTooLarge { size: pool.size, memory });
+        }
+        // No guest has 2^32 huge frames.
+        let huge_frames = u32::try_from(pool.size.0 / HUGE_SIZE).unwrap_or(u32::MAX);
+        let pool = PoolConfig { huge_frames, rate: pool.rate.0 };
+        Ok((pool, self.on_violation.unwrap_or_default(), self.userfaultfd))
+    }
+}
+
+impl InstallPool {
+    /// No pool.
+    pub const NONE: Self = Self { size: Bytes(0), rate: Bytes(0) };
+
+    /// Enough for a burst of 32 huge frames, and not much beside the guest.
+    #[must_use]
+    pub fn default_for(memory: Bytes) -> Self {
+        Self { size: Bytes((64 * Bytes::MIB).min(memory.0 / 8 / HUGE_SIZE * HUGE_SIZE)), ..Self::NONE }
+    }
+
+    /// The same, or smaller.
+    #[must_use]
+    pub fn at_most(self, size: Bytes) -> Self {
+        Self { size: self.size.min(size), ..self }
+    }
+}
+
+/// Why a text describes no pool.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum InstallPoolError {
+    /// Its size.
+    #[error(transparent)]
+    Size(#[from] MemorySizeError),
+    /// Its rate.
+    #[error("the rate: {0}")]
+    Rate(SizeError),
+    /// A rate that is no rate, or at which no memory would ever be ready.
+    #[error("'{0}' is no refill rate; write at least 2M/s, like rate=4G/s")]
+    NoRate(String),
+    /// A rate behind another.
+    #[error("the rate is set twice")]
+    Twice,
+    /// Something behind the size that is no rate.
+    #[error("unknown setting '{0}'; write a size and perhaps a rate, like 64M,rate=4G/s, or 0 for no pool")]
+    UnknownSetting(String),
+}
+
+impl FromStr for InstallPool {
+    type Err = InstallPoolError;
+
+    fn from_str(text: &str) -> Result<Self, InstallPoolError> {
+        let mut parts = text.split(',').map(str::trim);
+        // A split has a first part.
+        let size: Bytes = parts.next().unwrap_or_default().parse().map_err(MemorySizeError::from)?;
+        let mut pool = Self { size: if size.0 == 0 { size } else { check_memory(size)? }, ..Self::NONE };
+        for part in parts {
+            let Some(rate) = part.strip_prefix("rate=") else {
+                return Err(InstallPoolError::UnknownSetting(llfree_base::units::shorten(part)));
+            };
+            if pool.rate.0 != 0 {
+                return Err(InstallPoolError::Twice);
+            }
+            let no_rate = || InstallPoolError::NoRate(llfree_base::units::shorten(rate));
+            pool.rate = rate.strip_suffix("/s").ok_or_else(no_rate)?.parse().map_err(InstallPoolError::Rate)?;
+            if pool.rate.0 < HUGE_SIZE {
+                return Err(no_rate());
+            }
+        }
+        Ok(pool)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_are_read_as_people_write_them() {
+        let pool = |mib: u64, rate| InstallPool { size: Bytes(mib << 20), rate: Bytes(rate) };
+        for (text, expected) in [
+            ("64M", pool(64, 0)),
+            ("0", InstallPool::NONE),
+            ("64M,rate=4G/s", pool(64, 4 << 30)),
+            (" 2MiB , rate=2M/s ", pool(2, 2 << 20)),
+        ] {
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn refusals_teach() {
+        for (text, words) in [
+            ("", "an empty size"),
+            ("-1M", "negative"),
+            ("3M", "no multiple of 2 MiB; the sizes next to it are 2M and 4M"),
+            ("64M,rate=4G", "'4G' is no refill rate"),
+            ("64M,rate=0/s", "at least 2M/s"),
+            ("64M,rate=1M/s", "at least 2M/s"),
+            ("64M,rate=2M/s,rate=4M/s", "set twice"),
+            ("64M,rate=x/s", "the rate: 'x' is not a size"),
+            ("64M,speed=1", "unknown setting 'speed=1'"),
+            ("99999999999T", "too large"),
+        ] {
+            let error = text.parse::<InstallPool>().expect_err(text).to_string();
+            assert!(error.contains(words) && error.lines().count() == 1, "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_somebody_chose_must_be_possible() {
+        let memory = Bytes(32 << 20);
+        let chosen = InstallConfig {
+            pool: Some(InstallPool { size: Bytes(64 << 20), rate: Bytes(0) }),
+            on_violation: Some(OnViolation::Stop),
+            userfaultfd: UseUserfaultfd::Auto,
+        };
+        let refused =
+            |config: InstallConfig, backing| config.resolve(memory, backing, true).expect_err("no").to_string();
+        assert!(refused(chosen, Backing::Anon).contains("64 MiB is larger than the guest's memory, 32 MiB"));
+        assert!(refused(chosen, Backing::Memfd).contains("--install-pool needs userfaultfd"));
+        let without = InstallConfig { pool: None, userfaultfd: UseUserfaultfd::Off, ..chosen };
+        assert!(refused(without, Backing::Anon).contains("--on-violation needs userfaultfd, which --userfaultfd off"));
+        let defaults = InstallConfig::default();
+        for backing in Backing::ALL {
+            let (pool, policy, _) = defaults.resolve(memory, backing, true).expect("defaults give way");
+            assert_eq!((pool.huge_frames, policy), (2, OnViolation::Install), "an eighth");
+        }
+    }
+}

@@ -1,0 +1,490 @@
+//! [`GuestRam`]: the memory that a guest sees as its RAM, and the calls that give and take it.
+//!
+//! This is the only place that maps guest RAM, puts memory behind it or returns memory to the
+//! kernel. It keeps no record of which frames are resident: callers do, and can compare theirs
+//! with the kernel's own ([`GuestRam::residency`], [`GuestRam::for_each_resident`]). [`Supply`] puts
+//! memory behind frames the fast way, and under a [`Userfault`] the only one. Invariants:
+//! every range is checked against the RAM before a system call sees it, and memory that was
+//! discarded has really gone back and reads as zero when it returns.
+
+mod address_map;
+mod byte_range;
+mod discard;
+mod mapping;
+mod pages;
+mod pool;
+mod pressure;
+mod supply;
+mod userfault;
+
+pub use address_map::{AddressMap, HOLE_END, HOLE_START, Part};
+pub use discard::Run;
+pub use llfree_base::choices::Backing;
+pub use pool::PoolStatus;
+pub use supply::{PoolConfig, Shortfall, Supply, UseUserfaultfd};
+pub use userfault::{Fault, Userfault, UserfaultError};
+
+use discard::Vectored;
+use llfree_base::{faults, kernel_stats};
+use mapping::Mapping;
+use pages::{Joined, State};
+use rustix::fd::OwnedFd;
+use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::mm::{Advice, MapFlags};
+use serde::{Deserialize, Serialize};
+use shared_layout::header::MAX_HUGE_FRAMES;
+use shared_layout::{HUGE_SIZE, HugeId};
+use std::io;
+use std::ops::Range;
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+/// Why guest RAM could not be made, given, taken or inspected.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// A size that no guest RAM can have.
+    #[error(
+        "guest RAM of {bytes} bytes: it must be a non-zero multiple of {HUGE_SIZE} (2 MiB) and at most {max} bytes",
+        max = u64::from(MAX_HUGE_FRAMES) * HUGE_SIZE
+    )]
+    BadSize {
+        /// The size asked for.
+        bytes: u64,
+    },
+    /// A map of other RAM than this.
+    #[error("guest RAM of {bytes} bytes cannot be seen through a map of {mapped} bytes: both must be the same")]
+    WrongMap {
+        /// Bytes of the RAM.
+        bytes: u64,
+        /// Bytes of the map.
+        mapped: u64,
+    },
+    /// A range that is not inside the RAM.
+    #[error("{count} huge frames from huge frame {first} on are not all in this guest's RAM of {huge_frames}")]
+    OutOfRange {
+        /// First huge frame of the range.
+        first: u32,
+        /// Huge frames in the range.
+        count: u32,
+        /// Huge frames of the RAM.
+        huge_frames: u32,
+    },
+    /// The kernel has no such memory file.
+    #[error("cannot create a {backing} file of {bytes} bytes for guest RAM: try another backing, such as anon")]
+    CreateFile {
+        /// The kind of file.
+        backing: Backing,
+        /// Its size.
+        bytes: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// Address space, or what the kernel is willing to promise, is exhausted.
+    #[error(
+        "cannot map {bytes} bytes of {backing} guest RAM: ask for less, lift the limit on address space \
+         (`ulimit -v`), or let the kernel promise more than it has (`sysctl vm.overcommit_memory=0`)"
+    )]
+    Map {
+        /// The kind of memory.
+        backing: Backing,
+        /// Its size.
+        bytes: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The hugetlb pool is too small to reserve all of the RAM.
+    #[error(
+        "hugetlb guest RAM needs {needed} huge pages of 2 MiB, and {available} of the pool's {total} are free: \
+         enlarge the pool with `echo {enough} > {dir}/nr_hugepages`, or use another backing",
+        enough = total + needed.saturating_sub(*available),
+        dir = kernel_stats::POOL_DIR
+    )]
+    PoolTooSmall {
+        /// Pages that the RAM needs.
+        needed: u64,
+        /// Pages that are free and promised to nobody.
+        available: u64,
+        /// Pages in the pool.
+        total: u64,
+    },
+    /// The RAM is mapped but cannot be presented as a region.
+    #[error("cannot present the mapping as guest memory")]
+    Region(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Memory did not go back.
+    #[error("cannot discard {count} huge frames of {backing} guest RAM from huge frame {first} on")]
+    Discard {
+        /// First huge frame of the range.
+        first: u32,
+        /// Huge frames in the range.
+        count: u32,
+        /// The kind of memory.
+        backing: Backing,
+        /// Why.
+        source: io::Error,
+    },
+    /// A range of bytes that is no run of pages of the RAM.
+    #[error("bytes {start:#x} to {end:#x} are no run of whole 4 KiB pages in this guest's RAM of {ram} bytes")]
+    BadBytes {
+        /// First byte.
+        start: u64,
+        /// First byte behind the range.
+        end: u64,
+        /// Bytes of the RAM.
+        ram: u64,
+    },
+    /// Pages did not go back.
+    #[error("cannot discard {bytes} bytes of {backing} guest RAM from byte {start:#x} on")]
+    DiscardBytes {
+        /// First byte.
+        start: u64,
+        /// Bytes.
+        bytes: u64,
+        /// The kind of memory.
+        backing: Backing,
+        /// Why.
+        source: io::Error,
+    },
+    /// Memory did not come; the first frames of the range may have theirs.
+    #[error("cannot put memory behind {count} huge frames of {backing} guest RAM from huge frame {first} on")]
+    Populate {
+        /// First huge frame of the range.
+        first: u32,
+        /// Huge frames in the range.
+        count: u32,
+        /// The kind of memory.
+        backing: Backing,
+        /// Why.
+        source: io::Error,
+    },
+    /// Memory was there, but did not get to where it belongs.
+    #[error("cannot move a huge page to huge frame {frame} of guest RAM")]
+    Move {
+        /// The frame.
+        frame: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The pool of ready memory could not be made.
+    #[error(
+        "cannot make an install pool of {huge_frames} huge frames: ask for less, or for none with --install-pool 0"
+    )]
+    Pool {
+        /// Its size.
+        huge_frames: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// A userfaultfd is a must, and not to be had.
+    #[error("--userfaultfd on: leave it out to do without")]
+    Userfault(#[source] UserfaultError),
+    /// A userfaultfd is a must, and of no use for this kind of memory.
+    #[error("--userfaultfd on: pages of {0} memory cannot be moved; use --backing anon")]
+    UserfaultBacking(Backing),
+    /// The kernel's account of resident pages is not to be had.
+    #[error("cannot read the kernel's account of resident guest RAM")]
+    Residency(#[source] io::Error),
+}
+
+impl MemoryError {
+    /// Whether the host lacks memory, address space or huge pages: the same call may succeed later
+    /// or for less.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        let (backing, source) = match self {
+            Self::PoolTooSmall { .. } => return true,
+            Self::Map { backing, source, .. } | Self::Populate { backing, source, .. } => (*backing, source),
+            // The kernel moves pages without new ones, but page tables it may need.
+            Self::Move { source, .. } => (Backing::Anon, source),
+            _ => return false,
+        };
+        match source.raw_os_error() {
+            Some(libc::ENOMEM) => true,
+            // A file that finds no page to grow by answers a touch with SIGBUS; MADV_POPULATE_WRITE
+            // reports that SIGBUS as EFAULT. A page that is poisoned is one page less.
+            Some(libc::EFAULT | libc::EHWPOISON) => backing != Backing::Anon,
+            _ => false,
+        }
+    }
+}
+
+/// How much of the RAM is really there, by the kernel's account.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct RamResidency {
+    /// Bytes of host memory behind guest RAM. For memory files swapped pages count too.
+    pub resident_bytes: u64,
+    /// Bytes of those that are mapped as whole huge pages.
+    pub huge_bytes: u64,
+}
+
+/// A guest's RAM: mapped once, seen by the guest where its [`AddressMap`] says, unmapped when dropped.
+///
+/// Nothing is resident at first. Host code may touch a frame through [`GuestRam::guest_memory`]
+/// only while it is populated: on [`Backing::Hugetlb`] a touch of a discarded frame is a SIGBUS
+/// when the pool has run dry, on the others it silently brings the frame back.
+#[derive(Debug)]
+pub struct GuestRam {
+    // Dropped before the mapping, which checks that no view of it is left.
+    memory: GuestMemoryMmap<()>,
+    mapping: Mapping,
+    file: Option<OwnedFd>,
+    /// How scattered runs go back, where the kernel takes them together.
+    vectored: Option<Vectored>,
+    huge_frames: u32,
+    backing: Backing,
+    map: AddressMap,
+}
+
+impl GuestRam {
+    /// Maps `bytes` of guest RAM, a non-zero multiple of 2 MiB, at a multiple of 2 MiB. The guest sees
+    /// it from address 0 on.
+    ///
+    /// For [`Backing::Anon`] and [`Backing::Memfd`] this promises nothing and costs nothing:
+    /// memory comes when it is touched or populated. [`Backing::Hugetlb`] reserves every page now.
+    ///
+    /// # Errors
+    /// [`MemoryError::BadSize`], [`MemoryError::CreateFile`], [`MemoryError::Map`], and
+    /// [`MemoryError::PoolTooSmall`] with what to do about it.
+    pub fn new(bytes: u64, backing: Backing) -> Result<Self, MemoryError> {
+        Self::with_map(bytes, backing, AddressMap::flat(bytes))
+    }
+
+    /// The same for a guest that sees its RAM where `map` says, which is a map of as many bytes. For
+    /// the host it is one mapping all the same.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`MemoryError::WrongMap`].
+    pub fn with_map(bytes: u64, backing: Backing, map: AddressMap) -> Result<Self, MemoryError> {
+        if map.bytes() != bytes {
+            return Err(MemoryError::WrongMap { bytes, mapped: map.bytes() });
+        }
+        let huge_frames = u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX);
+        if huge_frames == 0 || huge_frames > MAX_HUGE_FRAMES || !bytes.is_multiple_of(HUGE_SIZE) {
+            return Err(MemoryError::BadSize { bytes });
+        }
+        // At most 64 TiB, and usize has 64 bits.
+        let len = bytes as usize;
+        let map_error = |error: Errno| MemoryError::Map { backing, bytes, source: error.into() };
+        let (mut mapping, file, flags) = match backing {
+            Backing::Anon => {
+                let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+                (Mapping::anonymous(len).map_err(map_error)?, None, flags)
+            }
+            Backing::Memfd => {
+                let file = create_file(bytes, backing, MemfdFlags::empty())?;
+                (Mapping::shared(len, &file).map_err(map_error)?, Some(file), MapFlags::SHARED | MapFlags::NORESERVE)
+            }
+            Backing::Hugetlb => {
+                let file = create_file(bytes, backing, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)?;
+                let mapping = Mapping::hugetlb(len, &file)
+                    .map_err(|error| pool_shortage(huge_frames).unwrap_or_else(|| map_error(error)))?;
+                (mapping, Some(file), MapFlags::SHARED)
+            }
+        };
+        let region = |part: Part| {
+            let view = mapping
+                .view(part.offset as usize, part.bytes as usize, flags)
+                .map_err(|error| MemoryError::Region(error.into()))?;
+            // RAM ends at 64 TiB and a hole at most, far below where adding its length could overflow.
+            GuestRegionMmap::with_arc(view, GuestAddress(part.gpa)).ok_or(MemoryError::BadSize { bytes })
+        };
+        let regions = map.parts().map(region).collect::<Result<Vec<_>, _>>()?;
+        let memory = GuestMemoryMmap::from_regions(regions).map_err(|error| MemoryError::Region(error.into()))?;
+        let vectored = if backing == Backing::Anon { Vectored::detect() } else { None };
+        Ok(Self { memory, mapping, file, vectored, huge_frames, backing, map })
+    }
+
+    /// The RAM as bounds-checked guest memory, a region for each part of [its map](Self::map).
+    ///
+    /// Clones keep the RAM mapped even when this value is gone: drop them first.
+    #[must_use]
+    pub fn guest_memory(&self) -> &GuestMemoryMmap<()> {
+        &self.memory
+    }
+
+    /// Where the guest sees the RAM. All else here counts in offsets.
+    #[must_use]
+    pub fn map(&self) -> &AddressMap {
+        &self.map
+    }
+
+    /// Where the RAM lies in this process, a multiple of 2 MiB: for a KVM memslot or a userfaultfd.
+    #[must_use]
+    pub fn host_address(&self) -> u64 {
+        self.mapping.start() as u64
+    }
+
+    /// Size of the RAM in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    /// Size of the RAM in huge frames.
+    #[must_use]
+    pub fn huge_frames(&self) -> u32 {
+        self.huge_frames
+    }
+
+    /// What the RAM is made of.
+    #[must_use]
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// Returns the memory behind `count` huge frames to the kernel, with one system call. What they
+    /// held is lost; they read as zero when they are next touched or populated.
+    ///
+    /// On [`Backing::Hugetlb`] the pages go back to the pool, where anyone may take them.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`], or [`MemoryError::Discard`] if the kernel refuses, as it does
+    /// for locked memory.
+    pub fn discard(&self, first: HugeId, count: u32) -> Result<(), MemoryError> {
+        let Range { start, end } = self.range(first, count)?;
+        if start == end {
+            return Ok(());
+        }
+        let refused = |source| MemoryError::Discard { first: first.0, count, backing: self.backing, source };
+        faults::point(faults::DISCARD).map_err(refused)?;
+        match &self.file {
+            // On a shared mapping MADV_DONTNEED would succeed and free nothing.
+            Some(file) => {
+                let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                retry_on_intr(|| rustix::fs::fallocate(file, punch, start as u64, (end - start) as u64))
+            }
+            // SAFETY: the range is inside our mapping. What it holds is guest memory, which is only
+            // ever accessed as volatile bytes and may change at any time.
+            None => retry_on_intr(|| unsafe {
+                rustix::mm::madvise(self.mapping.pointer(start), end - start, Advice::LinuxDontNeed)
+            }),
+        }
+        .map_err(|error| refused(error.into()))
+    }
+
+    /// Puts memory behind `count` huge frames: zeroed where there was none, unchanged where there
+    /// was. Never raises a signal.
+    ///
+    /// **Not for missing frames of a range that is registered with a userfaultfd:** the kernel asks
+    /// the handler for each page, and until it answers the calling thread sleeps, deaf to all
+    /// signals but SIGKILL. There, populate another mapping and move its pages (`UFFDIO_MOVE`).
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`], or [`MemoryError::Populate`]; the latter says by
+    /// [`MemoryError::is_out_of_memory`] whether the host has run out. Needs Linux 5.14.
+    pub fn populate(&self, first: HugeId, count: u32) -> Result<(), MemoryError> {
+        let Range { start, end } = self.range(first, count)?;
+        if start == end {
+            return Ok(());
+        }
+        let refused = |source| MemoryError::Populate { first: first.0, count, backing: self.backing, source };
+        faults::point(faults::POPULATE).map_err(refused)?;
+        // SAFETY: the range is inside our mapping, and what it holds does not change.
+        retry_on_intr(|| unsafe {
+            rustix::mm::madvise(self.mapping.pointer(start), end - start, Advice::LinuxPopulateWrite)
+        })
+        .map_err(|error| refused(error.into()))?;
+        faults::point(faults::POPULATE_LATE).map_err(refused)
+    }
+
+    /// How much host memory is behind the RAM, by the kernel's own account.
+    ///
+    /// # Errors
+    /// [`MemoryError::Residency`], for instance without `/proc`.
+    pub fn residency(&self) -> Result<RamResidency, MemoryError> {
+        self.read_residency().map_err(MemoryError::Residency)
+    }
+
+    /// Calls `visit` with the byte ranges of the RAM that have host memory or swap behind them: in
+    /// ascending order, page aligned, never touching each other.
+    ///
+    /// # Errors
+    /// [`MemoryError::Residency`], for instance without `/proc`.
+    pub fn for_each_resident(&self, visit: impl FnMut(Range<u64>)) -> Result<(), MemoryError> {
+        let mut joined = Joined::new(visit);
+        self.walk_resident(|range| joined.push(range)).map_err(MemoryError::Residency)?;
+        joined.finish();
+        Ok(())
+    }
+
+    /// The bytes of a range of huge frames, if all of them are in the RAM.
+    fn range(&self, first: HugeId, count: u32) -> Result<Range<usize>, MemoryError> {
+        match first.0.checked_add(count) {
+            Some(end) if end <= self.huge_frames => {
+                Ok(first.byte_offset() as usize..HugeId(end).byte_offset() as usize)
+            }
+            _ => Err(MemoryError::OutOfRange { first: first.0, count, huge_frames: self.huge_frames }),
+        }
+    }
+
+    fn read_residency(&self) -> io::Result<RamResidency> {
+        faults::point(faults::RESIDENCY)?;
+        let file_bytes = match &self.file {
+            // A page can be in the file and in no page table.
+            Some(file) => Some(u64::try_from(rustix::fs::fstat(file)?.st_blocks).unwrap_or(0) * 512),
+            None => None,
+        };
+        if let (Some(resident_bytes), Backing::Hugetlb) = (file_bytes, self.backing) {
+            return Ok(RamResidency { resident_bytes, huge_bytes: resident_bytes });
+        }
+        let mut mapped = RamResidency::default();
+        let scanned = pages::scan(self.mapping.start(), self.mapping.len(), |range, State { present, huge }| {
+            let bytes = if present { range.end - range.start } else { 0 };
+            mapped.resident_bytes += bytes;
+            mapped.huge_bytes += if huge { bytes } else { 0 };
+        });
+        match scanned {
+            Err(error) if lacks_scan(&error) => return self.read_residency_without_scan(file_bytes),
+            other => other?,
+        }
+        Ok(RamResidency { resident_bytes: file_bytes.unwrap_or(mapped.resident_bytes), ..mapped })
+    }
+
+    /// The same on kernels before 6.7; `file_bytes` is what the file says, if there is one.
+    fn read_residency_without_scan(&self, file_bytes: Option<u64>) -> io::Result<RamResidency> {
+        let addresses = self.host_address()..self.host_address() + self.bytes();
+        let huge_bytes = kernel_stats::huge_mapped_bytes(&addresses)?;
+        if let Some(resident_bytes) = file_bytes {
+            return Ok(RamResidency { resident_bytes, huge_bytes });
+        }
+        let mut resident_bytes = 0;
+        pages::mincore(self.mapping.start(), self.mapping.len(), |range| resident_bytes += range.end - range.start)?;
+        Ok(RamResidency { resident_bytes, huge_bytes })
+    }
+
+    fn walk_resident(&self, mut visit: impl FnMut(Range<u64>)) -> io::Result<()> {
+        faults::point(faults::RESIDENCY)?;
+        let (start, len) = (self.mapping.start(), self.mapping.len());
+        match &self.file {
+            Some(file) if self.backing == Backing::Memfd => pages::file_data(file, self.bytes(), visit),
+            // Hugetlb files do not tell data from holes, but their pages come and go with the
+            // mapping's entries: nobody else has the file.
+            _ => match pages::scan(start, len, |range, _| visit(range)) {
+                Err(error) if lacks_scan(&error) => pages::mincore(start, len, visit),
+                other => other,
+            },
+        }
+    }
+}
+
+/// Whether the kernel is older than `PAGEMAP_SCAN`.
+fn lacks_scan(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOTTY)
+}
+
+fn create_file(bytes: u64, backing: Backing, kind: MemfdFlags) -> Result<OwnedFd, MemoryError> {
+    rustix::fs::memfd_create("guest-ram", kind | MemfdFlags::CLOEXEC)
+        .and_then(|file| rustix::fs::ftruncate(&file, bytes).map(|()| file))
+        .map_err(|error| MemoryError::CreateFile { backing, bytes, source: error.into() })
+}
+
+/// Explains a hugetlb mapping that failed, if the pool is the reason.
+fn pool_shortage(huge_frames: u32) -> Option<MemoryError> {
+    let pool = kernel_stats::huge_page_pool().ok()?;
+    let needed = u64::from(huge_frames);
+    let available = pool.available();
+    (available < needed).then_some(MemoryError::PoolTooSmall { needed, available, total: pool.total })
+}
+
+#[cfg(test)]
+mod tests;

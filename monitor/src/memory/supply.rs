@@ -1,0 +1,242 @@
+//! [`Supply`]: zeroed memory for the frames of one guest's RAM, by the fastest way there is.
+//!
+//! | guest RAM | memory comes from |
+//! |---|---|
+//! | under a userfaultfd | the [pool](super::pool), moved in; a slot that is filled on the spot when the pool is dry |
+//! | not so | `MADV_POPULATE_WRITE` on guest RAM itself |
+//!
+//! Any number of threads ask at once; nothing here makes one wait for another. Who asks for a frame
+//! must own it (in R), so no two ever ask for the same. Memory that was moved in is zeroed and whole.
+
+use super::pool::{Pool, PoolStatus, Staging};
+use super::pressure::Pressure;
+use super::userfault::{MoveError, Userfault, UserfaultError};
+use super::{Backing, GuestRam, MemoryError};
+use llfree_base::thread::Spawner;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use shared_layout::{HUGE_SIZE, HugeId};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Attempts at a frame that has pages where there should be none.
+const PATIENCE: u32 = 4;
+
+/// Whether guest RAM is to be under a userfaultfd.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UseUserfaultfd {
+    /// Where it can be had.
+    #[default]
+    Auto,
+    /// Or the launch fails.
+    On,
+    /// Not.
+    Off,
+}
+
+/// How much memory is kept ready.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct PoolConfig {
+    /// Huge frames; 0 is no pool.
+    pub huge_frames: u32,
+    /// Bytes a second that it is refilled with at most; 0 is no limit.
+    pub rate: u64,
+}
+
+/// Why not all of a range of frames got memory.
+#[derive(Debug)]
+pub struct Shortfall {
+    /// Frames, from the first on, that did. Those behind them may have a part of theirs.
+    pub installed: u32,
+    /// What came then.
+    pub error: MemoryError,
+}
+
+/// Where the memory of one guest comes from.
+pub struct Supply {
+    ram: Arc<GuestRam>,
+    /// Or why there is none; `None` where nobody wanted one.
+    userfault: Result<Userfault, Option<UserfaultError>>,
+    pool: Option<Pool>,
+    /// Slots for those that find the pool dry: as many as were ever needed at once.
+    staging: Mutex<Vec<Staging>>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl Supply {
+    /// Puts `ram` under a userfaultfd, if that is wanted and can be, and begins to fill the pool.
+    ///
+    /// # Errors
+    /// [`MemoryError::Pool`], and [`MemoryError::Userfault`] where one is a must.
+    pub fn new(
+        ram: Arc<GuestRam>,
+        pool: PoolConfig,
+        use_userfaultfd: UseUserfaultfd,
+        threads: &Spawner,
+    ) -> Result<Self, MemoryError> {
+        let userfault = match (use_userfaultfd, ram.backing()) {
+            (UseUserfaultfd::Off, _) => Err(None),
+            // Pages of files cannot be moved.
+            (UseUserfaultfd::Auto, Backing::Memfd | Backing::Hugetlb) => Err(None),
+            (UseUserfaultfd::On, backing @ (Backing::Memfd | Backing::Hugetlb)) => {
+                return Err(MemoryError::UserfaultBacking(backing));
+            }
+            (wish, Backing::Anon) => match Userfault::attach(ram.mapping.start(), ram.mapping.len()) {
+                Ok(userfault) => Ok(userfault),
+                Err(error) if wish == UseUserfaultfd::On => return Err(MemoryError::Userfault(error)),
+                Err(error) => Err(Some(error)),
+            },
+        };
+        // Only what is under a userfaultfd can be moved to.
+        let pool = match &userfault {
+            Ok(_) if pool.huge_frames > 0 => {
+                let started = Pool::start(pool.huge_frames, pool.rate, Pressure::watch(), threads);
+                Some(started.map_err(|source| MemoryError::Pool { huge_frames: pool.huge_frames, source })?)
+            }
+            _ => None,
+        };
+        Ok(Self { ram, userfault, pool, staging: Mutex::default(), hits: AtomicU64::new(0), misses: AtomicU64::new(0) })
+    }
+
+    /// The userfaultfd that guest RAM is under.
+    #[must_use]
+    pub fn userfault(&self) -> Option<&Userfault> {
+        self.userfault.as_ref().ok().filter(|userfault| userfault.is_attached())
+    }
+
+    /// Lets go of the userfaultfd, for good: guest RAM is ordinary memory then, and the pool, from
+    /// which nothing can be moved there any more, goes back to the host.
+    pub fn detach(&self) {
+        let Ok(userfault) = &self.userfault else { return };
+        userfault.detach();
+        if let Some(pool) = &self.pool {
+            pool.retire();
+        }
+    }
+
+    /// Why there is none, if somebody wanted it.
+    #[must_use]
+    pub fn why_no_userfault(&self) -> Option<&UserfaultError> {
+        self.userfault.as_ref().err().and_then(Option::as_ref)
+    }
+
+    /// The pool's state; all zero without one.
+    #[must_use]
+    pub fn pool_status(&self) -> PoolStatus {
+        self.pool.as_ref().map(Pool::status).unwrap_or_default()
+    }
+
+    /// Frames that came out of the pool.
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
+    /// Frames whose memory was zeroed while somebody waited.
+    #[must_use]
+    pub fn misses(&self) -> u64 {
+        self.misses.load(Ordering::Relaxed)
+    }
+
+    /// Puts zeroed memory behind `count` frames that have none. The caller owns them.
+    ///
+    /// # Errors
+    /// [`Shortfall`]: what the frames from there on have is to be discarded.
+    pub fn install(&self, first: HugeId, count: u32) -> Result<(), Shortfall> {
+        let mut installed = 0;
+        let short = |installed| move |error| Shortfall { installed, error };
+        self.ram.range(first, count).map_err(short(0))?;
+        while installed < count {
+            let next = HugeId(first.0 + installed);
+            let left = count - installed;
+            let Some(userfault) = self.userfault() else {
+                self.ram.populate(next, left).map_err(short(installed))?;
+                self.misses.fetch_add(left.into(), Ordering::Relaxed);
+                return Ok(());
+            };
+            match self.install_some(userfault, next, left) {
+                Ok(frames) => installed += frames,
+                // It was detached meanwhile, and pages come from the kernel again.
+                Err(_) if !userfault.is_attached() => {}
+                Err(error) => return Err(Shortfall { installed, error }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves memory to the first few of `count` frames, at least one; returns how many.
+    fn install_some(&self, userfault: &Userfault, first: HugeId, count: u32) -> Result<u32, MemoryError> {
+        if let Some(run) = self.pool.as_ref().and_then(|pool| pool.take(count)) {
+            // SAFETY: the run's slots are ours alone until it is dropped.
+            let frames = match unsafe { userfault.move_in(first.byte_offset() as usize, run.addresses()) } {
+                Ok(()) => {
+                    let frames = run.frames();
+                    run.moved();
+                    frames
+                }
+                // What was not moved goes back to the host with the run.
+                Err(MoveError { moved, error }) => {
+                    log::debug!("{} frames from the pool to {}: {error} after {moved} bytes", run.frames(), first.0);
+                    (moved / HUGE_SIZE as usize) as u32
+                }
+            };
+            if frames > 0 {
+                self.hits.fetch_add(frames.into(), Ordering::Relaxed);
+                return Ok(frames);
+            }
+        }
+        self.install_staged(userfault, first).map(|()| 1)
+    }
+
+    /// Fills a slot on the spot and moves it.
+    fn install_staged(&self, userfault: &Userfault, huge: HugeId) -> Result<(), MemoryError> {
+        let staging = || self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let spare = staging().pop();
+        let slot = match spare {
+            Some(slot) => slot,
+            None => Staging::new().map_err(|error| MemoryError::Map {
+                backing: Backing::Anon,
+                bytes: HUGE_SIZE,
+                source: error.into(),
+            })?,
+        };
+        let result = self.stage(userfault, &slot, huge);
+        if result.is_err() {
+            slot.clear();
+        }
+        staging().push(slot);
+        result
+    }
+
+    fn stage(&self, userfault: &Userfault, slot: &Staging, huge: HugeId) -> Result<(), MemoryError> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let source: Range<usize> = slot.fill().map_err(|error| MemoryError::Populate {
+                first: huge.0,
+                count: 1,
+                backing: Backing::Anon,
+                source: error.into(),
+            })?;
+            // SAFETY: the slot is ours alone until it is put back.
+            match unsafe { userfault.move_in(huge.byte_offset() as usize, source) } {
+                Ok(()) => {
+                    self.misses.fetch_add(1, Ordering::Relaxed);
+                    return Ok(());
+                }
+                // A page that was lent to a guest that had no right to it, or part of a move that
+                // failed: nobody owns what is there but our caller.
+                Err(MoveError { error: Errno::EXIST, .. }) if attempts < PATIENCE => {
+                    slot.clear();
+                    self.ram.discard(huge, 1)?;
+                }
+                Err(MoveError { error, .. }) => {
+                    return Err(MemoryError::Move { frame: huge.0, source: error.into() });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The monitor: the host-side owner of one guest's memory.
+//!
+//! It alone discards and populates guest RAM, and it keeps the residency R, which no guest can
+//! reach, in step with what it did; [`llfree::Host`] gives the order of the steps. Passes run one
+//! at a time, in bounded batches; between two batches an [audit](Monitor::audit) gets its turn.
+//! Installs come from vCPU threads, in parallel, and wait for whoever has a frame of theirs: one
+//! batch of discards, or another vCPU's batch. Nothing here believes a guest: what the entries
+//! claim decides where to look and is reported as a claim, never how much memory there is. That
+//! comes from R and, cross-checked by the audit, from the kernel.
+
+mod audit;
+mod install;
+mod lent;
+mod reclaim;
+mod validate;
+mod violation;
+
+pub use llfree_base::choices::OnViolation;
+pub use violation::{Violation, Violations};
+
+use crate::fair_lock::FairLock;
+use crate::memory::{GuestRam, MemoryError, Supply};
+use crate::region::Table;
+use lent::Lent;
+use llfree::{Census, Claim, Host, Residency};
+use llfree_base::{RateLimit, lock};
+use shared_layout::{ControlWord, HugeEntry, HugeId};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+pub use validate::{Check, Finding, Validation};
+
+/// Frames in one batch, of discards or of an install: 64 MiB. Who needs a frame of a batch waits for
+/// all of it: for discards of huge pages 0.2 ms, of 4 KiB pages 10 to 30 ms; for an install 3 ms, or
+/// 100 ms and more where the host must find the memory first. Discards that prove quick come in
+/// larger ones: see `reclaim`.
+pub(crate) const BATCH: u32 = 32;
+/// How often somebody who waits for a frame looks by himself; batches of discards wake him.
+const CLAIM_POLL: Duration = Duration::from_micros(200);
+
+/// What one pass did, in huge frames.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Pass {
+    /// Frames that changed state.
+    pub frames: u32,
+    /// Of those, frames that had memory behind them, which went back to the host's kernel.
+    pub discarded: u32,
+}
+
+impl std::ops::AddAssign for Pass {
+    fn add_assign(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.discarded += other.discarded;
+    }
+}
+
+/// Huge frames that no tenant finds free at the start.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Occupied {
+    /// Nobody may use these: allocated for ever, without memory.
+    pub unusable: Range<u32>,
+    /// These are the tenant's and have memory, such as those of a guest's image.
+    pub installed: Range<u32>,
+}
+
+/// Events since the VM started.
+#[derive(Default, Debug)]
+pub struct Counters {
+    /// Frames that memory was put behind because a vCPU asked.
+    pub installs: AtomicU64,
+    /// Install calls that ended with another status than `Ok`.
+    pub install_failures: AtomicU64,
+    /// Touches of huge frames that the guest had not asked for: each of them where the RAM is under
+    /// a userfaultfd, else the frames that audits found.
+    pub violations: AtomicU64,
+    /// The part of them that hit held frames.
+    pub held_violations: AtomicU64,
+}
+
+/// A pass that had to stop. What it did before stands, and no frame is lost.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// The kernel did not take memory back; those frames were given back to the guest.
+    #[error(
+        "the kernel refused to take back {frames} huge frames, the first of them frame {first}; they stay with the \
+         guest; {} others were taken before it did",
+        done.frames
+    )]
+    Discard {
+        /// The first of them.
+        first: u32,
+        /// How many, all in one batch.
+        frames: u32,
+        /// What the pass did until then, the rest of that batch included. It stands.
+        done: Pass,
+        /// What the kernel said.
+        source: MemoryError,
+    },
+    /// The kernel did not take back what a guest touched behind our back.
+    #[error(
+        "the kernel refused to take back {frames} huge frames that the guest touched but does not have, the first of \
+         them frame {first}"
+    )]
+    Repair {
+        /// The first of them.
+        first: u32,
+        /// How many; all others were settled.
+        frames: u64,
+        /// What the kernel said about the first.
+        source: MemoryError,
+    },
+    /// The kernel did not say what is resident.
+    #[error("cannot ask the kernel which guest memory is resident")]
+    Residency(#[source] MemoryError),
+}
+
+impl MonitorError {
+    /// The same at the end of a longer pass, which did `before` before.
+    fn after(mut self, before: Pass) -> Self {
+        if let Self::Discard { done, .. } = &mut self {
+            *done += before;
+        }
+        self
+    }
+}
+
+/// The host-side owner of one guest's memory; shared by vCPU threads and the control plane.
+pub struct Monitor {
+    ram: Arc<GuestRam>,
+    supply: Supply,
+    table: Table,
+    residency: Box<[AtomicU8]>,
+    /// Held for the length of a pass; the value is the frame where the next one starts.
+    passes: Mutex<HugeId>,
+    /// Held by whoever discards: for a batch of a pass, what a failed install left, or an audit.
+    /// Its owner waits for no claim.
+    discards: FairLock,
+    /// Signalled when a batch of discards has let go of its frames.
+    batch_over: (Mutex<()>, Condvar),
+    /// These three are in the header as well, where the guest can overwrite them.
+    published_limit: AtomicU64,
+    wanted: AtomicU64,
+    return_epoch: AtomicU64,
+    stopping: AtomicBool,
+    /// Installs that failed for a reason of the host, for the log.
+    host_failures: RateLimit,
+    /// Audits that found something, for the log.
+    violations_found: RateLimit,
+    /// Pages that a guest has for the moment.
+    lent: Lent,
+    /// See [`Counters`].
+    pub counters: Counters,
+}
+
+impl Monitor {
+    /// Takes charge of `ram`, with memory from `supply`: every frame is free and evicted, except those
+    /// that are occupied from the start.
+    ///
+    /// # Errors
+    /// If there is no memory for what is installed.
+    pub fn new(ram: Arc<GuestRam>, supply: Supply, table: Table, occupied: Occupied) -> Result<Self, MemoryError> {
+        let residency = (0..ram.huge_frames()).map(|_| AtomicU8::new(Residency::Evicted as u8)).collect();
+        let monitor = Self {
+            ram,
+            supply,
+            lent: Lent::new(table.layout().vcpus),
+            table,
+            residency,
+            passes: Mutex::new(HugeId(0)),
+            discards: FairLock::default(),
+            batch_over: (Mutex::new(()), Condvar::new()),
+            published_limit: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            return_epoch: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            host_failures: RateLimit::default(),
+            violations_found: RateLimit::default(),
+            counters: Counters::default(),
+        };
+        let entries = monitor.table.entries();
+        let claim_for_guest = |huge: u32, entry: HugeEntry| {
+            if let Some(word) = entries.get(huge as usize) {
+                word.store(entry.bits(), Ordering::Relaxed);
+            }
+        };
+        for huge in occupied.unusable {
+            claim_for_guest(huge, HugeEntry::HUGE_EVICTED);
+        }
+        for huge in occupied.installed {
+            monitor.supply.install(HugeId(huge), 1).map_err(|short| short.error)?;
+            claim_for_guest(huge, HugeEntry::HUGE_INSTALLED);
+            monitor.residency[huge as usize].store(Residency::Installed as u8, Ordering::Relaxed);
+        }
+        monitor.publish_limit();
+        Ok(monitor)
+    }
+
+    /// Takes charge of `ram` whose memory comes by touch and goes by a device: no frame is ever
+    /// evicted, and R calls all of them installed, whatever is behind them. Those of `kept_back` are
+    /// taken in the table; whoever brings them to the guest frees them there.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn untracked(
+        ram: Arc<GuestRam>,
+        supply: Supply,
+        table: Table,
+        occupied: Occupied,
+        kept_back: Range<u32>,
+    ) -> Result<Self, MemoryError> {
+        let monitor = Self::new(ram, supply, table, occupied)?;
+        for (huge, (word, r)) in monitor.table.entries().iter().zip(&monitor.residency).enumerate() {
+            let free = word.load(Ordering::Relaxed) == HugeEntry::FREE_EVICTED.bits();
+            let kept = !free || kept_back.contains(&(huge as u32));
+            let entry = if kept { HugeEntry::HUGE_INSTALLED } else { HugeEntry::FREE_INSTALLED };
+            word.store(entry.bits(), Ordering::Relaxed);
+            r.store(Residency::Installed as u8, Ordering::Relaxed);
+        }
+        Ok(monitor)
+    }
+
+    /// Huge frames of RAM.
+    #[must_use]
+    pub fn huge_frames(&self) -> u32 {
+        self.ram.huge_frames()
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Where the guest's memory comes from.
+    #[must_use]
+    pub fn supply(&self) -> &Supply {
+        &self.supply
+    }
+
+    /// Huge frames that the guest may hold: all that R does not call held.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        let held = self.residency.iter().filter(|r| is_held(r.load(Ordering::Relaxed))).count();
+        self.huge_frames() - held as u32
+    }
+
+    /// What R knows and the entries claim, added up.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        self.host().census()
+    }
+
+    /// Huge frames that the host still wants from the guest.
+    #[must_use]
+    pub fn wanted(&self) -> u64 {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Ends installs and reclaiming passes, now and later, at their next batch: the VM goes down.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn host(&self) -> Host<'_> {
+        Host::new(self.table.entries(), &self.residency)
+            .expect("both tables were made with one element a huge frame of the same RAM")
+    }
+
+    /// Claims a frame of the table, waiting for whoever may have it.
+    fn claim_patiently(&self, huge: HugeId) -> Claim<'_> {
+        let host = self.host();
+        loop {
+            if let Some(claim) = host.claim(huge) {
+                return claim;
+            }
+            let (mutex, batch_over) = &self.batch_over;
+            let guard = lock(mutex);
+            // The timeout covers a notification that came before we slept, and claims that end
+            // without one: other vCPUs' installs, audits, grows.
+            let _ = batch_over.wait_timeout(guard, CLAIM_POLL);
+        }
+    }
+
+    fn set_wanted(&self, huge_frames: u64) {
+        self.wanted.store(huge_frames, Ordering::Relaxed);
+        self.table.set_control(ControlWord::Wanted, huge_frames);
+    }
+
+    fn publish_limit(&self) {
+        let limit = u64::from(self.limit());
+        self.published_limit.store(limit, Ordering::Relaxed);
+        self.table.set_control(ControlWord::Limit, limit);
+    }
+}
+
+fn is_held(residency: u8) -> bool {
+    residency & 0x7f == Residency::Held as u8
+}

@@ -1,0 +1,85 @@
+//! The audit: R against the kernel's own account of what is resident.
+//!
+//! A guest can touch any of its RAM, asked or not, and the kernel gives it memory. Only the kernel
+//! knows; so it is asked, and what it says beyond R is settled on the spot and counted.
+
+use super::{Monitor, MonitorError};
+use crate::memory::MemoryError;
+use llfree::Residency;
+use shared_layout::{HUGE_SIZE, HugeId};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+impl Monitor {
+    /// Compares R with the kernel's accounting, and repairs what a guest did behind our back:
+    /// memory that appeared behind a held frame is discarded again, behind an evicted one it is
+    /// adopted as installed. Returns the frames concerned, which also count as violations. What the
+    /// kernel keeps of them does not keep it from settling the others.
+    ///
+    /// It waits for the batch of discards at work, not for the pass that the batch belongs to.
+    ///
+    /// # Errors
+    /// If the kernel does not answer, or does not take memory back.
+    pub fn audit(&self) -> Result<u64, MonitorError> {
+        // Nobody may discard between the kernel's answer and our look at R. Between two batches a
+        // pass has no frame in hand, so R is settled. Installs may go on: they only ever make R
+        // agree with the kernel, and a frame that one is at is left to the next audit.
+        let _turn = self.discards.lock();
+        let mut suspects = Vec::new();
+        let see = |range: Range<u64>| {
+            for huge in (range.start / HUGE_SIZE) as u32..range.end.div_ceil(HUGE_SIZE) as u32 {
+                if self.host().residency(HugeId(huge)).is_some_and(|r| r != Residency::Installed) {
+                    suspects.push(HugeId(huge));
+                }
+            }
+        };
+        self.ram.for_each_resident(see).map_err(MonitorError::Residency)?;
+        suspects.dedup();
+        let (mut violations, mut held) = (0, 0);
+        let mut kept = None;
+        for huge in suspects {
+            match self.settle(huge) {
+                Ok(Some(Residency::Held)) => held += 1,
+                Ok(Some(_)) => violations += 1,
+                Ok(None) => {}
+                Err(source) => {
+                    let (_, frames, _) = kept.get_or_insert((huge.0, 0, source));
+                    *frames += 1;
+                }
+            }
+        }
+        violations += held;
+        if violations > 0 {
+            self.counters.held_violations.fetch_add(held, Ordering::Relaxed);
+            let before = self.counters.violations.fetch_add(violations, Ordering::Relaxed);
+            if self.violations_found.tick().is_some() {
+                log::warn!(
+                    "the guest touched {violations} huge frames that it had not asked for, {} since it started; \
+                     what lay behind held frames was taken back",
+                    before.saturating_add(violations)
+                );
+            }
+        }
+        kept.map_or(Ok(violations), |(first, frames, source)| Err(MonitorError::Repair { first, frames, source }))
+    }
+
+    /// Makes R and the kernel agree about a frame that has memory. Says what R called it, if that is
+    /// news: not if they agree by now, nor if its pages were lent.
+    fn settle(&self, huge: HugeId) -> Result<Option<Residency>, MemoryError> {
+        let Some(claim) = self.host().claim(huge) else { return Ok(None) };
+        let residency = claim.residency();
+        let lent = self.lent.forget(huge);
+        match residency {
+            Residency::Installed => return Ok(None),
+            Residency::Evicted if !lent => {
+                if let Ok(installing) = claim.install() {
+                    installing.done();
+                }
+            }
+            Residency::Evicted | Residency::Held => {
+                self.ram.discard(huge, 1)?;
+            }
+        }
+        Ok((!lent).then_some(residency))
+    }
+}

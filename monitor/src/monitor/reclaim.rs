@@ -1,0 +1,213 @@
+//! Passes over the table: hold and evict what is free, return what is held.
+//!
+//! A pass owns `passes` for its length and hands the turn to discard on after each batch. A frame
+//! that it claimed is given back as it was when the kernel refuses its memory, so a pass that fails
+//! half-way loses nothing.
+
+use super::{BATCH, Monitor, MonitorError, Pass, is_held};
+use crate::memory::Run;
+use llfree::{Reclaim, Reclaimed, Residency};
+use llfree_base::lock;
+use shared_layout::{ControlWord, HugeId};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Frames in a batch of discards at most. Each batch costs 20 us beyond its frames, for KVM and all
+/// CPUs let go of the range together: with 32 frames that is a tenth of a reclaim.
+const LARGEST_BATCH: u32 = 128;
+/// A batch that took longer is not followed by a larger one, as where memory lies in 4 KiB pages.
+const QUICK: Duration = Duration::from_micros(500);
+
+/// The size of the batch after one of `frames` that took so long: a guest that needs one of its
+/// frames waits for about a millisecond, or for the smallest batch.
+fn next_batch(frames: u32, took: Duration) -> u32 {
+    if took < QUICK { (2 * frames).min(LARGEST_BATCH) } else { BATCH }
+}
+
+impl Monitor {
+    /// One pass towards a limit of `target` huge frames: holds what is free, frames with memory
+    /// behind them first (those are what the host gains), then evicted ones, which cost no call.
+    /// What is missing afterwards becomes the header's `wanted`.
+    ///
+    /// # Errors
+    /// [`MonitorError::Discard`]; the frames taken before stay taken.
+    pub fn shrink(&self, target: u32) -> Result<Pass, MonitorError> {
+        let mut cursor = lock(&self.passes);
+        let mut pass = Pass::default();
+        let excess = self.limit().saturating_sub(target);
+        let result = [Residency::Installed, Residency::Evicted].into_iter().try_for_each(|residency| {
+            let missing = excess - pass.frames;
+            let more = self.reclaim_pass(&mut cursor, missing, residency, Reclaim::Hard);
+            pass += more.map_err(|error| error.after(pass))?;
+            Ok(())
+        });
+        self.set_wanted(u64::from(self.limit().saturating_sub(target)));
+        self.publish_limit();
+        result.map(|()| pass)
+    }
+
+    /// Returns held frames until the limit is `target` huge frames. Touches no memory and cannot
+    /// fail: a frame whose entry the guest overwrote is returned in R all the same.
+    pub fn grow(&self, target: u32) -> Pass {
+        let _cursor = lock(&self.passes);
+        let missing = target.saturating_sub(self.limit());
+        let mut pass = Pass::default();
+        for (index, word) in self.residency.iter().enumerate() {
+            if pass.frames == missing {
+                break;
+            }
+            if !is_held(word.load(Ordering::Relaxed)) {
+                continue;
+            }
+            // An install that asks for a held frame has it for an instant before it is refused.
+            if self.claim_patiently(HugeId(index as u32)).release().is_ok() {
+                pass.frames += 1;
+            }
+        }
+        let epoch = self.return_epoch.fetch_add(1, Ordering::Relaxed) + 1;
+        self.table.set_control(ControlWord::ReturnEpoch, epoch);
+        self.set_wanted(0);
+        self.publish_limit();
+        pass
+    }
+
+    /// Takes memory from behind at most `frames` free frames, which stay free for the guest.
+    ///
+    /// # Errors
+    /// [`MonitorError::Discard`]; the frames taken before stay taken.
+    pub fn evict(&self, frames: u32) -> Result<Pass, MonitorError> {
+        let mut cursor = lock(&self.passes);
+        self.reclaim_pass(&mut cursor, frames, Residency::Installed, Reclaim::Soft)
+    }
+
+    /// Takes memory from behind those of `frames` that are still free, which stay free. No more than
+    /// a [`BATCH`] of them, in ascending order, so that neighbours go back together.
+    ///
+    /// # Errors
+    /// [`MonitorError::Discard`]; the frames taken before stay taken.
+    pub(crate) fn evict_these(&self, frames: &[HugeId]) -> Result<Pass, MonitorError> {
+        let _cursor = lock(&self.passes);
+        let _turn = self.discards.lock();
+        let mut batch = Batch::default();
+        for huge in frames.iter().take(BATCH as usize) {
+            if let Some(claim) = self.host().claim(*huge)
+                && let Ok(reclaimed) = claim.reclaim(Reclaim::Soft)
+            {
+                batch.add(reclaimed);
+            }
+        }
+        self.settle_batch(&mut batch)
+    }
+
+    fn reclaim_pass(
+        &self,
+        cursor: &mut HugeId,
+        most: u32,
+        residency: Residency,
+        how: Reclaim,
+    ) -> Result<Pass, MonitorError> {
+        let mut pass = Pass::default();
+        let mut batch = Batch::default();
+        let mut size = BATCH;
+        let host = self.host();
+        let mut free = host.scan(*cursor).filter(|(_, entry, r)| *r == residency && entry.is_all_free());
+        while pass.frames < most && !self.is_stopping() {
+            let _turn = self.discards.lock();
+            let due = size.min(most - pass.frames);
+            let start = Instant::now();
+            while batch.frames < due
+                && let Some((huge, ..)) = free.next()
+            {
+                let Some(reclaimed) = host.claim(huge).and_then(|claim| claim.reclaim(how).ok()) else { continue };
+                *cursor = HugeId(huge.0 + 1);
+                batch.add(reclaimed);
+            }
+            let over = batch.frames < due;
+            pass += self.settle_batch(&mut batch).map_err(|error| error.after(pass))?;
+            if over {
+                break;
+            }
+            size = next_batch(size, start.elapsed());
+        }
+        Ok(pass)
+    }
+
+    /// Discards the memory of a batch, which is empty afterwards. Frames that the kernel refuses go
+    /// back as they were.
+    fn settle_batch(&self, batch: &mut Batch<'_>) -> Result<Pass, MonitorError> {
+        let mut pass = Pass { frames: batch.frames, discarded: batch.reclaimed.len() as u32 };
+        batch.frames = 0;
+        if batch.reclaimed.is_empty() {
+            return Ok(pass);
+        }
+        let mut refused = None;
+        let mut reclaimed = batch.reclaimed.drain(..);
+        self.ram.discard_runs(&batch.runs, |run, result| {
+            let frames = reclaimed.by_ref().take(run.count as usize);
+            match result {
+                Ok(()) => frames.for_each(Reclaimed::done),
+                Err(source) => {
+                    // Dropping them gives them back.
+                    frames.for_each(drop);
+                    pass.frames -= run.count;
+                    pass.discarded -= run.count;
+                    let (_, frames, _) = refused.get_or_insert((run.first.0, 0, source));
+                    *frames += run.count;
+                }
+            }
+        });
+        drop(reclaimed);
+        batch.runs.clear();
+        self.batch_over.1.notify_all();
+        refused.map_or(Ok(pass), |(first, frames, source)| {
+            Err(MonitorError::Discard { first, frames, done: pass, source })
+        })
+    }
+}
+
+/// Frames that were taken and whose memory goes back together.
+struct Batch<'a> {
+    /// All of them, also those that had nothing behind them and are settled.
+    frames: u32,
+    reclaimed: Vec<Reclaimed<'a>>,
+    /// The same as runs of neighbours.
+    runs: Vec<Run>,
+}
+
+impl Default for Batch<'_> {
+    fn default() -> Self {
+        // Once a pass, not once a batch: it never grows beyond this.
+        let room = LARGEST_BATCH as usize;
+        Self { frames: 0, reclaimed: Vec::with_capacity(room), runs: Vec::with_capacity(room) }
+    }
+}
+
+impl<'a> Batch<'a> {
+    fn add(&mut self, reclaimed: Reclaimed<'a>) {
+        self.frames += 1;
+        // R may have changed between scan and claim.
+        if !reclaimed.has_memory() {
+            return reclaimed.done();
+        }
+        let huge = reclaimed.huge();
+        match self.runs.last_mut() {
+            Some(run) if run.ends_before(huge) => run.count += 1,
+            _ => self.runs.push(Run { first: huge, count: 1 }),
+        }
+        self.reclaimed.push(reclaimed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_batches_grow_and_a_slow_one_ends_that() {
+        let sizes = [1, 1, 1, 600, 1].map(Duration::from_micros).into_iter().scan(BATCH, |size, took| {
+            *size = next_batch(*size, took);
+            Some(*size)
+        });
+        assert_eq!(sizes.collect::<Vec<_>>(), [64, 128, 128, 32, 64]);
+    }
+}

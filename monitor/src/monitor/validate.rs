@@ -1,0 +1,237 @@
+//! The check of a live VM: is any frame lost, or owned twice, as far as the host can know?
+//!
+//! It only looks. Entries are compared with R under a claim each, R with the kernel's account under
+//! the turn to discard, so nothing waits longer for it than for a batch. What it finds in words that
+//! a guest can write is that guest's claim; the rest is a fault of the host. Each frame is looked at
+//! once, one that somebody is at a few times more, and only the first few of each kind are kept.
+
+use super::{BATCH, CLAIM_POLL, Monitor, MonitorError};
+use llfree::{Census, Claim, Contradiction, Residency};
+use llfree_base::lock;
+use shared_layout::{ControlWord, HUGE_SIZE, HugeId};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Frames checked in one turn: some tens of microseconds, less than a batch of discards takes.
+const TURN: u32 = 32 * BATCH;
+/// Frames of each kind that a finding names.
+const NAMED: usize = 8;
+/// How long an install may be at a frame before its claim counts as forgotten.
+const LONGEST_CLAIM: Duration = Duration::from_secs(10);
+
+/// What was compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Check {
+    /// Entries that no transition leads to.
+    InvalidEntry,
+    /// Entries and R, about who has the frame.
+    HeldEntry,
+    /// Entries and R, about whether there is memory.
+    EvictedEntry,
+    /// Claims that nobody settles.
+    ForgottenClaim,
+    /// Memory behind frames that R calls evicted or held.
+    UnaskedMemory,
+    /// No memory behind frames that R calls installed.
+    MissingMemory,
+    /// The limit that was published, and what R holds.
+    Limit,
+    /// The header's control words, and the host's copies.
+    Header,
+}
+
+impl Check {
+    /// Every check.
+    pub const ALL: [Self; 8] = [
+        Self::InvalidEntry,
+        Self::HeldEntry,
+        Self::EvictedEntry,
+        Self::ForgottenClaim,
+        Self::UnaskedMemory,
+        Self::MissingMemory,
+        Self::Limit,
+        Self::Header,
+    ];
+
+    /// The name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidEntry => "invalid_entry",
+            Self::HeldEntry => "held_entry",
+            Self::EvictedEntry => "evicted_entry",
+            Self::ForgottenClaim => "forgotten_claim",
+            Self::UnaskedMemory => "unasked_memory",
+            Self::MissingMemory => "missing_memory",
+            Self::Limit => "limit",
+            Self::Header => "header",
+        }
+    }
+
+    /// What a finding means, for people.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::InvalidEntry => "entries that no step of host or guest leads to",
+            Self::HeldEntry => "entries that contradict the host about who has the frame",
+            Self::EvictedEntry => "entries that contradict the host about memory behind the frame",
+            Self::ForgottenClaim => "frames that somebody claimed and never let go",
+            Self::UnaskedMemory => "frames with memory that the guest did not ask for",
+            Self::MissingMemory => "frames that should have memory, and have none by the kernel's account",
+            Self::Limit => "huge frames by which the published limit is not what the host's books say",
+            Self::Header => "header words that are not what the host wrote",
+        }
+    }
+
+    /// Whether a guest can bring this about by itself; otherwise it is a fault of the host.
+    #[must_use]
+    pub const fn is_claim(self) -> bool {
+        !matches!(self, Self::ForgottenClaim | Self::MissingMemory | Self::Limit)
+    }
+}
+
+/// One kind of contradiction.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// What was compared.
+    pub check: Check,
+    /// How many frames, or words of the header, are concerned.
+    pub count: u64,
+    /// The first few of the frames.
+    pub first: Vec<HugeId>,
+}
+
+/// What a validation saw.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Validation {
+    /// The table, added up afterwards.
+    pub census: Census,
+    /// What contradicts what; empty if all is well.
+    pub findings: Vec<Finding>,
+}
+
+impl Validation {
+    fn note(&mut self, check: Check, huge: Option<HugeId>) {
+        let known = self.findings.iter().position(|finding| finding.check == check);
+        let index = known.unwrap_or_else(|| {
+            self.findings.push(Finding { check, count: 0, first: Vec::new() });
+            self.findings.len() - 1
+        });
+        let finding = &mut self.findings[index];
+        finding.count += 1;
+        if let Some(huge) = huge
+            && finding.first.len() < NAMED
+        {
+            finding.first.push(huge);
+        }
+    }
+}
+
+impl Monitor {
+    /// Checks that entries, R, the kernel's account, limit and header agree, while the VM runs.
+    ///
+    /// # Errors
+    /// If the kernel does not say what is resident.
+    pub fn validate(&self) -> Result<Validation, MonitorError> {
+        let mut seen = Validation::default();
+        self.validate_entries(&mut seen);
+        self.validate_memory(&mut seen)?;
+        self.validate_header(&mut seen);
+        seen.census = self.census();
+        seen.findings.sort_by_key(|finding| finding.check as u8);
+        Ok(seen)
+    }
+
+    fn validate_entries(&self, seen: &mut Validation) {
+        let host = self.host();
+        let mut busy = Vec::new();
+        for start in (0..self.huge_frames()).step_by(TURN as usize) {
+            // With the turn in hand no reclaim finds a frame busy because of us, and passes it over.
+            let _turn = self.discards.lock();
+            for huge in (start..self.huge_frames().min(start + TURN)).map(HugeId) {
+                match host.claim(huge) {
+                    Some(claim) => check_entry(&claim, seen),
+                    None => busy.push(huge),
+                }
+            }
+        }
+        // Installs were at these. None takes that long for all of its frames.
+        let deadline = Instant::now() + LONGEST_CLAIM;
+        for huge in busy {
+            loop {
+                if let Some(claim) = host.claim(huge) {
+                    check_entry(&claim, seen);
+                    break;
+                }
+                if Instant::now() > deadline || self.is_stopping() {
+                    seen.note(Check::ForgottenClaim, Some(huge));
+                    break;
+                }
+                std::thread::sleep(CLAIM_POLL);
+            }
+        }
+    }
+
+    /// The kernel against R, both ways. What an install is at is left out: it is neither yet.
+    fn validate_memory(&self, seen: &mut Validation) -> Result<(), MonitorError> {
+        // As in an audit: nobody discards between the kernel's answer and our look at R.
+        let _turn = self.discards.lock();
+        let host = self.host();
+        let installed: Vec<bool> = host.scan(HugeId(0)).map(|(_, _, r)| r == Residency::Installed).collect();
+        let mut resident = vec![false; installed.len()];
+        let see = |range: Range<u64>| {
+            let frames = (range.start / HUGE_SIZE) as usize..range.end.div_ceil(HUGE_SIZE) as usize;
+            if let Some(frames) = resident.get_mut(frames) {
+                frames.fill(true);
+            }
+        };
+        self.ram.for_each_resident(see).map_err(MonitorError::Residency)?;
+        for ((huge, was_installed), is_resident) in (0..).map(HugeId).zip(installed).zip(resident) {
+            if was_installed == is_resident {
+                continue;
+            }
+            let now = host.claim(huge).map(|claim| claim.residency());
+            match now {
+                Some(Residency::Installed) if was_installed => seen.note(Check::MissingMemory, Some(huge)),
+                Some(Residency::Evicted | Residency::Held) if is_resident => {
+                    seen.note(Check::UnaskedMemory, Some(huge));
+                }
+                // Installed since we looked, or about to be.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_header(&self, seen: &mut Validation) {
+        // Passes move R and publish when they are through.
+        let _passes = lock(&self.passes);
+        let limit = self.published_limit.load(Ordering::Relaxed);
+        for _ in 0..limit.abs_diff(u64::from(self.limit())) {
+            seen.note(Check::Limit, None);
+        }
+        let copies = [
+            (ControlWord::Limit, limit),
+            (ControlWord::Wanted, self.wanted.load(Ordering::Relaxed)),
+            (ControlWord::ReturnEpoch, self.return_epoch.load(Ordering::Relaxed)),
+        ];
+        for (word, copy) in copies {
+            if self.table.claimed_control(word) != copy {
+                seen.note(Check::Header, None);
+            }
+        }
+    }
+}
+
+fn check_entry(claim: &Claim<'_>, seen: &mut Validation) {
+    let Err(violation) = claim.check() else { return };
+    let check = match violation.contradiction {
+        Contradiction::Held(_) => Check::HeldEntry,
+        Contradiction::Evicted(_) => Check::EvictedEntry,
+        // The bitfields are the guest's: the host never looks at them.
+        Contradiction::Invalid | Contradiction::Counter(_) | Contradiction::Bits(_) => Check::InvalidEntry,
+        Contradiction::Busy => Check::ForgottenClaim,
+    };
+    seen.note(check, Some(violation.huge));
+}

@@ -1,0 +1,49 @@
+//! [`ExitReason`]: how a guest ends, whoever noticed it: a call, a device, the monitor or KVM.
+
+use llfree_monitor::Violation;
+use shared_layout::header::ABI_VERSION;
+
+/// Why a guest ended.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ExitReason {
+    /// It said so.
+    #[error("the guest exited with code {0}")]
+    Exited(u32),
+    /// It panicked; the text is the guest's own.
+    #[error("the guest panicked: {0}")]
+    Panicked(String),
+    /// The exception entry that the VMM placed was reached, or somebody claimed so.
+    #[error("the guest crashed: {what}")]
+    Exception {
+        /// What happened and where, on one line.
+        what: String,
+        /// Registers, as indented lines; empty without an exception.
+        details: String,
+    },
+    /// It was built for another ABI.
+    #[error("ABI mismatch: the guest speaks version {guest}, this host {ABI_VERSION}; rebuild the guest")]
+    AbiMismatch {
+        /// What the guest said.
+        guest: u32,
+    },
+    /// It touched memory that it does not have, and the policy is not to let it.
+    #[error("the guest touched memory that it does not have: {0}; a VM with --on-violation log lets it go on")]
+    Violation(Violation),
+    /// A Linux guest is off.
+    #[error("the guest switched itself off")]
+    PoweredOff,
+    /// A Linux guest shut down to start over.
+    #[error("the guest rebooted, and this VM starts once only: launch it again")]
+    Rebooted,
+    /// A Linux guest's kernel gave up.
+    #[error("the guest's kernel panicked: {0}")]
+    KernelPanic(&'static str),
+    /// KVM gave up on a vCPU.
+    #[error("vCPU {vcpu} cannot go on: {what}")]
+    Vcpu {
+        /// Which.
+        vcpu: u32,
+        /// KVM's exit, in words.
+        what: String,
+    },
+}

@@ -1,0 +1,67 @@
+//! The threads that this crate starts, and what they may ask of the kernel.
+
+use Allow::{Call, With};
+use llfree_base::thread::Role;
+use llfree_base::thread::rights::{Allow, EVENTS, READ, READ_FILES, WAIT, WRITE, ioc};
+use llfree_monitor::roles::{INSTALL, MEMORY, POPULATE};
+
+/// Runs the guest, and serves its calls.
+pub const VCPU: Role = Role::new("vcpu", &[KVM_VCPU, MEMORY, POPULATE, INSTALL]);
+/// Shrinks, grows, reclaims.
+pub const RESIZES: Role = Role::new("resizes", &[MEMORY, READ_FILES, CGROUP]);
+/// Hands commands to the guest.
+pub const GUEST_COMMANDS: Role = Role::new("guest-commands", &[]);
+/// Status and audits.
+pub const REPORTS: Role = Role::new("reports", &[MEMORY, READ_FILES, CGROUP]);
+/// Serves the queues of a device.
+pub const DEVICE: Role = Role::new("device", &[MEMORY, EVENTS]);
+/// Moves bytes between the queues of a device and a tap, or another thread; every thread may write.
+pub const STREAM: Role = Role::new("stream", &[EVENTS]);
+/// Serves the queue of a disk.
+pub const DISK: Role = Role::new("disk", &[FILE, EVENTS]);
+/// Writes what the guest says on its serial port.
+pub const CONSOLE_OUT: Role = Role::new("console-out", &[WAIT]);
+
+/// All of them.
+pub const ALL: [Role; 8] = [VCPU, RESIZES, GUEST_COMMANDS, REPORTS, DEVICE, STREAM, DISK, CONSOLE_OUT];
+
+const KVM: u64 = 0xae;
+const PUNCH_HOLE: u64 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;
+const ZERO_RANGE: u64 = (libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE) as u64;
+
+/// Running a vCPU, and reading its registers when it crashed, the interrupt controller's when it
+/// reset its machine.
+const KVM_VCPU: &[Allow] = &[With(
+    libc::SYS_ioctl,
+    1,
+    &[
+        ioc(0, KVM, 0x80, 0),              // KVM_RUN
+        ioc(READ, KVM, 0x81, 144),         // KVM_GET_REGS
+        ioc(READ, KVM, 0x83, 312),         // KVM_GET_SREGS
+        ioc(READ | WRITE, KVM, 0x62, 520), // KVM_GET_IRQCHIP
+    ],
+)];
+
+/// Reading and writing a file that is open, and giving back what lies behind parts of it.
+const FILE: &[Allow] = &[
+    Call(libc::SYS_preadv),
+    Call(libc::SYS_pwritev),
+    Call(libc::SYS_pwrite64),
+    Call(libc::SYS_fdatasync),
+    With(libc::SYS_fallocate, 1, &[PUNCH_HOLE, ZERO_RANGE]),
+];
+
+/// The VM's own cgroup, whose files are open: its maximum, what is in use, and its end.
+pub const CGROUP: &[Allow] = &[Call(libc::SYS_pwrite64), Call(libc::SYS_pread64), Call(libc::SYS_rmdir)];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_ioctls_are_the_kernels() {
+        assert_eq!(ioc(0, KVM, 0x80, 0), 0xae80, "KVM_RUN");
+        assert_eq!(ioc(READ, KVM, 0x81, size_of::<kvm_bindings::kvm_regs>() as u64), 0x8090_ae81, "KVM_GET_REGS");
+        assert_eq!(ioc(READ, KVM, 0x83, size_of::<kvm_bindings::kvm_sregs>() as u64), 0x8138_ae83, "KVM_GET_SREGS");
+    }
+}
