@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use syn::ext::IdentExt;
 use syn::visit::{self, Visit};
 use syn::{
-    Attribute, Block, Ident, ImplItem, Item, ItemFn, ItemMod, ItemUse, LitStr, Meta, Signature, UseTree, Visibility,
+    Attribute, Block, Ident, ImplItem, Item, ItemFn, ItemMod, ItemUse, LitByteStr, LitCStr, LitStr, Meta, Signature,
+    UseTree, Visibility,
 };
 
 /// A crate: its files, the root first, and its modules, the root first.
@@ -34,7 +35,7 @@ pub(crate) struct File {
     pub(crate) functions: Vec<Function>,
 }
 
-/// A string literal as written, with quotes and escapes.
+/// A literal string, byte string or C string as written, with quotes and escapes.
 pub(crate) struct Text {
     pub(crate) line: usize,
     pub(crate) source: String,
@@ -331,6 +332,14 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_lit_str(&mut self, literal: &'ast LitStr) {
+        self.text(&literal.token());
+    }
+
+    fn visit_lit_byte_str(&mut self, literal: &'ast LitByteStr) {
+        self.text(&literal.token());
+    }
+
+    fn visit_lit_cstr(&mut self, literal: &'ast LitCStr) {
         self.text(&literal.token());
     }
 }

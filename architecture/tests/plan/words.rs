@@ -92,11 +92,15 @@ fn f() {
         const FLAG = "--in-block";
     }
 }
+const BYTES: &[u8] = b"--in-bytes";
+const C: &CStr = c"--in-c";
 #[cfg(test)]
 const ARGS: &str = "--in-test";
 "##;
     let krate = read(&[("lib.rs", text)]);
     let found: Vec<_> = krate.files[0].strings.iter().flat_map(spoken).collect();
-    let expected = [(3, "--in-attribute"), (5, "--in-raw"), (7, "--in-macro"), (10, "--in-block")];
-    assert_eq!(found, expected.map(|(line, word)| (line, word.to_owned())));
+    let found: Vec<_> = found.iter().map(|(line, word)| (*line, word.as_str())).collect();
+    let product = [(3, "--in-attribute"), (5, "--in-raw"), (7, "--in-macro"), (10, "--in-block")];
+    let not_utf8 = [(13, "--in-bytes"), (14, "--in-c")];
+    assert_eq!(found, [product.as_slice(), &not_utf8].concat());
 }
