@@ -37,8 +37,9 @@ use std::time::{Duration, Instant};
 use stop::{Stop, StopCell, StopOn, watch_signals};
 use vmm::boot::{Image, Initrd};
 use vmm::cgroup::{Cgroup, CgroupError};
-use vmm::elastic::{Elastic, ResizeError};
+use vmm::elastic::ResizeError;
 use vmm::exit::ExitReason;
+use vmm::guest;
 use vmm::service::{self, Service};
 use vmm::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -57,9 +58,6 @@ const HARD_END: Duration = Duration::from_secs(3);
 
 /// How long a workload waits for a Linux guest to boot, up to the start of its agent.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
-
-/// A Linux guest's command line, if nobody gave one.
-const COMMAND_LINE: &str = "console=ttyS0";
 
 /// Why a launch failed, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +170,8 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let (mut config, auto_reclaim) = vm_config(args)?;
     let memory = config.memory;
     // It forks, so there must be no other thread yet.
-    let terminal = match config.is_linux() {
+    let facts = guest::facts(config.kernel.as_deref());
+    let terminal = match facts.has_console {
         true => Terminal::open(io::stdin().as_fd()).map_err(host("take care of the terminal"))?.map(Arc::new),
         false => None,
     };
@@ -186,11 +185,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
 
     warn_about_huge_pages(&config);
     // Before there is memory: what is charged elsewhere stays charged there.
-    let pool = config
-        .install
-        .resolve(memory, config.backing, config.elastic == Elastic::Llfree)
-        .map_err(LaunchError::Install)?
-        .0;
+    let pool = config.supply().map_err(LaunchError::Install)?.0;
     let besides = u64::from(pool.huge_frames) * HUGE_SIZE;
     let cgroup = args.cgroup.as_deref().map(|path| enter_cgroup(path, memory, besides)).transpose()?;
     let _leave = cgroup.clone().map(Leave);
@@ -228,7 +223,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let server = manager.add_subscriber(Box::new(server));
 
     let first_words = announcement(&vm, &claim, output.json);
-    if let Some(serial) = vm.serial() {
+    if let Some(serial) = vm.guest().serial() {
         let on_leave = stop.clone();
         let input =
             Input::new(io::stdin().as_fd(), terminal.clone(), serial.clone(), move || on_leave.set(Stop::Asked))
@@ -262,7 +257,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     threads.spawn("hard-end", roles::HARD_END, hard_end).map_err(host("start a thread"))?;
     // vCPUs first: then requests at work find out that nobody will answer them.
     vm.stop();
-    if let Some(serial) = vm.serial() {
+    if let Some(serial) = vm.guest().serial() {
         let lost = serial.finish(LAST_WORDS);
         if lost > 0 {
             log::warn!("{lost} bytes of the guest's console were lost, as nobody read them");
@@ -297,19 +292,14 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
 fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
     let image = args.kernel.as_deref().map(Image::open).transpose().map_err(LaunchError::Image)?.map(Arc::new);
     let initrd = args.initrd.as_deref().map(Initrd::open).transpose().map_err(LaunchError::Linux)?.map(Arc::new);
-    let is_linux = image.as_ref().is_some_and(|image| image.is_linux());
-    let command_line = match &args.append {
-        Some(line) => line.clone(),
-        None if is_linux => COMMAND_LINE.to_owned(),
-        None => String::new(),
-    };
-    let console = match is_linux {
+    let facts = guest::facts(image.as_deref());
+    let command_line = args.append.clone().unwrap_or_else(|| facts.command_line.to_owned());
+    let console = match facts.has_console {
         true => Some(Arc::new(io::stdout().as_fd().try_clone_to_owned().map_err(RunError::Output)?)),
         false => None,
     };
-    let default = if is_linux { Elastic::for_linux() } else { Elastic::default() };
     let (elastic, auto_reclaim) =
-        args.elastic.unwrap_or(default).with_auto_reclaim(args.auto_reclaim.unwrap_or_default())?;
+        args.elastic.unwrap_or(facts.elastic).with_auto_reclaim(args.auto_reclaim.unwrap_or_default())?;
     let config = VmConfig {
         memory: args.mem.unwrap_or_default(),
         cpus: args.cpus(),
@@ -352,7 +342,7 @@ fn warn_about_huge_pages(config: &VmConfig) {
 
 /// Says once what nobody holds the guest to.
 fn warn_about_enforcement(vm: &Vm) {
-    if vm.is_enforced() || vm.config().elastic != Elastic::Llfree {
+    if vm.is_enforced() || vm.elastic().table().is_none() {
         return;
     }
     let consequence = "what the guest touches unasked is found by an audit once a second, not prevented; \
@@ -381,8 +371,8 @@ fn announcement(vm: &Vm, claim: &socket::Claim, json: bool) -> String {
         return serde_json::to_string(&up).expect("plain data serializes") + "\n";
     }
     let plural = if config.cpus == 1 { "" } else { "s" };
-    // A Linux guest's console takes Ctrl-C.
-    let stop = if config.is_linux() { "" } else { "with Ctrl-C, or " };
+    // A console takes Ctrl-C.
+    let stop = if vm.guest().facts().has_console { "" } else { "with Ctrl-C, or " };
     format!(
         "{} is up: {} of memory, {} vCPU{plural}; control socket {}\n\
          stop it {stop}with 'llfree-vmm stop' in another terminal\n",
@@ -447,9 +437,7 @@ fn start_workload(
 fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError> {
     let verb = request.verb();
     let failed = |source| RunError::Workload { verb, source };
-    if let Some(agent) = vm.linux_agent() {
-        agent.wait_until_up(BOOT_PATIENCE).map_err(|error| failed(error.into()))?;
-    }
+    vm.guest().wait_until_up(BOOT_PATIENCE).map_err(|error| failed(error.into()))?;
     let report = service::guest(vm, request).map_err(failed)?;
     let line = if json {
         let step = WorkloadStep { event: "workload", command: verb, report: &report };
@@ -464,7 +452,7 @@ fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError>
 
 /// Prints what is ours: where stdout is a guest's console, it goes elsewhere.
 fn say(vm: &Vm, text: &str) -> io::Result<()> {
-    if vm.serial().is_some() {
+    if vm.guest().serial().is_some() {
         return io::stderr().write_all(text.as_bytes());
     }
     let mut out = io::stdout();

@@ -31,17 +31,8 @@ use Others::{Not, Only};
 const COMMAND_LINE: &[&str] = &["clap*", "env_logger"];
 
 /// What turns a tenant into a virtual machine, and the command line.
-const MACHINE: &[&str] = &[
-    "kvm-*",
-    "virtio-*",
-    "vm-superio",
-    "event-manager",
-    "linux-loader",
-    "acpi_tables",
-    "images",
-    "clap*",
-    "env_logger",
-];
+const MACHINE: &[&str] =
+    &["kvm-*", "virtio-*", "vm-superio", "linux-loader", "acpi_tables", "images", "clap*", "env_logger"];
 
 /// The house from the ground up.
 pub(crate) const PLAN: &[Room] = &[
