@@ -15,12 +15,14 @@
 //! when the row was measured. `host` rows have a floor beside them: `entry-cas`, the transition of
 //! the shared word alone.
 
-use crate::frames::{Allocator, frames};
+use crate::allocator::Allocator;
+use crate::error::{BenchError, Exhausted};
+use crate::frames::frames;
 use crate::passes::{Bench, Blocks, Measured, Once, state_changes};
 use crate::plot::{Line, Panel};
+use crate::progress;
 use crate::series::{Series, Table};
 use crate::tables::{Claims, Entries, Tables};
-use crate::{BenchError, Exhausted, progress};
 use serde::Serialize;
 use shared_layout::Order;
 use std::fmt::Write as _;

@@ -3,9 +3,9 @@
 //! Text in, values out. What figures have in common stands in structures that several of them
 //! flatten; `--help` shows no difference.
 
+use crate::allocator::Allocator;
 use crate::candidates::{self, Candidate};
 use crate::frag::Exchange;
-use crate::frames::Allocator;
 use crate::output::{Output, Picture};
 use crate::passes::Bench;
 use clap::{Args, Parser, Subcommand, ValueEnum};

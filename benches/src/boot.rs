@@ -3,7 +3,7 @@
 //! The baseline makes a VM with the same memory slot and one vCPU, and runs a single `hlt`: what
 //! KVM itself needs, whatever the VMM above it does.
 
-use crate::BenchError;
+use crate::error::BenchError;
 use crate::progress;
 use crate::series::{Row, Series};
 use kvm_bindings::kvm_userspace_memory_region;

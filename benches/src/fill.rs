@@ -6,12 +6,14 @@
 //! frames stay as scattered as chance makes them, and the allocator as near to the level as a
 //! loop that is long enough to be timed allows.
 
+use crate::allocator::Allocator;
 use crate::crew::{cas_ns, nanoseconds, on_cores};
-use crate::frames::{Allocator, FAILED, Frames, Visit, frames};
+use crate::error::{BenchError, Exhausted};
+use crate::frames::{FAILED, Frames, Visit, frames};
 use crate::passes::{LEAST_OPS, Measured, PATIENCE, alloc_loop, free_loop};
 use crate::plot::{Line, Panel};
+use crate::progress;
 use crate::series::{Series, Table};
-use crate::{BenchError, Exhausted, progress};
 use serde::Serialize;
 use shared_layout::{HUGE_SIZE, Order};
 use std::fmt::Write as _;

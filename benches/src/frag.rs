@@ -7,10 +7,12 @@
 //! free if the used frames were packed. Which frames are owned is counted here, the same way for
 //! all allocators, by nobody's own statistics.
 
-use crate::frames::{Allocator, FAILED, Frames, Handle, Visit, frames};
+use crate::allocator::Allocator;
+use crate::error::{BenchError, Exhausted};
+use crate::frames::{FAILED, Frames, Handle, Visit, frames};
 use crate::plot::Panel;
+use crate::progress;
 use crate::series::Table;
-use crate::{BenchError, Exhausted, progress};
 use clap::ValueEnum;
 use serde::Serialize;
 use shared_layout::Order;

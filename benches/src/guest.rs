@@ -1,6 +1,6 @@
 //! A guest under measurement: commands that must succeed, and resizes counted by what they moved.
 
-use crate::BenchError;
+use crate::error::BenchError;
 use shared_layout::HUGE_SIZE;
 use std::time::Duration;
 use vmm::control::protocol::{BurstTouch, GuestRequest};

@@ -5,8 +5,9 @@
 //! there is; rounds take turns. The time in a scan is the thread's own account, with caches as cold as
 //! a pause between two scans leaves them.
 
+use crate::error::BenchError;
+use crate::progress;
 use crate::series::{Series, Table};
-use crate::{BenchError, progress};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::sync::Arc;

@@ -17,8 +17,8 @@
 //! Times are divided by the frames that moved: by the limit for resizes, by the kernel's account of
 //! resident memory for installs, since some of what a guest allocates may have been there already.
 
-use crate::BenchError;
 use crate::candidates::Candidate;
+use crate::error::BenchError;
 use crate::guest::{Moved, ask, grow, measure, shrink, touch_and_free};
 use crate::progress;
 use crate::series::{Row, Series};

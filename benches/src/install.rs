@@ -15,11 +15,12 @@
 //! memory, and between them an install out of a pool without a guest.
 
 use crate::candidates::Candidate;
+use crate::error::BenchError;
 use crate::guest::{ask, evict_all, grow, measure, touch_and_free};
 use crate::mover::Mover;
 use crate::plot::Panel;
+use crate::progress;
 use crate::series::{Series, Table};
-use crate::{BenchError, progress};
 use serde::Serialize;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::fmt::Write as _;

@@ -11,10 +11,12 @@
 //! as there are slices; in the second half the limit goes up and down all the time.
 
 use crate::candidates::Candidate;
+use crate::crew;
+use crate::error::BenchError;
 use crate::guest::{ask, grow, measure, shrink, touch_and_free};
 use crate::plot::{Line, Panel};
+use crate::progress;
 use crate::series::{Series, Table};
-use crate::{BenchError, crew, progress};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;

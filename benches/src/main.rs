@@ -6,7 +6,9 @@
 //! them, and this file leads from the one to the other.
 
 mod alloc;
+mod allocator;
 mod args;
+mod baselines;
 mod boot;
 mod candidates;
 mod crew;
@@ -33,7 +35,7 @@ mod skipped;
 
 use args::{AllocArgs, Cli, Figure, InstallArgs};
 use clap::Parser;
-use error::{BenchError, Exhausted};
+use error::BenchError;
 use output::{Files, progress};
 use shared_layout::HUGE_SIZE;
 use std::io::Write;

@@ -1,7 +1,7 @@
 //! Where rows go: a table or JSON on the standard output, a CSV file, a picture; and a line of
 //! progress where somebody watches.
 
-use crate::BenchError;
+use crate::error::BenchError;
 use crate::plot::{self, Panel};
 use crate::series::{self, Table};
 use clap::Args;

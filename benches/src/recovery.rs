@@ -3,8 +3,9 @@
 //! Opening one that was not closed recovers it: every counter is checked against its bitfield. The
 //! limit in the same run is a plain sum over the same bytes, which is what reading them costs.
 
+use crate::error::BenchError;
+use crate::progress;
 use crate::series::{Series, Table};
-use crate::{BenchError, progress};
 use llfree::persist::{REGION_ALIGN, region_bytes};
 use llfree::{Persistent, WriteBack};
 use serde::Serialize;
