@@ -36,6 +36,9 @@ Close what else uses the machine's cores: rows with a large spread between min a
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) figure: Figure,
+    /// Show no progress on standard error
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Subcommand)]

@@ -20,7 +20,7 @@
 use crate::candidates::Candidate;
 use crate::error::BenchError;
 use crate::guest::{Moved, ask, grow, measure, shrink, touch_and_free};
-use crate::progress;
+use crate::progress::{Progress, Show};
 use crate::series::{Row, Series};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeEntry, HugeId};
 use std::sync::atomic::Ordering;
@@ -107,7 +107,7 @@ impl Book {
 }
 
 /// Measures `plan.iterations` rounds after one to warm up.
-pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
+pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let (mem, to) = (plan.mem, plan.to);
     if to.0 < 2 * GUEST_OWN || to.0 >= mem.0 {
         let message = format!("--to {to} is out of range; use {} up to less than --mem {mem}", Bytes(2 * GUEST_OWN));
@@ -122,19 +122,20 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
     let raw = GuestRam::new(mem.0 - to.0, plan.backing)?;
     let mut book = Book::default();
     let rounds = plan.iterations + 1;
+    let names = plan.candidates.iter().map(|candidate| candidate.name).chain([RAW]);
+    let mut progress = Progress::new(show, "inflate", names.map(|name| (name, rounds)));
     for round in 0..rounds {
         for (candidate, vm) in plan.candidates.iter().zip(&vms) {
-            progress(round, rounds, candidate.name);
-            guest_round(vm, candidate.name, plan, &mut book)?;
-            fresh_round(candidate, plan, &mut book)?;
+            progress.step(candidate.name, "", || {
+                guest_round(vm, candidate.name, plan, &mut book)?;
+                fresh_round(candidate, plan, &mut book)
+            })?;
         }
-        progress(round, rounds, "raw system calls");
-        raw_round(&raw, frames, &mut book)?;
+        progress.step(RAW, "", || raw_round(&raw, frames, &mut book))?;
         if round == 0 {
             book.0.iter_mut().for_each(|entry| entry.series.clear());
         }
     }
-    progress(rounds, rounds, "");
     Ok(book.rows())
 }
 
@@ -308,13 +309,13 @@ mod tests {
             backing: Backing::Anon,
             iterations: 1,
         };
-        let rows = run(&plan(64)).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
+        let rows = run(&plan(64), Show::Nothing).unwrap_or_else(|error| panic!("{}", vmm::error_line(&error)));
         for candidate in ELASTIC {
             let ops = rows.iter().filter(|row| row.candidate == candidate.name).count();
             assert!(ops >= 5, "{ops} of {}", candidate.name);
         }
         assert!(rows.iter().all(|row| row.us_per_frame_median > 0.0 && row.frames > 0), "{rows:?}");
         assert!(rows.iter().all(|row| row.ratio_to_limit.is_finite()), "{rows:?}");
-        assert!(run(&plan(8)).is_err(), "the guest needs more for itself");
+        assert!(run(&plan(8), Show::Nothing).is_err(), "the guest needs more for itself");
     }
 }

@@ -25,6 +25,7 @@ mod mover;
 mod output;
 mod passes;
 mod plot;
+mod progress;
 mod recovery;
 mod series;
 mod tables;
@@ -36,7 +37,8 @@ mod skipped;
 use args::{AllocArgs, Cli, Figure, InstallArgs};
 use clap::Parser;
 use error::BenchError;
-use output::{Files, progress};
+use output::Files;
+use progress::Show;
 use shared_layout::HUGE_SIZE;
 use std::io::Write;
 use std::process::ExitCode;
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), BenchError> {
+    let show = if cli.quiet { Show::Nothing } else { Show::Progress };
     match &cli.figure {
         Figure::Inflate(args) => {
             let files = Files::open(&args.output, None)?;
@@ -77,10 +80,10 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
                 backing: args.backing,
                 iterations: args.rounds.iterations,
             };
-            let rows = inflate::run(&plan)?;
+            let rows = inflate::run(&plan, show)?;
             files.write(&rows, &args.output)
         }
-        Figure::Install(args) => run_install(args),
+        Figure::Install(args) => run_install(args, show),
         Figure::Interference(args) => {
             let plan = interference::Plan {
                 candidates: args.candidates.clone(),
@@ -91,22 +94,22 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
                 iterations: args.rounds.iterations,
             };
             let files = Files::open(&args.output, Some(&args.picture))?;
-            let rows = interference::run(&plan)?;
+            let rows = interference::run(&plan, show)?;
             files.draw("A guest's pace while its memory is resized", &interference::panels(&rows))?;
             files.write(&rows, &args.output)
         }
         Figure::Boot(args) => {
             let files = Files::open(&args.output, None)?;
-            files.write(&boot::run(args.mem, args.rounds.iterations)?, &args.output)
+            files.write(&boot::run(args.mem, args.rounds.iterations, show)?, &args.output)
         }
         Figure::Idle(args) => {
             let files = Files::open(&args.output, None)?;
-            files.write(&idle::run(args.mem, args.time, args.iterations)?, &args.output)
+            files.write(&idle::run(args.mem, args.time, args.iterations, show)?, &args.output)
         }
-        Figure::Alloc(args) => run_alloc(args),
+        Figure::Alloc(args) => run_alloc(args, show),
         Figure::Frag(args) => {
             let files = Files::open(&args.output, Some(&args.picture))?;
-            let rows = frag::run(&args.allocators, &args.exchange, huge_frames(args.mem)?, args.rounds)?;
+            let rows = frag::run(&args.allocators, &args.exchange, huge_frames(args.mem)?, args.rounds, show)?;
             files
                 .draw("Free huge frames while 10 % of the frames are exchanged in each round", &frag::panels(&rows))?;
             files.write(&rows, &args.output)
@@ -118,18 +121,19 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
                 huge_frames(args.tables.mem)?,
                 args.tables.iterations,
                 &crew::cores()?,
+                show,
             )?;
             files.draw("Order 0 in almost full memory, median", &fill::panels(&rows))?;
             files.write(&rows, &args.output)
         }
         Figure::Recovery(args) => {
             let files = Files::open(&args.output, None)?;
-            files.write(&recovery::run(args.mem, args.iterations)?, &args.output)
+            files.write(&recovery::run(args.mem, args.iterations, show)?, &args.output)
         }
     }
 }
 
-fn run_install(args: &InstallArgs) -> Result<(), BenchError> {
+fn run_install(args: &InstallArgs, show: Show) -> Result<(), BenchError> {
     let candidates =
         if args.candidates.is_empty() { candidates::INSTALL.iter().collect() } else { args.candidates.clone() };
     let mem = args.mem.0 / 2 / HUGE_SIZE * HUGE_SIZE;
@@ -146,7 +150,7 @@ fn run_install(args: &InstallArgs) -> Result<(), BenchError> {
         log::warn!("the host has too little free memory for --mem {}: measuring with {}", args.mem, Bytes(plan.mem));
     }
     let files = Files::open(&args.output, Some(&args.picture))?;
-    let rows = install::run(&plan)?;
+    let rows = install::run(&plan, show)?;
     let title = format!("Allocations of 2 MiB frames without memory, {} in a row", Bytes(plan.burst));
     files.draw(&title, &install::panels(&rows))?;
     files.write(&rows, &args.output)
@@ -160,7 +164,7 @@ fn available_bytes() -> Result<u64, BenchError> {
     kib.map(|kib| kib * 1024).ok_or_else(|| std::io::Error::other("/proc/meminfo has no MemAvailable").into())
 }
 
-fn run_alloc(args: &AllocArgs) -> Result<(), BenchError> {
+fn run_alloc(args: &AllocArgs, show: Show) -> Result<(), BenchError> {
     let cores = crew::cores()?;
     let mut threads = args.threads.clone();
     threads.sort_unstable();
@@ -182,7 +186,7 @@ fn run_alloc(args: &AllocArgs) -> Result<(), BenchError> {
         return output::print(&alloc::once(&plan, bench)?);
     }
     let files = Files::open(&args.output, Some(&args.picture))?;
-    let rows = alloc::run(&plan)?;
+    let rows = alloc::run(&plan, show)?;
     files.draw(&format!("Nanoseconds an operation, {} of frames, median", args.tables.mem), &alloc::panels(&rows))?;
     files.write(&rows, &args.output)
 }
