@@ -79,6 +79,7 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
                 to: args.to,
                 backing: args.backing,
                 iterations: args.rounds.iterations,
+                pages: if args.full { inflate::Allowance::ALL } else { inflate::Allowance::PAGES },
             };
             let rows = inflate::run(&plan, show)?;
             files.write(&rows, &args.output)
