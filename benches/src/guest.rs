@@ -1,6 +1,6 @@
 //! A guest under measurement: commands that must succeed, and resizes counted by what they moved.
 
-use crate::BenchError;
+use crate::error::BenchError;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
 use llfree_control::report::{GuestOutcome, GuestReport, SampleReport};
