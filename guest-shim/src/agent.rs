@@ -130,7 +130,7 @@ impl<'a, D: Doorbell> Agent<'a, D> {
         if !Devices::exist(&self.shared) {
             return;
         }
-        self.memory.attach(devices);
+        devices.connect(&mut self.memory);
         if self.vcpu == DRIVER_VCPU {
             devices.probe(&self.shared, &mut self.memory);
             self.drives = Some(devices);
