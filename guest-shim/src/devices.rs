@@ -13,6 +13,7 @@ use crate::memory::{Memory, Relief};
 use crate::reported::Reported;
 use crate::shared::{PAGE_WORDS, Shared};
 use crate::virtio::{Broken, Device};
+use agent_core::Clock as _;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
 use shared_layout::header::FEATURE_DEVICES;

@@ -8,21 +8,12 @@ use crate::ahead::Ahead;
 use crate::host::{Doorbell, Host};
 use crate::reported::Reported;
 use crate::shared::{Page, Ram};
+use agent_core::Refusal;
 use llfree::{Allocation, Block, Cpu, EvictedBlock, Stats, Tenant};
 use shared_layout::{FrameId, HugeEntry, HugeId, Order, Status};
 
 /// How often a [`Relief`] is asked for one allocation.
 const RELIEFS: u32 = 32;
-
-/// Why there is no block.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Refusal {
-    /// The table has none of that order.
-    OutOfMemory,
-    /// The host answered the install with this status word. [`Status::Ok`] means that it said
-    /// yes, but the block was evicted as before.
-    InstallFailed(u64),
-}
 
 /// Where a vCPU turns when the table has no memory left.
 pub(crate) trait Relief<D> {
