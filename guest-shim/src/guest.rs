@@ -36,7 +36,8 @@ impl<'a, D: Doorbell> Guest<'a, D> {
         Self { memory, shared: shared.clone(), clock, samples: Store::default(), drives: None }
     }
 
-    /// Connects vCPU `vcpu` to the guest's devices; one of the vCPUs brings them up, and runs their drivers from now on.
+    /// Connects vCPU `vcpu` to the guest's devices; one of the vCPUs brings them up, and runs their drivers from
+    /// now on.
     pub(crate) fn attach(&mut self, devices: &'a Devices, vcpu: u32) {
         if !Devices::exist(&self.shared) {
             return;

@@ -72,22 +72,36 @@ impl<'a, D: Doorbell> Memory<'a, D> {
 
     /// Allocates a block that may be touched. If there is none, and no driver is at work, takes what the
     /// [`Relief`] has to give.
+    // What is rare stands in functions of its own: passed on through memory, a block would wait for the stamps of
+    // the one before to leave the store buffer, which doubles the time that a small block takes.
     pub(crate) fn take(&mut self, order: Order) -> Result<Block, Refusal> {
-        let mut result = self.take_once(order);
-        if let Some(relief) = self.relief {
-            let mut reliefs = if self.driving { 0 } else { RELIEFS };
-            while result == Err(Refusal::OutOfMemory) && reliefs > 0 && self.drive(|memory| relief.relieve(memory)) {
-                reliefs -= 1;
-                result = self.take_once(order);
-            }
-        }
-        if let (Ok(block), Some(reported)) = (&result, self.reported) {
+        let block = match self.take_once(order) {
+            Err(Refusal::OutOfMemory) => self.take_after_relief(order)?,
+            result => result?,
+        };
+        if let Some(reported) = self.reported {
             let first = (block.frame().0 / Order::HUGE.frames()) as u32;
             (first..first + order.huge_frames()).for_each(|huge| reported.clear(HugeId(huge)));
         }
-        result
+        Ok(block)
     }
 
+    #[cold]
+    fn take_after_relief(&mut self, order: Order) -> Result<Block, Refusal> {
+        let Some(relief) = self.relief.filter(|_| !self.driving) else { return Err(Refusal::OutOfMemory) };
+        for _ in 0..RELIEFS {
+            if !self.drive(|memory| relief.relieve(memory)) {
+                break;
+            }
+            match self.take_once(order) {
+                Err(Refusal::OutOfMemory) => {}
+                result => return result,
+            }
+        }
+        Err(Refusal::OutOfMemory)
+    }
+
+    #[inline]
     fn take_once(&mut self, order: Order) -> Result<Block, Refusal> {
         match self.cpu.alloc(order) {
             Ok(Allocation::Ready(block)) => {
@@ -106,6 +120,7 @@ impl<'a, D: Doorbell> Memory<'a, D> {
         self.ahead.iter().map(|ahead| ahead.frames).sum()
     }
 
+    #[inline(never)]
     fn install(&mut self, block: EvictedBlock, order: Order) -> Result<Block, Refusal> {
         let (first, need) = (block.first_huge(), block.huge_frames());
         let kind = usize::from(order.is_huge());
