@@ -11,10 +11,12 @@ const IMAGE: (FrameId, u64) = (FrameId(512), 1300);
 
 /// What a boot loader or a linker script sets aside for the table.
 #[repr(align(64))]
-struct Region([u8; Table::bytes_for(HUGE).expect("in range")]);
+struct Region([u8; BYTES]);
+
+const BYTES: usize = Table::bytes_for(HUGE).expect("in range");
 
 fn main() {
-    let mut region = Region([0; _]);
+    let mut region = Region([0; BYTES]);
     let table = Table::new(&mut region.0, HUGE, Initial::Free).expect("the region is made for it");
     let frames = table.tenant();
     frames.reserve(IMAGE.0, IMAGE.1).expect("nobody else was here yet");

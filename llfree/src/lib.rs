@@ -58,9 +58,10 @@
 //! use llfree::{Allocation, HugeId, Initial, Order, Reclaim, Table};
 //!
 //! // Four huge frames (8 MiB), nothing behind them yet.
+//! const BYTES: usize = Table::bytes_for(4).unwrap();
 //! #[repr(align(64))]
-//! struct Region([u8; Table::bytes_for(4).unwrap()]);
-//! let mut region = Region([0; _]);
+//! struct Region([u8; BYTES]);
+//! let mut region = Region([0; BYTES]);
 //! let residency = [const { AtomicU8::new(0) }; 4];
 //! let table = Table::new(&mut region.0, 4, Initial::Evicted)?;
 //! let (tenant, host) = (table.tenant(), table.host(&residency)?);

@@ -36,9 +36,10 @@ pub enum Initial {
 ///
 /// // 256 MiB of memory, of which the last 3 MiB do not exist.
 /// const HUGE_FRAMES: u32 = 128;
+/// const BYTES: usize = Table::bytes_for(HUGE_FRAMES).unwrap();
 /// #[repr(align(64))]
-/// struct Region([u8; Table::bytes_for(HUGE_FRAMES).unwrap()]);
-/// let mut region = Region([0; _]);
+/// struct Region([u8; BYTES]);
+/// let mut region = Region([0; BYTES]);
 /// let tenant = Table::new(&mut region.0, HUGE_FRAMES, Initial::Free)?.tenant();
 /// tenant.reserve(FrameId(128 * 512 - 768), 768)?;
 /// assert_eq!(tenant.stats().free_frames, 128 * 512 - 768);

@@ -158,6 +158,13 @@ impl<'a> Tenant<'a> {
         violation.map_or(Ok(()), Err)
     }
 
+    /// Whether there is memory behind each huge frame of a range of which the caller owns a part; false
+    /// beyond the table. [`EvictedBlock::confirm`] asks this for a block.
+    #[must_use]
+    pub fn is_installed(&self, range: HugeRange) -> bool {
+        !self.is_evicted(range)
+    }
+
     /// Whether there is nothing behind one of a block's huge frames.
     pub(crate) fn is_evicted(&self, range: HugeRange) -> bool {
         range.iter().any(|huge| self.lower.is_evicted(huge))
