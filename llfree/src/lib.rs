@@ -24,7 +24,8 @@
 //! | `search` | the way to the next block |
 //! | [`cpu`], `stats` | one CPU's handle; what a monitor asks |
 //! | [`table`] | all of it in one region |
-//! | [`mod@recover`], `format`, `region_error`, [`persist`] | an allocator that outlives its process, and its repair after a crash |
+//! | [`mod@recover`], `format`, `region_error` | repair after a crash, and a persistent region's words |
+//! | [`persist`] | an allocator that outlives its process |
 //!
 //! One huge frame's state, and what is kept for 32 of them:
 //!

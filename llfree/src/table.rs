@@ -1,7 +1,7 @@
 //! [`Table`]: everything an allocator needs in one region of memory, from one number and one pointer.
 //!
 //! The front door. It lays out the region, brings it into a chosen [`Initial`] state and rebuilds the
-//! hints; what comes out is a [`Tenant`] that may allocate at once and, for whoever takes memory
+//! hints; the result is a [`Tenant`] that can allocate at once and, for the side that takes memory
 //! back, a [`Host`]. The parts of a region become slices of atomics here and nowhere else.
 
 use crate::error::{Part, TableError};
@@ -13,7 +13,7 @@ use core::fmt;
 use shared_layout::table::TABLE_ALIGN;
 use shared_layout::{HugeEntry, Layout, TableLayout};
 
-/// What a table says before its first allocation.
+/// The state that a table begins in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Initial {
     /// All memory is free, and there is memory behind all of it: a kernel's RAM.
@@ -122,13 +122,13 @@ impl<'a> Table<'a> {
         Ok(table)
     }
 
-    /// Who allocates from it.
+    /// The side that allocates.
     #[must_use]
     pub fn tenant(&self) -> Tenant<'a> {
         self.tenant
     }
 
-    /// Who takes memory back and installs it. What it knows lies in `residency`, a byte a huge frame
+    /// The side that takes memory back and installs it. What it knows lies in `residency`, a byte a huge frame
     /// that no tenant should reach: [`Residency::Installed`](crate::Residency) for each after
     /// [`Initial::Free`] and [`Initial::Allocated`], zero after [`Initial::Evicted`].
     ///

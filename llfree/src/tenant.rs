@@ -41,11 +41,11 @@ impl<'a> Tenant<'a> {
         TableLayout::summary_words(huge_frames) as usize
     }
 
-    /// A tenant over slices: one of `entries` and eight `rows` a huge frame, [`Self::hint_len`]
-    /// `hints`, [`Self::summary_len`] words of `summary`; none, or up to
-    /// [`MAX_HUGE_FRAMES`](shared_layout::table::MAX_HUGE_FRAMES). It writes nothing, so that it can join others at work;
-    /// whoever is first calls [`recount`](Self::recount) before the first allocation, whatever `hints` and `summary`
-    /// contain. [`Table`](crate::Table) lays all of this out in one region and does it by itself.
+    /// A tenant over slices: one of `entries` and eight `rows` a huge frame (none, or up to
+    /// [`MAX_HUGE_FRAMES`](crate::MAX_HUGE_FRAMES)), [`Self::hint_len`] `hints`, [`Self::summary_len`]
+    /// words of `summary`. It writes nothing, so it can join others at work; the first party calls
+    /// [`recount`](Self::recount) before the first allocation, whatever `hints` and `summary`
+    /// contain. [`Table`](crate::Table) lays all of this out in one region and recounts itself.
     ///
     /// # Errors
     /// The first part that does not fit.
@@ -101,19 +101,21 @@ impl<'a> Tenant<'a> {
         Ok(Allocation::new(taken, order))
     }
 
-    /// Allocates exactly `frames` base frames from `first` on, in the largest blocks that fit: for holes in
-    /// RAM, a boot image, a last huge frame that is not whole. All of it or nothing.
+    /// Allocates exactly `frames` base frames from `first` on, in the largest blocks that fit: for
+    /// holes in RAM, a boot image, a last huge frame that is not whole. All of them or none.
     ///
     /// [`free`](Self::free) takes it back in parts: whole huge frames with order 9, the frames around
     /// them with smaller ones.
     ///
     /// # Errors
-    /// The first block that cannot be had. `Ok` says nothing about the memory behind evicted frames.
+    /// Why the first block that failed could not be allocated. `Ok` says nothing about the memory
+    /// behind evicted frames.
     pub fn reserve(&self, first: FrameId, frames: u64) -> Result<(), AllocError> {
         for (frame, order) in blocks(first, frames) {
             if let Err(error) = self.alloc_at(frame, order) {
+                // A stretch that ends where a block does is cut up the same way.
                 for (frame, order) in blocks(first, frame.0 - first.0) {
-                    // Ours since a moment ago: nothing else frees it.
+                    // Ours since a moment ago: nobody else frees it.
                     let _ = self.free(frame, order);
                 }
                 return Err(error);

@@ -44,8 +44,8 @@ pub struct TableLayout {
 }
 
 impl TableLayout {
-    /// A region that holds a table and nothing else, its parts in whole cache lines. `None` for no
-    /// huge frame at all or more than [`MAX_HUGE_FRAMES`].
+    /// A region that holds a table and nothing else, its parts in whole cache lines. `None` for zero
+    /// huge frames or more than [`MAX_HUGE_FRAMES`].
     ///
     /// ```
     /// // 8 GiB of RAM: 264 KiB, and 448 bytes for the epoch and the hints.
@@ -57,8 +57,8 @@ impl TableLayout {
         Self::after(0, huge_frames)
     }
 
-    /// The same behind `header_bytes` of somebody's own at the start of the region. `None` also if
-    /// the header is longer than 2^62 bytes.
+    /// The same after a header of the caller's own at the start of the region. `None` also for a header
+    /// of more than 2^62 bytes.
     #[must_use]
     pub const fn after(header_bytes: u64, huge_frames: u32) -> Option<Self> {
         if header_bytes > 1 << 62 {
@@ -68,7 +68,7 @@ impl TableLayout {
         Self::place(return_epoch, return_epoch + TABLE_ALIGN, huge_frames, TABLE_ALIGN)
     }
 
-    /// A table whose parts are aligned to `align` and begin at or behind `start`.
+    /// A table whose parts are aligned to `align` and begin at or after `start`.
     pub(crate) const fn place(return_epoch: u64, start: u64, huge_frames: u32, align: u64) -> Option<Self> {
         if huge_frames == 0 || huge_frames > MAX_HUGE_FRAMES {
             return None;

@@ -50,7 +50,7 @@ typedef int32_t llfree_status;
 #define LLFREE_ERR_NULL (-8)
 /* A pointer is not aligned to its type, or the region not to LLFREE_REGION_ALIGN. */
 #define LLFREE_ERR_POINTER (-9)
-/* No table has so few or so many huge frames: 1 to LLFREE_MAX_HUGE_FRAMES. */
+/* The number of huge frames is out of range: 1 to LLFREE_MAX_HUGE_FRAMES. */
 #define LLFREE_ERR_HUGE_FRAMES (-10)
 /* The region is shorter than llfree_region_bytes(), or there are too few bytes of residency. */
 #define LLFREE_ERR_LENGTH (-11)
@@ -118,7 +118,7 @@ typedef struct llfree_stats_t {
 
 /* ---- The table ---------------------------------------------------------------------------- */
 
-/* Bytes of a region for this many huge frames (some 33 KiB per GiB); 0 if no table has as many. */
+/* Bytes of a region for this many huge frames (some 33 KiB per GiB); 0 if the number is out of range. */
 size_t llfree_region_bytes(uint32_t huge_frames);
 
 /* Lays a table of huge_frames out in the first llfree_region_bytes() bytes of region and brings it
@@ -170,7 +170,7 @@ llfree_status llfree_cpu_drain(llfree_cpu *cpu);
 /* Drains the handle and ends it; its memory is the caller's again. */
 llfree_status llfree_cpu_destroy(llfree_cpu *cpu);
 
-/* ---- The host: who takes memory back ------------------------------------------------------- */
+/* ---- The host: takes memory back ----------------------------------------------------------- */
 
 /* Changes the memory behind a huge frame; anything but 0 is a failure. */
 typedef int (*llfree_memory_fn)(void *context, uint32_t huge);
@@ -182,7 +182,8 @@ llfree_status llfree_host_init(llfree_host *host, const llfree_table *table, uin
 
 /* Takes a free huge frame's memory: evicts it, or with hold holds it too, so that the tenant cannot
  * have it. discard is called if there is memory behind it, and while nobody else can get there. */
-llfree_status llfree_host_reclaim(const llfree_host *host, uint32_t huge, int hold, llfree_memory_fn discard, void *context);
+llfree_status llfree_host_reclaim(const llfree_host *host, uint32_t huge, int hold, llfree_memory_fn discard,
+                                  void *context);
 
 /* Gives a held huge frame back to the tenant, evicted. */
 llfree_status llfree_host_release(const llfree_host *host, uint32_t huge);

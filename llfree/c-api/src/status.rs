@@ -63,7 +63,7 @@ impl Status {
             Self::Argument => c"no such order, class or initial state",
             Self::Null => c"a pointer is null",
             Self::Pointer => c"a pointer is not aligned",
-            Self::HugeFrames => c"no table has so few or so many huge frames",
+            Self::HugeFrames => c"the number of huge frames is out of range",
             Self::Length => c"the region or the residency is too short",
             Self::Handle => c"the table, handle or host was not initialised, or is destroyed",
             Self::Busy => c"another thread of the host is at this huge frame: try again",

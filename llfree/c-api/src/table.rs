@@ -60,7 +60,7 @@ pub(crate) fn order(order: u32) -> Result<Order, Status> {
     u8::try_from(order).ok().and_then(Order::new).ok_or(Status::Argument)
 }
 
-/// Bytes of a region; 0 if no table has so many huge frames.
+/// Bytes of a region; 0 if the number of huge frames is out of range.
 #[unsafe(no_mangle)]
 pub extern "C" fn llfree_region_bytes(huge_frames: u32) -> usize {
     Table::bytes_for(huge_frames).unwrap_or(0)
