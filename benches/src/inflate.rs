@@ -17,11 +17,11 @@
 //! Times are divided by the frames that moved: by the limit for resizes, by the kernel's account of
 //! resident memory for installs, since some of what a guest allocates may have been there already.
 
-use crate::BenchError;
 use crate::candidates::Candidate;
 use crate::guest::{Moved, ask, grow, measure, shrink, touch_and_free};
 use crate::progress;
 use crate::series::{Row, Series};
+use crate::{BenchError, SizeError};
 use cli::workload::DEFAULT_ORDER;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
@@ -110,11 +110,9 @@ impl Book {
 pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
     let (mem, to) = (plan.mem, plan.to);
     if to.0 < 2 * GUEST_OWN || to.0 >= mem.0 {
-        let message = format!("--to {to} is out of range; use {} up to less than --mem {mem}", Bytes(2 * GUEST_OWN));
-        return Err(BenchError::Size(message));
+        return Err(SizeError::Target { to, least: Bytes(2 * GUEST_OWN), mem }.into());
     }
-    let frames = u32::try_from((mem.0 - to.0) / HUGE_SIZE)
-        .map_err(|_| BenchError::Size(format!("--mem {mem} has more huge frames than can be counted")))?;
+    let frames = u32::try_from((mem.0 - to.0) / HUGE_SIZE).map_err(|_| SizeError::TooManyFrames(mem))?;
     let mut vms = Vec::new();
     for candidate in &plan.candidates {
         vms.push(Vm::launch(candidate.config(mem, 1, plan.backing))?);

@@ -14,7 +14,7 @@ use crate::candidates::Candidate;
 use crate::guest::{ask, grow, measure, shrink, touch_and_free};
 use crate::plot::{Line, Panel};
 use crate::series::{Series, Table};
-use crate::{BenchError, crew, progress};
+use crate::{BenchError, SizeError, crew, progress};
 use llfree_base::units::Bytes;
 use llfree_control::protocol::GuestRequest;
 use llfree_control::report::SampleReport;
@@ -238,7 +238,7 @@ fn run_pinned(plan: &Plan, guest_core: u32) -> Result<Vec<Row>, BenchError> {
     let least = least_limit(plan);
     if plan.mem / 2 < least {
         let (mem, least) = (Bytes(plan.mem), Bytes(2 * least));
-        return Err(BenchError::Size(format!("--mem {mem} leaves nothing to resize; use {least} or more")));
+        return Err(SizeError::NothingToResize { mem, least }.into());
     }
     let mut subjects = Vec::new();
     for candidate in &plan.candidates {

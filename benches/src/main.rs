@@ -30,7 +30,7 @@ mod tables;
 use args::{AllocArgs, Cli, Figure, InstallArgs};
 use clap::Parser;
 use cli::args::Exit;
-use error::{BenchError, Exhausted};
+use error::{BenchError, Exhausted, SizeError};
 use llfree_base::units::Bytes;
 use output::{Files, progress};
 use shared_layout::HUGE_SIZE;
@@ -182,6 +182,5 @@ fn run_alloc(args: &AllocArgs) -> Result<(), BenchError> {
 }
 
 fn huge_frames(mem: Bytes) -> Result<u32, BenchError> {
-    frames::huge_frames(mem.0)
-        .ok_or_else(|| BenchError::Size(format!("--mem {mem} has more huge frames than can be counted")))
+    frames::huge_frames(mem.0).ok_or(BenchError::Size(SizeError::TooManyFrames(mem)))
 }

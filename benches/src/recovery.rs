@@ -4,7 +4,7 @@
 //! limit in the same run is a plain sum over the same bytes, which is what reading them costs.
 
 use crate::series::{Series, Table};
-use crate::{BenchError, progress};
+use crate::{BenchError, SizeError, progress};
 use llfree::persist::{REGION_ALIGN, region_bytes};
 use llfree::{Persistent, WriteBack};
 use llfree_base::units::Bytes;
@@ -64,23 +64,22 @@ impl Table for Row {
 /// Measures every state `iterations` times, after one round to warm up.
 pub(crate) fn run(mem: Bytes, iterations: u32) -> Result<Vec<Row>, BenchError> {
     let size = u32::try_from(mem.0 / HUGE_SIZE).ok().and_then(|huge| Some((huge, region_bytes(huge)?)));
-    let (huge_frames, bytes) =
-        size.ok_or_else(|| BenchError::Size(format!("--mem {mem} has more huge frames than can be counted")))?;
+    let (huge_frames, bytes) = size.ok_or(SizeError::TooManyFrames(mem))?;
     let mut memory = vec![0; bytes + REGION_ALIGN];
     let start = memory.as_ptr().align_offset(REGION_ALIGN);
     let region = &mut memory[start..start + bytes];
-    let images = STATES.map(|(state, _)| image(region, huge_frames, state));
+    let images =
+        STATES.iter().map(|(state, _)| image(region, huge_frames, *state)).collect::<Result<Vec<_>, BenchError>>()?;
     let mut series: [Series; STATES.len()] = Default::default();
     let mut read = Series::default();
     for round in 0..=iterations {
         progress(round, iterations + 1, "opening");
         for (image, series) in images.iter().zip(&mut series) {
-            let image = image.as_ref().map_err(|error| BenchError::Size(error.clone()))?;
             region.copy_from_slice(image);
             let start = Instant::now();
             let instance = Persistent::open(region, WriteBack::NONE);
             let time = start.elapsed();
-            black_box(instance.map_err(|error| BenchError::Size(error.to_string()))?.recovery());
+            black_box(instance?.recovery());
             let start = Instant::now();
             let words = region.chunks_exact(8).filter_map(|word| word.try_into().ok());
             black_box(words.fold(0, |sum: u64, word| sum.wrapping_add(u64::from_le_bytes(word))));
@@ -105,11 +104,11 @@ pub(crate) fn run(mem: Bytes, iterations: u32) -> Result<Vec<Row>, BenchError> {
 }
 
 /// A region as a process in that state leaves it.
-fn image(region: &mut [u8], huge_frames: u32, state: State) -> Result<Vec<u8>, String> {
+fn image(region: &mut [u8], huge_frames: u32, state: State) -> Result<Vec<u8>, BenchError> {
     region.fill(0);
-    let instance = Persistent::create(region, huge_frames, WriteBack::NONE).map_err(|error| error.to_string())?;
+    let instance = Persistent::create(region, huge_frames, WriteBack::NONE)?;
     if state == State::Closed {
-        instance.close().map_err(|error| error.to_string())?;
+        instance.close()?;
     }
     let mut image = region.to_vec();
     let mut random = fastrand::Rng::with_seed(7);
