@@ -6,6 +6,7 @@
 
 mod stop;
 
+use crate::advice::{self, Advice, Advised};
 use crate::args::{AUTO, Global, LaunchArgs};
 use crate::client_commands::{Output, guest_exit_code};
 use crate::exit;
@@ -22,7 +23,7 @@ use llfree_control::protocol::GuestRequest;
 use llfree_control::report::GuestReport;
 use llfree_control::server::{ControlServer, Limits};
 use llfree_control::socket::{self, SocketError};
-use llfree_harden::{Needs, Sandbox, SeccompError};
+use llfree_harden::{Needs, Sandbox, Seccomp, SeccompError};
 use llfree_monitor::auto::SwitchError;
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
@@ -82,9 +83,9 @@ pub enum RunError {
     /// The guest ended by itself, and not well.
     #[error(transparent)]
     Guest(#[from] ExitReason),
-    /// A size that the demo's story does not fit in.
-    #[error("{0}")]
-    DemoSize(String),
+    /// The demo's story does not fit.
+    #[error(transparent)]
+    DemoSize(#[from] DemoSizeError),
     /// A command of a workload or of the demo failed.
     #[error("'{verb}' failed")]
     Workload {
@@ -129,7 +130,7 @@ impl RunError {
     /// What to print: one line, and below it the registers of a guest that crashed.
     #[must_use]
     pub fn report(&self) -> String {
-        let line = llfree_base::error_line(self);
+        let line = advice::line(self);
         match self {
             Self::Guest(ExitReason::Exception { details, .. })
             | Self::Workload { source: VmError::Ended(ExitReason::Exception { details, .. }), .. }
@@ -140,6 +141,52 @@ impl RunError {
             _ => line,
         }
     }
+}
+
+impl Advised for RunError {
+    fn advice(&self) -> Option<Advice> {
+        match self {
+            Self::Socket(error) => advice::socket(error),
+            Self::Launch(error) => advice::launch(error),
+            Self::Cgroup(error) => advice::cgroup(error),
+            Self::Flags(error) => Some(advice::resize(error)),
+            Self::Guest(end) => advice::exit(end),
+            Self::Workload { source, .. } => advice::vm(source),
+            Self::Seccomp(_) | Self::AutoReclaim(_) | Self::Host { .. } => None,
+            Self::DemoSize(_) | Self::Loop(_) | Self::Output(_) => None,
+        }
+    }
+}
+
+/// A size that the demo's story does not fit in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DemoSizeError {
+    /// Too little memory.
+    #[error("--mem {memory} is too small for the story; use at least {least}")]
+    Memory {
+        /// What was asked for.
+        memory: Bytes,
+        /// What would do.
+        least: Bytes,
+    },
+    /// The guest would touch next to nothing.
+    #[error("--touch {touch} is too small for the story; use at least {least}")]
+    TouchTooLittle {
+        /// What was asked for.
+        touch: Bytes,
+        /// What would do.
+        least: Bytes,
+    },
+    /// The guest would touch all there is.
+    #[error("--touch {touch} leaves the guest no memory of its own; use at most {most} with --mem {memory}")]
+    TouchTooMuch {
+        /// What was asked for.
+        touch: Bytes,
+        /// The most there can be.
+        most: Bytes,
+        /// The guest's memory.
+        memory: Bytes,
+    },
 }
 
 /// The line that says that the VM is up.
@@ -195,7 +242,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let cgroup = args.cgroup.as_deref().map(|path| enter_cgroup(path, memory, besides)).transpose()?;
     let _leave = cgroup.clone().map(Leave);
     let needs = Needs { socket_dir: claim.path().parent(), cgroup: cgroup.as_ref().map(|cgroup| cgroup.path()) };
-    let sandbox = Sandbox::prepare(args.seccomp.unwrap_or_default(), &needs, roles::all())?;
+    let sandbox = sandbox(args.seccomp, &needs)?;
     let threads = sandbox.spawner();
     config.threads = threads.clone();
     let vm = Arc::new(Vm::launch(config)?);
@@ -324,6 +371,12 @@ fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
     Ok((config, auto_reclaim))
 }
 
+/// The bounds of all threads, and what is said where one oversteps them.
+pub(crate) fn sandbox(mode: Option<Seccomp>, needs: &Needs<'_>) -> Result<Sandbox, SeccompError> {
+    llfree_harden::advise_on_forbidden_calls(advice::FORBIDDEN_CALL);
+    Sandbox::prepare(mode.unwrap_or_default(), needs, roles::all())
+}
+
 /// Leaves the cgroup at the end of the launch, though threads that were left behind may share it.
 struct Leave(Arc<Cgroup>);
 
@@ -419,7 +472,7 @@ fn start_workload(
                 // A crash is reported as such; a guest that switched itself off did not do its work.
                 Err(error) if vm.ended().is_some() => {
                     if matches!(vm.ended(), Some(ExitReason::Exited(0) | ExitReason::PoweredOff)) {
-                        log::error!("{}", llfree_base::error_line(&error));
+                        log::error!("{}", advice::line(&error));
                     }
                     return Ok(worst.max(exit::ERROR));
                 }
@@ -428,7 +481,7 @@ fn start_workload(
                     return Ok(worst);
                 }
                 Err(error) => {
-                    log::error!("{}", llfree_base::error_line(&error));
+                    log::error!("{}", advice::line(&error));
                     worst = worst.max(error.exit_code());
                 }
             }

@@ -14,7 +14,7 @@ use crate::elastic::{Elastic, ElasticDevice, ResizeError};
 use crate::exit::ExitReason;
 use crate::guest_view::{self, GuestView};
 use crate::roles;
-use crate::vm::{Resize, Vm, VmError};
+use crate::vm::{LimitError, Resize, Vm, VmError};
 use llfree::Census;
 use llfree_base::RateLimit;
 use llfree_base::choices::Switch;
@@ -213,7 +213,7 @@ fn not_here() -> Reply {
 fn answer(result: Result<Reply, VmError>) -> Reply {
     result.unwrap_or_else(|error| {
         let kind = match &error {
-            VmError::Size(_) | VmError::Resize(_) => ErrorKind::Refused,
+            VmError::Size(_) | VmError::Order(_) | VmError::Resize(_) => ErrorKind::Refused,
             VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(ExitReason::Exited(0)) => ErrorKind::Stopping,
@@ -241,8 +241,7 @@ fn resize(vm: &Vm, request: &Request, superseded: &dyn Fn() -> bool) -> Result<R
                 () if vm.has_table() && vm.elastic().is_some_and(|device| !device.transport().is_driven()) => {
                     "it has no driver for its device"
                 }
-                () if wait_ms > 0 => "free memory in the guest",
-                () => "free memory in the guest, or wait for it with --wait",
+                () => "free memory in the guest",
             };
             Ok(Reply::Resize(resize_report(vm, &resize, advice)))
         }
@@ -271,11 +270,8 @@ fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
     match goal {
         ShrinkGoal::ToBytes(to) => Ok(to),
         ShrinkGoal::ByBytes(by) => match limit.checked_sub(by).map(whole) {
-            Some(0) => Err(VmError::Size(format!(
-                "cannot shrink by {}: that is all of the limit, and the smallest limit is 2 MiB",
-                Bytes(by)
-            ))),
-            None => Err(VmError::Size(format!("cannot shrink by {}: the limit is only {}", Bytes(by), Bytes(limit)))),
+            Some(0) => Err(LimitError::ShrinkByAll { by: Bytes(by) }.into()),
+            None => Err(LimitError::ShrinkByMore { by: Bytes(by), limit: Bytes(limit) }.into()),
             Some(left) => Ok(left),
         },
     }
@@ -330,9 +326,7 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
     let timeout = GUEST_TIMEOUT + Duration::from_millis(request.millis());
     let command = match *request {
         GuestRequest::Alloc { bytes, order } => {
-            let order = Order::new(order).ok_or_else(|| {
-                VmError::Size(format!("order {order} is out of range; use 0 to {}", Order::MAX.get()))
-            })?;
+            let order = Order::new(order).ok_or(VmError::Order(order))?;
             Command::Alloc { bytes, order, seed }
         }
         GuestRequest::Verify => Command::Verify,

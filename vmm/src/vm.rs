@@ -18,7 +18,7 @@ mod launch;
 mod linux;
 
 pub use config::{LinuxConfig, VmConfig};
-pub use error::{LaunchError, VmError};
+pub use error::{LaunchError, LimitError, VmError};
 
 use crate::agent::linux::LinuxAgent;
 use crate::agent::{self, Agents};
@@ -307,11 +307,8 @@ impl Vm {
         let frames = self.frames_of(target)?;
         let start = Instant::now();
         if target > self.limit() {
-            return Err(VmError::Size(format!(
-                "cannot shrink to {}: the limit is {} already; use grow to raise it",
-                Bytes(target),
-                Bytes(self.limit())
-            )));
+            let limit = Bytes(self.limit());
+            return Err(LimitError::ShrinkAboveLimit { target: Bytes(target), limit }.into());
         }
         if self.config.elastic != Elastic::Llfree {
             let resize = self.resize_by_device(target, keep_waiting);
@@ -350,11 +347,8 @@ impl Vm {
     pub fn grow(&self, target: u64) -> Result<Resize, VmError> {
         let frames = self.frames_of(target)?;
         if target < self.limit() {
-            return Err(VmError::Size(format!(
-                "cannot grow to {}: the limit is {} already; use shrink to lower it",
-                Bytes(target),
-                Bytes(self.limit())
-            )));
+            let limit = Bytes(self.limit());
+            return Err(LimitError::GrowBelowLimit { target: Bytes(target), limit }.into());
         }
         if let Some(cgroup) = self.cgroup() {
             cgroup.raise(target)?;
@@ -371,16 +365,11 @@ impl Vm {
 
     fn frames_of(&self, bytes: u64) -> Result<u32, VmError> {
         if !bytes.is_multiple_of(HUGE_SIZE) {
-            let below = bytes - bytes % HUGE_SIZE;
-            return Err(VmError::Size(format!(
-                "{bytes} bytes is no multiple of 2 MiB; {} or {} would do",
-                Bytes(below),
-                Bytes(below.saturating_add(HUGE_SIZE))
-            )));
+            return Err(LimitError::NotAMultiple { bytes }.into());
         }
         match u32::try_from(bytes / HUGE_SIZE) {
             Ok(frames) if frames <= self.monitor.huge_frames() => Ok(frames),
-            _ => Err(VmError::Size(format!("{} is more than the VM's memory, {}", Bytes(bytes), self.config.memory))),
+            _ => Err(LimitError::AboveMemory { target: Bytes(bytes), memory: self.config.memory }.into()),
         }
     }
 

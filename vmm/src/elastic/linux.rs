@@ -94,7 +94,7 @@ impl Elastic {
             Self::Balloon(config) => {
                 Ok((Self::Balloon(BalloonConfig { reporting: Some(true), ..config }), Switch(None)))
             }
-            Self::Mem { .. } | Self::None => Err(ResizeError::NoTable { what: "--auto-reclaim", kind: self.name() }),
+            Self::Mem { .. } | Self::None => Err(ResizeError::NoTable { what: "automatic reclaim", kind: self.name() }),
         }
     }
 }
@@ -176,9 +176,9 @@ mod tests {
             elastic(text).with_auto_reclaim(switch).map_err(|error| error.to_string()).expect_err(text)
         };
         assert!(refusal("balloon,reporting=off", "on").contains("reporting=off"));
-        assert!(refusal("balloon", "interval=1s").contains("--auto-reclaim on"));
+        assert!(refusal("balloon", "interval=1s").contains("has no settings"));
         for kind in ["virtio-mem", "none"] {
-            assert!(refusal(kind, "on").contains(&format!("--elastic {kind}")));
+            assert!(refusal(kind, "on").contains(&format!("impossible with memory of kind {kind}")));
         }
     }
 }

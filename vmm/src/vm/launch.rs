@@ -9,7 +9,7 @@ use super::error::LaunchError;
 use super::linux::Plan;
 use super::{Announcer, End, Vm, devices};
 use crate::agent::Agents;
-use crate::boot::{self, Image, Kernel, LinuxError, Platform};
+use crate::boot::{self, Image, Kernel, LinuxError, LinuxOnly, Platform};
 use crate::devices::Devices;
 use crate::doorbell::Doorbell;
 use crate::elastic::{Elastic, ElasticDevice};
@@ -230,15 +230,15 @@ fn identify(vcpus: Vec<Arc<VcpuCounters>>) -> impl Fn(i32) -> Option<u32> {
 /// Checks a guest of ours against its configuration: the huge frames of its image.
 fn check_own(config: &VmConfig, kernel: &Kernel) -> Result<std::ops::Range<u32>, LaunchError> {
     let linux = &config.linux;
-    let flags = [
-        ("--initrd", linux.initrd.is_some()),
-        ("--append", !linux.command_line.is_empty()),
-        ("--disk", !linux.disks.is_empty()),
-        ("--net", !linux.nets.is_empty()),
+    let only_linux = [
+        (LinuxOnly::Initrd, linux.initrd.is_some()),
+        (LinuxOnly::CommandLine, !linux.command_line.is_empty()),
+        (LinuxOnly::Disk, !linux.disks.is_empty()),
+        (LinuxOnly::Net, !linux.nets.is_empty()),
     ];
-    if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
+    if let Some((what, _)) = only_linux.into_iter().find(|(_, given)| *given) {
         let guest = if config.kernel.is_some() { kernel.name() } else { "the built-in guest" };
-        return Err(LinuxError::NotLinux { flag, guest: guest.to_owned() }.into());
+        return Err(LinuxError::NotLinux { what, guest: guest.to_owned() }.into());
     }
     let frames = kernel.huge_frames();
     let least = Bytes(u64::from(frames.end) * HUGE_SIZE);

@@ -61,7 +61,7 @@ impl<'a> Plan<'a> {
         if unusable.0 > 0 {
             log::warn!(
                 "Linux adds memory in blocks of {MEMORY_BLOCK}: it cannot use the last {unusable} of virtio-mem's \
-                 region; --mem less boot= that is a multiple of that wastes nothing"
+                 region; a region that is a multiple of that wastes nothing"
             );
         }
         let memory = config.memory.0;
