@@ -462,7 +462,7 @@ fn auto_report(status: &AutoStatus) -> AutoReclaimReport {
 /// # Errors
 /// A VM with a device instead of the shared table, or a kernel that does not answer.
 pub fn validate(vm: &Vm) -> Result<ValidateReport, VmError> {
-    needs_table(vm, "validate")?;
+    needs_table(vm, "validation")?;
     let start = Instant::now();
     let seen = vm.monitor().validate()?;
     let finding = |finding: &Finding| FindingReport {
