@@ -87,12 +87,14 @@ impl OnViolation {
 }
 
 impl FromStr for OnViolation {
-    type Err = String;
+    type Err = UnknownPolicy;
 
-    fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|policy| policy.name() == name)
-            .ok_or_else(|| "no such policy: use stop, install or log".to_owned())
+    fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name).ok_or_else(|| UnknownPolicy(name.to_owned()))
     }
 }
+
+/// A name that is no [`OnViolation`].
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("unknown violation policy `{0}`: use stop, install or log")]
+pub struct UnknownPolicy(String);

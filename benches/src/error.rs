@@ -14,8 +14,14 @@ pub(crate) enum BenchError {
     Memory(#[from] llfree_monitor::memory::MemoryError),
     #[error(transparent)]
     Host(#[from] vmm::boot::BootError),
-    #[error("{0}")]
-    Size(String),
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    #[error("no region for the frames could be made")]
+    Create(#[from] llfree::CreateError),
+    #[error("an instance could not be opened")]
+    Open(#[from] llfree::OpenError),
+    #[error("an instance could not be closed")]
+    Close(#[from] llfree::CloseError),
     #[error("the guest did not do its part: {0}")]
     Guest(String),
     #[error("KVM could not {step}")]
@@ -34,6 +40,23 @@ pub(crate) enum BenchError {
     Plot(String),
     #[error("cannot write the output")]
     Output(#[from] std::io::Error),
+}
+
+/// Sizes with which there is nothing to measure.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum SizeError {
+    #[error("--mem {mem} is too small to be 99.9 % full; use at least {least}")]
+    TooSmallToFill { mem: Bytes, least: Bytes },
+    #[error("--mem {mem} leaves nothing to resize; use {least} or more")]
+    NothingToResize { mem: Bytes, least: Bytes },
+    #[error("--mem {0} has more huge frames than can be counted")]
+    TooManyFrames(Bytes),
+    #[error("--to {to} is out of range; use {least} up to less than --mem {mem}")]
+    Target { to: Bytes, least: Bytes, mem: Bytes },
+    #[error("--burst {burst} is out of range; use 2M up to half of --mem, which is {half}")]
+    Burst { burst: Bytes, half: Bytes },
+    #[error("--reclaim {reclaim} is more than half of --mem, {half}")]
+    Reclaim { reclaim: Bytes, half: Bytes },
 }
 
 /// An allocator found no block although memory was free, or did not take one back.

@@ -8,7 +8,7 @@
 
 use crate::allocator::Allocator;
 use crate::crew::{cas_ns, nanoseconds, on_cores};
-use crate::error::{BenchError, Exhausted};
+use crate::error::{BenchError, Exhausted, SizeError};
 use crate::frames::{FAILED, Frames, Visit, frames};
 use crate::passes::{LEAST_OPS, Measured, PATIENCE, alloc_loop, free_loop};
 use crate::plot::{Line, Panel};
@@ -124,7 +124,7 @@ pub(crate) fn run(
 ) -> Result<Vec<Row>, BenchError> {
     if huge_frames < LEAST_HUGE_FRAMES {
         let (mem, least) = (Bytes(u64::from(huge_frames) * HUGE_SIZE), Bytes(u64::from(LEAST_HUGE_FRAMES) * HUGE_SIZE));
-        return Err(BenchError::Size(format!("--mem {mem} is too small to be 99.9 % full; use at least {least}")));
+        return Err(SizeError::TooSmallToFill { mem, least }.into());
     }
     let mut cells: Vec<(u32, Allocator, [Series; 2], Series)> = Vec::new();
     for per_mille in LEVELS {

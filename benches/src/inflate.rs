@@ -24,7 +24,7 @@ mod plan;
 pub(crate) use plan::{Allowance, Plan};
 
 use crate::candidates::Candidate;
-use crate::error::BenchError;
+use crate::error::{BenchError, SizeError};
 use crate::guest::{Moved, ask, grow, measure, shrink, touch_and_free};
 use crate::progress::{Progress, Show};
 use crate::series::{Row, Series};
@@ -121,11 +121,9 @@ impl Book {
 pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let (mem, to) = (plan.mem, plan.to);
     if to.0 < 2 * GUEST_OWN || to.0 >= mem.0 {
-        let message = format!("--to {to} is out of range; use {} up to less than --mem {mem}", Bytes(2 * GUEST_OWN));
-        return Err(BenchError::Size(message));
+        return Err(SizeError::Target { to, least: Bytes(2 * GUEST_OWN), mem }.into());
     }
-    let frames = u32::try_from((mem.0 - to.0) / HUGE_SIZE)
-        .map_err(|_| BenchError::Size(format!("--mem {mem} has more huge frames than can be counted")))?;
+    let frames = u32::try_from((mem.0 - to.0) / HUGE_SIZE).map_err(|_| SizeError::TooManyFrames(mem))?;
     let mut subjects = Vec::new();
     for candidate in &plan.candidates {
         let share = Share::of(plan, candidate.moves);

@@ -15,7 +15,7 @@
 //! memory, and between them an install out of a pool without a guest.
 
 use crate::candidates::Candidate;
-use crate::error::BenchError;
+use crate::error::{BenchError, SizeError};
 use crate::guest::{ask, evict_all, grow, measure, touch_and_free};
 use crate::mover::Mover;
 use crate::plot::Panel;
@@ -58,13 +58,11 @@ impl Plan {
     pub(crate) fn fitted(mut self, available: u64) -> Result<Self, BenchError> {
         let (burst, own) = (Bytes(self.burst), Bytes(self.mem / 2));
         if self.burst < HUGE_SIZE || burst > own {
-            return Err(BenchError::Size(format!(
-                "--burst {burst} is out of range; use 2M up to half of --mem, which is {own}"
-            )));
+            return Err(SizeError::Burst { burst, half: own }.into());
         }
         if self.reclaim > self.mem / 2 {
             let reclaim = Bytes(self.reclaim);
-            return Err(BenchError::Size(format!("--reclaim {reclaim} is more than half of --mem, {own}")));
+            return Err(SizeError::Reclaim { reclaim, half: own }.into());
         }
         let whole = |bytes: u64| bytes / HUGE_SIZE * HUGE_SIZE;
         while self.reclaim > 0 && self.burst + self.reclaim > available / 2 && self.burst > 64 << 20 {

@@ -12,7 +12,7 @@
 
 use crate::candidates::Candidate;
 use crate::crew;
-use crate::error::BenchError;
+use crate::error::{BenchError, SizeError};
 use crate::guest::{ask, grow, measure, shrink, touch_and_free};
 use crate::plot::{Line, Panel};
 use crate::progress::{Progress, Show};
@@ -240,7 +240,7 @@ fn run_pinned(plan: &Plan, guest_core: u32, show: Show) -> Result<Vec<Row>, Benc
     let least = least_limit(plan);
     if plan.mem / 2 < least {
         let (mem, least) = (Bytes(plan.mem), Bytes(2 * least));
-        return Err(BenchError::Size(format!("--mem {mem} leaves nothing to resize; use {least} or more")));
+        return Err(SizeError::NothingToResize { mem, least }.into());
     }
     let mut subjects = Vec::new();
     for candidate in &plan.candidates {

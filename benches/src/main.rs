@@ -33,7 +33,7 @@ mod tables;
 use args::{AllocArgs, Cli, Figure, InstallArgs};
 use clap::Parser;
 use cli::args::Exit;
-use error::BenchError;
+use error::{BenchError, SizeError};
 use llfree_base::units::Bytes;
 use output::Files;
 use progress::Show;
@@ -189,6 +189,5 @@ fn run_alloc(args: &AllocArgs, show: Show) -> Result<(), BenchError> {
 }
 
 fn huge_frames(mem: Bytes) -> Result<u32, BenchError> {
-    frames::huge_frames(mem.0)
-        .ok_or_else(|| BenchError::Size(format!("--mem {mem} has more huge frames than can be counted")))
+    frames::huge_frames(mem.0).ok_or(BenchError::Size(SizeError::TooManyFrames(mem)))
 }

@@ -3,7 +3,7 @@
 //! Opening one that was not closed recovers it: every counter is checked against its bitfield. The
 //! limit in the same run is a plain sum over the same bytes, which is what reading them costs.
 
-use crate::error::BenchError;
+use crate::error::{BenchError, SizeError};
 use crate::progress::{Progress, Show};
 use crate::series::{Series, Table};
 use llfree::persist::{REGION_ALIGN, region_bytes};
@@ -65,18 +65,17 @@ impl Table for Row {
 /// Measures every state `iterations` times, after one round to warm up.
 pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, BenchError> {
     let size = u32::try_from(mem.0 / HUGE_SIZE).ok().and_then(|huge| Some((huge, region_bytes(huge)?)));
-    let (huge_frames, bytes) =
-        size.ok_or_else(|| BenchError::Size(format!("--mem {mem} has more huge frames than can be counted")))?;
+    let (huge_frames, bytes) = size.ok_or(SizeError::TooManyFrames(mem))?;
     let mut memory = vec![0; bytes + REGION_ALIGN];
     let start = memory.as_ptr().align_offset(REGION_ALIGN);
     let region = &mut memory[start..start + bytes];
-    let images = STATES.map(|(state, _)| image(region, huge_frames, state));
+    let images =
+        STATES.iter().map(|(state, _)| image(region, huge_frames, *state)).collect::<Result<Vec<_>, BenchError>>()?;
     let mut series: [Series; STATES.len()] = Default::default();
     let mut read = Series::default();
     let mut progress = Progress::new(show, "recovery", STATES.map(|(_, name)| (name, iterations + 1)));
     for round in 0..=iterations {
         for ((image, series), (_, name)) in images.iter().zip(&mut series).zip(STATES) {
-            let image = image.as_ref().map_err(|error| BenchError::Size(error.clone()))?;
             let (opened, summed) = progress.step(name, "", || open_and_read(region, image))?;
             if round > 0 {
                 read.add(summed, 1);
@@ -103,7 +102,7 @@ fn open_and_read(region: &mut [u8], image: &[u8]) -> Result<(Duration, Duration)
     let start = Instant::now();
     let instance = Persistent::open(region, WriteBack::NONE);
     let opened = start.elapsed();
-    black_box(instance.map_err(|error| BenchError::Size(error.to_string()))?.recovery());
+    black_box(instance?.recovery());
     let start = Instant::now();
     let words = region.chunks_exact(8).filter_map(|word| word.try_into().ok());
     black_box(words.fold(0, |sum: u64, word| sum.wrapping_add(u64::from_le_bytes(word))));
@@ -111,11 +110,11 @@ fn open_and_read(region: &mut [u8], image: &[u8]) -> Result<(Duration, Duration)
 }
 
 /// A region as a process in that state leaves it.
-fn image(region: &mut [u8], huge_frames: u32, state: State) -> Result<Vec<u8>, String> {
+fn image(region: &mut [u8], huge_frames: u32, state: State) -> Result<Vec<u8>, BenchError> {
     region.fill(0);
-    let instance = Persistent::create(region, huge_frames, WriteBack::NONE).map_err(|error| error.to_string())?;
+    let instance = Persistent::create(region, huge_frames, WriteBack::NONE)?;
     if state == State::Closed {
-        instance.close().map_err(|error| error.to_string())?;
+        instance.close()?;
     }
     let mut image = region.to_vec();
     let mut random = fastrand::Rng::with_seed(7);

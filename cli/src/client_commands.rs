@@ -3,6 +3,7 @@
 //! Output goes to the writer that is handed in, text or JSON; errors go up to `main`, which prints
 //! them as one line. A reader of our output that goes away (`| head`) ends a command quietly.
 
+use crate::advice::{self, Advice, Advised};
 use crate::args::{ClientCommand, Global, GuestCommand};
 use crate::exit;
 use crate::render;
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// How long a stopped VM may take to be gone.
 const STOP: Duration = Duration::from_secs(30);
+/// How long a VM that refused something may take to say how it stands.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +29,16 @@ pub enum CommandError {
     /// No directory of sockets.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The VM understood and said no; its words, and what tells why.
+    #[error("{message}")]
+    Refused {
+        /// For people.
+        message: String,
+        /// What it was asked.
+        request: Box<Request>,
+        /// How it stands, if it says so.
+        status: Option<Box<StatusReport>>,
+    },
     /// It said that it would stop, and did not.
     #[error("the VM is still there {STOP:?} after it agreed to stop; find its process with 'pgrep -a llfree-vmm'")]
     StillThere,
@@ -41,6 +54,16 @@ impl CommandError {
         match self {
             Self::Client(ClientError::Refused { kind: ErrorKind::Crashed, .. }) => exit::CRASHED,
             _ => exit::ERROR,
+        }
+    }
+}
+
+impl Advised for CommandError {
+    fn advice(&self) -> Option<Advice> {
+        match self {
+            Self::Client(ClientError::Socket(error)) | Self::Socket(error) => advice::socket(error),
+            Self::Refused { request, status, .. } => advice::refusal(request, status.as_deref()?),
+            Self::Client(_) | Self::StillThere | Self::Output(_) => None,
         }
     }
 }
@@ -132,9 +155,9 @@ fn connect(global: &Global) -> Result<Client, CommandError> {
 /// One request, one report.
 fn ask(global: &Global, verb: &str, request: &Request, output: &mut Output) -> Result<u8, CommandError> {
     let mut client = connect(global)?;
-    match (request, client.call(request)?) {
+    match (request, client.call(request).map_err(|error| refused(&mut client, request, error))?) {
         (Request::Shrink { .. } | Request::Grow { .. }, Reply::Resize(report)) => {
-            output.print(&report, || render::resize(verb, &report))?;
+            output.print(&report, || render::resize(verb, &report, advice::shortfall(request)))?;
             Ok(if report.complete { exit::OK } else { exit::PARTIAL })
         }
         (Request::Reclaim { .. }, Reply::Reclaim(report)) => {
@@ -155,6 +178,17 @@ fn ask(global: &Global, verb: &str, request: &Request, output: &mut Output) -> R
         }
         _ => Err(ClientError::Unexpected(client.path().to_owned()).into()),
     }
+}
+
+/// A refusal with the status that explains it: the VM itself knows no flags to advise.
+fn refused(client: &mut Client, request: &Request, error: ClientError) -> CommandError {
+    let ClientError::Refused { kind: ErrorKind::Refused, message } = error else { return error.into() };
+    // For a better message only: it may take a moment, and it may fail.
+    let status = match client.call_within(&Request::Status, REFUSAL) {
+        Ok(Reply::Status(status)) => Some(status),
+        _ => None,
+    };
+    CommandError::Refused { message, request: Box::new(request.clone()), status }
 }
 
 /// The exit code that a guest's report calls for.

@@ -10,13 +10,13 @@ use crate::chart::{Chart, Phase, Sample};
 use crate::client_commands::Output;
 use crate::exit;
 use crate::roles;
-use crate::run::RunError;
+use crate::run::{DemoSizeError, RunError, sandbox};
 use crate::workload::DEFAULT_ORDER;
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::GuestRequest;
 use llfree_control::report::{GuestOutcome, GuestReport};
-use llfree_harden::{Needs, Sandbox};
+use llfree_harden::Needs;
 use llfree_monitor::install_config::InstallPool;
 use llfree_monitor::memory::Backing;
 use serde::Serialize;
@@ -196,24 +196,15 @@ impl Story<'_, '_> {
 pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let memory = args.mem.0;
     let touch = args.touch.map_or(memory / 2 / HUGE_SIZE * HUGE_SIZE, |touch| touch.0);
-    let refuse = |message| Err(RunError::DemoSize(message));
     if memory < SMALLEST {
-        return refuse(format!("--mem {} is too small for the story; use at least {}", args.mem, Bytes(SMALLEST)));
+        return Err(DemoSizeError::Memory { memory: args.mem, least: Bytes(SMALLEST) }.into());
     }
     if touch < LEAST_TOUCH {
-        return refuse(format!(
-            "--touch {} is too small for the story; use at least {}",
-            Bytes(touch),
-            Bytes(LEAST_TOUCH)
-        ));
+        return Err(DemoSizeError::TouchTooLittle { touch: Bytes(touch), least: Bytes(LEAST_TOUCH) }.into());
     }
     if touch > memory - GUEST_OWN {
-        return refuse(format!(
-            "--touch {} leaves the guest no memory of its own; use at most {} with --mem {}",
-            Bytes(touch),
-            Bytes(memory - GUEST_OWN),
-            args.mem
-        ));
+        let most = Bytes(memory - GUEST_OWN);
+        return Err(DemoSizeError::TouchTooMuch { touch: Bytes(touch), most, memory: args.mem }.into());
     }
     // 1/16 of memory (1 GiB of 16), of which the guest keeps half. The limit has room for what the
     // guest needs besides.
@@ -225,7 +216,7 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
         // The story is about what the guest costs, and has little room for what is beside it.
         config.install.pool = Some(InstallPool::default_for(args.mem).at_most(POOL));
     }
-    let sandbox = Sandbox::prepare(args.seccomp.unwrap_or_default(), &Needs::default(), roles::all())?;
+    let sandbox = sandbox(args.seccomp, &Needs::default())?;
     config.threads = sandbox.spawner();
     let vm = Arc::new(Vm::launch(config)?);
     guest(&vm, &GuestRequest::Stats)?;

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`args`] | flags and subcommands |
 //! | [`exit`] | what an exit code means |
+//! | [`advice`] | which flag to turn when something fails |
 //! | [`run`] | a launch: from flags to a VM that serves its socket |
 //! | [`client_commands`] | the subcommands that ask a running VM |
 //! | [`demo`] | the whole story in one terminal |
@@ -15,6 +16,7 @@
 //! | [`terminal`] | the terminal in front of a guest's serial port |
 //! | [`roles`] | the threads of the process, by what they may ask of the kernel |
 
+pub mod advice;
 pub mod args;
 pub mod chart;
 pub mod client_commands;

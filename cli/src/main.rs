@@ -3,7 +3,7 @@
 
 use cli::args::{self, Cli, Command};
 use cli::client_commands::{self, Output};
-use cli::{demo, exit, run};
+use cli::{advice, demo, exit, run};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -41,7 +41,7 @@ fn execute(cli: &Cli) -> u8 {
         Some(Command::Demo(args)) => demo::run(args, &mut output),
         Some(Command::Client(command)) => match client_commands::run(&cli.global, command, &mut output) {
             Ok(code) => return code,
-            Err(error) => return fail(&llfree_base::error_line(&error), error.exit_code()),
+            Err(error) => return fail(&advice::line(&error), error.exit_code()),
         },
     };
     result.unwrap_or_else(|error| fail(&error.report(), error.exit_code()))

@@ -2,6 +2,7 @@
 //!
 //! What a guest or another process wrote is filtered on the way.
 
+use crate::advice::{self, Advice};
 use llfree_base::printable;
 use llfree_base::units::Bytes;
 use llfree_control::report::FrameCounts;
@@ -43,7 +44,7 @@ fn percent(part: u64, whole: u64) -> String {
 
 /// What `shrink` and `grow` print.
 #[must_use]
-pub fn resize(verb: &str, report: &ResizeReport) -> String {
+pub fn resize(verb: &str, report: &ResizeReport, advice: Option<Advice>) -> String {
     let state = if report.complete { "complete" } else { "partial" };
     let speed = match report.huge_frames {
         0 => String::new(),
@@ -68,7 +69,7 @@ pub fn resize(verb: &str, report: &ResizeReport) -> String {
         if let Some(fragmented) = shortfall.fragmented_bytes {
             rows.push(("fragmented", Bytes(fragmented).to_string()));
         }
-        rows.push(("why", printable(&shortfall.wording)));
+        rows.push(("why", advice::join(printable(&shortfall.wording), advice)));
     }
     table(&rows)
 }
@@ -478,7 +479,7 @@ mod tests {
         let mut report = linux(None);
         report.elastic.driven = false;
         assert!(line(&status(&report), "guest uses").contains("no driver for its device yet"));
-        let text = resize("shrink", &ResizeReport::default());
+        let text = resize("shrink", &ResizeReport::default(), None);
         assert!(line(&text, "reclaimable now").ends_with("unknown"), "{text}");
     }
 }

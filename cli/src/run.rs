@@ -8,8 +8,9 @@ mod error;
 mod events;
 mod stop;
 
-pub use error::RunError;
+pub use error::{DemoSizeError, RunError};
 
+use crate::advice;
 use crate::args::{AUTO, Global, LaunchArgs};
 use crate::client_commands::{Output, guest_exit_code};
 use crate::exit;
@@ -28,7 +29,7 @@ use llfree_control::protocol::GuestRequest;
 use llfree_control::report::GuestReport;
 use llfree_control::server::{ControlServer, Limits};
 use llfree_control::socket;
-use llfree_harden::{Needs, Sandbox};
+use llfree_harden::{Needs, Sandbox, Seccomp, SeccompError};
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
 use signal_hook::consts::SIGINT;
@@ -157,7 +158,7 @@ fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Res
     let cgroup = args.cgroup.as_deref().map(|path| enter_cgroup(path, config.memory, besides)).transpose()?;
     let leave = cgroup.clone().map(Leave);
     let needs = Needs { socket_dir: claim.path().parent(), cgroup: cgroup.as_ref().map(|cgroup| cgroup.path()) };
-    let sandbox = Sandbox::prepare(args.seccomp.unwrap_or_default(), &needs, roles::all())?;
+    let sandbox = sandbox(args.seccomp, &needs)?;
     config.threads = sandbox.spawner();
     let vm = Arc::new(Vm::launch(config)?);
     warn_about_enforcement(&vm);
@@ -259,6 +260,12 @@ fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
     Ok((config, auto_reclaim))
 }
 
+/// The bounds of all threads, and what is said where one oversteps them.
+pub(crate) fn sandbox(mode: Option<Seccomp>, needs: &Needs<'_>) -> Result<Sandbox, SeccompError> {
+    llfree_harden::advise_on_forbidden_calls(advice::FORBIDDEN_CALL);
+    Sandbox::prepare(mode.unwrap_or_default(), needs, roles::all())
+}
+
 /// Leaves the cgroup at the end of the launch, though threads that were left behind may share it.
 struct Leave(Arc<Cgroup>);
 
@@ -354,7 +361,7 @@ fn start_workload(
                 // A crash is reported as such; a guest that switched itself off did not do its work.
                 Err(error) if vm.ended().is_some() => {
                     if matches!(vm.ended(), Some(ExitReason::Exited(0) | ExitReason::PoweredOff)) {
-                        log::error!("{}", llfree_base::error_line(&error));
+                        log::error!("{}", advice::line(&error));
                     }
                     return Ok(worst.max(exit::ERROR));
                 }
@@ -363,7 +370,7 @@ fn start_workload(
                     return Ok(worst);
                 }
                 Err(error) => {
-                    log::error!("{}", llfree_base::error_line(&error));
+                    log::error!("{}", advice::line(&error));
                     worst = worst.max(error.exit_code());
                 }
             }

@@ -1,5 +1,7 @@
 //! Names and sockets: who may listen where, and who takes over what a dead VM left.
 
+use cli::advice;
+use cli::client_commands::CommandError;
 use llfree_control::socket::{Claim, MAX_SOCKET_PATH, SocketError, live_in};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -42,7 +44,7 @@ fn a_live_vms_name_is_refused_with_its_pid() {
         path.display(),
         std::process::id()
     );
-    assert_eq!(error.to_string(), expected);
+    assert_eq!(advice::line(&CommandError::Socket(error)), expected);
     UnixStream::connect(path).expect("the refused one has not disturbed it");
 }
 

@@ -3,6 +3,7 @@
 
 mod common;
 
+use cli::advice;
 use cli::exit;
 use cli::roles;
 use common::{Scratch, need_kvm, number, wait_for};
@@ -100,6 +101,7 @@ const CHILD: &str = "LLFREE_VMM_TEST_SANDBOX";
 fn a_thread_that_opens_a_socket() {
     let Ok(mode) = std::env::var(CHILD) else { return };
     let mode_of = mode.parse::<Seccomp>().expect("a mode");
+    llfree_harden::advise_on_forbidden_calls(advice::FORBIDDEN_CALL);
     let sandbox = Sandbox::prepare(mode_of, &Needs::default(), roles::all()).expect("filters compile");
     let thread = std::thread::spawn(move || {
         sandbox.enter(VCPU);
@@ -124,6 +126,7 @@ fn a_forbidden_call_ends_the_process_and_is_named() {
     let line = String::from_utf8_lossy(&forbidden.stderr);
     let socket = format!("thread 'vcpu' made system call {}, which its seccomp filter forbids", libc::SYS_socket);
     assert!(line.contains(&socket), "{line}");
+    assert!(line.contains("please report this, and use --seccomp log meanwhile\n"), "{line}");
     for mode in ["log", "off"] {
         let allowed = run(mode);
         assert!(allowed.status.success(), "{mode}: {allowed:?}");

@@ -31,9 +31,7 @@ pub enum SocketError {
     #[error("'{0}' is no VM name; use up to 64 letters, digits, '-', '_' and '.', and start with a letter or digit")]
     Name(String),
     /// Above [`MAX_SOCKET_PATH`].
-    #[error(
-        "the socket path has {len} bytes, the kernel takes {MAX_SOCKET_PATH}: {path}; choose a shorter --name or --socket"
-    )]
+    #[error("the socket path has {len} bytes, and the kernel takes at most {MAX_SOCKET_PATH}: {path}")]
     PathTooLong {
         /// Its length in bytes.
         len: usize,
@@ -41,7 +39,7 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// The directory belongs to someone else, or others may enter it.
-    #[error("{path} must be a directory of user {uid} with mode 0700, but {found}; remove it or use --socket")]
+    #[error("{path} must be a directory of user {uid} with mode 0700, but {found}")]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -51,7 +49,7 @@ pub enum SocketError {
         found: String,
     },
     /// A VM with that name runs.
-    #[error("a VM already listens on {path}{}; choose another --name or stop that one", pid_text(*.pid))]
+    #[error("a VM already listens on {path}{}", pid_text(*.pid))]
     InUse {
         /// Its socket.
         path: PathBuf,
@@ -68,10 +66,10 @@ pub enum SocketError {
     #[error("no VM listens on {0}")]
     NoSuchVm(PathBuf),
     /// No VM at all.
-    #[error("no VM is running; start one with 'llfree-vmm --mem 16G'")]
+    #[error("no VM is running")]
     NoneRunning,
     /// Which one?
-    #[error("{} VMs are running; choose one with --name: {}", .0.len(), .0.join(", "))]
+    #[error("{} VMs are running", .0.len())]
     SeveralRunning(Vec<String>),
     /// A name that no running VM has.
     #[error("no VM is called '{name}'; {}", running_text(.running))]
@@ -461,8 +459,8 @@ mod tests {
         assert_eq!(choose(None, vec![vm("a")]).expect("the only one"), Path::new("/x/a.sock"));
         assert_eq!(choose(Some("b"), vec![vm("a"), vm("b")]).expect("named"), Path::new("/x/b.sock"));
         for (name, vms, message) in [
-            (None, vec![], "no VM is running; start one with 'llfree-vmm --mem 16G'"),
-            (None, vec![vm("a"), vm("b")], "2 VMs are running; choose one with --name: a, b"),
+            (None, vec![], "no VM is running"),
+            (None, vec![vm("a"), vm("b")], "2 VMs are running"),
             (Some("c"), vec![vm("a"), vm("b")], "no VM is called 'c'; there are a, b"),
             (Some("c"), vec![], "no VM is called 'c'; none is running"),
         ] {

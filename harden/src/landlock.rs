@@ -70,7 +70,7 @@ impl Files {
     pub(super) fn restrict_this_thread(&self) -> Result<(), Error> {
         let status = self.rules.try_clone()?.restrict_self()?;
         if status.ruleset == RulesetStatus::NotEnforced {
-            log::debug!("this kernel enforces no Landlock rules: files are as open as their modes");
+            log::debug!("this kernel enforces no Landlock rules: only file modes restrict access");
         }
         Ok(())
     }
@@ -80,10 +80,10 @@ impl Files {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// No descriptor for a copy of the rules.
-    #[error("no descriptor is left for the rules")]
+    #[error("the ruleset's descriptor cannot be duplicated")]
     Descriptor(#[from] std::io::Error),
     /// Landlock said no.
-    #[error("the kernel did not take the rules")]
+    #[error("the kernel refused the ruleset")]
     Refused(#[from] RulesetError),
 }
 

@@ -14,7 +14,7 @@ mod seccomp;
 
 pub use every_thread::EVERY_THREAD;
 pub use needs::Needs;
-pub use seccomp::{EXIT_FORBIDDEN, Seccomp, SeccompError, UnknownMode};
+pub use seccomp::{EXIT_FORBIDDEN, Seccomp, SeccompError, UnknownMode, advise_on_forbidden_calls};
 
 use llfree_base::error_line;
 use llfree_base::thread::{Role, Spawner};
@@ -86,17 +86,17 @@ impl Sandbox {
         drop(std::hint::black_box(Vec::<u8>::with_capacity(64)));
         // Also on threads that inherited this from main: none can tell, and to give up twice is free.
         if let Err(error) = capabilities::drop_all_but(kept) {
-            fail(role, "give its capabilities up", &error);
+            fail(role, "drop its capabilities", &error);
         }
         if let Some(files) = &bounds.files
             && let Err(error) = files.restrict_this_thread()
         {
-            fail(role, "restrict its view of files", &error);
+            fail(role, "restrict its access to files", &error);
         }
         if let Some(filters) = &bounds.filters
             && let Err(error) = seccomp::install(filters, role)
         {
-            fail(role, "take its seccomp filter", &error);
+            fail(role, "install its seccomp filter", &error);
         }
     }
 }
@@ -108,7 +108,7 @@ fn keep_heaps() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it sets a number that the allocator reads.
     if unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX) } == 0 {
-        log::debug!("the C library's heaps may still shrink");
+        log::debug!("the C library's allocator may still shrink its heaps");
     }
 }
 

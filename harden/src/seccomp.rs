@@ -14,6 +14,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::str::FromStr;
+use std::sync::OnceLock;
 use vmm_sys_util::signal::register_signal_handler;
 
 /// The exit code after a forbidden call: what a shell shows for a death by SIGSYS.
@@ -53,7 +54,7 @@ pub struct UnknownMode(String);
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
     /// The kernel, or the container that we run in, has no filters to give.
-    #[error("this kernel, or the container around the VMM, has no seccomp filters")]
+    #[error("this kernel, or the container around the VMM, offers no seccomp filters")]
     Unsupported(#[source] io::Error),
     /// A list that makes no program.
     #[error("the seccomp filter of thread type '{role}' cannot be compiled")]
@@ -72,7 +73,7 @@ pub enum SeccompError {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InstallError {
     /// None was compiled for it.
-    #[error("there is none for its role")]
+    #[error("no filter was compiled for its role")]
     UnknownRole,
     /// The kernel's answer.
     #[error(transparent)]
@@ -84,6 +85,16 @@ pub(super) struct Filters {
     by_role: BTreeMap<&'static str, BpfProgram>,
     /// Refuses `clone3`; on top of every other filter.
     no_clone3: BpfProgram,
+}
+
+/// What the line about a forbidden call advises, for the whole process as the handler is.
+static ADVICE: OnceLock<&'static str> = OnceLock::new();
+
+/// Ends the line about a forbidden system call with a word on what its user can do meanwhile: one
+/// short clause without a line break. Only the first one counts, and what the line has no room for
+/// is cut off.
+pub fn advise_on_forbidden_calls(advice: &'static str) {
+    ADVICE.get_or_init(|| advice);
 }
 
 thread_local! {
@@ -190,7 +201,13 @@ extern "C" fn on_forbidden(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     line.push(ROLE.get().as_bytes());
     line.push(b"' made system call ");
     line.push_number(call.unsigned_abs());
-    line.push(b", which its seccomp filter forbids; please report this, and use --seccomp log meanwhile\n");
+    line.push(b", which its seccomp filter forbids; please report this");
+    // A look at what was set once is an atomic load.
+    if let Some(advice) = ADVICE.get() {
+        line.push(b", and ");
+        line.push(advice.as_bytes());
+    }
+    line.end();
     // SAFETY: the bytes are there; nobody is left to tell if it fails.
     unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len) };
     // SAFETY: it ends the process and touches nothing of it.
@@ -204,10 +221,17 @@ struct Line {
 }
 
 impl Line {
-    /// Adds what there is room for.
+    /// Adds what there is room for, and leaves some for the end.
     fn push(&mut self, text: &[u8]) {
-        let room = self.bytes[self.len..].iter_mut();
+        let last = self.bytes.len() - 1;
+        let room = self.bytes[self.len..last].iter_mut();
         self.len += room.zip(text).map(|(to, from)| *to = *from).count();
+    }
+
+    /// Ends the line; nothing is pushed behind that.
+    fn end(&mut self) {
+        self.bytes[self.len] = b'\n';
+        self.len += 1;
     }
 
     fn push_number(&mut self, number: u32) {
@@ -257,6 +281,7 @@ mod tests {
         }
         assert_eq!(&line.bytes[..line.len], b"0 7 59 435 4294967295 ");
         line.push(&[b'x'; 200]);
-        assert_eq!(line.len, 160);
+        line.end();
+        assert_eq!((line.len, line.bytes[159]), (160, b'\n'));
     }
 }

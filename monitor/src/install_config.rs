@@ -1,4 +1,4 @@
-//! How frames get their memory, as the command line says it: the install pool, userfaultfd, and what
+//! How frames get their memory, as people choose it: the install pool, userfaultfd, and what
 //! a violation comes to. Values and their checks only; what they mean happens in [`crate::memory`]
 //! and [`crate::monitor`].
 
@@ -6,6 +6,7 @@ use crate::memory::{Backing, PoolConfig, UseUserfaultfd};
 use llfree_base::choices::OnViolation;
 use llfree_base::units::{Bytes, MemorySizeError, SizeError, check_memory};
 use shared_layout::HUGE_SIZE;
+use std::fmt;
 use std::str::FromStr;
 
 /// How frames get their memory, and what becomes of a guest that does not ask for it. `None` is the
@@ -33,7 +34,7 @@ pub struct InstallPool {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum InstallConfigError {
     /// Memory that nobody could use would be kept ready.
-    #[error("an install pool of {size} is larger than the guest's memory, {memory}; use --install-pool within that")]
+    #[error("an install pool of {size} is larger than the guest's memory, {memory}")]
     PoolTooLarge {
         /// What was asked for.
         size: Bytes,
@@ -41,13 +42,55 @@ pub enum InstallConfigError {
         memory: Bytes,
     },
     /// Something that needs userfaultfd, without it.
-    #[error("{flag} needs userfaultfd, which {why}; leave one of them out")]
+    #[error("{wanted} is impossible here: {obstacle}")]
     NeedsUserfaultfd {
         /// What was asked for.
-        flag: &'static str,
-        /// Why not.
-        why: &'static str,
+        wanted: Wanted,
+        /// Why there is no userfaultfd.
+        obstacle: Obstacle,
     },
+}
+
+/// A choice that only a userfaultfd makes possible.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wanted {
+    /// Memory that is kept ready.
+    InstallPool,
+    /// What a violation comes to.
+    OnViolation,
+    /// The userfaultfd itself.
+    Userfaultfd,
+}
+
+/// Why guest memory cannot be under a userfaultfd, whatever the host permits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Obstacle {
+    /// The guest shares no table, so nobody knows which frames it has.
+    NoTable,
+    /// Somebody switched it off.
+    SwitchedOff,
+    /// Pages of files cannot be moved.
+    Backing(Backing),
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InstallPool => "an install pool",
+            Self::OnViolation => "a violation policy",
+            Self::Userfaultfd => "userfaultfd",
+        })
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoTable => f.write_str("the guest shares no table with the host"),
+            Self::SwitchedOff => f.write_str("userfaultfd is switched off"),
+            Self::Backing(backing) => write!(f, "pages of {backing} memory cannot be moved"),
+        }
+    }
 }
 
 impl InstallConfig {
@@ -62,22 +105,20 @@ impl InstallConfig {
         backing: Backing,
         shares_table: bool,
     ) -> Result<(PoolConfig, OnViolation, UseUserfaultfd), InstallConfigError> {
-        let why = match (self.userfaultfd, backing) {
-            _ if !shares_table => Some("works with --elastic llfree only"),
-            (UseUserfaultfd::Off, _) => Some("--userfaultfd off forbids"),
-            (_, Backing::Memfd | Backing::Hugetlb) => Some("works with --backing anon only"),
+        let obstacle = match (self.userfaultfd, backing) {
+            _ if !shares_table => Some(Obstacle::NoTable),
+            (UseUserfaultfd::Off, _) => Some(Obstacle::SwitchedOff),
+            (_, Backing::Memfd | Backing::Hugetlb) => Some(Obstacle::Backing(backing)),
             _ => None,
         };
-        if let Some(why) = why {
-            let flag = match self {
-                Self { pool: Some(pool), .. } if pool.size.0 > 0 => Some("--install-pool"),
-                Self { on_violation: Some(_), .. } => Some("--on-violation"),
-                Self { userfaultfd: UseUserfaultfd::On, .. } if !shares_table => Some("--userfaultfd on"),
-                _ => None,
-            };
-            if let Some(flag) = flag {
-                return Err(InstallConfigError::NeedsUserfaultfd { flag, why });
-            }
+        let wanted = match self {
+            Self { pool: Some(pool), .. } if pool.size.0 > 0 => Some(Wanted::InstallPool),
+            Self { on_violation: Some(_), .. } => Some(Wanted::OnViolation),
+            Self { userfaultfd: UseUserfaultfd::On, .. } if !shares_table => Some(Wanted::Userfaultfd),
+            _ => None,
+        };
+        if let (Some(wanted), Some(obstacle)) = (wanted, obstacle) {
+            return Err(InstallConfigError::NeedsUserfaultfd { wanted, obstacle });
         }
         if !shares_table {
             let none = PoolConfig { huge_frames: 0, rate: 0 };
@@ -200,12 +241,13 @@ mod tests {
             on_violation: Some(OnViolation::Stop),
             userfaultfd: UseUserfaultfd::Auto,
         };
-        let refused =
-            |config: InstallConfig, backing| config.resolve(memory, backing, true).expect_err("no").to_string();
-        assert!(refused(chosen, Backing::Anon).contains("64 MiB is larger than the guest's memory, 32 MiB"));
-        assert!(refused(chosen, Backing::Memfd).contains("--install-pool needs userfaultfd"));
+        let refused = |config: InstallConfig, backing| config.resolve(memory, backing, true).expect_err("no");
+        let text = refused(chosen, Backing::Anon).to_string();
+        assert!(text.contains("64 MiB is larger than the guest's memory, 32 MiB"), "{text}");
+        let needs = |wanted, obstacle| InstallConfigError::NeedsUserfaultfd { wanted, obstacle };
+        assert_eq!(refused(chosen, Backing::Memfd), needs(Wanted::InstallPool, Obstacle::Backing(Backing::Memfd)));
         let without = InstallConfig { pool: None, userfaultfd: UseUserfaultfd::Off, ..chosen };
-        assert!(refused(without, Backing::Anon).contains("--on-violation needs userfaultfd, which --userfaultfd off"));
+        assert_eq!(refused(without, Backing::Anon), needs(Wanted::OnViolation, Obstacle::SwitchedOff));
         let defaults = InstallConfig::default();
         for backing in Backing::ALL {
             let (pool, policy, _) = defaults.resolve(memory, backing, true).expect("defaults give way");

@@ -167,20 +167,18 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// The pool of ready memory could not be made.
-    #[error(
-        "cannot make an install pool of {huge_frames} huge frames: ask for less, or for none with --install-pool 0"
-    )]
+    #[error("cannot make an install pool of {huge_frames} huge frames")]
     Pool {
         /// Its size.
         huge_frames: u32,
         /// Why.
         source: io::Error,
     },
-    /// A userfaultfd is a must, and not to be had.
-    #[error("--userfaultfd on: leave it out to do without")]
+    /// A userfaultfd was required but is unavailable.
+    #[error("userfaultfd was required but is unavailable")]
     Userfault(#[source] UserfaultError),
-    /// A userfaultfd is a must, and of no use for this kind of memory.
-    #[error("--userfaultfd on: pages of {0} memory cannot be moved; use --backing anon")]
+    /// A userfaultfd was required, and is of no use for this kind of memory.
+    #[error("userfaultfd was required, but pages of {0} memory cannot be moved")]
     UserfaultBacking(Backing),
     /// The kernel's account of resident pages is not to be had.
     #[error("cannot read the kernel's account of resident guest RAM")]

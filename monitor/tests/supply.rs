@@ -116,7 +116,7 @@ fn files_cannot_be_under_a_userfaultfd_and_the_refusal_says_so() {
         panic!("pages of files do not move")
     };
     assert!(matches!(error, MemoryError::UserfaultBacking(Backing::Memfd)));
-    assert!(llfree_base::error_line(&error).contains("--backing anon"));
+    assert!(llfree_base::error_line(&error).contains("pages of memfd memory cannot be moved"));
 }
 
 #[test]

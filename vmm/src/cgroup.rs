@@ -34,10 +34,10 @@ const BUSY_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// No cgroup v2 at all.
-    #[error("--cgroup needs cgroup v2, and none is mounted here; launch without --cgroup")]
+    #[error("a cgroup for the VM needs cgroup v2, and none is mounted here")]
     NoV2(#[source] io::Error),
     /// A path that is no cgroup.
-    #[error("{path} is no cgroup v2 directory; give --cgroup one below the mount of cgroup2")]
+    #[error("{path} is no cgroup v2 directory")]
     NotACgroup {
         /// Which.
         path: PathBuf,
@@ -47,14 +47,14 @@ pub enum CgroupError {
     /// No memory controller there.
     #[error(
         "the cgroup {path} has no memory controller: cgroup v1 has it, or the cgroup above does not pass it on \
-         (`echo +memory > cgroup.subtree_control`); launch without --cgroup"
+         (`echo +memory > cgroup.subtree_control`)"
     )]
     NoMemoryController {
         /// Which cgroup.
         path: PathBuf,
     },
     /// A step that the kernel refused.
-    #[error("cannot {step} {path}; as this user --cgroup needs a cgroup that it may write, such as --cgroup=PATH")]
+    #[error("cannot {step} {path}")]
     Refused {
         /// What.
         step: &'static str,
@@ -218,7 +218,10 @@ impl Cgroup {
         // A cgroup with a process in it cannot be removed.
         let moved = write(&self.home, &std::process::id().to_string());
         if let Err(error) = moved.and_then(|()| remove(&self.path)) {
-            log::warn!("the cgroup {} stays: {error}; a later launch with --cgroup removes it", self.path.display());
+            log::warn!(
+                "the cgroup {} could not be removed: {error}; the next VM with a cgroup beside it will remove it",
+                self.path.display()
+            );
         }
     }
 

@@ -1,5 +1,6 @@
 //! Why a VM does not come up ([`LaunchError`]), and why a running one does not do as asked
-//! ([`VmError`]).
+//! ([`VmError`], [`LimitError`]). Each says what failed, with the value and the limit; which knob to
+//! turn is for the user interface to say.
 
 use crate::agent::AgentError;
 use crate::boot::{BootError, ImageError, KernelError, LinuxError};
@@ -13,6 +14,7 @@ use llfree_monitor::MonitorError;
 use llfree_monitor::auto::SwitchError;
 use llfree_monitor::install_config::InstallConfigError;
 use llfree_monitor::memory::MemoryError;
+use shared_layout::{HUGE_SIZE, Order};
 
 /// Why a VM was not launched; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -30,25 +32,25 @@ pub enum LaunchError {
     #[error(transparent)]
     Linux(#[from] LinuxError),
     /// One of its disks.
-    #[error("--disk")]
+    #[error(transparent)]
     Disk(#[from] DiskError),
     /// Its network cards.
-    #[error("--net")]
+    #[error(transparent)]
     NetConfig(#[from] NetConfigError),
     /// One of them.
-    #[error("--net")]
+    #[error(transparent)]
     Net(#[from] NetError),
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The device for `--elastic`.
-    #[error("--elastic")]
+    /// The device of its elastic memory.
+    #[error(transparent)]
     Device(#[from] DeviceError),
     /// There is no image, and none is built in.
     #[error("no guest image was named, and this build has none of its own")]
     NoImage,
     /// Not even the built-in guest's image fits.
-    #[error("guest memory of {memory} is too small for the built-in guest; use --mem with at least {least}")]
+    #[error("guest memory of {memory} is too small for the built-in guest, which needs at least {least}")]
     TooSmall {
         /// What was asked for.
         memory: Bytes,
@@ -56,7 +58,7 @@ pub enum LaunchError {
         least: Bytes,
     },
     /// More vCPUs than there can be.
-    #[error("{asked} vCPUs asked for, this machine's KVM runs 1 to {limit}; use --cpus within that")]
+    #[error("{asked} vCPUs were requested, but this machine's KVM runs 1 to {limit}")]
     Cpus {
         /// What was asked for.
         asked: u32,
@@ -64,7 +66,7 @@ pub enum LaunchError {
         limit: u32,
     },
     /// A core that is not there, or not ours.
-    #[error("core {core} is not among those that this process may use, {allowed:?}; use --pin with some of them")]
+    #[error("core {core} is not among those that this process may use, {allowed:?}")]
     Pin {
         /// What was asked for.
         core: u32,
@@ -75,7 +77,7 @@ pub enum LaunchError {
     #[error(transparent)]
     Install(#[from] InstallConfigError),
     /// KVM refused guest memory.
-    #[error("KVM could not map {memory} at guest address {gpa:#x} as one slot of guest memory; use less --mem")]
+    #[error("KVM could not map {memory} at guest address {gpa:#x} as one slot of guest memory")]
     Memslot {
         /// Where.
         gpa: u64,
@@ -114,9 +116,12 @@ pub enum VmError {
     /// Its cgroup did not make room for it.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// A size out of range.
-    #[error("{0}")]
-    Size(String),
+    /// A limit that this VM cannot have.
+    #[error(transparent)]
+    Size(#[from] LimitError),
+    /// An order that no block has.
+    #[error("order {0} is out of range; use 0 to {max}", max = Order::MAX.get())]
+    Order(u8),
     /// Automatic reclaim stays as it was.
     #[error(transparent)]
     AutoReclaim(#[from] SwitchError),
@@ -135,4 +140,57 @@ impl From<MoveError> for VmError {
             MoveError::Refused(error) => error.into(),
         }
     }
+}
+
+/// Why a VM cannot have a limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LimitError {
+    /// No whole huge frames.
+    #[error(
+        "{bytes} bytes is not a multiple of 2 MiB; {below} or {above} would be",
+        below = Bytes(bytes - bytes % HUGE_SIZE),
+        above = Bytes((bytes - bytes % HUGE_SIZE).saturating_add(HUGE_SIZE))
+    )]
+    NotAMultiple {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// More than there is.
+    #[error("{target} is more than the VM's memory, {memory}")]
+    AboveMemory {
+        /// What was asked for.
+        target: Bytes,
+        /// The VM's memory.
+        memory: Bytes,
+    },
+    /// A shrink that would be a grow.
+    #[error("cannot shrink to {target}: the limit is already {limit}")]
+    ShrinkAboveLimit {
+        /// What was asked for.
+        target: Bytes,
+        /// The limit as it is.
+        limit: Bytes,
+    },
+    /// A grow that would be a shrink.
+    #[error("cannot grow to {target}: the limit is already {limit}")]
+    GrowBelowLimit {
+        /// What was asked for.
+        target: Bytes,
+        /// The limit as it is.
+        limit: Bytes,
+    },
+    /// A shrink that leaves nothing.
+    #[error("cannot shrink by {by}: that is all of the limit, and the smallest limit is 2 MiB")]
+    ShrinkByAll {
+        /// What was asked for.
+        by: Bytes,
+    },
+    /// A shrink that would leave less than nothing.
+    #[error("cannot shrink by {by}: the limit is only {limit}")]
+    ShrinkByMore {
+        /// What was asked for.
+        by: Bytes,
+        /// The limit as it is.
+        limit: Bytes,
+    },
 }

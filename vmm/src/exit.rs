@@ -27,7 +27,7 @@ pub enum ExitReason {
         guest: u32,
     },
     /// It touched memory that it does not have, and the policy is not to let it.
-    #[error("the guest touched memory that it does not have: {0}; a VM with --on-violation log lets it go on")]
+    #[error("the guest touched memory that it does not have: {0}")]
     Violation(Violation),
     /// A Linux guest is off.
     #[error("the guest switched itself off")]

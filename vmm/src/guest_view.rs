@@ -90,8 +90,7 @@ pub fn why_by_table(in_use: Bytes, fragmented: Bytes, advice: &str) -> String {
 #[must_use]
 pub fn why_by_device(elastic: &ElasticStatus, grows: bool, is_at_it: bool, advice: &str) -> String {
     if elastic.driven && is_at_it {
-        return "the guest's driver is at it still, and goes on: look again later, or give it more time with --wait"
-            .to_owned();
+        return "the guest's driver is still working on it: look again later".to_owned();
     }
     let why = match (&elastic.balloon, &elastic.mem) {
         _ if !elastic.driven => {
@@ -230,7 +229,7 @@ mod tests {
              give; wait"
         );
         let text = why_by_device(&balloon(Some(stats())), false, true, "wait");
-        assert!(text.contains("at it still") && text.contains("--wait"), "{text}");
+        assert!(text.contains("still working on it") && text.contains("look again later"), "{text}");
         let text = why_by_device(&balloon(None), false, false, "wait");
         assert!(text.contains("unknown: it sent no statistics; wait"), "{text}");
         let old = GuestStatsReport { stale: true, age_ms: 34_000, ..stats() };

@@ -12,7 +12,7 @@ use crate::devices::net::{NetConfig, NetCounters};
 use crate::elastic::ResizeError;
 use crate::exit::ExitReason;
 use crate::roles;
-use crate::vm::{Resize, Vm, VmError};
+use crate::vm::{LimitError, Resize, Vm, VmError};
 use llfree_base::RateLimit;
 use llfree_base::choices::Switch;
 use llfree_base::thread::Role;
@@ -210,7 +210,7 @@ fn not_here() -> Reply {
 fn answer(result: Result<Reply, VmError>) -> Reply {
     result.unwrap_or_else(|error| {
         let kind = match &error {
-            VmError::Size(_) | VmError::Resize(_) => ErrorKind::Refused,
+            VmError::Size(_) | VmError::Order(_) | VmError::Resize(_) => ErrorKind::Refused,
             VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(ExitReason::Exited(0)) => ErrorKind::Stopping,
@@ -236,8 +236,7 @@ fn resize(vm: &Vm, request: &Request, superseded: &dyn Fn() -> bool) -> Result<R
             let advice = match () {
                 () if superseded() => "another resize took over",
                 () if vm.shares_table() && !vm.elastic().status().driven => "it has no driver for its device",
-                () if wait_ms > 0 => "free memory in the guest",
-                () => "free memory in the guest, or wait for it with --wait",
+                () => "free memory in the guest",
             };
             Ok(Reply::Resize(resize_report(vm, &resize, advice)))
         }
@@ -265,11 +264,8 @@ fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
     match goal {
         ShrinkGoal::ToBytes(to) => Ok(to),
         ShrinkGoal::ByBytes(by) => match limit.checked_sub(by).map(whole) {
-            Some(0) => Err(VmError::Size(format!(
-                "cannot shrink by {}: that is all of the limit, and the smallest limit is 2 MiB",
-                Bytes(by)
-            ))),
-            None => Err(VmError::Size(format!("cannot shrink by {}: the limit is only {}", Bytes(by), Bytes(limit)))),
+            Some(0) => Err(LimitError::ShrinkByAll { by: Bytes(by) }.into()),
+            None => Err(LimitError::ShrinkByMore { by: Bytes(by), limit: Bytes(limit) }.into()),
             Some(left) => Ok(left),
         },
     }
@@ -309,9 +305,7 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
     let timeout = GUEST_TIMEOUT + Duration::from_millis(request.millis());
     let command = match *request {
         GuestRequest::Alloc { bytes, order } => {
-            let order = Order::new(order).ok_or_else(|| {
-                VmError::Size(format!("order {order} is out of range; use 0 to {}", Order::MAX.get()))
-            })?;
+            let order = Order::new(order).ok_or(VmError::Order(order))?;
             Command::Alloc { bytes, order, seed }
         }
         GuestRequest::Verify => Command::Verify,
@@ -428,7 +422,7 @@ fn auto_report(status: &AutoStatus) -> AutoReclaimReport {
 /// # Errors
 /// A VM with a device instead of the shared table, or a kernel that does not answer.
 pub fn validate(vm: &Vm) -> Result<ValidateReport, VmError> {
-    let monitor = vm.tracked("validate")?;
+    let monitor = vm.tracked("validation")?;
     let start = Instant::now();
     let seen = monitor.validate()?;
     let finding = |finding: &Finding| FindingReport {

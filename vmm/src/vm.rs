@@ -15,7 +15,7 @@ mod launch;
 mod view;
 
 pub use crate::config::{LinuxConfig, VmConfig};
-pub use crate::error::{LaunchError, VmError};
+pub use crate::error::{LaunchError, LimitError, VmError};
 pub use llfree_monitor::Resize;
 
 use crate::agent::Agents;
@@ -274,11 +274,8 @@ impl Vm {
     pub fn shrink(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
         self.check_size(target)?;
         if target > self.limit() {
-            return Err(VmError::Size(format!(
-                "cannot shrink to {}: the limit is {} already; use grow to raise it",
-                Bytes(target),
-                Bytes(self.limit())
-            )));
+            let limit = Bytes(self.limit());
+            return Err(LimitError::ShrinkAboveLimit { target: Bytes(target), limit }.into());
         }
         let resize = self.elastic.resize(target, &|elapsed| !self.is_over() && keep_waiting(elapsed))?;
         self.settle_cgroup();
@@ -292,11 +289,8 @@ impl Vm {
     pub fn grow(&self, target: u64) -> Result<Resize, VmError> {
         self.check_size(target)?;
         if target < self.limit() {
-            return Err(VmError::Size(format!(
-                "cannot grow to {}: the limit is {} already; use shrink to lower it",
-                Bytes(target),
-                Bytes(self.limit())
-            )));
+            let limit = Bytes(self.limit());
+            return Err(LimitError::GrowBelowLimit { target: Bytes(target), limit }.into());
         }
         if let Some(cgroup) = self.cgroup() {
             cgroup.raise(target)?;
@@ -310,16 +304,10 @@ impl Vm {
 
     fn check_size(&self, bytes: u64) -> Result<(), VmError> {
         if !bytes.is_multiple_of(HUGE_SIZE) {
-            let below = bytes - bytes % HUGE_SIZE;
-            return Err(VmError::Size(format!(
-                "{bytes} bytes is no multiple of 2 MiB; {} or {} would do",
-                Bytes(below),
-                Bytes(below.saturating_add(HUGE_SIZE))
-            )));
+            return Err(LimitError::NotAMultiple { bytes }.into());
         }
         if bytes > self.config.memory.0 {
-            let memory = self.config.memory;
-            return Err(VmError::Size(format!("{} is more than the VM's memory, {memory}", Bytes(bytes))));
+            return Err(LimitError::AboveMemory { target: Bytes(bytes), memory: self.config.memory }.into());
         }
         Ok(())
     }

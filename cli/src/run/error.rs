@@ -1,6 +1,8 @@
 //! [`RunError`]: why a launch failed, or did not end well, and what that prints and exits with.
 
+use crate::advice::{self, Advice, Advised};
 use crate::exit;
+use llfree_base::units::Bytes;
 use llfree_control::socket::SocketError;
 use llfree_harden::SeccompError;
 use llfree_monitor::auto::SwitchError;
@@ -31,9 +33,9 @@ pub enum RunError {
     /// The guest ended by itself, and not well.
     #[error(transparent)]
     Guest(#[from] ExitReason),
-    /// A size that the demo's story does not fit in.
-    #[error("{0}")]
-    DemoSize(String),
+    /// The demo's story does not fit.
+    #[error(transparent)]
+    DemoSize(#[from] DemoSizeError),
     /// A command of a workload or of the demo failed.
     #[error("'{verb}' failed")]
     Workload {
@@ -78,7 +80,7 @@ impl RunError {
     /// What to print: one line, and below it the registers of a guest that crashed.
     #[must_use]
     pub fn report(&self) -> String {
-        let line = llfree_base::error_line(self);
+        let line = advice::line(self);
         match self {
             Self::Guest(ExitReason::Exception { details, .. })
             | Self::Workload { source: VmError::Ended(ExitReason::Exception { details, .. }), .. }
@@ -89,6 +91,52 @@ impl RunError {
             _ => line,
         }
     }
+}
+
+impl Advised for RunError {
+    fn advice(&self) -> Option<Advice> {
+        match self {
+            Self::Socket(error) => advice::socket(error),
+            Self::Launch(error) => advice::launch(error),
+            Self::Cgroup(error) => advice::cgroup(error),
+            Self::Flags(error) => Some(advice::resize(error)),
+            Self::Guest(end) => advice::exit(end),
+            Self::Workload { source, .. } => advice::vm(source),
+            Self::Seccomp(_) | Self::AutoReclaim(_) | Self::Host { .. } => None,
+            Self::DemoSize(_) | Self::Loop(_) | Self::Output(_) => None,
+        }
+    }
+}
+
+/// A size that the demo's story does not fit in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DemoSizeError {
+    /// Too little memory.
+    #[error("--mem {memory} is too small for the story; use at least {least}")]
+    Memory {
+        /// What was asked for.
+        memory: Bytes,
+        /// What would do.
+        least: Bytes,
+    },
+    /// The guest would touch next to nothing.
+    #[error("--touch {touch} is too small for the story; use at least {least}")]
+    TouchTooLittle {
+        /// What was asked for.
+        touch: Bytes,
+        /// What would do.
+        least: Bytes,
+    },
+    /// The guest would touch all there is.
+    #[error("--touch {touch} leaves the guest no memory of its own; use at most {most} with --mem {memory}")]
+    TouchTooMuch {
+        /// What was asked for.
+        touch: Bytes,
+        /// The most there can be.
+        most: Bytes,
+        /// The guest's memory.
+        memory: Bytes,
+    },
 }
 
 /// What failed on the host, in a form that `map_err` takes.

@@ -34,5 +34,5 @@ pub use elf::{Kernel, KernelError};
 pub use error::BootError;
 pub use host::{KvmLimits, limits, open_kvm, runs_ring0};
 pub use image::{Image, ImageError};
-pub use linux::{Initrd, LinuxError, LinuxKernel};
+pub use linux::{Initrd, LinuxError, LinuxKernel, LinuxOnly};
 pub use platform::Platform;

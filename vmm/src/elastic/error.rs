@@ -41,10 +41,10 @@ pub enum ElasticError {
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// Pages cannot be discarded one by one.
-    #[error("a balloon of 4 KiB pages frees nothing of hugetlb memory; use balloon-huge, or another --backing")]
+    #[error("a balloon of 4 KiB pages frees nothing of hugetlb memory")]
     SmallPagesOfHugetlb,
     /// Nothing is left for virtio-mem.
-    #[error("virtio-mem leaves the first {boot} alone, and the VM has {memory}; use more --mem, or boot= with less")]
+    #[error("virtio-mem leaves the first {boot} alone (boot=), and the VM has only {memory}")]
     BootTooLarge {
         /// The boot part.
         boot: Bytes,
@@ -104,10 +104,7 @@ pub enum DeviceError {
         least: Bytes,
     },
     /// Linux could add none of it.
-    #[error(
-        "virtio-mem's region of {region} is less than one block of {least}, the unit in which Linux adds memory; \
-         use more --mem, or boot= with less"
-    )]
+    #[error("virtio-mem's region of {region} is less than one block of {least}, the unit in which Linux adds memory")]
     RegionTooSmall {
         /// What lies behind the boot part.
         region: Bytes,
@@ -115,7 +112,7 @@ pub enum DeviceError {
         least: Bytes,
     },
     /// More pages than a balloon can count.
-    #[error("a balloon counts pages in 32 bits, and {0} has more; use less --mem")]
+    #[error("a balloon counts pages in 32 bits, and {0} has more")]
     TooManyPages(Bytes),
     /// The host has no events or threads to give.
     #[error("the host could not make a device's events")]
@@ -125,14 +122,16 @@ pub enum DeviceError {
 /// Why a resize was refused.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ResizeError {
-    /// `--elastic none`.
-    #[error("this VM was started with --elastic none, so its memory stays as it is; launch it with another kind")]
+    /// The kind `none`.
+    #[error("this VM was launched without elastic memory, so its memory stays as it is")]
     NotElastic,
     /// A reclaim needs the shared table.
-    #[error("there is no reclaim with --elastic {0}: the host cannot see which memory is free; shrink the VM instead")]
+    #[error(
+        "memory of kind {0} cannot be reclaimed, as the host cannot see which of it is free; shrink the VM instead"
+    )]
     NoReclaim(&'static str),
     /// What looks at the shared table has none to look at.
-    #[error("{what} needs the table that the guest shares with the host, and --elastic {kind} has none")]
+    #[error("{what} is impossible with memory of kind {kind}, as the guest shares no table with the host")]
     NoTable {
         /// What was asked for.
         what: &'static str,
@@ -140,25 +139,16 @@ pub enum ResizeError {
         kind: &'static str,
     },
     /// Automatic reclaim asked for and switched off at once.
-    #[error(
-        "--auto-reclaim on has a balloon's guest report its free pages, and --elastic balloon,reporting=off forbids \
-         that; leave one of them out"
-    )]
+    #[error("automatic reclaim of a balloon is the guest's own reporting of free pages, which reporting=off forbids")]
     ReportingContradicted,
     /// Settings of a scan that nobody makes.
-    #[error(
-        "--auto-reclaim with --elastic balloon is the guest's own reporting of free pages, which has no settings; \
-         use --auto-reclaim on"
-    )]
+    #[error("automatic reclaim of a balloon is the guest's own reporting of free pages, which has no settings")]
     ReportingHasNoSettings,
     /// A device's features are settled when the guest starts.
-    #[error(
-        "automatic reclaim of a balloon is the guest's own reporting of free pages, and is switched at launch: \
-         --auto-reclaim on, or --elastic balloon,reporting=on|off"
-    )]
+    #[error("automatic reclaim of a balloon is the guest's own reporting of free pages, which is switched at launch")]
     ReportingAtLaunch,
     /// Below what virtio-mem can unplug.
-    #[error("cannot shrink to {target}: the boot part of {boot} stays the guest's (--elastic virtio-mem,boot=SIZE)")]
+    #[error("cannot shrink to {target}: the boot part of {boot} stays the guest's")]
     BelowBoot {
         /// What was asked for.
         target: Bytes,

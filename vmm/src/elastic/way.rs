@@ -104,7 +104,7 @@ pub trait Way {
     fn prepare_auto_reclaim(&mut self, settings: Settings) -> Result<Switch, ResizeError> {
         match self.needs() {
             Need::Table => Ok(Switch(Some(settings))),
-            _ => Err(ResizeError::NoTable { what: "--auto-reclaim", kind: self.name() }),
+            _ => Err(ResizeError::NoTable { what: "automatic reclaim", kind: self.name() }),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::plan::{Attached, Facts, Guest, Hardware, Plan};
 use crate::agent::{self, AgentError, Agents};
-use crate::boot::{BootError, Image, Kernel, KvmLimits, LinuxError, Platform};
+use crate::boot::{BootError, Image, Kernel, KvmLimits, LinuxError, LinuxOnly, Platform};
 use crate::config::VmConfig;
 use crate::devices::Devices;
 use crate::devices::irq::Notice;
@@ -40,15 +40,15 @@ pub(super) struct ShimPlan<'a> {
 impl<'a> ShimPlan<'a> {
     pub(super) fn new(config: &'a VmConfig, image: &'a Arc<Image>, kernel: &'a Kernel) -> Result<Self, LaunchError> {
         let linux = &config.linux;
-        let flags = [
-            ("--initrd", linux.initrd.is_some()),
-            ("--append", !linux.command_line.is_empty()),
-            ("--disk", !linux.disks.is_empty()),
-            ("--net", !linux.nets.is_empty()),
+        let only_linux = [
+            (LinuxOnly::Initrd, linux.initrd.is_some()),
+            (LinuxOnly::CommandLine, !linux.command_line.is_empty()),
+            (LinuxOnly::Disk, !linux.disks.is_empty()),
+            (LinuxOnly::Net, !linux.nets.is_empty()),
         ];
-        if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
+        if let Some((what, _)) = only_linux.into_iter().find(|(_, given)| *given) {
             let guest = if config.kernel.is_some() { kernel.name() } else { "the built-in guest" };
-            return Err(LinuxError::NotLinux { flag, guest: guest.to_owned() }.into());
+            return Err(LinuxError::NotLinux { what, guest: guest.to_owned() }.into());
         }
         let least = Bytes(u64::from(kernel.huge_frames().end) * HUGE_SIZE);
         if config.kernel.is_none() && config.memory < least {

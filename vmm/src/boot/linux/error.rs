@@ -1,6 +1,7 @@
 //! [`LinuxError`]: why a Linux kernel does not come up.
 
 use llfree_base::units::Bytes;
+use std::fmt;
 
 /// What stands between a kernel image and its first instruction.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +37,7 @@ pub enum LinuxError {
         what: String,
     },
     /// RAM is too small.
-    #[error("{name} and its initrd need {needed} of memory below 3 GiB, and there are {memory}; use --mem with more")]
+    #[error("{name} and its initrd need {needed} of memory below 3 GiB, but there is only {memory}")]
     TooSmall {
         /// The image.
         name: String,
@@ -59,7 +60,7 @@ pub enum LinuxError {
     },
     /// Too many characters.
     #[error(
-        "the kernel's command line has {bytes} characters with what is added for this VM, it takes {limit}; shorten --append"
+        "the kernel's command line has {bytes} characters, with those added for this VM, but the kernel takes at most {limit}"
     )]
     CommandLineLength {
         /// With what is added.
@@ -68,7 +69,7 @@ pub enum LinuxError {
         limit: usize,
     },
     /// Characters that a command line cannot have.
-    #[error("--append takes printable ASCII only")]
+    #[error("the kernel's command line must be printable ASCII")]
     CommandLine {
         /// What is wrong.
         source: linux_loader::cmdline::Error,
@@ -90,7 +91,7 @@ pub enum LinuxError {
         what: &'static str,
     },
     /// There is no room for the initrd in any machine.
-    #[error("the initrd has {bytes} bytes, and {name} takes at most {limit}; make it smaller, or use a --disk")]
+    #[error("the initrd has {bytes} bytes, but {name} takes at most {limit}")]
     InitrdTooLarge {
         /// The image.
         name: String,
@@ -99,11 +100,11 @@ pub enum LinuxError {
         /// What fits between the kernel's end and the highest address that it takes one at.
         limit: Bytes,
     },
-    /// Flags of Linux guests without one.
-    #[error("{flag} is for Linux guests, and {guest} is none; use --kernel with a bzImage or a PVH vmlinux")]
+    /// What only Linux guests have, for another one.
+    #[error("{what} is only for Linux guests, and {guest} is not one")]
     NotLinux {
-        /// The flag.
-        flag: &'static str,
+        /// What was given.
+        what: LinuxOnly,
         /// What is launched instead.
         guest: String,
     },
@@ -118,7 +119,7 @@ pub enum LinuxError {
         name: String,
     },
     /// More vCPUs than the tables describe.
-    #[error("{asked} vCPUs asked for, a Linux guest has 1 to {limit}; use --cpus within that")]
+    #[error("{asked} vCPUs were requested, but a Linux guest has 1 to {limit}")]
     Cpus {
         /// What was asked for.
         asked: u32,
@@ -126,7 +127,7 @@ pub enum LinuxError {
         limit: u32,
     },
     /// More devices than there are interrupt lines.
-    #[error("{asked} devices asked for, a Linux guest has {limit} at most; use fewer --disk and --net")]
+    #[error("{asked} devices were requested, but a Linux guest has at most {limit}")]
     Devices {
         /// Devices, with those that are always there.
         asked: usize,
@@ -139,4 +140,28 @@ pub enum LinuxError {
     /// Guest memory refused a write.
     #[error("boot data cannot be copied into guest memory")]
     Write(#[from] vm_memory::GuestMemoryError),
+}
+
+/// What only a Linux guest takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LinuxOnly {
+    /// An initial RAM file system.
+    Initrd,
+    /// A kernel's command line.
+    CommandLine,
+    /// A disk.
+    Disk,
+    /// A network card.
+    Net,
+}
+
+impl fmt::Display for LinuxOnly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Initrd => "an initrd",
+            Self::CommandLine => "a kernel command line",
+            Self::Disk => "a disk",
+            Self::Net => "a network card",
+        })
+    }
 }

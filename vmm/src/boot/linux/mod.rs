@@ -20,5 +20,5 @@ mod error;
 mod tests;
 
 pub use cpu::{cpuid, start, start_other};
-pub use error::LinuxError;
+pub use error::{LinuxError, LinuxOnly};
 pub use kernel::{Entry, Initrd, LinuxKernel};

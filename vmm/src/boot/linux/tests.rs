@@ -136,7 +136,7 @@ fn an_initrd_goes_to_the_end_of_low_memory_or_says_what_is_missing() {
     assert_eq!(kernel.initrd_address(Some(&initrd), 3 << 30, false).expect("room"), (2 << 30) - 2 * 4096);
     assert_eq!(kernel.initrd_address(None, 128 * MIB, false).expect("room"), 0);
     let text = kernel.initrd_address(Some(&initrd), 32 * MIB, false).expect_err("too small").to_string();
-    assert!(text.contains("58 MiB") && text.contains("32 MiB") && text.contains("--mem"), "{text}");
+    assert!(text.contains("58 MiB") && text.contains("32 MiB") && text.contains("memory below 3 GiB"), "{text}");
     let text = kernel.initrd_address(Some(&initrd), 32 * MIB, true).expect_err("too small").to_string();
     assert!(text.contains("boot="), "{text}");
 }
