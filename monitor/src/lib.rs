@@ -24,6 +24,6 @@ pub mod roles;
 
 pub use memory::Backing;
 pub use monitor::{
-    Check, Counters, Finding, Monitor, MonitorError, Occupied, OnViolation, Pass, Validation, Violation, Violations,
+    Check, Finding, Monitor, MonitorError, Occupied, OnViolation, Pass, Validation, Violation, Violations,
 };
 pub use region::{Region, Table};

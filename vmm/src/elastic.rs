@@ -17,7 +17,7 @@ use crate::devices::mem::{Mem, MemControl};
 use crate::devices::mmio::Transport;
 use crate::devices::progress::Progress;
 use llfree_base::units::{Bytes, parse_duration, parse_memory};
-use llfree_control::report::ElasticStatus;
+use llfree_control::report::{ElasticKind, ElasticStatus};
 use llfree_monitor::memory::{Backing, GuestRam};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 use std::fmt;
@@ -59,16 +59,22 @@ pub enum Elastic {
 }
 
 impl Elastic {
+    /// The kind, without its options.
+    #[must_use]
+    pub const fn kind(&self) -> ElasticKind {
+        match self {
+            Self::Llfree => ElasticKind::Llfree,
+            Self::Balloon(BalloonConfig { huge: false, .. }) => ElasticKind::Balloon,
+            Self::Balloon(BalloonConfig { huge: true, .. }) => ElasticKind::BalloonHuge,
+            Self::Mem { .. } => ElasticKind::VirtioMem,
+            Self::None => ElasticKind::None,
+        }
+    }
+
     /// The kind's name on the command line and in reports.
     #[must_use]
     pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Llfree => "llfree",
-            Self::Balloon(BalloonConfig { huge: false, .. }) => "balloon",
-            Self::Balloon(BalloonConfig { huge: true, .. }) => "balloon-huge",
-            Self::Mem { .. } => "virtio-mem",
-            Self::None => "none",
-        }
+        self.kind().name()
     }
 
     /// A balloon as it is without options.
@@ -337,13 +343,13 @@ impl ElasticDevice {
 
     /// Its numbers, for a status.
     #[must_use]
-    pub fn status(&self, kind: &str) -> ElasticStatus {
+    pub fn status(&self, kind: ElasticKind) -> ElasticStatus {
         let (balloon, mem) = match &self.control {
             Control::Balloon(balloon) => (Some(balloon.status()), None),
             Control::Mem(mem) => (None, Some(mem.status())),
         };
         ElasticStatus {
-            kind: kind.to_owned(),
+            kind: kind.into(),
             driven: self.transport.is_driven(),
             device_errors: self.transport.faults(),
             balloon,

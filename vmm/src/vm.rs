@@ -7,6 +7,7 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `config`, `error` | what to launch, and why it failed |
+//! | `guest` | requests for the guest's agents |
 //! | `launch` | the steps of a launch |
 //! | `linux` | those that only Linux guests need |
 //! | `devices` | notifications, interrupts, and resizes by a device |
@@ -14,6 +15,7 @@
 mod config;
 mod devices;
 mod error;
+mod guest;
 mod launch;
 mod linux;
 
@@ -41,7 +43,7 @@ use llfree_monitor::memory::Backing;
 use llfree_monitor::{Monitor, Pass, Violations};
 use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -406,8 +408,8 @@ impl Vm {
         if let Some(violations) = &self.violations {
             violations.finish();
         }
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (all, held) = (count(&self.monitor.counters.violations), count(&self.monitor.counters.held_violations));
+        let counters = &self.monitor.counters;
+        let (all, held) = (counters.violations.get(), counters.held_violations.get());
         if first_time && all > 0 {
             log::warn!("{all} times in all the guest touched memory that it did not have, {held} of them held frames");
         }

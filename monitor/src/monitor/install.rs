@@ -9,7 +9,6 @@ use crate::memory::Shortfall;
 use llfree::Installing;
 use llfree_base::error_line;
 use shared_layout::{HugeId, Status};
-use std::sync::atomic::Ordering;
 
 impl Monitor {
     /// Puts zeroed memory behind `count` frames from `first` on, for a vCPU that waits for it.
@@ -28,7 +27,7 @@ impl Monitor {
             _ => Status::BadArgument,
         };
         if status != Status::Ok {
-            self.counters.install_failures.fetch_add(1, Ordering::Relaxed);
+            self.counters.install_failures.inc();
         }
         status
     }
@@ -64,12 +63,12 @@ impl Monitor {
         match self.supply.install(first, frames) {
             Ok(()) => {
                 run.drain(..).for_each(Installing::done);
-                self.counters.installs.fetch_add(u64::from(frames), Ordering::Relaxed);
+                self.counters.installs.add(frames.into());
                 Status::Ok
             }
             Err(Shortfall { installed, error }) => {
                 run.drain(..(installed as usize).min(run.len())).for_each(Installing::done);
-                self.counters.installs.fetch_add(u64::from(installed), Ordering::Relaxed);
+                self.counters.installs.add(installed.into());
                 let (first, frames) = (HugeId(first.0 + installed), frames - installed);
                 let number = self.host_failures.tick();
                 if let Some(number) = number {
