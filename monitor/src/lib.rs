@@ -24,6 +24,6 @@ pub mod roles;
 
 pub use memory::Backing;
 pub use monitor::{
-    Check, Finding, Monitor, MonitorError, Occupied, OnViolation, Pass, Validation, Violation, Violations,
+    Check, Finding, Monitor, MonitorError, Occupied, OnViolation, Pass, Resize, Validation, Violation, Violations,
 };
 pub use region::{Region, Table};

@@ -4,11 +4,11 @@
 //! whose only effect is that `KVM_RUN` returns `EINTR`, and goes on sending until the thread is
 //! gone, so a signal that arrives just before `KVM_RUN` loses nothing.
 
-use crate::boot::{BootError, Image, Kernel, Platform};
+use crate::boot::{BootError, Platform};
 use crate::devices::Devices;
-use crate::devices::pc::Pc;
 use crate::doorbell::{Doorbell, Flow};
 use crate::exit::ExitReason;
+use crate::guest::Guest;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use llfree_base::counters::{CallCounters, ExitCounters};
 use llfree_base::{error_line, faults};
@@ -33,31 +33,10 @@ pub struct VcpuCounters {
     pub thread: AtomicI32,
 }
 
-/// What a vCPU runs.
-#[derive(Clone)]
-pub enum Guest {
-    /// An image of ours, which names addresses in crash reports.
-    Own(Arc<Image>),
-    /// Linux, on a PC.
-    Linux(Arc<Pc>),
-}
-
-impl Guest {
-    fn kernel(&self) -> Option<&Kernel> {
-        match self {
-            Self::Own(image) => match &**image {
-                Image::Own(kernel) => Some(kernel),
-                Image::Linux(_) => None,
-            },
-            Self::Linux(_) => None,
-        }
-    }
-}
-
 /// What a vCPU thread shares with the rest of the VM.
 pub struct VcpuContext {
     /// What it runs. First, as it may share the VM, which goes before its memory does.
-    pub guest: Guest,
+    pub guest: Arc<dyn Guest>,
     /// The platform region.
     pub platform: Arc<Platform>,
     /// Serves its calls.
@@ -127,21 +106,18 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<ExitReas
             }
             Ok(VcpuExit::IoOut(port, data)) => {
                 counters.exits.pio.inc();
-                match &context.guest {
-                    _ if DOORBELL_PORTS.contains(&port) => Call::from_port(port),
-                    Guest::Linux(pc) => match pc.write(port, data) {
+                if DOORBELL_PORTS.contains(&port) {
+                    Call::from_port(port)
+                } else {
+                    match context.guest.write_port(port, data) {
                         Some(end) => return Some(end),
                         None => continue,
-                    },
-                    Guest::Own(_) => continue,
+                    }
                 }
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 counters.exits.pio.inc();
-                match &context.guest {
-                    Guest::Linux(pc) => pc.read(port, data),
-                    Guest::Own(_) => data.fill(0xff),
-                }
+                context.guest.read_port(port, data);
                 continue;
             }
             Ok(exit) => {

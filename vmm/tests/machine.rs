@@ -294,7 +294,7 @@ fn a_hostile_guest_harms_nobody_but_itself() {
         // The agents' answers are not to be relied on any more; only that asking them ends.
         scope.spawn(|| {
             while running() {
-                let _ = vm.guest(Command::Stats, Duration::from_millis(50));
+                let _ = vm.command(Command::Stats, Duration::from_millis(50));
             }
         });
         let mut rounds = 0u32;
@@ -329,7 +329,7 @@ fn a_stopped_machine_leaves_no_thread_in_the_guest() {
     let Some(vm) = launch(64, 2, Backing::Anon) else { return };
     std::thread::scope(|scope| {
         let churn = scope
-            .spawn(|| vm.guest(Command::Churn { millis: 60_000, bytes: 16 * MIB, seed: 1 }, Duration::from_secs(90)));
+            .spawn(|| vm.command(Command::Churn { millis: 60_000, bytes: 16 * MIB, seed: 1 }, Duration::from_secs(90)));
         while vm.monitor().counters.installs.get() == 0 {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -5,8 +5,7 @@
 
 use super::report::{self, micros};
 use crate::agent::AgentError;
-use crate::devices::balloon::BalloonConfig;
-use crate::elastic::{Elastic, ResizeError};
+use crate::elastic::ResizeError;
 use crate::exit::ExitReason;
 use crate::vm::{Vm, VmError};
 use llfree_base::choices::Switch;
@@ -63,13 +62,11 @@ fn shrink(vm: &Vm, goal: ShrinkGoal, wait: Duration, superseded: &dyn Fn() -> bo
     let target = target(vm, goal)?;
     // A device's driver needs time in any case: as long as it gets somewhere, unless people
     // say how long.
-    let more = |elapsed| elapsed < wait || wait.is_zero() && vm.is_device_moving(elapsed);
+    let more = |elapsed| elapsed < wait || wait.is_zero() && vm.elastic().is_moving(elapsed);
     let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
     let advice = match () {
         () if superseded() => "another resize took over",
-        () if vm.has_table() && vm.elastic().is_some_and(|device| !device.transport().is_driven()) => {
-            "it has no driver for its device"
-        }
+        () if vm.shares_table() && !vm.elastic().status().driven => "it has no driver for its device",
         () if !wait.is_zero() => "free memory in the guest",
         () => "free memory in the guest, or wait for it with --wait",
     };
@@ -77,12 +74,10 @@ fn shrink(vm: &Vm, goal: ShrinkGoal, wait: Duration, superseded: &dyn Fn() -> bo
 }
 
 fn reclaim(vm: &Vm, bytes: Option<u64>) -> Result<ReclaimReport, VmError> {
-    if vm.config().elastic != Elastic::Llfree {
-        return Err(ResizeError::NoReclaim(vm.config().elastic.name()).into());
-    }
+    let monitor = vm.elastic().table().ok_or(ResizeError::NoReclaim(vm.config().elastic.name()))?;
     let start = Instant::now();
     let frames = bytes.map_or(u32::MAX, |bytes| u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX));
-    let pass = vm.monitor().evict(frames)?;
+    let pass = monitor.evict(frames)?;
     Ok(ReclaimReport {
         huge_frames: pass.frames.into(),
         freed_bytes: u64::from(pass.discarded) * HUGE_SIZE,
@@ -107,27 +102,13 @@ fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
     }
 }
 
-fn needs_table(vm: &Vm, what: &'static str) -> Result<(), ResizeError> {
-    match vm.config().elastic {
-        Elastic::Llfree => Ok(()),
-        elastic => Err(ResizeError::NoTable { what, kind: elastic.name() }),
-    }
-}
-
 /// Switches automatic reclaim.
 ///
 /// # Errors
 /// A VM with a device instead of the shared table, settings that keep more than its memory, or a host
 /// that has no thread to give.
 pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmError> {
-    match vm.config().elastic {
-        // Off, it would be said to be off while the guest goes on reporting.
-        Elastic::Balloon(BalloonConfig { reporting, .. }) if switch.0.is_some() || reporting == Some(true) => {
-            return Err(ResizeError::ReportingAtLaunch.into());
-        }
-        _ if switch.0.is_some() => needs_table(vm, "automatic reclaim")?,
-        _ => {}
-    }
+    vm.config().elastic.way().check_switch(switch)?;
     vm.auto_reclaim().switch(switch)?;
     Ok(report::auto_report(&vm.auto_reclaim().status()))
 }
@@ -137,9 +118,9 @@ pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmErro
 /// # Errors
 /// A VM with a device instead of the shared table, or a kernel that does not answer.
 pub fn validate(vm: &Vm) -> Result<ValidateReport, VmError> {
-    needs_table(vm, "validate")?;
+    let monitor = vm.tracked("validate")?;
     let start = Instant::now();
-    let seen = vm.monitor().validate()?;
+    let seen = monitor.validate()?;
     let finding = |finding: &Finding| FindingReport {
         check: finding.check.into(),
         count: finding.count,

@@ -2,15 +2,11 @@
 
 use crate::devices::mmio::Transport;
 use crate::devices::net::{NetConfig, NetCounters};
-use crate::elastic::{Elastic, ElasticDevice};
-use crate::guest_view::{self, GuestView};
 use crate::vcpu::VcpuCounters;
 use crate::vm::{Resize, Vm, VmError};
-use llfree::Census;
-use llfree_base::units::Bytes;
 use llfree_control::report::{
-    AutoReclaimReport, CgroupStatus, DeviceStatus, ElasticStatus, Enforcement, InstallPoolStatus, NetReport,
-    ResizeReport, Shortfall, StatusReport, VcpuState, VcpuStatus,
+    AutoReclaimReport, CgroupStatus, DeviceStatus, Enforcement, InstallPoolStatus, NetReport, ResizeReport, Shortfall,
+    StatusReport, VcpuState, VcpuStatus,
 };
 use llfree_monitor::MonitorError;
 use llfree_monitor::auto::AutoStatus;
@@ -22,19 +18,13 @@ use std::time::Duration;
 /// What a resize did, as the protocol says it; `advice` ends the sentence about a shortfall.
 #[must_use]
 pub fn resize_report(vm: &Vm, resize: &Resize, advice: &str) -> ResizeReport {
-    let elastic = elastic_status(vm);
-    let view = guest_view(vm, &elastic, &vm.monitor().census());
+    let elastic = vm.elastic().status();
+    let view = vm.view(&elastic, &vm.monitor().census());
     let complete = resize.actual == resize.target;
     let shortfall = (!complete).then(|| Shortfall {
         in_use_bytes: view.used,
         fragmented_bytes: view.fragmented,
-        wording: if vm.has_table() {
-            let known = |bytes: Option<u64>| Bytes(bytes.unwrap_or_default());
-            guest_view::why_by_table(known(view.used), known(view.fragmented), advice)
-        } else {
-            let is_at_it = vm.elastic().is_some_and(ElasticDevice::is_at_it);
-            guest_view::why_by_device(&elastic, resize.actual < resize.target, is_at_it, advice)
-        },
+        wording: vm.why_short(&view, &elastic, resize.actual < resize.target, advice),
     });
     ResizeReport {
         target_bytes: resize.target,
@@ -46,17 +36,8 @@ pub fn resize_report(vm: &Vm, resize: &Resize, advice: &str) -> ResizeReport {
         freed_bytes: u64::from(resize.pass.discarded) * HUGE_SIZE,
         duration_us: micros(resize.duration),
         waited_us: micros(resize.waited),
-        guest: elastic.balloon.and_then(|balloon| balloon.guest).filter(|_| !vm.has_table()),
+        guest: elastic.balloon.and_then(|balloon| balloon.guest).filter(|_| !vm.shares_table()),
     }
-}
-
-/// What the guest says about its memory, where it says so.
-fn guest_view(vm: &Vm, elastic: &ElasticStatus, census: &Census) -> GuestView {
-    if !vm.has_table() {
-        return GuestView::of_statistics(elastic);
-    }
-    let given_away = vm.elastic().map_or(0, |device| vm.config().memory.0.saturating_sub(device.limit()));
-    GuestView::of_table(census, given_away)
 }
 
 pub(super) fn auto_report(status: &AutoStatus) -> AutoReclaimReport {
@@ -86,9 +67,8 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
     let overhead = vm.resident_bytes().map(|all| all.saturating_sub(of_others));
     monitor.audit()?;
     let census = monitor.census();
-    let elastic = elastic_status(vm);
-    let view = guest_view(vm, &elastic, &census);
-    let tracked = vm.config().elastic == Elastic::Llfree;
+    let elastic = vm.elastic().status();
+    let view = vm.view(&elastic, &census);
     Ok(StatusReport {
         name: name.to_owned(),
         pid: std::process::id(),
@@ -96,12 +76,12 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         backing: vm.config().backing.into(),
         memory_bytes: vm.config().memory.0,
         limit_bytes: vm.limit(),
-        wanted_bytes: vm.elastic().map_or_else(|| monitor.wanted().saturating_mul(HUGE_SIZE), ElasticDevice::wanted),
+        wanted_bytes: vm.elastic().wanted(),
         resident_bytes: ram.resident_bytes,
         huge_page_bytes: ram.huge_bytes,
         held_bytes: vm.config().memory.0.saturating_sub(vm.limit()),
         evicted_bytes: census.evicted * HUGE_SIZE,
-        installed_bytes: if tracked { census.installed * HUGE_SIZE } else { 0 },
+        installed_bytes: vm.elastic().table().map_or(0, |_| census.installed * HUGE_SIZE),
         guest_says: view.says.into(),
         guest_used_bytes: view.used,
         guest_free_bytes: view.free,
@@ -119,7 +99,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         elastic,
         disks: vm.disks().iter().map(|disk| disk.status()).collect(),
         nets: vm.nets().map(net_report).collect(),
-        agent: vm.linux_agent().map(|agent| agent.status()),
+        agent: vm.guest().agent_status(),
         devices: vm.devices().iter().map(|(_, device)| device_status(device)).collect(),
     })
 }
@@ -131,10 +111,10 @@ fn pool_status(supply: &Supply) -> InstallPoolStatus {
 }
 
 fn enforcement(vm: &Vm) -> Enforcement {
-    match vm.config().elastic {
-        Elastic::Llfree if vm.is_enforced() => Enforcement::Userfaultfd,
-        Elastic::Llfree => Enforcement::Audit,
-        _ => Enforcement::None,
+    match vm.elastic().table() {
+        Some(_) if vm.is_enforced() => Enforcement::Userfaultfd,
+        Some(_) => Enforcement::Audit,
+        None => Enforcement::None,
     }
 }
 
@@ -158,18 +138,6 @@ fn net_report((config, counters): (&NetConfig, &NetCounters)) -> NetReport {
 
 fn device_status(device: &Transport) -> DeviceStatus {
     DeviceStatus { name: device.name().to_owned(), driven: device.is_driven(), counts: device.counts() }
-}
-
-fn elastic_status(vm: &Vm) -> ElasticStatus {
-    let kind = vm.config().elastic.kind();
-    match vm.elastic() {
-        Some(device) => device.status(kind),
-        None => ElasticStatus {
-            kind: kind.into(),
-            driven: vm.config().elastic == Elastic::Llfree,
-            ..ElasticStatus::default()
-        },
-    }
 }
 
 /// A duration in whole microseconds.

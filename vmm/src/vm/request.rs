@@ -19,10 +19,10 @@ impl Vm {
     /// # Errors
     /// An order out of range, a guest that does not answer, or one that has ended.
     pub fn run_guest(&self, request: &GuestRequest) -> Result<GuestReport, VmError> {
-        let command = self.command(request)?;
+        let command = self.command_for(request)?;
         let timeout = TIMEOUT + Duration::from_millis(request.millis());
         let start = Instant::now();
-        let answer = self.guest(command, timeout)?;
+        let answer = self.command(command, timeout)?;
         let took = start.elapsed();
         let samples = sample_unit(request).map(|unit| sample_report(unit, &answer));
         let mut report = GuestReport { samples, ..self.guest_report(&answer, took) };
@@ -35,7 +35,7 @@ impl Vm {
         Ok(report)
     }
 
-    fn command(&self, request: &GuestRequest) -> Result<Command, VmError> {
+    fn command_for(&self, request: &GuestRequest) -> Result<Command, VmError> {
         let seed = self.next_seed();
         Ok(match *request {
             GuestRequest::Alloc { bytes, order } => {
@@ -71,13 +71,8 @@ impl Vm {
     }
 
     fn guest_report(&self, r: &Report, took: Duration) -> GuestReport {
-        let (free_bytes, free_huge_bytes) = if self.has_table() {
-            let census = self.monitor().census();
-            let huge = (census.free_installed + census.free_evicted) * HUGE_SIZE;
-            (huge + census.fragmented_frames * FRAME_SIZE, huge)
-        } else {
-            (r.free_frames.saturating_mul(FRAME_SIZE), r.free_huge.saturating_mul(HUGE_SIZE))
-        };
+        let claimed = (r.free_frames.saturating_mul(FRAME_SIZE), r.free_huge.saturating_mul(HUGE_SIZE));
+        let (free_bytes, free_huge_bytes) = self.free_by_table().unwrap_or(claimed);
         GuestReport {
             outcome: Outcome::from_word(r.outcome).map_or(GuestOutcome::Unknown, outcome_report).into(),
             bytes: r.bytes,

@@ -3,11 +3,12 @@
 use crate::boot::{Image, Initrd};
 use crate::devices::blk::DiskConfig;
 use crate::devices::net::NetConfig;
-use crate::elastic::Elastic;
+use crate::elastic::{Elastic, Need};
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
-use llfree_monitor::install_config::InstallConfig;
-use llfree_monitor::memory::Backing;
+use llfree_monitor::OnViolation;
+use llfree_monitor::install_config::{InstallConfig, InstallConfigError};
+use llfree_monitor::memory::{Backing, PoolConfig, UseUserfaultfd};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -50,10 +51,21 @@ pub struct LinuxConfig {
 }
 
 impl VmConfig {
-    /// Whether it is a Linux guest.
-    #[must_use]
-    pub fn is_linux(&self) -> bool {
-        self.kernel.as_ref().is_some_and(|image| image.is_linux())
+    /// What frames get their memory from, what a violation comes to, and whether a userfaultfd sees it.
+    ///
+    /// # Errors
+    /// Choices that exclude each other.
+    pub fn supply(&self) -> Result<(PoolConfig, OnViolation, UseUserfaultfd), InstallConfigError> {
+        let is_tracked = self.elastic.way().needs() == Need::Table;
+        self.install.resolve(self.memory, self.backing, is_tracked)
+    }
+
+    /// Lets go of what the guest has in its own memory by now, so that the host does not pay twice.
+    pub(crate) fn forget_contents(&mut self) {
+        if let Some(rest) = self.kernel.as_ref().and_then(|image| image.without_contents()) {
+            self.kernel = Some(Arc::new(rest));
+        }
+        self.linux.initrd = None;
     }
 
     /// The built-in guest, with defaults for what is not named here.

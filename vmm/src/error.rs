@@ -6,7 +6,7 @@ use crate::boot::{BootError, ImageError, KernelError, LinuxError};
 use crate::cgroup::CgroupError;
 use crate::devices::blk::DiskError;
 use crate::devices::net::{NetConfigError, NetError};
-use crate::elastic::{DeviceError, ResizeError};
+use crate::elastic::{DeviceError, MoveError, ResizeError};
 use crate::exit::ExitReason;
 use llfree_base::units::Bytes;
 use llfree_monitor::MonitorError;
@@ -44,6 +44,9 @@ pub enum LaunchError {
     /// The device for `--elastic`.
     #[error("--elastic")]
     Device(#[from] DeviceError),
+    /// There is no image, and none is built in.
+    #[error("no guest image was named, and this build has none of its own")]
+    NoImage,
     /// Not even the built-in guest's image fits.
     #[error("guest memory of {memory} is too small for the built-in guest; use --mem with at least {least}")]
     TooSmall {
@@ -123,4 +126,13 @@ pub enum VmError {
     /// The guest ended.
     #[error(transparent)]
     Ended(#[from] ExitReason),
+}
+
+impl From<MoveError> for VmError {
+    fn from(error: MoveError) -> Self {
+        match error {
+            MoveError::Monitor(error) => error.into(),
+            MoveError::Refused(error) => error.into(),
+        }
+    }
 }
