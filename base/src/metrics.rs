@@ -15,11 +15,13 @@ pub struct Counter(AtomicU64);
 
 impl Counter {
     /// One more.
+    #[inline]
     pub fn inc(&self) {
         self.add(1);
     }
 
     /// `n` more.
+    #[inline]
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! The VM's state and what it did, as the protocol reports them: collected from its parts, never changed.
+//! The VM's state and what it did, collected from its parts into the reports of the protocol.
 
 use crate::devices::mmio::Transport;
 use crate::devices::net::{NetConfig, NetCounters};
