@@ -16,6 +16,7 @@ mod resize;
 mod validate;
 mod violation;
 
+pub use install::InstallError;
 pub use llfree_base::choices::OnViolation;
 pub use resize::Resize;
 pub use violation::{Violation, Violations};

@@ -9,7 +9,7 @@ use crate::boot::Platform;
 use crate::exit::ExitReason;
 use llfree_base::counters::DoorbellCounters;
 use llfree_base::printable;
-use llfree_monitor::Monitor;
+use llfree_monitor::{InstallError, Monitor};
 use shared_layout::agent::Report;
 use shared_layout::header::ABI_VERSION;
 use shared_layout::mailbox::{WORDS, Words, text_bytes};
@@ -90,7 +90,7 @@ impl Doorbell {
                 let expected = self.agents.report(vcpu, Report::decode(&words));
                 (if expected { Status::Ok } else { Status::BadArgument }, Flow::Continue)
             }
-            Request::Install { first, count } => (self.monitor.install(first, count), Flow::Continue),
+            Request::Install { first, count } => (install_status(self.monitor.install(first, count)), Flow::Continue),
             Request::Log(words) => {
                 match self.log_lines.fetch_add(1, Ordering::Relaxed) {
                     line if line < LOG_LINES => log::info!("guest vCPU {vcpu}: {}", guest_text(&words)),
@@ -105,6 +105,16 @@ impl Doorbell {
             // business, and the vCPU loop handles it before it comes here.
             Request::Exception => (Status::BadArgument, Flow::Continue),
         }
+    }
+}
+
+fn install_status(installed: Result<(), InstallError>) -> Status {
+    match installed {
+        Ok(()) => Status::Ok,
+        Err(InstallError::OutOfRange) => Status::BadArgument,
+        Err(InstallError::Held) => Status::Held,
+        Err(InstallError::NoMemory) => Status::NoMemory,
+        Err(InstallError::Refused | InstallError::Stopping) => Status::HostError,
     }
 }
 

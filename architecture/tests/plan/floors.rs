@@ -39,10 +39,14 @@ pub(crate) const PLAN: &[Room] = &[
     // Bytes and words that host and guest share.
     Room { name: "shared-layout", sees: &[], others: Only(&["zerocopy"]) },
     Room { name: "guest-abi", sees: &["shared-layout"], others: Only(&["zerocopy"]) },
-    Room { name: "agent-abi", sees: &["shared-layout"], others: Only(&["zerocopy"]) },
+    Room { name: "agent-abi", sees: &["shared-layout", "guest-abi"], others: Only(&["zerocopy"]) },
     // The allocator, for those who write Rust and for those who do not.
     Room { name: "llfree", sees: &["shared-layout"], others: Only(&["zerocopy"]) },
     Room { name: "llfree-c", sees: &["shared-layout", "llfree"], others: Only(&["zerocopy"]) },
+    // The allocator's sources with the atomics of a checker; only its tests.
+    Room { name: "llfree-loom", sees: &["shared-layout"], others: Not(MACHINE) },
+    Room { name: "llfree-shuttle", sees: &["shared-layout"], others: Not(MACHINE) },
+    Room { name: "llfree-crash", sees: &["shared-layout"], others: Not(MACHINE) },
     // What runs inside a guest.
     Room { name: "agent-core", sees: &["shared-layout", "agent-abi"], others: Only(&["zerocopy"]) },
     Room {

@@ -10,7 +10,8 @@ pub(crate) use loom::sync::atomic::Ordering;
 
 macro_rules! atomic {
     ($name:ident, $value:ty) => {
-        pub(crate) struct $name {
+        /// As core has it.
+        pub struct $name {
             word: loom::sync::atomic::$name,
             touched: loom::sync::atomic::AtomicBool,
         }

@@ -1,14 +1,16 @@
-//! [`WriteBack`] as `src/durable.rs` has it, into the cache of `stepping.rs`.
+//! [`WriteBack`] as `src/durable.rs` has it, into the simulated cache of `sync.rs`.
 
 use crate::sync;
 
+/// Whether changes are written back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct WriteBack(bool);
+pub struct WriteBack(bool);
 
 pub(crate) const LINE: usize = 64;
 
 impl WriteBack {
-    pub(crate) const NONE: Self = Self(false);
+    /// Nothing.
+    pub const NONE: Self = Self(false);
     pub(crate) const SIMULATED: Self = Self(true);
 
     pub(crate) fn is_needed(self) -> bool {

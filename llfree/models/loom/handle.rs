@@ -1,11 +1,11 @@
 //! Whole handles: allocations, frees and drains of two CPUs and a host, hints and all. Interleavings
 //! are explored up to a bound on preemptions: without one the hints' many words would take hours.
 
+use super::order;
+use super::shared::Shared;
+use crate::block::Allocation;
 use crate::cpu::Cpu;
 use crate::host::{Reclaim, Residency};
-use crate::order;
-use crate::shared::Shared;
-use crate::tenant::Allocation;
 use loom::sync::Arc;
 use loom::thread;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};

@@ -1,51 +1,23 @@
 //! Long random schedules of CPUs with handles and a host that reclaims, returns and installs.
 //!
-//! As in `loom.rs` the protocol files are compiled a second time, here against shuttle's atomics:
-//! each of their operations may be where another thread goes on. What is checked lies in ordinary
-//! memory, which only one thread at a time can reach: who owns a frame, and what is behind it.
+//! With `cfg(shuttle)` the crate's atomics are shuttle's: each of their operations may be where another
+//! thread goes on. What is checked lies in ordinary memory, which only one thread at a time can
+//! reach: who owns a frame, and what is behind it.
+//!
+//! `cargo test -p llfree-shuttle` runs them.
 
-#![expect(dead_code, reason = "the test uses a part of the files it compiles")]
-#![expect(unreachable_pub, reason = "the files are modules of a test here")]
-
-#[path = "../src/class.rs"]
-mod class;
-#[path = "../src/cpu.rs"]
-mod cpu;
-#[path = "../src/durable.rs"]
-mod durable;
-#[path = "../src/error.rs"]
-mod error;
-#[path = "../src/hint.rs"]
-mod hint;
-#[path = "../src/host.rs"]
-mod host;
-#[path = "../src/lower.rs"]
-mod lower;
-#[path = "../src/row.rs"]
-mod row;
-#[path = "../src/search.rs"]
-mod search;
-#[path = "common/shared.rs"]
+#[path = "../shared.rs"]
 mod shared;
-#[path = "../src/stats.rs"]
-mod stats;
-#[path = "../src/tenant.rs"]
-mod tenant;
-#[path = "../src/violation.rs"]
-mod violation;
-mod sync {
-    pub(crate) use shuttle::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
-}
 
-use class::Class;
-use cpu::Cpu;
-use host::{Reclaim, Residency};
+use crate::block::{Allocation, EvictedBlock};
+use crate::class::Class;
+use crate::cpu::Cpu;
+use crate::host::{Reclaim, Residency};
+use crate::sync::Ordering;
 use shared::Shared;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use std::sync::{Arc, Mutex};
-use sync::Ordering;
-use tenant::{Allocation, EvictedBlock};
 
 /// What is true: nobody but the checks looks here.
 struct Truth {

@@ -107,7 +107,8 @@ pub(crate) fn fence() {
 macro_rules! stepping {
     ($name:ident, $int:ty) => {
         #[repr(transparent)]
-        pub(crate) struct $name(std::sync::atomic::$name);
+        /// As core has it.
+        pub struct $name(std::sync::atomic::$name);
 
         impl $name {
             pub(crate) const fn new(value: $int) -> Self {

@@ -1,9 +1,9 @@
 //! Rows of frames that handles take and give at once, against all that others may do meanwhile.
 
+use super::{H0, Table, order, race, reclaim};
 use crate::host::{Reclaim, Residency};
 use crate::lower::ROWS;
 use crate::sync::Ordering;
-use crate::{H0, Table, order, race, reclaim};
 use loom::sync::Arc;
 use shared_layout::{FrameId, HugeEntry, Order};
 

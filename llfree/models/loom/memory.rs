@@ -1,10 +1,10 @@
 //! What lies in a frame: its next owner, and a host that takes it, see all that the last owner did.
 //! One cell stands for the memory; an access that nothing orders behind the one before fails.
 
+use super::{H0, Table, order, race};
 use crate::host::{Reclaim, Residency};
 use crate::lower::ROWS;
 use crate::sync::Ordering;
-use crate::{H0, Table, order, race};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};

@@ -1,55 +1,24 @@
 //! Every interleaving of each protocol step, by loom.
 //!
-//! The protocol files are compiled a second time here, against loom's atomics: they name
-//! `crate::sync`, and in this crate that is loom's. Each model checks what must hold whatever the
+//! With `cfg(loom)` the crate's atomics are loom's. Each model checks what must hold whatever the
 //! order: no frame has two owners, none is lost, R and the entry agree. Here are blocks and the
-//! host; `loom/rows.rs` has the rows of handles, `loom/memory.rs` what the owner of a frame sees of
-//! the last one's work, `loom/handle.rs` whole handles.
+//! host; `rows` has the rows of handles, `memory` what the owner of a frame sees of the last one's
+//! work, `handle` whole handles.
+//!
+//! `cargo test -p llfree-loom` runs them; so does `RUSTFLAGS="--cfg loom" cargo test -p llfree --lib`.
 
-#![expect(dead_code, reason = "a model uses a part of the files it compiles")]
-#![expect(unreachable_pub, reason = "the files are modules of a test here")]
-
-#[path = "../src/class.rs"]
-mod class;
-#[path = "../src/cpu.rs"]
-mod cpu;
-#[path = "../src/durable.rs"]
-mod durable;
-#[path = "../src/error.rs"]
-mod error;
-#[path = "loom/handle.rs"]
 mod handle;
-#[path = "../src/hint.rs"]
-mod hint;
-#[path = "../src/host.rs"]
-mod host;
-#[path = "../src/lower.rs"]
-mod lower;
-#[path = "loom/memory.rs"]
 mod memory;
-#[path = "../src/row.rs"]
-mod row;
-#[path = "loom/rows.rs"]
 mod rows;
-#[path = "../src/search.rs"]
-mod search;
-#[path = "common/shared.rs"]
+#[path = "../shared.rs"]
 mod shared;
-#[path = "../src/stats.rs"]
-mod stats;
-#[path = "loom/sync.rs"]
-mod sync;
-#[path = "../src/tenant.rs"]
-mod tenant;
-#[path = "../src/violation.rs"]
-mod violation;
 
-use host::{Host, Reclaim, Residency};
+use crate::host::{self, Host, Reclaim, Residency};
+use crate::lower::Lower;
+use crate::sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use loom::sync::Arc;
 use loom::thread;
-use lower::Lower;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
-use sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 const H0: HugeId = HugeId(0);
 

@@ -1,59 +1,26 @@
 //! A run that is stopped at every single step, and what `open` makes of what it left.
 //!
-//! The allocator is compiled a second time here, against atomics that count each change of memory
-//! and end the run before a chosen one. After every one of these crashes the region is recovered
-//! and held against a list of owners. The same runs again lose power: then only cache lines that
-//! were written back survive for sure, and others if chance has it.
+//! With `cfg(stepping)` the crate's atomics count each change of memory and end the run before a
+//! chosen one. After every one of these crashes the region is recovered and held against a list of
+//! owners. The same runs again lose power: then only cache lines that were written back survive for
+//! sure, and others if chance has it.
+//!
+//! `cargo test -p llfree-crash` runs them.
 
-#![expect(dead_code, reason = "the tests use a part of the files they compile")]
-#![expect(unreachable_pub, reason = "the files are modules of a test here")]
-
-#[path = "../src/class.rs"]
-mod class;
-#[path = "../src/cpu.rs"]
-mod cpu;
-#[path = "common/durable.rs"]
-mod durable;
-#[path = "../src/error.rs"]
-mod error;
-#[path = "../src/hint.rs"]
-mod hint;
-#[path = "../src/host.rs"]
-mod host;
-#[path = "../src/lower.rs"]
-mod lower;
-#[path = "common/memory.rs"]
+#[path = "../../tests/common/memory.rs"]
 mod memory;
-#[path = "../src/persist.rs"]
-mod persist;
-#[path = "../src/recover.rs"]
-mod recover;
-#[path = "../src/region_error.rs"]
-mod region_error;
-#[path = "../src/row.rs"]
-mod row;
-#[path = "../src/search.rs"]
-mod search;
-#[path = "../src/stats.rs"]
-mod stats;
-#[path = "common/stepping.rs"]
-mod sync;
-#[path = "../src/tenant.rs"]
-mod tenant;
-#[path = "../src/violation.rs"]
-mod violation;
 
-use cpu::{Cpu, HANDLE_FRAMES};
-use durable::WriteBack;
-use lower::{Lower, ROWS};
+use crate::cpu::{Cpu, HANDLE_FRAMES};
+use crate::durable::WriteBack;
+use crate::lower::{Lower, ROWS};
+use crate::persist::{Persistent, region_bytes};
+use crate::recover::{Recovery, recover};
+use crate::region_error::OpenError;
+use crate::sync::{self, AtomicU16, AtomicU64, Ordering};
 use memory::Memory;
-use persist::{Persistent, region_bytes};
-use recover::{Recovery, recover};
-use region_error::OpenError;
 use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeEntry, HugeId, Order};
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
-use sync::{AtomicU16, AtomicU64, Ordering};
 
 const HUGE: u32 = 5;
 const FRAMES: u64 = HUGE as u64 * FRAMES_PER_HUGE;
