@@ -86,6 +86,12 @@ impl OnViolation {
     }
 }
 
+impl fmt::Display for OnViolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 impl FromStr for OnViolation {
     type Err = UnknownPolicy;
 

@@ -7,6 +7,8 @@
 //! |---|---|
 //! | [`units`] | sizes and times as people type them |
 //! | [`choices`] | what people choose, the wire carries and the monitor obeys |
+//! | [`metrics`], [`counters`] | counters, gauges, and how a report declares its numbers; every counter of a VM |
+//! | [`check`] | what a validation compares, as monitor and wire name it |
 //! | [`text`] | error lines, and text that is fit for a terminal |
 //! | [`rate_limit`] | which of many like events to log |
 //! | [`sync`] | a mutex that a panic does not poison |
@@ -14,9 +16,12 @@
 //! | [`kernel_stats`] | what the host kernel says about this process and its huge pages |
 //! | [`faults`] | places where tests make the host fail |
 
+pub mod check;
 pub mod choices;
+pub mod counters;
 pub mod faults;
 pub mod kernel_stats;
+pub mod metrics;
 pub mod rate_limit;
 pub mod sync;
 pub mod text;

@@ -14,7 +14,6 @@ use llfree_monitor::memory::{Backing, GuestRam};
 use shared_layout::HugeId;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm::service;
 use vmm::vm::{Vm, VmConfig};
 
 /// Measures `iterations` boots of each, after one to warm up.
@@ -36,7 +35,7 @@ pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, B
 fn guest_boot(mem: Bytes) -> Result<Duration, BenchError> {
     let start = Instant::now();
     let vm = Vm::launch(VmConfig::new(mem, 1, Backing::Anon))?;
-    service::guest(&vm, &GuestRequest::Stats)?;
+    vm.run_guest(&GuestRequest::Stats)?;
     Ok(start.elapsed())
 }
 

@@ -6,7 +6,6 @@ use llfree_control::protocol::{BurstTouch, GuestRequest};
 use llfree_control::report::{GuestOutcome, GuestReport, SampleReport};
 use shared_layout::HUGE_SIZE;
 use std::time::Duration;
-use vmm::service;
 use vmm::vm::{Resize, Vm};
 
 /// How long a resize may wait for its guest.
@@ -14,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a command that must go well.
 pub(crate) fn ask(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, BenchError> {
-    let report = service::guest(vm, request)?;
+    let report = vm.run_guest(request)?;
     if report.outcome == GuestOutcome::Ok && report.mismatches == 0 {
         return Ok(report);
     }

@@ -93,7 +93,7 @@ impl Candidate {
 pub(crate) fn run(mem: Bytes, time: Duration, iterations: u32, show: Show) -> Result<Vec<Row>, BenchError> {
     let vm = Arc::new(Vm::launch(VmConfig::new(mem, 1, Backing::Anon))?);
     let _service = Service::start(vm.clone(), "idle")?;
-    service::guest(&vm, &GuestRequest::Stats)?;
+    vm.run_guest(&GuestRequest::Stats)?;
     let shortest = Settings { interval: Duration::from_millis(100), ..Settings::default() };
     let candidate = |name, settings| {
         let (cpu, scan_time) = (Series::default(), Duration::ZERO);

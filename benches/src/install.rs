@@ -333,7 +333,7 @@ impl Subject {
         touch_and_free(vm, plan.burst)?;
         evict_all(vm)?;
         fill_pool(vm);
-        let installs = || vm.monitor().counters.installs.load(Ordering::Relaxed);
+        let installs = || vm.monitor().counters.installs.get();
         let calls = ask(vm, &GuestRequest::Stats)?.install_calls;
         let before = installs();
         let single = SETTINGS[cell].asks == SINGLE;

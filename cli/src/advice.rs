@@ -4,8 +4,9 @@
 //! become one clause that names the flag, and [`line`] joins both. Pure: errors in, text out. An error
 //! without advice says all there is to say by itself.
 
+use llfree_base::printable;
 use llfree_control::protocol::{Request, ShrinkGoal};
-use llfree_control::report::StatusReport;
+use llfree_control::report::{ElasticKind, StatusReport};
 use llfree_control::socket::SocketError;
 use llfree_monitor::install_config::{InstallConfigError, Obstacle, Wanted};
 use llfree_monitor::memory::MemoryError;
@@ -13,7 +14,7 @@ use std::borrow::Cow;
 use std::error::Error;
 use vmm::boot::{LinuxError, LinuxOnly};
 use vmm::cgroup::CgroupError;
-use vmm::elastic::{DeviceError, Elastic, ResizeError};
+use vmm::elastic::{DeviceError, ResizeError};
 use vmm::exit::ExitReason;
 use vmm::vm::{LaunchError, LimitError, VmError};
 
@@ -59,21 +60,21 @@ pub fn shortfall(request: &Request) -> Option<Advice> {
 /// Why a VM refused a request, by its status: the refusal itself carries words for people only.
 #[must_use]
 pub fn refusal(request: &Request, status: &StatusReport) -> Option<Advice> {
-    let kind = status.elastic.kind.as_str();
+    let kind = &status.elastic.kind;
     let limit = status.limit_bytes;
-    let llfree = Elastic::LLFREE.name();
+    let has_table = *kind == ElasticKind::Llfree;
     match *request {
         _ if request_target(request, limit).is_some_and(|target| target > status.memory_bytes) => None,
         Request::Shrink { goal: ShrinkGoal::ToBytes(to), .. } if to > limit => Some(RAISE.into()),
         Request::Grow { to_bytes } if to_bytes < limit => Some(LOWER.into()),
-        Request::Shrink { .. } | Request::Grow { .. } if kind == Elastic::NONE.name() => Some(not_elastic()),
+        Request::Shrink { .. } | Request::Grow { .. } if *kind == ElasticKind::None => Some(not_elastic()),
         Request::Shrink { .. } => {
             let (target, boot) = (request_target(request, limit)?, status.elastic.mem.as_ref()?.boot_bytes);
             (target < boot).then(below_boot)
         }
-        Request::Reclaim { .. } | Request::Validate if kind != llfree => Some(no_table(kind)),
+        Request::Reclaim { .. } | Request::Validate if !has_table => Some(no_table(&printable(&kind.to_string()))),
         Request::AutoReclaim { .. } if status.elastic.balloon.is_some() => Some(reporting_at_launch()),
-        Request::AutoReclaim { .. } if kind != llfree => Some(no_table(kind)),
+        Request::AutoReclaim { .. } if !has_table => Some(no_table(&printable(&kind.to_string()))),
         _ => None,
     }
 }

@@ -194,11 +194,11 @@ fn refused(client: &mut Client, request: &Request, error: ClientError) -> Comman
 /// The exit code that a guest's report calls for.
 #[must_use]
 pub fn guest_exit_code(report: &GuestReport) -> u8 {
-    match report.outcome {
+    match report.outcome.known() {
         // A measurement without samples is none.
-        GuestOutcome::Ok if report.samples.as_ref().is_some_and(|samples| samples.count == 0) => exit::PARTIAL,
-        GuestOutcome::Ok if report.mismatches == 0 => exit::OK,
-        GuestOutcome::Unknown => exit::ERROR,
+        Some(GuestOutcome::Ok) if report.samples.as_ref().is_some_and(|samples| samples.count == 0) => exit::PARTIAL,
+        Some(GuestOutcome::Ok) if report.mismatches == 0 => exit::OK,
+        Some(GuestOutcome::Unknown) => exit::ERROR,
         _ => exit::PARTIAL,
     }
 }

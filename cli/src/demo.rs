@@ -25,7 +25,6 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use vmm::service;
 use vmm::vm::{Vm, VmConfig, VmError};
 
 /// Between two samples for the chart.
@@ -304,7 +303,7 @@ fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
     story.begin("end");
     guest(vm, &GuestRequest::Free { bytes: None, random: false })?;
     vm.monitor().audit().map_err(|e| failed("audit")(e.into()))?;
-    story.report.violations = vm.monitor().counters.violations.load(Ordering::Relaxed);
+    story.report.violations = vm.monitor().counters.violations.get();
     let violations = story.report.violations;
     story.check(violations == 0, || format!("{violations} frames were touched that the guest did not have"));
     Ok(())
@@ -328,7 +327,7 @@ fn verdict(report: &DemoReport) -> String {
 }
 
 fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, RunError> {
-    service::guest(vm, request).map_err(failed(request.verb()))
+    vm.run_guest(request).map_err(failed(request.verb()))
 }
 
 fn failed(verb: &'static str) -> impl FnOnce(VmError) -> RunError {

@@ -3,15 +3,16 @@
 //! What a guest or another process wrote is filtered on the way.
 
 use crate::advice::{self, Advice};
+use llfree_base::counters::FrameCounts;
+use llfree_base::metrics::{Metered, Unit, walk};
 use llfree_base::printable;
 use llfree_base::units::Bytes;
-use llfree_control::report::FrameCounts;
-use llfree_control::report::LinuxAgentStatus;
 use llfree_control::report::{
-    AutoReclaimReport, DiskStatus, ElasticStatus, GuestOutcome, GuestReport, GuestSays, GuestStatsReport, NetReport,
-    ReclaimReport, ResizeReport, SampleReport, StatusReport, ValidateReport,
+    AutoReclaimReport, BalloonStatus, DiskStatus, ElasticKind, ElasticStatus, Enforcement, GuestOutcome, GuestReport,
+    GuestSays, GuestStatsReport, LinuxAgentStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, StatusReport,
+    ValidateReport, Word,
 };
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 /// Rows of a label and a value, the values under each other.
 fn table(rows: &[(&str, String)]) -> String {
@@ -36,6 +37,11 @@ fn uptime(ms: u64) -> String {
         60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
         _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
     }
+}
+
+/// A word of the VM's, made printable.
+fn word<T: Display>(word: &Word<T>) -> String {
+    printable(&word.to_string())
 }
 
 fn percent(part: u64, whole: u64) -> String {
@@ -139,13 +145,14 @@ pub fn validate(report: &ValidateReport) -> String {
 /// What `guest` prints; `verb` says what was asked.
 #[must_use]
 pub fn guest(verb: &str, report: &GuestReport) -> String {
-    let outcome = match report.outcome {
-        GuestOutcome::Ok => "ok",
-        GuestOutcome::FellShort => "the guest held less than that",
-        GuestOutcome::OutOfMemory => "out of memory",
-        GuestOutcome::InstallFailed => "the host refused memory",
-        GuestOutcome::Corrupt => "WRONG DATA",
-        GuestOutcome::Unknown => "the guest does not know that",
+    let outcome = match report.outcome.known() {
+        Some(GuestOutcome::Ok) => "ok",
+        Some(GuestOutcome::FellShort) => "the guest held less than that",
+        Some(GuestOutcome::OutOfMemory) => "out of memory",
+        Some(GuestOutcome::InstallFailed) => "the host refused memory",
+        Some(GuestOutcome::Corrupt) => "WRONG DATA",
+        Some(GuestOutcome::Unknown) => "the guest does not know that",
+        None => &word(&report.outcome),
     };
     let mut rows = vec![(verb, format!("{outcome}, {}", micros(report.duration_us)))];
     if report.blocks > 0 || report.bytes > 0 {
@@ -176,11 +183,11 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
     table(&rows)
 }
 
-fn sample_rows(s: &SampleReport) -> Vec<(&'static str, String)> {
+fn sample_rows(s: &SampleReport) -> Vec<Row> {
     if s.count == 0 {
         return vec![("samples", "none: the guest has no clock, or nothing to measure".to_owned())];
     }
-    let unit = printable(&s.unit);
+    let unit = word(&s.unit);
     let mut rows = vec![
         ("samples", format!("{}, mean {} {unit}, least {}, most {}", s.count, s.mean, s.min, s.max)),
         ("percentiles", format!("1 %: {}, 50 %: {}, 99 %: {}, 99.9 %: {}", s.p1, s.p50, s.p99, s.p999)),
@@ -194,79 +201,14 @@ fn sample_rows(s: &SampleReport) -> Vec<(&'static str, String)> {
 /// What `status` prints.
 #[must_use]
 pub fn status(report: &StatusReport) -> String {
-    let memory = |bytes: u64, note: &str| format!("{:>10}  {note}", Bytes(bytes).to_string()).trim_end().to_owned();
-    let count = |count: u64, note: String| format!("{count:>10}  {note}").trim_end().to_owned();
-    let huge = format!("{} of it in huge pages", percent(report.huge_page_bytes, report.resident_bytes));
-    let failed = |what: u64, word: &str| if what == 0 { String::new() } else { format!("{what} {word}") };
-    let stats = report.elastic.balloon.as_ref().and_then(|balloon| balloon.guest.as_ref());
-    let said = |bytes: Option<u64>, note: &str| match bytes {
-        Some(bytes) => memory(bytes, note),
-        None => format!("{:>10}  {}", "unknown", not_said(report, stats)).trim_end().to_owned(),
-    };
-    let by = match (report.guest_says, stats) {
-        (GuestSays::Statistics, Some(stats)) => format!("by its own words, {} ago", millis(stats.age_ms)),
-        _ => "by its own words".to_owned(),
-    };
-    let mut rows = vec![
-        ("memory", memory(report.memory_bytes, &format!("backing {}", printable(&report.backing)))),
-        ("limit", memory(report.limit_bytes, "the guest may hold this much")),
-        ("resident", memory(report.resident_bytes, &format!("by the host kernel's accounting; {huge}"))),
-        ("held", memory(report.held_bytes, "taken by shrinks")),
-        ("guest uses", said(report.guest_used_bytes, &by)),
-        ("guest has free", said(report.guest_free_bytes, &by)),
-    ];
-    // Nothing is taken from a VM without a way to take it.
-    if report.elastic.kind != "none" {
-        let note = match report.guest_says {
-            GuestSays::Table => "a shrink could take it now".to_owned(),
-            _ => format!("a shrink could take it, {by}"),
-        };
-        rows.push(("reclaimable", said(report.reclaimable_now_bytes, &note)));
-    }
-    let tracked = report.installed_bytes > 0;
-    if tracked {
-        let installed = [
-            ("installed", memory(report.installed_bytes, "has memory behind it")),
-            ("evicted", memory(report.evicted_bytes, "free for the guest, nothing behind it")),
-        ];
-        rows.splice(3..3, installed);
-    }
-    if report.wanted_bytes > 0 {
-        rows.push(("wanted", memory(report.wanted_bytes, "asked of the guest until the next resize")));
-    }
-    if report.auto_reclaim.on || report.auto_reclaim.scans > 0 {
-        rows.push(("auto-reclaim", auto_reclaim_line(&report.auto_reclaim)));
-    }
-    rows.push(("VMM overhead", memory(report.vmm_overhead_bytes, "resident, without guest memory and pool")));
-    if let Some(cgroup) = &report.cgroup {
-        let note = format!("in use of {} in {}", Bytes(cgroup.memory_max_bytes), printable(&cgroup.path));
-        rows.push(("cgroup", memory(cgroup.memory_current_bytes, &note)));
-    }
-    if tracked {
-        rows.push(("installs", count(report.installs, failed(report.install_failures, "failed"))));
-        let pool = report.install_pool;
-        if pool.size_bytes > 0 {
-            let note = format!("of {} ready for installs, {} came from it", Bytes(pool.size_bytes), pool.hits);
-            rows.push(("install pool", memory(pool.resident_bytes, &note)));
-        }
-        rows.push(("violations", count(report.violations, violations(report))));
-    }
+    let mut rows = memory_rows(report);
+    rows.extend(upkeep_rows(report));
+    rows.extend(install_rows(report));
     rows.extend(elastic(&report.elastic));
-    rows.extend(report.disks.iter().map(|disk| ("disk", disk_line(disk))));
-    rows.extend(report.nets.iter().map(|net| ("network", net_line(net))));
-    rows.extend(report.agent.map(|agent| ("agent", agent_line(&agent))));
-    rows.extend(
-        report
-            .devices
-            .iter()
-            .filter(|device| device.errors > 0)
-            .map(|device| ("device", format!("{}: {} errors of its driver", printable(&device.name), device.errors))),
-    );
-    if report.corrupt_entries > 0 || report.bad_calls > 0 {
-        rows.push((
-            "nonsense",
-            count(report.corrupt_entries, format!("table entries, {} refused calls", report.bad_calls)),
-        ));
+    rows.extend(device_rows(report));
+    if report.corrupt_entries > 0 || report.doorbell.bad_calls > 0 {
+        let calls = format!("table entries, {} refused calls", report.doorbell.bad_calls);
+        rows.push(("nonsense", counted(report.corrupt_entries, &calls)));
     }
     let mut text = format!("{}  pid {}, up {}\n", printable(&report.name), report.pid, uptime(report.uptime_ms));
     text.push_str(&table(&rows));
@@ -276,61 +218,183 @@ pub fn status(report: &StatusReport) -> String {
     text
 }
 
-fn violations(report: &StatusReport) -> String {
-    let seen = match report.enforcement.as_str() {
-        "userfaultfd" => format!("seen in the act, policy {}", printable(&report.on_violation)),
-        _ => "found afterwards, not prevented".to_owned(),
-    };
-    if report.held_violations > 0 { format!("{} of held frames; {seen}", report.held_violations) } else { seen }
+/// A row's label and its value.
+type Row = (&'static str, String);
+
+/// A size, and what it is.
+fn sized(bytes: u64, note: &str) -> String {
+    format!("{:>10}  {note}", Bytes(bytes).to_string()).trim_end().to_owned()
 }
 
-/// What is known of the device by which memory comes and goes; nothing without one.
-fn elastic(report: &ElasticStatus) -> Vec<(&'static str, String)> {
-    let mut rows = Vec::new();
-    let size = |bytes: u64| Bytes(bytes).to_string();
-    let driver = if report.driven || report.kind == "none" { "" } else { ", without a driver in the guest" };
-    let errors = match report.device_errors {
-        0 => String::new(),
-        errors => format!(", {errors} errors of its driver"),
-    };
-    if report.balloon.is_some() || report.mem.is_some() || report.kind == "none" {
-        rows.push(("elastic", format!("{}{driver}{errors}", printable(&report.kind))));
+/// A number, and what it is.
+fn counted(count: u64, note: &str) -> String {
+    format!("{count:>10}  {note}").trim_end().to_owned()
+}
+
+/// A part's counters that have a label and are above 0: `, 3 MiB read, 2 I/O errors`.
+fn listed(counts: &impl Metered) -> String {
+    let mut text = String::new();
+    walk(counts, &mut |metric| {
+        let Some(word) = metric.word.filter(|_| metric.value > 0) else { return };
+        // Writing to a String cannot fail.
+        let _ = match metric.unit {
+            Unit::Bytes => write!(text, ", {} {word}", Bytes(metric.value)),
+            Unit::Milliseconds => write!(text, ", {} {word}", millis(metric.value)),
+            Unit::Count => write!(text, ", {} {word}", metric.value),
+        };
+    });
+    text
+}
+
+/// Whether the VM's memory stays as it is.
+fn is_none(elastic: &ElasticStatus) -> bool {
+    elastic.kind == ElasticKind::None
+}
+
+/// Who has how much memory.
+fn memory_rows(report: &StatusReport) -> Vec<Row> {
+    let huge = percent(report.huge_page_bytes, report.resident_bytes);
+    let resident = format!("by the host kernel's accounting; {huge} of it in huge pages");
+    let mut rows = vec![
+        ("memory", sized(report.memory_bytes, &format!("backing {}", word(&report.backing)))),
+        ("limit", sized(report.limit_bytes, "the guest may hold this much")),
+        ("resident", sized(report.resident_bytes, &resident)),
+    ];
+    if report.installed_bytes > 0 {
+        rows.push(("installed", sized(report.installed_bytes, "has memory behind it")));
+        rows.push(("evicted", sized(report.evicted_bytes, "free for the guest, nothing behind it")));
     }
-    if let Some(b) = &report.balloon {
-        let bad = b.bad_pages.saturating_add(b.repeated_pages);
-        let bad = if bad == 0 { String::new() } else { format!(", {bad} wrong page numbers") };
-        rows.push(("balloon", format!("{} of {}{bad}", size(b.inflated_bytes), size(b.target_bytes))));
-        let reported =
-            if b.reported_bytes == 0 { String::new() } else { format!(", {} of it reported", size(b.reported_bytes)) };
-        rows.push(("discarded", format!("{} in {} calls{reported}", size(b.discarded_bytes), b.discards)));
-        if let Some(guest) = &b.guest {
-            rows.push(("guest says", guest_says(guest)));
-        }
-    }
-    if let Some(m) = &report.mem {
-        let refused =
-            if m.refused_requests == 0 { String::new() } else { format!(", {} requests refused", m.refused_requests) };
-        let of = format!(
-            "{} plugged, {} requested, behind {}",
-            size(m.plugged_bytes),
-            size(m.requested_bytes),
-            size(m.boot_bytes)
-        );
-        rows.push(("blocks", of + &refused));
+    rows.push(("held", sized(report.held_bytes, "taken by shrinks")));
+    rows.extend(said_rows(report));
+    if report.wanted_bytes > 0 {
+        rows.push(("wanted", sized(report.wanted_bytes, "asked of the guest until the next resize")));
     }
     rows
 }
 
+/// What the guest says about its memory.
+fn said_rows(report: &StatusReport) -> Vec<Row> {
+    let stats = report.elastic.balloon.as_ref().and_then(|balloon| balloon.guest.as_ref());
+    let said = |bytes: Option<u64>, note: &str| match bytes {
+        Some(bytes) => sized(bytes, note),
+        None => format!("{:>10}  {}", "unknown", not_said(report, stats)).trim_end().to_owned(),
+    };
+    let by = match (report.guest_says.known(), stats) {
+        (Some(GuestSays::Statistics), Some(stats)) => format!("by its own words, {} ago", millis(stats.age_ms)),
+        _ => "by its own words".to_owned(),
+    };
+    let mut rows = vec![
+        ("guest uses", said(report.guest_used_bytes, &by)),
+        ("guest has free", said(report.guest_free_bytes, &by)),
+    ];
+    // Nothing is taken from a VM without a way to take it.
+    if !is_none(&report.elastic) {
+        let note = match report.guest_says.known() {
+            Some(GuestSays::Table) => "a shrink could take it now".to_owned(),
+            _ => format!("a shrink could take it, {by}"),
+        };
+        rows.push(("reclaimable", said(report.reclaimable_now_bytes, &note)));
+    }
+    rows
+}
+
+/// What the VMM does unasked, and its own memory.
+fn upkeep_rows(report: &StatusReport) -> Vec<Row> {
+    let mut rows = Vec::new();
+    if report.auto_reclaim.on || report.auto_reclaim.scans > 0 {
+        rows.push(("auto-reclaim", auto_reclaim_line(&report.auto_reclaim)));
+    }
+    rows.push(("VMM overhead", sized(report.vmm_overhead_bytes, "resident, without guest memory and pool")));
+    if let Some(cgroup) = &report.cgroup {
+        let note = format!("in use of {} in {}", Bytes(cgroup.memory_max_bytes), printable(&cgroup.path));
+        rows.push(("cgroup", sized(cgroup.memory_current_bytes, &note)));
+    }
+    rows
+}
+
+/// Installs and violations, which exist only where the VMM tracks the memory.
+fn install_rows(report: &StatusReport) -> Vec<Row> {
+    if report.installed_bytes == 0 {
+        return Vec::new();
+    }
+    let failed = match report.monitor.install_failures {
+        0 => String::new(),
+        failures => format!("{failures} failed"),
+    };
+    let mut rows = vec![("installs", counted(report.monitor.installs, &failed))];
+    let pool = report.install_pool;
+    if pool.size_bytes > 0 {
+        let note = format!("of {} ready for installs, {} came from it", Bytes(pool.size_bytes), pool.counts.hits);
+        rows.push(("install pool", sized(pool.resident_bytes, &note)));
+    }
+    rows.push(("violations", counted(report.monitor.violations, &violations(report))));
+    rows
+}
+
+/// Disks, networks, the agent, and devices whose driver erred.
+fn device_rows(report: &StatusReport) -> Vec<Row> {
+    let disks = report.disks.iter().map(|disk| ("disk", disk_line(disk)));
+    let nets = report.nets.iter().map(|net| ("network", net_line(net)));
+    let agent = report.agent.iter().map(|agent| ("agent", agent_line(agent)));
+    let erred = report.devices.iter().filter(|device| device.counts.errors > 0);
+    let devices = erred.map(|device| {
+        ("device", format!("{}: {} errors of its driver", printable(&device.name), device.counts.errors))
+    });
+    disks.chain(nets).chain(agent).chain(devices).collect()
+}
+
+fn violations(report: &StatusReport) -> String {
+    let seen = match report.enforcement.known() {
+        Some(Enforcement::Userfaultfd) => format!("seen in the act, policy {}", word(&report.on_violation)),
+        Some(Enforcement::Audit | Enforcement::None) | None => "found afterwards, not prevented".to_owned(),
+    };
+    match report.monitor.held_violations {
+        0 => seen,
+        held => format!("{held} of held frames; {seen}"),
+    }
+}
+
+/// What is known of the device by which memory comes and goes; nothing without one.
+fn elastic(report: &ElasticStatus) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let driver = if report.driven || is_none(report) { "" } else { ", without a driver in the guest" };
+    let errors = match report.device_errors {
+        0 => String::new(),
+        errors => format!(", {errors} errors of its driver"),
+    };
+    if report.balloon.is_some() || report.mem.is_some() || is_none(report) {
+        rows.push(("elastic", format!("{}{driver}{errors}", word(&report.kind))));
+    }
+    rows.extend(report.balloon.iter().flat_map(balloon_rows));
+    if let Some(m) = &report.mem {
+        let (plugged, requested, boot) = (Bytes(m.plugged_bytes), Bytes(m.requested_bytes), Bytes(m.boot_bytes));
+        rows.push(("blocks", format!("{plugged} plugged, {requested} requested, behind {boot}{}", listed(&m.counts))));
+    }
+    rows
+}
+
+fn balloon_rows(balloon: &BalloonStatus) -> Vec<Row> {
+    let counts = &balloon.counts;
+    let bad = match counts.bad_pages.saturating_add(counts.repeated_pages) {
+        0 => String::new(),
+        bad => format!(", {bad} wrong page numbers"),
+    };
+    let reported = match counts.reported_bytes {
+        0 => String::new(),
+        bytes => format!(", {} of it reported", Bytes(bytes)),
+    };
+    let discarded = Bytes(counts.discarded_bytes);
+    let mut rows = vec![
+        ("balloon", format!("{} of {}{bad}", Bytes(balloon.inflated_bytes), Bytes(balloon.target_bytes))),
+        ("discarded", format!("{discarded} in {} calls{reported}", counts.discards)),
+    ];
+    rows.extend(balloon.guest.iter().map(|guest| ("guest says", guest_says(guest))));
+    rows
+}
+
 fn disk_line(disk: &DiskStatus) -> String {
-    let mut line = format!("{}, {}", printable(&disk.path), Bytes(disk.size_bytes));
-    let some = |line: &mut String, what: u64, text: String| line.push_str(if what == 0 { "" } else { &text });
-    some(&mut line, u64::from(disk.read_only), ", read-only".to_owned());
-    some(&mut line, disk.read_bytes, format!(", {} read", Bytes(disk.read_bytes)));
-    some(&mut line, disk.written_bytes, format!(", {} written", Bytes(disk.written_bytes)));
-    some(&mut line, disk.cleared_bytes, format!(", {} discarded", Bytes(disk.cleared_bytes)));
-    some(&mut line, disk.io_errors, format!(", {} I/O errors", disk.io_errors));
-    some(&mut line, disk.refused_requests, format!(", {} requests refused", disk.refused_requests));
-    line
+    let read_only = if disk.read_only { ", read-only" } else { "" };
+    format!("{}, {}{read_only}{}", printable(&disk.path), Bytes(disk.size_bytes), listed(&disk.counts))
 }
 
 fn net_line(net: &NetReport) -> String {
@@ -346,18 +410,14 @@ fn net_line(net: &NetReport) -> String {
 }
 
 fn agent_line(agent: &LinuxAgentStatus) -> String {
-    let nonsense = match agent.garbage_frames {
-        0 => String::new(),
-        frames => format!(", {frames} messages made no sense"),
-    };
-    format!("{}{nonsense}", if agent.open { "up" } else { "not up" })
+    format!("{}{}", if agent.open { "up" } else { "not up" }, listed(&agent.counts))
 }
 
 /// Why a number that the guest should say is unknown.
 fn not_said(report: &StatusReport, stats: Option<&GuestStatsReport>) -> String {
     match stats {
         Some(stats) if stats.stale => format!("the guest's last words are {} old", millis(stats.age_ms)),
-        _ if report.elastic.driven || report.elastic.kind == "none" => "the guest does not say so".to_owned(),
+        _ if report.elastic.driven || is_none(&report.elastic) => "the guest does not say so".to_owned(),
         _ => "the guest has no driver for its device yet".to_owned(),
     }
 }
@@ -391,8 +451,8 @@ fn vcpus(report: &StatusReport) -> String {
             text,
             "{:<6}{:<12}{:>12}{:>12}{:>12}{:>12}",
             vcpu.index,
-            printable(&vcpu.state),
-            vcpu.calls,
+            word(&vcpu.state),
+            vcpu.counts.calls,
             exits.mmio,
             exits.pio,
             exits.other
@@ -430,7 +490,6 @@ pub fn list(vms: &[(String, Result<StatusReport, String>)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use llfree_control::report::BalloonStatus;
 
     fn line<'a>(text: &'a str, label: &str) -> &'a str {
         text.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("no {label} in\n{text}"))
@@ -439,12 +498,12 @@ mod tests {
     fn linux(guest: Option<GuestStatsReport>) -> StatusReport {
         let balloon = BalloonStatus { guest, ..BalloonStatus::default() };
         let elastic = ElasticStatus {
-            kind: "balloon".to_owned(),
+            kind: ElasticKind::Balloon.into(),
             driven: true,
             balloon: Some(balloon),
             ..ElasticStatus::default()
         };
-        StatusReport { guest_says: GuestSays::Nowhere, elastic, ..StatusReport::default() }
+        StatusReport { guest_says: GuestSays::Nowhere.into(), elastic, ..StatusReport::default() }
     }
 
     #[test]
@@ -456,7 +515,7 @@ mod tests {
             ..GuestStatsReport::default()
         };
         let report = StatusReport {
-            guest_says: GuestSays::Statistics,
+            guest_says: GuestSays::Statistics.into(),
             guest_used_bytes: Some(1 << 30),
             guest_free_bytes: Some(3 << 30),
             ..linux(Some(guest))

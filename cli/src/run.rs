@@ -46,7 +46,7 @@ use vmm::cgroup::{Cgroup, CgroupError};
 use vmm::devices::serial::Serial;
 use vmm::exit::ExitReason;
 use vmm::guest;
-use vmm::service::{self, Service};
+use vmm::service::Service;
 use vmm::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -390,7 +390,7 @@ fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError>
     let verb = request.verb();
     let failed = |source| RunError::Workload { verb, source };
     vm.guest().wait_until_up(BOOT_PATIENCE).map_err(|error| failed(error.into()))?;
-    let report = service::guest(vm, request).map_err(failed)?;
+    let report = vm.run_guest(request).map_err(failed)?;
     let line = if json {
         let step = WorkloadStep { event: "workload", command: verb, report: &report };
         // Reports are plain data with string keys, which always serialize.

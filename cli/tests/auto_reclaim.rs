@@ -9,7 +9,6 @@ use llfree_base::choices::Switch;
 use llfree_control::protocol::GuestRequest;
 use llfree_monitor::memory::Backing;
 use shared_layout::HUGE_SIZE;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vmm::service;
 use vmm::vm::Vm;
@@ -25,7 +24,7 @@ fn switch(vm: &Vm, text: &str) {
 }
 
 fn installs(vm: &Vm) -> u64 {
-    vm.monitor().counters.installs.load(Ordering::Relaxed)
+    vm.monitor().counters.installs.get()
 }
 
 /// Waits until so many scans more have looked.

@@ -1,9 +1,12 @@
 //! The binary as a client: what it prints, and its exit codes, against a VM played by the test.
 
+use llfree_base::check::Check;
+use llfree_base::choices::{Backing, OnViolation};
+use llfree_base::counters::{CallCounts, DiskCounts, ExitCounts, MonitorCounts, SupplyCounts};
 use llfree_control::protocol::{ErrorKind, Reply, Request};
 use llfree_control::report::{
-    BadPage, DiskStatus, ExitCounts, FindingReport, GuestOutcome, GuestReport, InstallPoolStatus, ReclaimReport,
-    ResizeReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
+    BadPage, DiskStatus, ElasticKind, Enforcement, FindingReport, GuestOutcome, GuestReport, InstallPoolStatus,
+    ReclaimReport, ResizeReport, Shortfall, StatusReport, ValidateReport, VcpuState, VcpuStatus,
 };
 use llfree_control::socket::Claim;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -92,7 +95,7 @@ fn status() -> StatusReport {
         name: "vm0".to_owned(),
         pid: 4242,
         uptime_ms: 61_500,
-        backing: "anon".to_owned(),
+        backing: Backing::Anon.into(),
         memory_bytes: 16 << 30,
         limit_bytes: 4 << 30,
         resident_bytes: (1 << 30) + (60 << 20),
@@ -105,21 +108,20 @@ fn status() -> StatusReport {
         reclaimable_now_bytes: Some(3 << 30),
         vmm_overhead_bytes: 20 << 20,
         cgroup: None,
-        installs: 4096,
-        enforcement: "userfaultfd".to_owned(),
-        on_violation: "install".to_owned(),
+        monitor: MonitorCounts { installs: 4096, ..MonitorCounts::default() },
+        enforcement: Enforcement::Userfaultfd.into(),
+        on_violation: OnViolation::Install.into(),
         install_pool: InstallPoolStatus {
             size_bytes: 64 << 20,
             resident_bytes: 60 << 20,
-            hits: 4000,
-            ..InstallPoolStatus::default()
+            counts: SupplyCounts { hits: 4000, ..SupplyCounts::default() },
         },
         vcpus: (0..2)
             .map(|index| VcpuStatus {
                 index,
                 exits: ExitCounts { mmio: 2048, pio: 0, other: 3 },
-                calls: 2048,
-                state: "waiting".to_owned(),
+                counts: CallCounts { calls: 2048 },
+                state: VcpuState::Waiting.into(),
             })
             .collect(),
         ..StatusReport::default()
@@ -129,7 +131,7 @@ fn status() -> StatusReport {
 fn guest(outcome: GuestOutcome) -> Reply {
     let bad = outcome == GuestOutcome::Corrupt;
     Reply::Guest(GuestReport {
-        outcome,
+        outcome: outcome.into(),
         bytes: 8 << 30,
         blocks: 4096,
         held_bytes: 8 << 30,
@@ -183,7 +185,7 @@ fn a_disk_is_a_line_of_the_status_and_an_object() {
     let (read_bytes, cleared_bytes) = (3 << 20, 1 << 30);
     report.disks = vec![
         DiskStatus { read_only: true, ..disk.clone() },
-        DiskStatus { read_bytes, cleared_bytes, io_errors: 2, ..disk },
+        DiskStatus { counts: DiskCounts { read_bytes, cleared_bytes, io_errors: 2, ..DiskCounts::default() }, ..disk },
     ];
     let vm = Vm::answering(Reply::Status(Box::new(report.clone())));
     let text = vm.text("status", 0);
@@ -199,7 +201,7 @@ fn a_disk_is_a_line_of_the_status_and_an_object() {
 #[test]
 fn a_status_promises_no_shrink_to_a_vm_that_has_none() {
     let mut report = status();
-    report.elastic.kind = "none".to_owned();
+    report.elastic.kind = ElasticKind::None.into();
     report.elastic.driven = false;
     let text = Vm::answering(Reply::Status(Box::new(report))).text("status", 0);
     assert!(!text.contains("reclaimable") && !text.contains("without a driver"), "{text}");
@@ -246,14 +248,14 @@ fn validate_exits_2_with_findings_and_says_whose_fault_they_are() {
     let clean = ValidateReport { clean: true, huge_frames: 8192, installed: 8192, ..ValidateReport::default() };
     let vm = Vm::answering(Reply::Validate(clean.clone()));
     assert!(vm.text("validate", 0).contains("clean, 8192 huge frames"));
-    let finding = |check: &str, guest_can_cause, frames: &[u32]| FindingReport {
-        check: check.to_owned(),
+    let finding = |check: Check, guest_can_cause, frames: &[u32]| FindingReport {
+        check: check.into(),
         count: 9,
         first_frames: frames.to_vec(),
         guest_can_cause,
         wording: "frames like that".to_owned(),
     };
-    let findings = vec![finding("invalid_entry", true, &[1, 2]), finding("missing_memory", false, &[])];
+    let findings = vec![finding(Check::InvalidEntry, true, &[1, 2]), finding(Check::MissingMemory, false, &[])];
     let dirty = ValidateReport { clean: false, findings, ..clean };
     let vm = Vm::answering(Reply::Validate(dirty.clone()));
     let text = vm.text("validate", 2);

@@ -19,7 +19,6 @@ use std::sync::atomic::Ordering;
 use test_support::skipped;
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::exit::ExitReason;
-use vmm::service;
 use vmm::vm::VmConfig;
 
 /// Writes to each page from 4 MiB to 16 MiB, again and again.
@@ -221,7 +220,7 @@ fn a_thread_of_the_vmm_that_the_guest_sends_to_held_memory_does_not_hang() {
     need_userfaultfd!();
     for (policy, ends) in [(OnViolation::Stop, true), (OnViolation::Install, true), (OnViolation::Log, false)] {
         let vm = machine(64, 1, None, policy);
-        service::guest(&vm, &GuestRequest::Stats).expect("it answers");
+        vm.run_guest(&GuestRequest::Stats).expect("it answers");
         assert_eq!(vm.shrink(16 * MIB, |_| false).expect("in range").actual, 16 * MIB);
         let held: Vec<u64> = (0..32)
             .filter(|i| vm.platform().table().entries()[*i as usize].load(Ordering::Relaxed) == 0xc000)
@@ -235,7 +234,7 @@ fn a_thread_of_the_vmm_that_the_guest_sends_to_held_memory_does_not_hang() {
             assert!(resident(&vm) <= (16 + 2) * MIB);
         }
         let counters = &vm.monitor().counters;
-        assert_eq!(counters.held_violations.load(Ordering::Relaxed), 24 * 32);
+        assert_eq!(counters.held_violations.get(), 24 * 32);
         assert_eq!(vm.monitor().audit().expect("the kernel answers"), 0, "each was counted once");
         assert!(resident(&vm) <= 16 * MIB, "what was lent is taken back");
         match vm.ended() {
@@ -246,8 +245,8 @@ fn a_thread_of_the_vmm_that_the_guest_sends_to_held_memory_does_not_hang() {
         assert_eq!(vm.grow(64 * MIB).expect("in range").actual, 64 * MIB);
         if !ends {
             let request = GuestRequest::Alloc { bytes: 48 * MIB, order: 9 };
-            assert_eq!(service::guest(&vm, &request).expect("it answers").bytes, 48 * MIB, "lent pages are in no way");
-            let verified = service::guest(&vm, &GuestRequest::Verify).expect("it answers");
+            assert_eq!(vm.run_guest(&request).expect("it answers").bytes, 48 * MIB, "lent pages are in no way");
+            let verified = vm.run_guest(&GuestRequest::Verify).expect("it answers");
             assert_eq!((verified.mismatches, verified.bytes), (0, 48 * MIB));
         }
     }
@@ -258,23 +257,23 @@ fn a_storm_of_installs_from_two_vcpus_gets_whole_huge_frames() {
     need_userfaultfd!();
     let vm = machine(256, 2, None, OnViolation::Stop);
     for _ in 0..5 {
-        let got = service::guest(&vm, &GuestRequest::Alloc { bytes: 240 * MIB, order: 9 }).expect("it answers");
+        let got = vm.run_guest(&GuestRequest::Alloc { bytes: 240 * MIB, order: 9 }).expect("it answers");
         assert_eq!(got.bytes, 240 * MIB);
-        let verified = service::guest(&vm, &GuestRequest::Verify).expect("it answers");
+        let verified = vm.run_guest(&GuestRequest::Verify).expect("it answers");
         assert_eq!((verified.mismatches, verified.bytes), (0, 240 * MIB));
         let ram = vm.monitor().ram().residency().expect("the kernel answers");
         if llfree_base::kernel_stats::thp_mode().is_ok_and(|mode| mode != llfree_base::kernel_stats::ThpMode::Never) {
             assert_eq!(ram.huge_bytes, ram.resident_bytes);
         }
-        service::guest(&vm, &GuestRequest::Free { bytes: None, random: false }).expect("it answers");
-        service::guest(&vm, &GuestRequest::Idle).expect("it answers");
+        vm.run_guest(&GuestRequest::Free { bytes: None, random: false }).expect("it answers");
+        vm.run_guest(&GuestRequest::Idle).expect("it answers");
         vm.monitor().evict(u32::MAX).expect("the kernel discards");
     }
     let (supply, counters) = (vm.monitor().supply(), &vm.monitor().counters);
     let image = 1;
-    assert_eq!(supply.hits() + supply.misses(), counters.installs.load(Ordering::Relaxed) + image);
-    assert!(supply.hits() > 0 && vm.ended().is_none());
-    assert_eq!(counters.violations.load(Ordering::Relaxed), 0);
+    assert_eq!(supply.counters().hits.get() + supply.counters().misses.get(), counters.installs.get() + image);
+    assert!(supply.counters().hits.get() > 0 && vm.ended().is_none());
+    assert_eq!(counters.violations.get(), 0);
 }
 
 #[test]
@@ -285,5 +284,5 @@ fn a_guest_that_only_loops_is_no_violation() {
     let vm = machine(16, 2, Some(&kernel), OnViolation::Stop);
     assert_eq!(vm.shrink(4 * MIB, |_| false).expect("in range").actual, 4 * MIB);
     assert!(vm.ended().is_none());
-    assert_eq!(vm.monitor().counters.violations.load(Ordering::Relaxed), 0);
+    assert_eq!(vm.monitor().counters.violations.get(), 0);
 }

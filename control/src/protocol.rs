@@ -1,13 +1,22 @@
 //! The words of the control socket, shared by server and client.
 //!
 //! A line is one JSON object, `{"version":1,"request":...}` or `{"version":1,"reply":...}`, no
-//! longer than [`MAX_LINE`] or [`MAX_REPLY`]. Unknown fields are refused, so that a misspelt one
-//! is never silently ignored. Sizes are bytes, times carry their unit in the name. Nothing here
-//! does I/O; decoding is total.
+//! longer than [`MAX_LINE`] or [`MAX_REPLY`]. Sizes are bytes, times carry their unit in the name.
+//! Nothing here does I/O; decoding is total.
 //!
-//! Raise [`PROTOCOL_VERSION`] when an old peer would misread a line: a field changes its meaning,
-//! disappears or is added, for peers refuse fields they do not know. A new request needs no new
-//! version: an old VM names it in its refusal.
+//! What a version promises:
+//! - **Requests are strict.** A field that the VM does not know is refused, so that a misspelt one is
+//!   never silently ignored. A new request needs no new
+//!   version: an old VM names it in its refusal. A new field of an old request needs one.
+//! - **Replies may grow.** A client skips fields that it does not know and keeps a
+//!   [`Word`](crate::report::Word) that it does not know as it is. So a new counter needs no new
+//!   version. A field that is added to a reply has `#[serde(default)]`, as older VMs do not send it.
+//! - **`ping` and `stop` never change**, nor do their replies `pong` and `stopping`, nor `error`. They are
+//!   served and understood whatever the version, in both directions: a newer client can stop an older
+//!   VM, and an older client a newer one.
+//!
+//! Raise [`PROTOCOL_VERSION`] when an old peer would misread a line: a field changes its meaning or
+//! disappears, or a request gains one.
 
 use crate::report::{AutoReclaimReport, GuestReport, ReclaimReport, ResizeReport, StatusReport, ValidateReport};
 use llfree_base::choices::Switch;
@@ -16,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use shared_layout::Order;
 use std::time::Duration;
 
-/// The version that both sides must speak.
+/// The version that both sides must speak, except for a ping and a stop.
 pub const PROTOCOL_VERSION: u32 = 1;
 /// The most bytes in a request line, its newline included.
 pub const MAX_LINE: usize = 64 << 10;
@@ -35,12 +44,9 @@ struct RequestLine {
     request: Request,
 }
 
-/// Likewise for a reply.
+/// Likewise for a reply, which may say more.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct ReplyLine {
-    #[serde(rename = "version")]
-    _version: u32,
     reply: Reply,
 }
 
@@ -217,7 +223,7 @@ impl GuestRequest {
 
 /// What a VM answers.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// To a ping.
     Pong {
@@ -271,6 +277,9 @@ pub enum ErrorKind {
     Stopping,
     /// A fault of the VMM or its host.
     Internal,
+    /// A reason that only a newer VM knows.
+    #[serde(other)]
+    Other,
 }
 
 /// Why a line is no request, or no reply.
@@ -324,12 +333,18 @@ impl Request {
     /// Reads a line, with or without its newline.
     ///
     /// # Errors
-    /// Whatever is no request of this version with all its numbers in range.
+    /// Anything but a request of this version with all its numbers in range, or a ping or a stop of any
+    /// version.
     pub fn from_line(line: &[u8]) -> Result<Self, DecodeError> {
-        check_version(line)?;
-        let RequestLine { request, .. }: RequestLine = from_json(line)?;
+        let request = of_any_version(line, |line: RequestLine| line.request, Self::never_changes)?;
         request.check()?;
         Ok(request)
+    }
+
+    /// Whether it is the same in every version.
+    #[must_use]
+    pub const fn never_changes(&self) -> bool {
+        matches!(self, Self::Ping | Self::Stop)
     }
 
     /// What does not depend on the VM that is asked.
@@ -415,10 +430,15 @@ impl Reply {
     /// Reads a line, with or without its newline.
     ///
     /// # Errors
-    /// Whatever is no reply of this version.
+    /// Anything but a reply of this version, or one of any version that [never changes](Self::never_changes).
     pub fn from_line(line: &[u8]) -> Result<Self, DecodeError> {
-        check_version(line)?;
-        from_json(line).map(|line: ReplyLine| line.reply)
+        of_any_version(line, |line: ReplyLine| line.reply, Self::never_changes)
+    }
+
+    /// Whether it is the same in every version: a pong, a stopping, an error.
+    #[must_use]
+    pub const fn never_changes(&self) -> bool {
+        matches!(self, Self::Pong { .. } | Self::Stopping | Self::Error { .. })
     }
 }
 
@@ -428,9 +448,18 @@ fn to_line<T: Serialize>(key: &str, value: &T) -> String {
     format!("{{\"version\":{PROTOCOL_VERSION},\"{key}\":{value}}}\n")
 }
 
-fn check_version(line: &[u8]) -> Result<(), DecodeError> {
+/// Reads a line of this version, or one of another if what it says never changes.
+fn of_any_version<'a, L: Deserialize<'a>, T>(
+    line: &'a [u8],
+    said: impl FnOnce(L) -> T,
+    never_changes: impl FnOnce(&T) -> bool,
+) -> Result<T, DecodeError> {
     let VersionOnly { version } = from_json(line)?;
-    if version == PROTOCOL_VERSION { Ok(()) } else { Err(DecodeError::Version { found: version }) }
+    match from_json(line).map(said) {
+        result if version == PROTOCOL_VERSION => result,
+        Ok(said) if never_changes(&said) => Ok(said),
+        _ => Err(DecodeError::Version { found: version }),
+    }
 }
 
 fn from_json<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, DecodeError> {

@@ -1,12 +1,14 @@
 //! The lines of the control protocol: golden ones that other programs rely on, and any bytes.
 
 use llfree_base::choices::{Settings, Switch};
+use llfree_base::counters::{CallCounts, ExitCounts};
 use llfree_control::protocol::{
     BurstTouch, DecodeError, ErrorKind, GuestRequest, MAX_LINE, MAX_REPLY, PROTOCOL_VERSION, Reply, Request, ShrinkGoal,
 };
 use llfree_control::report::{
-    AutoReclaimReport, BadPage, BalloonStatus, ElasticStatus, ExitCounts, GuestOutcome, GuestReport, GuestStatsReport,
-    MemStatus, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
+    AutoReclaimReport, BadPage, BalloonStatus, ElasticKind, ElasticStatus, GuestOutcome, GuestReport, GuestStatsReport,
+    MemStatus, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport, VcpuState,
+    VcpuStatus, Word,
 };
 use proptest::prelude::*;
 
@@ -71,7 +73,7 @@ fn requests() -> Vec<(Request, &'static str)> {
 
 fn guest_report() -> GuestReport {
     GuestReport {
-        outcome: GuestOutcome::Corrupt,
+        outcome: GuestOutcome::Corrupt.into(),
         bytes: 1,
         blocks: 2,
         held_bytes: 3,
@@ -102,8 +104,12 @@ fn golden_lines_of_requests() {
 fn replies_survive_a_line() {
     let shortfall =
         Shortfall { in_use_bytes: Some(1), fragmented_bytes: None, wording: "no\nfree \"frames\"".to_owned() };
-    let vcpu =
-        VcpuStatus { index: 1, exits: ExitCounts { mmio: 1, pio: 2, other: 3 }, calls: 4, state: "running".into() };
+    let vcpu = VcpuStatus {
+        index: 1,
+        exits: ExitCounts { mmio: 1, pio: 2, other: 3 },
+        counts: CallCounts { calls: 4 },
+        state: VcpuState::Running.into(),
+    };
     let replies = [
         Reply::Pong { name: "vm0".to_owned(), pid: 7 },
         Reply::Status(Box::new(StatusReport { name: "a".to_owned(), vcpus: vec![vcpu], ..StatusReport::default() })),
@@ -133,8 +139,12 @@ fn replies_survive_a_line() {
 fn a_reply_that_is_too_long_becomes_an_error() {
     let line = Reply::error(ErrorKind::Internal, "x".repeat(MAX_REPLY)).to_line();
     assert!(line.len() < 200, "{line}");
-    let vcpu =
-        VcpuStatus { index: u32::MAX, calls: u64::MAX, state: "a state in words".to_owned(), ..VcpuStatus::default() };
+    let vcpu = VcpuStatus {
+        index: u32::MAX,
+        counts: CallCounts { calls: u64::MAX },
+        state: Word::Other("a state in words".to_owned()),
+        ..VcpuStatus::default()
+    };
     let full = StatusReport { vcpus: vec![vcpu; 1024], ..StatusReport::default() };
     assert!(matches!(Reply::from_line(Reply::Status(Box::new(full)).to_line().as_bytes()), Ok(Reply::Status(_))));
 }
@@ -226,7 +236,8 @@ fn version_is_what_the_golden_lines_say() {
 fn a_device_survives_a_line() {
     let guest = GuestStatsReport { free_bytes: Some(1), ..GuestStatsReport::default() };
     let balloon = BalloonStatus { inflated_bytes: 2, guest: Some(guest), ..BalloonStatus::default() };
-    let elastic = ElasticStatus { kind: "balloon".to_owned(), balloon: Some(balloon), ..ElasticStatus::default() };
+    let elastic =
+        ElasticStatus { kind: ElasticKind::Balloon.into(), balloon: Some(balloon), ..ElasticStatus::default() };
     let reply = Reply::Status(Box::new(StatusReport { elastic, ..StatusReport::default() }));
     let line = reply.to_line();
     assert!(line.contains(r#""elastic":{"kind":"balloon","driven":false,"device_errors":0,"balloon":{"#), "{line}");
@@ -235,4 +246,68 @@ fn a_device_survives_a_line() {
     let elastic = ElasticStatus { mem: Some(mem), ..ElasticStatus::default() };
     let reply = Reply::Status(Box::new(StatusReport { elastic, ..StatusReport::default() }));
     assert_eq!(Reply::from_line(reply.to_line().as_bytes()).expect("a reply"), reply);
+}
+
+#[test]
+fn a_reply_may_say_more_than_its_reader_knows() {
+    let reclaim = r#"{"version":1,"reply":{"reclaim":{"huge_frames":1,"freed_bytes":2,"duration_us":3,"new":4}}}"#;
+    let report = ReclaimReport { huge_frames: 1, freed_bytes: 2, duration_us: 3 };
+    assert_eq!(Reply::from_line(reclaim.as_bytes()).expect("lenient"), Reply::Reclaim(report));
+    // Beside the reply, in a part of a part, and where counters stand among other fields.
+    let status = StatusReport { vcpus: vec![VcpuStatus::default()], ..StatusReport::default() };
+    let reply = Reply::Status(Box::new(status));
+    let line = reply.to_line();
+    for (known, more) in [
+        (r#"{"version":1,"#, r#"{"version":1,"hint":"more","#),
+        (r#""mmio":0"#, r#""mmio":0,"hypercalls":7"#),
+        (r#""installs":0"#, r#""installs":0,"thinned":{"frames":1}"#),
+        (r#""hits":0"#, r#""hits":0,"swapped":9"#),
+    ] {
+        assert!(line.contains(known), "{line}");
+        assert_eq!(Reply::from_line(line.replace(known, more).as_bytes()).expect(more), reply);
+    }
+}
+
+#[test]
+fn a_counter_that_an_older_vm_lacks_is_0() {
+    let line = Reply::Status(Box::default()).to_line();
+    for missing in [r#""given_back":0"#, r#""held_violations":0"#, r#""bad_calls":0"#] {
+        let older = line.replace(&format!(",{missing}"), "");
+        assert_ne!(older, line, "{missing}");
+        assert_eq!(Reply::from_line(older.as_bytes()).expect(missing), Reply::Status(Box::default()));
+    }
+}
+
+#[test]
+fn a_request_says_only_what_the_vm_knows() {
+    for line in [
+        r#"{"version":1,"request":"ping","new":1}"#,
+        r#"{"version":1,"request":{"grow":{"to_bytes":2097152,"new":1}}}"#,
+        r#"{"version":1,"request":{"guest":{"churn":{"millis":500,"new":1}}}}"#,
+    ] {
+        let error = Request::from_line(line.as_bytes()).expect_err(line).to_string();
+        assert!(error.contains("unknown field `new`"), "{error}");
+    }
+}
+
+#[test]
+fn a_ping_and_a_stop_are_understood_whatever_the_version() {
+    for version in [0, 2, u32::MAX] {
+        let request =
+            |what: &str| Request::from_line(format!(r#"{{"version":{version},"request":{what}}}"#).as_bytes());
+        assert_eq!(request(r#""ping""#).expect("for ever"), Request::Ping);
+        assert_eq!(request(r#""stop""#).expect("for ever"), Request::Stop);
+        for other in [r#""status""#, r#"{"grow":{"to_bytes":2097152}}"#, r#""a request of then""#] {
+            let error = request(other).expect_err(other);
+            assert!(matches!(error, DecodeError::Version { found } if found == version), "{error}");
+        }
+        let reply = |what: &str| Reply::from_line(format!(r#"{{"version":{version},"reply":{what}}}"#).as_bytes());
+        let pong = Reply::Pong { name: "vm0".to_owned(), pid: 7 };
+        assert_eq!(reply(r#"{"pong":{"name":"vm0","pid":7,"new":1}}"#).expect("for ever"), pong);
+        assert_eq!(reply(r#""stopping""#).expect("for ever"), Reply::Stopping);
+        let refusal = reply(r#"{"error":{"kind":"a reason of then","message":"no"}}"#).expect("for ever");
+        assert_eq!(refusal, Reply::error(ErrorKind::Other, "no"));
+        let error = reply(r#"{"reclaim":{"huge_frames":1,"freed_bytes":2,"duration_us":3}}"#).expect_err("another");
+        assert!(matches!(error, DecodeError::Version { found } if found == version), "{error}");
+    }
 }

@@ -2,8 +2,8 @@
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use llfree_control::client::{Client, ClientError};
-use llfree_control::protocol::{ErrorKind, GuestRequest, MAX_LINE, Reply, Request};
-use llfree_control::report::{ReclaimReport, ResizeReport, StatusReport, VcpuStatus};
+use llfree_control::protocol::{DecodeError, ErrorKind, GuestRequest, MAX_LINE, Reply, Request};
+use llfree_control::report::{ReclaimReport, ResizeReport, StatusReport, VcpuStatus, Word};
 use llfree_control::server::{ControlServer, Limits, Responder};
 use llfree_control::socket::Claim;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -48,7 +48,7 @@ impl Server {
             let dispatch = move |request: Request, responder: Responder| match request {
                 Request::Ping => responder.answer(&Reply::Pong { name: "vm0".to_owned(), pid: 1 }),
                 Request::Status => {
-                    let vcpus = vec![VcpuStatus { state: "x".repeat(400), ..VcpuStatus::default() }; 1024];
+                    let vcpus = vec![VcpuStatus { state: Word::Other("x".repeat(400)), ..VcpuStatus::default() }; 1024];
                     responder.answer(&Reply::Status(Box::new(StatusReport { vcpus, ..StatusReport::default() })));
                 }
                 Request::Grow { to_bytes } => {
@@ -137,7 +137,7 @@ fn nonsense_gets_an_error_and_the_connection_lives_on() {
         stream.write_all(line).expect("room");
         assert_eq!(error_kind(read_reply(&mut reader)), ErrorKind::BadRequest);
     }
-    stream.write_all(b"{\"version\":99,\"request\":\"ping\"}\n").expect("room");
+    stream.write_all(b"{\"version\":99,\"request\":\"status\"}\n").expect("room");
     assert_eq!(error_kind(read_reply(&mut reader)), ErrorKind::Version);
     stream.write_all(b"\n  \r\n").expect("room");
     stream.write_all(Request::Ping.to_line().as_bytes()).expect("room");
@@ -430,4 +430,36 @@ fn a_stopped_server_ends_its_clients() {
     assert!(client.wait_for_end(LONG).expect("an orderly end"));
     let error = client.call(&Request::Ping).expect_err("gone");
     assert!(matches!(error, ClientError::Ended(_)), "{error}");
+}
+
+#[test]
+fn a_client_of_another_version_may_ping_and_stop() {
+    let server = Server::start(Limits::default());
+    let mut stream = server.connect();
+    let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
+    stream.write_all(b"{\"version\":99,\"request\":\"ping\"}\n").expect("room");
+    assert!(matches!(read_reply(&mut reader), Some(Reply::Pong { .. })));
+    stream.write_all(b"{\"version\":0,\"request\":\"stop\"}\n").expect("room");
+    assert_eq!(read_reply(&mut reader), Some(Reply::Stopping));
+}
+
+#[test]
+fn a_vm_of_another_version_can_be_pinged_and_stopped() {
+    let dir = tempfile::Builder::new().prefix("vm").tempdir_in("/tmp").expect("a scratch directory");
+    let claim = Claim::by_name(dir.path(), "newer").expect("free");
+    let listener = claim.listener().expect("a descriptor");
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
+        for reply in ["{\"pong\":{\"name\":\"newer\",\"pid\":1}}", "{\"status\":\"in a new shape\"}", "\"stopping\""] {
+            reader.read_line(&mut String::new()).expect("a request");
+            stream.write_all(format!("{{\"version\":2,\"reply\":{reply}}}\n").as_bytes()).expect("room");
+        }
+    });
+    let mut client = Client::connect(claim.path()).expect("it accepts");
+    assert!(matches!(client.call(&Request::Ping).expect("understood"), Reply::Pong { .. }));
+    let error = client.call(&Request::Status).expect_err("not understood");
+    assert!(matches!(error, ClientError::Decode { source: DecodeError::Version { found: 2 }, .. }), "{error}");
+    assert_eq!(client.call(&Request::Stop).expect("understood"), Reply::Stopping);
+    thread.join().expect("no panic");
 }

@@ -24,7 +24,7 @@ pub mod roles;
 
 pub use memory::Backing;
 pub use monitor::{
-    Check, Counters, Finding, InstallError, Monitor, MonitorError, Occupied, OnViolation, Pass, Resize, Validation,
-    Violation, Violations,
+    Check, Finding, InstallError, Monitor, MonitorError, Occupied, OnViolation, Pass, Resize, Validation, Violation,
+    Violations,
 };
 pub use region::{Region, Table};

@@ -26,6 +26,8 @@ use crate::memory::{GuestRam, MemoryError, Supply};
 use crate::region::Table;
 use lent::Lent;
 use llfree::{Census, Claim, Host, Residency};
+use llfree_base::counters::MonitorCounters;
+use llfree_base::metrics::Gauge;
 use llfree_base::{RateLimit, lock};
 use shared_layout::{ControlWord, HugeEntry, HugeId};
 use std::ops::Range;
@@ -33,7 +35,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-pub use validate::{Check, Finding, Validation};
+pub use llfree_base::check::Check;
+pub use validate::{Finding, Validation};
 
 /// Frames in one batch, of discards or of an install: 64 MiB. Who needs a frame of a batch waits for
 /// all of it: for discards of huge pages 0.2 ms, of 4 KiB pages 10 to 30 ms; for an install 3 ms, or
@@ -66,20 +69,6 @@ pub struct Occupied {
     pub unusable: Range<u32>,
     /// These are the tenant's and have memory, such as those of a guest's image.
     pub installed: Range<u32>,
-}
-
-/// Events since the VM started.
-#[derive(Default, Debug)]
-pub struct Counters {
-    /// Frames that memory was put behind because a vCPU asked.
-    pub installs: AtomicU64,
-    /// Install calls that ended with another status than `Ok`.
-    pub install_failures: AtomicU64,
-    /// Touches of huge frames that the guest had not asked for: each of them where the RAM is under
-    /// a userfaultfd, else the frames that audits found.
-    pub violations: AtomicU64,
-    /// The part of them that hit held frames.
-    pub held_violations: AtomicU64,
 }
 
 /// A pass that had to stop. What it did before stands, and no frame is lost.
@@ -143,8 +132,8 @@ pub struct Monitor {
     /// Signalled when a batch of discards has let go of its frames.
     batch_over: (Mutex<()>, Condvar),
     /// These three are in the header as well, where the guest can overwrite them.
-    published_limit: AtomicU64,
-    wanted: AtomicU64,
+    published_limit: Gauge,
+    wanted: Gauge,
     return_epoch: AtomicU64,
     stopping: AtomicBool,
     /// Installs that failed for a reason of the host, for the log.
@@ -153,8 +142,8 @@ pub struct Monitor {
     violations_found: RateLimit,
     /// Pages that a guest has for the moment.
     lent: Lent,
-    /// See [`Counters`].
-    pub counters: Counters,
+    /// What happened since the VM started.
+    pub counters: MonitorCounters,
 }
 
 impl Monitor {
@@ -174,13 +163,13 @@ impl Monitor {
             passes: Mutex::new(HugeId(0)),
             discards: FairLock::default(),
             batch_over: (Mutex::new(()), Condvar::new()),
-            published_limit: AtomicU64::new(0),
-            wanted: AtomicU64::new(0),
+            published_limit: Gauge::default(),
+            wanted: Gauge::default(),
             return_epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             host_failures: RateLimit::default(),
             violations_found: RateLimit::default(),
-            counters: Counters::default(),
+            counters: MonitorCounters::default(),
         };
         let entries = monitor.table.entries();
         let claim_for_guest = |huge: u32, entry: HugeEntry| {
@@ -258,7 +247,7 @@ impl Monitor {
     /// Huge frames that the host still wants from the guest.
     #[must_use]
     pub fn wanted(&self) -> u64 {
-        self.wanted.load(Ordering::Relaxed)
+        self.wanted.get()
     }
 
     /// Ends installs and reclaiming passes, now and later, at their next batch: the VM goes down.
@@ -291,13 +280,13 @@ impl Monitor {
     }
 
     fn set_wanted(&self, huge_frames: u64) {
-        self.wanted.store(huge_frames, Ordering::Relaxed);
+        self.wanted.set(huge_frames);
         self.table.set_control(ControlWord::Wanted, huge_frames);
     }
 
     fn publish_limit(&self) {
         let limit = u64::from(self.limit());
-        self.published_limit.store(limit, Ordering::Relaxed);
+        self.published_limit.set(limit);
         self.table.set_control(ControlWord::Limit, limit);
     }
 }

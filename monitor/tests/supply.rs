@@ -60,7 +60,7 @@ fn memory_from_the_pool_is_zeroed_and_stays_huge() {
     wait_until_full(&supply);
     assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, 0, "the pool is not guest RAM");
     supply.install(HugeId(3), 8).expect("there is memory");
-    assert_eq!((supply.hits(), supply.misses()), (8, 0));
+    assert_eq!((supply.counters().hits.get(), supply.counters().misses.get()), (8, 0));
     assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, 8 * HUGE_SIZE);
     is_good_memory(&ram, 3, 8);
 }
@@ -73,15 +73,15 @@ fn memory_that_was_discarded_comes_back_zeroed() {
         is_good_memory(&ram, 0, 6);
         ram.discard(HugeId(0), 6).expect("the kernel takes it");
     }
-    assert_eq!(supply.hits() + supply.misses(), 48);
+    assert_eq!(supply.counters().hits.get() + supply.counters().misses.get(), 48);
 }
 
 #[test]
 fn a_dry_pool_is_no_failure_and_is_counted() {
     let Some((ram, supply)) = moving(pool(2)) else { return };
     supply.install(HugeId(0), FRAMES).expect("there is memory");
-    assert_eq!(supply.hits() + supply.misses(), u64::from(FRAMES));
-    assert!(supply.misses() > 0, "two slots cannot be refilled faster than they are taken in one go");
+    assert_eq!(supply.counters().hits.get() + supply.counters().misses.get(), u64::from(FRAMES));
+    assert!(supply.counters().misses.get() > 0, "two slots cannot be refilled faster than they are taken in one go");
     is_good_memory(&ram, 0, FRAMES);
 }
 
@@ -89,7 +89,7 @@ fn a_dry_pool_is_no_failure_and_is_counted() {
 fn without_a_pool_memory_is_made_on_the_spot() {
     let Some((ram, supply)) = moving(pool(0)) else { return };
     supply.install(HugeId(5), 7).expect("there is memory");
-    assert_eq!((supply.hits(), supply.misses()), (0, 7));
+    assert_eq!((supply.counters().hits.get(), supply.counters().misses.get()), (0, 7));
     is_good_memory(&ram, 5, 7);
 }
 
@@ -102,7 +102,7 @@ fn without_userfaultfd_memory_is_made_in_place() {
         assert!(supply.userfault().is_none());
         assert_eq!(supply.pool_status().size_bytes, 0, "it could not be moved");
         supply.install(HugeId(5), 7).expect("there is memory");
-        assert_eq!((supply.hits(), supply.misses()), (0, 7));
+        assert_eq!((supply.counters().hits.get(), supply.counters().misses.get()), (0, 7));
         assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, 7 * HUGE_SIZE);
     }
 }
@@ -209,7 +209,7 @@ fn two_threads_install_all_frames_between_them() {
         is_good_memory(&ram, 0, FRAMES);
         ram.discard(HugeId(0), FRAMES).expect("the kernel takes it");
     }
-    assert_eq!(supply.hits() + supply.misses(), 10 * u64::from(FRAMES));
+    assert_eq!(supply.counters().hits.get() + supply.counters().misses.get(), 10 * u64::from(FRAMES));
     wait_until_full(&supply);
 }
 

@@ -12,7 +12,6 @@ use llfree_monitor::install_config::InstallConfig;
 use llfree_monitor::memory::{Backing, UseUserfaultfd};
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::sync::atomic::Ordering;
-use vmm::service;
 use vmm::vm::{Vm, VmConfig};
 
 /// The entry of a free frame with memory behind it.
@@ -57,7 +56,7 @@ pub fn start(config: VmConfig) -> Option<Vm> {
 /// Asks the guest, which may have done a part only.
 #[track_caller]
 pub fn ask(vm: &Vm, request: &GuestRequest) -> GuestReport {
-    let report = service::guest(vm, request).unwrap_or_else(|error| panic!("{}", llfree_base::error_line(&error)));
+    let report = vm.run_guest(request).unwrap_or_else(|error| panic!("{}", llfree_base::error_line(&error)));
     assert!(report.outcome != GuestOutcome::Corrupt && report.mismatches == 0, "{report:?}");
     report
 }

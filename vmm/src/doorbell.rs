@@ -7,6 +7,7 @@
 use crate::agent::Agents;
 use crate::boot::Platform;
 use crate::exit::ExitReason;
+use llfree_base::counters::DoorbellCounters;
 use llfree_base::printable;
 use llfree_monitor::{InstallError, Monitor};
 use shared_layout::agent::Report;
@@ -35,8 +36,8 @@ pub struct Doorbell {
     platform: Arc<Platform>,
     monitor: Arc<Monitor>,
     agents: Arc<Agents>,
-    /// Calls that got an error status, and writes to the doorbell that are no call.
-    pub bad_calls: AtomicU64,
+    /// Calls that were refused.
+    pub counters: DoorbellCounters,
     log_lines: AtomicU64,
 }
 
@@ -44,7 +45,7 @@ impl Doorbell {
     /// A doorbell for the guest behind these parts.
     #[must_use]
     pub fn new(platform: Arc<Platform>, monitor: Arc<Monitor>, agents: Arc<Agents>) -> Self {
-        Self { platform, monitor, agents, bad_calls: AtomicU64::new(0), log_lines: AtomicU64::new(0) }
+        Self { platform, monitor, agents, counters: DoorbellCounters::default(), log_lines: AtomicU64::new(0) }
     }
 
     /// Serves one ring of `vcpu`; `call` is `None` for an offset or port that is no call.
@@ -55,7 +56,7 @@ impl Doorbell {
             Err(status) => (status, Flow::Continue),
         };
         if matches!(status, Status::UnknownCall | Status::BadArgument) {
-            self.bad_calls.fetch_add(1, Ordering::Relaxed);
+            self.counters.bad_calls.inc();
         }
         reply[0] = status as u64;
         // A vCPU always has a mailbox: both were counted by the same configuration.

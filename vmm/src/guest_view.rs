@@ -141,12 +141,18 @@ fn why_by_blocks(mem: &MemStatus, grows: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use llfree_control::report::ElasticKind;
 
     const MIB: u64 = 1 << 20;
 
     fn balloon(guest: Option<GuestStatsReport>) -> ElasticStatus {
         let balloon = BalloonStatus { inflated_bytes: 100 * MIB, guest, ..BalloonStatus::default() };
-        ElasticStatus { kind: "balloon".to_owned(), driven: true, balloon: Some(balloon), ..ElasticStatus::default() }
+        ElasticStatus {
+            kind: ElasticKind::Balloon.into(),
+            driven: true,
+            balloon: Some(balloon),
+            ..ElasticStatus::default()
+        }
     }
 
     fn stats() -> GuestStatsReport {
@@ -161,7 +167,7 @@ mod tests {
 
     fn mem() -> ElasticStatus {
         let mem = MemStatus { requested_bytes: 128 * MIB, plugged_bytes: 384 * MIB, ..MemStatus::default() };
-        ElasticStatus { kind: "virtio-mem".to_owned(), driven: true, mem: Some(mem), ..ElasticStatus::default() }
+        ElasticStatus { kind: ElasticKind::VirtioMem.into(), driven: true, mem: Some(mem), ..ElasticStatus::default() }
     }
 
     #[test]
@@ -205,7 +211,7 @@ mod tests {
         unknown(&balloon(Some(GuestStatsReport { stale: true, ..stats() })));
         unknown(&ElasticStatus { driven: false, ..balloon(Some(stats())) });
         unknown(&mem());
-        unknown(&ElasticStatus { kind: "none".to_owned(), ..ElasticStatus::default() });
+        unknown(&ElasticStatus { kind: ElasticKind::None.into(), ..ElasticStatus::default() });
         // Each number for itself.
         let some = GuestStatsReport { total_bytes: None, available_bytes: None, ..stats() };
         let view = GuestView::of_statistics(&balloon(Some(some)));

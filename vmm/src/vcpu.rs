@@ -10,11 +10,12 @@ use crate::doorbell::{Doorbell, Flow};
 use crate::exit::ExitReason;
 use crate::guest::Guest;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use llfree_base::counters::{CallCounters, ExitCounters};
 use llfree_base::{error_line, faults};
 use shared_layout::Call;
 use shared_layout::call::{DOORBELL_BYTES, DOORBELL_PORTS};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -22,14 +23,10 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 /// What a vCPU did since it started.
 #[derive(Default, Debug)]
 pub struct VcpuCounters {
-    /// Exits for the doorbell page or for memory that is not there.
-    pub mmio: AtomicU64,
-    /// Exits for an I/O port.
-    pub pio: AtomicU64,
-    /// All other exits.
-    pub other: AtomicU64,
-    /// Rings of the doorbell, by MMIO or port.
-    pub calls: AtomicU64,
+    /// Its exits.
+    pub exits: ExitCounters,
+    /// Its rings of the doorbell.
+    pub rings: CallCounters,
     /// In the guest, as opposed to asleep in a `Wait`.
     pub busy: AtomicBool,
     /// The kernel's number of its thread; 0 before it runs.
@@ -90,7 +87,7 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<ExitReas
     while !context.stop.load(Ordering::Acquire) {
         let call = match faults::point(faults::VCPU_RUN).map_err(Into::into).and_then(|()| fd.run()) {
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                counters.mmio.fetch_add(1, Ordering::Relaxed);
+                counters.exits.mmio.inc();
                 match address.checked_sub(context.platform.doorbell_gpa()) {
                     Some(offset) if offset < DOORBELL_BYTES => Call::from_offset(offset),
                     _ => {
@@ -101,14 +98,14 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<ExitReas
                 }
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
-                counters.mmio.fetch_add(1, Ordering::Relaxed);
+                counters.exits.mmio.inc();
                 if !context.devices.read(address, data) {
                     data.fill(0xff);
                 }
                 continue;
             }
             Ok(VcpuExit::IoOut(port, data)) => {
-                counters.pio.fetch_add(1, Ordering::Relaxed);
+                counters.exits.pio.inc();
                 if DOORBELL_PORTS.contains(&port) {
                     Call::from_port(port)
                 } else {
@@ -119,12 +116,12 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<ExitReas
                 }
             }
             Ok(VcpuExit::IoIn(port, data)) => {
-                counters.pio.fetch_add(1, Ordering::Relaxed);
+                counters.exits.pio.inc();
                 context.guest.read_port(port, data);
                 continue;
             }
             Ok(exit) => {
-                counters.other.fetch_add(1, Ordering::Relaxed);
+                counters.exits.other.inc();
                 return cannot(
                     match exit {
                         VcpuExit::Hlt => "it halted with interrupts off".into(),
@@ -136,7 +133,7 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<ExitReas
                 );
             }
             Err(error) => {
-                counters.other.fetch_add(1, Ordering::Relaxed);
+                counters.exits.other.inc();
                 match error.errno() {
                     libc::EINTR | libc::EAGAIN => continue,
                     libc::EFAULT => {
@@ -147,7 +144,7 @@ pub fn run(mut fd: VcpuFd, index: u32, context: &VcpuContext) -> Option<ExitReas
                 }
             }
         };
-        counters.calls.fetch_add(1, Ordering::Relaxed);
+        counters.rings.calls.inc();
         if call == Some(Call::Exception) {
             let (what, details) = match context.platform.crash_report(&fd, index) {
                 Ok(frame) => {

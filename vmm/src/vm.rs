@@ -8,10 +8,12 @@
 //! |---|---|
 //! | `launch` | the steps of a launch |
 //! | `devices` | how notifications reach a device's thread |
+//! | `request` | requests for the guest's agents |
 //! | `view` | what the guest says about its memory |
 
 mod devices;
 mod launch;
+mod request;
 mod view;
 
 pub use crate::config::{LinuxConfig, VmConfig};
@@ -38,7 +40,7 @@ use llfree_monitor::memory::Backing;
 use llfree_monitor::{Monitor, Violations};
 use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -331,8 +333,8 @@ impl Vm {
         if let Some(violations) = &self.violations {
             violations.finish();
         }
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (all, held) = (count(&self.monitor.counters.violations), count(&self.monitor.counters.held_violations));
+        let counters = &self.monitor.counters;
+        let (all, held) = (counters.violations.get(), counters.held_violations.get());
         if first_time && all > 0 {
             log::warn!("{all} times in all the guest touched memory that it did not have, {held} of them held frames");
         }

@@ -10,7 +10,7 @@ use llfree_base::faults::{self, Scenario};
 use llfree_base::units::Bytes;
 use llfree_control::client::{Client, ClientError};
 use llfree_control::protocol::{GuestRequest, Reply, Request, ShrinkGoal};
-use llfree_control::report::GuestOutcome;
+use llfree_control::report::{Enforcement, GuestOutcome};
 use llfree_control::server::{ControlServer, Limits};
 use llfree_control::socket::Claim;
 use llfree_monitor::install_config::InstallConfig;
@@ -42,13 +42,13 @@ fn launch() -> Vm {
 fn launch_with(install: InstallConfig) -> Vm {
     let config = VmConfig { install, ..VmConfig::new(Bytes(MEMORY), 2, Backing::Anon) };
     let vm = Vm::launch(config).unwrap_or_else(|error| panic!("{}", llfree_base::error_line(&error)));
-    service::guest(&vm, &GuestRequest::Idle).expect("it answers");
+    vm.run_guest(&GuestRequest::Idle).expect("it answers");
     vm
 }
 
 /// All that a VM does with memory. Any of it may fail; none may hang or panic.
 fn use_memory(vm: &Vm) {
-    let guest = |request| drop(service::guest(vm, &request));
+    let guest = |request| drop(vm.run_guest(&request));
     for order in [9, 0, 10] {
         guest(GuestRequest::Alloc { bytes: 48 * MIB, order });
         guest(GuestRequest::Free { bytes: Some(24 * MIB), random: true });
@@ -66,12 +66,12 @@ fn use_memory(vm: &Vm) {
 /// The host works again: nothing was lost, nothing is owned twice, both sides agree.
 fn is_whole(vm: &Vm, used_when_new: u64, context: &str) {
     let guest = |request: GuestRequest| {
-        let report = service::guest(vm, &request).unwrap_or_else(|error| panic!("{context}: {error}"));
-        assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok, 0), "{context}: {report:?}");
+        let report = vm.run_guest(&request).unwrap_or_else(|error| panic!("{context}: {error}"));
+        assert_eq!((report.outcome.known(), report.mismatches), (Some(GuestOutcome::Ok), 0), "{context}: {report:?}");
         report
     };
     assert_eq!(vm.monitor().audit().expect("the kernel answers"), 0, "{context}: R and the kernel disagree");
-    let violations = vm.monitor().counters.violations.load(Ordering::Relaxed);
+    let violations = vm.monitor().counters.violations.get();
     assert_eq!(violations, 0, "{context}: a fault of the host was taken for a cheat");
     vm.grow(MEMORY).unwrap_or_else(|error| panic!("{context}: {error}"));
     guest(GuestRequest::Verify);
@@ -140,27 +140,37 @@ fn faults_cannot_be_read(scenario: &Scenario, point: &str) {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(!vm.is_enforced());
-    assert_eq!(service::status(&vm, "blind").expect("it answers").enforcement, "audit");
-    let violations = vm.monitor().counters.violations.load(Ordering::Relaxed);
+    assert_eq!(service::status(&vm, "blind").expect("it answers").enforcement, Enforcement::Audit);
+    let violations = vm.monitor().counters.violations.get();
     assert_eq!(violations, 1, "the audit of the status found and adopted it");
     use_memory(&vm);
     for request in [GuestRequest::Verify, GuestRequest::Free { bytes: None, random: true }] {
-        let report = service::guest(&vm, &request).expect("it answers");
-        assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok, 0));
+        let report = vm.run_guest(&request).expect("it answers");
+        assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok.into(), 0));
     }
     assert!(vm.ended().is_none());
 }
 
-/// There is no thread: neither for a vCPU nor for requests. Nothing is left running.
+/// There is no thread: neither for the memory, nor for a vCPU, nor for requests. Nothing is left
+/// running.
 fn no_thread_is_to_be_had(scenario: &Scenario, point: &str) {
-    for when in ["1*return(11)->off", "1*off->1*return(11)->off"] {
-        scenario.set(point, when).expect("actions");
-        let config = VmConfig::new(Bytes(MEMORY), 2, Backing::Anon);
-        let Err(error) = Vm::launch(config) else { panic!("{when}: it was launched") };
-        assert!(matches!(error, LaunchError::Host { .. }), "{error}");
-        assert!(llfree_base::error_line(&error).contains("thread"), "{error}");
-        assert_eq!(threads_named("vcpu"), 0, "{when}");
+    let mut refused = 0;
+    loop {
+        scenario.set(point, &format!("{refused}*off->1*return(11)->off")).expect("actions");
+        let error = match Vm::launch(VmConfig::new(Bytes(MEMORY), 2, Backing::Anon)) {
+            Err(error) => error,
+            // All of its threads were refused in turn.
+            Ok(_) => break,
+        };
+        let of_the_pool = matches!(error, LaunchError::Memory(MemoryError::Pool { .. }));
+        assert!(of_the_pool || matches!(error, LaunchError::Host { .. }), "{error}");
+        assert!(llfree_base::error_line(&error).contains(if of_the_pool { "pool" } else { "thread" }), "{error}");
+        for name in ["vcpu", "install-pool", "userfault"] {
+            assert_eq!(threads_named(name), 0, "{name}, thread {refused}");
+        }
+        refused += 1;
     }
+    assert!(refused >= 2, "at least its vCPUs have threads");
     scenario.set(point, "off").expect("actions");
     let vm = Arc::new(launch());
     scenario.set(point, "1*off->1*return(11)->off").expect("actions");
@@ -207,7 +217,7 @@ fn a_vcpu_cannot_run(scenario: &Scenario, point: &str) {
     use_memory(&vm);
     is_whole(&vm, used_when_new, "an interrupted KVM_RUN");
     scenario.set(point, "return").expect("actions");
-    assert!(service::guest(&vm, &GuestRequest::Stats).is_err());
+    assert!(vm.run_guest(&GuestRequest::Stats).is_err());
     let Some(ExitReason::Vcpu { what, .. }) = vm.wait_for_end(PATIENCE) else { panic!("{:?}", vm.ended()) };
     assert!(what.contains("KVM_RUN"), "{what}");
     vm.stop();
@@ -226,7 +236,7 @@ fn an_eventfd_is_full(scenario: &Scenario, point: &str) {
     }
     // The guest's end is found by whoever asks, when nobody could be woken.
     scenario.set(faults::VCPU_RUN, "return").expect("actions");
-    drop(service::guest(&served.vm, &GuestRequest::Stats));
+    drop(served.vm.run_guest(&GuestRequest::Stats));
     assert!(served.vm.wait_for_end(PATIENCE).is_some());
     let reply = served.client().call_within(&Request::Status, PATIENCE);
     assert!(matches!(reply, Err(ClientError::Refused { .. })), "{reply:?}");

@@ -27,7 +27,7 @@ fn touch_unasked(vm: &Vm, entry: u16) {
 #[test]
 fn a_waiting_shrink_ends_when_the_vm_stops() {
     let Some(vm) = launch_unwatched(64, 1, Backing::Anon) else { return };
-    service::guest(&vm, &GuestRequest::Alloc { bytes: 48 * MIB, order: 9 }).expect("it answers");
+    vm.run_guest(&GuestRequest::Alloc { bytes: 48 * MIB, order: 9 }).expect("it answers");
     std::thread::scope(|scope| {
         let begin = Instant::now();
         let shrink = scope.spawn(|| vm.shrink(16 * MIB, |waited| waited < 2 * PATIENCE));
@@ -100,9 +100,9 @@ fn a_status_reports_what_a_guest_used_beyond_its_limit() {
         vm.monitor().ram().guest_memory().write_obj(1u64, at).expect("in RAM");
     }
     let first = service::status(&vm, "cheat").expect("status answers");
-    assert!(first.violations >= 11, "{first:?}");
+    assert!(first.monitor.violations >= 11, "{first:?}");
     let second = service::status(&vm, "cheat").expect("status answers");
-    assert_eq!(second.violations, first.violations);
+    assert_eq!(second.monitor.violations, first.monitor.violations);
     assert!(first.resident_bytes > second.resident_bytes, "it says what it found, not what it left");
 }
 
@@ -115,7 +115,7 @@ fn a_cheat_is_found_without_anybody_asking() {
     touch_unasked(&vm, HELD);
     touch_unasked(&vm, FREE_EVICTED);
     let start = Instant::now();
-    while vm.monitor().counters.violations.load(Ordering::Relaxed) < 2 {
+    while vm.monitor().counters.violations.get() < 2 {
         assert!(start.elapsed() < PATIENCE, "nobody looked");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -125,7 +125,7 @@ fn a_cheat_is_found_without_anybody_asking() {
 #[test]
 fn the_frame_that_nobody_may_use_is_not_called_used() {
     let Some(vm) = launch_unwatched(64, 1, Backing::Anon) else { return };
-    service::guest(&vm, &GuestRequest::Idle).expect("it answers");
+    vm.run_guest(&GuestRequest::Idle).expect("it answers");
     let status = service::status(&vm, "new").expect("status answers");
     assert_eq!(status.guest_used_bytes, Some(2 * MIB), "its image alone");
     assert_eq!(status.guest_free_bytes, Some(60 * MIB));
@@ -144,7 +144,7 @@ fn what_the_kernel_keeps_of_a_cheat_does_not_keep_an_audit_from_the_rest() {
     let Some(locked) = Locked::new(&vm, held[1], 1) else { return };
     let error = vm.monitor().audit().expect_err("one frame is locked");
     assert!(matches!(error, MonitorError::Repair { first, frames: 1, .. } if first == held[1]), "{error}");
-    assert_eq!(vm.monitor().counters.held_violations.load(Ordering::Relaxed), 3, "the others went back");
+    assert_eq!(vm.monitor().counters.held_violations.get(), 3, "the others went back");
     drop(locked);
     assert_eq!(vm.monitor().audit().expect("nothing is locked"), 1);
 }

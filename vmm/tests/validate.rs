@@ -28,7 +28,7 @@ fn is_clean(vm: &Vm) {
 /// The findings as words, counts and frames.
 fn findings(vm: &Vm) -> Vec<(String, u64, Vec<u32>, bool)> {
     let report = validate(vm);
-    report.findings.into_iter().map(|f| (f.check, f.count, f.first_frames, f.guest_can_cause)).collect()
+    report.findings.into_iter().map(|f| (f.check.to_string(), f.count, f.first_frames, f.guest_can_cause)).collect()
 }
 
 fn found(check: &str, frames: &[u32], guest_can_cause: bool) -> (String, u64, Vec<u32>, bool) {

@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn a_thread_is_confined_after_its_preparation_and_before_its_work() {
         let steps = Arc::new(Mutex::new(Vec::new()));
-        let [confined, prepared, ran] = [const { () }; 3].map(|()| steps.clone());
+        let [confined, prepared, ran] = std::array::from_fn(|_| steps.clone());
         let spawner = Spawner::confined(move |role| confined.lock().expect("whole").push(role.name()));
         let thread = spawner.spawn_after(
             "named",

@@ -14,6 +14,7 @@ use llfree_monitor::install_config::{InstallConfig, InstallPool};
 use llfree_monitor::memory::{Backing, UseUserfaultfd, UserfaultError};
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use vmm::elastic::Elastic;
 
 const MIB: u64 = 1 << 20;
 
@@ -138,7 +139,12 @@ fn a_shrink_that_did_not_wait_is_told_that_it_may() {
 fn status(kind: &str) -> StatusReport {
     let balloon = kind.starts_with("balloon").then(BalloonStatus::default);
     let mem = (kind == "virtio-mem").then(|| MemStatus { boot_bytes: 64 * MIB, ..MemStatus::default() });
-    let elastic = ElasticStatus { kind: kind.to_owned(), balloon, mem, ..ElasticStatus::default() };
+    let elastic = ElasticStatus {
+        kind: kind.parse::<Elastic>().expect(kind).way().kind().into(),
+        balloon,
+        mem,
+        ..ElasticStatus::default()
+    };
     StatusReport { memory_bytes: 256 * MIB, limit_bytes: 128 * MIB, elastic, ..StatusReport::default() }
 }
 

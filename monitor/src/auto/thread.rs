@@ -15,7 +15,6 @@ use llfree_base::units::Bytes;
 use llfree_base::{RateLimit, error_line, lock};
 use shared_layout::HugeId;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -102,7 +101,7 @@ impl AutoReclaim {
         if switch.0.is_some() && state.thread.is_none() && !state.stopping {
             let (monitor, shared) = (self.monitor.clone(), self.shared.clone());
             // From here on, not from whenever the thread gets to run.
-            let installs = monitor.counters.installs.load(Ordering::Relaxed);
+            let installs = monitor.counters.installs.get();
             let body = move || Worker::new(&monitor, &shared, installs).run();
             let thread = self.threads.spawn("auto-reclaim", roles::AUTO_RECLAIM, body);
             state.thread = Some(thread.map_err(SwitchError::Thread)?);
@@ -205,7 +204,7 @@ impl<'a> Worker<'a> {
     }
 
     fn installs(&self) -> u64 {
-        self.monitor.counters.installs.load(Ordering::Relaxed)
+        self.monitor.counters.installs.get()
     }
 
     fn scan(&mut self, settings: &Settings) -> Decision {

@@ -9,6 +9,7 @@
 use super::mapping::Mapping;
 use super::pressure::Pressure;
 use crate::roles;
+use llfree_base::counters::SupplyCounters;
 use llfree_base::faults;
 use llfree_base::thread::Spawner;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
@@ -31,15 +32,13 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long the host has to be well before the pool takes memory from it again.
 const CONVALESCENCE: Duration = Duration::from_secs(10);
 
-/// What the pool holds and did.
+/// What the pool holds.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct PoolStatus {
     /// Bytes that it holds when it is full.
     pub size_bytes: u64,
     /// Bytes that it holds now, those included that are on their way to the guest.
     pub resident_bytes: u64,
-    /// Times that it gave all of that back because the host was short of memory.
-    pub given_back: u64,
 }
 
 /// The ring; see the file's head.
@@ -181,7 +180,7 @@ struct Shared {
     stop: AtomicBool,
     /// Bytes a second at most; 0 is no limit.
     rate: u64,
-    given_back: AtomicU64,
+    counters: Arc<SupplyCounters>,
 }
 
 /// Pre-zeroed memory for installs, and the thread that refills it. Dropping it ends the thread.
@@ -193,14 +192,20 @@ pub(super) struct Pool {
 impl Pool {
     /// A pool of `slots` huge frames, at least one, that takes at most `rate` bytes a second from
     /// the host (0: as fast as it can), and none while `pressure` says that it is short.
-    pub(super) fn start(slots: u32, rate: u64, pressure: Pressure, threads: &Spawner) -> io::Result<Self> {
+    pub(super) fn start(
+        slots: u32,
+        rate: u64,
+        pressure: Pressure,
+        counters: Arc<SupplyCounters>,
+        threads: &Spawner,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             ring: Ring::new(slots)?,
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             rate,
-            given_back: AtomicU64::new(0),
+            counters,
         });
         let of_thread = shared.clone();
         let thread = threads.spawn("install-pool", roles::INSTALL_POOL, move || {
@@ -236,7 +241,6 @@ impl Pool {
         PoolStatus {
             size_bytes: ring.slots * HUGE_SIZE,
             resident_bytes: ring.resident.load(Ordering::Relaxed) * HUGE_SIZE,
-            given_back: self.shared.given_back.load(Ordering::Relaxed),
         }
     }
 }
@@ -280,7 +284,7 @@ impl Refill<'_> {
             if self.pressure.is_high() {
                 self.well_from = Some(Instant::now() + CONVALESCENCE);
                 if shared.ring.give_back() {
-                    shared.given_back.fetch_add(1, Ordering::Relaxed);
+                    shared.counters.given_back.inc();
                     log::info!("the host is short of memory: the install pool gave back what it held");
                 }
             }

@@ -57,9 +57,9 @@ fn a_run_does_not_wrap_and_is_no_longer_than_asked() {
 
 #[test]
 fn memory_goes_back_while_the_host_is_short_of_it() {
-    let pool = Pool::start(4, 0, Pressure::below(u64::MAX), &Spawner::default()).expect("a thread");
+    let pool = Pool::start(4, 0, Pressure::below(u64::MAX), Arc::default(), &Spawner::default()).expect("a thread");
     assert!(pool.take(1).is_none(), "a host that is short of memory is not asked for any");
-    let pool = Pool::start(4, 0, Pressure::below(0), &Spawner::default()).expect("a thread");
+    let pool = Pool::start(4, 0, Pressure::below(0), Arc::default(), &Spawner::default()).expect("a thread");
     while pool.status().resident_bytes < 4 * HUGE_SIZE {
         std::thread::yield_now();
     }

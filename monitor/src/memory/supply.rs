@@ -12,12 +12,12 @@ use super::pool::{Pool, PoolStatus, Staging};
 use super::pressure::Pressure;
 use super::userfault::{MoveError, Userfault, UserfaultError};
 use super::{Backing, GuestRam, MemoryError};
+use llfree_base::counters::SupplyCounters;
 use llfree_base::thread::Spawner;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Attempts at a frame that has pages where there should be none.
@@ -62,8 +62,7 @@ pub struct Supply {
     pool: Option<Pool>,
     /// Slots for those that find the pool dry: as many as were ever needed at once.
     staging: Mutex<Vec<Staging>>,
-    hits: AtomicU64,
-    misses: AtomicU64,
+    counters: Arc<SupplyCounters>,
 }
 
 impl Supply {
@@ -90,15 +89,16 @@ impl Supply {
                 Err(error) => Err(Some(error)),
             },
         };
+        let counters = Arc::<SupplyCounters>::default();
         // Only what is under a userfaultfd can be moved to.
         let pool = match &userfault {
             Ok(_) if pool.huge_frames > 0 => {
-                let started = Pool::start(pool.huge_frames, pool.rate, Pressure::watch(), threads);
+                let started = Pool::start(pool.huge_frames, pool.rate, Pressure::watch(), counters.clone(), threads);
                 Some(started.map_err(|source| MemoryError::Pool { huge_frames: pool.huge_frames, source })?)
             }
             _ => None,
         };
-        Ok(Self { ram, userfault, pool, staging: Mutex::default(), hits: AtomicU64::new(0), misses: AtomicU64::new(0) })
+        Ok(Self { ram, userfault, pool, staging: Mutex::default(), counters })
     }
 
     /// The userfaultfd that guest RAM is under.
@@ -129,16 +129,10 @@ impl Supply {
         self.pool.as_ref().map(Pool::status).unwrap_or_default()
     }
 
-    /// Frames that came out of the pool.
+    /// Where the memory came from so far.
     #[must_use]
-    pub fn hits(&self) -> u64 {
-        self.hits.load(Ordering::Relaxed)
-    }
-
-    /// Frames whose memory was zeroed while somebody waited.
-    #[must_use]
-    pub fn misses(&self) -> u64 {
-        self.misses.load(Ordering::Relaxed)
+    pub fn counters(&self) -> &SupplyCounters {
+        &self.counters
     }
 
     /// Puts zeroed memory behind `count` frames that have none. The caller owns them.
@@ -154,7 +148,7 @@ impl Supply {
             let left = count - installed;
             let Some(userfault) = self.userfault() else {
                 self.ram.populate(next, left).map_err(short(installed))?;
-                self.misses.fetch_add(left.into(), Ordering::Relaxed);
+                self.counters.misses.add(left.into());
                 return Ok(());
             };
             match self.install_some(userfault, next, left) {
@@ -184,7 +178,7 @@ impl Supply {
                 }
             };
             if frames > 0 {
-                self.hits.fetch_add(frames.into(), Ordering::Relaxed);
+                self.counters.hits.add(frames.into());
                 return Ok(frames);
             }
         }
@@ -224,7 +218,7 @@ impl Supply {
             // SAFETY: the slot is ours alone until it is put back.
             match unsafe { userfault.move_in(huge.byte_offset() as usize, source) } {
                 Ok(()) => {
-                    self.misses.fetch_add(1, Ordering::Relaxed);
+                    self.counters.misses.inc();
                     return Ok(());
                 }
                 // A page that was lent to a guest that had no right to it, or part of a move that

@@ -8,7 +8,6 @@ use crate::memory::MemoryError;
 use llfree::Residency;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 impl Monitor {
     /// Compares R with the kernel's accounting, and repairs what a guest did behind our back:
@@ -50,13 +49,13 @@ impl Monitor {
         }
         violations += held;
         if violations > 0 {
-            self.counters.held_violations.fetch_add(held, Ordering::Relaxed);
-            let before = self.counters.violations.fetch_add(violations, Ordering::Relaxed);
+            self.counters.held_violations.add(held);
+            self.counters.violations.add(violations);
             if self.violations_found.tick().is_some() {
                 log::warn!(
                     "the guest touched {violations} huge frames that it had not asked for, {} since it started; \
                      what lay behind held frames was taken back",
-                    before.saturating_add(violations)
+                    self.counters.violations.get()
                 );
             }
         }

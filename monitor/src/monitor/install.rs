@@ -10,7 +10,6 @@ use llfree::Installing;
 use llfree_base::error_line;
 use shared_layout::HugeId;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 /// Why not all frames were installed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -45,7 +44,7 @@ impl Monitor {
             _ => Err(InstallError::OutOfRange),
         };
         if installed.is_err() {
-            self.counters.install_failures.fetch_add(1, Ordering::Relaxed);
+            self.counters.install_failures.inc();
         }
         installed
     }
@@ -84,12 +83,12 @@ impl Monitor {
         match self.supply.install(first, frames) {
             Ok(()) => {
                 run.drain(..).for_each(Installing::done);
-                self.counters.installs.fetch_add(u64::from(frames), Ordering::Relaxed);
+                self.counters.installs.add(frames.into());
                 Ok(())
             }
             Err(Shortfall { installed, error }) => {
                 run.drain(..(installed as usize).min(run.len())).for_each(Installing::done);
-                self.counters.installs.fetch_add(u64::from(installed), Ordering::Relaxed);
+                self.counters.installs.add(installed.into());
                 let (first, frames) = (HugeId(first.0 + installed), frames - installed);
                 let number = self.host_failures.tick();
                 if let Some(number) = number {

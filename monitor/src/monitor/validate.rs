@@ -7,6 +7,7 @@
 
 use super::{BATCH, CLAIM_POLL, Monitor, MonitorError};
 use llfree::{Census, Claim, Contradiction, Residency};
+use llfree_base::check::Check;
 use llfree_base::lock;
 use shared_layout::{ControlWord, HUGE_SIZE, HugeId};
 use std::ops::Range;
@@ -19,77 +20,6 @@ const TURN: u32 = 32 * BATCH;
 const NAMED: usize = 8;
 /// How long an install may be at a frame before its claim counts as forgotten.
 const LONGEST_CLAIM: Duration = Duration::from_secs(10);
-
-/// What was compared.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Check {
-    /// Entries that no transition leads to.
-    InvalidEntry,
-    /// Entries and R, about who has the frame.
-    HeldEntry,
-    /// Entries and R, about whether there is memory.
-    EvictedEntry,
-    /// Claims that nobody settles.
-    ForgottenClaim,
-    /// Memory behind frames that R calls evicted or held.
-    UnaskedMemory,
-    /// No memory behind frames that R calls installed.
-    MissingMemory,
-    /// The limit that was published, and what R holds.
-    Limit,
-    /// The header's control words, and the host's copies.
-    Header,
-}
-
-impl Check {
-    /// Every check.
-    pub const ALL: [Self; 8] = [
-        Self::InvalidEntry,
-        Self::HeldEntry,
-        Self::EvictedEntry,
-        Self::ForgottenClaim,
-        Self::UnaskedMemory,
-        Self::MissingMemory,
-        Self::Limit,
-        Self::Header,
-    ];
-
-    /// The name in reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::InvalidEntry => "invalid_entry",
-            Self::HeldEntry => "held_entry",
-            Self::EvictedEntry => "evicted_entry",
-            Self::ForgottenClaim => "forgotten_claim",
-            Self::UnaskedMemory => "unasked_memory",
-            Self::MissingMemory => "missing_memory",
-            Self::Limit => "limit",
-            Self::Header => "header",
-        }
-    }
-
-    /// What a finding means, for people.
-    #[must_use]
-    pub const fn meaning(self) -> &'static str {
-        match self {
-            Self::InvalidEntry => "entries that no step of host or guest leads to",
-            Self::HeldEntry => "entries that contradict the host about who has the frame",
-            Self::EvictedEntry => "entries that contradict the host about memory behind the frame",
-            Self::ForgottenClaim => "frames that somebody claimed and never let go",
-            Self::UnaskedMemory => "frames with memory that the guest did not ask for",
-            Self::MissingMemory => "frames that should have memory, and have none by the kernel's account",
-            Self::Limit => "huge frames by which the published limit is not what the host's books say",
-            Self::Header => "header words that are not what the host wrote",
-        }
-    }
-
-    /// Whether a guest can bring this about by itself; otherwise it is a fault of the host.
-    #[must_use]
-    pub const fn is_claim(self) -> bool {
-        !matches!(self, Self::ForgottenClaim | Self::MissingMemory | Self::Limit)
-    }
-}
 
 /// One kind of contradiction.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -207,13 +137,13 @@ impl Monitor {
     fn validate_header(&self, seen: &mut Validation) {
         // Passes move R and publish when they are through.
         let _passes = lock(&self.passes);
-        let limit = self.published_limit.load(Ordering::Relaxed);
+        let limit = self.published_limit.get();
         for _ in 0..limit.abs_diff(u64::from(self.limit())) {
             seen.note(Check::Limit, None);
         }
         let copies = [
             (ControlWord::Limit, limit),
-            (ControlWord::Wanted, self.wanted.load(Ordering::Relaxed)),
+            (ControlWord::Wanted, self.wanted.get()),
             (ControlWord::ReturnEpoch, self.return_epoch.load(Ordering::Relaxed)),
         ];
         for (word, copy) in copies {

@@ -74,8 +74,8 @@ impl Monitor {
             return self.lend(userfault, fault.offset, &claim);
         }
         let held = residency == Residency::Held;
-        self.counters.violations.fetch_add(1, Ordering::Relaxed);
-        self.counters.held_violations.fetch_add(held.into(), Ordering::Relaxed);
+        self.counters.violations.inc();
+        self.counters.held_violations.add(held.into());
         let violation = Violation { address: fault.offset, held, write: fault.write, vcpu };
         let ends = policy == OnViolation::Stop || (policy == OnViolation::Install && held);
         if !ends && let Some(number) = self.violations_found.tick() {

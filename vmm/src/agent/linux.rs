@@ -6,11 +6,11 @@
 
 use super::AgentError;
 use crate::devices::console::{Port, PortError};
+use llfree_base::counters::AgentCounters;
 use llfree_control::report::LinuxAgentStatus;
 use shared_layout::agent::{Command, Report};
 use shared_layout::channel::{FRAME_BYTES, Frame};
 use shared_layout::header::ABI_VERSION;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,15 +27,14 @@ pub struct LinuxAgent {
     port: Arc<Port>,
     /// Held while a command runs.
     turn: Mutex<Peer>,
-    late: AtomicU64,
-    garbage: AtomicU64,
+    counters: AgentCounters,
 }
 
 impl LinuxAgent {
     /// The agent at the other end of `port`.
     #[must_use]
     pub fn new(port: Arc<Port>) -> Self {
-        Self { port, turn: Mutex::default(), late: AtomicU64::new(0), garbage: AtomicU64::new(0) }
+        Self { port, turn: Mutex::default(), counters: AgentCounters::default() }
     }
 
     /// Has the agent carry out a command, once it is this command's turn; its report.
@@ -70,9 +69,9 @@ impl LinuxAgent {
             }
             match frame.ticket {
                 number if number == ticket => return Ok(frame.to_report()),
-                number if (1..ticket).contains(&number) => self.late.fetch_add(1, Ordering::Relaxed),
-                _ => self.garbage.fetch_add(1, Ordering::Relaxed),
-            };
+                number if (1..ticket).contains(&number) => self.counters.late_reports.inc(),
+                _ => self.counters.garbage_frames.inc(),
+            }
         }
     }
 
@@ -97,8 +96,7 @@ impl LinuxAgent {
     pub fn status(&self) -> LinuxAgentStatus {
         LinuxAgentStatus {
             open: self.port.is_open(),
-            late_reports: self.late.load(Ordering::Relaxed),
-            garbage_frames: self.garbage.load(Ordering::Relaxed),
+            counts: self.counters.counts(),
             ignored_bytes: self.port.ignored_bytes(),
         }
     }
@@ -131,9 +129,7 @@ impl LinuxAgent {
     fn meet(&self, peer: &mut Peer, connection: u64, frame: &Frame) {
         match frame.hello_version() {
             Some(version) => peer.hello = Some((connection, version)),
-            None => {
-                self.garbage.fetch_add(1, Ordering::Relaxed);
-            }
+            None => self.counters.garbage_frames.inc(),
         }
     }
 
@@ -148,7 +144,9 @@ impl LinuxAgent {
 mod tests {
     use super::*;
     use crate::devices::console::BUFFER_BYTES;
+    use llfree_base::counters::AgentCounts;
     use shared_layout::channel::HELLO;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
     const LONG: Duration = Duration::from_secs(60);
@@ -192,7 +190,7 @@ mod tests {
                 assert_eq!(run.join().expect("no panic"), Ok(report(bytes)));
             }
         });
-        let quiet = LinuxAgentStatus { open: true, late_reports: 0, garbage_frames: 0, ignored_bytes: 0 };
+        let quiet = LinuxAgentStatus { open: true, counts: AgentCounts::default(), ignored_bytes: 0 };
         assert_eq!(agent.status(), quiet);
     }
 
@@ -234,7 +232,7 @@ mod tests {
             says(&port, &Frame::report(heard.ticket, &report(3)));
             assert_eq!(run.join().expect("no panic"), Ok(report(3)));
         });
-        assert_eq!((agent.status().late_reports, agent.status().garbage_frames), (1, 3));
+        assert_eq!((agent.status().counts.late_reports, agent.status().counts.garbage_frames), (1, 3));
     }
 
     #[test]
@@ -261,14 +259,14 @@ mod tests {
             says(&port, &Frame::report(heard.ticket, &report(1)));
             assert_eq!(run.join().expect("no panic"), Ok(report(1)));
         });
-        assert_eq!(agent.status().garbage_frames, 0);
+        assert_eq!(agent.status().counts.garbage_frames, 0);
     }
 
     #[test]
     fn a_flood_costs_the_timeout_and_an_agent_that_does_not_read_is_named() {
         let (agent, port) = agent();
         port.open();
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -280,7 +278,7 @@ mod tests {
             assert_eq!(agent.run(Command::Stats, Duration::from_millis(20)), Err(AgentError::NotUp));
             stop.store(true, Ordering::Relaxed);
         });
-        assert!(agent.status().garbage_frames > 0);
+        assert!(agent.status().counts.garbage_frames > 0);
         port.open();
         says(&port, &Frame::hello());
         let short = Duration::from_millis(1);

@@ -9,10 +9,11 @@ use super::irq::{CONFIG_CHANGE, Irq, Notice, USED_BUFFER};
 use super::request::{Request, in_memory};
 use super::{Fault, Served, Source, VirtioDevice};
 use llfree_base::RateLimit;
+use llfree_base::counters::{DriverCounters, DriverCounts};
 use llfree_base::thread::Role;
 use llfree_monitor::memory::GuestRam;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use virtio_bindings::virtio_config as config;
@@ -67,7 +68,7 @@ pub struct Transport {
     ram: Arc<GuestRam>,
     irq: Irq,
     events: Vec<EventFd>,
-    faults: AtomicU64,
+    counters: DriverCounters,
     faults_logged: RateLimit,
 }
 
@@ -97,7 +98,7 @@ impl Transport {
             ram,
             irq: Irq::new(notice)?,
             events,
-            faults: AtomicU64::new(0),
+            counters: DriverCounters::default(),
             faults_logged: RateLimit::default(),
         })
     }
@@ -129,7 +130,13 @@ impl Transport {
     /// What its driver did that no driver may do.
     #[must_use]
     pub fn faults(&self) -> u64 {
-        self.faults.load(Ordering::Relaxed)
+        self.counters.errors.get()
+    }
+
+    /// What it counts about its driver.
+    #[must_use]
+    pub fn counts(&self) -> DriverCounts {
+        self.counters.counts()
     }
 
     /// Whether a driver is at work with it.
@@ -340,7 +347,7 @@ impl Transport {
         state.status |= NEEDS_RESET;
         let tell = !had_it && state.status & DRIVER_OK != 0;
         drop(state);
-        self.faults.fetch_add(1, Ordering::Relaxed);
+        self.counters.errors.inc();
         if let Some(number) = self.faults_logged.tick() {
             let name = self.name;
             log::warn!("{name}: its driver erred ({number} so far), the device needs a reset: {fault}");

@@ -8,7 +8,7 @@ use crate::devices::balloon::{Balloon, BalloonConfig, BalloonControl};
 use crate::devices::progress::Progress;
 use llfree_base::choices::{Settings, Switch};
 use llfree_base::units::{Bytes, parse_duration};
-use llfree_control::report::ElasticStatus;
+use llfree_control::report::{ElasticKind, ElasticStatus};
 use llfree_monitor::memory::Backing;
 use shared_layout::FRAME_SIZE;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ impl BalloonConfig {
 }
 
 impl Way for BalloonConfig {
-    fn name(&self) -> &'static str {
-        if self.huge { "balloon-huge" } else { "balloon" }
+    fn kind(&self) -> ElasticKind {
+        if self.huge { ElasticKind::BalloonHuge } else { ElasticKind::Balloon }
     }
 
     fn needs(&self) -> Need {
@@ -104,7 +104,7 @@ impl Way for BalloonConfig {
     fn build(&self, parts: Parts<'_>) -> Result<Arc<dyn Elasticity>, DeviceError> {
         let control = Arc::new(BalloonControl::default());
         let device = Box::new(Balloon::new(*self, parts.ram.clone(), control.clone()));
-        ByDevice::build(self.name(), control, device, parts)
+        ByDevice::build(self.kind(), control, device, parts)
     }
 }
 

@@ -10,7 +10,7 @@ use super::way::{Elasticity, Parts};
 use crate::devices::VirtioDevice;
 use crate::devices::mmio::Transport;
 use crate::devices::progress::Progress;
-use llfree_control::report::ElasticStatus;
+use llfree_control::report::{ElasticKind, ElasticStatus};
 use llfree_monitor::memory::GuestRam;
 use llfree_monitor::{MonitorError, Pass, Resize};
 use shared_layout::HUGE_SIZE;
@@ -47,7 +47,7 @@ pub(super) trait Books: Send + Sync {
 
 /// A device by which memory moves.
 pub(super) struct ByDevice {
-    kind: &'static str,
+    kind: ElasticKind,
     books: Arc<dyn Books>,
     transport: Arc<Transport>,
     ram: Arc<GuestRam>,
@@ -57,7 +57,7 @@ pub(super) struct ByDevice {
 
 impl ByDevice {
     pub(super) fn build(
-        kind: &'static str,
+        kind: ElasticKind,
         books: Arc<dyn Books>,
         device: Box<dyn VirtioDevice>,
         parts: Parts<'_>,
@@ -128,7 +128,7 @@ impl Elasticity for ByDevice {
 
     fn status(&self) -> ElasticStatus {
         let mut status = ElasticStatus {
-            kind: self.kind.to_owned(),
+            kind: self.kind.into(),
             driven: self.transport.is_driven(),
             device_errors: self.transport.faults(),
             ..ElasticStatus::default()

@@ -3,7 +3,7 @@
 use super::error::{DeviceError, MoveError, ResizeError};
 use super::offers::Need;
 use super::way::{Elasticity, Parts, Way};
-use llfree_control::report::ElasticStatus;
+use llfree_control::report::{ElasticKind, ElasticStatus};
 use llfree_monitor::Resize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use std::time::Duration;
 pub struct Fixed;
 
 impl Way for Fixed {
-    fn name(&self) -> &'static str {
-        "none"
+    fn kind(&self) -> ElasticKind {
+        ElasticKind::None
     }
 
     fn needs(&self) -> Need {
@@ -44,6 +44,6 @@ impl Elasticity for Unmoved {
     }
 
     fn status(&self) -> ElasticStatus {
-        ElasticStatus { kind: Fixed.name().to_owned(), ..ElasticStatus::default() }
+        ElasticStatus { kind: Fixed.kind().into(), ..ElasticStatus::default() }
     }
 }

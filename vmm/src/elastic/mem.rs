@@ -9,7 +9,7 @@ use super::way::{Elasticity, Parts, Shape, Way};
 use crate::devices::mem::{Mem, MemControl};
 use crate::devices::progress::Progress;
 use llfree_base::units::{Bytes, parse_memory};
-use llfree_control::report::ElasticStatus;
+use llfree_control::report::{ElasticKind, ElasticStatus};
 use llfree_monitor::memory::HOLE_START;
 use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 use std::sync::Arc;
@@ -46,8 +46,8 @@ impl Default for MemConfig {
 }
 
 impl Way for MemConfig {
-    fn name(&self) -> &'static str {
-        "virtio-mem"
+    fn kind(&self) -> ElasticKind {
+        ElasticKind::VirtioMem
     }
 
     fn needs(&self) -> Need {
@@ -127,7 +127,7 @@ impl Way for MemConfig {
     fn build(&self, parts: Parts<'_>) -> Result<Arc<dyn Elasticity>, DeviceError> {
         let control = Arc::new(MemControl::new(parts.ram.bytes(), self.boot.0));
         let device = Box::new(Mem::new(parts.ram.clone(), control.clone()));
-        ByDevice::build(self.name(), control, device, parts)
+        ByDevice::build(self.kind(), control, device, parts)
     }
 }
 

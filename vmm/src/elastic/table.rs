@@ -3,7 +3,7 @@
 use super::error::{DeviceError, MoveError};
 use super::offers::Need;
 use super::way::{Elasticity, Parts, Way};
-use llfree_control::report::ElasticStatus;
+use llfree_control::report::{ElasticKind, ElasticStatus};
 use llfree_monitor::{Monitor, Resize};
 use shared_layout::HUGE_SIZE;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use std::time::Duration;
 pub struct Table;
 
 impl Way for Table {
-    fn name(&self) -> &'static str {
-        "llfree"
+    fn kind(&self) -> ElasticKind {
+        ElasticKind::Llfree
     }
 
     fn needs(&self) -> Need {
@@ -51,6 +51,6 @@ impl Elasticity for ByTable {
     }
 
     fn status(&self) -> ElasticStatus {
-        ElasticStatus { kind: Table.name().to_owned(), driven: true, ..ElasticStatus::default() }
+        ElasticStatus { kind: Table.kind().into(), driven: true, ..ElasticStatus::default() }
     }
 }

@@ -6,7 +6,7 @@ use crate::devices::irq::Notice;
 use crate::devices::mmio::Transport;
 use llfree_base::choices::{Settings, Switch};
 use llfree_base::units::Bytes;
-use llfree_control::report::ElasticStatus;
+use llfree_control::report::{ElasticKind, ElasticStatus};
 use llfree_monitor::memory::{AddressMap, Backing, GuestRam};
 use llfree_monitor::{Monitor, Resize};
 use std::ops::Range;
@@ -39,8 +39,13 @@ pub struct Parts<'a> {
 
 /// A way in which memory can move, before there is a machine.
 pub trait Way {
+    /// The kind, without its options.
+    fn kind(&self) -> ElasticKind;
+
     /// Its name on the command line and in reports.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.kind().name()
+    }
 
     /// What it needs of the guest.
     fn needs(&self) -> Need;

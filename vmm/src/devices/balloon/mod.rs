@@ -16,7 +16,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use state::{BalloonControl, BalloonCounters, GuestStats};
+pub use state::{BalloonControl, GuestStats};
 
 use super::request::Request;
 use super::{Fault, Served, VirtioDevice};
@@ -27,7 +27,6 @@ use shared_layout::devices::BALLOON_F_HUGE;
 use shared_layout::{FRAME_SIZE, FRAMES_PER_HUGE};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
@@ -149,7 +148,7 @@ impl Balloon {
         };
         let blocks: Vec<u64> = numbers.iter().filter_map(block).collect();
         let bad = numbers.len() - blocks.len();
-        self.control.counters.bad_pages.fetch_add(bad as u64, Ordering::Relaxed);
+        self.control.counters.bad_pages.add(bad as u64);
         Ok(blocks)
     }
 
@@ -157,7 +156,7 @@ impl Balloon {
     fn note(&mut self, block: u64, given: bool) -> bool {
         let (word, bit) = (&mut self.given[(block / 64) as usize], 1 << (block % 64));
         if (*word & bit != 0) == given {
-            self.control.counters.repeated_pages.fetch_add(1, Ordering::Relaxed);
+            self.control.counters.repeated_pages.inc();
             return false;
         }
         *word ^= bit;
@@ -173,7 +172,7 @@ impl Balloon {
         for run in blocks.chunk_by(|left, right| joins && left + 1 == *right) {
             self.discard(run[0] * unit..(run[0] + run.len() as u64) * unit);
         }
-        self.control.counters.inflates.fetch_add(1, Ordering::Relaxed);
+        self.control.counters.inflate_requests.inc();
         self.control.moved(blocks.len() as i64 * self.unit() as i64);
         Ok(())
     }
@@ -181,7 +180,7 @@ impl Balloon {
     fn deflate(&mut self, request: &Request<'_>) -> Result<(), Fault> {
         let blocks = self.blocks(request)?;
         let back = blocks.into_iter().filter(|block| self.note(*block, false)).count();
-        self.control.counters.deflates.fetch_add(1, Ordering::Relaxed);
+        self.control.counters.deflate_requests.inc();
         self.control.moved(-(back as i64 * self.unit() as i64));
         Ok(())
     }
@@ -203,19 +202,19 @@ impl Balloon {
                 self.discard(start..start + bytes);
             }
         }
-        self.control.counters.reported_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.control.counters.reported_bytes.add(bytes);
         Ok(())
     }
 
     /// Discards a range of offsets.
     fn discard(&self, bytes: Range<u64>) {
         let counters = &self.control.counters;
-        counters.discards.fetch_add(1, Ordering::Relaxed);
+        counters.discards.inc();
         match self.ram.discard_bytes(bytes.clone()) {
-            Ok(()) => drop(counters.discarded_bytes.fetch_add(bytes.end - bytes.start, Ordering::Relaxed)),
+            Ok(()) => counters.discarded_bytes.add(bytes.end - bytes.start),
             // The guest gave it away all the same; only the host's gain is missing.
             Err(error) => {
-                counters.failed_discards.fetch_add(1, Ordering::Relaxed);
+                counters.failed_discards.inc();
                 if let Some(number) = self.failures.tick() {
                     log::warn!("the balloon could not discard ({number} so far): {}", error_line(&error));
                 }

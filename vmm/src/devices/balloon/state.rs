@@ -2,9 +2,11 @@
 //! guest's statistics. Shared between the device's thread and the control plane.
 
 use super::super::progress::Progress;
+use llfree_base::counters::BalloonCounters;
+use llfree_base::metrics::Gauge;
 use llfree_control::report::{BalloonStatus, GuestStatsReport};
 use shared_layout::FRAME_SIZE;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,27 +15,6 @@ use std::time::{Duration, Instant};
 const LATE_INTERVALS: u32 = 3;
 /// However short the interval is.
 const LATE_AT_LEAST: Duration = Duration::from_secs(5);
-
-/// Events since the VM started.
-#[derive(Default, Debug)]
-pub struct BalloonCounters {
-    /// Requests to inflate.
-    pub inflates: AtomicU64,
-    /// Requests to deflate.
-    pub deflates: AtomicU64,
-    /// Runs of pages that were discarded, a system call each.
-    pub discards: AtomicU64,
-    /// What was discarded, in bytes, whether there was memory behind it or not.
-    pub discarded_bytes: AtomicU64,
-    /// Discards that the kernel refused.
-    pub failed_discards: AtomicU64,
-    /// What the guest reported as free, in bytes.
-    pub reported_bytes: AtomicU64,
-    /// Page numbers out of range, or not at the start of a block.
-    pub bad_pages: AtomicU64,
-    /// Pages given twice, or taken back without having been given.
-    pub repeated_pages: AtomicU64,
-}
 
 /// The host's side of a balloon.
 #[derive(Default, Debug)]
@@ -44,11 +25,11 @@ pub struct BalloonControl {
     /// The driver may take pages back when the guest is out of memory.
     deflates_on_oom: AtomicBool,
     stats: Mutex<Option<(Instant, GuestStats)>>,
-    /// In milliseconds: statistics that are older are stale.
-    late_after: AtomicU64,
+    /// Statistics that are older are stale.
+    late_after_ms: Gauge,
     /// Signalled when the balloon grew or shrank.
     pub progress: Progress,
-    /// See [`BalloonCounters`].
+    /// What the guest did since the VM started.
     pub counters: BalloonCounters,
 }
 
@@ -90,7 +71,7 @@ impl BalloonControl {
     /// Statistics come at this interval, if at all.
     pub(super) fn expect_stats(&self, interval: Option<Duration>) {
         let late = (interval.unwrap_or_default() * LATE_INTERVALS).max(LATE_AT_LEAST);
-        self.late_after.store(u64::try_from(late.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.late_after_ms.set(u64::try_from(late.as_millis()).unwrap_or(u64::MAX));
     }
 
     /// A driver is at work.
@@ -121,22 +102,13 @@ impl BalloonControl {
     /// All of it, for a status.
     #[must_use]
     pub fn status(&self) -> BalloonStatus {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let c = &self.counters;
         BalloonStatus {
             target_bytes: u64::from(self.target_pages()) * FRAME_SIZE,
             inflated_bytes: self.inflated_bytes(),
             claimed_bytes: u64::from(self.claimed_pages()) * FRAME_SIZE,
-            inflate_requests: count(&c.inflates),
-            deflate_requests: count(&c.deflates),
-            discards: count(&c.discards),
-            discarded_bytes: count(&c.discarded_bytes),
-            failed_discards: count(&c.failed_discards),
-            reported_bytes: count(&c.reported_bytes),
-            bad_pages: count(&c.bad_pages),
-            repeated_pages: count(&c.repeated_pages),
+            counts: self.counters.counts(),
             deflates_on_oom: self.deflates_on_oom.load(Ordering::Relaxed),
-            guest: self.stats().map(|(age, stats)| stats.report(age, self.late_after.load(Ordering::Relaxed))),
+            guest: self.stats().map(|(age, stats)| stats.report(age, self.late_after_ms.get())),
         }
     }
 }
@@ -196,7 +168,7 @@ mod tests {
         let stale = |interval: Option<u64>, age_ms: u64| {
             let control = BalloonControl::default();
             control.expect_stats(interval.map(Duration::from_millis));
-            let late_after = control.late_after.load(Ordering::Relaxed);
+            let late_after = control.late_after_ms.get();
             GuestStats::default().report(Duration::from_millis(age_ms), late_after).stale
         };
         assert!(!stale(Some(50), 5_000) && stale(Some(50), 5_001));

@@ -53,8 +53,8 @@ fn resident(ram: &GuestRam) -> u64 {
     ram.residency().expect("the kernel answers").resident_bytes
 }
 
-fn count(counter: &std::sync::atomic::AtomicU64) -> u64 {
-    counter.load(Ordering::Relaxed)
+fn count(counter: &llfree_base::metrics::Counter) -> u64 {
+    counter.get()
 }
 
 #[test]

@@ -18,7 +18,7 @@ mod state;
 mod tests;
 
 pub use config::{DiskConfig, DiskConfigError, DiskError, MOST_DISKS, SERIAL_BYTES, check_disks};
-pub use state::{DiskControl, DiskCounters};
+pub use state::DiskControl;
 
 use super::request::Request;
 use super::{Fault, Served, VirtioDevice};
@@ -28,7 +28,6 @@ use llfree_base::thread::Role;
 use llfree_base::{RateLimit, printable};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
@@ -103,7 +102,7 @@ impl Blk {
         for (to, from) in serial.iter_mut().zip(text.bytes()) {
             *to = from;
         }
-        let control = DiskControl { path, bytes: file.bytes(), read_only, counters: DiskCounters::default() };
+        let control = DiskControl { path, bytes: file.bytes(), read_only, counters: Default::default() };
         Self {
             file,
             control: Arc::new(control),
@@ -128,21 +127,21 @@ impl Blk {
             blk::VIRTIO_BLK_T_IN => {
                 let offset = self.range(sector, room)?;
                 self.file.transfer(Direction::Read, &request.slices(true, 0, room)?, offset)?;
-                count(&self.control.counters.reads, 1);
-                count(&self.control.counters.read_bytes, room);
+                self.control.counters.reads.inc();
+                self.control.counters.read_bytes.add(room);
                 Ok(room)
             }
             blk::VIRTIO_BLK_T_OUT => {
                 self.may_write()?;
                 let offset = self.range(sector, payload)?;
                 self.file.transfer(Direction::Write, &request.slices(false, HEADER_BYTES, payload)?, offset)?;
-                count(&self.control.counters.writes, 1);
-                count(&self.control.counters.written_bytes, payload);
+                self.control.counters.writes.inc();
+                self.control.counters.written_bytes.add(payload);
                 self.settle()
             }
             blk::VIRTIO_BLK_T_FLUSH => {
                 self.file.flush()?;
-                count(&self.control.counters.flushes, 1);
+                self.control.counters.flushes.inc();
                 Ok(0)
             }
             blk::VIRTIO_BLK_T_GET_ID => {
@@ -189,7 +188,7 @@ impl Blk {
                 true => self.file.punch(offset, bytes)?,
                 false => self.file.zero(offset, bytes)?,
             }
-            count(&self.control.counters.cleared_bytes, bytes);
+            self.control.counters.cleared_bytes.add(bytes);
         }
         if discard { Ok(0) } else { self.settle() }
     }
@@ -230,13 +229,13 @@ impl Blk {
             Failure::Fault(fault) => return Err(fault),
             Failure::Unsupported => return Ok(blk::VIRTIO_BLK_S_UNSUPP),
             Failure::Refused(what) => {
-                count(&self.control.counters.refused, 1);
+                self.control.counters.refused_requests.inc();
                 if let Some(number) = self.refusals.tick() {
                     log::warn!("disk {path}: refused a request of the guest ({number} so far): {what}");
                 }
             }
             Failure::Host(error) => {
-                count(&self.control.counters.errors, 1);
+                self.control.counters.io_errors.inc();
                 if let Some(number) = self.errors.tick() {
                     log::error!("disk {path}: an I/O error, which the guest is told of ({number} so far): {error}");
                 }
@@ -255,10 +254,6 @@ fn read(request: &Request<'_>, skip: u64, bytes: &mut [u8]) -> Result<(), Fault>
         rest = after;
     }
     Ok(())
-}
-
-fn count(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
 }
 
 /// A little-endian word; what lies behind the end is zeroes.

@@ -4,6 +4,7 @@ use super::super::driver::{CONTENTS, Driver};
 use super::super::request::Buffer;
 use super::*;
 use crate::roles;
+use llfree_base::metrics::Counter;
 use llfree_harden::{Needs, Sandbox, Seccomp};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -58,8 +59,8 @@ fn unlocked(disk: &DiskConfig) -> Blk {
     }
 }
 
-fn get(counter: &AtomicU64) -> u64 {
-    counter.load(Ordering::Relaxed)
+fn get(counter: &Counter) -> u64 {
+    counter.get()
 }
 
 fn part(address: u64, bytes: u32, writable: bool) -> Buffer {
@@ -115,8 +116,8 @@ fn what_is_written_is_read_back_and_lies_in_the_file() {
         (1, 5120, 1)
     );
     let status = control.status();
-    assert_eq!((status.size_bytes, status.written_bytes, status.read_only), (MIB, 4096, false));
-    assert_eq!((status.io_errors, status.refused_requests, driver.device.faults()), (0, 0, 0));
+    assert_eq!((status.size_bytes, status.counts.written_bytes, status.read_only), (MIB, 4096, false));
+    assert_eq!((status.counts.io_errors, status.counts.refused_requests, driver.device.faults()), (0, 0, 0));
 }
 
 #[test]
@@ -166,7 +167,10 @@ fn a_read_only_disk_is_never_written() {
     assert_eq!(ask(&mut driver, blk::VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
     assert_eq!(read_disk(&mut driver, 0, 512), (OK, vec![7; 512]));
     assert_eq!(fs::read(&config.path).expect("the image"), vec![7; MIB as usize]);
-    assert_eq!((get(&control.counters.refused), get(&control.counters.errors), driver.device.faults()), (3, 0, 0));
+    assert_eq!(
+        (get(&control.counters.refused_requests), get(&control.counters.io_errors), driver.device.faults()),
+        (3, 0, 0)
+    );
 }
 
 #[test]
@@ -180,7 +184,7 @@ fn requests_that_make_no_sense_are_refused_and_the_disk_goes_on() {
             assert_eq!(ask(&mut driver, kind, sector, &[part(DATA, bytes, writable)]), IOERR, "{sector} {bytes}");
         }
     }
-    assert_eq!(get(&control.counters.refused), 14);
+    assert_eq!(get(&control.counters.refused_requests), 14);
     for kind in [blk::VIRTIO_BLK_T_SCSI_CMD, blk::VIRTIO_BLK_T_SECURE_ERASE, blk::VIRTIO_BLK_T_ZONE_APPEND, u32::MAX] {
         assert_eq!(ask(&mut driver, kind, 0, &[]), UNSUPP);
     }
@@ -199,7 +203,7 @@ fn a_request_has_a_bounded_size() {
     put_header(&driver, blk::VIRTIO_BLK_T_IN, 0);
     let status = part(STATUS, 1, true);
     driver.send(0, &[&[part(HEADER, 16, false)], &most[..], &[status]].concat());
-    assert_eq!(get(&control.counters.refused), 1);
+    assert_eq!(get(&control.counters.refused_requests), 1);
     assert_eq!(get(&control.counters.reads), 0);
 }
 
@@ -226,7 +230,7 @@ fn a_file_that_was_cut_is_an_io_error() {
     let (mut driver, control) = open(&config);
     File::options().write(true).open(&config.path).and_then(|file| file.set_len(4096)).expect("cut");
     assert_eq!(read_disk(&mut driver, 7, 1024).0, IOERR);
-    assert_eq!(get(&control.counters.errors), 1);
+    assert_eq!(get(&control.counters.io_errors), 1);
     assert_eq!(read_disk(&mut driver, 7, 512), (OK, vec![7; 512]), "what is left can be read");
     assert_eq!(driver.device.faults(), 0);
 }
@@ -237,7 +241,7 @@ fn a_full_host_is_an_io_error() {
     let disk = Blk::new(DiskFile::new(file, MIB, false), "/dev/full".to_owned(), false, "");
     let (mut driver, control) = started(disk);
     assert_eq!(write_disk(&mut driver, 0, &[1; 512]), IOERR);
-    assert_eq!((get(&control.counters.errors), get(&control.counters.writes)), (1, 0));
+    assert_eq!((get(&control.counters.io_errors), get(&control.counters.writes)), (1, 0));
     assert_eq!(read_disk(&mut driver, 0, 512), (OK, vec![0; 512]));
     assert_eq!(driver.device.faults(), 0);
 }
@@ -474,7 +478,7 @@ fn a_disk_on_a_bounded_thread() {
         assert_eq!(read_disk(&mut driver, MIB / SECTOR, 512).0, IOERR);
     });
     thread.join().expect("no panic");
-    assert_eq!((get(&control.counters.refused), get(&control.counters.errors)), (1, 0));
+    assert_eq!((get(&control.counters.refused_requests), get(&control.counters.io_errors)), (1, 0));
 }
 
 #[test]
@@ -525,7 +529,7 @@ fn a_disk_above_the_limit_of_files() {
     let (mut driver, control) = open(&DiskConfig { path: path.into(), read_only: false, serial: None });
     assert_eq!(write_disk(&mut driver, 0, &[1; 512]), OK);
     assert_eq!(write_disk(&mut driver, MIB / SECTOR - 1, &[1; 512]), IOERR);
-    assert_eq!(get(&control.counters.errors), 1);
+    assert_eq!(get(&control.counters.io_errors), 1);
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use state::{MemControl, MemCounters};
+pub use state::MemControl;
 
 use super::request::Request;
 use super::{Fault, Served, VirtioDevice};
@@ -22,7 +22,6 @@ use llfree_monitor::memory::GuestRam;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 
 const QUEUE_SIZE: u16 = 128;
@@ -133,11 +132,11 @@ impl Mem {
 
     fn discard(&self, blocks: &Range<usize>) {
         let counters = &self.control.counters;
-        counters.discards.fetch_add(1, Ordering::Relaxed);
+        counters.discards.inc();
         // At most the huge frames of RAM, which fit a u32.
         let (first, count) = (HugeId(self.first + blocks.start as u32), blocks.len() as u32);
         if let Err(error) = self.ram.discard(first, count) {
-            counters.failed_discards.fetch_add(1, Ordering::Relaxed);
+            counters.failed_discards.inc();
             if let Some(number) = self.failures.tick() {
                 log::warn!("virtio-mem could not discard ({number} so far): {}", error_line(&error));
             }

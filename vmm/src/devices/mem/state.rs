@@ -2,34 +2,21 @@
 //! control plane.
 
 use super::super::progress::Progress;
+use llfree_base::counters::MemCounters;
+use llfree_base::metrics::Gauge;
 use llfree_control::report::MemStatus;
 use shared_layout::HUGE_SIZE;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-
-/// Events since the VM started.
-#[derive(Default, Debug)]
-pub struct MemCounters {
-    /// Requests to plug blocks that were granted.
-    pub plugs: AtomicU64,
-    /// All other requests that were granted.
-    pub others: AtomicU64,
-    /// Requests that were refused.
-    pub refused: AtomicU64,
-    /// Runs of blocks that were discarded, a system call each.
-    pub discards: AtomicU64,
-    /// Discards that the kernel refused.
-    pub failed_discards: AtomicU64,
-}
+use std::sync::atomic::{AtomicI64, Ordering};
 
 /// The host's side of virtio-mem.
 #[derive(Debug)]
 pub struct MemControl {
     boot_bytes: u64,
-    requested: AtomicU64,
+    requested_bytes: Gauge,
     plugged_blocks: AtomicI64,
     /// Signalled when blocks were plugged or unplugged.
     pub progress: Progress,
-    /// See [`MemCounters`].
+    /// What the driver asked for since the VM started.
     pub counters: MemCounters,
 }
 
@@ -40,7 +27,7 @@ impl MemControl {
     pub fn new(memory_bytes: u64, boot_bytes: u64) -> Self {
         Self {
             boot_bytes,
-            requested: AtomicU64::new(memory_bytes.saturating_sub(boot_bytes)),
+            requested_bytes: Gauge::new(memory_bytes.saturating_sub(boot_bytes)),
             plugged_blocks: AtomicI64::new(0),
             progress: Progress::default(),
             counters: MemCounters::default(),
@@ -55,13 +42,13 @@ impl MemControl {
 
     /// How much shall be plugged. The driver must be told.
     pub fn request(&self, bytes: u64) {
-        self.requested.store(bytes, Ordering::Relaxed);
+        self.requested_bytes.set(bytes);
     }
 
     /// How much shall be plugged, in bytes.
     #[must_use]
     pub fn requested_bytes(&self) -> u64 {
-        self.requested.load(Ordering::Relaxed)
+        self.requested_bytes.get()
     }
 
     /// How much is, in bytes.
@@ -78,27 +65,21 @@ impl MemControl {
     pub(super) fn answered(&self, plug: bool, granted: bool) {
         let c = &self.counters;
         let counter = match (granted, plug) {
-            (false, _) => &c.refused,
-            (true, true) => &c.plugs,
-            (true, false) => &c.others,
+            (false, _) => &c.refused_requests,
+            (true, true) => &c.plug_requests,
+            (true, false) => &c.other_requests,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        counter.inc();
     }
 
     /// All of it, for a status.
     #[must_use]
     pub fn status(&self) -> MemStatus {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let c = &self.counters;
         MemStatus {
             boot_bytes: self.boot_bytes,
             requested_bytes: self.requested_bytes(),
             plugged_bytes: self.plugged_bytes(),
-            plug_requests: count(&c.plugs),
-            other_requests: count(&c.others),
-            refused_requests: count(&c.refused),
-            discards: count(&c.discards),
-            failed_discards: count(&c.failed_discards),
+            counts: self.counters.counts(),
         }
     }
 }

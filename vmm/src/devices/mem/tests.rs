@@ -121,7 +121,7 @@ fn no_more_is_plugged_than_requested() {
     // Less is requested than plugged: what is plugged stays until the driver gives it up.
     control.request(0);
     assert_eq!(ask(&mut driver, STATE, 4 * MIB, 2), [0, 0]);
-    assert_eq!(control.counters.refused.load(Ordering::Relaxed), 2);
+    assert_eq!(control.counters.refused_requests.get(), 2);
 }
 
 #[test]

@@ -22,13 +22,13 @@ use super::{Fault, Served, Source, VirtioDevice};
 use crate::roles;
 use frame::HEADER_BYTES;
 use llfree_base::RateLimit;
+use llfree_base::counters::FrameCounters;
 use llfree_base::thread::Role;
-use llfree_control::report::{FrameCounts, NetStatus};
+use llfree_control::report::NetStatus;
 use rustix::io::{Errno, retry_on_intr};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use tap::Tap;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
@@ -44,16 +44,8 @@ const TO_GUEST: usize = 0;
 /// What one device moved and dropped.
 #[derive(Default, Debug)]
 pub struct NetCounters {
-    to_guest: Direction,
-    from_guest: Direction,
-}
-
-#[derive(Default, Debug)]
-struct Direction {
-    frames: AtomicU64,
-    bytes: AtomicU64,
-    dropped: AtomicU64,
-    errors: AtomicU64,
+    to_guest: FrameCounters,
+    from_guest: FrameCounters,
 }
 
 impl NetCounters {
@@ -64,17 +56,9 @@ impl NetCounters {
     }
 }
 
-impl Direction {
-    fn counts(&self) -> FrameCounts {
-        let [frames, bytes, dropped, errors] =
-            [&self.frames, &self.bytes, &self.dropped, &self.errors].map(|number| number.load(Ordering::Relaxed));
-        FrameCounts { frames, bytes, dropped, errors }
-    }
-
-    fn moved(&self, bytes: usize) {
-        self.frames.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
+fn moved(counters: &FrameCounters, bytes: usize) {
+    counters.frames.inc();
+    counters.bytes.add(bytes as u64);
 }
 
 /// The device.
@@ -125,7 +109,7 @@ impl Net {
             Ok(0) | Err(Errno::AGAIN) => return Ok(Served::Later),
             Err(error) => {
                 // A tap that went away or is being changed: the next frame is a new event.
-                counts.errors.fetch_add(1, Ordering::Relaxed);
+                counts.errors.inc();
                 self.failed("read", error);
                 return Ok(Served::Later);
             }
@@ -134,14 +118,14 @@ impl Net {
         if bytes <= HEADER_BYTES || bytes > HEADER_BYTES + MAX_FRAME || bytes as u64 > request.bytes(true) {
             // One request a frame, so that a host's peer who sends too much keeps nobody here. Linux
             // counts an empty request as an error of length.
-            counts.dropped.fetch_add(1, Ordering::Relaxed);
+            counts.dropped.inc();
             return Ok(Served::Done(0));
         }
         let frame = &mut self.frame[..bytes];
         frame[..HEADER_BYTES].fill(0);
         frame[NUM_BUFFERS] = 1;
         let written = request.write(frame)?;
-        counts.moved(bytes - HEADER_BYTES);
+        moved(counts, bytes - HEADER_BYTES);
         Ok(Served::Done(written))
     }
 
@@ -153,13 +137,11 @@ impl Net {
         frame[..HEADER_BYTES].fill(0);
         let counts = &self.counters.from_guest;
         match retry_on_intr(|| rustix::io::write(&self.tap, &frame)) {
-            Ok(_) => counts.moved(frame.len() - HEADER_BYTES),
+            Ok(_) => moved(counts, frame.len() - HEADER_BYTES),
             // Its readers are slower than the guest.
-            Err(Errno::AGAIN) => {
-                counts.dropped.fetch_add(1, Ordering::Relaxed);
-            }
+            Err(Errno::AGAIN) => counts.dropped.inc(),
             Err(error) => {
-                counts.errors.fetch_add(1, Ordering::Relaxed);
+                counts.errors.inc();
                 self.failed("write", error);
             }
         }

@@ -7,6 +7,7 @@ use crate::devices::driver::{CONTENTS, Driver, SIZE};
 use crate::devices::request::Buffer;
 use crate::devices::worker::Worker;
 use crate::roles;
+use llfree_base::counters::FrameCounts;
 use llfree_base::thread::Spawner;
 use llfree_harden::{Needs, Sandbox, Seccomp};
 use rustix::thread::{CapabilitySet, CapabilitySets};

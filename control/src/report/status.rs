@@ -1,0 +1,307 @@
+//! [`StatusReport`]: everything known about a running VM, part by part.
+//!
+//! Marked fields are metrics: a [walk](llfree_base::metrics::walk) over a status visits all of its
+//! numbers, except for the process id and the indices of vCPUs, under their paths in the JSON. The
+//! counters of parts are declared in [`llfree_base::counters`].
+
+use super::words::{ElasticKind, Enforcement, GuestSays, VcpuState, Word};
+use llfree_base::choices::{Backing, OnViolation};
+use llfree_base::counters::{
+    AgentCounts, BalloonCounts, CallCounts, DiskCounts, DoorbellCounts, DriverCounts, ExitCounts, FrameCounts,
+    MemCounts, MonitorCounts, SupplyCounts,
+};
+use llfree_base::metered;
+use serde::{Deserialize, Serialize};
+
+metered! {
+    /// All numbers about a VM. "Of the kernel" means: by the host kernel's accounting.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct StatusReport {
+        /// The VM's name.
+        pub name: String,
+        /// Its process.
+        pub pid: u32,
+        /// Milliseconds since it started.
+        pub uptime_ms: u64 => gauge,
+        /// What its memory is made of.
+        pub backing: Word<Backing>,
+        /// Guest memory at start, in bytes; no limit can be above.
+        pub memory_bytes: u64 => gauge,
+        /// Memory that the guest may hold now, in bytes.
+        pub limit_bytes: u64 => gauge,
+        /// What the last resize, a shrink, still lacks, in bytes: the guest is asked for it until the next
+        /// resize, but nobody takes what it frees meanwhile.
+        pub wanted_bytes: u64 => gauge,
+        /// Resident guest memory of the kernel, in bytes, with what the guest touched without asking
+        /// and what is taken back while this report is made.
+        pub resident_bytes: u64 => gauge,
+        /// The part of it in huge pages, in bytes.
+        pub huge_page_bytes: u64 => gauge,
+        /// Memory that a shrink took, in bytes; with a device, what its driver gave away.
+        pub held_bytes: u64 => gauge,
+        /// Free for the guest, but nothing behind it, in bytes.
+        pub evicted_bytes: u64 => gauge,
+        /// Memory with something behind it by the VMM's own books, in bytes; 0 where it keeps none, as with
+        /// a device.
+        pub installed_bytes: u64 => gauge,
+        /// Where the guest says what follows.
+        #[serde(default)]
+        pub guest_says: Word<GuestSays>,
+        /// What the guest has allocated, by its own words, in bytes.
+        pub guest_used_bytes: Option<u64> => gauge,
+        /// What the guest has free, by its own words, in bytes.
+        pub guest_free_bytes: Option<u64> => gauge,
+        /// What a shrink could take right now, in bytes.
+        pub reclaimable_now_bytes: Option<u64> => gauge,
+        /// The VMM's resident memory without the guest's and the install pool's, in bytes.
+        pub vmm_overhead_bytes: u64 => gauge,
+        /// What the monitor did for the guest, and what the guest did behind its back.
+        #[serde(flatten)]
+        pub monitor: MonitorCounts => inline,
+        /// What sees violations.
+        pub enforcement: Word<Enforcement>,
+        /// What becomes of the guest then, with userfaultfd.
+        pub on_violation: Word<OnViolation>,
+        /// Memory kept ready for installs.
+        pub install_pool: InstallPoolStatus => part,
+        /// Entries of the shared table that made no sense when the host read them.
+        pub corrupt_entries: u64 => gauge,
+        /// Calls that were refused.
+        #[serde(flatten)]
+        pub doorbell: DoorbellCounts => inline,
+        /// Reclaim without being asked.
+        pub auto_reclaim: AutoReclaimReport => part,
+        /// The VM's own cgroup, if it has one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub cgroup: Option<CgroupStatus> => part,
+        /// One a vCPU.
+        pub vcpus: Vec<VcpuStatus> => part,
+        /// How memory is made smaller and larger.
+        #[serde(default)]
+        pub elastic: ElasticStatus => part,
+        /// One a disk.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub disks: Vec<DiskStatus> => part,
+        /// One a network card.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub nets: Vec<NetReport> => part,
+        /// The agent in a Linux guest; other guests have none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub agent: Option<LinuxAgentStatus> => part,
+        /// One a virtio device.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub devices: Vec<DeviceStatus> => part,
+    }
+}
+
+metered! {
+    /// A virtio device, as its transport sees it.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct DeviceStatus {
+        /// What it is.
+        pub name: String => label,
+        /// Whether a driver is at work with it.
+        pub driven: bool,
+        /// What its driver did wrong.
+        #[serde(flatten)]
+        pub counts: DriverCounts => inline,
+    }
+}
+
+metered! {
+    /// A network card, and what went through it since the VM started.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct NetReport {
+        /// The host's interface.
+        pub tap: String => label,
+        /// The guest's address.
+        pub mac: String => label,
+        /// Frames and bytes, both ways.
+        pub traffic: NetStatus => part,
+    }
+}
+
+metered! {
+    /// Numbers of a network, for a status.
+    #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct NetStatus {
+        /// From the tap to the guest.
+        pub to_guest: FrameCounts => part,
+        /// From the guest to the tap.
+        pub from_guest: FrameCounts => part,
+    }
+}
+
+metered! {
+    /// What an agent sent, and whether it is there.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+    pub struct LinuxAgentStatus {
+        /// Whether a program in the guest has the port open.
+        pub open: bool,
+        /// What it sent without being asked.
+        #[serde(flatten)]
+        pub counts: AgentCounts => inline,
+        /// Bytes that could not be taken for frames: too many at once, or from no connection.
+        pub ignored_bytes: u64 => counter,
+    }
+}
+
+metered! {
+    /// A disk, and what the guest did with it since the VM started.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct DiskStatus {
+        /// The file, as it was given.
+        pub path: String => label,
+        /// Its size, in bytes.
+        pub size_bytes: u64 => gauge,
+        /// Whether the guest must not write.
+        pub read_only: bool,
+        /// What the guest did with it.
+        #[serde(flatten)]
+        pub counts: DiskCounts => inline,
+    }
+}
+
+metered! {
+    /// How the VM's memory is made smaller and larger, and what that way knows.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct ElasticStatus {
+        /// In which way.
+        pub kind: Word<ElasticKind>,
+        /// Whether the guest has a driver at work; true for `llfree`, which has no device.
+        pub driven: bool,
+        /// What the guest's driver did that no driver may do.
+        pub device_errors: u64 => counter,
+        /// The balloon, if it is one.
+        pub balloon: Option<BalloonStatus> => part,
+        /// virtio-mem, if it is that.
+        pub mem: Option<MemStatus> => part,
+    }
+}
+
+metered! {
+    /// A virtio-balloon.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct BalloonStatus {
+        /// How large it shall be, in bytes.
+        pub target_bytes: u64 => gauge,
+        /// How large it is by the device's own books, in bytes.
+        pub inflated_bytes: u64 => gauge,
+        /// How large the driver says it is, in bytes.
+        pub claimed_bytes: u64 => gauge,
+        /// What the guest did with it.
+        #[serde(flatten)]
+        pub counts: BalloonCounts => inline,
+        /// Whether the driver may take pages back when the guest is out of memory.
+        #[serde(default)]
+        pub deflates_on_oom: bool,
+        /// The guest's statistics, if it sent some; by its own words.
+        pub guest: Option<GuestStatsReport> => part,
+    }
+}
+
+metered! {
+    /// What a guest says about its memory through the balloon; absent what it does not say.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct GuestStatsReport {
+        /// Milliseconds since it said so.
+        pub age_ms: u64 => gauge,
+        /// Whether that is too long ago to be true now: it no longer answers.
+        #[serde(default)]
+        pub stale: bool,
+        /// Memory that nobody uses, in bytes.
+        pub free_bytes: Option<u64> => gauge,
+        /// What could be used without swapping, in bytes.
+        pub available_bytes: Option<u64> => gauge,
+        /// All of its memory, in bytes.
+        pub total_bytes: Option<u64> => gauge,
+        /// Disk caches, in bytes.
+        pub cache_bytes: Option<u64> => gauge,
+        /// Page faults that needed the disk.
+        pub major_faults: Option<u64> => counter,
+        /// Page faults that did not.
+        pub minor_faults: Option<u64> => counter,
+    }
+}
+
+metered! {
+    /// A virtio-mem device.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct MemStatus {
+        /// The part of RAM that is always the guest's, in bytes.
+        pub boot_bytes: u64 => gauge,
+        /// How much of the rest shall be plugged, in bytes.
+        pub requested_bytes: u64 => gauge,
+        /// How much of it is, in bytes.
+        pub plugged_bytes: u64 => gauge,
+        /// What its driver asked for.
+        #[serde(flatten)]
+        pub counts: MemCounts => inline,
+    }
+}
+
+metered! {
+    /// Memory kept ready for installs.
+    #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct InstallPoolStatus {
+        /// What it holds when it is full, in bytes; 0 without a pool.
+        pub size_bytes: u64 => gauge,
+        /// What it holds now, in bytes: host memory beside the guest's.
+        pub resident_bytes: u64 => gauge,
+        /// Where the memory for installs came from.
+        #[serde(flatten)]
+        pub counts: SupplyCounts => inline,
+    }
+}
+
+metered! {
+    /// The memory cgroup of a VM.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct CgroupStatus {
+        /// Its directory.
+        pub path: String => label,
+        /// What it allows the whole process, in bytes.
+        pub memory_max_bytes: u64 => gauge,
+        /// What is in use of that, in bytes.
+        pub memory_current_bytes: u64 => gauge,
+    }
+}
+
+metered! {
+    /// What automatic reclaim is at.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct AutoReclaimReport {
+        /// Whether it runs.
+        pub on: bool,
+        /// Its settings as the command line takes them, if it runs.
+        pub settings: Option<String>,
+        /// What it took back since the VM started, in bytes.
+        pub evicted_bytes: u64 => counter,
+        /// Scans since the VM started.
+        pub scans: u64 => counter,
+        /// Milliseconds since the last of them.
+        pub last_scan_ms_ago: Option<u64> => gauge,
+        /// Free memory that the host still pays for, at the last scan, in bytes.
+        pub free_bytes: u64 => gauge,
+        /// How much of that stays with the guest, in bytes.
+        pub headroom_bytes: u64 => gauge,
+        /// The part of the headroom that recent installs called for, in bytes.
+        pub back_off_bytes: u64 => gauge,
+    }
+}
+
+metered! {
+    /// One vCPU.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct VcpuStatus {
+        /// Its number, from 0.
+        pub index: u32,
+        /// Why it left the guest, and how often.
+        pub exits: ExitCounts => part,
+        /// What it called for.
+        #[serde(flatten)]
+        pub counts: CallCounts => inline,
+        /// What it does now.
+        pub state: Word<VcpuState>,
+    }
+}

@@ -1,0 +1,181 @@
+//! The words of reports: an enum for each field with a fixed set of values.
+//!
+//! On the wire they are strings. [`Word`] also accepts a string that only a newer VM knows, and writes
+//! it back unchanged, so an older client still shows what it was told.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A word that this release knows, or one that only a newer VM does.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Word<T> {
+    /// A word of this release.
+    Known(T),
+    /// Any other string. It comes from the peer, so make it printable before you show it.
+    Other(String),
+}
+
+impl<T: Copy> Word<T> {
+    /// The word, if this release knows it.
+    #[must_use]
+    pub fn known(&self) -> Option<T> {
+        match self {
+            Self::Known(word) => Some(*word),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl<T> From<T> for Word<T> {
+    fn from(word: T) -> Self {
+        Self::Known(word)
+    }
+}
+
+impl<T: Default> Default for Word<T> {
+    fn default() -> Self {
+        Self::Known(T::default())
+    }
+}
+
+impl<T: PartialEq> PartialEq<T> for Word<T> {
+    fn eq(&self, word: &T) -> bool {
+        matches!(self, Self::Known(known) if known == word)
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Word<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(word) => word.fmt(f),
+            Self::Other(word) => f.pad(word),
+        }
+    }
+}
+
+/// Defines enums whose variants have one name, on the wire and for people.
+macro_rules! words {
+    ($(
+        $(#[$about:meta])*
+        $name:ident { $($(#[$what:meta])* $variant:ident = $word:tt,)* }
+    )*) => { $(
+        $(#[$about])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$what])* #[serde(rename = $word)] $variant,)*
+        }
+
+        impl $name {
+            /// Its name, on the wire and for people.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+    )* };
+}
+
+words! {
+    /// Where a guest says what it does with its memory.
+    #[derive(Default)]
+    GuestSays {
+        /// In the table that it shares with the host: true at any moment, if it is honest.
+        #[default]
+        Table = "table",
+        /// By the balloon's statistics: true when they were sent, if it is honest.
+        Statistics = "statistics",
+        /// It says nothing, or said so too long ago.
+        Nowhere = "nowhere",
+    }
+
+    /// What sees a guest touch memory that it does not have.
+    #[derive(Default)]
+    Enforcement {
+        /// A userfaultfd, in the act.
+        #[default]
+        Userfaultfd = "userfaultfd",
+        /// Audits, afterwards.
+        Audit = "audit",
+        /// Nothing: with a device there is no such memory.
+        None = "none",
+    }
+
+    /// How a VM's memory is made smaller and larger.
+    #[derive(Default)]
+    ElasticKind {
+        /// By the table that guest and host share.
+        #[default]
+        Llfree = "llfree",
+        /// By a virtio-balloon of 4 KiB pages.
+        Balloon = "balloon",
+        /// By a virtio-balloon of 2 MiB pages.
+        BalloonHuge = "balloon-huge",
+        /// By virtio-mem.
+        VirtioMem = "virtio-mem",
+        /// Not at all.
+        None = "none",
+    }
+
+    /// What a vCPU does now.
+    #[derive(Default)]
+    VcpuState {
+        /// It runs the guest, or serves a call of it.
+        #[default]
+        Running = "running",
+        /// It waits for a command.
+        Waiting = "waiting",
+    }
+
+    /// What the samples of a measurement count.
+    #[derive(Default)]
+    SampleUnit {
+        /// Nanoseconds.
+        #[default]
+        Nanoseconds = "ns",
+        /// Megabytes a second.
+        MegabytesPerSecond = "MB/s",
+        /// Units of work in a quantum.
+        Work = "units",
+    }
+
+    /// How a guest command ended; the worst of the vCPUs' outcomes.
+    GuestOutcome {
+        /// As asked.
+        Ok = "ok",
+        /// The guest held less than it was to free, and freed all of it.
+        FellShort = "fell_short",
+        /// The guest ran out of memory on the way.
+        OutOfMemory = "out_of_memory",
+        /// The host refused to put memory behind a frame.
+        InstallFailed = "install_failed",
+        /// A page held something else than its stamp.
+        Corrupt = "corrupt",
+        /// The guest does not know the command, or answered nonsense.
+        Unknown = "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_of_a_newer_vm_is_read_shown_and_passed_on() {
+        let word: Word<VcpuState> = serde_json::from_str("\"paused\"").expect("lenient");
+        assert_eq!((word.known(), word.to_string().as_str()), (None, "paused"));
+        assert_eq!(serde_json::to_string(&word).expect("a string"), "\"paused\"");
+        let word: Word<VcpuState> = serde_json::from_str("\"waiting\"").expect("known");
+        assert_eq!(word, VcpuState::Waiting);
+        assert_eq!(serde_json::to_string(&word).expect("a string"), "\"waiting\"");
+        serde_json::from_str::<Word<VcpuState>>("7").expect_err("no word");
+    }
+}

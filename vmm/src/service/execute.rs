@@ -1,0 +1,136 @@
+//! What a request does to the VM, and the reply to it.
+//!
+//! Runs on the thread of the request's queue, or on the event loop if it is quick; it may wait for the
+//! guest, never for a client.
+
+use super::report::{self, micros};
+use crate::agent::AgentError;
+use crate::elastic::ResizeError;
+use crate::exit::ExitReason;
+use crate::vm::{LimitError, Vm, VmError};
+use llfree_base::choices::Switch;
+use llfree_base::error_line;
+use llfree_base::units::Bytes;
+use llfree_control::protocol::{ErrorKind, Reply, ShrinkGoal};
+use llfree_control::report::{AutoReclaimReport, FindingReport, ReclaimReport, ResizeReport, ValidateReport};
+use llfree_monitor::Finding;
+use llfree_monitor::auto::SwitchError;
+use shared_layout::HUGE_SIZE;
+use std::time::{Duration, Instant};
+
+/// Requests that move memory between guest and host.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Resizing {
+    /// Lower the limit; wait this long for the guest.
+    Shrink { goal: ShrinkGoal, wait: Duration },
+    /// Raise the limit.
+    Grow { to_bytes: u64 },
+    /// Take the memory behind free frames, at most this many bytes.
+    Reclaim { bytes: Option<u64> },
+}
+
+/// The reply to a request that succeeded, or the error reply to one that failed.
+pub(super) fn answer(result: Result<Reply, VmError>) -> Reply {
+    result.unwrap_or_else(|error| {
+        let kind = match &error {
+            VmError::Size(_) | VmError::Order(_) | VmError::Resize(_) => ErrorKind::Refused,
+            VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
+            VmError::Agent(_) => ErrorKind::Guest,
+            VmError::Ended(ExitReason::Exited(0)) => ErrorKind::Stopping,
+            VmError::Ended(_) => ErrorKind::Crashed,
+            VmError::AutoReclaim(SwitchError::KeepTooLarge(_)) => ErrorKind::Refused,
+            VmError::Monitor(_) | VmError::AutoReclaim(SwitchError::Thread(_)) | VmError::Cgroup(_) => {
+                ErrorKind::Internal
+            }
+        };
+        Reply::error(kind, error_line(&error))
+    })
+}
+
+/// Carries out a resize or a reclaim. A shrink that is only waiting stops when it is `superseded`.
+pub(super) fn resize(vm: &Vm, job: Resizing, superseded: &dyn Fn() -> bool) -> Reply {
+    answer(match job {
+        Resizing::Shrink { goal, wait } => shrink(vm, goal, wait, superseded).map(Reply::Resize),
+        Resizing::Grow { to_bytes } => {
+            vm.grow(to_bytes).map(|resize| Reply::Resize(report::resize_report(vm, &resize, "")))
+        }
+        Resizing::Reclaim { bytes } => reclaim(vm, bytes).map(Reply::Reclaim),
+    })
+}
+
+fn shrink(vm: &Vm, goal: ShrinkGoal, wait: Duration, superseded: &dyn Fn() -> bool) -> Result<ResizeReport, VmError> {
+    let target = target(vm, goal)?;
+    // A device's driver needs time in any case: as long as it gets somewhere, unless people
+    // say how long.
+    let more = |elapsed| elapsed < wait || wait.is_zero() && vm.elastic().is_moving(elapsed);
+    let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
+    let advice = match () {
+        () if superseded() => "another resize took over",
+        () if vm.shares_table() && !vm.elastic().status().driven => "it has no driver for its device",
+        () => "free memory in the guest",
+    };
+    Ok(report::resize_report(vm, &resize, advice))
+}
+
+fn reclaim(vm: &Vm, bytes: Option<u64>) -> Result<ReclaimReport, VmError> {
+    let monitor = vm.elastic().table().ok_or(ResizeError::NoReclaim(vm.config().elastic.name()))?;
+    let start = Instant::now();
+    let frames = bytes.map_or(u32::MAX, |bytes| u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX));
+    let pass = monitor.evict(frames)?;
+    Ok(ReclaimReport {
+        huge_frames: pass.frames.into(),
+        freed_bytes: u64::from(pass.discarded) * HUGE_SIZE,
+        duration_us: micros(start.elapsed()),
+    })
+}
+
+fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
+    let limit = vm.limit();
+    // A balloon of small pages may have left it anywhere.
+    let whole = |bytes: u64| bytes - bytes % HUGE_SIZE;
+    match goal {
+        ShrinkGoal::ToBytes(to) => Ok(to),
+        ShrinkGoal::ByBytes(by) => match limit.checked_sub(by).map(whole) {
+            Some(0) => Err(LimitError::ShrinkByAll { by: Bytes(by) }.into()),
+            None => Err(LimitError::ShrinkByMore { by: Bytes(by), limit: Bytes(limit) }.into()),
+            Some(left) => Ok(left),
+        },
+    }
+}
+
+/// Switches automatic reclaim.
+///
+/// # Errors
+/// A VM with a device instead of the shared table, settings that keep more than its memory, or a host
+/// that has no thread to give.
+pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmError> {
+    vm.config().elastic.way().check_switch(switch)?;
+    vm.auto_reclaim().switch(switch)?;
+    Ok(report::auto_report(&vm.auto_reclaim().status()))
+}
+
+/// Checks that no frame is lost or owned twice, by all that the host can know. Repairs nothing.
+///
+/// # Errors
+/// A VM with a device instead of the shared table, or a kernel that does not answer.
+pub fn validate(vm: &Vm) -> Result<ValidateReport, VmError> {
+    let monitor = vm.tracked("validation")?;
+    let start = Instant::now();
+    let seen = monitor.validate()?;
+    let finding = |finding: &Finding| FindingReport {
+        check: finding.check.into(),
+        count: finding.count,
+        first_frames: finding.first.iter().map(|huge| huge.0).collect(),
+        guest_can_cause: finding.check.is_claim(),
+        wording: finding.check.meaning().to_owned(),
+    };
+    Ok(ValidateReport {
+        clean: seen.findings.is_empty(),
+        huge_frames: seen.census.huge_frames,
+        held: seen.census.held,
+        evicted: seen.census.evicted,
+        installed: seen.census.installed,
+        findings: seen.findings.iter().map(finding).collect(),
+        duration_us: micros(start.elapsed()),
+    })
+}

@@ -1,0 +1,92 @@
+//! Requests from the control socket, carried out.
+//!
+//! [`Service::dispatch`] runs on the event loop and only sorts: whatever may take long goes to one of
+//! three threads, each with its own queue.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `queues` | the threads, their queues, and audits between jobs |
+//! | `execute` | what a request does to the VM, and the reply to it |
+//! | `report` | the VM's state and what it did, as the protocol reports them |
+
+mod execute;
+mod queues;
+mod report;
+
+pub use execute::{auto_reclaim, validate};
+pub use report::{resize_report, status};
+
+use crate::agent::AgentError;
+use crate::vm::Vm;
+use execute::{Resizing, answer};
+use llfree_control::protocol::{Reply, Request};
+use llfree_control::server::Responder;
+use queues::{Look, Queues};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The threads that carry requests out. Dropping it ends them, after what they are at.
+pub struct Service {
+    vm: Arc<Vm>,
+    name: String,
+    /// `None` once they have ended.
+    queues: Mutex<Option<Queues>>,
+}
+
+impl Service {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// If the host has no thread to give.
+    pub fn start(vm: Arc<Vm>, name: &str) -> std::io::Result<Self> {
+        let queues = Mutex::new(Some(Queues::start(&vm, name)?));
+        Ok(Self { vm, name: name.to_owned(), queues })
+    }
+
+    /// Answers a request, or hands it to the thread that will. True if the VM is to stop.
+    pub fn dispatch(&self, request: Request, responder: Responder) -> bool {
+        if let Some(end) = self.vm.ended() {
+            responder.answer(&answer(Err(end.into())));
+            return false;
+        }
+        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(queues) = queues.as_ref() else {
+            responder.answer(&answer(Err(AgentError::Gone.into())));
+            return false;
+        };
+        match request {
+            Request::Ping => responder.answer(&Reply::Pong { name: self.name.clone(), pid: std::process::id() }),
+            Request::Stop => {
+                responder.answer(&Reply::Stopping);
+                return true;
+            }
+            Request::AutoReclaim { settings } => {
+                responder.answer(&answer(auto_reclaim(&self.vm, settings).map(Reply::AutoReclaim)));
+            }
+            Request::Status => queues.look(Look::Status, responder),
+            Request::Validate => queues.look(Look::Validate, responder),
+            Request::Shrink { goal, wait_ms } => {
+                queues.resize(Resizing::Shrink { goal, wait: Duration::from_millis(wait_ms) }, responder);
+            }
+            Request::Grow { to_bytes } => queues.resize(Resizing::Grow { to_bytes }, responder),
+            Request::Reclaim { bytes } => queues.resize(Resizing::Reclaim { bytes }, responder),
+            Request::Guest(command) => queues.guest(command, responder),
+        }
+        false
+    }
+
+    /// Ends the threads, after what they are at: every request has its answer then. Call it when
+    /// the VM has stopped, or they may be at something for long.
+    pub fn finish(&self) {
+        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(queues) = queues {
+            queues.finish();
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}

@@ -1,0 +1,163 @@
+//! The threads that carry out what may take long, and their queues.
+//!
+//! One thread each for resizes, guest commands and reports, so that a status is answered while the
+//! guest churns and a shrink waits for neither. Each queue has its own job type, so a job cannot end
+//! up on the wrong thread. Every job is answered: by its thread, or, if that is gone, by its responder
+//! when it is dropped. Between jobs, the reports thread audits the guest's memory.
+
+use super::execute::{self, Resizing, answer};
+use super::report;
+use crate::roles;
+use crate::vm::Vm;
+use llfree_base::thread::Role;
+use llfree_base::{RateLimit, error_line, faults};
+use llfree_control::protocol::{GuestRequest, Reply};
+use llfree_control::server::Responder;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Between two audits, while they are cheap: how long a guest may use what it does not have.
+const AUDIT_PAUSE: Duration = Duration::from_secs(1);
+/// The same where an audit costs 5 ms or more, as with much memory on kernels before 6.7.
+const LONGEST_AUDIT_PAUSE: Duration = Duration::from_secs(10);
+/// Pause for each unit of time that an audit took: at most 1/2000 of a CPU.
+const PAUSE_PER_AUDIT: u32 = 2000;
+
+/// Requests that change nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Look {
+    /// All the numbers.
+    Status,
+    /// Is any frame lost, or owned twice?
+    Validate,
+}
+
+/// Jobs for one thread, in their order.
+struct Queue<J>(Sender<(J, Responder)>);
+
+impl<J: Send + 'static> Queue<J> {
+    /// Starts the thread that serves the queue until its sender is dropped.
+    fn start(
+        vm: &Arc<Vm>,
+        threads: &mut Vec<JoinHandle<()>>,
+        name: &str,
+        role: Role,
+        serve: impl FnOnce(&Vm, &Receiver<(J, Responder)>) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (sender, jobs) = channel();
+        let of_thread = vm.clone();
+        threads.push(vm.config().threads.spawn(name, role, move || serve(&of_thread, &jobs))?);
+        Ok(Self(sender))
+    }
+
+    fn push(&self, job: J, responder: Responder) {
+        // If the thread is gone, the job is dropped, and its responder tells the client.
+        let _ = self.0.send((job, responder));
+    }
+}
+
+/// The three queues and their threads.
+pub(super) struct Queues {
+    resizes: Queue<Resizing>,
+    guest: Queue<GuestRequest>,
+    looks: Queue<Look>,
+    threads: Vec<JoinHandle<()>>,
+    /// Resizes in the queue: a shrink that is only waiting for its guest makes way for them.
+    queued_resizes: Arc<AtomicUsize>,
+}
+
+impl Queues {
+    /// Starts the threads. `name` is the VM's.
+    pub(super) fn start(vm: &Arc<Vm>, name: &str) -> io::Result<Self> {
+        let queued_resizes = Arc::new(AtomicUsize::new(0));
+        let (queued, name) = (queued_resizes.clone(), name.to_owned());
+        let mut threads = Vec::new();
+        let resizes = Queue::start(vm, &mut threads, "resizes", roles::RESIZES, move |vm, jobs| {
+            serve(jobs, |job| {
+                queued.fetch_sub(1, Ordering::Relaxed);
+                execute::resize(vm, job, &|| queued.load(Ordering::Relaxed) > 0)
+            });
+        })?;
+        let guest = Queue::start(vm, &mut threads, "guest-commands", roles::GUEST_COMMANDS, |vm, jobs| {
+            serve(jobs, |command: GuestRequest| answer(vm.run_guest(&command).map(Reply::Guest)));
+        })?;
+        let looks = Queue::start(vm, &mut threads, "reports", roles::REPORTS, move |vm, jobs| {
+            look_and_audit(vm, &name, jobs);
+        })?;
+        Ok(Self { resizes, guest, looks, threads, queued_resizes })
+    }
+
+    pub(super) fn resize(&self, job: Resizing, responder: Responder) {
+        self.queued_resizes.fetch_add(1, Ordering::Relaxed);
+        self.resizes.push(job, responder);
+    }
+
+    pub(super) fn guest(&self, command: GuestRequest, responder: Responder) {
+        self.guest.push(command, responder);
+    }
+
+    pub(super) fn look(&self, job: Look, responder: Responder) {
+        self.looks.push(job, responder);
+    }
+
+    /// Ends the threads, after what they are at.
+    pub(super) fn finish(self) {
+        let Self { resizes, guest, looks, threads, .. } = self;
+        // Without senders the threads run out of jobs.
+        drop((resizes, guest, looks));
+        for thread in threads {
+            if thread.join().is_err() {
+                log::error!("a thread of the control service panicked");
+            }
+        }
+    }
+}
+
+/// Carries out one job after the other.
+fn serve<J>(jobs: &Receiver<(J, Responder)>, mut execute: impl FnMut(J) -> Reply) {
+    for (job, responder) in jobs {
+        if faults::point(faults::THREAD_DEATH).is_err() {
+            return;
+        }
+        responder.answer(&execute(job));
+    }
+}
+
+/// The reports thread. A status audits on its own; the audits in between find a guest that uses memory it
+/// does not have even if nobody asks.
+fn look_and_audit(vm: &Vm, name: &str, jobs: &Receiver<(Look, Responder)>) {
+    let failures = RateLimit::default();
+    let mut pause = AUDIT_PAUSE;
+    loop {
+        match jobs.recv_timeout(pause) {
+            Ok((Look::Validate, responder)) => {
+                responder.answer(&answer(execute::validate(vm).map(Reply::Validate)));
+            }
+            Ok((Look::Status, responder)) => {
+                if faults::point(faults::THREAD_DEATH).is_err() {
+                    return;
+                }
+                responder.answer(&answer(report::status(vm, name).map(|report| Reply::Status(Box::new(report)))));
+            }
+            Err(RecvTimeoutError::Timeout) => pause = audit(vm, &failures),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+}
+
+/// Looks for memory that the guest should not have. Returns the pause until the next audit.
+fn audit(vm: &Vm, failures: &RateLimit) -> Duration {
+    let start = Instant::now();
+    if let Err(error) = vm.monitor().audit()
+        && let Some(number) = failures.tick()
+    {
+        log::warn!("the guest's memory could not be audited ({number} so far): {}", error_line(&error));
+    }
+    // A maximum that could not fall right after a shrink can by now.
+    vm.settle_cgroup();
+    start.elapsed().saturating_mul(PAUSE_PER_AUDIT).clamp(AUDIT_PAUSE, LONGEST_AUDIT_PAUSE)
+}
