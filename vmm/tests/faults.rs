@@ -14,7 +14,7 @@ use llfree_control::report::{Enforcement, GuestOutcome};
 use llfree_control::server::{ControlServer, Limits};
 use llfree_control::socket::Claim;
 use llfree_monitor::install_config::InstallConfig;
-use llfree_monitor::memory::{Backing, UseUserfaultfd};
+use llfree_monitor::memory::{Backing, MemoryError, UseUserfaultfd};
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::path::PathBuf;
 use std::sync::Arc;
