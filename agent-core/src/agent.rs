@@ -9,8 +9,8 @@ use crate::rng::Rng;
 use crate::source::{Blocks, Clock, System};
 use crate::stamp::Tags;
 use crate::tally::{Counters, Tally};
+use agent_abi::{Command, Report};
 use shared_layout::Order;
-use shared_layout::agent::{Command, Report};
 
 /// What an agent owns and did. Each method is given the system that the first one was given.
 #[derive(Debug)]
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
     use crate::fake::Model;
     use crate::source::Refusal;
-    use shared_layout::agent::{Outcome, Touch};
+    use agent_abi::{Outcome, Touch};
     use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 
     const ALL: Command = Command::Free { bytes: u64::MAX, random: false, seed: 0 };

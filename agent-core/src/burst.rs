@@ -8,8 +8,8 @@ use crate::samples::{CAPACITY, Recorder};
 use crate::source::{Blocks, Clock, Refusal, System};
 use crate::stamp::Tags;
 use crate::tally::{Counters, Tally};
+use agent_abi::Touch;
 use shared_layout::Order;
-use shared_layout::agent::Touch;
 
 /// What to do.
 #[derive(Clone, Copy, Debug)]

@@ -3,9 +3,9 @@
 use crate::samples::Recorder;
 use crate::source::{Blocks, Clock, Refusal, Source, System};
 use crate::stamp::{self, Damage, Page, Tags};
+use agent_abi::{Samples, Touch};
 use core::sync::atomic::{AtomicU64, Ordering};
 use shared_layout::Order;
-use shared_layout::agent::{Samples, Touch};
 use std::boxed::Box;
 use std::vec;
 use std::vec::Vec;

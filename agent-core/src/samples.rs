@@ -4,8 +4,8 @@
 //! is full, every second sample is dropped and only every second one kept from then on: percentiles
 //! are then of evenly spread samples, while count, mean, least and largest are of all.
 
+use agent_abi::Samples;
 use shared_layout::Order;
-use shared_layout::agent::Samples;
 
 /// Samples that an agent keeps at most: 4 MiB of them.
 pub const CAPACITY: usize = (Order::MAX.bytes() / 8) as usize;

@@ -7,8 +7,8 @@
 use crate::rng::Rng;
 use crate::samples::Recorder;
 use crate::stamp::{Damage, Tags};
+use agent_abi::{Samples, Touch};
 use shared_layout::Order;
-use shared_layout::agent::{Samples, Touch};
 
 /// Why there is no block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

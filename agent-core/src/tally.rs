@@ -2,7 +2,7 @@
 
 use crate::source::Refusal;
 use crate::stamp::Damage;
-use shared_layout::agent::{Outcome, Report, Samples};
+use agent_abi::{Outcome, Report, Samples};
 
 /// Blocks that an agent was told to allocate, and freed again, since it started.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

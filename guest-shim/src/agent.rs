@@ -9,8 +9,8 @@ use crate::host::{Doorbell, Host};
 use crate::memory::Memory;
 use crate::shared::Shared;
 use crate::steady::Steady;
+use agent_abi::{Command, Report};
 use llfree::Tenant;
-use shared_layout::agent::{Command, Report};
 
 /// One vCPU and all it owns.
 pub struct Agent<'a, D: Doorbell> {

@@ -6,9 +6,9 @@ use crate::fake_device::FakeBalloon;
 use crate::host::{Doorbell, Host};
 use crate::memory::Memory;
 use crate::{Agent, Shared};
+use agent_abi::{Command, Report};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use llfree::{Reclaim, Tenant};
-use shared_layout::agent::{Command, Report};
 use shared_layout::header::FEATURE_DEVICES;
 use shared_layout::mailbox::{Mailbox, Words};
 use shared_layout::{

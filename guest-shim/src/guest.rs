@@ -10,10 +10,10 @@ use crate::host::Doorbell;
 use crate::memory::Memory;
 use crate::samples::Store;
 use crate::shared::Shared;
+use agent_abi::{Samples, Touch};
 use agent_core::samples::Recorder;
 use agent_core::stamp::{Damage, Tags};
 use agent_core::{Refusal, Source, System};
-use shared_layout::agent::{Samples, Touch};
 use shared_layout::{ControlWord, FrameId, Order};
 
 /// The vCPU that runs the drivers.

@@ -3,8 +3,8 @@
 //! A call fills the request half of the vCPU's mailbox, rings, and reads the reply half. Words of
 //! the mailbox are accessed atomically and each is read once; the doorbell orders them.
 
+use agent_abi::{Command, Report};
 use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
-use shared_layout::agent::{Command, Report};
 use shared_layout::header::ABI_VERSION;
 use shared_layout::mailbox::{Mailbox, WORDS, Words};
 use shared_layout::{Call, HugeId, Request, Status};

@@ -51,7 +51,7 @@ impl Store {
 mod tests {
     use super::*;
     use crate::fake::Table;
-    use shared_layout::agent::Samples;
+    use agent_abi::Samples;
 
     #[test]
     fn the_store_keeps_its_block_until_it_is_released() {

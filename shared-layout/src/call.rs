@@ -36,7 +36,7 @@ macro_rules! calls {
 calls! {
     /// The guest is up and states its ABI version.
     Hello = 0x00,
-    /// Sleep until the host has work: the reply carries an [`agent`](crate::agent) command.
+    /// Sleep until the host has work: the reply carries a command for the agent in the guest.
     Wait = 0x08,
     /// The result of that command.
     Done = 0x10,
@@ -107,7 +107,7 @@ pub enum Request {
     },
     /// See [`Call::Wait`].
     Wait,
-    /// See [`Call::Done`]; the words are an [`agent::Report`](crate::agent::Report).
+    /// See [`Call::Done`]; the words are the agent's report.
     Done(Words),
     /// See [`Call::Install`].
     Install {

@@ -14,8 +14,6 @@
 //! | [`mailbox`] | one request half and one reply half a vCPU |
 //! | [`call`] | what a guest asks of its host, one enum, and the doorbell that rings it |
 //! | [`devices`] | the window of virtio-mmio pages, and what we add to the virtio standard |
-//! | [`agent`] | what a host asks of the test guest, carried by [`Call::Wait`] |
-//! | [`channel`] | the same as frames on a byte stream, for agents that are programs in a guest |
 //!
 //! The shared region, from low to high addresses, each part page aligned:
 //!
@@ -30,9 +28,7 @@
 #[cfg(test)]
 extern crate std;
 
-pub mod agent;
 pub mod call;
-pub mod channel;
 pub mod devices;
 pub mod entry;
 pub mod header;

@@ -8,8 +8,8 @@
 
 pub mod linux;
 
+use agent_abi::{Command, Outcome, Report, Samples};
 use shared_layout::Order;
-use shared_layout::agent::{Command, Outcome, Report, Samples};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -325,7 +325,7 @@ fn total_samples(parts: &[Samples]) -> Samples {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared_layout::agent::Touch;
+    use agent_abi::Touch;
 
     fn bytes(shares: &[Command]) -> Vec<u64> {
         let of = |c: &Command| match *c {

@@ -7,10 +7,10 @@
 use crate::agent::Agents;
 use crate::boot::Platform;
 use crate::exit::ExitReason;
+use agent_abi::Report;
 use llfree_base::counters::DoorbellCounters;
 use llfree_base::printable;
 use llfree_monitor::{InstallError, Monitor};
-use shared_layout::agent::Report;
 use shared_layout::header::ABI_VERSION;
 use shared_layout::mailbox::{WORDS, Words, text_bytes};
 use shared_layout::{Call, Request, Status};

@@ -1,6 +1,7 @@
 //! Real machines on /dev/kvm, through the library: the promises about memory, and a guest that
 //! writes what it likes over everything it shares with the host.
 
+use agent_abi::Command;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
 use llfree_control::report::{GuestOutcome, SampleUnit};
@@ -8,7 +9,6 @@ use llfree_monitor::InstallError;
 use llfree_monitor::OnViolation;
 use llfree_monitor::install_config::InstallConfig;
 use llfree_monitor::memory::{Backing, UseUserfaultfd};
-use shared_layout::agent::Command;
 use shared_layout::{Call, FRAME_SIZE, HUGE_SIZE, HugeId, Status};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,9 +1,9 @@
 //! Promises of the agent, checked against a host in the same process.
 
 use crate::fake::Table;
+use agent_abi::{Command, Outcome, Report, Samples, Touch};
 use core::sync::atomic::{AtomicBool, Ordering};
 use llfree::Reclaim;
-use shared_layout::agent::{Command, Outcome, Report, Samples, Touch};
 use shared_layout::mailbox::WORDS;
 use shared_layout::{ControlWord, FRAME_SIZE, FRAMES_PER_HUGE, HUGE_SIZE, Order, Status};
 use std::vec::Vec;

@@ -3,7 +3,7 @@
 use super::Devices;
 use crate::Agent;
 use crate::fake::{Bell, Table};
-use shared_layout::agent::{Command, Outcome};
+use agent_abi::{Command, Outcome};
 use shared_layout::devices::BALLOON_F_HUGE;
 use shared_layout::{ControlWord, HUGE_SIZE, Order};
 use std::boxed::Box;

@@ -6,10 +6,10 @@
 
 use super::AgentError;
 use crate::devices::console::{Port, PortError};
+use agent_abi::channel::{FRAME_BYTES, Frame};
+use agent_abi::{Command, Report};
 use llfree_base::counters::AgentCounters;
 use llfree_control::report::LinuxAgentStatus;
-use shared_layout::agent::{Command, Report};
-use shared_layout::channel::{FRAME_BYTES, Frame};
 use shared_layout::header::ABI_VERSION;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -144,8 +144,8 @@ impl LinuxAgent {
 mod tests {
     use super::*;
     use crate::devices::console::BUFFER_BYTES;
+    use agent_abi::channel::HELLO;
     use llfree_base::counters::AgentCounts;
-    use shared_layout::channel::HELLO;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 

@@ -3,9 +3,9 @@
 //! Except for its duration, everything in the report is the guest's own claim.
 
 use super::{Vm, VmError};
+use agent_abi::{Command, Outcome, Report, Touch};
 use llfree_control::protocol::{BurstTouch, GuestRequest};
 use llfree_control::report::{BadPage, GuestOutcome, GuestReport, SampleReport, SampleUnit};
-use shared_layout::agent::{Command, Outcome, Report, Touch};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
 use std::time::{Duration, Instant};
 

@@ -6,8 +6,8 @@
 use crate::process::Process;
 use crate::room::Room;
 use crate::system::{self, Meminfo};
+use agent_abi::{Command, Report};
 use shared_layout::FRAME_SIZE;
-use shared_layout::agent::{Command, Report};
 
 /// The agent and all that it owns.
 #[derive(Debug)]
@@ -33,8 +33,8 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use agent_abi::{Outcome, Touch};
     use shared_layout::Order;
-    use shared_layout::agent::{Outcome, Touch};
 
     const MIB: u64 = 1 << 20;
 

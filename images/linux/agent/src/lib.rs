@@ -1,7 +1,7 @@
 //! The agent of a Linux guest: what the host asks through the port `org.llfree.agent` it does with
 //! memory of its own, and reports.
 //!
-//! It speaks the commands and reports of [`shared_layout::agent`], which the bare-metal guest takes from its doorbell,
+//! It speaks the commands and reports of [`agent_abi`], which the bare-metal guest takes from its doorbell,
 //! and obeys them with the same code, [`agent_core`], so `llfree-vmm guest alloc 1G` means the same to both. An
 //! ordinary process: it needs root only for what it says about physical addresses, for dropping caches and for
 //! [`header`]. Running out of memory is an answer, not an end: it leaves a reserve to the system.

@@ -4,7 +4,7 @@
 //! away leaves what was allocated as it is; it may come back, and is greeted again.
 
 use crate::agent::Agent;
-use shared_layout::channel::{FRAME_BYTES, Frame, PORT_NAME};
+use agent_abi::channel::{FRAME_BYTES, Frame, PORT_NAME};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -71,8 +71,8 @@ pub fn serve(port: &mut (impl Read + Write), agent: &mut Agent) -> io::Result<()
 mod tests {
     use super::*;
     use crate::room::Room;
+    use agent_abi::{Command, Outcome};
     use shared_layout::Order;
-    use shared_layout::agent::{Command, Outcome};
     use shared_layout::header::ABI_VERSION;
     use shared_layout::mailbox::WORDS;
     use std::os::unix::net::UnixStream;

@@ -7,11 +7,11 @@
 use crate::heap::{Block, Heap};
 use crate::room::Room;
 use crate::system;
+use agent_abi::{Samples, Touch};
 use agent_core::samples::Recorder;
 use agent_core::stamp::{Damage, Tags};
 use agent_core::{Clock, Refusal, Source, System};
 use shared_layout::Order;
-use shared_layout::agent::{Samples, Touch};
 use std::time::Instant;
 
 /// Nanoseconds since the agent started.

@@ -7,9 +7,9 @@
 //! starts with a whole frame each time that the port is opened; what is left of one when it is closed
 //! is nobody's. Every frame decodes to something: nothing that a peer sends is an error here.
 
-use crate::agent::{Command, Report};
-use crate::header::ABI_VERSION;
-use crate::mailbox::{WORDS, Words};
+use crate::{Command, Report};
+use shared_layout::header::ABI_VERSION;
+use shared_layout::mailbox::{WORDS, Words};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The port's name: `/dev/virtio-ports/org.llfree.agent`, and in `/sys/class/virtio-ports/*/name`.
@@ -39,7 +39,7 @@ impl Frame {
     }
 
     /// Guest half: what to do, or `None` for a command that this guest does not know. That one is
-    /// answered as well, with [`Outcome::Unknown`](crate::agent::Outcome::Unknown).
+    /// answered as well, with [`Outcome::Unknown`](crate::Outcome::Unknown).
     #[must_use]
     pub fn to_command(&self) -> Option<Command> {
         Command::decode(&self.words)
@@ -87,11 +87,11 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::Outcome;
+    use crate::Outcome;
 
     #[test]
     fn a_command_and_its_report_survive_the_wire() {
-        let command = Command::Alloc { bytes: 1 << 30, order: crate::Order::HUGE, seed: 7 };
+        let command = Command::Alloc { bytes: 1 << 30, order: shared_layout::Order::HUGE, seed: 7 };
         let sent = Frame::command(5, &command);
         let received = Frame::from_bytes(sent.to_bytes());
         assert_eq!((received.ticket, received.to_command()), (5, Some(command)));
