@@ -17,9 +17,11 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const RUSTFLAGS: [&str; 4] =
     ["-Crelocation-model=static", "-Cno-redzone=yes", "-Cforce-unwind-tables=no", "-Ctarget-cpu=x86-64"];
 /// Sources of the guest, from the workspace's root.
-const SOURCES: [&str; 15] = [
+const SOURCES: &[&str] = &[
     "Cargo.toml",
     "Cargo.lock",
+    "guest-abi/Cargo.toml",
+    "guest-abi/src",
     "agent-abi/Cargo.toml",
     "agent-abi/src",
     "agent-core/Cargo.toml",

@@ -8,8 +8,8 @@
 //! is nobody's. Every frame decodes to something: nothing that a peer sends is an error here.
 
 use crate::{Command, Report};
-use shared_layout::header::ABI_VERSION;
-use shared_layout::mailbox::{WORDS, Words};
+use guest_abi::header::ABI_VERSION;
+use guest_abi::mailbox::{WORDS, Words};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The port's name: `/dev/virtio-ports/org.llfree.agent`, and in `/sys/class/virtio-ports/*/name`.

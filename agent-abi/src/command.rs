@@ -1,11 +1,11 @@
 //! What a host asks of the test guest, and what it hears back.
 //!
-//! A [`Command`] travels in the reply of [`Call::Wait`](shared_layout::Call::Wait) (words 1..), its
-//! [`Report`] in the request of [`Call::Done`](shared_layout::Call::Done). Each vCPU is its own agent: the
+//! A [`Command`] travels in the reply of [`Call::Wait`](guest_abi::Call::Wait) (words 1..), its
+//! [`Report`] in the request of [`Call::Done`](guest_abi::Call::Done). Each vCPU is its own agent: the
 //! host gives each a share and adds up the reports. Both directions decode totally.
 
+use guest_abi::mailbox::{WORDS, Words};
 use shared_layout::Order;
-use shared_layout::mailbox::{WORDS, Words};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Work for one vCPU.

@@ -15,7 +15,7 @@ use shared_layout::Order;
 pub enum Refusal {
     /// There is none of that order.
     OutOfMemory,
-    /// The host answered the install with this status word. [`Status::Ok`](shared_layout::Status::Ok) means that
+    /// The host answered the install with this status word. [`Status::Ok`](guest_abi::Status::Ok) means that
     /// it said yes, but the block was evicted as before.
     InstallFailed(u64),
 }

@@ -4,9 +4,10 @@
 //! touches a frame, so 256 GiB of them cost 8 MiB.
 
 use crate::frames::{FAILED, Frames, Handle};
+use guest_abi::Layout;
 use llfree::{Cpu, Host, Reclaim, Tenant};
 use memmap2::{MmapOptions, MmapRaw};
-use shared_layout::{FrameId, HugeEntry, HugeId, Layout, Order};
+use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 /// `Residency::Installed` in the host's table.
@@ -38,7 +39,7 @@ impl Tables {
     pub(crate) fn tenant(&self) -> Tenant<'_> {
         // SAFETY: a mapping is page aligned and lives as long as `self`, it has the layout's length,
         // and nobody has another view of it than those made here, which are of atomics.
-        let tenant = unsafe { Tenant::from_raw(self.region.as_mut_ptr(), &self.layout) };
+        let tenant = unsafe { Tenant::from_raw(self.region.as_mut_ptr(), &self.layout.table()) };
         tenant.recount();
         tenant
     }

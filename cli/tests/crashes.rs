@@ -5,9 +5,9 @@ mod common;
 
 use common::image::{HLT, Image, LOOP, NOP, NULL_READ, UD2, call, hello, ring, say};
 use common::{Output, Process, Scratch, Vm, need_kvm, number, wait_for};
+use guest_abi::Call;
+use guest_abi::header::ABI_VERSION;
 use rustix::process::Signal;
-use shared_layout::Call;
-use shared_layout::header::ABI_VERSION;
 
 /// Runs an image as a guest with one vCPU until it ends by itself.
 #[track_caller]

@@ -6,7 +6,7 @@
 //! is the business of `memory`, and what is asked ahead stays free for anybody.
 
 use shared_layout::Order;
-use shared_layout::header::HUGE_PER_TREE;
+use shared_layout::table::HUGE_PER_TREE;
 
 /// The largest window in huge frames: 64 MiB, a tree, and what the host installs in one batch.
 const MOST: u32 = HUGE_PER_TREE;

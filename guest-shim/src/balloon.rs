@@ -11,8 +11,8 @@ use crate::records::{Record, Records};
 use crate::reported::Reported;
 use crate::stamp::Tag;
 use crate::virtio::{Broken, Buffer, Device, Queue, page_number};
+use guest_abi::devices::BALLOON_F_HUGE;
 use llfree::Allocation;
-use shared_layout::devices::BALLOON_F_HUGE;
 use shared_layout::{FRAME_SIZE, FRAMES_PER_HUGE, FrameId, HUGE_SIZE, HugeId, Order};
 
 /// Its number in the standard.

@@ -15,9 +15,10 @@ use crate::shared::{PAGE_WORDS, Shared};
 use crate::virtio::{Broken, Device};
 use agent_core::Clock as _;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
-use shared_layout::header::FEATURE_DEVICES;
-use shared_layout::{ControlWord, FrameId};
+use guest_abi::ControlWord;
+use guest_abi::devices::{DEVICE_BYTES, DEVICE_SLOTS};
+use guest_abi::header::FEATURE_DEVICES;
+use shared_layout::FrameId;
 use spin::Mutex;
 
 /// How long a turn of the drivers lasts.

@@ -8,12 +8,11 @@ use crate::memory::Memory;
 use crate::{Agent, Shared};
 use agent_abi::{Command, Report};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use guest_abi::header::FEATURE_DEVICES;
+use guest_abi::mailbox::{Mailbox, Words};
+use guest_abi::{ControlWord, Header, Layout, Request, Status};
 use llfree::{Reclaim, Tenant};
-use shared_layout::header::FEATURE_DEVICES;
-use shared_layout::mailbox::{Mailbox, Words};
-use shared_layout::{
-    ControlWord, FRAME_SIZE, FRAMES_PER_HUGE, FrameId, HUGE_SIZE, Header, HugeEntry, HugeId, Layout, Request, Status,
-};
+use shared_layout::{FRAME_SIZE, FRAMES_PER_HUGE, FrameId, HUGE_SIZE, HugeEntry, HugeId};
 use std::alloc::{self, Layout as HeapLayout};
 use std::boxed::Box;
 use std::collections::VecDeque;
@@ -123,7 +122,7 @@ impl Table {
 
     pub(crate) fn tenant(&self) -> Tenant<'_> {
         // SAFETY: the region is laid out so and lives as long as self.
-        unsafe { Tenant::from_raw(self.base, &self.layout) }
+        unsafe { Tenant::from_raw(self.base, &self.layout.table()) }
     }
 
     pub(crate) fn shared(&self) -> Shared {
@@ -292,15 +291,15 @@ pub(crate) struct Bell<'a> {
 }
 
 impl Doorbell for Bell<'_> {
-    fn ring(&mut self, call: shared_layout::Call) {
+    fn ring(&mut self, call: guest_abi::Call) {
         let mailbox = self.table.shared().mailbox(self.vcpu).expect("a vCPU");
         // SAFETY: this vCPU's mailbox; the vCPU stands still while its doorbell rings.
         let mailbox: &mut Mailbox = unsafe { &mut *mailbox };
         let vcpu = self.vcpu as usize;
-        let mut reply = [0; shared_layout::mailbox::WORDS];
+        let mut reply = [0; guest_abi::mailbox::WORDS];
         let status = match Request::decode(call, &mailbox.request).expect("well-formed") {
             Request::Hello { abi_version } => {
-                assert_eq!(abi_version, shared_layout::header::ABI_VERSION);
+                assert_eq!(abi_version, guest_abi::header::ABI_VERSION);
                 self.table.hellos.fetch_add(1, Ordering::Relaxed);
                 Status::Ok
             }

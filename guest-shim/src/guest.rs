@@ -14,7 +14,8 @@ use agent_abi::{Samples, Touch};
 use agent_core::samples::Recorder;
 use agent_core::stamp::{Damage, Tags};
 use agent_core::{Refusal, Source, System};
-use shared_layout::{ControlWord, FrameId, Order};
+use guest_abi::ControlWord;
+use shared_layout::{FrameId, Order};
 
 /// The vCPU that runs the drivers.
 const DRIVER_VCPU: u32 = 0;

@@ -5,9 +5,10 @@
 
 use agent_abi::{Command, Report};
 use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
-use shared_layout::header::ABI_VERSION;
-use shared_layout::mailbox::{Mailbox, WORDS, Words};
-use shared_layout::{Call, HugeId, Request, Status};
+use guest_abi::header::ABI_VERSION;
+use guest_abi::mailbox::{Mailbox, WORDS, Words};
+use guest_abi::{Call, Request, Status};
+use shared_layout::HugeId;
 
 /// What makes the host look at a vCPU's mailbox, or answer for a device.
 pub trait Doorbell {

@@ -11,10 +11,10 @@
 use core::arch::{asm, global_asm};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use guest_abi::header::{ABI_VERSION, MAX_VCPUS, NOTE_NAME, NOTE_TYPE};
+use guest_abi::{Call, Request};
 use guest_shim::{Agent, Devices, Doorbell, Host, Shared, Text};
 use llfree::Tenant;
-use shared_layout::header::{ABI_VERSION, MAX_VCPUS, NOTE_NAME, NOTE_TYPE};
-use shared_layout::{Call, Request};
 
 /// Bytes of the stack that the VMM gives each vCPU.
 const STACK_BYTES: u64 = 64 << 10;
@@ -85,7 +85,7 @@ extern "C" fn start(header: *mut u8, vcpu: u64, stack: u64) -> ! {
         _ => panic!("vCPU {vcpu} entered, the header counts {vcpus}"),
     };
     // SAFETY: the layout is that of a checked header; host and guest access the parts atomically.
-    let tenant = unsafe { Tenant::from_raw(shared.base(), shared.layout()) };
+    let tenant = unsafe { Tenant::from_raw(shared.base(), &shared.layout().table()) };
     if vcpu == 0 {
         tenant.recount();
     } else {

@@ -9,8 +9,9 @@ use crate::host::{Doorbell, Host};
 use crate::reported::Reported;
 use crate::shared::{Page, Ram};
 use agent_core::Refusal;
+use guest_abi::Status;
 use llfree::{Allocation, Block, Cpu, EvictedBlock, Stats, Tenant};
-use shared_layout::{FrameId, HugeEntry, HugeId, Order, Status};
+use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// How often a [`Relief`] is asked for one allocation.
 const RELIEFS: u32 = 32;

@@ -10,7 +10,7 @@ use crate::memory::Memory;
 use crate::shared::PAGE_WORDS;
 use crate::stamp::{TAG_BITS, Tag};
 use agent_core::Refusal;
-use shared_layout::header::MAX_HUGE_FRAMES;
+use shared_layout::table::MAX_HUGE_FRAMES;
 use shared_layout::{FRAMES_PER_HUGE, FrameId, Order};
 
 const FRAME_BITS: u32 = 34;

@@ -5,9 +5,10 @@
 
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU64, Ordering};
-use shared_layout::header::HeaderError;
-use shared_layout::mailbox::Mailbox;
-use shared_layout::{ControlWord, FRAME_SIZE, FRAMES_PER_HUGE, FrameId, Header, Layout, Order};
+use guest_abi::header::HeaderError;
+use guest_abi::mailbox::Mailbox;
+use guest_abi::{ControlWord, Header, Layout};
+use shared_layout::{FRAME_SIZE, FRAMES_PER_HUGE, FrameId, Order};
 
 /// 64-bit words in a page.
 pub(crate) const PAGE_WORDS: usize = (FRAME_SIZE / 8) as usize;

@@ -1,7 +1,7 @@
 //! [`Text`]: a message on the stack, for a guest whose only allocator hands out pages.
 
 use core::fmt;
-use shared_layout::mailbox::{TEXT_BYTES, Words, pack_text};
+use guest_abi::mailbox::{TEXT_BYTES, Words, pack_text};
 
 /// As much text as a mailbox carries; what is too long is cut at a character.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ impl fmt::Write for Text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared_layout::mailbox::text_bytes;
+    use guest_abi::mailbox::text_bytes;
 
     #[test]
     fn a_message_reaches_the_mailbox_whole_or_cut_at_a_character() {

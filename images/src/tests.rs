@@ -1,10 +1,10 @@
 //! Promises of the embedded guest that its loader and the machines it runs on rely on.
 
 use super::SHIM_ELF;
+use guest_abi::header::{ABI_VERSION, NOTE_NAME, NOTE_TYPE};
 use object::elf::{self, FileHeader64, ProgramHeader64};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{LittleEndian, Object, ObjectSymbol};
-use shared_layout::header::{ABI_VERSION, NOTE_NAME, NOTE_TYPE};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 
 fn header() -> &'static FileHeader64<LittleEndian> {

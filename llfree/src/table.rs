@@ -11,7 +11,7 @@ use crate::sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use crate::tenant::Tenant;
 use core::fmt;
 use shared_layout::table::TABLE_ALIGN;
-use shared_layout::{HugeEntry, Layout, TableLayout};
+use shared_layout::{HugeEntry, TableLayout};
 
 /// The state that a table begins in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -157,13 +157,13 @@ impl<'a> Tenant<'a> {
     /// is there: one of the guest's CPUs [recounts](Self::recount) before the first allocation.
     ///
     /// # Safety
-    /// `layout` must come from [`Layout::new`] or a checked header, unchanged, and
+    /// `layout` must be as [`TableLayout`] made it, or a VMM's checked header, unchanged, and
     /// `base` must be page aligned and point to `layout.total` bytes that stay mapped for `'a` and
     /// that every party (this one, other CPUs, the host) accesses as atomics only.
     #[must_use]
-    pub unsafe fn from_raw(base: *mut u8, layout: &Layout) -> Self {
+    pub unsafe fn from_raw(base: *mut u8, layout: &TableLayout) -> Self {
         // SAFETY: by the caller's contract.
-        let tenant = unsafe { Parts::of(base, &layout.table()) }.tenant();
+        let tenant = unsafe { Parts::of(base, layout) }.tenant();
         tenant.expect("all lengths were computed from one number, at most MAX_HUGE_FRAMES")
     }
 }

@@ -6,7 +6,7 @@ mod common;
 use common::{Table, order, ready};
 use llfree::{AllocError, Allocation, Contradiction, FreeError, Host, Part, Reclaim, Refused, Residency};
 use llfree::{TableError, Tenant, Violation};
-use shared_layout::header::MAX_HUGE_FRAMES;
+use shared_layout::table::MAX_HUGE_FRAMES;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 

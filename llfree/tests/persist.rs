@@ -206,7 +206,7 @@ fn create_refuses_what_does_not_fit() {
         let text = error.to_string();
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     };
-    let max = shared_layout::header::MAX_HUGE_FRAMES;
+    let max = shared_layout::table::MAX_HUGE_FRAMES;
     for huge in [0, max + 1, u32::MAX] {
         assert_eq!(region_bytes(huge), None);
         let words = [&*huge.to_string(), &max.to_string()];
@@ -266,7 +266,7 @@ fn open_refuses_other_versions_with_both_numbers() {
 #[test]
 fn open_refuses_a_geometry_that_contradicts_itself() {
     let mut memory = Region::closed();
-    for huge in [0, u64::from(shared_layout::header::MAX_HUGE_FRAMES) + 1, u64::MAX] {
+    for huge in [0, u64::from(shared_layout::table::MAX_HUGE_FRAMES) + 1, u64::MAX] {
         memory.set(16, huge);
         refuses(memory.region(), OpenError::HugeFrames(huge), &[&huge.to_string()]);
     }

@@ -6,8 +6,8 @@
 use llfree::{Allocation, Tenant};
 use llfree_base::thread::Spawner;
 use llfree_monitor::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
-use llfree_monitor::{Monitor, Occupied, Region, Table};
-use shared_layout::{HUGE_SIZE, Layout, Order};
+use llfree_monitor::{Monitor, Region, Table, TenantStart};
+use shared_layout::{HUGE_SIZE, Order, TableLayout};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use vm_memory::{Bytes, GuestAddress};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let ram = Arc::new(GuestRam::new(32 * HUGE_SIZE, Backing::Memfd)?);
-    let layout = Layout::new(ram.huge_frames(), 1).ok_or("32 huge frames are a table")?;
+    let layout = TableLayout::new(ram.huge_frames()).ok_or("32 huge frames are a table")?;
     let region = Arc::new(Region::anonymous(layout.total as usize)?);
     let table = Table::new(region.clone(), layout)?;
     table.clear();
     let supply = Supply::new(ram.clone(), PoolConfig::default(), UseUserfaultfd::Auto, &Spawner::default())?;
-    let monitor = Monitor::new(ram.clone(), supply, table, Occupied::default())?;
+    let monitor = Monitor::new(ram.clone(), supply, table, TenantStart::default())?;
     // SAFETY: the region is as long as the layout says, outlives the tenant, and is reached through atomics only.
     let tenant = unsafe { Tenant::from_raw(region.host_address() as *mut u8, &layout) };
     tenant.recount();

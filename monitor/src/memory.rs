@@ -33,7 +33,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags};
 use serde::{Deserialize, Serialize};
-use shared_layout::header::MAX_HUGE_FRAMES;
+use shared_layout::table::MAX_HUGE_FRAMES;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::io;
 use std::ops::Range;

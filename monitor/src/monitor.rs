@@ -29,7 +29,7 @@ use llfree::{Census, Claim, Host, Residency};
 use llfree_base::counters::MonitorCounters;
 use llfree_base::metrics::Gauge;
 use llfree_base::{RateLimit, lock};
-use shared_layout::{ControlWord, HugeEntry, HugeId};
+use shared_layout::{HostWord, HugeEntry, HugeId};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -62,10 +62,12 @@ impl std::ops::AddAssign for Pass {
     }
 }
 
-/// Huge frames that no tenant finds free at the start.
+/// What a tenant starts with.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Occupied {
-    /// Nobody may use these: allocated for ever, without memory.
+pub struct TenantStart {
+    /// Its threads that may touch memory at once, such as vCPUs.
+    pub threads: u32,
+    /// Nobody may use these frames: allocated for ever, without memory.
     pub unusable: Range<u32>,
     /// These are the tenant's and have memory, such as those of a guest's image.
     pub installed: Range<u32>,
@@ -152,12 +154,12 @@ impl Monitor {
     ///
     /// # Errors
     /// If there is no memory for what is installed.
-    pub fn new(ram: Arc<GuestRam>, supply: Supply, table: Table, occupied: Occupied) -> Result<Self, MemoryError> {
+    pub fn new(ram: Arc<GuestRam>, supply: Supply, table: Table, start: TenantStart) -> Result<Self, MemoryError> {
         let residency = (0..ram.huge_frames()).map(|_| AtomicU8::new(Residency::Evicted as u8)).collect();
         let monitor = Self {
             ram,
             supply,
-            lent: Lent::new(table.layout().vcpus),
+            lent: Lent::new(start.threads),
             table,
             residency,
             passes: Mutex::new(HugeId(0)),
@@ -177,10 +179,10 @@ impl Monitor {
                 word.store(entry.bits(), Ordering::Relaxed);
             }
         };
-        for huge in occupied.unusable {
+        for huge in start.unusable {
             claim_for_guest(huge, HugeEntry::HUGE_EVICTED);
         }
-        for huge in occupied.installed {
+        for huge in start.installed {
             monitor.supply.install(HugeId(huge), 1).map_err(|short| short.error)?;
             claim_for_guest(huge, HugeEntry::HUGE_INSTALLED);
             monitor.residency[huge as usize].store(Residency::Installed as u8, Ordering::Relaxed);
@@ -199,10 +201,10 @@ impl Monitor {
         ram: Arc<GuestRam>,
         supply: Supply,
         table: Table,
-        occupied: Occupied,
+        start: TenantStart,
         kept_back: Range<u32>,
     ) -> Result<Self, MemoryError> {
-        let monitor = Self::new(ram, supply, table, occupied)?;
+        let monitor = Self::new(ram, supply, table, start)?;
         for (huge, (word, r)) in monitor.table.entries().iter().zip(&monitor.residency).enumerate() {
             let free = word.load(Ordering::Relaxed) == HugeEntry::FREE_EVICTED.bits();
             let kept = !free || kept_back.contains(&(huge as u32));
@@ -281,13 +283,13 @@ impl Monitor {
 
     fn set_wanted(&self, huge_frames: u64) {
         self.wanted.set(huge_frames);
-        self.table.set_control(ControlWord::Wanted, huge_frames);
+        self.table.set_control(HostWord::Wanted, huge_frames);
     }
 
     fn publish_limit(&self) {
         let limit = u64::from(self.limit());
         self.published_limit.set(limit);
-        self.table.set_control(ControlWord::Limit, limit);
+        self.table.set_control(HostWord::Limit, limit);
     }
 }
 

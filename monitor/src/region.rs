@@ -3,7 +3,7 @@
 //! Once the tenant runs, the host treats all of them as the tenant's claims: they are read word by
 //! word, through atomics, each word once, and no offset or count is ever taken from them.
 
-use shared_layout::{ControlWord, HugeEntry, Layout};
+use shared_layout::{HostWord, HugeEntry, TableLayout};
 use std::io;
 use std::slice;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ impl Region {
 #[derive(Clone, Debug)]
 pub struct Table {
     region: Arc<Region>,
-    layout: Layout,
+    layout: TableLayout,
 }
 
 /// A region that is too small for its table.
@@ -93,7 +93,7 @@ impl Table {
     ///
     /// # Errors
     /// If the region is smaller than the layout.
-    pub fn new(region: Arc<Region>, layout: Layout) -> Result<Self, RegionTooSmall> {
+    pub fn new(region: Arc<Region>, layout: TableLayout) -> Result<Self, RegionTooSmall> {
         let (bytes, needed) = (region.bytes(), layout.total);
         if needed > bytes as u64 {
             return Err(RegionTooSmall { bytes, needed, huge_frames: layout.huge_frames });
@@ -110,7 +110,7 @@ impl Table {
 
     /// Where the parts of the table lie.
     #[must_use]
-    pub fn layout(&self) -> &Layout {
+    pub fn layout(&self) -> &TableLayout {
         &self.layout
     }
 
@@ -127,16 +127,16 @@ impl Table {
     }
 
     /// Tells the tenant a control word. What it reads later is the tenant's claim, not ours.
-    pub fn set_control(&self, word: ControlWord, value: u64) {
+    pub fn set_control(&self, word: HostWord, value: u64) {
         // Release: a tenant that sees a new return epoch sees the entries that it stands for.
-        self.region.word(word.offset()).store(value, Ordering::Release);
+        self.region.word(self.layout.host_word(word)).store(value, Ordering::Release);
     }
 
     /// What a control word says now: a claim, for the tenant can write it too. To compare with the
     /// host's own copy, and for nothing else.
     #[must_use]
-    pub fn claimed_control(&self, word: ControlWord) -> u64 {
-        self.region.word(word.offset()).load(Ordering::Relaxed)
+    pub fn claimed_control(&self, word: HostWord) -> u64 {
+        self.region.word(self.layout.host_word(word)).load(Ordering::Relaxed)
     }
 }
 
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_cleared_table_is_free_and_evicted() {
-        let layout = Layout::new(64, 1).expect("in range");
+        let layout = TableLayout::new(64).expect("in range");
         let region = Arc::new(Region::anonymous(layout.total as usize).expect("room"));
         let table = Table::new(region, layout).expect("it fits");
         table.clear();
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_region_that_is_too_small_is_refused_with_both_sizes() {
-        let layout = Layout::new(64, 1).expect("in range");
+        let layout = TableLayout::new(64).expect("in range");
         let region = Arc::new(Region::anonymous(4096).expect("room"));
         let text = Table::new(region, layout).expect_err("too small").to_string();
         assert!(text.contains("4096 bytes") && text.contains(&layout.total.to_string()), "{text}");
@@ -164,12 +164,12 @@ mod tests {
 
     #[test]
     fn control_words_are_what_was_set_until_somebody_overwrites_them() {
-        let layout = Layout::new(2, 1).expect("in range");
+        let layout = TableLayout::new(2).expect("in range");
         let region = Arc::new(Region::anonymous(layout.total as usize).expect("room"));
         let table = Table::new(region.clone(), layout).expect("it fits");
-        table.set_control(ControlWord::Wanted, 7);
-        assert_eq!(table.claimed_control(ControlWord::Wanted), 7);
-        region.word(ControlWord::Wanted.offset()).store(9, Ordering::Relaxed);
-        assert_eq!(table.claimed_control(ControlWord::Wanted), 9);
+        table.set_control(HostWord::Wanted, 7);
+        assert_eq!(table.claimed_control(HostWord::Wanted), 7);
+        region.word(table.layout().wanted).store(9, Ordering::Relaxed);
+        assert_eq!(table.claimed_control(HostWord::Wanted), 9);
     }
 }

@@ -2,8 +2,7 @@
 //!
 //! The one place that knows what a table is made of: two bytes and a bitfield a huge frame, which
 //! every party may read, and the tenant's own words (bitmaps over its trees, a cursor, a counter of
-//! handles, a hint a tree). The region may begin with somebody's header, such as that of a
-//! [VMM](crate::header). Arithmetic only, no memory touched.
+//! handles, a hint a tree). The region may begin with somebody's header, such as a VMM's. Arithmetic only, no memory touched.
 
 use crate::units::FRAMES_PER_HUGE;
 
@@ -16,20 +15,35 @@ pub const BITMAPS: u32 = 5;
 /// What a region must be aligned to: a cache line, so that a bitfield lies in one.
 pub const TABLE_ALIGN: u64 = 64;
 
+/// Words that the host writes and the tenant reads: each is a u64.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostWord {
+    /// Huge frames that the tenant may hold.
+    Limit,
+    /// Huge frames that the host still wants: a tenant that can, gives up caches.
+    Wanted,
+    /// Raised after every release: hints about free memory are stale.
+    ReturnEpoch,
+}
+
 /// Offsets of a table's parts, in bytes from the start of its region. Both sides compute them from
 /// the number of huge frames.
 ///
 /// ```text
 /// +-----------+--------------+---------------+------------------------------------+
-/// | return    | huge entries | bitfields     | tenant area                        |
-/// | epoch     | 2 B/2 MiB    | 64 B/2 MiB    | bitmaps, cursor, counter | hints   |
+/// | host      | huge entries | bitfields     | tenant area                        |
+/// | words     | 2 B/2 MiB    | 64 B/2 MiB    | bitmaps, cursor, counter | hints   |
 /// +-----------+--------------+---------------+------------------------------------+
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TableLayout {
     /// Huge frames that the table describes, `1..=MAX_HUGE_FRAMES`.
     pub huge_frames: u32,
-    /// Where the return epoch is, a u64: hosts raise it, tenants read it.
+    /// Where [`HostWord::Limit`] is.
+    pub limit: u64,
+    /// Where [`HostWord::Wanted`] is.
+    pub wanted: u64,
+    /// Where [`HostWord::ReturnEpoch`] is.
     pub return_epoch: u64,
     /// Where the huge entries start, one u16 each.
     pub entries: u64,
@@ -48,7 +62,7 @@ impl TableLayout {
     /// huge frames or more than [`MAX_HUGE_FRAMES`].
     ///
     /// ```
-    /// // 8 GiB of RAM: 264 KiB, and 448 bytes for the epoch and the hints.
+    /// // 8 GiB of RAM: 264 KiB, and 448 bytes for the host's words and the hints.
     /// const LAYOUT: shared_layout::TableLayout = shared_layout::TableLayout::new(4096).unwrap();
     /// assert_eq!(LAYOUT.total, 4096 * 66 + 448);
     /// ```
@@ -65,11 +79,16 @@ impl TableLayout {
             return None;
         }
         let return_epoch = header_bytes.next_multiple_of(TABLE_ALIGN);
-        Self::place(return_epoch, return_epoch + TABLE_ALIGN, huge_frames, TABLE_ALIGN)
+        let words = [return_epoch + 8, return_epoch + 16, return_epoch];
+        Self::place(words, return_epoch + TABLE_ALIGN, huge_frames, TABLE_ALIGN)
     }
 
-    /// A table whose parts are aligned to `align` and begin at or after `start`.
-    pub(crate) const fn place(return_epoch: u64, start: u64, huge_frames: u32, align: u64) -> Option<Self> {
+    /// A table in a region that somebody else laid out: the host's words (limit, wanted, return epoch)
+    /// at these offsets, the other parts aligned to `align`, a power of two, from `start` on. `None` as
+    /// in [`new`](Self::new).
+    #[must_use]
+    pub const fn place(words: [u64; 3], start: u64, huge_frames: u32, align: u64) -> Option<Self> {
+        let [limit, wanted, return_epoch] = words;
         if huge_frames == 0 || huge_frames > MAX_HUGE_FRAMES {
             return None;
         }
@@ -78,7 +97,17 @@ impl TableLayout {
         let tenant = (bitfields + huge_frames as u64 * (FRAMES_PER_HUGE / 8)).next_multiple_of(align);
         let tenant_bytes = Self::summary_words(huge_frames) * 8 + Self::trees(huge_frames) as u64 * 2;
         let total = (tenant + tenant_bytes).next_multiple_of(align);
-        Some(Self { huge_frames, return_epoch, entries, bitfields, tenant, tenant_bytes, total })
+        Some(Self { huge_frames, limit, wanted, return_epoch, entries, bitfields, tenant, tenant_bytes, total })
+    }
+
+    /// Where a word of the host's is.
+    #[must_use]
+    pub const fn host_word(&self, word: HostWord) -> u64 {
+        match word {
+            HostWord::Limit => self.limit,
+            HostWord::Wanted => self.wanted,
+            HostWord::ReturnEpoch => self.return_epoch,
+        }
     }
 
     /// Where the hints start, one u16 a tree.
@@ -117,6 +146,10 @@ mod tests {
             for header in [0, 1, 64, 4096] {
                 let l = TableLayout::after(header, huge).expect("in range");
                 assert!(header <= l.return_epoch && l.return_epoch + 8 <= l.entries);
+                for word in [l.limit, l.wanted] {
+                    assert!(l.return_epoch < word && word + 8 <= l.entries && word.is_multiple_of(8), "{l:?}");
+                }
+                assert_ne!(l.limit, l.wanted);
                 assert!(l.entries + u64::from(huge) * 2 <= l.bitfields);
                 assert!(l.bitfields + u64::from(huge) * 64 <= l.tenant);
                 assert!(l.tenant < l.hints());

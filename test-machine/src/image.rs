@@ -3,8 +3,8 @@
 //! A guest starts in ring 3 with RDI at the header and RSI its vCPU's number; the code made here
 //! is for one vCPU, whose mailbox is the first.
 
-use shared_layout::header::{ABI_VERSION, HEADER_BYTES, Header, NOTE_NAME, NOTE_TYPE};
-use shared_layout::{Call, mailbox};
+use guest_abi::header::{ABI_VERSION, HEADER_BYTES, Header, NOTE_NAME, NOTE_TYPE};
+use guest_abi::{Call, mailbox};
 
 /// Where the code lies: the lowest address a guest may use.
 pub const BASE: u64 = 0x20_0000;

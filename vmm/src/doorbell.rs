@@ -8,12 +8,12 @@ use crate::agent::Agents;
 use crate::boot::Platform;
 use crate::exit::ExitReason;
 use agent_abi::Report;
+use guest_abi::header::ABI_VERSION;
+use guest_abi::mailbox::{WORDS, Words, text_bytes};
+use guest_abi::{Call, Request, Status};
 use llfree_base::counters::DoorbellCounters;
 use llfree_base::printable;
 use llfree_monitor::{InstallError, Monitor};
-use shared_layout::header::ABI_VERSION;
-use shared_layout::mailbox::{WORDS, Words, text_bytes};
-use shared_layout::{Call, Request, Status};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 

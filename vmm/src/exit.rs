@@ -1,7 +1,7 @@
 //! [`ExitReason`]: how a guest ends, whoever noticed it: a call, a device, the monitor or KVM.
 
+use guest_abi::header::ABI_VERSION;
 use llfree_monitor::Violation;
-use shared_layout::header::ABI_VERSION;
 
 /// Why a guest ended.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

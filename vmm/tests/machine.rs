@@ -2,6 +2,7 @@
 //! writes what it likes over everything it shares with the host.
 
 use agent_abi::Command;
+use guest_abi::{Call, Status};
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
 use llfree_control::report::{GuestOutcome, SampleUnit};
@@ -9,7 +10,7 @@ use llfree_monitor::InstallError;
 use llfree_monitor::OnViolation;
 use llfree_monitor::install_config::InstallConfig;
 use llfree_monitor::memory::{Backing, UseUserfaultfd};
-use shared_layout::{Call, FRAME_SIZE, HUGE_SIZE, HugeId, Status};
+use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeId};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use test_machine::MIB;

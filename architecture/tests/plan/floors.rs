@@ -48,13 +48,17 @@ pub(crate) const PLAN: &[Room] = &[
     Room { name: "llfree-shuttle", sees: &["shared-layout"], others: Not(MACHINE) },
     Room { name: "llfree-crash", sees: &["shared-layout"], others: Not(MACHINE) },
     // What runs inside a guest.
-    Room { name: "agent-core", sees: &["shared-layout", "agent-abi"], others: Only(&["zerocopy"]) },
+    Room { name: "agent-core", sees: &["shared-layout", "guest-abi", "agent-abi"], others: Only(&["zerocopy"]) },
     Room {
         name: "guest-shim",
         sees: &["shared-layout", "guest-abi", "agent-abi", "llfree", "agent-core"],
         others: Only(&["spin", "zerocopy"]),
     },
-    Room { name: "llfree-agent", sees: &["shared-layout", "agent-abi", "agent-core"], others: Not(MACHINE) },
+    Room {
+        name: "llfree-agent",
+        sees: &["shared-layout", "guest-abi", "agent-abi", "agent-core"],
+        others: Not(MACHINE),
+    },
     Room { name: "images", sees: &[], others: Only(&[]) },
     // The host: what all of it needs, one tenant's memory, the control plane, the machine.
     Room { name: "llfree-base", sees: &["shared-layout"], others: Not(MACHINE) },
@@ -80,6 +84,7 @@ pub(crate) const PLAN: &[Room] = &[
         name: COMMAND_LINE_PACKAGE,
         sees: &[
             "shared-layout",
+            "guest-abi",
             "agent-abi",
             "llfree-base",
             "llfree-harden",
@@ -108,7 +113,7 @@ pub(crate) const PLAN: &[Room] = &[
     Room { name: "test-support", sees: &[], others: Only(&[]) },
     Room {
         name: "test-machine",
-        sees: &["shared-layout", "llfree-base", "llfree-monitor", "llfree-control", "vmm", "test-support"],
+        sees: &["shared-layout", "guest-abi", "llfree-base", "llfree-monitor", "llfree-control", "vmm", "test-support"],
         others: Not(COMMAND_LINE),
     },
     Room { name: "architecture", sees: &[], others: Not(MACHINE) },

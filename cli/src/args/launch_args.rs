@@ -2,13 +2,13 @@
 
 use crate::workload::Workload;
 use clap::Args;
+use guest_abi::header::MAX_VCPUS;
 use llfree_base::choices::Switch;
 use llfree_base::units::{Bytes, parse_memory};
 use llfree_harden::Seccomp;
 use llfree_monitor::OnViolation;
 use llfree_monitor::install_config::{InstallConfig, InstallPool};
 use llfree_monitor::memory::{Backing, UseUserfaultfd};
-use shared_layout::header::MAX_VCPUS;
 use std::path::PathBuf;
 use vmm::devices::blk::DiskConfig;
 use vmm::devices::net::NetConfig;

@@ -3,9 +3,10 @@
 use crate::fake::Table;
 use agent_abi::{Command, Outcome, Report, Samples, Touch};
 use core::sync::atomic::{AtomicBool, Ordering};
+use guest_abi::mailbox::WORDS;
+use guest_abi::{ControlWord, Status};
 use llfree::Reclaim;
-use shared_layout::mailbox::WORDS;
-use shared_layout::{ControlWord, FRAME_SIZE, FRAMES_PER_HUGE, HUGE_SIZE, Order, Status};
+use shared_layout::{FRAME_SIZE, FRAMES_PER_HUGE, HUGE_SIZE, Order};
 use std::vec::Vec;
 
 const ALL: Command = Command::Free { bytes: u64::MAX, random: false, seed: 0 };

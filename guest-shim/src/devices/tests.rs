@@ -4,8 +4,9 @@ use super::Devices;
 use crate::Agent;
 use crate::fake::{Bell, Table};
 use agent_abi::{Command, Outcome};
-use shared_layout::devices::BALLOON_F_HUGE;
-use shared_layout::{ControlWord, HUGE_SIZE, Order};
+use guest_abi::ControlWord;
+use guest_abi::devices::BALLOON_F_HUGE;
+use shared_layout::{HUGE_SIZE, Order};
 use std::boxed::Box;
 
 const HUGE_FRAMES: u32 = 16;

@@ -17,8 +17,8 @@ pub(super) struct Lent {
 }
 
 impl Lent {
-    pub(super) fn new(vcpus: u32) -> Self {
-        Self { pages: Mutex::default(), most: LENT_PER_VCPU * vcpus.max(1) as usize }
+    pub(super) fn new(threads: u32) -> Self {
+        Self { pages: Mutex::default(), most: LENT_PER_VCPU * threads.max(1) as usize }
     }
 
     /// For who has a frame claimed and empties it, or finds it installed: whether there were any.

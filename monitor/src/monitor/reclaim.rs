@@ -8,7 +8,7 @@ use super::{BATCH, Monitor, MonitorError, Pass, is_held};
 use crate::memory::Run;
 use llfree::{Reclaim, Reclaimed, Residency};
 use llfree_base::lock;
-use shared_layout::{ControlWord, HugeId};
+use shared_layout::{HostWord, HugeId};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,7 @@ impl Monitor {
             }
         }
         let epoch = self.return_epoch.fetch_add(1, Ordering::Relaxed) + 1;
-        self.table.set_control(ControlWord::ReturnEpoch, epoch);
+        self.table.set_control(HostWord::ReturnEpoch, epoch);
         self.set_wanted(0);
         self.publish_limit();
         pass

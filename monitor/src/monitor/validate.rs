@@ -9,7 +9,7 @@ use super::{BATCH, CLAIM_POLL, Monitor, MonitorError};
 use llfree::{Census, Claim, Contradiction, Residency};
 use llfree_base::check::Check;
 use llfree_base::lock;
-use shared_layout::{ControlWord, HUGE_SIZE, HugeId};
+use shared_layout::{HUGE_SIZE, HostWord, HugeId};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -142,9 +142,9 @@ impl Monitor {
             seen.note(Check::Limit, None);
         }
         let copies = [
-            (ControlWord::Limit, limit),
-            (ControlWord::Wanted, self.wanted.get()),
-            (ControlWord::ReturnEpoch, self.return_epoch.load(Ordering::Relaxed)),
+            (HostWord::Limit, limit),
+            (HostWord::Wanted, self.wanted.get()),
+            (HostWord::ReturnEpoch, self.return_epoch.load(Ordering::Relaxed)),
         ];
         for (word, copy) in copies {
             if self.table.claimed_control(word) != copy {

@@ -8,9 +8,9 @@ use super::AgentError;
 use crate::devices::console::{Port, PortError};
 use agent_abi::channel::{FRAME_BYTES, Frame};
 use agent_abi::{Command, Report};
+use guest_abi::header::ABI_VERSION;
 use llfree_base::counters::AgentCounters;
 use llfree_control::report::LinuxAgentStatus;
-use shared_layout::header::ABI_VERSION;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 

@@ -6,9 +6,9 @@
 //! virtualization interprets ring 0 instruction by instruction.
 
 use super::BootError;
+use guest_abi::Call;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_dtable, kvm_fpu, kvm_mp_state, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
-use shared_layout::Call;
 
 /// Exceptions: vectors 0 to 31. There are no interrupts.
 pub(super) const VECTORS: usize = 32;

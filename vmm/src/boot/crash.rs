@@ -31,7 +31,7 @@ pub struct CrashFrame {
 }
 
 impl Platform {
-    /// What the exception behind [`Call::Exception`](shared_layout::Call::Exception) left.
+    /// What the exception behind [`Call::Exception`](guest_abi::Call::Exception) left.
     ///
     /// # Errors
     /// No such vCPU, KVM refuses, or no exception happened: the guest rang the doorbell itself.

@@ -10,6 +10,7 @@ mod tests;
 
 pub use error::{Found, KernelError, MAX_IMAGE_BYTES, Place};
 
+use guest_abi::header::{ABI_VERSION, NOTE_NAME, NOTE_TYPE};
 use linux_loader::loader::{KernelLoader, elf::Elf};
 use llfree_base::printable;
 use object::LittleEndian;
@@ -17,7 +18,7 @@ use object::elf::{self, FileHeader64, ProgramHeader64};
 use object::read::elf::{FileHeader, NoteIterator, ProgramHeader, Sym};
 use rustc_demangle::demangle;
 use shared_layout::HUGE_SIZE;
-use shared_layout::header::{ABI_VERSION, MAX_HUGE_FRAMES, NOTE_NAME, NOTE_TYPE};
+use shared_layout::table::MAX_HUGE_FRAMES;
 use std::fs::File;
 use std::io::{Cursor, Read};
 use std::ops::Range;

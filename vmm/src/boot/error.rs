@@ -1,7 +1,8 @@
 //! [`BootError`]: why a guest does not come up (or its crash cannot be read), for the person who
 //! started it. Each text names the offending value, the limit and the remedy; causes are sources.
 
-use shared_layout::header::{MAX_HUGE_FRAMES, MAX_VCPUS};
+use guest_abi::header::MAX_VCPUS;
+use shared_layout::table::MAX_HUGE_FRAMES;
 use shared_layout::units::HUGE_SIZE;
 use std::path::PathBuf;
 

@@ -15,13 +15,14 @@
 
 use super::paging::{Access, Tables, tables_needed};
 use super::{BootError, cpu};
+use guest_abi::call::{DOORBELL_BYTES, DOORBELL_PORT};
+use guest_abi::devices::{DEVICE_BYTES, DEVICE_SLOTS};
+use guest_abi::header::{FEATURE_DEVICES, FEATURE_DOORBELL_PORT};
+use guest_abi::mailbox::{Mailbox, WORDS, Words};
+use guest_abi::{ControlWord, Header, Layout};
 use kvm_ioctls::VcpuFd;
 use llfree_monitor::{Region, Table};
-use shared_layout::call::{DOORBELL_BYTES, DOORBELL_PORT};
-use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
-use shared_layout::header::{FEATURE_DEVICES, FEATURE_DOORBELL_PORT};
-use shared_layout::mailbox::{Mailbox, WORDS, Words};
-use shared_layout::{FRAME_SIZE, HUGE_SIZE, Header, Layout};
+use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -120,7 +121,7 @@ impl Platform {
         }
 
         let region = Arc::new(Region::anonymous(bytes as usize).map_err(|source| BootError::Map { bytes, source })?);
-        let table = Table::new(region.clone(), layout).expect("the region begins with what the layout takes");
+        let table = Table::new(region.clone(), layout.table()).expect("the region begins with what the layout takes");
         let platform = Self { region, table, layout, gpa, vectors, blocks, tables };
         platform.write_header();
         platform.table.clear();
@@ -223,6 +224,12 @@ impl Platform {
         self.region.word(offset_of!(Header, devices) as u64).store(u64::from(count), Ordering::Relaxed);
     }
 
+    /// Tells the guest how many interrupts its devices raised, at any time.
+    pub fn set_device_events(&self, number: u64) {
+        // Release: a guest that sees a new number sees what its devices wrote before.
+        self.region.word(ControlWord::DeviceEvents.offset()).store(number, Ordering::Release);
+    }
+
     /// The table in the shared region, as the monitor reaches it.
     #[must_use]
     pub fn table(&self) -> &Table {
@@ -298,7 +305,7 @@ impl Platform {
 mod tests {
     use super::*;
     use shared_layout::HugeEntry;
-    use shared_layout::header::MAX_HUGE_FRAMES;
+    use shared_layout::table::MAX_HUGE_FRAMES;
 
     const GIB: u64 = 1 << 30;
 

@@ -2,10 +2,11 @@
 //! test program and copied into a guest's RAM.
 
 use super::*;
+use guest_abi::Call;
+use guest_abi::mailbox::WORDS;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
-use shared_layout::mailbox::WORDS;
-use shared_layout::{Call, HUGE_SIZE};
+use shared_layout::HUGE_SIZE;
 use std::arch::global_asm;
 use test_support::skipped;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -183,7 +184,7 @@ fn sixteen_gibibytes_fit_one_slot() {
     greets(16 << 30, 1);
     let Some(mut machine) = machine(16 << 30, 1, touch_address()) else { return };
     let last = (16 << 30) - 8;
-    machine.platform.table().set_control(shared_layout::ControlWord::Wanted, last);
+    machine.platform.table().set_control(shared_layout::HostWord::Wanted, last);
     assert_eq!(machine.run(0), Call::Exit);
     let word: u64 = machine.ram.read_obj(GuestAddress(last)).expect("in RAM");
     assert_eq!(word, last);

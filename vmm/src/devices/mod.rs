@@ -45,10 +45,10 @@ mod source_tests;
 mod tests;
 
 use crate::roles;
+use guest_abi::devices::DEVICE_BYTES;
 use llfree_base::thread::Role;
 use mmio::Transport;
 use request::Request;
-use shared_layout::devices::DEVICE_BYTES;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use llfree_base::thread::Spawner;
 use llfree_monitor::memory::{PoolConfig, Supply, UseUserfaultfd};
-use llfree_monitor::{Occupied, Region};
-use shared_layout::Layout;
+use llfree_monitor::{Region, TenantStart};
+use shared_layout::TableLayout;
 use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_bindings::virtio_mmio as reg;
 
@@ -38,10 +38,10 @@ fn device(text: &str) -> Result<(Arc<dyn Elasticity>, Arc<AtomicU32>), DeviceErr
 fn monitor(ram: &Arc<GuestRam>) -> Monitor {
     let off = UseUserfaultfd::Off;
     let supply = Supply::new(ram.clone(), PoolConfig::default(), off, &Spawner::default()).expect("nothing to fail");
-    let layout = Layout::new(ram.huge_frames(), 1).expect("small");
+    let layout = TableLayout::new(ram.huge_frames()).expect("small");
     let region = Arc::new(Region::anonymous(layout.total as usize).expect("room"));
     let table = llfree_monitor::Table::new(region, layout).expect("it fits");
-    Monitor::untracked(ram.clone(), supply, table, Occupied::default(), 0..0).expect("no image")
+    Monitor::untracked(ram.clone(), supply, table, TenantStart::default(), 0..0).expect("no image")
 }
 
 #[test]

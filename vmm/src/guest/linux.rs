@@ -222,7 +222,7 @@ impl Plan for LinuxPlan<'_> {
             .filter(|part| part.offset < boot_bytes)
             .map(|part| part.gpa..part.gpa + part.bytes.min(boot_bytes - part.offset))
             .collect();
-        let platform_range = platform.header_gpa()..platform.doorbell_gpa() + shared_layout::call::DOORBELL_BYTES;
+        let platform_range = platform.header_gpa()..platform.doorbell_gpa() + guest_abi::call::DOORBELL_BYTES;
         let memory_map = map::e820(&parts, platform_range);
         let lines: Vec<_> = (0..devices.count() as usize)
             .filter_map(map::device)

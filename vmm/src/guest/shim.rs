@@ -13,7 +13,7 @@ use agent_abi::{Command, Report};
 use kvm_ioctls::VcpuFd;
 use llfree_base::units::Bytes;
 use llfree_monitor::memory::AddressMap;
-use shared_layout::{ControlWord, HUGE_SIZE};
+use shared_layout::HUGE_SIZE;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -82,7 +82,7 @@ impl Plan for ShimPlan<'_> {
         let events = AtomicU64::new(0);
         Box::new(move || {
             let number = events.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-            platform.table().set_control(ControlWord::DeviceEvents, number);
+            platform.set_device_events(number);
             agents.poke();
         })
     }

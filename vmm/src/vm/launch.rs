@@ -22,7 +22,7 @@ use llfree_base::lock;
 use llfree_base::units::Bytes;
 use llfree_monitor::auto::AutoReclaim;
 use llfree_monitor::memory::{GuestRam, Supply};
-use llfree_monitor::{Monitor, Occupied, OnViolation, Violations};
+use llfree_monitor::{Monitor, OnViolation, TenantStart, Violations};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -184,15 +184,15 @@ fn take_memory(config: &VmConfig, plan: &dyn Plan, platform: &Platform) -> Resul
     let supply = Supply::new(ram.clone(), pool, use_userfaultfd, &config.threads)?;
     let table = platform.table().clone();
     // Null pointers fault in frame 0.
-    let occupied = Occupied { unusable: 0..1, installed: plan.image() };
+    let start = TenantStart { threads: config.cpus, unusable: 0..1, installed: plan.image() };
     let way = config.elastic.way();
     let monitor = if way.needs() == Need::Table {
-        Monitor::new(ram.clone(), supply, table, occupied)?
+        Monitor::new(ram.clone(), supply, table, start)?
     } else {
         // RAM has at most 2^25 huge frames.
         let frames = |bytes: Bytes| (bytes.0 / HUGE_SIZE) as u32;
         let kept_back = frames(way.boot_bytes(config.memory))..frames(config.memory);
-        Monitor::untracked(ram.clone(), supply, table, occupied, kept_back)?
+        Monitor::untracked(ram.clone(), supply, table, start, kept_back)?
     };
     Ok(Memory { ram, monitor: Arc::new(monitor), on_violation })
 }

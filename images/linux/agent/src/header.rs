@@ -4,12 +4,12 @@
 //! What a kernel that shares its allocator would do, done by root through `/dev/mem` and
 //! `/dev/port`. Nothing but the mailbox of vCPU 0 is written.
 
+use guest_abi::call::DOORBELL_BYTES;
+use guest_abi::header::{ABI_VERSION, HEADER_BYTES, HeaderError};
+use guest_abi::mailbox::{Mailbox, WORDS};
+use guest_abi::{Call, Header, Layout, Request, Status};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::CpuSet;
-use shared_layout::call::DOORBELL_BYTES;
-use shared_layout::header::{ABI_VERSION, HEADER_BYTES, HeaderError};
-use shared_layout::mailbox::{Mailbox, WORDS};
-use shared_layout::{Call, Header, Layout, Request, Status};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::mem::offset_of;

@@ -72,9 +72,9 @@ mod tests {
     use super::*;
     use crate::room::Room;
     use agent_abi::{Command, Outcome};
+    use guest_abi::header::ABI_VERSION;
+    use guest_abi::mailbox::WORDS;
     use shared_layout::Order;
-    use shared_layout::header::ABI_VERSION;
-    use shared_layout::mailbox::WORDS;
     use std::os::unix::net::UnixStream;
 
     fn receive(host: &mut UnixStream) -> Frame {

@@ -1,7 +1,7 @@
 //! [`KernelError`]: why an image is not a guest. One line each, for the person who named the file:
 //! the file, the number found, the limit, the remedy.
 
-use shared_layout::header::{NOTE_NAME, NOTE_TYPE};
+use guest_abi::header::{NOTE_NAME, NOTE_TYPE};
 use std::fmt;
 use std::ops::Range;
 

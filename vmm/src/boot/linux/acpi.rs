@@ -15,7 +15,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
-use shared_layout::devices::DEVICE_BYTES;
+use guest_abi::devices::DEVICE_BYTES;
 
 const OEM: [u8; 6] = *b"LLFREE";
 const OEM_TABLE: [u8; 8] = *b"LLFREVMM";

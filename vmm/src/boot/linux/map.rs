@@ -9,9 +9,9 @@
 //! ```
 //! The addresses are those that PCs have; nothing below 64 KiB is needed once the kernel runs.
 
+use guest_abi::devices::DEVICE_BYTES;
 use llfree_monitor::memory::AddressMap;
 use shared_layout::HUGE_SIZE;
-use shared_layout::devices::DEVICE_BYTES;
 
 pub use llfree_monitor::memory::HOLE_START;
 /// The first device's page; each is [`DEVICE_BYTES`] long.

@@ -20,10 +20,10 @@ pub use state::{BalloonControl, GuestStats};
 
 use super::request::Request;
 use super::{Fault, Served, VirtioDevice};
+use guest_abi::devices::BALLOON_F_HUGE;
 use llfree_base::RateLimit;
 use llfree_base::error_line;
 use llfree_monitor::memory::GuestRam;
-use shared_layout::devices::BALLOON_F_HUGE;
 use shared_layout::{FRAME_SIZE, FRAMES_PER_HUGE};
 use std::ops::Range;
 use std::sync::Arc;

@@ -6,8 +6,8 @@
 //! handler in the VMM.
 
 use crate::mailbox::{WORDS, Words};
-use crate::units::HugeId;
 use core::ops::Range;
+use shared_layout::units::HugeId;
 
 /// Bytes of the doorbell page.
 pub const DOORBELL_BYTES: u64 = 4096;

@@ -11,11 +11,11 @@
 //! that was zero; announce those with a feature bit. Host and guest must have the same number.
 
 use crate::mailbox::Mailbox;
-use crate::table::TableLayout;
-use crate::units::FRAME_SIZE;
+use shared_layout::table::TableLayout;
+use shared_layout::units::FRAME_SIZE;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-pub use crate::table::{HUGE_PER_TREE, MAX_HUGE_FRAMES};
+pub use shared_layout::table::{HUGE_PER_TREE, MAX_HUGE_FRAMES};
 
 /// `"LLFREEVM"` in memory order.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LLFREEVM");
@@ -145,14 +145,18 @@ impl Layout {
         let mailboxes = HEADER_BYTES;
         let start = mailboxes + vcpus as u64 * size_of::<Mailbox>() as u64;
         // Whole pages, so that the parts can be mapped and protected one by one.
-        match TableLayout::place(ControlWord::ReturnEpoch.offset(), start, huge_frames, FRAME_SIZE) {
+        match TableLayout::place(Self::HOST_WORDS, start, huge_frames, FRAME_SIZE) {
             Some(table) => Some(Self::of(vcpus, mailboxes, &table)),
             None => None,
         }
     }
 
+    /// Where [`TableLayout`] finds the words of its host.
+    const HOST_WORDS: [u64; 3] =
+        [ControlWord::Limit.offset(), ControlWord::Wanted.offset(), ControlWord::ReturnEpoch.offset()];
+
     const fn of(vcpus: u32, mailboxes: u64, table: &TableLayout) -> Self {
-        let &TableLayout { huge_frames, return_epoch: _, entries, bitfields, tenant, tenant_bytes, total } = table;
+        let &TableLayout { huge_frames, entries, bitfields, tenant, tenant_bytes, total, .. } = table;
         Self { huge_frames, vcpus, mailboxes, entries, bitfields, tenant, tenant_bytes, total }
     }
 
@@ -160,8 +164,8 @@ impl Layout {
     #[must_use]
     pub const fn table(&self) -> TableLayout {
         let &Self { huge_frames, vcpus: _, mailboxes: _, entries, bitfields, tenant, tenant_bytes, total } = self;
-        let return_epoch = ControlWord::ReturnEpoch.offset();
-        TableLayout { huge_frames, return_epoch, entries, bitfields, tenant, tenant_bytes, total }
+        let [limit, wanted, return_epoch] = Self::HOST_WORDS;
+        TableLayout { huge_frames, limit, wanted, return_epoch, entries, bitfields, tenant, tenant_bytes, total }
     }
 
     /// Where the mailbox of `vcpu` starts; `None` if there is no such vCPU.

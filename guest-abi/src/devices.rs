@@ -4,7 +4,7 @@
 //! The header says where the first page is and how many there are
 //! ([`FEATURE_DEVICES`](crate::header::FEATURE_DEVICES)); which device it is, its page says.
 
-use crate::units::FRAME_SIZE;
+use shared_layout::units::FRAME_SIZE;
 
 /// Bytes from one device's registers to the next one's.
 pub const DEVICE_BYTES: u64 = FRAME_SIZE;
