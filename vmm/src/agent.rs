@@ -63,7 +63,7 @@ struct Seats {
     stopped: bool,
     last_ticket: u64,
     /// A device has something for the drivers, which vCPU 0 runs.
-    poked: bool,
+    notified: bool,
 }
 
 /// All vCPUs' seats.
@@ -97,8 +97,8 @@ impl Agents {
     }
 
     /// A device has something for its driver: wakes an idle guest, as an interrupt would.
-    pub fn poke(&self) {
-        self.lock().poked = true;
+    pub fn notify_driver(&self) {
+        self.lock().notified = true;
         self.changed.notify_all();
     }
 
@@ -110,15 +110,15 @@ impl Agents {
             if seats.stopped {
                 return None;
             }
-            let poked = drives && seats.poked;
+            let notified = drives && seats.notified;
             let seat = seats.seats.get_mut(vcpu as usize)?;
             if let Some((ticket, command)) = seat.pending.take() {
                 seat.working = Some(ticket);
                 return Some(command);
             }
-            if poked {
+            if notified {
                 seat.working = Some(UNASKED);
-                seats.poked = false;
+                seats.notified = false;
                 return Some(Command::Devices);
             }
             seats = match self.tick.filter(|_| drives) {
@@ -126,7 +126,7 @@ impl Agents {
                 Some(tick) => {
                     let (mut seats, wait) =
                         self.changed.wait_timeout(seats, tick).unwrap_or_else(PoisonError::into_inner);
-                    seats.poked |= wait.timed_out();
+                    seats.notified |= wait.timed_out();
                     seats
                 }
             };
@@ -143,7 +143,7 @@ impl Agents {
         if ticket != UNASKED {
             seat.report = Some((ticket, report));
         }
-        seats.poked |= vcpu == DRIVER_VCPU && report.more != 0;
+        seats.notified |= vcpu == DRIVER_VCPU && report.more != 0;
         drop(seats);
         self.changed.notify_all();
         true
@@ -389,9 +389,9 @@ mod tests {
     }
 
     #[test]
-    fn a_poked_guest_looks_after_its_devices_until_it_has_no_more_to_do() {
+    fn a_notified_guest_looks_after_its_devices_until_it_has_no_more_to_do() {
         let agents = Agents::new(2);
-        agents.poke();
+        agents.notify_driver();
         assert_eq!(agents.next_command(0), Some(Command::Devices));
         assert!(agents.report(0, Report { more: 1, ..Report::default() }));
         assert_eq!(agents.next_command(0), Some(Command::Devices));
@@ -407,7 +407,7 @@ mod tests {
             let asked = scope.spawn(|| agents.run(Command::Stats, Duration::from_secs(60)));
             assert_eq!(agents.next_command(0), Some(Command::Stats));
             assert!(agents.report(0, Report { bytes: 7, ..Report::default() }));
-            agents.poke();
+            agents.notify_driver();
             assert_eq!(agents.next_command(0), Some(Command::Devices));
             assert!(agents.report(0, Report::default()));
             assert_eq!(agents.next_command(1), Some(Command::Stats));

@@ -12,7 +12,7 @@ pub use error::{DeviceError, ElasticError, ResizeError};
 pub use linux::MEMORY_BLOCK;
 
 use crate::devices::balloon::{Balloon, BalloonConfig, BalloonControl};
-use crate::devices::irq::Notice;
+use crate::devices::irq::Notifier;
 use crate::devices::mem::{Mem, MemControl};
 use crate::devices::mmio::Transport;
 use crate::devices::progress::Progress;
@@ -205,7 +205,7 @@ impl ElasticDevice {
         elastic: &Elastic,
         ram: &Arc<GuestRam>,
         image: &Range<u32>,
-        notice: Notice,
+        notifier: Notifier,
     ) -> Result<Option<Self>, DeviceError> {
         let memory = ram.bytes();
         let (control, device): (_, Box<dyn crate::devices::VirtioDevice>) = match *elastic {
@@ -237,7 +237,7 @@ impl ElasticDevice {
                 (Control::Mem(control.clone()), Box::new(Mem::new(ram.clone(), control)))
             }
         };
-        let transport = Arc::new(Transport::new(device, ram.clone(), notice).map_err(DeviceError::Host)?);
+        let transport = Arc::new(Transport::new(device, ram.clone(), notifier).map_err(DeviceError::Host)?);
         Ok(Some(Self { control, transport, memory }))
     }
 
@@ -345,7 +345,7 @@ impl ElasticDevice {
         ElasticStatus {
             kind: kind.to_owned(),
             driven: self.transport.is_driven(),
-            device_errors: self.transport.faults(),
+            device_errors: self.transport.driver_errors(),
             balloon,
             mem,
         }
@@ -367,10 +367,10 @@ mod tests {
         let ram = Arc::new(GuestRam::with_map(64 * MIB, Backing::Anon, map).expect("small"));
         let interrupts = Arc::new(AtomicU32::new(0));
         let count = interrupts.clone();
-        let notice = Box::new(move || {
+        let notifier = Box::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        let device = ElasticDevice::new(&text.parse().expect(text), &ram, &(0..1), notice)?;
+        let device = ElasticDevice::new(&text.parse().expect(text), &ram, &(0..1), notifier)?;
         Ok((device.expect("a kind with a device"), interrupts))
     }
 

@@ -570,7 +570,7 @@ fn net_report((config, counters): (&NetConfig, &NetCounters)) -> NetReport {
 }
 
 fn device_status(device: &Transport) -> DeviceStatus {
-    DeviceStatus { name: device.name().to_owned(), driven: device.is_driven(), errors: device.faults() }
+    DeviceStatus { name: device.name().to_owned(), driven: device.is_driven(), errors: device.driver_errors() }
 }
 
 fn elastic_status(vm: &Vm) -> ElasticStatus {

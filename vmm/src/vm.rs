@@ -76,15 +76,15 @@ struct End {
 
 /// Tells everybody that the guest has ended.
 #[derive(Clone)]
-struct Announcer {
+struct ExitNotifier {
     end: Arc<End>,
     event: Arc<EventFd>,
     agents: Arc<Agents>,
     linux_agent: Option<Arc<LinuxAgent>>,
 }
 
-impl Announcer {
-    fn announce(&self, reason: ExitReason) {
+impl ExitNotifier {
+    fn notify(&self, reason: ExitReason) {
         // The first reason is the cause, later ones are its consequences.
         self.end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.end.changed.notify_all();
@@ -121,7 +121,7 @@ pub struct Vm {
     /// `None` where nothing sees them.
     violations: Option<Violations>,
     stop: Arc<AtomicBool>,
-    announcer: Announcer,
+    exit_notifier: ExitNotifier,
     started: Instant,
     next_seed: AtomicU32,
     cgroup: OnceLock<Arc<Cgroup>>,
@@ -250,13 +250,13 @@ impl Vm {
     /// Readable once the guest has ended.
     #[must_use]
     pub fn end_event(&self) -> &EventFd {
-        &self.announcer.event
+        &self.exit_notifier.event
     }
 
     /// Why the guest ended, if it did.
     #[must_use]
     pub fn ended(&self) -> Option<ExitReason> {
-        self.announcer.end.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.exit_notifier.end.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All resident memory of the VM in bytes, guest RAM and the VMM's own, by the kernel's
@@ -416,7 +416,7 @@ impl Vm {
     /// Waits until the guest ends, at most for `timeout`.
     #[must_use]
     pub fn wait_for_end(&self, timeout: Duration) -> Option<ExitReason> {
-        let end = &self.announcer.end;
+        let end = &self.exit_notifier.end;
         let reason = end.reason.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = end.changed.wait_timeout_while(reason, timeout, |reason| reason.is_none());
         waited.unwrap_or_else(PoisonError::into_inner).0.clone()

@@ -61,7 +61,7 @@ fn a_request_that_waits_is_served_later_and_interrupts_once() {
         });
         assert_eq!((driver.used(0), elements), (2, [[0, 1], [0, 1]]));
         let bytes: [u8; 2] = driver.ram.guest_memory().read_obj(GuestAddress(CONTENTS)).expect("in RAM");
-        assert_eq!((bytes, driver.device.faults()), ([7, 8], 0));
+        assert_eq!((bytes, driver.device.driver_errors()), ([7, 8], 0));
     }
 }
 
@@ -73,7 +73,7 @@ fn a_reset_takes_back_a_request_that_waits() {
     driver.start(0, 1);
     pipe.write_all(&[7]).expect("room");
     driver.device.serve(0, || false);
-    assert_eq!((driver.used(0), driver.device.faults()), (0, 0), "what was offered before the reset is gone");
+    assert_eq!((driver.used(0), driver.device.driver_errors()), (0, 0), "what was offered before the reset is gone");
     driver.send(0, &[place(0)]);
     assert_eq!(driver.used(0), 1);
 }
@@ -119,7 +119,7 @@ fn no_wake_up_is_lost_between_a_source_and_a_queue() {
     }
     drop(feeder.join().expect("no panic"));
     drop(worker);
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn no_request_is_lost_that_comes_just_when_the_queue_is_found_empty() {
         wait_until("a request is served", || driver.used(0) != seen);
     }
     drop(worker);
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]

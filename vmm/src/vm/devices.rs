@@ -8,7 +8,7 @@ use super::{LaunchError, Resize, Vm, VmError};
 use crate::agent::Agents;
 use crate::boot::Platform;
 use crate::devices::Devices;
-use crate::devices::irq::Notice;
+use crate::devices::irq::Notifier;
 use crate::devices::mmio::QUEUE_NOTIFY;
 use crate::devices::worker::Worker;
 use crate::elastic::ResizeError;
@@ -37,7 +37,8 @@ impl Vm {
         let (before, resident) = (device.limit(), self.ram_resident()?);
         let start = Instant::now();
         let over = || self.stop.load(Ordering::Acquire) || self.ended().is_some();
-        let duration = device.resize(target, || self.agents.poke(), |elapsed| !over() && keep_waiting(elapsed))?;
+        let duration =
+            device.resize(target, || self.agents.notify_driver(), |elapsed| !over() && keep_waiting(elapsed))?;
         let waited = start.elapsed().saturating_sub(duration);
         let (actual, freed) = (device.limit(), resident.saturating_sub(self.ram_resident()?));
         // Both are at most RAM, whose huge frames fit a u32.
@@ -54,12 +55,12 @@ impl Vm {
 
 /// What the interrupts of all devices are to a guest that has none: a word to poll, and a nudge for
 /// a vCPU that sleeps.
-pub(super) fn interrupt(platform: Arc<Platform>, agents: Arc<Agents>) -> Notice {
+pub(super) fn interrupt(platform: Arc<Platform>, agents: Arc<Agents>) -> Notifier {
     let events = AtomicU64::new(0);
     Box::new(move || {
         let number = events.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         platform.table().set_control(ControlWord::DeviceEvents, number);
-        agents.poke();
+        agents.notify_driver();
     })
 }
 

@@ -7,7 +7,7 @@
 use super::config::VmConfig;
 use super::error::LaunchError;
 use super::linux::Plan;
-use super::{Announcer, End, Vm, devices};
+use super::{End, ExitNotifier, Vm, devices};
 use crate::agent::Agents;
 use crate::boot::{self, Image, Kernel, LinuxError, Platform};
 use crate::devices::Devices;
@@ -61,12 +61,12 @@ impl Vm {
         let ram = Arc::new(GuestRam::with_map(memory, config.backing, map)?);
         let supply = Supply::new(ram.clone(), pool, use_userfaultfd, &config.threads)?;
         let agents = Arc::new(Agents::new(config.cpus).with_tick(config.elastic.tick()));
-        let notice = match plan {
+        let notifier = match plan {
             None => devices::interrupt(platform.clone(), agents.clone()),
             // It has real interrupts.
             Some(_) => Box::new(|| {}),
         };
-        let elastic = ElasticDevice::new(&config.elastic, &ram, &frames, notice)?;
+        let elastic = ElasticDevice::new(&config.elastic, &ram, &frames, notifier)?;
         let table = platform.table().clone();
         // Null pointers fault in frame 0.
         let occupied = Occupied { unusable: 0..1, installed: frames };
@@ -136,14 +136,14 @@ impl Vm {
         let workers = devices::start(&vm, &devices, &config.threads)?;
         let doorbell = Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone()));
         let vcpus: Vec<_> = fds.iter().map(|_| Arc::new(VcpuCounters::default())).collect();
-        let announcer = Announcer {
+        let exit_notifier = ExitNotifier {
             end: Arc::new(End::default()),
             event: Arc::new(end_event),
             agents: agents.clone(),
             linux_agent: linux.as_ref().map(|parts| parts.agent.clone()),
         };
-        let on_end = announcer.clone();
-        let end = move |violation| on_end.announce(ExitReason::Violation(violation));
+        let on_end = exit_notifier.clone();
+        let end = move |violation| on_end.notify(ExitReason::Violation(violation));
         let violations =
             Violations::watch(monitor.clone(), identify(vcpus.clone()), on_violation, end, &config.threads)
                 .map_err(|source| LaunchError::Host { step: "start the thread that sees violations", source })?;
@@ -174,7 +174,7 @@ impl Vm {
             threads: Mutex::new(Vec::new()),
             violations,
             stop: Arc::new(AtomicBool::new(false)),
-            announcer,
+            exit_notifier,
             started,
             next_seed: AtomicU32::new(1),
             cgroup: OnceLock::new(),
@@ -196,7 +196,7 @@ impl Vm {
             counters: self.vcpus[index as usize].clone(),
         };
         let core = self.config.pin.get(index as usize % self.config.pin.len().max(1)).copied();
-        let announcer = self.announcer.clone();
+        let exit_notifier = self.exit_notifier.clone();
         let pin = move || {
             if let Some(core) = core
                 && let Err(error) = pin_to(core)
@@ -206,7 +206,7 @@ impl Vm {
         };
         let body = move || {
             if let Some(reason) = vcpu::run(fd, index, &context) {
-                announcer.announce(reason);
+                exit_notifier.notify(reason);
             }
         };
         let thread = self
