@@ -7,8 +7,8 @@ use llfree_base::units::Bytes;
 use llfree_control::report::FrameCounts;
 use llfree_control::report::LinuxAgentStatus;
 use llfree_control::report::{
-    AutoReclaimReport, DiskStatus, ElasticStatus, GuestOutcome, GuestReport, GuestSays, GuestStatsReport, NetReport,
-    ReclaimReport, ResizeReport, SampleReport, StatusReport, ValidateReport,
+    AutoReclaimReport, DiskStatus, ElasticStatus, GuestOutcome, GuestReport, GuestSays, GuestStatsReport, LifeReport,
+    NetReport, ReclaimReport, ResizeReport, SampleReport, StatusReport, ValidateReport, VmState,
 };
 use std::fmt::Write;
 
@@ -106,6 +106,19 @@ fn auto_reclaim_line(report: &AutoReclaimReport) -> String {
         format!("; {} ago {free} free with memory, headroom {headroom}{back_off}", micros(ms.saturating_mul(1000)))
     });
     format!("on, {}; {evicted}{last}", printable(settings))
+}
+
+/// What `pause` and `resume` print.
+#[must_use]
+pub fn life(report: &LifeReport) -> String {
+    let took = micros(report.duration_us);
+    let paused = report.paused_ms.map(millis).unwrap_or_default();
+    match (report.state, report.changed) {
+        (VmState::Paused, true) => format!("paused in {took}\n"),
+        (VmState::Paused, false) => format!("paused already, for {paused}\n"),
+        (VmState::Running, true) => format!("running again in {took}, after {paused}\n"),
+        (VmState::Running, false) => "running already\n".to_owned(),
+    }
 }
 
 /// What `validate` prints.
@@ -206,7 +219,12 @@ pub fn status(report: &StatusReport) -> String {
         (GuestSays::Statistics, Some(stats)) => format!("by its own words, {} ago", millis(stats.age_ms)),
         _ => "by its own words".to_owned(),
     };
+    let state = match report.state {
+        VmState::Running => "running".to_owned(),
+        VmState::Paused => format!("PAUSED for {}", millis(report.paused_ms.unwrap_or_default())),
+    };
     let mut rows = vec![
+        ("state", state),
         ("memory", memory(report.memory_bytes, &format!("backing {}", printable(&report.backing)))),
         ("limit", memory(report.limit_bytes, "the guest may hold this much")),
         ("resident", memory(report.resident_bytes, &format!("by the host kernel's accounting; {huge}"))),
@@ -228,7 +246,7 @@ pub fn status(report: &StatusReport) -> String {
             ("installed", memory(report.installed_bytes, "has memory behind it")),
             ("evicted", memory(report.evicted_bytes, "free for the guest, nothing behind it")),
         ];
-        rows.splice(3..3, installed);
+        rows.splice(4..4, installed);
     }
     if report.wanted_bytes > 0 {
         rows.push(("wanted", memory(report.wanted_bytes, "asked of the guest until the next resize")));

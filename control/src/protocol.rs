@@ -9,7 +9,9 @@
 //! disappears or is added, for peers refuse fields they do not know. A new request needs no new
 //! version: an old VM names it in its refusal.
 
-use crate::report::{AutoReclaimReport, GuestReport, ReclaimReport, ResizeReport, StatusReport, ValidateReport};
+use crate::report::{
+    AutoReclaimReport, GuestReport, LifeReport, ReclaimReport, ResizeReport, StatusReport, ValidateReport,
+};
 use llfree_base::choices::Switch;
 use llfree_base::units::{Bytes, MAX_DURATION, MemorySizeError, check_memory};
 use serde::{Deserialize, Serialize};
@@ -85,6 +87,10 @@ pub enum Request {
     Validate,
     /// Work for the test guest's agent.
     Guest(GuestRequest),
+    /// Halt all vCPUs and devices where they are.
+    Pause,
+    /// Let them go on.
+    Resume,
     /// End the VM cleanly.
     Stop,
 }
@@ -238,6 +244,8 @@ pub enum Reply {
     Validate(ValidateReport),
     /// To a guest request.
     Guest(GuestReport),
+    /// To a pause or a resume.
+    Life(LifeReport),
     /// To a stop: the VM ends now.
     Stopping,
     /// The request was not carried out.
@@ -374,6 +382,8 @@ impl Request {
             | Self::Validate
             | Self::Reclaim { bytes: None }
             | Self::Guest(_)
+            | Self::Pause
+            | Self::Resume
             | Self::Stop => Ok(()),
         }
     }
@@ -385,7 +395,7 @@ impl Request {
         let work = Duration::from_secs(10 * 60);
         match self {
             Self::Ping | Self::Status | Self::AutoReclaim { .. } => Duration::from_secs(5),
-            Self::Stop => Duration::from_secs(30),
+            Self::Pause | Self::Resume | Self::Stop => Duration::from_secs(30),
             Self::Shrink { wait_ms, .. } => work + Duration::from_millis(*wait_ms),
             Self::Guest(request) => work + Duration::from_millis(request.millis()),
             // A device's driver takes its time to grow.

@@ -56,6 +56,32 @@ pub struct ReclaimReport {
     pub duration_us: u64,
 }
 
+/// Whether a VM's guest runs.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Its vCPUs and devices do their work.
+    #[default]
+    Running,
+    /// They stand still until a resume.
+    Paused,
+}
+
+/// How a pause or a resume went.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LifeReport {
+    /// What the VM is now.
+    pub state: VmState,
+    /// Whether it was something else before.
+    pub changed: bool,
+    /// From the request to the result, in microseconds.
+    pub duration_us: u64,
+    /// How long it was paused before this, in milliseconds; absent if it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_ms: Option<u64>,
+}
+
 /// What a check of a live VM found.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -103,6 +129,12 @@ pub struct StatusReport {
     pub pid: u32,
     /// Milliseconds since it started.
     pub uptime_ms: u64,
+    /// Whether its guest runs.
+    #[serde(default)]
+    pub state: VmState,
+    /// For how long it has been paused, in milliseconds, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_ms: Option<u64>,
     /// What its memory is made of: `anon`, `memfd` or `hugetlb`.
     pub backing: String,
     /// Guest memory at start, in bytes; no limit can be above.
@@ -433,7 +465,7 @@ pub struct VcpuStatus {
     pub exits: ExitCounts,
     /// Doorbell calls it made.
     pub calls: u64,
-    /// What it does now: `running`, or `waiting` for a command.
+    /// What it does now: `running`, `waiting` for a command, or `paused` with its VM.
     pub state: String,
 }
 

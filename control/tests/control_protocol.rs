@@ -6,7 +6,8 @@ use llfree_control::protocol::{
 };
 use llfree_control::report::{
     AutoReclaimReport, BadPage, BalloonStatus, ElasticStatus, ExitCounts, GuestOutcome, GuestReport, GuestStatsReport,
-    MemStatus, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport, VcpuStatus,
+    LifeReport, MemStatus, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport,
+    VcpuStatus, VmState,
 };
 use proptest::prelude::*;
 
@@ -53,6 +54,8 @@ fn requests() -> Vec<(Request, &'static str)> {
         ),
         (Request::Guest(GuestRequest::Idle), r#"{"version":1,"request":{"guest":"idle"}}"#),
         (Request::Guest(GuestRequest::Stats), r#"{"version":1,"request":{"guest":"stats"}}"#),
+        (Request::Pause, r#"{"version":1,"request":"pause"}"#),
+        (Request::Resume, r#"{"version":1,"request":"resume"}"#),
         (Request::Stop, r#"{"version":1,"request":"stop"}"#),
         (
             Request::Guest(GuestRequest::Burst { bytes: 4096, touch: BurstTouch::Pages, keep: false, single: false }),
@@ -116,6 +119,8 @@ fn replies_survive_a_line() {
             samples: Some(SampleReport { count: 1, ..SampleReport::default() }),
             ..guest_report()
         }),
+        Reply::Life(LifeReport { state: VmState::Paused, changed: true, duration_us: 9, paused_ms: None }),
+        Reply::Life(LifeReport { state: VmState::Running, changed: true, duration_us: 9, paused_ms: Some(3) }),
         Reply::Stopping,
         Reply::error(ErrorKind::Busy, "later"),
     ];

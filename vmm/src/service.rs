@@ -1,10 +1,12 @@
 //! Requests from the control socket, carried out.
 //!
 //! [`Service::dispatch`] runs on the event loop and only sorts: what may take long goes to one of
-//! three threads (resizes, the guest's agent, reports), each with a queue, so that a status is
+//! four threads (resizes, the guest's agent, pauses, reports), each with a queue, so that a status is
 //! answered while the guest churns and a shrink waits for neither. The thread of reports also
 //! audits the guest's memory whenever nobody asked for a while. The functions below them turn what
 //! the VM did into the reports of the protocol.
+
+mod life;
 
 use crate::agent::AgentError;
 use crate::devices::balloon::BalloonConfig;
@@ -23,9 +25,8 @@ use llfree_base::units::Bytes;
 use llfree_base::{error_line, faults};
 use llfree_control::protocol::{BurstTouch, ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use llfree_control::report::{
-    AutoReclaimReport, BadPage, CgroupStatus, DeviceStatus, ElasticStatus, ExitCounts, FindingReport, GuestOutcome,
-    GuestReport, InstallPoolStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport,
-    ValidateReport, VcpuStatus,
+    AutoReclaimReport, BadPage, CgroupStatus, DeviceStatus, ElasticStatus, FindingReport, GuestOutcome, GuestReport,
+    InstallPoolStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport,
 };
 use llfree_control::server::Responder;
 use llfree_monitor::auto::{AutoStatus, SwitchError};
@@ -65,6 +66,7 @@ struct Workers {
     resizes: Sender<Job>,
     guest: Sender<Job>,
     reports: Sender<Job>,
+    life: Sender<Job>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -116,7 +118,9 @@ impl Service {
             roles::REPORTS,
             Box::new(move |jobs| report_and_audit(&of_reports, &report_name, &jobs)),
         )?;
-        let workers = Mutex::new(Some(Workers { resizes, guest, reports, threads }));
+        let of_life = vm.clone();
+        let life = worker("life", roles::LIFE, Box::new(move |jobs| life::serve(&of_life, &jobs)))?;
+        let workers = Mutex::new(Some(Workers { resizes, guest, reports, life, threads }));
         Ok(Self { vm, name: name.to_owned(), workers, queued_resizes })
     }
 
@@ -149,7 +153,13 @@ impl Service {
                 self.queued_resizes.fetch_add(1, Ordering::Relaxed);
                 &workers.resizes
             }
+            // Behind a command at work it would wait for the resume.
+            Request::Guest(_) if self.vm.is_paused() => {
+                responder.answer(&answer(Err(VmError::Paused)));
+                return false;
+            }
             Request::Guest(_) => &workers.guest,
+            Request::Pause | Request::Resume => &workers.life,
         };
         // A queue without a thread drops the job, whose responder then says so.
         let _ = queue.send((request, responder));
@@ -213,15 +223,16 @@ fn not_here() -> Reply {
 fn answer(result: Result<Reply, VmError>) -> Reply {
     result.unwrap_or_else(|error| {
         let kind = match &error {
-            VmError::Size(_) | VmError::Resize(_) => ErrorKind::Refused,
+            VmError::Size(_) | VmError::Resize(_) | VmError::Paused => ErrorKind::Refused,
             VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(ExitReason::Exited(0)) => ErrorKind::Stopping,
             VmError::Ended(_) => ErrorKind::Crashed,
             VmError::AutoReclaim(SwitchError::KeepTooLarge(_)) => ErrorKind::Refused,
-            VmError::Monitor(_) | VmError::AutoReclaim(SwitchError::Thread(_)) | VmError::Cgroup(_) => {
-                ErrorKind::Internal
-            }
+            VmError::Monitor(_)
+            | VmError::AutoReclaim(SwitchError::Thread(_))
+            | VmError::Cgroup(_)
+            | VmError::Pause(_) => ErrorKind::Internal,
         };
         Reply::error(kind, error_line(&error))
     })
@@ -238,6 +249,7 @@ fn resize(vm: &Vm, request: &Request, superseded: &dyn Fn() -> bool) -> Result<R
             let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
             let advice = match () {
                 () if superseded() => "another resize took over",
+                () if vm.is_paused() => "resume the VM, so that its guest can free some",
                 () if vm.has_table() && vm.elastic().is_some_and(|device| !device.transport().is_driven()) => {
                     "it has no driver for its device"
                 }
@@ -506,16 +518,13 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
     let view = guest_view(vm, &elastic, &census);
     let counters = &monitor.counters;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    let vcpu = |(index, c): (usize, &Arc<crate::vcpu::VcpuCounters>)| VcpuStatus {
-        index: index as u32,
-        exits: ExitCounts { mmio: count(&c.mmio), pio: count(&c.pio), other: count(&c.other) },
-        calls: count(&c.calls),
-        state: if c.busy.load(Ordering::Relaxed) { "running" } else { "waiting" }.to_owned(),
-    };
+    let (state, paused_ms) = life::state(vm);
     Ok(StatusReport {
         name: name.to_owned(),
         pid: std::process::id(),
-        uptime_ms: u64::try_from(vm.uptime().as_millis()).unwrap_or(u64::MAX),
+        uptime_ms: life::millis(vm.uptime()),
+        state,
+        paused_ms,
         backing: vm.config().backing.name().to_owned(),
         memory_bytes: vm.config().memory.0,
         limit_bytes: vm.limit(),
@@ -556,7 +565,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
             memory_max_bytes: usage.max,
             memory_current_bytes: usage.current,
         }),
-        vcpus: vm.vcpus().iter().enumerate().map(vcpu).collect(),
+        vcpus: vm.vcpus().iter().map(|vcpu| life::vcpu_status(vcpu)).collect(),
         elastic,
         disks: vm.disks().iter().map(|disk| disk.status()).collect(),
         nets: vm.nets().map(net_report).collect(),

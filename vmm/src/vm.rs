@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `config`, `error` | what to launch, and why it failed |
 //! | `launch` | the steps of a launch |
+//! | `life` | pause, resume, stop |
 //! | `linux` | those that only Linux guests need |
 //! | `devices` | notifications, interrupts, and resizes by a device |
 
@@ -15,10 +16,12 @@ mod config;
 mod devices;
 mod error;
 mod launch;
+mod life;
 mod linux;
 
 pub use config::{LinuxConfig, VmConfig};
 pub use error::{LaunchError, VmError};
+pub use life::{LifeChange, PAUSE, PauseError};
 
 use crate::agent::linux::LinuxAgent;
 use crate::agent::{self, Agents};
@@ -28,11 +31,11 @@ use crate::devices::Devices;
 use crate::devices::blk::DiskControl;
 use crate::devices::net::{NetConfig, NetCounters};
 use crate::devices::serial::Serial;
-use crate::devices::worker::{self, Worker};
+use crate::devices::worker::Worker;
 use crate::doorbell::Doorbell;
 use crate::elastic::{Elastic, ElasticDevice};
 use crate::exit::ExitReason;
-use crate::vcpu::{self, VcpuCounters};
+use crate::vcpu::VcpuHandle;
 use kvm_ioctls::VmFd;
 use llfree_base::units::Bytes;
 use llfree_base::{faults, kernel_stats};
@@ -41,9 +44,8 @@ use llfree_monitor::memory::Backing;
 use llfree_monitor::{Monitor, Pass, Violations};
 use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -116,11 +118,10 @@ pub struct Vm {
     elastic: Option<ElasticDevice>,
     /// The devices' threads.
     workers: Mutex<Vec<Worker>>,
-    vcpus: Vec<Arc<VcpuCounters>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    vcpus: Vec<Arc<VcpuHandle>>,
     /// `None` where nothing sees them.
     violations: Option<Violations>,
-    stop: Arc<AtomicBool>,
+    life: life::Life,
     exit_notifier: ExitNotifier,
     started: Instant,
     next_seed: AtomicU32,
@@ -229,9 +230,9 @@ impl Vm {
         &self.doorbell
     }
 
-    /// What each vCPU did.
+    /// Each vCPU: what it did, and whether it is parked.
     #[must_use]
-    pub fn vcpus(&self) -> &[Arc<VcpuCounters>] {
+    pub fn vcpus(&self) -> &[Arc<VcpuHandle>] {
         &self.vcpus
     }
 
@@ -274,11 +275,14 @@ impl Vm {
         Ok(process)
     }
 
-    /// Runs a command on all vCPUs.
+    /// Runs a command on all vCPUs. One that a pause comes into goes on after it, and its `timeout` runs on.
     ///
     /// # Errors
-    /// If the guest does not answer within `timeout`, or has ended.
+    /// If the VM is paused, or if the guest does not answer within `timeout` or has ended.
     pub fn guest(&self, command: Command, timeout: Duration) -> Result<Report, VmError> {
+        if self.is_paused() {
+            return Err(VmError::Paused);
+        }
         let report = match &self.linux {
             Some(linux) => linux.agent.run(command, timeout),
             None => self.agents.run(command, timeout).map(|reports| agent::total(&reports)),
@@ -331,7 +335,7 @@ impl Vm {
                     duration += begin.elapsed();
                 }
                 pass += more;
-                let over = self.stop.load(Ordering::Acquire) || self.ended().is_some();
+                let over = self.life.is_stopped() || self.ended().is_some();
                 if self.monitor.limit() <= frames || over || !keep_waiting(start.elapsed()) {
                     break;
                 }
@@ -381,35 +385,6 @@ impl Vm {
         match u32::try_from(bytes / HUGE_SIZE) {
             Ok(frames) if frames <= self.monitor.huge_frames() => Ok(frames),
             _ => Err(VmError::Size(format!("{} is more than the VM's memory, {}", Bytes(bytes), self.config.memory))),
-        }
-    }
-
-    /// Stops the vCPUs and waits for them; the guest's memory stays until the `Vm` is dropped.
-    /// Ends what others do for the guest at its next step: commands, waiting shrinks, passes.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        self.monitor.stop();
-        self.auto_reclaim.stop();
-        self.agents.stop();
-        if let Some(linux) = &self.linux {
-            linux.agent.stop();
-            linux.pc.serial().stop();
-        }
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        let first_time = !threads.is_empty();
-        if let Some(violations) = &self.violations {
-            violations.release();
-        }
-        vcpu::kick(threads);
-        // Behind the vCPUs, which notify them.
-        worker::end(std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner)));
-        if let Some(violations) = &self.violations {
-            violations.finish();
-        }
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (all, held) = (count(&self.monitor.counters.violations), count(&self.monitor.counters.held_violations));
-        if first_time && all > 0 {
-            log::warn!("{all} times in all the guest touched memory that it did not have, {held} of them held frames");
         }
     }
 

@@ -16,21 +16,37 @@ impl Monitor {
     /// Any numbers may be asked for. Frames before a held one are installed; of those before one
     /// that the host has no memory for, some may be.
     pub fn install(&self, first: HugeId, count: u32) -> Status {
+        // Nothing interrupts it.
+        self.install_while(first, count, || true).unwrap_or(Status::HostError)
+    }
+
+    /// The same, as long as `go_on` says so, which is asked before each batch of 64 MiB. `None` if it was
+    /// interrupted: some of the frames are installed then, and asking again for all of them does the rest.
+    pub fn install_while(&self, first: HugeId, count: u32, go_on: impl Fn() -> bool) -> Option<Status> {
         let status = match first.0.checked_add(count) {
-            Some(end) if count > 0 && end <= self.huge_frames() => (first.0..end)
-                .step_by(BATCH as usize)
-                .map(|start| {
-                    let batch = start..end.min(start + BATCH);
-                    if self.is_stopping() { Status::HostError } else { self.install_batch(batch) }
-                })
-                .find(|status| *status != Status::Ok)
-                .unwrap_or(Status::Ok),
+            Some(end) if count > 0 && end <= self.huge_frames() => self.install_batches(first.0..end, go_on)?,
             _ => Status::BadArgument,
         };
         if status != Status::Ok {
             self.counters.install_failures.fetch_add(1, Ordering::Relaxed);
         }
-        status
+        Some(status)
+    }
+
+    fn install_batches(&self, range: std::ops::Range<u32>, go_on: impl Fn() -> bool) -> Option<Status> {
+        for start in range.clone().step_by(BATCH as usize) {
+            if self.is_stopping() {
+                return Some(Status::HostError);
+            }
+            if !go_on() {
+                return None;
+            }
+            let status = self.install_batch(start..range.end.min(start + BATCH));
+            if status != Status::Ok {
+                return Some(status);
+            }
+        }
+        Some(Status::Ok)
     }
 
     /// Claims up to a batch of neighbours and puts memory behind each run of them that needs it.

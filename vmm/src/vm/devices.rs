@@ -21,10 +21,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 impl Vm {
-    /// Whether a resize by a device that began `elapsed` ago still gets somewhere; false without one.
+    /// Whether a resize by a device that began `elapsed` ago still gets somewhere; false without one, and
+    /// while the VM is paused, as its driver is.
     #[must_use]
     pub fn is_device_moving(&self, elapsed: Duration) -> bool {
-        self.elastic.as_ref().is_some_and(|device| device.is_moving(elapsed))
+        !self.is_paused() && self.elastic.as_ref().is_some_and(|device| device.is_moving(elapsed))
     }
 
     /// Has the device's driver move memory until the limit is `target`, or `keep_waiting` says no.
@@ -36,7 +37,7 @@ impl Vm {
         let device = self.elastic.as_ref().ok_or(ResizeError::NotElastic)?;
         let (before, resident) = (device.limit(), self.ram_resident()?);
         let start = Instant::now();
-        let over = || self.stop.load(Ordering::Acquire) || self.ended().is_some();
+        let over = || self.life.is_stopped() || self.ended().is_some();
         let duration =
             device.resize(target, || self.agents.notify_driver(), |elapsed| !over() && keep_waiting(elapsed))?;
         let waited = start.elapsed().saturating_sub(duration);

@@ -1,6 +1,7 @@
 //! Why a VM does not come up ([`LaunchError`]), and why a running one does not do as asked
 //! ([`VmError`]).
 
+use super::life::PauseError;
 use crate::agent::AgentError;
 use crate::boot::{BootError, ImageError, KernelError, LinuxError};
 use crate::cgroup::CgroupError;
@@ -123,4 +124,10 @@ pub enum VmError {
     /// The guest ended.
     #[error(transparent)]
     Ended(#[from] ExitReason),
+    /// It runs on.
+    #[error(transparent)]
+    Pause(#[from] PauseError),
+    /// The guest cannot do anything now.
+    #[error("the VM is paused; resume it first")]
+    Paused,
 }

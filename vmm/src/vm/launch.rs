@@ -14,8 +14,9 @@ use crate::devices::Devices;
 use crate::doorbell::Doorbell;
 use crate::elastic::{Elastic, ElasticDevice};
 use crate::exit::ExitReason;
+use crate::parking::EndsWith;
 use crate::roles;
-use crate::vcpu::{self, Guest, VcpuContext, VcpuCounters};
+use crate::vcpu::{self, Guest, VcpuContext, VcpuHandle};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use llfree_base::units::Bytes;
@@ -24,8 +25,8 @@ use llfree_monitor::memory::{AddressMap, GuestRam, Supply};
 use llfree_monitor::{Monitor, Occupied, Violations};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use shared_layout::HUGE_SIZE;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -135,7 +136,7 @@ impl Vm {
         let devices = Arc::new(devices);
         let workers = devices::start(&vm, &devices, &config.threads)?;
         let doorbell = Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone()));
-        let vcpus: Vec<_> = fds.iter().map(|_| Arc::new(VcpuCounters::default())).collect();
+        let vcpus: Vec<_> = (0..config.cpus).map(|index| Arc::new(VcpuHandle::new(index))).collect();
         let exit_notifier = ExitNotifier {
             end: Arc::new(End::default()),
             event: Arc::new(end_event),
@@ -171,9 +172,8 @@ impl Vm {
             devices,
             elastic,
             workers: Mutex::new(workers),
-            threads: Mutex::new(Vec::new()),
             violations,
-            stop: Arc::new(AtomicBool::new(false)),
+            life: Default::default(),
             exit_notifier,
             started,
             next_seed: AtomicU32::new(1),
@@ -187,13 +187,13 @@ impl Vm {
     }
 
     fn start_vcpu(&self, fd: VcpuFd, index: u32, guest: &Guest) -> Result<(), LaunchError> {
+        let vcpu = &self.vcpus[index as usize];
         let context = VcpuContext {
             platform: self.platform.clone(),
             doorbell: self.doorbell.clone(),
             devices: self.devices.clone(),
             guest: guest.clone(),
-            stop: self.stop.clone(),
-            counters: self.vcpus[index as usize].clone(),
+            vcpu: vcpu.clone(),
         };
         let core = self.config.pin.get(index as usize % self.config.pin.len().max(1)).copied();
         let exit_notifier = self.exit_notifier.clone();
@@ -205,7 +205,9 @@ impl Vm {
             }
         };
         let body = move || {
-            if let Some(reason) = vcpu::run(fd, index, &context) {
+            // Last: whoever sees it gone finds the reason.
+            let _end = EndsWith(context.vcpu.parking());
+            if let Some(reason) = vcpu::run(fd, &context) {
                 exit_notifier.notify(reason);
             }
         };
@@ -214,15 +216,15 @@ impl Vm {
             .threads
             .spawn_after(format!("vcpu{index}"), roles::VCPU, pin, body)
             .map_err(|source| LaunchError::Host { step: "start a vCPU's thread", source })?;
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        vcpu.started(thread);
         Ok(())
     }
 }
 
 /// Tells which vCPU a thread of this process is.
-fn identify(vcpus: Vec<Arc<VcpuCounters>>) -> impl Fn(i32) -> Option<u32> {
+fn identify(vcpus: Vec<Arc<VcpuHandle>>) -> impl Fn(i32) -> Option<u32> {
     move |thread| {
-        let vcpu = vcpus.iter().position(|vcpu| vcpu.thread.load(Ordering::Relaxed) == thread)?;
+        let vcpu = vcpus.iter().position(|vcpu| vcpu.counters().thread.load(Ordering::Relaxed) == thread)?;
         u32::try_from(vcpu).ok()
     }
 }
