@@ -17,9 +17,11 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const RUSTFLAGS: [&str; 4] =
     ["-Crelocation-model=static", "-Cno-redzone=yes", "-Cforce-unwind-tables=no", "-Ctarget-cpu=x86-64"];
 /// Sources of the guest, from the workspace's root.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 13] = [
     "Cargo.toml",
     "Cargo.lock",
+    "agent-core/Cargo.toml",
+    "agent-core/src",
     "guest-shim/Cargo.toml",
     "guest-shim/build.rs",
     "guest-shim/guest.ld",

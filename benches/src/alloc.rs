@@ -15,12 +15,14 @@
 //! when the row was measured. `host` rows have a floor beside them: `entry-cas`, the transition of
 //! the shared word alone.
 
-use crate::frames::{Allocator, frames};
+use crate::allocator::Allocator;
+use crate::error::{BenchError, Exhausted};
+use crate::frames::frames;
 use crate::passes::{Bench, Blocks, Measured, Once, state_changes};
 use crate::plot::{Line, Panel};
+use crate::progress::{Progress, Show};
 use crate::series::{Series, Table};
 use crate::tables::{Claims, Entries, Tables};
-use crate::{BenchError, Exhausted, progress};
 use serde::Serialize;
 use shared_layout::Order;
 use std::fmt::Write as _;
@@ -161,16 +163,15 @@ fn cells(plan: &Plan) -> Vec<Cell> {
 }
 
 /// Measures every cell `iterations` times, after one round to warm up.
-pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
+pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     plan.check()?;
     let mut cells = cells(plan);
     let rounds = plan.iterations + 1;
+    let mut progress = Progress::new(show, "alloc", cells.iter().map(|cell| (cell.subject.name(), rounds)));
     for round in 0..rounds {
         for cell in &mut cells {
-            let Cell { bench, order, threads, subject, .. } = cell;
-            let (order, bench, subject) = (order.get(), bench.name(), subject.name());
-            progress(round, rounds, &format!("{bench}, order {order}, threads {threads}, {subject}"));
-            let measured = cell.measure(plan)?;
+            let detail = format!("{}, order {}, threads {}", cell.bench.name(), cell.order.get(), cell.threads);
+            let measured = progress.step(cell.subject.name(), &detail, || cell.measure(plan))?;
             if round == 0 {
                 cell.ops = measured.ops.iter().map(|(op, _)| (*op, Series::default())).collect();
                 continue;
@@ -179,7 +180,6 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
             cell.ops.iter_mut().zip(measured.ops).for_each(|((_, series), (_, ns))| series.push(ns));
         }
     }
-    progress(rounds, rounds, "");
     Ok(cells.iter().flat_map(Cell::rows).collect())
 }
 
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_baseline_is_left_out_where_it_has_no_such_order() {
-        let rows = run(&plan(&[1], 16)).expect("half the memory is enough");
+        let rows = run(&plan(&[1], 16), Show::Nothing).expect("half the memory is enough");
         // alloc and free of three benches and a pair, for llfree twice and the queue once; four
         // state changes of two kinds.
         assert_eq!(rows.len(), 7 * 3 + 4 * 2);
@@ -282,15 +282,15 @@ mod tests {
     #[test]
     fn all_cores_work_together() {
         let cores = crew::cores().expect("a process has cores").len() as u32;
-        let rows = run(&plan(&[cores], 64 * cores)).expect("half the memory is enough");
+        let rows = run(&plan(&[cores], 64 * cores), Show::Nothing).expect("half the memory is enough");
         assert!(rows.iter().all(|row| row.threads == cores));
     }
 
     #[test]
     fn plans_beyond_the_machine_or_the_memory_are_refused() {
-        let few = run(&plan(&[1], 1)).expect_err("no block of order 10");
+        let few = run(&plan(&[1], 1), Show::Nothing).expect_err("no block of order 10");
         assert!(few.to_string().contains("use at least 8 MiB"), "{few}");
-        let many = run(&plan(&[100_000], 64)).expect_err("nobody has so many cores");
+        let many = run(&plan(&[100_000], 64), Show::Nothing).expect_err("nobody has so many cores");
         assert!(many.to_string().contains("100000"), "{many}");
     }
 

@@ -3,9 +3,9 @@
 //! Text in, values out. What figures have in common stands in structures that several of them
 //! flatten; `--help` shows no difference.
 
+use crate::allocator::Allocator;
 use crate::candidates::{self, Candidate};
 use crate::frag::Exchange;
-use crate::frames::Allocator;
 use crate::output::{Output, Picture};
 use crate::passes::Bench;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -22,6 +22,7 @@ use std::time::Duration;
 Examples:
   llfree-bench inflate --mem 4G --to 512M          reclaim, return and install, per 2 MiB frame
   llfree-bench inflate --iterations 15 --csv inflate.csv
+  llfree-bench inflate --json 2>progress.log >rows.json
   llfree-bench install --plot install.svg          what an allocation waits for memory, 1 and 2 vCPUs
   llfree-bench interference --json                 what STREAM and FTQ lose while memory is resized
   llfree-bench boot --mem 16G --json               from the launch to the agent's first answer
@@ -32,15 +33,22 @@ Examples:
   llfree-bench fill --csv fill.csv                 order 0 in almost full memory
   llfree-bench recovery --mem 8G                   a persistent instance after a crash
 
+Progress goes to standard error: one line redrawn in place on a terminal, one line a candidate in a pipe, none \
+with --quiet. Standard output has the rows and nothing else.
+
 Close what else uses the machine's cores: rows with a large spread between min and max were disturbed.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) figure: Figure,
+    /// Show no progress on standard error
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum Figure {
     /// Reclaim, return and install memory, against the raw system calls
+    #[command(after_help = INFLATE_HELP)]
     Inflate(InflateArgs),
     /// Allocate frames that have no memory yet, quiet and while the host reclaims
     Install(InstallArgs),
@@ -60,6 +68,18 @@ pub(crate) enum Figure {
     Recovery(RecoveryArgs),
 }
 
+const INFLATE_HELP: &str = "\
+Examples:
+  llfree-bench inflate                             one to three minutes
+  llfree-bench inflate --candidates llfree,virtio-mem --iterations 15
+  llfree-bench inflate --full                      some five minutes longer
+  llfree-bench inflate --json | jq '.[] | select(.op == \"return\")'
+
+All times are microseconds per 2 MiB frame, divided by the frames that moved. Each row says how many those were \
+(frames, the median of all rounds) and how many rounds min, median and max are of. A balloon of 4 KiB pages takes \
+some 10 ms a frame, so it has a smaller guest of the same proportions, at most 112 frames a round, and 3 rounds \
+spread over the run.";
+
 #[derive(Args)]
 pub(crate) struct InflateArgs {
     /// Guest memory
@@ -74,6 +94,9 @@ pub(crate) struct InflateArgs {
     /// Ways to take memory and to give it back
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = candidates::PUBLISHED, value_parser = candidates::elastic)]
     pub(crate) candidates: Vec<&'static Candidate>,
+    /// Let balloons of 4 KiB pages move as many frames, in as many rounds, as the other candidates
+    #[arg(long)]
+    pub(crate) full: bool,
     #[command(flatten)]
     pub(crate) rounds: Rounds,
     #[command(flatten)]

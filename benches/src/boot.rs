@@ -3,8 +3,8 @@
 //! The baseline makes a VM with the same memory slot and one vCPU, and runs a single `hlt`: what
 //! KVM itself needs, whatever the VMM above it does.
 
-use crate::BenchError;
-use crate::progress;
+use crate::error::BenchError;
+use crate::progress::{Progress, Show};
 use crate::series::{Row, Series};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VcpuExit;
@@ -18,18 +18,18 @@ use vmm::service;
 use vmm::vm::{Vm, VmConfig};
 
 /// Measures `iterations` boots of each, after one to warm up.
-pub(crate) fn run(mem: Bytes, iterations: u32) -> Result<Vec<Row>, BenchError> {
+pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, BenchError> {
     let (mut ours, mut bare) = (Series::default(), Series::default());
     let rounds = iterations + 1;
+    let mut progress = Progress::new(show, "boot", [("llfree", rounds), ("raw", rounds)]);
     for round in 0..rounds {
-        progress(round, rounds, "boot");
-        let (guest, kvm) = (guest_boot(mem)?, bare_boot(mem)?);
+        let guest = progress.step("llfree", "", || guest_boot(mem))?;
+        let kvm = progress.step("raw", "", || bare_boot(mem))?;
         if round > 0 {
             ours.add(guest, 1);
             bare.add(kvm, 1);
         }
     }
-    progress(rounds, rounds, "");
     Ok(vec![ours.row("llfree", "boot_to_first_answer", 1, &bare), bare.row("raw", "kvm_to_first_exit", 1, &bare)])
 }
 

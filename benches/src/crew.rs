@@ -5,10 +5,11 @@
 //! unit is an uncontended compare-and-swap on a word in L1, timed by the same threads right before
 //! their loops: absolute times drift with clocks and neighbours, the ratio hardly.
 
-use crate::BenchError;
+use crate::error::BenchError;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::hint::{black_box, spin_loop};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Compare-and-swaps in one measurement: half a millisecond.
@@ -101,6 +102,11 @@ fn cas_loop(word: &AtomicU64) {
 /// Nanoseconds since `start`, for each of `count` operations.
 pub(crate) fn nanoseconds(start: Instant, count: u64) -> f64 {
     start.elapsed().as_secs_f64() * 1e9 / count.max(1) as f64
+}
+
+/// What a lock protects; nobody panics while holding it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -6,12 +6,14 @@
 //! frames stay as scattered as chance makes them, and the allocator as near to the level as a
 //! loop that is long enough to be timed allows.
 
+use crate::allocator::Allocator;
 use crate::crew::{cas_ns, nanoseconds, on_cores};
-use crate::frames::{Allocator, FAILED, Frames, Visit, frames};
+use crate::error::{BenchError, Exhausted};
+use crate::frames::{FAILED, Frames, Visit, frames};
 use crate::passes::{LEAST_OPS, Measured, PATIENCE, alloc_loop, free_loop};
 use crate::plot::{Line, Panel};
+use crate::progress::{Progress, Show};
 use crate::series::{Series, Table};
-use crate::{BenchError, Exhausted, progress};
 use llfree_base::units::Bytes;
 use serde::Serialize;
 use shared_layout::{HUGE_SIZE, Order};
@@ -118,6 +120,7 @@ pub(crate) fn run(
     huge_frames: u32,
     iterations: u32,
     cores: &[usize],
+    show: Show,
 ) -> Result<Vec<Row>, BenchError> {
     if huge_frames < LEAST_HUGE_FRAMES {
         let (mem, least) = (Bytes(u64::from(huge_frames) * HUGE_SIZE), Bytes(u64::from(LEAST_HUGE_FRAMES) * HUGE_SIZE));
@@ -129,18 +132,18 @@ pub(crate) fn run(
         cells.extend(able.map(|allocator| (per_mille, *allocator, Default::default(), Series::default())));
     }
     let rounds = iterations + 1;
+    let mut progress = Progress::new(show, "fill", cells.iter().map(|(_, allocator, ..)| (allocator.name(), rounds)));
     for round in 0..rounds {
         for (per_mille, allocator, series, cas) in &mut cells {
-            progress(round, rounds, &format!("{} % full, {}", percent(*per_mille), allocator.name()));
             let level = Level { per_mille: *per_mille, huge_frames, seed: u64::from(round), cores };
-            let measured = allocator.with(huge_frames, level)?;
+            let detail = format!("{} % full", percent(*per_mille));
+            let measured = progress.step(allocator.name(), &detail, || allocator.with(huge_frames, level))?;
             if round > 0 {
                 cas.push(measured.cas_ns);
                 series.iter_mut().zip(measured.ops).for_each(|(series, (_, ns))| series.push(ns));
             }
         }
     }
-    progress(rounds, rounds, "");
     let rows = cells.iter().flat_map(|(per_mille, allocator, series, cas)| {
         ["alloc", "free"].into_iter().zip(series).map(|(op, series)| Row {
             bench: "fill",
@@ -195,7 +198,8 @@ mod tests {
     #[test]
     fn every_level_of_every_allocator_is_measured() {
         let cores = crew::cores().expect("a process has cores");
-        let rows = run(&[Allocator::Llfree, Allocator::Bitmap], LEAST_HUGE_FRAMES, 1, &cores).expect("room is left");
+        let rows = run(&[Allocator::Llfree, Allocator::Bitmap], LEAST_HUGE_FRAMES, 1, &cores, Show::Nothing)
+            .expect("room is left");
         assert_eq!(rows.len(), 2 * 2 * LEVELS.len());
         assert!(rows.iter().all(|row| row.ns_median > 0.0 && row.ratio_to_cas > 0.0));
         assert_eq!(panels(&rows).len(), 2);
@@ -203,6 +207,6 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_refused() {
-        assert!(matches!(run(&[Allocator::Llfree], 1, 1, &[0]), Err(BenchError::Size(_))));
+        assert!(matches!(run(&[Allocator::Llfree], 1, 1, &[0], Show::Nothing), Err(BenchError::Size(_))));
     }
 }

@@ -7,10 +7,12 @@
 //! free if the used frames were packed. Which frames are owned is counted here, the same way for
 //! all allocators, by nobody's own statistics.
 
-use crate::frames::{Allocator, FAILED, Frames, Handle, Visit, frames};
+use crate::allocator::Allocator;
+use crate::error::{BenchError, Exhausted};
+use crate::frames::{FAILED, Frames, Handle, Visit, frames};
 use crate::plot::Panel;
+use crate::progress::{Progress, Show};
 use crate::series::Table;
-use crate::{BenchError, Exhausted, progress};
 use clap::ValueEnum;
 use serde::Serialize;
 use shared_layout::Order;
@@ -92,6 +94,17 @@ impl Held {
         handle.free(frame, Order::BASE)
     }
 
+    /// A tenth of the frames in use; false if a frame was refused.
+    fn exchange(&mut self, how: Exchange, handle: &mut impl Handle, random: &mut fastrand::Rng) -> bool {
+        let count = self.frames.len() / 10;
+        match how {
+            Exchange::Batch => {
+                (0..count).all(|_| self.free_any(handle, random)) && (0..count).all(|_| self.alloc(handle))
+            }
+            Exchange::Pairs => (0..count).all(|_| self.free_any(handle, random) && self.alloc(handle)),
+        }
+    }
+
     fn free_huge(&self) -> u32 {
         self.in_huge.iter().filter(|used| **used == 0).count() as u32
     }
@@ -101,41 +114,43 @@ fn huge_of(frame: u64) -> usize {
     (frame / Order::HUGE.frames()) as usize
 }
 
-/// One allocator's rounds; `None` if it ran out of frames.
-struct Rounds {
+/// How progress calls an allocator's rounds.
+fn candidate(allocator: &str, exchange: Exchange) -> String {
+    format!("{allocator}, {}", exchange.name())
+}
+
+fn served(ok: bool) -> Result<(), Exhausted> {
+    if ok { Ok(()) } else { Err(Exhausted { bench: "frag", order: 0 }) }
+}
+
+/// One allocator's rounds.
+struct Rounds<'a> {
     name: &'static str,
     exchange: Exchange,
     huge_frames: u32,
     rounds: u32,
+    progress: &'a mut Progress,
 }
 
-impl Visit for Rounds {
-    type Output = Option<Vec<Row>>;
+impl Visit for Rounds<'_> {
+    type Output = Result<Vec<Row>, Exhausted>;
 
     fn visit<F: Frames>(self, allocator: &F) -> Self::Output {
-        let Self { name, exchange, huge_frames, rounds } = self;
+        let Self { name, exchange, huge_frames, rounds, progress } = self;
+        let candidate = candidate(name, exchange);
         let mut random = fastrand::Rng::with_seed(1);
         let mut handle = allocator.handle();
         let total = frames(huge_frames) as usize;
         let mut held = Held { frames: Vec::with_capacity(total), in_huge: vec![0; huge_frames as usize] };
-        let mut ok = (0..total).all(|_| held.alloc(&mut handle));
-        ok = ok && (0..total / 2).all(|_| held.free_any(&mut handle, &mut random));
+        progress.step(&candidate, "filling memory", || {
+            let ok = (0..total).all(|_| held.alloc(&mut handle));
+            served(ok && (0..total / 2).all(|_| held.free_any(&mut handle, &mut random)))
+        })?;
         let possible = huge_frames - held.frames.len().div_ceil(Order::HUGE.frames() as usize) as u32;
         let mut rows = Vec::new();
         for round in 0..=rounds {
             if round > 0 {
-                progress(round, rounds + 1, &format!("{name}, {}", exchange.name()));
-                let count = held.frames.len() / 10;
-                ok = ok
-                    && match exchange {
-                        Exchange::Batch => {
-                            (0..count).all(|_| held.free_any(&mut handle, &mut random))
-                                && (0..count).all(|_| held.alloc(&mut handle))
-                        }
-                        Exchange::Pairs => {
-                            (0..count).all(|_| held.free_any(&mut handle, &mut random) && held.alloc(&mut handle))
-                        }
-                    };
+                progress.step(&candidate, "", || served(held.exchange(exchange, &mut handle, &mut random)))?;
             }
             let free_huge = held.free_huge();
             rows.push(Row {
@@ -147,7 +162,7 @@ impl Visit for Rounds {
                 percent: f64::from(free_huge) * 100.0 / f64::from(possible.max(1)),
             });
         }
-        ok.then_some(rows)
+        Ok(rows)
     }
 }
 
@@ -157,16 +172,17 @@ pub(crate) fn run(
     exchanges: &[Exchange],
     huge_frames: u32,
     rounds: u32,
+    show: Show,
 ) -> Result<Vec<Row>, BenchError> {
+    let able = || allocators.iter().filter(|a| a.supports(Order::BASE, huge_frames)).map(|a| (a, a.name()));
+    let all = || exchanges.iter().flat_map(|exchange| able().map(|(allocator, name)| (allocator, name, *exchange)));
+    let steps = all().map(|(_, name, exchange)| (candidate(name, exchange), rounds + 1));
+    let mut progress = Progress::new(show, "frag", steps);
     let mut rows = Vec::new();
-    for &exchange in exchanges {
-        for allocator in allocators.iter().filter(|a| a.supports(Order::BASE, huge_frames)) {
-            let visit = Rounds { name: allocator.name(), exchange, huge_frames, rounds };
-            let exhausted = || BenchError::Exhausted(Exhausted { bench: "frag", order: 0 });
-            rows.extend(allocator.with(huge_frames, visit).ok_or_else(exhausted)?);
-        }
+    for (allocator, name, exchange) in all() {
+        let visit = Rounds { name, exchange, huge_frames, rounds, progress: &mut progress };
+        rows.extend(allocator.with(huge_frames, visit)?);
     }
-    progress(rounds, rounds, "");
     Ok(rows)
 }
 
@@ -192,7 +208,8 @@ mod tests {
     #[test]
     fn every_allocator_keeps_half_of_the_memory() {
         for exchange in Exchange::value_variants() {
-            let rows = run(&[Allocator::Llfree, Allocator::Queue], &[*exchange], 8, 3).expect("half is free");
+            let rows =
+                run(&[Allocator::Llfree, Allocator::Queue], &[*exchange], 8, 3, Show::Nothing).expect("half is free");
             assert_eq!(rows.len(), 8);
             assert!(rows.iter().all(|row| row.possible_huge == 4 && row.free_huge <= 4));
         }

@@ -1,6 +1,6 @@
 //! A guest under measurement: commands that must succeed, and resizes counted by what they moved.
 
-use crate::BenchError;
+use crate::error::BenchError;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
 use llfree_control::report::{GuestOutcome, GuestReport, SampleReport};
@@ -53,7 +53,7 @@ impl Moved {
 /// Lowers the limit, as far as the guest lets go.
 pub(crate) fn shrink(vm: &Vm, to: u64) -> Result<Moved, BenchError> {
     let before = limit(vm);
-    let resize = vm.shrink(to, |elapsed| elapsed < PATIENCE || vm.is_device_moving(elapsed))?;
+    let resize = vm.shrink(to, |elapsed| elapsed < PATIENCE || vm.elastic().is_moving(elapsed))?;
     Ok(Moved::new(before, &resize))
 }
 

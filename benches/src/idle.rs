@@ -5,8 +5,9 @@
 //! there is; rounds take turns. The time in a scan is the thread's own account, with caches as cold as
 //! a pause between two scans leaves them.
 
+use crate::error::BenchError;
+use crate::progress::{Progress, Show};
 use crate::series::{Series, Table};
-use crate::{BenchError, progress};
 use llfree_base::choices::{Settings, Switch};
 use llfree_base::units::Bytes;
 use llfree_control::protocol::GuestRequest;
@@ -70,8 +71,26 @@ struct Candidate {
     scan_time: Duration,
 }
 
+impl Candidate {
+    /// Lets the VM idle for `time`; adds to the books if this is `measured`.
+    fn wait(&mut self, vm: &Arc<Vm>, time: Duration, measured: bool) -> Result<(), BenchError> {
+        service::auto_reclaim(vm, self.switch)?;
+        let before = vm.auto_reclaim().status();
+        let (cpu, start) = (process_cpu(), Instant::now());
+        std::thread::sleep(time);
+        let share = (process_cpu().saturating_sub(cpu)).as_secs_f64() / start.elapsed().as_secs_f64();
+        let after = vm.auto_reclaim().status();
+        if measured {
+            self.cpu.push(share * 1e6);
+            self.scans += after.scans - before.scans;
+            self.scan_time += after.scan_time.saturating_sub(before.scan_time);
+        }
+        Ok(())
+    }
+}
+
 /// Measures each setting `iterations` times for `time`, after a round to warm up.
-pub(crate) fn run(mem: Bytes, time: Duration, iterations: u32) -> Result<Vec<Row>, BenchError> {
+pub(crate) fn run(mem: Bytes, time: Duration, iterations: u32, show: Show) -> Result<Vec<Row>, BenchError> {
     let vm = Arc::new(Vm::launch(VmConfig::new(mem, 1, Backing::Anon))?);
     let _service = Service::start(vm.clone(), "idle")?;
     service::guest(&vm, &GuestRequest::Stats)?;
@@ -86,23 +105,12 @@ pub(crate) fn run(mem: Bytes, time: Duration, iterations: u32) -> Result<Vec<Row
         candidate("interval=100ms", Some(shortest)),
     ];
     let rounds = iterations + 1;
+    let mut progress = Progress::new(show, "idle", candidates.each_ref().map(|candidate| (candidate.name, rounds)));
     for round in 0..rounds {
         for candidate in &mut candidates {
-            progress(round, rounds, candidate.name);
-            service::auto_reclaim(&vm, candidate.switch)?;
-            let before = vm.auto_reclaim().status();
-            let (cpu, start) = (process_cpu(), Instant::now());
-            std::thread::sleep(time);
-            let share = (process_cpu().saturating_sub(cpu)).as_secs_f64() / start.elapsed().as_secs_f64();
-            let after = vm.auto_reclaim().status();
-            if round > 0 {
-                candidate.cpu.push(share * 1e6);
-                candidate.scans += after.scans - before.scans;
-                candidate.scan_time += after.scan_time.saturating_sub(before.scan_time);
-            }
+            progress.step(candidate.name, "", || candidate.wait(&vm, time, round > 0))?;
         }
     }
-    progress(rounds, rounds, "");
     let gib = mem.0 as f64 / Bytes::GIB as f64;
     let row = |candidate: &Candidate| Row {
         bench: "idle",

@@ -15,35 +15,38 @@
 //! | `return_install_touch` | grow, then the guest allocates each frame and writes to every page | `populate_touch_per_frame` |
 //!
 //! Times are divided by the frames that moved: by the limit for resizes, by the kernel's account of
-//! resident memory for installs, since some of what a guest allocates may have been there already.
+//! resident memory for installs, since some of what a guest allocates may have been there already. So a row does
+//! not depend on how many they were, and a balloon of 4 KiB pages, which needs 10 ms a frame where others need
+//! microseconds, gets by with fewer of them: a smaller guest of the same proportions, in a part of the rounds (`plan`).
 
-use crate::BenchError;
+mod plan;
+
+pub(crate) use plan::{Allowance, Plan};
+
 use crate::candidates::Candidate;
+use crate::error::BenchError;
 use crate::guest::{Moved, ask, grow, measure, shrink, touch_and_free};
-use crate::progress;
+use crate::progress::{Progress, Show};
 use crate::series::{Row, Series};
 use cli::workload::DEFAULT_ORDER;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
 use llfree_monitor::memory::{Backing, GuestRam, Run};
+use plan::{GUEST_OWN, Share};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeEntry, HugeId};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::vm::Vm;
 
-/// What the guest needs for itself: its image, the first frame that stays unused, records, samples.
-const GUEST_OWN: u64 = 16 << 20;
 /// The candidate of the bare system calls.
 const RAW: &str = "raw";
 
-/// What is measured.
-pub(crate) struct Plan {
-    pub(crate) candidates: Vec<&'static Candidate>,
-    pub(crate) mem: Bytes,
-    pub(crate) to: Bytes,
-    pub(crate) backing: Backing,
-    pub(crate) iterations: u32,
+/// A VM under measurement.
+struct Subject {
+    candidate: &'static Candidate,
+    share: Share,
+    vm: Vm,
 }
 
 /// Times by candidate and op, in the order in which they were first measured.
@@ -55,8 +58,8 @@ struct Entry {
     op: &'static str,
     /// The raw op that it is compared with.
     limit: &'static str,
-    /// Frames in the last round.
-    frames: u32,
+    /// Frames in each round.
+    frames: Series,
     series: Series,
 }
 
@@ -72,11 +75,11 @@ impl Book {
         }
         let known = self.0.iter().position(|entry| (entry.candidate, entry.op) == (candidate, op));
         let index = known.unwrap_or_else(|| {
-            self.0.push(Entry { candidate, op, limit, frames, series: Series::default() });
+            self.0.push(Entry { candidate, op, limit, frames: Series::default(), series: Series::default() });
             self.0.len() - 1
         });
         let entry = &mut self.0[index];
-        entry.frames = frames;
+        entry.frames.push(frames.into());
         entry.series.add(time, frames);
         Ok(())
     }
@@ -93,21 +96,29 @@ impl Book {
         self.add((RAW, op, limit), start.elapsed(), frames)
     }
 
+    /// Forgets the round to warm up.
+    fn clear(&mut self) {
+        for entry in &mut self.0 {
+            entry.frames.clear();
+            entry.series.clear();
+        }
+    }
+
     /// The rows, guests' first.
     fn rows(&self) -> Vec<Row> {
         let row = |entry: &Entry| {
             let limit = self.0.iter().find(|limit| (limit.candidate, limit.op) == (RAW, entry.limit));
             // Every op names one that each round has.
             let limit = limit.map_or(&entry.series, |limit| &limit.series);
-            entry.series.row(entry.candidate, entry.op, entry.frames, limit)
+            entry.series.row(entry.candidate, entry.op, entry.frames.median() as u32, limit)
         };
         let (raw, guests): (Vec<_>, Vec<_>) = self.0.iter().partition(|entry| entry.candidate == RAW);
         guests.into_iter().chain(raw).map(row).collect()
     }
 }
 
-/// Measures `plan.iterations` rounds after one to warm up.
-pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
+/// Measures `plan.iterations` rounds after one to warm up; candidates that move single pages take part in some.
+pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let (mem, to) = (plan.mem, plan.to);
     if to.0 < 2 * GUEST_OWN || to.0 >= mem.0 {
         let message = format!("--to {to} is out of range; use {} up to less than --mem {mem}", Bytes(2 * GUEST_OWN));
@@ -115,31 +126,34 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
     }
     let frames = u32::try_from((mem.0 - to.0) / HUGE_SIZE)
         .map_err(|_| BenchError::Size(format!("--mem {mem} has more huge frames than can be counted")))?;
-    let mut vms = Vec::new();
+    let mut subjects = Vec::new();
     for candidate in &plan.candidates {
-        vms.push(Vm::launch(candidate.config(mem, 1, plan.backing))?);
+        let share = Share::of(plan, candidate.moves);
+        let vm = Vm::launch(candidate.config(share.mem, 1, plan.backing))?;
+        subjects.push(Subject { candidate, share, vm });
     }
     let raw = GuestRam::new(mem.0 - to.0, plan.backing)?;
     let mut book = Book::default();
-    let rounds = plan.iterations + 1;
-    for round in 0..rounds {
-        for (candidate, vm) in plan.candidates.iter().zip(&vms) {
-            progress(round, rounds, candidate.name);
-            guest_round(vm, candidate.name, plan, &mut book)?;
-            fresh_round(candidate, plan, &mut book)?;
+    let steps = subjects.iter().map(|subject| (subject.candidate.name, subject.share.rounds.1 + 1));
+    let mut progress = Progress::new(show, "inflate", steps.chain([(RAW, plan.iterations + 1)]));
+    for round in 0..=plan.iterations {
+        for subject in subjects.iter().filter(|subject| subject.share.takes_part(round)) {
+            progress.step(subject.candidate.name, "", || {
+                guest_round(subject, &mut book)?;
+                fresh_round(subject, plan.backing, &mut book)
+            })?;
         }
-        progress(round, rounds, "raw system calls");
-        raw_round(&raw, frames, &mut book)?;
+        progress.step(RAW, "", || raw_round(&raw, frames, &mut book))?;
         if round == 0 {
-            book.0.iter_mut().for_each(|entry| entry.series.clear());
+            book.clear();
         }
     }
-    progress(rounds, rounds, "");
     Ok(book.rows())
 }
 
-fn guest_round(vm: &Vm, name: &'static str, plan: &Plan, book: &mut Book) -> Result<(), BenchError> {
-    let (mem, to) = (plan.mem.0, plan.to.0);
+fn guest_round(subject: &Subject, book: &mut Book) -> Result<(), BenchError> {
+    let (vm, name) = (&subject.vm, subject.candidate.name);
+    let (mem, to) = (subject.share.mem.0, subject.share.to.0);
     grow(vm, mem)?;
     // Everything that the guest can have is touched and free.
     touch_and_free(vm, mem - GUEST_OWN)?;
@@ -160,7 +174,7 @@ fn guest_round(vm: &Vm, name: &'static str, plan: &Plan, book: &mut Book) -> Res
     book.add((name, "return_install_touch", "populate_touch_per_frame"), returned + time, frames)?;
 
     if name == "llfree" {
-        evictions(vm, plan, book)?;
+        evictions(vm, subject.share, book)?;
     }
     // The others need the host's memory.
     shrink(vm, to)?;
@@ -168,13 +182,14 @@ fn guest_round(vm: &Vm, name: &'static str, plan: &Plan, book: &mut Book) -> Res
 }
 
 /// A VM of which nothing was touched.
-fn fresh_round(candidate: &'static Candidate, plan: &Plan, book: &mut Book) -> Result<(), BenchError> {
-    let vm = Vm::launch(candidate.config(plan.mem, 1, plan.backing))?;
+fn fresh_round(subject: &Subject, backing: Backing, book: &mut Book) -> Result<(), BenchError> {
+    let Subject { candidate, share: Share { mem, to, .. }, .. } = subject;
+    let vm = Vm::launch(candidate.config(*mem, 1, backing))?;
     ask(&vm, &GuestRequest::Stats)?;
     for op in ["reclaim_untouched_first", "reclaim_untouched_repeated"] {
-        let Moved { duration, frames } = shrink(&vm, plan.to.0)?;
+        let Moved { duration, frames } = shrink(&vm, to.0)?;
         book.add((candidate.name, op, "discard_untouched_bulk"), duration, frames)?;
-        grow(&vm, plan.mem.0)?;
+        grow(&vm, mem.0)?;
     }
     Ok(())
 }
@@ -191,8 +206,8 @@ fn burst(vm: &Vm, bytes: u64, touch: BurstTouch) -> Result<(Duration, u32), Benc
 }
 
 /// Soft reclaim, which no device has.
-fn evictions(vm: &Vm, plan: &Plan, book: &mut Book) -> Result<(), BenchError> {
-    let (mem, to) = (plan.mem.0, plan.to.0);
+fn evictions(vm: &Vm, share: Share, book: &mut Book) -> Result<(), BenchError> {
+    let (mem, to) = (share.mem.0, share.to.0);
     let evict = || vm.monitor().evict(u32::MAX).map_err(vmm::vm::VmError::from);
     evict()?;
     // Half of it is free, here and there.
@@ -278,43 +293,4 @@ fn touch(raw: &GuestRam, huge: HugeId) -> Result<(), BenchError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::candidates::ELASTIC;
-    use test_support::skipped;
-
-    #[test]
-    fn times_are_divided_by_what_moved_and_compared_with_their_limit() {
-        let mut book = Book::default();
-        for round in 1..=3 {
-            book.add((RAW, "discard", "discard"), Duration::from_micros(round * 10), 10).expect("it moved");
-            book.add(("llfree", "reclaim", "discard"), Duration::from_micros(round * 20), 5).expect("it moved");
-        }
-        let rows = book.rows();
-        assert_eq!((rows[0].candidate, rows[0].us_per_frame_median, rows[0].ratio_to_limit), ("llfree", 8.0, 4.0));
-        assert_eq!((rows[1].op, rows[1].frames, rows[1].ratio_to_limit), ("discard", 10, 1.0));
-        assert!(book.add(("llfree", "reclaim", "discard"), Duration::ZERO, 0).is_err());
-    }
-
-    #[test]
-    fn every_candidate_is_measured_in_every_way() {
-        if let Err(error) = vmm::boot::open_kvm() {
-            return skipped(llfree_base::error_line(&error));
-        }
-        let plan = |to: u64| Plan {
-            candidates: ELASTIC.iter().collect(),
-            mem: Bytes(128 << 20),
-            to: Bytes(to << 20),
-            backing: Backing::Anon,
-            iterations: 1,
-        };
-        let rows = run(&plan(64)).unwrap_or_else(|error| panic!("{}", llfree_base::error_line(&error)));
-        for candidate in ELASTIC {
-            let ops = rows.iter().filter(|row| row.candidate == candidate.name).count();
-            assert!(ops >= 5, "{ops} of {}", candidate.name);
-        }
-        assert!(rows.iter().all(|row| row.us_per_frame_median > 0.0 && row.frames > 0), "{rows:?}");
-        assert!(rows.iter().all(|row| row.ratio_to_limit.is_finite()), "{rows:?}");
-        assert!(run(&plan(8)).is_err(), "the guest needs more for itself");
-    }
-}
+mod tests;

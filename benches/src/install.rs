@@ -15,11 +15,12 @@
 //! memory, and between them an install out of a pool without a guest.
 
 use crate::candidates::Candidate;
+use crate::error::BenchError;
 use crate::guest::{ask, evict_all, grow, measure, touch_and_free};
 use crate::mover::Mover;
 use crate::plot::Panel;
+use crate::progress::{Progress, Show};
 use crate::series::{Series, Table};
-use crate::{BenchError, progress};
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
@@ -36,6 +37,8 @@ use vmm::vm::{Vm, VmConfig};
 const SLICE: u64 = 32 * HUGE_SIZE;
 /// How long a pool may take to be full.
 const REFILL: Duration = Duration::from_secs(5);
+/// How progress calls the raw calls.
+const RAW: &str = "raw";
 /// Frames of the raw calls.
 const RAW_FRAMES: u32 = 128;
 
@@ -231,7 +234,7 @@ struct Subject {
 }
 
 /// Measures `plan.iterations` rounds after one to warm up.
-pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
+pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let mut subjects = Vec::new();
     for candidate in &plan.candidates {
         for cpus in &plan.cpus {
@@ -246,19 +249,19 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
     let raw = Raw::new()?;
     let mut limits: [Cell; 3] = Default::default();
     let rounds = plan.iterations + 1;
+    let names = subjects.iter().map(Subject::name).chain([RAW.to_owned()]);
+    let mut progress = Progress::new(show, "install", names.map(|name| (name, rounds)));
     for round in 0..rounds {
         for subject in &mut subjects {
-            progress(round, rounds, subject.candidate);
-            subject.round(plan, neighbour.as_ref())?;
+            let name = subject.name();
+            progress.step(&name, "", || subject.round(plan, neighbour.as_ref()))?;
         }
-        progress(round, rounds, "raw system calls");
-        raw.round(&mut limits)?;
+        progress.step(RAW, "", || raw.round(&mut limits))?;
         if round == 0 {
             subjects.iter_mut().for_each(|subject| subject.cells = Default::default());
             limits = Default::default();
         }
     }
-    progress(rounds, rounds, "");
     let mut rows = Vec::new();
     for subject in &subjects {
         let vcpus = subject.vm.config().cpus;
@@ -298,6 +301,12 @@ fn compare(rows: &mut [Row], populate_us: f64) {
 }
 
 impl Subject {
+    /// How progress calls it.
+    fn name(&self) -> String {
+        let cpus = self.vm.config().cpus;
+        format!("{}, {cpus} vCPU{}", self.candidate, if cpus == 1 { "" } else { "s" })
+    }
+
     fn round(&mut self, plan: &Plan, neighbour: Option<&Vm>) -> Result<(), BenchError> {
         let mut quiet = Duration::ZERO;
         for (cell, setting) in SETTINGS.into_iter().enumerate() {

@@ -11,10 +11,12 @@
 //! as there are slices; in the second half the limit goes up and down all the time.
 
 use crate::candidates::Candidate;
+use crate::crew;
+use crate::error::BenchError;
 use crate::guest::{ask, grow, measure, shrink, touch_and_free};
 use crate::plot::{Line, Panel};
+use crate::progress::{Progress, Show};
 use crate::series::{Series, Table};
-use crate::{BenchError, crew, progress};
 use llfree_base::units::Bytes;
 use llfree_control::protocol::GuestRequest;
 use llfree_control::report::SampleReport;
@@ -212,7 +214,7 @@ struct Subject {
 }
 
 /// Measures `plan.iterations` rounds after one to warm up.
-pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
+pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     // On a thread of its own: the caller's cores stay as they are.
     let work = || {
         let cores = crew::cores()?;
@@ -228,13 +230,13 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Row>, BenchError> {
         let mut set = CpuSet::new();
         set.set(host);
         sched_setaffinity(None, &set).map_err(|errno| BenchError::Cores(errno.into()))?;
-        run_pinned(plan, guest as u32)
+        run_pinned(plan, guest as u32, show)
     };
     // A panic would have ended the process already.
     std::thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(|_| unreachable!()))
 }
 
-fn run_pinned(plan: &Plan, guest_core: u32) -> Result<Vec<Row>, BenchError> {
+fn run_pinned(plan: &Plan, guest_core: u32, show: Show) -> Result<Vec<Row>, BenchError> {
     let least = least_limit(plan);
     if plan.mem / 2 < least {
         let (mem, least) = (Bytes(plan.mem), Bytes(2 * least));
@@ -248,15 +250,18 @@ fn run_pinned(plan: &Plan, guest_core: u32) -> Result<Vec<Row>, BenchError> {
         subjects.push(Subject { candidate: candidate.name, vm: Vm::launch(config)?, cells: Default::default() });
     }
     let rounds = plan.iterations + 1;
+    let steps = rounds * 2 * LOADS.len() as u32;
+    let mut progress = Progress::new(show, "interference", subjects.iter().map(|subject| (subject.candidate, steps)));
     for round in 0..rounds {
         for subject in &mut subjects {
             for (load, cell) in LOADS.into_iter().zip(&mut subject.cells) {
-                progress(round, rounds, &format!("{}, {}", subject.candidate, load.name));
                 let mut runs = [None, None];
                 // Whoever comes second has the other's warm caches and its throttled core.
                 let order = if round % 2 == 0 { [false, true] } else { [true, false] };
                 for resized in order {
-                    runs[usize::from(resized)] = Some(one_run(&subject.vm, plan, load, resized)?);
+                    let detail = if resized { format!("{}, resized", load.name) } else { load.name.to_owned() };
+                    let run = || one_run(&subject.vm, plan, load, resized);
+                    runs[usize::from(resized)] = Some(progress.step(subject.candidate, &detail, run)?);
                 }
                 if let [Some(quiet), Some(resized)] = &runs
                     && round > 0
@@ -266,7 +271,6 @@ fn run_pinned(plan: &Plan, guest_core: u32) -> Result<Vec<Row>, BenchError> {
             }
         }
     }
-    progress(rounds, rounds, "");
     let rows = subjects.iter().flat_map(|subject| {
         LOADS.into_iter().zip(&subject.cells).map(|(load, cell)| cell.row(subject.candidate, load))
     });
@@ -383,7 +387,8 @@ mod tests {
         if let Err(error) = vmm::boot::open_kvm() {
             return skipped(llfree_base::error_line(&error));
         }
-        let rows = run(&plan(256 << 20)).unwrap_or_else(|error| panic!("{}", llfree_base::error_line(&error)));
+        let rows =
+            run(&plan(256 << 20), Show::Nothing).unwrap_or_else(|error| panic!("{}", llfree_base::error_line(&error)));
         assert_eq!(rows.len(), ELASTIC.len() * LOADS.len());
         for row in &rows {
             assert!(row.quiet_mean > 0.0 && row.moved_frames > 0.0, "{row:?}");
@@ -391,6 +396,6 @@ mod tests {
             assert!(row.resized_mean > 0.0 || row.op.starts_with("ftq"), "{row:?}");
             assert_eq!(row.quiet_beside_us > 0.0, row.op.ends_with("+alloc"), "{row:?}");
         }
-        assert!(run(&plan(64 << 20)).is_err(), "nothing is left to resize");
+        assert!(run(&plan(64 << 20), Show::Nothing).is_err(), "nothing is left to resize");
     }
 }

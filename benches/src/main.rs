@@ -6,7 +6,9 @@
 //! them, and this file leads from the one to the other.
 
 mod alloc;
+mod allocator;
 mod args;
+mod baselines;
 mod boot;
 mod candidates;
 mod crew;
@@ -23,6 +25,7 @@ mod mover;
 mod output;
 mod passes;
 mod plot;
+mod progress;
 mod recovery;
 mod series;
 mod tables;
@@ -30,9 +33,10 @@ mod tables;
 use args::{AllocArgs, Cli, Figure, InstallArgs};
 use clap::Parser;
 use cli::args::Exit;
-use error::{BenchError, Exhausted};
+use error::BenchError;
 use llfree_base::units::Bytes;
-use output::{Files, progress};
+use output::Files;
+use progress::Show;
 use shared_layout::HUGE_SIZE;
 use std::io::Write;
 use std::process::ExitCode;
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), BenchError> {
+    let show = if cli.quiet { Show::Nothing } else { Show::Progress };
     match &cli.figure {
         Figure::Inflate(args) => {
             let files = Files::open(&args.output, None)?;
@@ -70,11 +75,12 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
                 to: args.to,
                 backing: args.backing,
                 iterations: args.rounds.iterations,
+                pages: if args.full { inflate::Allowance::ALL } else { inflate::Allowance::PAGES },
             };
-            let rows = inflate::run(&plan)?;
+            let rows = inflate::run(&plan, show)?;
             files.write(&rows, &args.output)
         }
-        Figure::Install(args) => run_install(args),
+        Figure::Install(args) => run_install(args, show),
         Figure::Interference(args) => {
             let plan = interference::Plan {
                 candidates: args.candidates.clone(),
@@ -85,22 +91,22 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
                 iterations: args.rounds.iterations,
             };
             let files = Files::open(&args.output, Some(&args.picture))?;
-            let rows = interference::run(&plan)?;
+            let rows = interference::run(&plan, show)?;
             files.draw("A guest's pace while its memory is resized", &interference::panels(&rows))?;
             files.write(&rows, &args.output)
         }
         Figure::Boot(args) => {
             let files = Files::open(&args.output, None)?;
-            files.write(&boot::run(args.mem, args.rounds.iterations)?, &args.output)
+            files.write(&boot::run(args.mem, args.rounds.iterations, show)?, &args.output)
         }
         Figure::Idle(args) => {
             let files = Files::open(&args.output, None)?;
-            files.write(&idle::run(args.mem, args.time, args.iterations)?, &args.output)
+            files.write(&idle::run(args.mem, args.time, args.iterations, show)?, &args.output)
         }
-        Figure::Alloc(args) => run_alloc(args),
+        Figure::Alloc(args) => run_alloc(args, show),
         Figure::Frag(args) => {
             let files = Files::open(&args.output, Some(&args.picture))?;
-            let rows = frag::run(&args.allocators, &args.exchange, huge_frames(args.mem)?, args.rounds)?;
+            let rows = frag::run(&args.allocators, &args.exchange, huge_frames(args.mem)?, args.rounds, show)?;
             files
                 .draw("Free huge frames while 10 % of the frames are exchanged in each round", &frag::panels(&rows))?;
             files.write(&rows, &args.output)
@@ -112,18 +118,19 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
                 huge_frames(args.tables.mem)?,
                 args.tables.iterations,
                 &crew::cores()?,
+                show,
             )?;
             files.draw("Order 0 in almost full memory, median", &fill::panels(&rows))?;
             files.write(&rows, &args.output)
         }
         Figure::Recovery(args) => {
             let files = Files::open(&args.output, None)?;
-            files.write(&recovery::run(args.mem, args.iterations)?, &args.output)
+            files.write(&recovery::run(args.mem, args.iterations, show)?, &args.output)
         }
     }
 }
 
-fn run_install(args: &InstallArgs) -> Result<(), BenchError> {
+fn run_install(args: &InstallArgs, show: Show) -> Result<(), BenchError> {
     let candidates =
         if args.candidates.is_empty() { candidates::INSTALL.iter().collect() } else { args.candidates.clone() };
     let mem = args.mem.0 / 2 / HUGE_SIZE * HUGE_SIZE;
@@ -140,7 +147,7 @@ fn run_install(args: &InstallArgs) -> Result<(), BenchError> {
         log::warn!("the host has too little free memory for --mem {}: measuring with {}", args.mem, Bytes(plan.mem));
     }
     let files = Files::open(&args.output, Some(&args.picture))?;
-    let rows = install::run(&plan)?;
+    let rows = install::run(&plan, show)?;
     let title = format!("Allocations of 2 MiB frames without memory, {} in a row", Bytes(plan.burst));
     files.draw(&title, &install::panels(&rows))?;
     files.write(&rows, &args.output)
@@ -154,7 +161,7 @@ fn available_bytes() -> Result<u64, BenchError> {
     kib.map(|kib| kib * 1024).ok_or_else(|| std::io::Error::other("/proc/meminfo has no MemAvailable").into())
 }
 
-fn run_alloc(args: &AllocArgs) -> Result<(), BenchError> {
+fn run_alloc(args: &AllocArgs, show: Show) -> Result<(), BenchError> {
     let cores = crew::cores()?;
     let mut threads = args.threads.clone();
     threads.sort_unstable();
@@ -176,7 +183,7 @@ fn run_alloc(args: &AllocArgs) -> Result<(), BenchError> {
         return output::print(&alloc::once(&plan, bench)?);
     }
     let files = Files::open(&args.output, Some(&args.picture))?;
-    let rows = alloc::run(&plan)?;
+    let rows = alloc::run(&plan, show)?;
     files.draw(&format!("Nanoseconds an operation, {} of frames, median", args.tables.mem), &alloc::panels(&rows))?;
     files.write(&rows, &args.output)
 }

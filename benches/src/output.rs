@@ -1,12 +1,12 @@
-//! Where rows go: a table or JSON on the standard output, a CSV file, a picture; and a line of
-//! progress where somebody watches.
+//! Where rows go: a table or JSON on the standard output, a CSV file, a picture. Nothing else is ever
+//! written to the standard output.
 
-use crate::BenchError;
+use crate::error::BenchError;
 use crate::plot::{self, Panel};
 use crate::series::{self, Table};
 use clap::Args;
 use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -70,18 +70,5 @@ pub(crate) fn print(text: &str) -> Result<(), BenchError> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
-    }
-}
-
-/// A line of progress on a terminal; nothing in a pipe.
-pub(crate) fn progress(round: u32, rounds: u32, what: &str) {
-    let mut stderr = std::io::stderr();
-    if stderr.is_terminal() {
-        let _ = if round < rounds {
-            write!(stderr, "\r\x1b[Kround {round} of {}: {what}", rounds - 1)
-        } else {
-            write!(stderr, "\r\x1b[K")
-        };
-        let _ = stderr.flush();
     }
 }

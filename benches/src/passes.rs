@@ -4,14 +4,14 @@
 //! nothing else; the loops are functions of their own so that a profiler can be told to count them
 //! alone. All checks happen between two timings.
 
-use crate::crew::{Gate, cas_ns, nanoseconds, on_cores};
+use crate::crew::{Gate, cas_ns, lock, nanoseconds, on_cores};
+use crate::error::{BenchError, Exhausted};
 use crate::frames::{FAILED, Frames, Handle, Visit};
 use crate::tables::StateChanges;
-use crate::{BenchError, Exhausted};
 use clap::ValueEnum;
 use shared_layout::Order;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Operations of one kind that a cell measures at least, in each round ...
@@ -109,7 +109,7 @@ struct Shared {
 impl Shared {
     fn swap(&self, thread: u32, blocks: &mut Vec<u64>) {
         let slot = &self.slots[thread as usize % self.slots.len()];
-        std::mem::swap(&mut *slot.lock().unwrap_or_else(PoisonError::into_inner), blocks);
+        std::mem::swap(&mut *lock(slot), blocks);
     }
 }
 

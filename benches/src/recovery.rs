@@ -3,8 +3,9 @@
 //! Opening one that was not closed recovers it: every counter is checked against its bitfield. The
 //! limit in the same run is a plain sum over the same bytes, which is what reading them costs.
 
+use crate::error::BenchError;
+use crate::progress::{Progress, Show};
 use crate::series::{Series, Table};
-use crate::{BenchError, progress};
 use llfree::persist::{REGION_ALIGN, region_bytes};
 use llfree::{Persistent, WriteBack};
 use llfree_base::units::Bytes;
@@ -12,7 +13,7 @@ use serde::Serialize;
 use shared_layout::HUGE_SIZE;
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What the region is like when it is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,7 +63,7 @@ impl Table for Row {
 }
 
 /// Measures every state `iterations` times, after one round to warm up.
-pub(crate) fn run(mem: Bytes, iterations: u32) -> Result<Vec<Row>, BenchError> {
+pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, BenchError> {
     let size = u32::try_from(mem.0 / HUGE_SIZE).ok().and_then(|huge| Some((huge, region_bytes(huge)?)));
     let (huge_frames, bytes) =
         size.ok_or_else(|| BenchError::Size(format!("--mem {mem} has more huge frames than can be counted")))?;
@@ -72,25 +73,17 @@ pub(crate) fn run(mem: Bytes, iterations: u32) -> Result<Vec<Row>, BenchError> {
     let images = STATES.map(|(state, _)| image(region, huge_frames, state));
     let mut series: [Series; STATES.len()] = Default::default();
     let mut read = Series::default();
+    let mut progress = Progress::new(show, "recovery", STATES.map(|(_, name)| (name, iterations + 1)));
     for round in 0..=iterations {
-        progress(round, iterations + 1, "opening");
-        for (image, series) in images.iter().zip(&mut series) {
+        for ((image, series), (_, name)) in images.iter().zip(&mut series).zip(STATES) {
             let image = image.as_ref().map_err(|error| BenchError::Size(error.clone()))?;
-            region.copy_from_slice(image);
-            let start = Instant::now();
-            let instance = Persistent::open(region, WriteBack::NONE);
-            let time = start.elapsed();
-            black_box(instance.map_err(|error| BenchError::Size(error.to_string()))?.recovery());
-            let start = Instant::now();
-            let words = region.chunks_exact(8).filter_map(|word| word.try_into().ok());
-            black_box(words.fold(0, |sum: u64, word| sum.wrapping_add(u64::from_le_bytes(word))));
+            let (opened, summed) = progress.step(name, "", || open_and_read(region, image))?;
             if round > 0 {
-                read.add(start.elapsed(), 1);
-                series.add(time, 1);
+                read.add(summed, 1);
+                series.add(opened, 1);
             }
         }
     }
-    progress(iterations + 1, iterations + 1, "");
     let row = |state, series: &Series| Row {
         bench: "recovery",
         state,
@@ -102,6 +95,19 @@ pub(crate) fn run(mem: Bytes, iterations: u32) -> Result<Vec<Row>, BenchError> {
     };
     let states = STATES.iter().zip(&series).map(|((_, name), series)| row(name, series));
     Ok(states.chain([row("(a sum of its words)", &read)]).collect())
+}
+
+/// How long it takes to open `image` as an instance, and to read what it then is.
+fn open_and_read(region: &mut [u8], image: &[u8]) -> Result<(Duration, Duration), BenchError> {
+    region.copy_from_slice(image);
+    let start = Instant::now();
+    let instance = Persistent::open(region, WriteBack::NONE);
+    let opened = start.elapsed();
+    black_box(instance.map_err(|error| BenchError::Size(error.to_string()))?.recovery());
+    let start = Instant::now();
+    let words = region.chunks_exact(8).filter_map(|word| word.try_into().ok());
+    black_box(words.fold(0, |sum: u64, word| sum.wrapping_add(u64::from_le_bytes(word))));
+    Ok((opened, start.elapsed()))
 }
 
 /// A region as a process in that state leaves it.
@@ -132,7 +138,7 @@ mod tests {
 
     #[test]
     fn every_state_is_opened_and_counted() {
-        let rows = run(Bytes(64 << 20), 2).expect("small enough");
+        let rows = run(Bytes(64 << 20), 2, Show::Nothing).expect("small enough");
         assert_eq!(rows.len(), STATES.len() + 1);
         assert!(rows.iter().all(|row| row.us_median > 0.0), "{rows:?}");
     }

@@ -43,11 +43,16 @@ impl Series {
         self.values.iter().copied().fold(f64::NAN, f64::max)
     }
 
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.values.len()).unwrap_or(u32::MAX)
+    }
+
     /// The row for this series; `limit` is what it is compared with, itself for a limit.
     pub(crate) fn row(&self, candidate: &'static str, op: &'static str, frames: u32, limit: &Self) -> Row {
         Row {
             candidate,
             op,
+            rounds: self.count(),
             frames,
             us_per_frame_min: self.min(),
             us_per_frame_median: self.median(),
@@ -64,7 +69,9 @@ pub(crate) struct Row {
     pub(crate) candidate: &'static str,
     /// The operation.
     pub(crate) op: &'static str,
-    /// 2 MiB frames in a round; 1 for a boot.
+    /// Rounds measured: what min, median and max are of.
+    pub(crate) rounds: u32,
+    /// 2 MiB frames that a round moved, the median; 1 for a boot.
     pub(crate) frames: u32,
     /// Microseconds a frame, the fastest round.
     pub(crate) us_per_frame_min: f64,
@@ -84,15 +91,17 @@ pub(crate) trait Table: Serialize + Sized {
 
 impl Table for Row {
     fn table(rows: &[Self]) -> String {
+        let width = rows.iter().map(|row| row.candidate.len()).fold("candidate".len(), usize::max);
         let mut text = format!(
-            "{:<10} {:<28} {:>7} {:>12} {:>12} {:>12} {:>9}\n",
-            "candidate", "op", "frames", "us/frame min", "median", "max", "to limit"
+            "{:<width$} {:<26} {:>6} {:>6} {:>12} {:>10} {:>10} {:>10}\n",
+            "candidate", "op", "rounds", "frames", "us/frame min", "median", "max", "to limit"
         );
         for row in rows {
             text += &format!(
-                "{:<10} {:<28} {:>7} {:>12.3} {:>12.3} {:>12.3} {:>9.3}\n",
+                "{:<width$} {:<26} {:>6} {:>6} {:>12.3} {:>10.3} {:>10.3} {:>10.3}\n",
                 row.candidate,
                 row.op,
+                row.rounds,
                 row.frames,
                 row.us_per_frame_min,
                 row.us_per_frame_median,
@@ -125,7 +134,7 @@ mod tests {
     fn rows_compare_medians_with_the_limit() {
         let row = series(&[9, 1, 5]).row("llfree", "return", 3, &series(&[2, 3]));
         assert_eq!((row.us_per_frame_min, row.us_per_frame_median, row.us_per_frame_max), (1.0, 5.0, 9.0));
-        assert_eq!(row.ratio_to_limit, 2.0);
+        assert_eq!((row.ratio_to_limit, row.rounds, row.frames), (2.0, 3, 3));
     }
 
     #[test]
@@ -136,8 +145,8 @@ mod tests {
         let csv = String::from_utf8(csv).expect("text");
         assert_eq!(
             csv,
-            "candidate,op,frames,us_per_frame_min,us_per_frame_median,us_per_frame_max,ratio_to_limit\n\
-             raw,discard,1,4.0,4.0,4.0,1.0\n"
+            "candidate,op,rounds,frames,us_per_frame_min,us_per_frame_median,us_per_frame_max,ratio_to_limit\n\
+             raw,discard,1,1,4.0,4.0,4.0,1.0\n"
         );
         let json = serde_json::to_value(&rows[0]).expect("plain data serializes");
         for column in csv.lines().next().expect("a header").split(',') {

@@ -53,7 +53,7 @@ impl Tables {
 
     fn host(&self) -> Host<'_> {
         // Both have one element a huge frame, counted by a u32.
-        Host::new(self.entries(), &self.residency).unwrap_or_else(|| unreachable!())
+        Host::new(self.entries(), &self.residency).unwrap_or_else(|_| unreachable!())
     }
 }
 

@@ -21,11 +21,8 @@ use std::time::Duration;
 
 mod launch_args;
 
-pub use launch_args::LaunchArgs;
+pub use launch_args::{AUTO, LaunchArgs};
 use launch_args::{default_cpus, parse_cpus};
-
-/// The cgroup that needs no path.
-pub const AUTO: &str = "auto";
 
 const HELP_TAIL: &str = "\
 Examples:

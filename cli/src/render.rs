@@ -219,12 +219,8 @@ pub fn status(report: &StatusReport) -> String {
         (GuestSays::Statistics, Some(stats)) => format!("by its own words, {} ago", millis(stats.age_ms)),
         _ => "by its own words".to_owned(),
     };
-    let state = match report.state {
-        VmState::Running => "running".to_owned(),
-        VmState::Paused => format!("PAUSED for {}", millis(report.paused_ms.unwrap_or_default())),
-    };
     let mut rows = vec![
-        ("state", state),
+        ("state", state(report)),
         ("memory", memory(report.memory_bytes, &format!("backing {}", printable(&report.backing)))),
         ("limit", memory(report.limit_bytes, "the guest may hold this much")),
         ("resident", memory(report.resident_bytes, &format!("by the host kernel's accounting; {huge}"))),
@@ -272,13 +268,7 @@ pub fn status(report: &StatusReport) -> String {
     rows.extend(report.disks.iter().map(|disk| ("disk", disk_line(disk))));
     rows.extend(report.nets.iter().map(|net| ("network", net_line(net))));
     rows.extend(report.agent.map(|agent| ("agent", agent_line(&agent))));
-    rows.extend(
-        report
-            .devices
-            .iter()
-            .filter(|device| device.errors > 0)
-            .map(|device| ("device", format!("{}: {} errors of its driver", printable(&device.name), device.errors))),
-    );
+    rows.extend(driver_errors(report));
     if report.corrupt_entries > 0 || report.bad_calls > 0 {
         rows.push((
             "nonsense",
@@ -291,6 +281,18 @@ pub fn status(report: &StatusReport) -> String {
         text.push_str(&vcpus(report));
     }
     text
+}
+
+fn state(report: &StatusReport) -> String {
+    match report.state {
+        VmState::Running => "running".to_owned(),
+        VmState::Paused => format!("PAUSED for {}", millis(report.paused_ms.unwrap_or_default())),
+    }
+}
+
+fn driver_errors(report: &StatusReport) -> impl Iterator<Item = (&'static str, String)> {
+    let erred = report.devices.iter().filter(|device| device.errors > 0);
+    erred.map(|device| ("device", format!("{}: {} errors of its driver", printable(&device.name), device.errors)))
 }
 
 fn violations(report: &StatusReport) -> String {

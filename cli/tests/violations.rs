@@ -8,10 +8,10 @@ use common::machine::resident;
 use common::{MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
 use llfree_base::units::Bytes;
 use llfree_control::protocol::GuestRequest;
-use llfree_monitor::OnViolation;
 use llfree_monitor::install_config::{InstallConfig, InstallPool};
 use llfree_monitor::memory::{Backing, UseUserfaultfd};
-use shared_layout::{Call, FRAME_SIZE, HUGE_SIZE, HugeId, Status};
+use llfree_monitor::{InstallError, OnViolation};
+use shared_layout::{Call, FRAME_SIZE, HUGE_SIZE, HugeId};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -212,7 +212,7 @@ fn a_machine_stops_while_its_vcpus_sleep_in_a_fault() {
         assert!(matches!(end, ExitReason::Violation(v) if !v.held && v.vcpu.is_some()), "{end}");
         vm.stop();
         assert!(resident(&vm) <= 4 * MIB, "nothing was given on the way out");
-        assert_eq!(vm.monitor().install(HugeId(4), 1), Status::HostError);
+        assert_eq!(vm.monitor().install(HugeId(4), 1), Err(InstallError::Stopping));
     }
 }
 

@@ -1,136 +1,88 @@
-//! [`Blocks`]: the blocks that a vCPU owns for one purpose, all stamped.
+//! [`Blocks`]: a list of blocks that a vCPU owns for one purpose, and the only place where their pages are touched.
 //!
-//! A block enters with its record and its stamps or not at all; its pages are touched only here.
+//! A block enters with its record, and with its stamps if it is to be checked, or not at all.
 
 use crate::host::Doorbell;
-use crate::memory::{Memory, Refusal};
+use crate::memory::Memory;
 use crate::records::{Record, Records};
-use crate::rng::{Rng, mix};
-use crate::stamp::{self, Damage, Tag};
+use crate::stamp::{self, Tag};
+use agent_core::Refusal;
+use agent_core::stamp::Damage;
 use shared_layout::{FrameId, Order};
 
-/// What a vCPU did since boot, in blocks that it was told to allocate; record nodes do not count.
-#[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct Counters {
-    pub(crate) allocs: u64,
-    pub(crate) frees: u64,
-}
-
-/// Tags for one command's blocks: the same frame hardly ever gets the same tag twice.
-#[derive(Debug)]
-pub(crate) struct Tags {
-    seed: u64,
-    serial: u64,
-}
-
-impl Tags {
-    /// Tags of vCPU `vcpu`'s command number `command`.
-    pub(crate) const fn new(seed: u64, vcpu: u32, command: u64) -> Self {
-        Self { seed: mix(mix(seed ^ vcpu as u64) ^ command), serial: 0 }
-    }
-
-    fn next(&mut self) -> Tag {
-        self.serial += 1;
-        Tag::new(mix(self.seed.wrapping_add(self.serial)))
-    }
-}
-
-/// Stamped blocks and their records.
+/// Owned blocks and their records.
 #[derive(Debug)]
 pub(crate) struct Blocks {
     records: Records,
     bytes: u64,
 }
 
-impl Blocks {
-    /// None.
-    pub(crate) const fn new() -> Self {
+impl Default for Blocks {
+    fn default() -> Self {
         Self { records: Records::new(), bytes: 0 }
     }
+}
 
-    /// How many.
-    pub(crate) const fn len(&self) -> u64 {
+impl agent_core::Blocks for Blocks {
+    fn len(&self) -> u64 {
         self.records.len()
     }
 
-    /// Bytes in all of them.
-    pub(crate) const fn bytes(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.bytes
     }
+}
 
-    /// Allocates a block and stamps each of its pages.
-    ///
-    /// # Errors
-    /// Why there is no block, or no frame for its record; nothing is kept.
-    pub(crate) fn add<D: Doorbell>(
-        &mut self,
-        memory: &mut Memory<'_, D>,
-        counters: &mut Counters,
-        order: Order,
-        tags: &mut Tags,
-    ) -> Result<(), Refusal> {
-        let block = memory.take(order)?;
-        self.adopt(memory, counters, block.frame(), order, tags)
-    }
-
-    /// Stamps each page of a block that was taken already; it is given back on an error.
+impl Blocks {
+    /// Takes in a block that was just taken, and stamps each of its pages if there is a tag to do it with; the block is
+    /// given back on an error.
     ///
     /// # Errors
     /// Why there is no frame for its record.
-    pub(crate) fn adopt<D: Doorbell>(
+    pub(crate) fn put<D: Doorbell>(
         &mut self,
         memory: &mut Memory<'_, D>,
-        counters: &mut Counters,
         frame: FrameId,
         order: Order,
-        tags: &mut Tags,
+        tag: Option<u64>,
     ) -> Result<(), Refusal> {
-        let record = Record { frame, order, tag: tags.next() };
+        let record = Record { frame, order, tag: Tag::new(tag.unwrap_or(0)) };
         // The record first: a block without one is not worth stamping.
         if let Err(refusal) = self.records.push(memory, record) {
-            memory.give(record.frame, record.order);
+            memory.give(frame, order);
             return Err(refusal);
         }
-        for frame in frames(&record) {
-            // SAFETY: in the block that `take` returned.
-            stamp::fill(&unsafe { memory.page(frame) }, frame, record.tag);
+        if tag.is_some() {
+            for frame in frames(&record) {
+                // SAFETY: in the block that `Memory::take` returned.
+                stamp::fill(unsafe { memory.page(frame) }.words(), frame, record.tag);
+            }
         }
-        counters.allocs += 1;
-        self.bytes += record.order.bytes();
+        self.bytes += order.bytes();
         Ok(())
     }
 
-    /// Checks every stamp of block `index`, which must be below [`len`](Self::len); the bytes
-    /// checked.
+    /// Checks every stamp of block `index`, which must be below the list's length; the bytes checked.
     pub(crate) fn check<D: Doorbell>(&self, memory: &Memory<'_, D>, index: u64, damage: &mut Damage) -> u64 {
         let record = self.records.get(memory, index);
         for frame in frames(&record) {
-            // SAFETY: in a recorded block, which was taken by `add` and not given back.
+            // SAFETY: in a recorded block, which was taken before `put` and not given back.
             let page = unsafe { memory.page(frame) };
-            damage.add(stamp::check(&page, memory.ram(), frame, record.tag));
+            stamp::check(page.words(), memory.ram(), frame, record.tag, damage);
         }
         record.order.bytes()
     }
 
-    /// Frees block `index`, which must be below [`len`](Self::len); the bytes freed. The last
-    /// block takes its index.
-    pub(crate) fn remove<D: Doorbell>(
-        &mut self,
-        memory: &mut Memory<'_, D>,
-        counters: &mut Counters,
-        index: u64,
-    ) -> u64 {
-        let record = self.records.swap_remove(memory, index);
-        memory.give(record.frame, record.order);
-        counters.frees += 1;
-        self.bytes -= record.order.bytes();
-        record.order.bytes()
+    /// Takes out block `index`, which must be below the list's length. The last block takes its index.
+    pub(crate) fn remove<D: Doorbell>(&mut self, memory: &mut Memory<'_, D>, index: u64) -> (FrameId, Order) {
+        let Record { frame, order, .. } = self.records.swap_remove(memory, index);
+        self.bytes -= order.bytes();
+        (frame, order)
     }
 
-    /// The index of the newest block, or of a random one.
-    pub(crate) fn pick(&self, random: Option<&mut Rng>) -> Option<u64> {
-        let last = self.len().checked_sub(1)?;
-        Some(random.map_or(last, |rng| rng.below(self.len())))
+    /// Where block `index` begins, which must be below the list's length.
+    pub(crate) fn frame<D: Doorbell>(&self, memory: &Memory<'_, D>, index: u64) -> FrameId {
+        self.records.get(memory, index).frame
     }
 }
 

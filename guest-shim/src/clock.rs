@@ -13,35 +13,19 @@ impl Clock {
     pub(crate) const fn new(khz: u64) -> Self {
         Self { khz }
     }
+}
 
-    /// The counter now.
-    #[must_use]
-    pub(crate) fn now(self) -> u64 {
+impl agent_core::Clock for Clock {
+    fn now(self) -> u64 {
         // SAFETY: rdtsc reads a register; the VMM leaves CR4.TSD clear.
         unsafe { core::arch::x86_64::_rdtsc() }
     }
 
-    /// Counts in `millis` milliseconds; `None` without a clock.
-    #[must_use]
-    pub(crate) const fn ticks(self, millis: u64) -> Option<u64> {
+    fn ticks(self, millis: u64) -> Option<u64> {
         if self.khz == 0 { None } else { Some(self.khz.saturating_mul(millis)) }
     }
 
-    /// Nanoseconds since `start`, a value of [`now`](Self::now); 0 without a clock.
-    #[must_use]
-    pub(crate) fn nanos_since(self, start: u64) -> u64 {
-        self.nanos(self.now().saturating_sub(start))
-    }
-
-    /// Whether its frequency is known.
-    #[must_use]
-    pub(crate) const fn is_known(self) -> bool {
-        self.khz != 0
-    }
-
-    /// Nanoseconds in `ticks`; 0 without a clock.
-    #[must_use]
-    pub(crate) const fn nanos(self, ticks: u64) -> u64 {
+    fn nanos(self, ticks: u64) -> u64 {
         if self.khz == 0 {
             return 0;
         }
@@ -54,6 +38,7 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use agent_core::Clock as _;
 
     #[test]
     fn a_year_of_ticks_is_a_year_of_nanoseconds() {

@@ -9,10 +9,11 @@ use crate::balloon::{self, Balloon};
 use crate::clock::Clock;
 use crate::host::Doorbell;
 use crate::mem::{self, Mem};
-use crate::memory::Memory;
+use crate::memory::{Memory, Relief};
 use crate::reported::Reported;
 use crate::shared::{PAGE_WORDS, Shared};
 use crate::virtio::{Broken, Device};
+use agent_core::Clock as _;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use shared_layout::devices::{DEVICE_BYTES, DEVICE_SLOTS};
 use shared_layout::header::FEATURE_DEVICES;
@@ -43,7 +44,8 @@ pub struct Devices {
     events: AtomicU64,
     /// The last turn ended before the work did.
     unfinished: AtomicBool,
-    pub(crate) reported: Reported,
+    /// The free frames that the host knows of.
+    reported: Reported,
 }
 
 impl Default for Devices {
@@ -62,6 +64,11 @@ impl Devices {
             unfinished: AtomicBool::new(false),
             reported: Reported::new(),
         }
+    }
+
+    /// Makes a vCPU's memory turn to the drivers when it has none, and tell them what it takes.
+    pub(crate) fn connect<'a, D: Doorbell>(&'a self, memory: &mut Memory<'a, D>) {
+        memory.attach(self, &self.reported);
     }
 
     /// Brings up what there is. A device that does not go along is left alone.
@@ -145,9 +152,10 @@ impl Devices {
         self.unfinished.store(more, Ordering::Relaxed);
         more || drivers.report(memory, &self.reported, clock, tick)
     }
+}
 
-    /// The guest ran out of memory: has a device any to give?
-    pub(crate) fn relieve<D: Doorbell>(&self, memory: &mut Memory<'_, D>) -> bool {
+impl<D: Doorbell> Relief<D> for Devices {
+    fn relieve(&self, memory: &mut Memory<'_, D>) -> bool {
         let mut drivers = self.drivers.lock();
         let Some(balloon) = &mut drivers.balloon else { return false };
         match balloon.relieve(memory) {

@@ -7,23 +7,24 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `clock`, `text` | time, and messages without an allocator |
 //! | `shared` | the header page as this guest sees it, and the pages of RAM |
 //! | `host` | calls to the host: mailbox, doorbell, status |
-//! | `devices` | the drivers, and when they run |
-//! | `virtio` | a device's registers and its queues |
-//! | `balloon`, `mem` | the drivers of virtio-balloon and virtio-mem |
 //! | `reported` | which free frames the host knows to be free |
 //! | `ahead` | how many frames to have installed with one call |
 //! | `memory` | frames from the allocator, installed before anybody touches them |
+//! | `stamp` | what tells one use of a frame from the next |
 //! | `records` | which blocks a vCPU owns, kept in frames of the same allocator |
-//! | `stamp` | what is written to each page, and what a check of it finds |
-//! | `blocks` | owned blocks: allocate and stamp, check, free |
-//! | `churn` | a mixed load that gives way when the host wants memory |
-//! | `burst` | huge frames one after another, each timed |
+//! | `blocks` | owned blocks: stamp, check, let go |
+//! | `virtio` | a device's registers and its queues |
+//! | `balloon`, `mem` | the drivers of virtio-balloon and virtio-mem |
+//! | `devices` | the drivers, and when they run |
+//! | `samples` | where measurements are kept |
+//! | `guest` | a vCPU's memory, clock and devices, as the system that commands work with |
 //! | `steady` | loads whose pace shows disturbance: STREAM's triad, fixed time quanta |
-//! | `samples` | what those measured, and its percentiles |
 //! | `agent` | the loop of one vCPU: wait for a command, obey, report |
-//! | `clock`, `rng`, `text` | time, chance, and messages without an allocator |
+//!
+//! Each file uses files above it only. The commands that agents in all kinds of guests know are in `agent_core`.
 //!
 //! A page is touched only between its block's way out of the allocator *with host memory behind
 //! it* and its way back: `Memory` is the only door.
@@ -36,16 +37,14 @@ mod agent;
 mod ahead;
 mod balloon;
 mod blocks;
-mod burst;
-mod churn;
 mod clock;
 mod devices;
+mod guest;
 mod host;
 mod mem;
 mod memory;
 mod records;
 mod reported;
-mod rng;
 mod samples;
 mod shared;
 mod stamp;

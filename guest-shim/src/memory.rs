@@ -1,24 +1,25 @@
 //! [`Memory`]: the frames of one vCPU. It is the only door to them: what comes out has memory
 //! behind it, because an evicted block is installed here or given back.
+//!
+//! It knows no device. A driver that can part with memory is handed in as a [`Relief`] and called when an
+//! allocation finds none; drivers, in turn, work with a `Memory` like every other caller.
 
 use crate::ahead::Ahead;
-use crate::devices::Devices;
 use crate::host::{Doorbell, Host};
+use crate::reported::Reported;
 use crate::shared::{Page, Ram};
+use agent_core::Refusal;
 use llfree::{Allocation, Block, Cpu, EvictedBlock, Stats, Tenant};
 use shared_layout::{FrameId, HugeEntry, HugeId, Order, Status};
 
-/// How often a device may give frames back for one allocation.
+/// How often a [`Relief`] is asked for one allocation.
 const RELIEFS: u32 = 32;
 
-/// Why there is no block.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Refusal {
-    /// The table has none of that order.
-    OutOfMemory,
-    /// The host answered the install with this status word. [`Status::Ok`] means that it said
-    /// yes, but the block was evicted as before.
-    InstallFailed(u64),
+/// Where a vCPU turns when the table has no memory left.
+pub(crate) trait Relief<D> {
+    /// Gives memory back to the table of `memory`; false if there is none to give. Never called while a
+    /// driver works with that memory.
+    fn relieve(&self, memory: &mut Memory<'_, D>) -> bool;
 }
 
 /// The allocator as one vCPU uses it, and the host that installs what it yields.
@@ -35,8 +36,10 @@ pub(crate) struct Memory<'a, D> {
     ahead: [Ahead; 2],
     /// Asks for nothing ahead of its use.
     pub(crate) single: bool,
-    /// What may have memory to give when there is none, and hears of what is taken.
-    devices: Option<&'a Devices>,
+    /// What may have memory to give when there is none.
+    relief: Option<&'a dyn Relief<D>>,
+    /// The marks that a frame loses when it is taken.
+    reported: Option<&'a Reported>,
     /// A driver is at work with this memory: nobody else helps it out.
     driving: bool,
 }
@@ -49,12 +52,14 @@ impl<'a, D: Doorbell> Memory<'a, D> {
     pub(crate) unsafe fn new(tenant: &'a Tenant<'a>, host: Host<D>, ram: Ram) -> Self {
         let ahead = [Ahead::new(); 2];
         let cpu = tenant.cpu();
-        Self { tenant, cpu, host, ram, installs: 0, ahead, single: false, devices: None, driving: false }
+        let (relief, reported) = (None, None);
+        Self { tenant, cpu, host, ram, installs: 0, ahead, single: false, relief, reported, driving: false }
     }
 
-    /// Connects it to the guest's devices.
-    pub(crate) fn attach(&mut self, devices: &'a Devices) {
-        self.devices = Some(devices);
+    /// From now on, asks `relief` when the table has no memory, and clears the marks in `reported` of what it
+    /// takes.
+    pub(crate) fn attach(&mut self, relief: &'a dyn Relief<D>, reported: &'a Reported) {
+        (self.relief, self.reported) = (Some(relief), Some(reported));
     }
 
     /// Lets a driver work with this memory.
@@ -65,23 +70,38 @@ impl<'a, D: Doorbell> Memory<'a, D> {
         result
     }
 
-    /// Allocates a block that may be touched. Takes some back from a balloon if there is none, and
-    /// the host allows that.
+    /// Allocates a block that may be touched. If there is none, and no driver is at work, takes what the
+    /// [`Relief`] has to give.
+    // What is rare stands in functions of its own: passed on through memory, a block would wait for the stamps of
+    // the one before to leave the store buffer, which doubles the time that a small block takes.
     pub(crate) fn take(&mut self, order: Order) -> Result<Block, Refusal> {
-        let mut result = self.take_once(order);
-        let Some(devices) = self.devices else { return result };
-        let mut reliefs = if self.driving { 0 } else { RELIEFS };
-        while result == Err(Refusal::OutOfMemory) && reliefs > 0 && self.drive(|memory| devices.relieve(memory)) {
-            reliefs -= 1;
-            result = self.take_once(order);
-        }
-        if let Ok(block) = &result {
+        let block = match self.take_once(order) {
+            Err(Refusal::OutOfMemory) => self.take_after_relief(order)?,
+            result => result?,
+        };
+        if let Some(reported) = self.reported {
             let first = (block.frame().0 / Order::HUGE.frames()) as u32;
-            (first..first + order.huge_frames()).for_each(|huge| devices.reported.clear(HugeId(huge)));
+            (first..first + order.huge_frames()).for_each(|huge| reported.clear(HugeId(huge)));
         }
-        result
+        Ok(block)
     }
 
+    #[cold]
+    fn take_after_relief(&mut self, order: Order) -> Result<Block, Refusal> {
+        let Some(relief) = self.relief.filter(|_| !self.driving) else { return Err(Refusal::OutOfMemory) };
+        for _ in 0..RELIEFS {
+            if !self.drive(|memory| relief.relieve(memory)) {
+                break;
+            }
+            match self.take_once(order) {
+                Err(Refusal::OutOfMemory) => {}
+                result => return result,
+            }
+        }
+        Err(Refusal::OutOfMemory)
+    }
+
+    #[inline]
     fn take_once(&mut self, order: Order) -> Result<Block, Refusal> {
         match self.cpu.alloc(order) {
             Ok(Allocation::Ready(block)) => {
@@ -100,6 +120,7 @@ impl<'a, D: Doorbell> Memory<'a, D> {
         self.ahead.iter().map(|ahead| ahead.frames).sum()
     }
 
+    #[inline(never)]
     fn install(&mut self, block: EvictedBlock, order: Order) -> Result<Block, Refusal> {
         let (first, need) = (block.first_huge(), block.huge_frames());
         let kind = usize::from(order.is_huge());
@@ -182,5 +203,45 @@ impl<'a, D: Doorbell> Memory<'a, D> {
     pub(crate) unsafe fn page(&self, frame: FrameId) -> Page {
         // SAFETY: taken by contract, and `take` returns no block without memory behind it.
         unsafe { self.ram.page(frame) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Bell, Table};
+    use core::cell::{Cell, RefCell};
+    use std::vec::Vec;
+
+    /// Frames that were set aside, given back one at a time.
+    struct Hoard {
+        blocks: RefCell<Vec<Block>>,
+        asked: Cell<u32>,
+    }
+
+    impl Relief<Bell<'_>> for Hoard {
+        fn relieve(&self, memory: &mut Memory<'_, Bell<'_>>) -> bool {
+            self.asked.set(self.asked.get() + 1);
+            let block = self.blocks.borrow_mut().pop();
+            block.inspect(|block| memory.give(block.frame(), block.order())).is_some()
+        }
+    }
+
+    #[test]
+    fn relief_is_asked_until_a_block_is_there_or_none_is_left_but_never_by_a_driver() {
+        let table = Table::new(4, 1);
+        let tenant = table.tenant();
+        let (hoard, reported) = (Hoard { blocks: RefCell::default(), asked: Cell::new(0) }, Reported::new());
+        let mut memory = table.memory(&tenant, 0);
+        while let Ok(block) = memory.take(Order::HUGE) {
+            hoard.blocks.borrow_mut().push(block);
+        }
+        memory.attach(&hoard, &reported);
+        assert_eq!(memory.drive(|memory| memory.take(Order::HUGE)), Err(Refusal::OutOfMemory));
+        assert_eq!(hoard.asked.get(), 0);
+        assert!((0..3).all(|_| memory.take(Order::HUGE).is_ok()));
+        assert_eq!(hoard.asked.get(), 3);
+        assert_eq!(memory.take(Order::HUGE), Err(Refusal::OutOfMemory));
+        assert_eq!(hoard.asked.get(), 4, "nothing left to give");
     }
 }

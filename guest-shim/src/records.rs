@@ -6,9 +6,10 @@
 //! a node exists exactly if a record below it does, and the root is no higher than it must be.
 
 use crate::host::Doorbell;
-use crate::memory::{Memory, Refusal};
+use crate::memory::Memory;
 use crate::shared::PAGE_WORDS;
 use crate::stamp::{TAG_BITS, Tag};
+use agent_core::Refusal;
 use shared_layout::header::MAX_HUGE_FRAMES;
 use shared_layout::{FRAMES_PER_HUGE, FrameId, Order};
 
@@ -207,7 +208,7 @@ fn read<D: Doorbell>(memory: &Memory<'_, D>, leaf: FrameId, index: u64) -> Recor
 mod tests {
     use super::*;
     use crate::fake::Table;
-    use crate::rng::Rng;
+    use agent_core::Rng;
     use std::vec::Vec;
 
     fn record(i: u64) -> Record {

@@ -139,9 +139,14 @@ impl Page {
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < PAGE_WORDS);
-        // SAFETY: mapped and owned by the contract of `Ram::page`, in range by the line above.
-        // Atomics, as a host that misbehaves may write here too.
-        unsafe { &*self.0.add(index) }
+        &self.words()[index]
+    }
+
+    /// All words of the page.
+    #[must_use]
+    pub fn words(&self) -> &[AtomicU64; PAGE_WORDS] {
+        // SAFETY: mapped, page aligned and owned by the contract of `Ram::page`. Atomics, as a host that
+        // misbehaves may write here too.
+        unsafe { &*self.0.cast() }
     }
 }

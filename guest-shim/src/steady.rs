@@ -5,17 +5,13 @@
 //! free frames at the same time meets a guest that wants them. Memory that is not there at the moment
 //! is no fault of a load: it goes on with less. All that a load allocated is free when it ends.
 
-use crate::agent::Tally;
-use crate::burst::touch;
-use crate::clock::Clock;
-use crate::devices::Devices;
+use crate::blocks::Blocks;
+use crate::guest::Guest;
 use crate::host::Doorbell;
-use crate::memory::{Memory, Refusal};
-use crate::records::{Record, Records};
-use crate::rng::mix;
-use crate::samples::Recorder;
-use crate::shared::Shared;
-use crate::stamp::{Damage, Tag};
+use crate::memory::Memory;
+use agent_core::samples::{CAPACITY, Recorder};
+use agent_core::stamp::Wrong;
+use agent_core::{Blocks as _, Clock as _, Refusal, Source as _, System as _, Tally, mix};
 use core::arch::x86_64::{_mm_add_pd, _mm_load_pd, _mm_mul_pd, _mm_set1_pd, _mm_store_pd};
 use shared_layout::agent::Touch;
 use shared_layout::{FrameId, HUGE_SIZE, Order};
@@ -34,13 +30,9 @@ const TRIAD_BYTES: u64 = ARRAYS * HUGE_SIZE;
 /// Steps of the generator in a unit of FTQ's work: about 0.1 us.
 const UNIT_STEPS: u32 = 64;
 
-/// What a load works with.
+/// A load, and what it works with.
 pub(crate) struct Steady<'s, 'a, D> {
-    pub(crate) memory: &'s mut Memory<'a, D>,
-    pub(crate) shared: &'s Shared,
-    /// The devices whose drivers run on this vCPU: within a sample, as an interrupt would make them.
-    pub(crate) drives: Option<&'s Devices>,
-    pub(crate) clock: Clock,
+    pub(crate) guest: &'s mut Guest<'a, D>,
     /// For how long.
     pub(crate) millis: u64,
     /// Bytes to allocate, touch and free between two samples.
@@ -50,54 +42,66 @@ pub(crate) struct Steady<'s, 'a, D> {
 impl<D: Doorbell> Steady<'_, '_, D> {
     /// STREAM's triad over arrays of together `bytes` bytes, at least a huge frame each. A sample is
     /// the bandwidth of some blocks, in MB/s.
-    pub(crate) fn stream(&mut self, bytes: u64, mut samples: Recorder<'_>) -> Tally {
-        let mut tally = Tally::new();
-        let mut arrays = Records::new();
+    pub(crate) fn stream(self, bytes: u64) -> Tally {
         let blocks = bytes.div_ceil(TRIAD_BYTES).max(1);
-        match self.take_blocks(&mut arrays, blocks.saturating_mul(ARRAYS)) {
-            Ok(()) => self.run_stream(&arrays, blocks, &mut samples, &mut tally),
-            Err(refusal) => tally.refuse(refusal),
-        }
-        self.give_blocks(&mut arrays);
+        self.measure(|this, samples, tally| {
+            let mut arrays = Blocks::default();
+            match this.take_blocks(&mut arrays, blocks.saturating_mul(ARRAYS)) {
+                Ok(()) => this.run_stream(&arrays, blocks, samples, tally),
+                Err(refusal) => tally.refuse(refusal),
+            }
+            this.give_blocks(&mut arrays);
+        })
+    }
+
+    /// Runs a load with room for its samples.
+    fn measure(self, load: impl FnOnce(&mut Steady<'_, '_, D>, &mut Recorder<'_>, &mut Tally)) -> Tally {
+        let Self { guest, millis, beside } = self;
+        let mut tally = Tally::new();
+        let samples = guest.measure(CAPACITY, |guest, samples| {
+            load(&mut Steady { guest, millis, beside }, samples, &mut tally);
+        });
         tally.measured(samples);
         tally.settle()
     }
 
-    fn run_stream(&mut self, arrays: &Records, blocks: u64, samples: &mut Recorder<'_>, tally: &mut Tally) {
+    fn run_stream(&mut self, arrays: &Blocks, blocks: u64, samples: &mut Recorder<'_>, tally: &mut Tally) {
         let block = |memory: &Memory<'_, D>, index: u64| -> *mut f64 {
-            let record = arrays.get(memory, index);
+            let frame = arrays.frame(memory, index);
             // SAFETY: a block that `take_blocks` took and recorded, given back after the run.
-            unsafe { memory.ram().block(record.frame, record.order) }.cast()
+            unsafe { memory.ram().block(frame, Order::HUGE) }.cast()
         };
         for index in 0..blocks {
             for (array, value) in [(0, 0.0), (1, B), (2, C)] {
                 // SAFETY: as above; this vCPU alone knows the block.
-                unsafe { fill(block(self.memory, ARRAYS * index + array), value) };
+                unsafe { fill(block(&self.guest.memory, ARRAYS * index + array), value) };
             }
         }
+        let clock = self.guest.clock();
         let mut done = 0;
         self.for_a_while(tally, |this| {
-            let start = this.clock.now();
+            let start = clock.now();
             for _ in 0..SAMPLE_BLOCKS {
-                this.be_interrupted();
-                let [a, b, c] = [0, 1, 2].map(|array| block(this.memory, ARRAYS * (done % blocks) + array));
+                this.guest.heed_devices();
+                let [a, b, c] = [0, 1, 2].map(|array| block(&this.guest.memory, ARRAYS * (done % blocks) + array));
                 // SAFETY: as above, and three different blocks.
                 unsafe { triad(a, b, c) };
                 done += 1;
             }
-            let nanos = this.clock.nanos_since(start).max(1);
+            let nanos = clock.nanos_since(start).max(1);
             samples.push(SAMPLE_BLOCKS * TRIAD_BYTES * 1000 / nanos);
         });
         // What the triad reached holds what it must: nobody lost or swapped a page of it.
         let expected = (B + SCALAR * C).to_bits();
+        let memory = &self.guest.memory;
         for index in 0..blocks.min(done) {
-            let frame = arrays.get(self.memory, ARRAYS * index).frame;
+            let frame = arrays.frame(memory, ARRAYS * index);
             for frame in (frame.0..frame.0 + Order::HUGE.frames()).map(FrameId) {
                 // SAFETY: as above.
-                let found = unsafe { self.memory.page(frame) }.load(0);
+                let found = unsafe { memory.page(frame) }.load(0);
                 if found != expected {
-                    let address = self.memory.ram().address(frame);
-                    tally.damage.add(Damage { pages: 1, address, expected, found });
+                    let wrong = Wrong { index: 0, expected, found };
+                    tally.damage.note(wrong, |offset| memory.ram().address(frame) + offset);
                 }
             }
         }
@@ -105,56 +109,54 @@ impl<D: Doorbell> Steady<'_, '_, D> {
 
     /// FTQ: a sample is the units of work done in a quantum of `quantum_us` microseconds. The quanta
     /// lie on a fixed grid, so one that the vCPU missed altogether counts, with no work done.
-    pub(crate) fn ftq(&mut self, quantum_us: u64, mut samples: Recorder<'_>) -> Tally {
-        let mut tally = Tally::new();
-        let quantum = self.clock.ticks(quantum_us).unwrap_or(0) / 1000;
-        let mut state = 1;
-        let mut end = None;
-        // A guest whose quantum is no tick of its clock has none to fill.
-        if quantum > 0 {
-            self.for_a_while(&mut tally, |this| {
-                let until = match end {
-                    Some(end) if this.beside == 0 => end,
-                    _ => this.clock.now() + quantum,
-                };
-                let mut units = 0;
-                let mut now = this.clock.now();
-                while now < until {
-                    this.be_interrupted();
-                    for _ in 0..UNIT_STEPS {
-                        state = mix(state);
-                    }
-                    units += 1;
-                    now = this.clock.now();
-                }
-                // Or the compiler would leave the work out.
-                core::hint::black_box(state);
-                samples.push(units);
-                let missed = now.saturating_sub(until) / quantum;
-                (0..missed).for_each(|_| samples.push(0));
-                end = Some(until + (missed + 1) * quantum);
-            });
-        }
-        tally.measured(samples);
-        tally.settle()
+    pub(crate) fn ftq(self, quantum_us: u64) -> Tally {
+        let quantum = self.guest.clock().ticks(quantum_us).unwrap_or(0) / 1000;
+        self.measure(|this, samples, tally| {
+            // A guest whose quantum is no tick of its clock has none to fill.
+            if quantum > 0 {
+                this.run_ftq(quantum, samples, tally);
+            }
+        })
     }
 
-    fn be_interrupted(&mut self) {
-        if let Some(devices) = self.drives.filter(|devices| devices.have_work(self.shared)) {
-            devices.run(self.shared, self.memory, self.clock, false);
-        }
+    fn run_ftq(&mut self, quantum: u64, samples: &mut Recorder<'_>, tally: &mut Tally) {
+        let clock = self.guest.clock();
+        let (mut state, mut end) = (1, None);
+        self.for_a_while(tally, |this| {
+            let until = match end {
+                Some(end) if this.beside == 0 => end,
+                _ => clock.now() + quantum,
+            };
+            let mut units = 0;
+            let mut now = clock.now();
+            while now < until {
+                this.guest.heed_devices();
+                for _ in 0..UNIT_STEPS {
+                    state = mix(state);
+                }
+                units += 1;
+                now = clock.now();
+            }
+            // Or the compiler would leave the work out.
+            core::hint::black_box(state);
+            samples.push(units);
+            let missed = now.saturating_sub(until) / quantum;
+            (0..missed).for_each(|_| samples.push(0));
+            end = Some(until + (missed + 1) * quantum);
+        });
     }
 
     /// Takes samples until the time is over, allocating between them.
     fn for_a_while(&mut self, tally: &mut Tally, mut sample: impl FnMut(&mut Self)) {
-        let Some(ticks) = self.clock.ticks(self.millis) else { return };
-        let start = self.clock.now();
-        while self.clock.now().saturating_sub(start) < ticks {
+        let clock = self.guest.clock();
+        let Some(ticks) = clock.ticks(self.millis) else { return };
+        let start = clock.now();
+        while clock.now().saturating_sub(start) < ticks {
             sample(self);
             if self.beside > 0 {
-                let before = self.clock.now();
+                let before = clock.now();
                 let refused = self.allocate_beside(tally);
-                tally.add_beside(self.clock.nanos_since(before));
+                tally.add_beside(clock.nanos_since(before));
                 if let Err(refusal) = refused {
                     tally.refuse(refusal);
                     return;
@@ -165,10 +167,11 @@ impl<D: Doorbell> Steady<'_, '_, D> {
 
     /// Allocates, touches and frees; less where there is less.
     fn allocate_beside(&mut self, tally: &mut Tally) -> Result<(), Refusal> {
-        let mut blocks = Records::new();
+        let mut blocks = Blocks::default();
         let result = self.take_blocks(&mut blocks, self.beside.div_ceil(HUGE_SIZE));
         for index in 0..blocks.len() {
-            touch(self.memory, blocks.get(self.memory, index).frame, Touch::Pages);
+            let frame = blocks.frame(&self.guest.memory, index);
+            self.guest.touch(&(frame, Order::HUGE), Touch::Pages);
             tally.add(HUGE_SIZE);
         }
         self.give_blocks(&mut blocks);
@@ -179,22 +182,18 @@ impl<D: Doorbell> Steady<'_, '_, D> {
         }
     }
 
-    fn take_blocks(&mut self, blocks: &mut Records, count: u64) -> Result<(), Refusal> {
+    fn take_blocks(&mut self, blocks: &mut Blocks, count: u64) -> Result<(), Refusal> {
         while blocks.len() < count {
-            let frame = self.memory.take(Order::HUGE)?.frame();
-            let record = Record { frame, order: Order::HUGE, tag: Tag::new(0) };
-            if let Err(refusal) = blocks.push(self.memory, record) {
-                self.memory.give(frame, Order::HUGE);
-                return Err(refusal);
-            }
+            let block = self.guest.take(Order::HUGE, false)?;
+            self.guest.put(blocks, block, None)?;
         }
         Ok(())
     }
 
-    fn give_blocks(&mut self, blocks: &mut Records) {
-        while let Some(last) = blocks.len().checked_sub(1) {
-            let record = blocks.swap_remove(self.memory, last);
-            self.memory.give(record.frame, record.order);
+    fn give_blocks(&mut self, blocks: &mut Blocks) {
+        while let Some(last) = blocks.pick(None) {
+            let block = self.guest.remove(blocks, last);
+            self.guest.give(block);
         }
     }
 }

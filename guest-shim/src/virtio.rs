@@ -6,8 +6,9 @@
 //! and so without the vCPU's allocator, and wants references to memory that is given away.
 
 use crate::host::{Doorbell, Host};
-use crate::memory::{Memory, Refusal};
-use crate::shared::Ram;
+use crate::memory::Memory;
+use crate::shared::{PAGE_WORDS, Ram};
+use agent_core::Refusal;
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use shared_layout::{FRAME_SIZE, FrameId, Order};
@@ -195,7 +196,7 @@ impl Queue {
         for frame in block.frame().0..block.frame().0 + BLOCK.frames() {
             // SAFETY: in the block that was just taken, and that is never given back.
             let page = unsafe { memory.page(FrameId(frame)) };
-            for word in 0..crate::shared::PAGE_WORDS {
+            for word in 0..PAGE_WORDS {
                 page.store(word, 0);
             }
         }

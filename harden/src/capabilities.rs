@@ -5,7 +5,7 @@
 //! directory that is somebody else's or is not writable by its mode, as the topmost cgroup is: for
 //! that, main keeps `CAP_DAC_OVERRIDE`.
 
-use super::Needs;
+use crate::needs::Needs;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::os::unix::fs::MetadataExt;

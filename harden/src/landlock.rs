@@ -4,7 +4,7 @@
 //! Files that are open already (KVM, memory files, the socket, the terminal) stay usable: that is
 //! why threads enter after the start. Best effort: an older kernel enforces what it knows.
 
-use super::Needs;
+use crate::needs::Needs;
 use ::landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError, RulesetStatus,

@@ -9,27 +9,19 @@
 mod capabilities;
 mod every_thread;
 mod landlock;
+mod needs;
 mod seccomp;
 
 pub use every_thread::EVERY_THREAD;
+pub use needs::Needs;
 pub use seccomp::{EXIT_FORBIDDEN, Seccomp, SeccompError, UnknownMode};
 
 use llfree_base::error_line;
 use llfree_base::thread::{Role, Spawner};
-use std::path::Path;
 use std::sync::Arc;
 
 /// The exit code of a process that could not confine a thread.
 pub const EXIT_UNCONFINED: u8 = 1;
-
-/// What of the file system is needed after the start.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Needs<'a> {
-    /// The directory that a socket must be removed from.
-    pub socket_dir: Option<&'a Path>,
-    /// The VM's own cgroup.
-    pub cgroup: Option<&'a Path>,
-}
 
 /// What threads give up; clones are the same sandbox.
 #[derive(Clone, Default)]

@@ -4,7 +4,7 @@
 //! [`compile`] makes all programs before the first thread starts; [`install`] gives the calling
 //! thread its own, for good: no thread can get rid of its filter, and its children inherit it.
 
-use super::EVERY_THREAD;
+use crate::every_thread::EVERY_THREAD;
 use llfree_base::thread::Role;
 use llfree_base::thread::rights::Allow;
 use seccompiler::{

@@ -2,23 +2,24 @@
 //!
 //! `cargo run -p llfree --example kernel`
 
-use llfree::{Allocation, Class, Tenant};
-use shared_layout::{HugeEntry, Order};
-use std::sync::atomic::{AtomicU16, AtomicU64};
+use llfree::{Allocation, Class, FrameId, Initial, Order, Table};
 
 /// 256 MiB of RAM.
-const HUGE: usize = 128;
+const HUGE: u32 = 128;
+/// The kernel's image lies at 2 MiB, 5 MiB and a bit long.
+const IMAGE: (FrameId, u64) = (FrameId(512), 1300);
 
-static ENTRIES: [AtomicU16; HUGE] = [const { AtomicU16::new(HugeEntry::FREE_INSTALLED.bits()) }; HUGE];
-static ROWS: [AtomicU64; HUGE * 8] = [const { AtomicU64::new(0) }; HUGE * 8];
-static HINTS: [AtomicU16; Tenant::hint_len(HUGE as u32)] = [const { AtomicU16::new(0) }; Tenant::hint_len(HUGE as u32)];
-static SUMMARY: [AtomicU64; Tenant::summary_len(HUGE as u32)] =
-    [const { AtomicU64::new(0) }; Tenant::summary_len(HUGE as u32)];
-static EPOCH: AtomicU64 = AtomicU64::new(0);
+/// What a boot loader or a linker script sets aside for the table.
+#[repr(align(64))]
+struct Region([u8; BYTES]);
+
+const BYTES: usize = Table::bytes_for(HUGE).expect("in range");
 
 fn main() {
-    let frames = Tenant::new(&ENTRIES, &ROWS, &HINTS, &SUMMARY, &EPOCH).expect("the lengths fit");
-    frames.recount();
+    let mut region = Region([0; BYTES]);
+    let table = Table::new(&mut region.0, HUGE, Initial::Free).expect("the region is made for it");
+    let frames = table.tenant();
+    frames.reserve(IMAGE.0, IMAGE.1).expect("nobody else was here yet");
     // Two CPUs, each with a handle of its own.
     std::thread::scope(|cpus| {
         for _ in 0..2 {
@@ -47,5 +48,5 @@ fn main() {
     let stats = frames.stats();
     println!("{} of {} frames free, {} of {HUGE} huge frames whole", stats.free_frames, stats.frames, stats.free_huge);
     println!("free blocks by order: {:?}", frames.free_blocks());
-    assert_eq!(stats.free_frames, stats.frames - 200);
+    assert_eq!(stats.free_frames, stats.frames - 200 - IMAGE.1);
 }

@@ -5,10 +5,9 @@
 //! name it shows four runs on a file that vanishes.
 
 use llfree::persist::region_bytes;
-use llfree::{Persistent, WriteBack};
+use llfree::{FRAME_SIZE, FrameId, HUGE_SIZE, Order, Persistent, WriteBack};
 use memmap2::MmapMut;
 use rustix::fs::{FlockOperation, flock};
-use shared_layout::{FRAME_SIZE, FrameId, HUGE_SIZE, Order};
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::process::ExitCode;

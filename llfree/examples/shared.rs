@@ -3,28 +3,25 @@
 //!
 //! `cargo run -p llfree --example shared`
 
-use llfree::{Allocation, Host, Reclaim, Tenant};
-use shared_layout::{HUGE_SIZE, HugeEntry, HugeId, Layout, Order};
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use llfree::{Allocation, HUGE_SIZE, HugeRange, Initial, Order, Reclaim, Residency, Table, Tenant};
+use std::sync::atomic::AtomicU8;
 
 /// 64 MiB of memory to give out.
 const HUGE: u32 = 32;
 
 fn main() {
-    let layout = Layout::new(HUGE, 1).expect("in range");
-    let base = map_shared(layout.total as usize);
-    // SAFETY: the mapping is page aligned, `total` bytes long and never unmapped; `entries` lies
-    // inside of it, and all parties access it as atomics.
-    let entries: &[AtomicU16] =
-        unsafe { std::slice::from_raw_parts(base.add(layout.entries as usize).cast(), HUGE as usize) };
-    entries.iter().for_each(|entry| entry.store(HugeEntry::FREE_INSTALLED.bits(), Ordering::Relaxed));
+    let bytes = Table::bytes_for(HUGE).expect("in range");
+    let base = map_shared(bytes);
+    // SAFETY: the mapping is page aligned, so long and never unmapped, and nobody else has it yet.
+    let table = unsafe { Table::from_raw(base, bytes, HUGE, Initial::Free) }.expect("the mapping is made for it");
 
     // SAFETY: no other thread runs yet, so the child may do what it likes.
     let child = unsafe { libc::fork() };
     assert!(child >= 0, "fork: {}", std::io::Error::last_os_error());
     if child == 0 {
-        // SAFETY: as above.
-        tenant(unsafe { Tenant::from_raw(base, &layout) });
+        // The mapping is at the same place here. Elsewhere, a process maps the same file and makes its
+        // table with `Initial::Joined`.
+        tenant(table.tenant());
         return;
     }
     let mut status = 0;
@@ -33,11 +30,12 @@ fn main() {
     assert_eq!(status, 0, "the tenant did its part");
 
     // The host keeps what it knows in memory of its own.
-    let residency: Vec<_> = (0..HUGE).map(|_| AtomicU8::new(llfree::Residency::Installed as u8)).collect();
-    let host = Host::new(entries, &residency).expect("one of each a huge frame");
+    let residency: Vec<_> = (0..HUGE).map(|_| AtomicU8::new(Residency::Installed as u8)).collect();
+    let host = table.host(&residency).expect("one a huge frame");
     let before = host.census();
-    let taken = (0..HUGE)
-        .filter_map(|huge| host.claim(HugeId(huge))?.reclaim(Reclaim::Hard).ok())
+    let taken = HugeRange::up_to(HUGE)
+        .iter()
+        .filter_map(|huge| host.claim(huge)?.reclaim(Reclaim::Hard).ok())
         // Here a host would give the memory of these frames back to its kernel.
         .map(llfree::Reclaimed::done)
         .count();
@@ -47,7 +45,6 @@ fn main() {
 
 /// The other process: allocates a little, keeps it, and ends.
 fn tenant(frames: Tenant<'_>) {
-    frames.recount();
     let mut cpu = frames.cpu();
     for order in [0, 0, 3, 9] {
         let order = Order::new(order).expect("in range");

@@ -10,13 +10,17 @@
 //! Handles begin far from each other, and each comes back to the trees that it freed memory in: so
 //! two CPUs at work write no cache line in common, and lose nothing to each other.
 
+use crate::block::{Allocation, huge_range};
 use crate::class::{CLASSES, Class};
 use crate::error::{AllocError, FreeError};
+use crate::hint::tree_of;
 use crate::lower::{ROWS, Taken, TakenRow};
 use crate::row::{free_run, run_mask};
-use crate::search::{CROWDED_FRAMES, Spot};
+use crate::search::{CROWDED_FRAMES, Query};
+use crate::spot::Spot;
 use crate::sync::Ordering;
-use crate::tenant::{Allocation, Tenant, tree_of};
+use crate::tenant::Tenant;
+use core::fmt;
 use shared_layout::{FrameId, HugeId, Order};
 
 /// Frames that a handle holds back at most: a row to serve from or the rest of a huge frame, what
@@ -47,8 +51,16 @@ pub struct Cpu<'a> {
     spot: Spot,
 }
 
+impl<'a> Tenant<'a> {
+    /// A handle for one CPU. Any number may exist; each works best in one CPU's hands.
+    #[must_use]
+    pub fn cpu(&self) -> Cpu<'a> {
+        Cpu::new(*self)
+    }
+}
+
 impl<'a> Cpu<'a> {
-    pub(crate) fn new(tenant: Tenant<'a>) -> Self {
+    fn new(tenant: Tenant<'a>) -> Self {
         let spot = Spot::at(tenant.next_start(), tenant.return_epoch.load(Ordering::Acquire));
         Self {
             tenant,
@@ -236,20 +248,20 @@ impl<'a> Cpu<'a> {
     #[cold]
     #[inline(never)]
     fn still_evicted(&mut self, frame: FrameId) -> bool {
-        self.row.evicted = self.tenant.is_evicted(frame, Order::BASE);
+        self.row.evicted = self.tenant.is_evicted(huge_range(frame, Order::BASE));
         self.row.evicted
     }
 
     #[inline(never)]
     fn alloc_slow(&mut self, order: Order, class: Class) -> Option<Taken> {
         if order >= Order::ROW {
-            let found = self.tenant.take(&mut self.spot, order, class, true);
+            let found = self.tenant.take(&mut self.spot, Query::reserving(order, class));
             // What keeps a large block from being whole may be in our own hands.
             return found.or_else(|| self.alloc_last(order, class));
         }
         if self.row.bits != 0 || self.rest_rows != 0 {
             // What we hold has no run of this order, or is for another class: leave it as it is.
-            let found = self.tenant.take(&mut self.spot, order, class, true);
+            let found = self.tenant.take(&mut self.spot, Query::reserving(order, class));
             return found.or_else(|| self.alloc_last(order, class));
         }
         if self.reuse_freed(order, class) || self.refill(order, class) {
@@ -277,7 +289,7 @@ impl<'a> Cpu<'a> {
         }
         let tenant = self.tenant;
         let mut spot = self.spot;
-        let found = tenant.search(&mut spot, order, class, true, |huge| {
+        let found = tenant.search(&mut spot, Query::reserving(order, class), |huge| {
             let crowded = order == Order::BASE && lower.entry(huge).is_some_and(|e| e.free() <= CROWDED_FRAMES);
             if crowded {
                 return self.take_rest(huge, class).then_some(());
@@ -318,7 +330,7 @@ impl<'a> Cpu<'a> {
             return None;
         }
         self.drain();
-        self.tenant.take(&mut self.spot, order, class, true)
+        self.tenant.take(&mut self.spot, Query::reserving(order, class))
     }
 
     /// Serves from what was freed lately, if that is worth a row and the tree is of this class. A few
@@ -405,5 +417,15 @@ impl<'a> Cpu<'a> {
 impl Drop for Cpu<'_> {
     fn drop(&mut self) {
         self.drain();
+    }
+}
+
+impl fmt::Debug for Cpu<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rest: u32 = self.rest.iter().map(|bits| bits.count_ones()).sum();
+        f.debug_struct("Cpu")
+            .field("class", &self.class)
+            .field("cached_frames", &(self.row.bits.count_ones() + self.freed.bits.count_ones() + rest))
+            .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,8 @@
-//! Why an allocation or a free was refused. Every misuse that can be seen has a variant.
+//! Why an allocation or a free was refused, and what is wrong with the parts of a table. Every misuse
+//! that can be seen has a variant.
 
 use core::fmt;
+use shared_layout::table::MAX_HUGE_FRAMES;
 use shared_layout::{FrameId, HugeId, Order};
 
 /// Why there is no block.
@@ -58,3 +60,82 @@ impl fmt::Display for FreeError {
 }
 
 impl core::error::Error for FreeError {}
+
+/// What a table is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// All of it: one region of memory, in bytes.
+    Region,
+    /// Rows of 64 frames, eight words a huge frame.
+    Rows,
+    /// One word a tree.
+    Hints,
+    /// Bitmaps over the trees, a cursor and a counter, in words.
+    Summary,
+    /// The host's own knowledge, a byte a huge frame.
+    Residency,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Region => "region (bytes)",
+            Self::Rows => "bitfields (64-bit rows)",
+            Self::Hints => "hints (16-bit words)",
+            Self::Summary => "summary (64-bit words)",
+            Self::Residency => "residency (bytes)",
+        })
+    }
+}
+
+/// Why some memory cannot be a table; nothing in it was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TableError {
+    /// More huge frames than a table can have, or none where there must be some.
+    HugeFrames {
+        /// Huge frames asked for.
+        found: usize,
+    },
+    /// A part has not the length that the number of huge frames asks for.
+    Length {
+        /// Which one.
+        part: Part,
+        /// Elements that it has.
+        found: usize,
+        /// Elements that it needs: exactly these, of a region at least.
+        needed: usize,
+    },
+    /// The region does not begin at a cache line.
+    Misaligned {
+        /// Where it begins.
+        address: usize,
+        /// What that must be a multiple of.
+        align: usize,
+    },
+}
+
+impl fmt::Display for TableError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HugeFrames { found } => {
+                write!(f, "a table cannot have {found} huge frames, only 1 to {MAX_HUGE_FRAMES}")
+            }
+            Self::Length { part, found, needed } => {
+                write!(f, "length of the table's {part}: {found}, its huge frames need {needed}")
+            }
+            Self::Misaligned { address, align } => {
+                write!(f, "the table's region begins at {address:#x}, which is no multiple of {align}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for TableError {}
+
+pub(crate) fn check_huge_frames(found: usize) -> Result<(), TableError> {
+    if found <= MAX_HUGE_FRAMES as usize { Ok(()) } else { Err(TableError::HugeFrames { found }) }
+}
+
+pub(crate) fn check_len(part: Part, found: usize, needed: usize) -> Result<(), TableError> {
+    if found == needed { Ok(()) } else { Err(TableError::Length { part, found, needed }) }
+}

@@ -1,6 +1,6 @@
 //! [`Trees`]: where to look, never what is true.
 //!
-//! A tree is [`HUGE_PER_TREE`](shared_layout::header::HUGE_PER_TREE) huge frames. One 16-bit word says roughly what is free in it and
+//! A tree is [`HUGE_PER_TREE`] huge frames. One 16-bit word says roughly what is free in it and
 //! what it is for, and five bitmaps list, one bit a tree, which trees may promise what a search is
 //! after; so a search looks at 64 trees with one load. All of it is the tenant's own, anybody
 //! may find it stale (the host takes and returns frames without touching it), and it is recounted
@@ -20,8 +20,10 @@
 //! below 50 bytes a GiB.
 
 use crate::class::Class;
+use crate::error::{Part, TableError, check_len};
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
-use shared_layout::{FRAMES_PER_HUGE, HugeEntry};
+use shared_layout::table::{BITMAPS, HUGE_PER_TREE};
+use shared_layout::{FRAMES_PER_HUGE, HugeEntry, HugeId, HugeRange, TableLayout};
 
 /// What was free in a tree when somebody last counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,9 +148,24 @@ impl TreeHint {
     }
 }
 
+// The layout counts the bitmaps without knowing what they list.
+const _: () = assert!(Want::ALL.len() == BITMAPS as usize);
+
 /// Words that [`Trees`] needs for its bitmaps, for this many trees.
 pub(crate) const fn bitmap_words(trees: usize) -> usize {
-    Want::ALL.len() * trees.div_ceil(64)
+    TableLayout::bitmap_words(trees as u32) as usize
+}
+
+/// The tree that a huge frame belongs to.
+#[inline]
+pub(crate) const fn tree_of(huge: HugeId) -> u32 {
+    huge.0 / HUGE_PER_TREE
+}
+
+/// The huge frames of a tree, those past the end of the table included.
+#[inline]
+pub(crate) const fn tree_range(tree: u32) -> HugeRange {
+    HugeRange::saturating(HugeId(tree * HUGE_PER_TREE), HUGE_PER_TREE)
 }
 
 /// The hints of all trees, and the bitmaps over them.
@@ -159,9 +176,10 @@ pub(crate) struct Trees<'a> {
 }
 
 impl<'a> Trees<'a> {
-    /// `None` unless there are as many bitmap words as the trees need.
-    pub(crate) fn new(hints: &'a [AtomicU16], summary: &'a [AtomicU64]) -> Option<Self> {
-        (summary.len() == bitmap_words(hints.len())).then_some(Self { hints, summary })
+    /// Fails unless there are as many bitmap words as the trees need.
+    pub(crate) fn new(hints: &'a [AtomicU16], summary: &'a [AtomicU64]) -> Result<Self, TableError> {
+        check_len(Part::Summary, summary.len(), bitmap_words(hints.len()))?;
+        Ok(Self { hints, summary })
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -249,7 +267,6 @@ impl Iterator for Bits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared_layout::header::HUGE_PER_TREE;
 
     #[test]
     fn a_free_tree_promises_free_frames_and_has_no_class() {

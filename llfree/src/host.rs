@@ -14,38 +14,17 @@
 //! No allocation, no system call, no wait: a busy frame is an answer, not a reason to spin. Every
 //! loop is bounded, also against a guest that rewrites its words as fast as it can.
 
+use crate::error::{Part, TableError, check_huge_frames, check_len};
 use crate::lower::transition;
+use crate::residency::BUSY;
+pub use crate::residency::Residency;
 use crate::sync::{AtomicU8, AtomicU16, Ordering};
 use crate::violation::Violation;
-use shared_layout::header::MAX_HUGE_FRAMES;
+use core::fmt;
 use shared_layout::{HugeEntry, HugeId};
 
 /// Attempts at one entry before a guest that keeps changing it is called [`Refused::Contended`].
 const PATIENCE: u32 = 64;
-
-/// What is behind a huge frame: the host's own knowledge.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Residency {
-    /// Nothing: the guest must ask before it uses the frame.
-    Evicted = 0,
-    /// Host memory.
-    Installed = 1,
-    /// Nothing, and the guest may not have it: the limit excludes this frame.
-    Held = 2,
-}
-
-const BUSY: u8 = 0x80;
-
-impl Residency {
-    const fn from_bits(bits: u8) -> Self {
-        match bits & !BUSY {
-            1 => Self::Installed,
-            2 => Self::Held,
-            _ => Self::Evicted,
-        }
-    }
-}
 
 /// How memory is taken back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,11 +79,15 @@ pub struct Host<'a> {
 
 impl<'a> Host<'a> {
     /// `entries` are shared with the guest, `residency` must be out of its reach (zero: all
-    /// evicted). `None` unless both have one element a huge frame, at most [`MAX_HUGE_FRAMES`].
-    #[must_use]
-    pub fn new(entries: &'a [AtomicU16], residency: &'a [AtomicU8]) -> Option<Self> {
-        let fits = entries.len() <= MAX_HUGE_FRAMES as usize && entries.len() == residency.len();
-        fits.then_some(Self { entries, residency })
+    /// evicted): one element of each a huge frame, at most
+    /// [`MAX_HUGE_FRAMES`](shared_layout::table::MAX_HUGE_FRAMES).
+    ///
+    /// # Errors
+    /// Too many entries, or that `residency` has not as many.
+    pub fn new(entries: &'a [AtomicU16], residency: &'a [AtomicU8]) -> Result<Self, TableError> {
+        check_huge_frames(entries.len())?;
+        check_len(Part::Residency, residency.len(), entries.len())?;
+        Ok(Self { entries, residency })
     }
 
     /// Huge frames in the table.
@@ -201,6 +184,12 @@ impl<'a> Host<'a> {
     }
 }
 
+impl fmt::Debug for Host<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host").field("huge_frames", &self.huge_frames()).finish_non_exhaustive()
+    }
+}
+
 /// The right to change one huge frame. Dropped, it leaves the frame as it was.
 #[must_use]
 pub struct Claim<'a> {
@@ -286,6 +275,12 @@ impl<'a> Claim<'a> {
     }
 }
 
+impl fmt::Debug for Claim<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim").field("huge", &self.huge).field("residency", &self.state).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Claim<'_> {
     #[inline]
     fn drop(&mut self) {
@@ -299,6 +294,7 @@ impl Drop for Claim<'_> {
 /// Dropped without [`done`](Self::done), the frame goes back as it was: that is what a failed
 /// discard leads to.
 #[must_use = "dropping it gives the frame back"]
+#[derive(Debug)]
 pub struct Reclaimed<'a> {
     claim: Claim<'a>,
     how: Reclaim,
@@ -350,6 +346,7 @@ impl Drop for Reclaimed<'_> {
 
 /// A frame that is being installed. Dropped without [`done`](Self::done), nothing changed.
 #[must_use = "dropping it gives the install up"]
+#[derive(Debug)]
 pub struct Installing<'a> {
     claim: Claim<'a>,
 }

@@ -1,7 +1,7 @@
 //! LLFree: a lock-free page-frame allocator whose state host and guest share.
 //!
-//! The state of the allocator is 2 bytes (a [`HugeEntry`](shared_layout::HugeEntry)) and 512 bits
-//! a huge frame of 2 MiB. Two parties work on it at once, each through a type of its own:
+//! The state of the allocator is 2 bytes (a [`HugeEntry`]) and 512 bits a huge frame of 2 MiB. Two
+//! parties work on it at once, each through a type of its own:
 //!
 //! * [`Tenant`] and its per-CPU handles [`Cpu`] allocate and free blocks of order 0 to 10. They
 //!   need no lock and no help from the host, save for a frame that has nothing behind it:
@@ -9,16 +9,23 @@
 //! * [`Host`] takes free huge frames with one compare-and-swap each, returns and installs them. It
 //!   believes its own table R and treats every shared word as hostile.
 //!
+//! A [`Table`] makes both from one region of memory. From the ground up:
+//!
 //! | file | what it holds |
 //! |---|---|
-//! | `lower` | the truth: entries and bitfields, one compare-and-swap loop |
-//! | `hint`, `search` | where to look: a word and five bits per tree |
-//! | [`class`] | what memory is for, and which trees may serve it |
-//! | [`tenant`], [`cpu`] | the guest's allocator on top of these |
-//! | [`host`] | claims, reclaim, release, install |
-//! | [`persist`], [`mod@recover`] | an allocator that outlives its process, and its repair after a crash |
+//! | `sync` | the atomics, exchanged for those of a model checker in the models |
+//! | `error`, `residency`, [`class`] | values: what went wrong, what the host knows, what memory is for |
 //! | `durable` | cache-line write-back, for mappings that outlive a power failure |
-//! | `sync` | the atomics, exchanged for loom's in the model checks |
+//! | `row`, `lower` | the truth: entries and bitfields, one compare-and-swap loop |
+//! | `block`, `violation` | values: what an allocation yields, what is wrong with a table |
+//! | `hint`, `spot` | where to look: a word and five bits per tree, and where the last blocks were |
+//! | [`host`] | claims, reclaim, release, install |
+//! | [`tenant`] | the guest's allocator: its words, frees, upkeep of the hints |
+//! | `search` | the way to the next block |
+//! | [`cpu`], `stats` | one CPU's handle; what a monitor asks |
+//! | [`table`] | all of it in one region |
+//! | [`mod@recover`], `format`, `region_error` | repair after a crash, and a persistent region's words |
+//! | [`persist`] | an allocator that outlives its process |
 //!
 //! One huge frame's state, and what is kept for 32 of them:
 //!
@@ -30,7 +37,11 @@
 //!
 //! That is less than 33,900 bytes of metadata a GiB. The crate is `no_std`, has no features and makes no
 //! system call. `examples/` has a kernel's use, two processes that share a table, and an instance
-//! that survives its process.
+//! that survives its process; `llfree-c` is the same for programs in C.
+//!
+//! # Interrupts
+//! A [`Cpu`] takes `&mut self`: an interrupt handler must not use the handle of the code that it
+//! interrupted, but may have one of its own or call the [`Tenant`], which never waits for anybody.
 //!
 //! # Misuse
 //! No call panics, and what is wrong with it is a typed error wherever the table can tell. Two bits
@@ -44,24 +55,21 @@
 //! * frames of another table: numbers fit as long as they lie in this one.
 //!
 //! ```
-//! use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64};
-//! use llfree::{Allocation, Host, Reclaim, Tenant};
-//! use shared_layout::{HugeEntry, HugeId, Order};
+//! use core::sync::atomic::AtomicU8;
+//! use llfree::{Allocation, HugeId, Initial, Order, Reclaim, Table};
 //!
 //! // Four huge frames (8 MiB), nothing behind them yet.
-//! let entries = [const { AtomicU16::new(HugeEntry::FREE_EVICTED.bits()) }; 4];
-//! let rows = [const { AtomicU64::new(0) }; 32];
-//! let hints = [const { AtomicU16::new(0) }; Tenant::hint_len(4)];
-//! let summary = [const { AtomicU64::new(0) }; Tenant::summary_len(4)];
-//! let epoch = AtomicU64::new(0);
+//! const BYTES: usize = Table::bytes_for(4).unwrap();
+//! #[repr(align(64))]
+//! struct Region([u8; BYTES]);
+//! let mut region = Region([0; BYTES]);
 //! let residency = [const { AtomicU8::new(0) }; 4];
-//! let tenant = Tenant::new(&entries, &rows, &hints, &summary, &epoch).expect("lengths fit");
-//! tenant.recount();
-//! let host = Host::new(&entries, &residency).expect("lengths fit");
+//! let table = Table::new(&mut region.0, 4, Initial::Evicted)?;
+//! let (tenant, host) = (table.tenant(), table.host(&residency)?);
 //!
 //! // The guest takes a frame; the host puts memory behind it; the guest may use it.
 //! let mut cpu = tenant.cpu();
-//! let Allocation::Evicted(block) = cpu.alloc(Order::BASE).expect("free") else { panic!() };
+//! let Allocation::Evicted(block) = cpu.alloc(Order::BASE)? else { panic!() };
 //! host.claim(block.first_huge()).expect("idle").install().expect("not held").done();
 //! let block = block.confirm(&tenant).expect("installed");
 //!
@@ -69,43 +77,83 @@
 //! assert!(host.claim(HugeId(0)).expect("idle").reclaim(Reclaim::Hard).is_err());
 //! host.claim(HugeId(3)).expect("idle").reclaim(Reclaim::Hard).expect("free").done();
 //! assert_eq!(tenant.stats().held_huge, 1);
-//! cpu.free(block.frame(), block.order()).expect("ours");
+//! cpu.free(block.frame(), block.order())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-#![no_std]
+#![cfg_attr(not(any(loom, shuttle, stepping)), no_std)]
+#![cfg_attr(
+    any(loom, shuttle, stepping),
+    expect(dead_code, reason = "a model uses a part of the crate and its atomics")
+)]
 
 #[cfg(test)]
 extern crate std;
 
+mod block;
 pub mod class;
 pub mod cpu;
+#[cfg_attr(stepping, path = "../models/crash/durable.rs")]
 mod durable;
 mod error;
+#[cfg(not(any(loom, shuttle)))]
+mod format;
 mod hint;
 pub mod host;
 mod lower;
+#[cfg(not(any(loom, shuttle)))]
 pub mod persist;
+#[cfg(not(any(loom, shuttle)))]
 pub mod recover;
+#[cfg(not(any(loom, shuttle)))]
 mod region_error;
+mod residency;
 mod row;
 mod search;
+mod spot;
 mod stats;
 mod sync;
+#[cfg(not(any(loom, shuttle)))]
+pub mod table;
 pub mod tenant;
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle, stepping))))]
 mod tests;
 mod violation;
 
+// What the exchanged atomics are for; `sync` says more.
+#[cfg(all(test, stepping))]
+#[path = "../models/crash/mod.rs"]
+mod models;
+#[cfg(all(test, loom))]
+#[path = "../models/loom/mod.rs"]
+mod models;
+#[cfg(all(test, shuttle))]
+#[path = "../models/shuttle/mod.rs"]
+mod models;
+
+pub use block::{Allocation, Block, EvictedBlock};
 pub use class::{Class, Policy, Rank};
 pub use cpu::{Cpu, HANDLE_FRAMES};
 pub use durable::WriteBack;
-pub use error::{AllocError, FreeError};
-pub use host::{Census, Claim, Host, Installing, Reclaim, Reclaimed, Refused, Residency};
+pub use error::{AllocError, FreeError, Part, TableError};
+pub use host::{Census, Claim, Host, Installing, Reclaim, Reclaimed, Refused};
+#[cfg(not(any(loom, shuttle)))]
 pub use persist::{Inspection, Persistent};
+#[cfg(not(any(loom, shuttle)))]
 pub use recover::{Leaks, Recovery, recover};
+#[cfg(not(any(loom, shuttle)))]
 pub use region_error::{CloseError, CreateError, OpenError};
+pub use residency::Residency;
 pub use stats::{ORDERS, Stats};
-pub use tenant::{Allocation, Block, EvictedBlock, Tenant};
+#[cfg(not(any(loom, shuttle)))]
+pub use table::{Initial, Table};
+pub use tenant::Tenant;
 pub use violation::{Contradiction, Violation};
+
+// The words of the interface, so that its users need no other crate.
+pub use shared_layout::table::{HUGE_PER_TREE, MAX_HUGE_FRAMES};
+pub use shared_layout::{
+    FRAME_SIZE, FRAMES_PER_HUGE, FrameId, HUGE_SIZE, HugeEntry, HugeId, HugeRange, Order, TableLayout,
+};
 
 /// The example of the README compiles.
 #[cfg(doctest)]

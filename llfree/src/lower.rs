@@ -9,11 +9,10 @@
 //! Everything works through `&self` on atomics, is lock-free, and knows nothing of trees or CPUs.
 
 use crate::durable::WriteBack;
-use crate::error::{AllocError, FreeError};
+use crate::error::{AllocError, FreeError, Part, TableError, check_huge_frames, check_len};
 use crate::row::{self, ROW_FRAMES, free_run, ones, run_mask};
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
-use shared_layout::header::MAX_HUGE_FRAMES;
-use shared_layout::{FrameId, HugeEntry, HugeId, Order};
+use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order};
 
 /// Rows (64 frames, one word of the bitfield) in a huge frame.
 pub(crate) const ROWS: usize = 8;
@@ -73,10 +72,11 @@ pub(crate) struct Lower<'a> {
 }
 
 impl<'a> Lower<'a> {
-    /// `None` unless there are exactly eight rows an entry, and at most [`MAX_HUGE_FRAMES`] entries.
-    pub(crate) fn new(entries: &'a [AtomicU16], rows: &'a [AtomicU64]) -> Option<Self> {
-        let fits = entries.len() <= MAX_HUGE_FRAMES as usize && entries.len().checked_mul(ROWS) == Some(rows.len());
-        fits.then_some(Self { entries, rows, write_back: WriteBack::NONE })
+    /// Fails unless there are exactly eight rows an entry, and no more entries than a table may have.
+    pub(crate) fn new(entries: &'a [AtomicU16], rows: &'a [AtomicU64]) -> Result<Self, TableError> {
+        check_huge_frames(entries.len())?;
+        check_len(Part::Rows, rows.len(), entries.len() * ROWS)?;
+        Ok(Self { entries, rows, write_back: WriteBack::NONE })
     }
 
     /// The same table in memory that needs changes written back to keep them.
@@ -112,6 +112,11 @@ impl<'a> Lower<'a> {
         self.entries.len() as u32
     }
 
+    /// All huge frames of the table.
+    pub(crate) fn all(&self) -> HugeRange {
+        HugeRange::up_to(self.huge_frames())
+    }
+
     pub(crate) fn entry(&self, huge: HugeId) -> Option<HugeEntry> {
         // Relaxed: a look only guides; whoever acts on it goes through `transition`.
         self.entries.get(huge.index()).map(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)))
@@ -127,11 +132,11 @@ impl<'a> Lower<'a> {
         word.is_none_or(|word| HugeEntry::from_bits(word.load(Ordering::Acquire)).is_evicted())
     }
 
-    /// The entries from `first` on, at most `count`.
+    /// The entries of those huge frames of a range that the table has.
     #[inline]
-    pub(crate) fn entries(&self, first: u32, count: u32) -> impl Iterator<Item = HugeEntry> + use<'a> {
-        let first = (first as usize).min(self.entries.len());
-        let end = (first + count as usize).min(self.entries.len());
+    pub(crate) fn entries(&self, range: HugeRange) -> impl Iterator<Item = HugeEntry> + use<'a> {
+        let first = range.first().index().min(self.entries.len());
+        let end = range.end().index().min(self.entries.len());
         self.entries[first..end].iter().map(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)))
     }
 

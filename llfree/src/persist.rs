@@ -34,106 +34,19 @@
 //! not raise it for the hints: nobody reads another's. There is no conversion in place: a program
 //! that wants to read an older version keeps that version's reader.
 
-use crate::class::Class;
-use crate::durable::{LINE, WriteBack};
-use crate::lower::{Lower, ROWS};
+use crate::durable::WriteBack;
+use crate::format::{
+    CLEAN, Geometry, HEADER_BYTES, IN_USE, RESERVED, W_GENERATION, W_HUGE_FRAMES, W_MAGIC, W_STATE, W_VERSION, WORDS,
+};
+pub use crate::format::{MAGIC, REGION_ALIGN, VERSION, region_bytes};
+use crate::lower::Lower;
 use crate::recover::{Leaks, Recovery, free_unowned, recover};
 use crate::region_error::{CloseError, CreateError, OpenError};
 use crate::stats::Stats;
 use crate::sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use crate::tenant::Tenant;
-use shared_layout::header::{HUGE_PER_TREE, MAX_HUGE_FRAMES};
-use shared_layout::{FrameId, HugeEntry, HugeId, Order};
-
-/// `"LLFREEPM"` in memory order.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"LLFREEPM");
-/// Version of the region; the [module](self) says when to raise it.
-pub const VERSION: u32 = 1;
-/// What a region must be aligned to: a cache line, so that a bitfield lies in one.
-pub const REGION_ALIGN: usize = LINE;
-
-/// Words of the header: two cache lines.
-const WORDS: usize = 16;
-const HEADER_BYTES: usize = WORDS * 8;
-
-// Words of the first line, which never change.
-const W_MAGIC: usize = 0;
-/// Version below, bytes of the header above.
-const W_VERSION: usize = 1;
-const W_HUGE_FRAMES: usize = 2;
-const W_ENTRIES: usize = 3;
-const W_BITFIELDS: usize = 4;
-const W_HINTS: usize = 5;
-const W_TOTAL: usize = 6;
-// And of the second.
-const W_STATE: usize = 8;
-const W_GENERATION: usize = 9;
-const RESERVED: [usize; 7] = [7, 10, 11, 12, 13, 14, 15];
-
-const VERSION_WORD: u64 = (HEADER_BYTES as u64) << 32 | VERSION as u64;
-const IN_USE: u64 = 1;
-const CLEAN: u64 = 2;
-
-/// Where the parts of a region lie.
-#[derive(Clone, Copy)]
-struct Geometry {
-    huge_frames: u32,
-    entries: usize,
-    bitfields: usize,
-    hints: usize,
-    total: usize,
-}
-
-impl Geometry {
-    const fn new(huge_frames: u32) -> Option<Self> {
-        if huge_frames == 0 || huge_frames > MAX_HUGE_FRAMES {
-            return None;
-        }
-        let entries = HEADER_BYTES;
-        let bitfields = line_up(entries + huge_frames as usize * size_of::<u16>());
-        let hints = bitfields + huge_frames as usize * ROWS * size_of::<u64>();
-        let total = line_up(hints + Self::hint_words(huge_frames) * 8 + Tenant::hint_len(huge_frames) * 2);
-        Some(Self { huge_frames, entries, bitfields, hints, total })
-    }
-
-    /// The return epoch and the summary, in front of the hints.
-    const fn hint_words(huge_frames: u32) -> usize {
-        1 + Tenant::summary_len(huge_frames)
-    }
-
-    /// What the first line of the header says, word by word.
-    const fn words(&self) -> [u64; 7] {
-        let mut words = [0; 7];
-        words[W_MAGIC] = MAGIC;
-        words[W_VERSION] = VERSION_WORD;
-        words[W_HUGE_FRAMES] = self.huge_frames as u64;
-        words[W_ENTRIES] = self.entries as u64;
-        words[W_BITFIELDS] = self.bitfields as u64;
-        words[W_HINTS] = self.hints as u64;
-        words[W_TOTAL] = self.total as u64;
-        words
-    }
-}
-
-const fn line_up(bytes: usize) -> usize {
-    bytes.next_multiple_of(LINE)
-}
-
-/// Bytes of a region for `huge_frames` of memory; `None` for zero or more than
-/// [`MAX_HUGE_FRAMES`].
-///
-/// ```
-/// // 8 GiB of memory need 264 KiB and the hints.
-/// const BYTES: usize = llfree::persist::region_bytes(4096).unwrap();
-/// assert_eq!(BYTES, 128 + 4096 * 66 + 448);
-/// ```
-#[must_use]
-pub const fn region_bytes(huge_frames: u32) -> Option<usize> {
-    match Geometry::new(huge_frames) {
-        Some(geometry) => Some(geometry.total),
-        None => None,
-    }
-}
+use core::fmt;
+use shared_layout::{FrameId, HugeEntry, HugeRange, Order};
 
 /// What [`inspect`] found in a region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -160,7 +73,7 @@ pub fn inspect(region: &[AtomicU8]) -> Result<Inspection, OpenError> {
     let (geometry, header) = check(region)?;
     let (entries, rows) = tables(region, &geometry);
     let lower = Lower::new(entries, rows).expect("the geometry gives each entry eight rows");
-    let all = || (0..geometry.huge_frames).map(HugeId);
+    let all = || HugeRange::up_to(geometry.huge_frames).iter();
     Ok(Inspection {
         huge_frames: geometry.huge_frames,
         generation: header[W_GENERATION].load(Ordering::Relaxed),
@@ -189,6 +102,16 @@ pub struct Persistent<'a> {
     write_back: WriteBack,
     generation: u64,
     recovery: Option<Recovery>,
+}
+
+impl fmt::Debug for Persistent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Persistent")
+            .field("tenant", &self.tenant)
+            .field("generation", &self.generation)
+            .field("recovery", &self.recovery)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> Persistent<'a> {
@@ -289,7 +212,7 @@ impl<'a> Persistent<'a> {
         let mut tenant = Tenant::new(entries, rows, hints, &words[1..], &words[0])
             .expect("all lengths were computed from one number, at most MAX_HUGE_FRAMES");
         tenant.lower = tenant.lower.with_write_back(write_back);
-        classify(&tenant);
+        tenant.classify();
         Self { header: header_of(region), tenant, write_back, generation, recovery }
     }
 
@@ -317,8 +240,7 @@ impl<'a> Persistent<'a> {
     /// blocks of order 9 and 10, with order 9. `&mut`: no handle may hold frames back meanwhile.
     ///
     /// ```
-    /// # use llfree::{Persistent, WriteBack, persist::region_bytes};
-    /// # use shared_layout::{FrameId, Order};
+    /// # use llfree::{Order, Persistent, WriteBack, persist::region_bytes};
     /// # #[repr(align(64))] struct Region([u8; region_bytes(1).unwrap()]);
     /// # let mut region = Region([0; region_bytes(1).unwrap()]);
     /// let mut instance = Persistent::create(&mut region.0, 1, WriteBack::NONE)?;
@@ -334,7 +256,7 @@ impl<'a> Persistent<'a> {
     /// ```
     pub fn recover_leaks(&mut self, owned: impl FnMut(FrameId, Order) -> bool) -> Leaks {
         let leaks = free_unowned(&self.tenant.lower, owned);
-        classify(&self.tenant);
+        self.tenant.classify();
         leaks
     }
 
@@ -352,15 +274,6 @@ impl<'a> Persistent<'a> {
         self.write_back.lines(self.header);
         self.write_back.fence();
         Ok(())
-    }
-}
-
-/// Rebuilds all hints. What a tree was for is forgotten: small blocks count as movable.
-fn classify(tenant: &Tenant<'_>) {
-    let is_small = |entry: HugeEntry| !entry.is_all_free() && !entry.is_huge() && !entry.is_held();
-    for tree in 0..tenant.trees.len() {
-        let small = tenant.lower.entries(tree * HUGE_PER_TREE, HUGE_PER_TREE).any(is_small);
-        tenant.recount_tree_as(tree, false, if small { Class::MOVABLE } else { Class::HUGE });
     }
 }
 

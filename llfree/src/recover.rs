@@ -20,7 +20,7 @@
 
 use crate::lower::{Lower, ROWS};
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
-use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeEntry, HugeId, Order};
+use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeEntry, Order};
 
 const HELD: HugeEntry = HugeEntry::FREE_EVICTED.hold().expect("a free frame can be held");
 
@@ -117,7 +117,7 @@ fn clear_bits(bits: &[u64; ROWS]) -> u16 {
 /// Frees every allocated frame that `owned` does not claim; nobody else may be at work.
 pub(crate) fn free_unowned(lower: &Lower<'_>, mut owned: impl FnMut(FrameId, Order) -> bool) -> Leaks {
     let mut leaks = Leaks::default();
-    for huge in (0..lower.huge_frames()).map(HugeId) {
+    for huge in lower.all() {
         let Some(entry) = lower.entry(huge) else { continue };
         if entry.is_huge() {
             let leaked = !owned(huge.first_frame(), Order::HUGE) && lower.give_one_huge(huge).is_some();
@@ -140,6 +140,7 @@ pub(crate) fn free_unowned(lower: &Lower<'_>, mut owned: impl FnMut(FrameId, Ord
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared_layout::HugeId;
     use std::vec::Vec;
 
     fn table(entries: &[u16], rows: &[u64]) -> (Vec<AtomicU16>, Vec<AtomicU64>) {

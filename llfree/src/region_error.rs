@@ -1,8 +1,8 @@
 //! Why a persistent region was not formatted, opened or closed. Each error names what was found.
 
-use crate::persist::{MAGIC, REGION_ALIGN, VERSION};
+use crate::format::{MAGIC, REGION_ALIGN, VERSION};
 use core::fmt;
-use shared_layout::header::MAX_HUGE_FRAMES;
+use shared_layout::table::MAX_HUGE_FRAMES;
 
 /// Why a region was not formatted; it is as it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,19 +1,22 @@
 //! Where to look for a block: near the last one, then by the hints, then everywhere.
 //!
-//! A [`Spot`] remembers where a CPU (or all callers without a handle together) found its last
-//! blocks. When that place is used up, trees are tried in the order of the policy's ranks, and in
+//! A [`Spot`] remembers where a CPU found its last blocks; callers without a handle, who come in by
+//! [`Tenant::alloc`], share one. When that place is used up, trees are tried in the order of the policy's ranks, and in
 //! each rank frames with memory behind them before evicted ones. Only after a recount of all hints
 //! from the entries, a look at every tree that they then list, reserved or not, and a last one at
 //! the entries themselves is there nothing left. The search changes no owner by itself: it calls
 //! the lower level, which does.
 
-use crate::class::{CLASSES, Class, Rank};
-use crate::hint::Want;
+use crate::block::Allocation;
+use crate::class::{Class, Rank};
+use crate::error::AllocError;
+use crate::hint::{Want, tree_of, tree_range};
 use crate::lower::Taken;
+use crate::spot::Spot;
 use crate::sync::Ordering;
-use crate::tenant::{Tenant, tree_of};
-use shared_layout::header::HUGE_PER_TREE;
-use shared_layout::{HugeEntry, HugeId, Order};
+use crate::tenant::Tenant;
+use shared_layout::table::HUGE_PER_TREE;
+use shared_layout::{HugeEntry, HugeId, HugeRange, Order};
 
 /// Trees with room in used frames that a search tries in each step before it goes on: with memory
 /// badly fragmented for an order, each such tree costs a look at all its rows.
@@ -47,87 +50,71 @@ const HUGE_STEPS: [(Want, Rank); 6] = [
     (Want::Free, Rank::Steal),
 ];
 
-/// Where the last blocks were found.
+/// What a search is for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Spot {
-    /// For each class, the huge frame that small blocks come from.
-    pub(crate) small: [Option<HugeId>; CLASSES],
-    /// Where to look for the next huge frame.
-    pub(crate) huge: HugeId,
-    /// Where to look for small blocks while there is no such huge frame.
-    pub(crate) home: u32,
-    /// The first tree that was full until this CPU freed a huge frame in it: its lines are near.
-    pub(crate) back: Option<u32>,
-    /// The tree that this CPU takes huge frames from, if it reserved one.
-    pub(crate) tree: Option<u32>,
-    /// A huge frame with memory behind it that was freed just now: it is warm.
-    pub(crate) freed: Option<HugeId>,
-    /// No free huge frame with memory behind it was found lately: evicted ones will do.
-    pub(crate) any: bool,
-    /// `return_epoch` when the hints were last believed.
-    pub(crate) epoch: u64,
+pub(crate) struct Query {
+    order: Order,
+    class: Class,
+    /// The trees that blocks come from are marked as the asking CPU's own.
+    reserve: bool,
+    /// Every tree is looked at, listed or not, reserved by others or not.
+    thorough: bool,
 }
 
-const NONE: u32 = u32::MAX;
-const ANY: u64 = 1 << 63;
-
-impl Spot {
-    pub(crate) const START: Self = Self::at(0, 0);
-
-    /// A handle's first spot.
-    pub(crate) const fn at(tree: u32, epoch: u64) -> Self {
-        Self {
-            small: [None; CLASSES],
-            huge: HugeId(tree * HUGE_PER_TREE),
-            home: tree,
-            back: None,
-            tree: None,
-            freed: None,
-            any: false,
-            epoch,
-        }
+impl Query {
+    /// For a caller without a handle.
+    pub(crate) const fn new(order: Order, class: Class) -> Self {
+        Self { order, class, reserve: false, thorough: false }
     }
 
-    /// The spot of callers without a handle, in one word: they share one class of small blocks.
-    pub(crate) fn pack(&self) -> u64 {
-        let small = self.small[Class::MOVABLE.get() as usize].map_or(NONE, |huge| huge.0);
-        u64::from(!small) | u64::from(self.huge.0 & 0x7fff_ffff) << 32 | if self.any { ANY } else { 0 }
+    /// For a CPU with a handle.
+    pub(crate) const fn reserving(order: Order, class: Class) -> Self {
+        Self { reserve: true, ..Self::new(order, class) }
     }
 
-    /// Any word will do: it is only a place to look.
-    pub(crate) fn unpack(word: u64) -> Self {
-        let mut spot = Self::START;
-        let small = !(word as u32);
-        spot.small[Class::MOVABLE.get() as usize] = (small != NONE).then_some(HugeId(small));
-        spot.huge = HugeId((word >> 32) as u32 & 0x7fff_ffff);
-        spot.any = word & ANY != 0;
-        spot
+    const fn thorough(self) -> Self {
+        Self { thorough: true, ..self }
     }
 }
 
 impl Tenant<'_> {
+    /// Allocates a block of `order` without a handle, for callers that have none.
+    ///
+    /// # Errors
+    /// [`AllocError::OutOfMemory`] after a pass over all entries found none.
+    pub fn alloc(&self, order: Order) -> Result<Allocation, AllocError> {
+        let packed = self.spot.load(Ordering::Relaxed);
+        let mut spot = Spot::unpack(packed);
+        let taken = self.take(&mut spot, Query::new(order, Class::of(order)));
+        // Others may have moved it meanwhile; theirs or ours, it is only a place to look.
+        if spot.pack() != packed {
+            self.spot.store(spot.pack(), Ordering::Relaxed);
+        }
+        taken.map(|taken| Allocation::new(taken, order)).ok_or(AllocError::OutOfMemory(order))
+    }
+
     /// The next huge frame in use with little room, around the tree of the last one: while a tree is
     /// crowded its huge frames are much alike, and going through them in order saves the search.
     pub(crate) fn next_crowded(&self, last: HugeId) -> Option<HugeId> {
-        let first = tree_of(last) * HUGE_PER_TREE;
+        let tree = tree_range(tree_of(last));
         let near = |e: HugeEntry| e.has_room() && e.free() <= CROWDED_FRAMES;
-        let behind = last.0 + 1..first + HUGE_PER_TREE;
-        [behind, first..last.0].into_iter().find_map(|range| {
-            let found = self.lower.entries(range.start, range.len() as u32).position(near);
-            found.map(|i| HugeId(range.start + i as u32))
+        let behind = HugeRange::between(HugeId(last.0 + 1), tree.end());
+        [behind, HugeRange::between(tree.first(), last)].into_iter().find_map(|range| {
+            let found = self.lower.entries(range).position(near);
+            found.map(|i| HugeId(range.first().0 + i as u32))
         })
     }
 
-    /// Takes a block of `order`, the spot first. With `reserve`, the trees that blocks come from are
-    /// marked as this spot's own.
-    pub(crate) fn take(&self, spot: &mut Spot, order: Order, class: Class, reserve: bool) -> Option<Taken> {
+    /// Takes a block, the spot first.
+    pub(crate) fn take(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
+        let Query { order, class, .. } = query;
         let near = if order.is_huge() {
             // The spot for huge blocks follows their own class; others have to search.
-            if class == Class::HUGE { self.take_near(spot, order, reserve) } else { None }
+            if class == Class::HUGE { self.take_near(spot, query) } else { None }
         } else {
             spot.small[usize::from(class.get())].and_then(|huge| self.lower.take(huge, order))
         };
-        near.or_else(|| self.search(spot, order, class, reserve, |huge| self.lower.take(huge, order)))
+        near.or_else(|| self.search(spot, query, |huge| self.lower.take(huge, order)))
     }
 
     /// A huge frame for order 9 in the obvious place: freed just now, or next to the last one.
@@ -149,7 +136,8 @@ impl Tenant<'_> {
     }
 
     /// The next huge frames behind the last one, and those of the next tree if it will do as well.
-    fn take_near(&self, spot: &mut Spot, order: Order, reserve: bool) -> Option<Taken> {
+    fn take_near(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
+        let order = query.order;
         let want = if spot.any { Want::Free } else { Want::Installed };
         let step = order.huge_frames();
         let mut at = spot.huge.0.next_multiple_of(step);
@@ -160,7 +148,7 @@ impl Tenant<'_> {
         }
         // Two trees at most: what is left of one, and the one behind it.
         for _ in 0..2 {
-            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, at / HUGE_PER_TREE, want, reserve) {
+            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, at / HUGE_PER_TREE, want, query.reserve) {
                 break;
             }
             let end = (at / HUGE_PER_TREE + 1) * HUGE_PER_TREE;
@@ -208,31 +196,30 @@ impl Tenant<'_> {
     pub(crate) fn search<T>(
         &self,
         spot: &mut Spot,
-        order: Order,
-        class: Class,
-        reserve: bool,
+        query: Query,
         mut grab: impl FnMut(HugeId) -> Option<T>,
     ) -> Option<T> {
+        let order = query.order;
         let epoch = self.return_epoch.load(Ordering::Acquire);
-        if reserve && epoch != spot.epoch {
+        if query.reserve && epoch != spot.epoch {
             spot.epoch = epoch;
             self.recount_trees();
         }
-        if let Some(found) = self.search_by_hint(spot, order, class, reserve, false, &mut grab) {
+        if let Some(found) = self.search_by_hint(spot, query, &mut grab) {
             return Some(found);
         }
         // What is left may be in trees that others reserved.
-        if let Some(found) = self.search_by_hint(spot, order, class, reserve, true, &mut grab) {
+        if let Some(found) = self.search_by_hint(spot, query.thorough(), &mut grab) {
             return Some(found);
         }
         // No hint helped: perhaps they are stale.
         self.recount_trees();
-        if let Some(found) = self.search_by_hint(spot, order, class, reserve, true, &mut grab) {
+        if let Some(found) = self.search_by_hint(spot, query.thorough(), &mut grab) {
             return Some(found);
         }
         // Others may change hints as fast as we count: only the entries can say that nothing is left.
         let fits = |e: HugeEntry| if order.is_huge() { e.is_all_free() } else { e.take_order(order).is_some() };
-        let all = self.lower.entries(0, self.huge_frames()).enumerate().step_by(order.huge_frames() as usize);
+        let all = self.lower.entries(self.lower.all()).enumerate().step_by(order.huge_frames() as usize);
         all.filter(|(_, e)| fits(*e)).find_map(|(i, _)| grab(HugeId(i as u32)))
     }
 
@@ -245,12 +232,10 @@ impl Tenant<'_> {
     fn search_by_hint<T>(
         &self,
         spot: &mut Spot,
-        order: Order,
-        class: Class,
-        reserve: bool,
-        thorough: bool,
+        query: Query,
         grab: &mut impl FnMut(HugeId) -> Option<T>,
     ) -> Option<T> {
+        let Query { order, class, thorough, .. } = query;
         let steps: &[(Want, Rank)] = if order.is_huge() { &HUGE_STEPS } else { &SMALL_STEPS };
         let own = if order.is_huge() { spot.tree } else { spot.small[usize::from(class.get())].map(tree_of) };
         let home = if order.is_huge() { tree_of(spot.huge) } else { own.unwrap_or(spot.home) };
@@ -283,7 +268,7 @@ impl Tenant<'_> {
                 if let Some((huge, found)) = self.search_tree(tree, order, want, grab) {
                     let rank = self.policy.rank(class, hint.class());
                     let class_now = if matches!(rank, Rank::Fresh | Rank::Demote) { class } else { hint.class() };
-                    self.settle(spot, huge, order, class, class_now, reserve, want);
+                    self.settle(spot, query, huge, class_now, want);
                     return Some(found);
                 }
                 patience -= 1;
@@ -303,14 +288,14 @@ impl Tenant<'_> {
         want: Want,
         grab: &mut impl FnMut(HugeId) -> Option<T>,
     ) -> Option<(HugeId, T)> {
-        let first = tree * HUGE_PER_TREE;
+        let range = tree_range(tree);
         let step = order.huge_frames() as usize;
         let need = if order.is_huge() { 0 } else { order.frames() as u16 };
         // Blocks of order 9 and 10 fit any frame that matches; of the others, try the fullest.
         let mut tried = 0u32;
         loop {
             let mut best = None;
-            for (i, entry) in self.lower.entries(first, HUGE_PER_TREE).enumerate().step_by(step) {
+            for (i, entry) in self.lower.entries(range).enumerate().step_by(step) {
                 let free = entry.free();
                 if want.matches(entry)
                     && free >= need
@@ -327,7 +312,7 @@ impl Tenant<'_> {
                 self.recount_tree(tree);
                 return None;
             };
-            let huge = HugeId(first + i as u32);
+            let huge = HugeId(range.first().0 + i as u32);
             if let Some(found) = grab(huge) {
                 return Some((huge, found));
             }
@@ -335,18 +320,9 @@ impl Tenant<'_> {
         }
     }
 
-    /// Remembers where a search ended.
-    #[expect(clippy::too_many_arguments, reason = "all of a search's outcome, for its one caller")]
-    fn settle(
-        &self,
-        spot: &mut Spot,
-        huge: HugeId,
-        order: Order,
-        class: Class,
-        tree_class: Class,
-        reserve: bool,
-        want: Want,
-    ) {
+    /// Remembers where a search ended: in `huge`, by this `want`; its tree is one of `tree_class` now.
+    fn settle(&self, spot: &mut Spot, query: Query, huge: HugeId, tree_class: Class, want: Want) {
+        let Query { order, class, reserve, .. } = query;
         let tree = tree_of(huge);
         if order.is_huge() {
             let own = reserve && class == Class::HUGE;
@@ -379,21 +355,5 @@ impl Tenant<'_> {
         if let Some(tree) = tree {
             self.recount_tree_as(tree, false, self.trees.get(tree).class());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_spot_survives_its_word() {
-        let mut spot = Spot { huge: HugeId(77), any: true, ..Spot::START };
-        for small in [None, Some(HugeId(0)), Some(HugeId(5))] {
-            spot.small[1] = small;
-            let again = Spot::unpack(spot.pack());
-            assert_eq!((again.small, again.huge, again.any), (spot.small, spot.huge, spot.any));
-        }
-        assert_eq!(Spot::unpack(0).small, Spot::START.small, "zeroed memory is a spot at the start");
     }
 }

@@ -5,10 +5,10 @@
 //! some 10 microseconds; free blocks by order also look at the rows of huge frames that are partly used.
 
 use crate::class::{CLASSES, Class};
+use crate::hint::{tree_of, tree_range};
 use crate::lower::ROWS;
 use crate::row::free_blocks_in_row;
-use crate::tenant::{Tenant, tree_of};
-use shared_layout::header::HUGE_PER_TREE;
+use crate::tenant::Tenant;
 use shared_layout::{FRAMES_PER_HUGE, HugeEntry, HugeId, Order};
 
 /// A table, or a part of it, added up from its entries.
@@ -70,7 +70,7 @@ impl Tenant<'_> {
     /// [`Cpu::drain`](crate::Cpu::drain) gives them back.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::count(self.lower.entries(0, self.huge_frames()))
+        Stats::count(self.lower.entries(self.lower.all()))
     }
 
     /// The same for the trees of each class; the last row is that of trees without any block. The
@@ -78,8 +78,8 @@ impl Tenant<'_> {
     #[must_use]
     pub fn stats_by_class(&self) -> [Stats; CLASSES + 1] {
         let mut stats = [Stats::default(); CLASSES + 1];
-        for tree in 0..self.huge_frames().div_ceil(HUGE_PER_TREE) {
-            let entries = self.lower.entries(tree * HUGE_PER_TREE, HUGE_PER_TREE);
+        for tree in 0..self.trees.len() {
+            let entries = self.lower.entries(tree_range(tree));
             stats[usize::from(self.trees.get(tree).class().get())] += Stats::count(entries);
         }
         stats
@@ -98,17 +98,17 @@ impl Tenant<'_> {
     pub fn free_blocks(&self) -> [u64; ORDERS] {
         let mut blocks = [0; ORDERS];
         let all_free = |huge: u32| self.entry(HugeId(huge)).is_some_and(HugeEntry::is_all_free);
-        for huge in 0..self.huge_frames() {
-            let Some(entry) = self.entry(HugeId(huge)) else { break };
+        for huge in self.lower.all() {
+            let Some(entry) = self.entry(huge) else { break };
             if entry.is_all_free() {
                 // Counted with its neighbour, or alone.
-                match all_free(huge ^ 1) {
-                    true if huge % 2 == 0 => blocks[10] += 1,
+                match all_free(huge.0 ^ 1) {
+                    true if huge.0 % 2 == 0 => blocks[10] += 1,
                     true => {}
                     false => blocks[9] += 1,
                 }
             } else if entry.has_room() {
-                self.free_blocks_in(HugeId(huge), &mut blocks);
+                self.free_blocks_in(huge, &mut blocks);
             }
         }
         blocks

@@ -4,99 +4,16 @@
 //! [handle](crate::Cpu), which remembers rows of frames in memory of its own. Where to look is the
 //! business of `search`; whatever hints miss is found before "out of memory" is said.
 
+pub use crate::block::{Allocation, Block, EvictedBlock};
 use crate::class::{Class, Policy};
-use crate::cpu::Cpu;
-use crate::error::{AllocError, FreeError};
-use crate::hint::{TreeHint, Trees, Want, bitmap_words};
-use crate::lower::{Lower, ROWS, Taken};
-use crate::search::Spot;
+use crate::error::{AllocError, FreeError, Part, TableError, check_len};
+use crate::hint::{TreeHint, Trees, Want, bitmap_words, tree_of, tree_range};
+use crate::lower::Lower;
+use crate::spot::Spot;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use crate::violation::Violation;
-use shared_layout::header::{HUGE_PER_TREE, tenant_words};
-use shared_layout::{ControlWord, FrameId, HugeEntry, HugeId, Layout, Order};
-
-/// A block that has memory behind it and may be touched.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Block {
-    frame: FrameId,
-    order: Order,
-}
-
-impl Block {
-    /// Its first frame.
-    #[must_use]
-    pub fn frame(&self) -> FrameId {
-        self.frame
-    }
-
-    /// Its size.
-    #[must_use]
-    pub fn order(&self) -> Order {
-        self.order
-    }
-}
-
-/// A block that the caller owns but must not touch: it gives no address until the host installed
-/// all of its huge frames.
-#[must_use = "an evicted block is owned: install and confirm it, or free it"]
-#[derive(PartialEq, Eq, Debug)]
-pub struct EvictedBlock {
-    block: Block,
-}
-
-impl EvictedBlock {
-    /// The first huge frame to ask the host for.
-    #[must_use]
-    pub fn first_huge(&self) -> HugeId {
-        // A block comes out of the lower level, whose frames all have a huge frame.
-        HugeId((self.block.frame.0 / Order::HUGE.frames()) as u32)
-    }
-
-    /// How many huge frames to ask for: 1, or 2 for order 10.
-    #[must_use]
-    pub fn huge_frames(&self) -> u32 {
-        self.block.order.huge_frames()
-    }
-
-    /// Looks whether the host cleared `evicted` on every huge frame of the block.
-    ///
-    /// # Errors
-    /// The block itself, if the host did not.
-    pub fn confirm(self, tenant: &Tenant<'_>) -> Result<Block, Self> {
-        if tenant.is_evicted(self.block.frame, self.block.order) { Err(self) } else { Ok(self.block) }
-    }
-
-    /// Gives up on it: what to pass to a `free`.
-    #[must_use]
-    pub fn release(self) -> (FrameId, Order) {
-        (self.block.frame, self.block.order)
-    }
-}
-
-/// A block that was allocated.
-#[must_use]
-#[derive(PartialEq, Eq, Debug)]
-pub enum Allocation {
-    /// Usable at once.
-    Ready(Block),
-    /// The host must install it first.
-    Evicted(EvictedBlock),
-}
-
-impl Allocation {
-    pub(crate) fn new(taken: Taken, order: Order) -> Self {
-        let block = Block { frame: taken.frame, order };
-        if taken.evicted { Self::Evicted(EvictedBlock { block }) } else { Self::Ready(block) }
-    }
-
-    /// The block's first frame and order, whatever is behind it.
-    #[must_use]
-    pub fn position(&self) -> (FrameId, Order) {
-        match self {
-            Self::Ready(block) | Self::Evicted(EvictedBlock { block }) => (block.frame, block.order),
-        }
-    }
-}
+use core::fmt;
+use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order, TableLayout};
 
 /// The tenant side of one table; share it between CPUs.
 #[derive(Clone, Copy)]
@@ -115,68 +32,40 @@ impl<'a> Tenant<'a> {
     /// `AtomicU16`s that a tenant of `huge_frames` needs for its hints.
     #[must_use]
     pub const fn hint_len(huge_frames: u32) -> usize {
-        huge_frames.div_ceil(HUGE_PER_TREE) as usize
+        TableLayout::trees(huge_frames) as usize
     }
 
     /// `AtomicU64`s that it needs for its summary.
     #[must_use]
     pub const fn summary_len(huge_frames: u32) -> usize {
-        // Whole cache lines, so that hints can follow.
-        (bitmap_words(Self::hint_len(huge_frames)) + 2).next_multiple_of(8)
+        TableLayout::summary_words(huge_frames) as usize
     }
 
-    /// A tenant over slices: one of `entries` and eight `rows` a huge frame, [`Self::hint_len`]
-    /// `hints`, [`Self::summary_len`] words of `summary`. `None` if a length does not fit or there
-    /// are more than [`MAX_HUGE_FRAMES`](shared_layout::header::MAX_HUGE_FRAMES). Call [`recount`](Self::recount) once before the
-    /// first allocation, whatever `hints` and `summary` contain.
-    #[must_use]
+    /// A tenant over slices: one of `entries` and eight `rows` a huge frame (none, or up to
+    /// [`MAX_HUGE_FRAMES`](crate::MAX_HUGE_FRAMES)), [`Self::hint_len`] `hints`, [`Self::summary_len`]
+    /// words of `summary`. It writes nothing, so it can join others at work; the first party calls
+    /// [`recount`](Self::recount) before the first allocation, whatever `hints` and `summary`
+    /// contain. [`Table`](crate::Table) lays all of this out in one region and recounts itself.
+    ///
+    /// # Errors
+    /// The first part that does not fit.
     pub fn new(
         entries: &'a [AtomicU16],
         rows: &'a [AtomicU64],
         hints: &'a [AtomicU16],
         summary: &'a [AtomicU64],
         return_epoch: &'a AtomicU64,
-    ) -> Option<Self> {
+    ) -> Result<Self, TableError> {
         let lower = Lower::new(entries, rows)?;
-        if hints.len() != Self::hint_len(lower.huge_frames()) {
-            return None;
-        }
-        if summary.len() != Self::summary_len(lower.huge_frames()) {
-            return None;
-        }
+        let needed = Self::summary_len(lower.huge_frames());
+        check_len(Part::Hints, hints.len(), Self::hint_len(lower.huge_frames()))?;
+        check_len(Part::Summary, summary.len(), needed)?;
         let (bitmaps, words) = summary.split_at(bitmap_words(hints.len()));
         let trees = Trees::new(hints, bitmaps)?;
-        let [spot, handles, ..] = words else { return None };
-        Some(Self { lower, trees, return_epoch, spot, handles, policy: Policy::DEFAULT })
-    }
-
-    /// A tenant over a shared region.
-    ///
-    /// # Safety
-    /// `layout` must come from [`Layout::new`] or a checked header, unchanged, and
-    /// `base` must be page aligned and point to `layout.total` bytes that stay mapped for `'a` and
-    /// that every party (this one, other CPUs, the host) accesses as atomics only.
-    #[must_use]
-    pub unsafe fn from_raw(base: *mut u8, layout: &Layout) -> Self {
-        let huge = layout.huge_frames as usize;
-        let hints = Self::hint_len(layout.huge_frames);
-        let summary = Self::summary_len(layout.huge_frames);
-        // The layout reserves what we use: the summary first, then the hints.
-        debug_assert!(summary as u64 * 8 + hints as u64 * 2 <= layout.tenant_bytes);
-        debug_assert_eq!(summary as u64, tenant_words(layout.huge_frames));
-        // SAFETY: by the caller's contract; `Layout` keeps the parts inside `total`, page aligned
-        // and disjoint, and all bit patterns are valid atomics.
-        let tenant = unsafe {
-            let at = |offset: u64| base.add(offset as usize);
-            Self::new(
-                core::slice::from_raw_parts(at(layout.entries).cast(), huge),
-                core::slice::from_raw_parts(at(layout.bitfields).cast(), huge * ROWS),
-                core::slice::from_raw_parts(at(layout.tenant + summary as u64 * 8).cast(), hints),
-                core::slice::from_raw_parts(at(layout.tenant).cast(), summary),
-                &*at(ControlWord::ReturnEpoch.offset()).cast(),
-            )
+        let [spot, handles, ..] = words else {
+            return Err(TableError::Length { part: Part::Summary, found: summary.len(), needed });
         };
-        tenant.expect("all lengths were computed from one number, at most MAX_HUGE_FRAMES")
+        Ok(Self { lower, trees, return_epoch, spot, handles, policy: Policy::DEFAULT })
     }
 
     /// The same tenant with another policy; all CPUs of a guest should use the same.
@@ -197,27 +86,6 @@ impl<'a> Tenant<'a> {
         self.lower.entry(huge)
     }
 
-    /// A handle for one CPU. Any number may exist; each works best in one CPU's hands.
-    #[must_use]
-    pub fn cpu(&self) -> Cpu<'_> {
-        Cpu::new(*self)
-    }
-
-    /// Allocates a block of `order` without a handle, for callers that have none.
-    ///
-    /// # Errors
-    /// [`AllocError::OutOfMemory`] after a pass over all entries found none.
-    pub fn alloc(&self, order: Order) -> Result<Allocation, AllocError> {
-        let packed = self.spot.load(Ordering::Relaxed);
-        let mut spot = Spot::unpack(packed);
-        let taken = self.take(&mut spot, order, Class::of(order), false);
-        // Others may have moved it meanwhile; theirs or ours, it is only a place to look.
-        if spot.pack() != packed {
-            self.spot.store(spot.pack(), Ordering::Relaxed);
-        }
-        taken.map(|taken| Allocation::new(taken, order)).ok_or(AllocError::OutOfMemory(order))
-    }
-
     /// Allocates the block of `order` that starts at `frame`.
     ///
     /// # Errors
@@ -231,6 +99,29 @@ impl<'a> Tenant<'a> {
             self.recount_tree_as(tree, hint.is_reserved(), class);
         }
         Ok(Allocation::new(taken, order))
+    }
+
+    /// Allocates exactly `frames` base frames from `first` on, in the largest blocks that fit: for
+    /// holes in RAM, a boot image, a last huge frame that is not whole. All of them or none.
+    ///
+    /// [`free`](Self::free) takes it back in parts: whole huge frames with order 9, the frames around
+    /// them with smaller ones.
+    ///
+    /// # Errors
+    /// Why the first block that failed could not be allocated. `Ok` says nothing about the memory
+    /// behind evicted frames.
+    pub fn reserve(&self, first: FrameId, frames: u64) -> Result<(), AllocError> {
+        for (frame, order) in blocks(first, frames) {
+            if let Err(error) = self.alloc_at(frame, order) {
+                // A stretch that ends where a block does is cut up the same way.
+                for (frame, order) in blocks(first, frame.0 - first.0) {
+                    // Ours since a moment ago: nobody else frees it.
+                    let _ = self.free(frame, order);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Frees a block without a handle.
@@ -249,9 +140,7 @@ impl<'a> Tenant<'a> {
     /// before, and when frames came back behind our back. Trees keep their class; that a CPU
     /// reserved them is forgotten, so while CPUs are at work two of them may meet in one.
     pub fn recount(&self) {
-        self.spot.store(Spot::START.pack(), Ordering::Relaxed);
-        self.handles.store(0, Ordering::Relaxed);
-        self.trees.unlist_all();
+        self.forget();
         for tree in 0..self.trees.len() {
             self.recount_tree_as(tree, false, self.trees.get(tree).class());
         }
@@ -263,15 +152,24 @@ impl<'a> Tenant<'a> {
     /// # Errors
     /// The first huge frame whose entry is invalid or contradicts its bits.
     pub fn validate(&self) -> Result<(), Violation> {
-        let mut all = (0..self.huge_frames()).map(HugeId);
-        let violation =
-            all.find_map(|huge| Violation::of_bits(huge, self.lower.entry(huge)?, self.lower.clear_bits(huge)));
+        let violation = self
+            .lower
+            .all()
+            .iter()
+            .find_map(|huge| Violation::of_bits(huge, self.lower.entry(huge)?, self.lower.clear_bits(huge)));
         violation.map_or(Ok(()), Err)
     }
 
-    pub(crate) fn is_evicted(&self, frame: FrameId, order: Order) -> bool {
-        let first = (frame.0 / Order::HUGE.frames()) as u32;
-        (first..first + order.huge_frames()).any(|i| self.lower.is_evicted(HugeId(i)))
+    /// Whether there is memory behind each huge frame of a range of which the caller owns a part; false
+    /// beyond the table. [`EvictedBlock::confirm`] asks this for a block.
+    #[must_use]
+    pub fn is_installed(&self, range: HugeRange) -> bool {
+        !self.is_evicted(range)
+    }
+
+    /// Whether there is nothing behind one of a block's huge frames.
+    pub(crate) fn is_evicted(&self, range: HugeRange) -> bool {
+        range.iter().any(|huge| self.lower.is_evicted(huge))
     }
 
     /// The tree where a new handle begins: however many there are, they are far from each other, so
@@ -283,13 +181,30 @@ impl<'a> Tenant<'a> {
         ((u64::from(number.wrapping_mul(STEP)) * u64::from(self.trees.len())) >> 32) as u32
     }
 
+    /// Counts all hints over memory that somebody used before. What a tree was for is not known: small
+    /// blocks count as movable.
+    pub(crate) fn classify(&self) {
+        let is_small = |entry: HugeEntry| !entry.is_all_free() && !entry.is_huge() && !entry.is_held();
+        for tree in 0..self.trees.len() {
+            let small = self.lower.entries(tree_range(tree)).any(is_small);
+            self.recount_tree_as(tree, false, if small { Class::MOVABLE } else { Class::HUGE });
+        }
+    }
+
+    /// Whatever the hints' words say is no longer believed.
+    pub(crate) fn forget(&self) {
+        self.spot.store(Spot::START.pack(), Ordering::Relaxed);
+        self.handles.store(0, Ordering::Relaxed);
+        self.trees.unlist_all();
+    }
+
     pub(crate) fn recount_tree(&self, tree: u32) {
         let hint = self.trees.get(tree);
         self.recount_tree_as(tree, hint.is_reserved(), hint.class());
     }
 
     pub(crate) fn recount_tree_as(&self, tree: u32, reserved: bool, class: Class) {
-        let hint = TreeHint::count(self.lower.entries(tree * HUGE_PER_TREE, HUGE_PER_TREE), reserved, class);
+        let hint = TreeHint::count(self.lower.entries(tree_range(tree)), reserved, class);
         self.trees.set(tree, hint);
     }
 
@@ -318,7 +233,29 @@ impl<'a> Tenant<'a> {
     }
 }
 
-#[inline]
-pub(crate) const fn tree_of(huge: HugeId) -> u32 {
-    huge.0 / HUGE_PER_TREE
+/// The largest aligned blocks of a stretch of memory, from its start.
+fn blocks(first: FrameId, frames: u64) -> impl Iterator<Item = (FrameId, Order)> {
+    let (mut at, end) = (first.0, first.0.saturating_add(frames));
+    core::iter::from_fn(move || {
+        let largest = (end - at).checked_ilog2()?.min(at.trailing_zeros()).min(Order::MAX.get().into());
+        let block = (FrameId(at), Order::new(largest as u8)?);
+        at += block.1.frames();
+        Some(block)
+    })
+}
+
+impl EvictedBlock {
+    /// Looks whether the host cleared `evicted` on every huge frame of the block.
+    ///
+    /// # Errors
+    /// The block itself, if the host did not.
+    pub fn confirm(self, tenant: &Tenant<'_>) -> Result<Block, Self> {
+        if tenant.is_evicted(self.huge_range()) { Err(self) } else { Ok(self.installed()) }
+    }
+}
+
+impl fmt::Debug for Tenant<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tenant").field("huge_frames", &self.huge_frames()).finish_non_exhaustive()
+    }
 }

@@ -4,7 +4,7 @@
 //! Both are exact when nobody is at work. The tenant's holds whatever callers did wrong through
 //! this crate; the host's holds unless a guest wrote entries by itself.
 
-use crate::host::Residency;
+use crate::residency::Residency;
 use core::fmt;
 use shared_layout::{HugeEntry, HugeId};
 

@@ -212,7 +212,7 @@ fn any_bits_in_any_shared_word_panic_neither_side() {
 fn metadata_of_another_length_is_refused() {
     let (t, epoch) = (Table::evicted(33), AtomicU64::new(0));
     let fits = |rows: usize, hints: usize, summary: usize| {
-        Tenant::new(&t.entries, &t.rows[..rows], &t.hints[..hints], &t.summary[..summary], &epoch).is_some()
+        Tenant::new(&t.entries, &t.rows[..rows], &t.hints[..hints], &t.summary[..summary], &epoch).is_ok()
     };
     assert!(fits(264, 2, 8));
     assert!(!fits(263, 2, 8) && !fits(256, 2, 8) && !fits(264, 1, 8) && !fits(264, 2, 7) && !fits(264, 2, 0));

@@ -4,7 +4,8 @@
 mod common;
 
 use common::{Table, order, ready};
-use llfree::{AllocError, Allocation, Contradiction, FreeError, Host, Reclaim, Refused, Residency, Tenant, Violation};
+use llfree::{AllocError, Allocation, Contradiction, FreeError, Host, Part, Reclaim, Refused, Residency};
+use llfree::{TableError, Tenant, Violation};
 use shared_layout::header::MAX_HUGE_FRAMES;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
@@ -155,15 +156,25 @@ fn lengths_that_do_not_fit_are_refused() {
     let u64s = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
     let epoch = AtomicU64::new(0);
     // 40 huge frames: two trees, one word a bitmap.
-    let fits = |entries: usize, rows: usize, hints: usize, summary: usize| {
-        Tenant::new(&u16s(entries), &u64s(rows), &u16s(hints), &u64s(summary), &epoch).is_some()
+    let check = |entries: usize, rows: usize, hints: usize, summary: usize| {
+        Tenant::new(&u16s(entries), &u64s(rows), &u16s(hints), &u64s(summary), &epoch).err()
     };
-    assert!(fits(40, 320, 2, 8));
-    for wrong in [(39, 320, 2, 8), (40, 319, 2, 8), (40, 321, 2, 8), (40, 0, 2, 8), (40, 320, 1, 8), (40, 320, 3, 8)] {
-        assert!(!fits(wrong.0, wrong.1, wrong.2, wrong.3), "{wrong:?}");
+    let wrong = |part, found, needed| Some(TableError::Length { part, found, needed });
+    assert_eq!(check(40, 320, 2, 8), None);
+    assert_eq!(check(39, 320, 2, 8), wrong(Part::Rows, 320, 312));
+    for rows in [319, 321, 0] {
+        assert_eq!(check(40, rows, 2, 8), wrong(Part::Rows, rows, 320));
     }
-    assert!([0, 1, 7, 9].iter().all(|summary| !fits(40, 320, 2, *summary)));
-    assert!(Host::new(&u16s(3), &[const { AtomicU8::new(0) }; 4]).is_none());
+    for hints in [1, 3] {
+        assert_eq!(check(40, 320, hints, 8), wrong(Part::Hints, hints, 2));
+    }
+    for summary in [0, 1, 7, 9] {
+        assert_eq!(check(40, 320, 2, summary), wrong(Part::Summary, summary, 8));
+    }
+    let host = Host::new(&u16s(3), &[const { AtomicU8::new(0) }; 4]).err();
+    assert_eq!(host, wrong(Part::Residency, 4, 3));
+    let text = wrong(Part::Summary, 7, 8).expect("some").to_string();
+    assert!(text.contains("summary") && text.contains('7') && text.contains('8'), "{text}");
 }
 
 #[test]
@@ -181,13 +192,14 @@ fn tables_above_the_maximum_are_refused() {
     }
     let most = MAX_HUGE_FRAMES as usize;
     let (entries, residency) = (zeroed::<AtomicU16>(most + 1), zeroed::<AtomicU8>(most + 1));
-    assert!(Host::new(&entries, &residency).is_none());
-    assert!(Host::new(&entries[1..], &residency[1..]).is_some());
+    let too_many = Some(TableError::HugeFrames { found: most + 1 });
+    assert_eq!(Host::new(&entries, &residency).err(), too_many);
+    assert!(Host::new(&entries[1..], &residency[1..]).is_ok());
     let rows = zeroed::<AtomicU64>((most + 1) * 8);
     let hints = zeroed::<AtomicU16>(Tenant::hint_len(most as u32 + 1));
     let summary = zeroed::<AtomicU64>(Tenant::summary_len(most as u32 + 1));
     let epoch = AtomicU64::new(0);
-    assert!(Tenant::new(&entries, &rows, &hints, &summary, &epoch).is_none());
+    assert_eq!(Tenant::new(&entries, &rows, &hints, &summary, &epoch).err(), too_many);
     let summary = &summary[..Tenant::summary_len(most as u32)];
     let tenant = Tenant::new(&entries[1..], &rows[8..], &hints[1..], summary, &epoch).expect("lengths fit");
     // Its very last block can be had, and what a handle remembers behind it does no harm.

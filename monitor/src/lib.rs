@@ -24,6 +24,7 @@ pub mod roles;
 
 pub use memory::Backing;
 pub use monitor::{
-    Check, Counters, Finding, Monitor, MonitorError, Occupied, OnViolation, Pass, Validation, Violation, Violations,
+    Check, Counters, Finding, InstallError, Monitor, MonitorError, Occupied, OnViolation, Pass, Resize, Validation,
+    Violation, Violations,
 };
 pub use region::{Region, Table};

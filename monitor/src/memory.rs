@@ -16,15 +16,15 @@ mod pool;
 mod pressure;
 mod supply;
 mod userfault;
+mod vectored;
 
 pub use address_map::{AddressMap, HOLE_END, HOLE_START, Part};
-pub use discard::Run;
 pub use llfree_base::choices::Backing;
 pub use pool::PoolStatus;
 pub use supply::{PoolConfig, Shortfall, Supply, UseUserfaultfd};
 pub use userfault::{Fault, Userfault, UserfaultError};
+pub use vectored::Run;
 
-use discard::Vectored;
 use llfree_base::{faults, kernel_stats};
 use mapping::Mapping;
 use pages::{Joined, State};
@@ -38,6 +38,7 @@ use shared_layout::{HUGE_SIZE, HugeId};
 use std::io;
 use std::ops::Range;
 use thiserror::Error;
+use vectored::Vectored;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// Why guest RAM could not be made, given, taken or inspected.

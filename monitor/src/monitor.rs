@@ -12,10 +12,13 @@ mod audit;
 mod install;
 mod lent;
 mod reclaim;
+mod resize;
 mod validate;
 mod violation;
 
+pub use install::InstallError;
 pub use llfree_base::choices::OnViolation;
+pub use resize::Resize;
 pub use violation::{Violation, Violations};
 
 use crate::fair_lock::FairLock;

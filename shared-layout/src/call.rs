@@ -2,7 +2,7 @@
 //!
 //! A call is made by filling the vCPU's mailbox and writing any value to the doorbell page at the
 //! call's offset; its discriminant *is* that offset. The write returns when the reply is there.
-//! Adding a call: one variant here, one arm in [`Request::encode`] and [`Request::decode`], one
+//! Adding a call: one line in the table here, one arm in [`Request::encode`] and [`Request::decode`], one
 //! handler in the VMM.
 
 use crate::mailbox::{WORDS, Words};
@@ -16,10 +16,24 @@ pub const DOORBELL_PORT: u16 = 0x1f00;
 /// All ports of the alias: one for each eight bytes of the page.
 pub const DOORBELL_PORTS: Range<u16> = DOORBELL_PORT..DOORBELL_PORT + (DOORBELL_BYTES / 8) as u16;
 
-/// What is asked; the value is the offset in the doorbell page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u64)]
-pub enum Call {
+/// Makes the calls, and the list of them, from one table.
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident = $offset:literal,)*) => {
+        /// What is asked; the value is the offset in the doorbell page.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u64)]
+        pub enum Call {
+            $($(#[$doc])* $name = $offset,)*
+        }
+
+        impl Call {
+            /// All calls, for tests and tables.
+            pub const ALL: [Self; [$($offset),*].len()] = [$(Self::$name),*];
+        }
+    };
+}
+
+calls! {
     /// The guest is up and states its ABI version.
     Hello = 0x00,
     /// Sleep until the host has work: the reply carries an [`agent`](crate::agent) command.
@@ -39,10 +53,6 @@ pub enum Call {
 }
 
 impl Call {
-    /// All calls, for tests and tables.
-    pub const ALL: [Self; 8] =
-        [Self::Hello, Self::Wait, Self::Done, Self::Install, Self::Log, Self::Panic, Self::Exit, Self::Exception];
-
     /// The call at an offset of the doorbell page, if there is one.
     #[must_use]
     pub fn from_offset(offset: u64) -> Option<Self> {

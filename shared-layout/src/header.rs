@@ -11,8 +11,11 @@
 //! that was zero; announce those with a feature bit. Host and guest must have the same number.
 
 use crate::mailbox::Mailbox;
-use crate::units::{FRAME_SIZE, FRAMES_PER_HUGE};
+use crate::table::TableLayout;
+use crate::units::FRAME_SIZE;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+pub use crate::table::{HUGE_PER_TREE, MAX_HUGE_FRAMES};
 
 /// `"LLFREEVM"` in memory order.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LLFREEVM");
@@ -108,19 +111,8 @@ impl ControlWord {
 const _: () = assert!(size_of::<Header>() as u64 <= ControlWord::Limit.offset());
 const _: () = assert!(ControlWord::DeviceEvents.offset() + 8 <= HEADER_BYTES);
 
-/// Huge frames that share one hint word in the tenant area (a tree).
-pub const HUGE_PER_TREE: u32 = 32;
-/// The most huge frames one table describes: 64 TiB of RAM.
-pub const MAX_HUGE_FRAMES: u32 = 1 << 25;
 /// The most vCPUs one table describes.
 pub const MAX_VCPUS: u32 = 1024;
-
-/// 64-bit words at the start of the tenant area: five bitmaps of one bit a tree, a cursor and
-/// a counter of handles, in whole cache lines.
-#[must_use]
-pub const fn tenant_words(huge_frames: u32) -> u64 {
-    (5 * huge_frames.div_ceil(HUGE_PER_TREE).div_ceil(64) as u64 + 2).next_multiple_of(8)
-}
 
 /// Offsets of the parts of a shared region, computed from its geometry by both sides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -147,16 +139,29 @@ impl Layout {
     /// The layout for a geometry; `None` if either number is zero or above its maximum.
     #[must_use]
     pub const fn new(huge_frames: u32, vcpus: u32) -> Option<Self> {
-        if huge_frames == 0 || huge_frames > MAX_HUGE_FRAMES || vcpus == 0 || vcpus > MAX_VCPUS {
+        if vcpus == 0 || vcpus > MAX_VCPUS {
             return None;
         }
         let mailboxes = HEADER_BYTES;
-        let entries = page_up(mailboxes + vcpus as u64 * size_of::<Mailbox>() as u64);
-        let bitfields = page_up(entries + huge_frames as u64 * 2);
-        let tenant = page_up(bitfields + huge_frames as u64 * (FRAMES_PER_HUGE / 8));
-        let tenant_bytes = tenant_words(huge_frames) * 8 + huge_frames.div_ceil(HUGE_PER_TREE) as u64 * 2;
-        let total = page_up(tenant + tenant_bytes);
-        Some(Self { huge_frames, vcpus, mailboxes, entries, bitfields, tenant, tenant_bytes, total })
+        let start = mailboxes + vcpus as u64 * size_of::<Mailbox>() as u64;
+        // Whole pages, so that the parts can be mapped and protected one by one.
+        match TableLayout::place(ControlWord::ReturnEpoch.offset(), start, huge_frames, FRAME_SIZE) {
+            Some(table) => Some(Self::of(vcpus, mailboxes, &table)),
+            None => None,
+        }
+    }
+
+    const fn of(vcpus: u32, mailboxes: u64, table: &TableLayout) -> Self {
+        let &TableLayout { huge_frames, return_epoch: _, entries, bitfields, tenant, tenant_bytes, total } = table;
+        Self { huge_frames, vcpus, mailboxes, entries, bitfields, tenant, tenant_bytes, total }
+    }
+
+    /// The frame table in this region, without what a VMM adds to it.
+    #[must_use]
+    pub const fn table(&self) -> TableLayout {
+        let &Self { huge_frames, vcpus: _, mailboxes: _, entries, bitfields, tenant, tenant_bytes, total } = self;
+        let return_epoch = ControlWord::ReturnEpoch.offset();
+        TableLayout { huge_frames, return_epoch, entries, bitfields, tenant, tenant_bytes, total }
     }
 
     /// Where the mailbox of `vcpu` starts; `None` if there is no such vCPU.
@@ -164,10 +169,6 @@ impl Layout {
     pub const fn mailbox(&self, vcpu: u32) -> Option<u64> {
         if vcpu < self.vcpus { Some(self.mailboxes + vcpu as u64 * size_of::<Mailbox>() as u64) } else { None }
     }
-}
-
-const fn page_up(bytes: u64) -> u64 {
-    bytes.next_multiple_of(FRAME_SIZE)
 }
 
 impl Header {
@@ -303,6 +304,7 @@ mod tests {
                 assert!(l.entries + u64::from(huge) * 2 <= l.bitfields);
                 assert!(l.bitfields + u64::from(huge) * 64 <= l.tenant);
                 assert!(l.tenant + l.tenant_bytes <= l.total);
+                assert_eq!(l.table().hints() + u64::from(TableLayout::trees(huge)) * 2, l.tenant + l.tenant_bytes);
             }
         }
         assert_eq!(Layout::new(0, 1), None);

@@ -7,8 +7,9 @@
 //!
 //! | file | what it fixes |
 //! |---|---|
-//! | [`units`] | frame sizes, [`FrameId`], [`HugeId`], [`Order`] |
+//! | [`units`] | frame sizes, [`FrameId`], [`HugeId`], [`HugeRange`], [`Order`] |
 //! | [`entry`] | [`HugeEntry`], 16 bits a huge frame, and its named transitions |
+//! | [`table`] | where the parts of a table lie in a region: all that an allocator without a VMM needs |
 //! | [`header`] | magic, version, geometry, and the words that the host updates |
 //! | [`mailbox`] | one request half and one reply half a vCPU |
 //! | [`call`] | what a guest asks of its host, one enum, and the doorbell that rings it |
@@ -36,12 +37,14 @@ pub mod devices;
 pub mod entry;
 pub mod header;
 pub mod mailbox;
+pub mod table;
 pub mod units;
 
 pub use call::{Call, Request, Status};
 pub use entry::HugeEntry;
 pub use header::{ControlWord, Header, Layout};
-pub use units::{FRAME_SIZE, FRAMES_PER_HUGE, FrameId, HUGE_SIZE, HugeId, Order};
+pub use table::TableLayout;
+pub use units::{FRAME_SIZE, FRAMES_PER_HUGE, FrameId, HUGE_SIZE, HugeId, HugeRange, Order};
 
 // The words are shared as they are; a big-endian party would read them backwards.
 const _: () = assert!(cfg!(target_endian = "little"));

@@ -64,6 +64,108 @@ impl HugeId {
     }
 }
 
+/// Huge frames that lie side by side, none to all. Its end fits a `u32` too, so no sum of its parts
+/// overflows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct HugeRange {
+    first: HugeId,
+    count: u32,
+}
+
+impl HugeRange {
+    /// No huge frame.
+    pub const EMPTY: Self = Self::up_to(0);
+
+    /// `count` huge frames from `first` on; `None` if they do not end at or below `u32::MAX`.
+    #[must_use]
+    pub const fn new(first: HugeId, count: u32) -> Option<Self> {
+        if count <= u32::MAX - first.0 { Some(Self { first, count }) } else { None }
+    }
+
+    /// The same, but shorter if it would end above `u32::MAX`, where no table reaches.
+    #[must_use]
+    pub const fn saturating(first: HugeId, count: u32) -> Self {
+        let most = u32::MAX - first.0;
+        Self { first, count: if count < most { count } else { most } }
+    }
+
+    /// The first `count` huge frames of RAM.
+    #[must_use]
+    pub const fn up_to(count: u32) -> Self {
+        Self { first: HugeId(0), count }
+    }
+
+    /// From `first` up to and without `end`; empty if that lies before.
+    #[must_use]
+    pub const fn between(first: HugeId, end: HugeId) -> Self {
+        Self { first, count: end.0.saturating_sub(first.0) }
+    }
+
+    /// Its first huge frame, if there is any.
+    #[must_use]
+    pub const fn first(self) -> HugeId {
+        self.first
+    }
+
+    /// How many.
+    #[must_use]
+    pub const fn count(self) -> u32 {
+        self.count
+    }
+
+    /// The huge frame past the end of the range.
+    #[must_use]
+    pub const fn end(self) -> HugeId {
+        HugeId(self.first.0 + self.count)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.count == 0
+    }
+
+    /// Whether `huge` is one of them.
+    #[must_use]
+    pub const fn contains(self, huge: HugeId) -> bool {
+        self.first.0 <= huge.0 && huge.0 - self.first.0 < self.count
+    }
+
+    /// Bytes of memory.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.count as u64 * HUGE_SIZE
+    }
+
+    /// Byte offset of its start from the start of RAM.
+    #[must_use]
+    pub const fn byte_offset(self) -> u64 {
+        self.first.byte_offset()
+    }
+
+    /// The first `count` of them, or all if there are no more, and the rest.
+    #[must_use]
+    pub const fn split(self, count: u32) -> (Self, Self) {
+        let head = if count < self.count { count } else { self.count };
+        let rest = Self { first: HugeId(self.first.0 + head), count: self.count - head };
+        (Self { first: self.first, count: head }, rest)
+    }
+
+    /// Them, one by one.
+    pub fn iter(self) -> impl DoubleEndedIterator<Item = HugeId> + ExactSizeIterator + Clone {
+        self.into_iter()
+    }
+}
+
+impl IntoIterator for HugeRange {
+    type Item = HugeId;
+    type IntoIter = core::iter::Map<core::ops::Range<u32>, fn(u32) -> HugeId>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        (self.first.0..self.first.0 + self.count).map(HugeId)
+    }
+}
+
 /// The size of a block, `2^order` frames: 0 (4 KiB) to 10 (4 MiB).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Order(u8);
@@ -127,6 +229,31 @@ mod tests {
         assert_eq!(Order::MAX.huge_frames(), 2);
         assert_eq!(Order::HUGE.bytes(), HUGE_SIZE);
         assert_eq!(Order::ROW.huge_frames(), 1);
+    }
+
+    #[test]
+    fn no_range_ends_past_the_last_number() {
+        let last = HugeId(u32::MAX);
+        assert_eq!(HugeRange::new(last, 1), None);
+        assert_eq!(HugeRange::new(last, 0).map(HugeRange::end), Some(last));
+        assert_eq!(HugeRange::new(HugeId(1), u32::MAX - 1).map(HugeRange::end), Some(last));
+        assert_eq!(HugeRange::saturating(HugeId(7), u32::MAX).end(), last);
+        assert_eq!(HugeRange::up_to(u32::MAX).bytes(), u64::from(u32::MAX) << 21);
+        assert!(HugeRange::between(last, HugeId(3)).is_empty());
+    }
+
+    #[test]
+    fn a_split_range_has_the_same_huge_frames() {
+        let range = HugeRange::new(HugeId(3), 5).expect("in range");
+        assert!(range.contains(HugeId(3)) && range.contains(HugeId(7)));
+        assert!(!range.contains(HugeId(2)) && !range.contains(HugeId(8)));
+        assert_eq!((range.byte_offset(), range.bytes()), (3 << 21, 5 << 21));
+        for at in 0..7 {
+            let (head, rest) = range.split(at);
+            assert_eq!(head.count(), at.min(5));
+            assert!(head.into_iter().chain(rest).eq(range.iter()), "split at {at}");
+        }
+        assert_eq!(HugeRange::EMPTY.iter().next(), None);
     }
 
     #[test]

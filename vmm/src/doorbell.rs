@@ -8,7 +8,7 @@ use crate::agent::{Agents, Next};
 use crate::boot::Platform;
 use crate::exit::ExitReason;
 use llfree_base::printable;
-use llfree_monitor::Monitor;
+use llfree_monitor::{InstallError, Monitor};
 use shared_layout::agent::Report;
 use shared_layout::header::ABI_VERSION;
 use shared_layout::mailbox::{WORDS, Words, text_bytes};
@@ -97,7 +97,7 @@ impl Doorbell {
             }
             Request::Install { first, count } => {
                 match self.monitor.install_while(first, count, || !self.agents.is_paused()) {
-                    Some(status) => (status, Flow::Continue),
+                    Some(installed) => (install_status(installed), Flow::Continue),
                     None => (Status::Ok, Flow::Again),
                 }
             }
@@ -115,6 +115,16 @@ impl Doorbell {
             // business, and the vCPU loop handles it before it comes here.
             Request::Exception => (Status::BadArgument, Flow::Continue),
         }
+    }
+}
+
+fn install_status(installed: Result<(), InstallError>) -> Status {
+    match installed {
+        Ok(()) => Status::Ok,
+        Err(InstallError::OutOfRange) => Status::BadArgument,
+        Err(InstallError::Held) => Status::Held,
+        Err(InstallError::NoMemory) => Status::NoMemory,
+        Err(InstallError::Refused | InstallError::Stopping) => Status::HostError,
     }
 }
 

@@ -11,8 +11,11 @@
 //! | [`exit`] | how a guest ends |
 //! | [`devices`] | virtio devices and those of a PC |
 //! | [`boot`] | KVM's checks, the platform region, the guest's image, crash reports; Linux |
-//! | [`elastic`] | virtio devices by which a VM's memory is made smaller and larger |
-//! | [`agent`], [`doorbell`], [`vcpu`] | commands for the guest, its calls, its exits |
+//! | [`elastic`] | how a VM's memory is made smaller and larger |
+//! | [`config`], [`error`] | what to launch, and why it failed |
+//! | [`agent`], [`doorbell`] | commands for the guest, and its calls |
+//! | [`guest`] | who the guest is |
+//! | [`vcpu`] | a vCPU's thread and its exits |
 //! | [`cgroup`] | the VM's own memory cgroup |
 //! | [`vm`] | one machine made of these |
 //! | [`guest_view`] | what a guest says about its own memory |
@@ -21,10 +24,13 @@
 pub mod agent;
 pub mod boot;
 pub mod cgroup;
+pub mod config;
 pub mod devices;
 pub mod doorbell;
 pub mod elastic;
+pub mod error;
 pub mod exit;
+pub mod guest;
 pub mod guest_view;
 pub mod parking;
 pub mod roles;

@@ -9,15 +9,12 @@
 mod life;
 
 use crate::agent::AgentError;
-use crate::devices::balloon::BalloonConfig;
 use crate::devices::mmio::Transport;
 use crate::devices::net::{NetConfig, NetCounters};
-use crate::elastic::{Elastic, ElasticDevice, ResizeError};
+use crate::elastic::ResizeError;
 use crate::exit::ExitReason;
-use crate::guest_view::{self, GuestView};
 use crate::roles;
 use crate::vm::{Resize, Vm, VmError};
-use llfree::Census;
 use llfree_base::RateLimit;
 use llfree_base::choices::Switch;
 use llfree_base::thread::Role;
@@ -25,7 +22,7 @@ use llfree_base::units::Bytes;
 use llfree_base::{error_line, faults};
 use llfree_control::protocol::{BurstTouch, ErrorKind, GuestRequest, Reply, Request, ShrinkGoal};
 use llfree_control::report::{
-    AutoReclaimReport, BadPage, CgroupStatus, DeviceStatus, ElasticStatus, FindingReport, GuestOutcome, GuestReport,
+    AutoReclaimReport, BadPage, CgroupStatus, DeviceStatus, FindingReport, GuestOutcome, GuestReport,
     InstallPoolStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport,
 };
 use llfree_control::server::Responder;
@@ -119,7 +116,19 @@ impl Service {
             Box::new(move |jobs| report_and_audit(&of_reports, &report_name, &jobs)),
         )?;
         let of_life = vm.clone();
-        let life = worker("life", roles::LIFE, Box::new(move |jobs| life::serve(&of_life, &jobs)))?;
+        // A pause waits for vCPUs and devices: neither a waiting shrink nor a command may hold it up.
+        let life = worker(
+            "life",
+            roles::LIFE,
+            Box::new(move |jobs| {
+                for (request, responder) in jobs {
+                    if faults::point(faults::THREAD_DEATH).is_err() {
+                        return;
+                    }
+                    responder.answer(&answer(life::change(&of_life, request == Request::Pause).map(Reply::Life)));
+                }
+            }),
+        )?;
         let workers = Mutex::new(Some(Workers { resizes, guest, reports, life, threads }));
         Ok(Self { vm, name: name.to_owned(), workers, queued_resizes })
     }
@@ -245,27 +254,24 @@ fn resize(vm: &Vm, request: &Request, superseded: &dyn Fn() -> bool) -> Result<R
             let target = target(vm, goal)?;
             // A device's driver needs time in any case: as long as it gets somewhere, unless people
             // say how long.
-            let more = |elapsed| elapsed < wait || wait_ms == 0 && vm.is_device_moving(elapsed);
+            let more = |elapsed| elapsed < wait || wait_ms == 0 && vm.is_moving(elapsed);
             let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
             let advice = match () {
                 () if superseded() => "another resize took over",
                 () if vm.is_paused() => "resume the VM, so that its guest can free some",
-                () if vm.has_table() && vm.elastic().is_some_and(|device| !device.transport().is_driven()) => {
-                    "it has no driver for its device"
-                }
+                () if vm.shares_table() && !vm.elastic().status().driven => "it has no driver for its device",
                 () if wait_ms > 0 => "free memory in the guest",
                 () => "free memory in the guest, or wait for it with --wait",
             };
             Ok(Reply::Resize(resize_report(vm, &resize, advice)))
         }
         Request::Grow { to_bytes } => Ok(Reply::Resize(resize_report(vm, &vm.grow(to_bytes)?, ""))),
-        Request::Reclaim { .. } if vm.config().elastic != Elastic::Llfree => {
-            Err(ResizeError::NoReclaim(vm.config().elastic.name()).into())
-        }
         Request::Reclaim { bytes } => {
+            let kind = vm.config().elastic.name();
+            let monitor = vm.elastic().table().ok_or(ResizeError::NoReclaim(kind))?;
             let start = Instant::now();
             let frames = bytes.map_or(u32::MAX, |bytes| u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX));
-            let pass = vm.monitor().evict(frames)?;
+            let pass = monitor.evict(frames)?;
             Ok(Reply::Reclaim(ReclaimReport {
                 huge_frames: pass.frames.into(),
                 freed_bytes: u64::from(pass.discarded) * HUGE_SIZE,
@@ -296,19 +302,13 @@ fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
 /// What a resize did, as the protocol says it; `advice` ends the sentence about a shortfall.
 #[must_use]
 pub fn resize_report(vm: &Vm, resize: &Resize, advice: &str) -> ResizeReport {
-    let elastic = elastic_status(vm);
-    let view = guest_view(vm, &elastic, &vm.monitor().census());
+    let elastic = vm.elastic().status();
+    let view = vm.view(&elastic, &vm.monitor().census());
     let complete = resize.actual == resize.target;
     let shortfall = (!complete).then(|| Shortfall {
         in_use_bytes: view.used,
         fragmented_bytes: view.fragmented,
-        wording: if vm.has_table() {
-            let known = |bytes: Option<u64>| Bytes(bytes.unwrap_or_default());
-            guest_view::why_by_table(known(view.used), known(view.fragmented), advice)
-        } else {
-            let is_at_it = vm.elastic().is_some_and(ElasticDevice::is_at_it);
-            guest_view::why_by_device(&elastic, resize.actual < resize.target, is_at_it, advice)
-        },
+        wording: vm.why_short(&view, &elastic, resize.actual < resize.target, advice),
     });
     ResizeReport {
         target_bytes: resize.target,
@@ -320,17 +320,8 @@ pub fn resize_report(vm: &Vm, resize: &Resize, advice: &str) -> ResizeReport {
         freed_bytes: u64::from(resize.pass.discarded) * HUGE_SIZE,
         duration_us: micros(resize.duration),
         waited_us: micros(resize.waited),
-        guest: elastic.balloon.and_then(|balloon| balloon.guest).filter(|_| !vm.has_table()),
+        guest: elastic.balloon.and_then(|balloon| balloon.guest).filter(|_| !vm.shares_table()),
     }
-}
-
-/// What the guest says about its memory, where it says so.
-fn guest_view(vm: &Vm, elastic: &ElasticStatus, census: &Census) -> GuestView {
-    if !vm.has_table() {
-        return GuestView::of_statistics(elastic);
-    }
-    let given_away = vm.elastic().map_or(0, |device| vm.config().memory.0.saturating_sub(device.limit()));
-    GuestView::of_table(census, given_away)
 }
 
 /// Runs a guest command on all vCPUs.
@@ -370,7 +361,7 @@ pub fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
         }
     };
     let start = Instant::now();
-    let report = vm.guest(command, timeout)?;
+    let report = vm.command(command, timeout)?;
     let took = start.elapsed();
     let unit = match request {
         GuestRequest::Burst { .. } => Some("ns"),
@@ -406,13 +397,8 @@ fn sample_report(unit: &str, report: &Report) -> SampleReport {
 }
 
 fn guest_report(vm: &Vm, r: &Report, took: Duration) -> GuestReport {
-    let (free_bytes, free_huge_bytes) = if vm.has_table() {
-        let census = vm.monitor().census();
-        let huge = (census.free_installed + census.free_evicted) * HUGE_SIZE;
-        (huge + census.fragmented_frames * FRAME_SIZE, huge)
-    } else {
-        (r.free_frames.saturating_mul(FRAME_SIZE), r.free_huge.saturating_mul(HUGE_SIZE))
-    };
+    let claimed = (r.free_frames.saturating_mul(FRAME_SIZE), r.free_huge.saturating_mul(HUGE_SIZE));
+    let (free_bytes, free_huge_bytes) = vm.free_by_table().unwrap_or(claimed);
     GuestReport {
         outcome: Outcome::from_word(r.outcome).map_or(GuestOutcome::Unknown, outcome_report),
         bytes: r.bytes,
@@ -436,27 +422,13 @@ fn guest_report(vm: &Vm, r: &Report, took: Duration) -> GuestReport {
     }
 }
 
-fn needs_table(vm: &Vm, what: &'static str) -> Result<(), ResizeError> {
-    match vm.config().elastic {
-        Elastic::Llfree => Ok(()),
-        elastic => Err(ResizeError::NoTable { what, kind: elastic.name() }),
-    }
-}
-
 /// Switches automatic reclaim.
 ///
 /// # Errors
 /// A VM with a device instead of the shared table, settings that keep more than its memory, or a host
 /// that has no thread to give.
 pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmError> {
-    match vm.config().elastic {
-        // Off, it would be said to be off while the guest goes on reporting.
-        Elastic::Balloon(BalloonConfig { reporting, .. }) if switch.0.is_some() || reporting == Some(true) => {
-            return Err(ResizeError::ReportingAtLaunch.into());
-        }
-        _ if switch.0.is_some() => needs_table(vm, "automatic reclaim")?,
-        _ => {}
-    }
+    vm.config().elastic.way().check_switch(switch)?;
     vm.auto_reclaim().switch(switch)?;
     Ok(auto_report(&vm.auto_reclaim().status()))
 }
@@ -480,9 +452,9 @@ fn auto_report(status: &AutoStatus) -> AutoReclaimReport {
 /// # Errors
 /// A VM with a device instead of the shared table, or a kernel that does not answer.
 pub fn validate(vm: &Vm) -> Result<ValidateReport, VmError> {
-    needs_table(vm, "validate")?;
+    let monitor = vm.tracked("validate")?;
     let start = Instant::now();
-    let seen = vm.monitor().validate()?;
+    let seen = monitor.validate()?;
     let finding = |finding: &Finding| FindingReport {
         check: finding.check.name().to_owned(),
         count: finding.count,
@@ -514,8 +486,8 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
     let overhead = overhead.map(|overhead| overhead.saturating_sub(pool.resident_bytes));
     monitor.audit()?;
     let census = monitor.census();
-    let elastic = elastic_status(vm);
-    let view = guest_view(vm, &elastic, &census);
+    let elastic = vm.elastic().status();
+    let view = vm.view(&elastic, &census);
     let counters = &monitor.counters;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let (state, paused_ms) = life::state(vm);
@@ -528,12 +500,12 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         backing: vm.config().backing.name().to_owned(),
         memory_bytes: vm.config().memory.0,
         limit_bytes: vm.limit(),
-        wanted_bytes: vm.elastic().map_or_else(|| monitor.wanted().saturating_mul(HUGE_SIZE), ElasticDevice::wanted),
+        wanted_bytes: vm.elastic().wanted(),
         resident_bytes: ram.resident_bytes,
         huge_page_bytes: ram.huge_bytes,
         held_bytes: vm.config().memory.0.saturating_sub(vm.limit()),
         evicted_bytes: census.evicted * HUGE_SIZE,
-        installed_bytes: if vm.config().elastic == Elastic::Llfree { census.installed * HUGE_SIZE } else { 0 },
+        installed_bytes: vm.elastic().table().map_or(0, |_| census.installed * HUGE_SIZE),
         guest_says: view.says,
         guest_used_bytes: view.used,
         guest_free_bytes: view.free,
@@ -543,10 +515,10 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         install_failures: count(&counters.install_failures),
         violations: count(&counters.violations),
         held_violations: count(&counters.held_violations),
-        enforcement: match vm.config().elastic {
-            Elastic::Llfree if vm.is_enforced() => "userfaultfd",
-            Elastic::Llfree => "audit",
-            _ => "none",
+        enforcement: match vm.elastic().table() {
+            Some(_) if vm.is_enforced() => "userfaultfd",
+            Some(_) => "audit",
+            None => "none",
         }
         .to_owned(),
         on_violation: vm.config().install.on_violation.unwrap_or_default().name().to_owned(),
@@ -569,7 +541,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         elastic,
         disks: vm.disks().iter().map(|disk| disk.status()).collect(),
         nets: vm.nets().map(net_report).collect(),
-        agent: vm.linux_agent().map(|agent| agent.status()),
+        agent: vm.guest().agent_status(),
         devices: vm.devices().iter().map(|(_, device)| device_status(device)).collect(),
     })
 }
@@ -580,18 +552,6 @@ fn net_report((config, counters): (&NetConfig, &NetCounters)) -> NetReport {
 
 fn device_status(device: &Transport) -> DeviceStatus {
     DeviceStatus { name: device.name().to_owned(), driven: device.is_driven(), errors: device.driver_errors() }
-}
-
-fn elastic_status(vm: &Vm) -> ElasticStatus {
-    let kind = vm.config().elastic.name();
-    match vm.elastic() {
-        Some(device) => device.status(kind),
-        None => ElasticStatus {
-            kind: kind.to_owned(),
-            driven: vm.config().elastic == Elastic::Llfree,
-            ..ElasticStatus::default()
-        },
-    }
 }
 
 fn micros(duration: Duration) -> u64 {

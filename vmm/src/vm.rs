@@ -6,68 +6,47 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `config`, `error` | what to launch, and why it failed |
 //! | `launch` | the steps of a launch |
-//! | `life` | pause, resume, stop |
-//! | `linux` | those that only Linux guests need |
-//! | `devices` | notifications, interrupts, and resizes by a device |
+//! | `life`, `life_state` | pause, resume, stop |
+//! | `devices` | how notifications reach a device's thread |
+//! | `view` | what the guest says about its memory |
 
-mod config;
 mod devices;
-mod error;
 mod launch;
 mod life;
-mod linux;
+mod life_state;
+mod view;
 
-pub use config::{LinuxConfig, VmConfig};
-pub use error::{LaunchError, VmError};
-pub use life::{LifeChange, PAUSE, PauseError};
+pub use crate::config::{LinuxConfig, VmConfig};
+pub use crate::error::{LaunchError, PauseError, VmError};
+pub use life::{LifeChange, PAUSE};
+pub use llfree_monitor::Resize;
 
-use crate::agent::linux::LinuxAgent;
-use crate::agent::{self, Agents};
+use crate::agent::Agents;
 use crate::boot::Platform;
 use crate::cgroup::Cgroup;
 use crate::devices::Devices;
 use crate::devices::blk::DiskControl;
 use crate::devices::net::{NetConfig, NetCounters};
-use crate::devices::serial::Serial;
 use crate::devices::worker::Worker;
 use crate::doorbell::Doorbell;
-use crate::elastic::{Elastic, ElasticDevice};
+use crate::elastic::{Elasticity, ResizeError};
 use crate::exit::ExitReason;
+use crate::guest::Guest;
 use crate::vcpu::VcpuHandle;
 use kvm_ioctls::VmFd;
+use life_state::LifeState;
 use llfree_base::units::Bytes;
 use llfree_base::{faults, kernel_stats};
 use llfree_monitor::auto::AutoReclaim;
 use llfree_monitor::memory::Backing;
-use llfree_monitor::{Monitor, Pass, Violations};
+use llfree_monitor::{Monitor, Violations};
 use shared_layout::HUGE_SIZE;
 use shared_layout::agent::{Command, Report};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
-
-/// How long an idle vCPU may take to give its cached frames back during a shrink.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
-/// Pause between two looks at a guest that is to give memory up.
-const SHRINK_POLL: Duration = Duration::from_millis(5);
-
-/// How a resize went; sizes in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Resize {
-    /// The limit asked for.
-    pub target: u64,
-    /// The limit reached.
-    pub actual: u64,
-    /// What was done.
-    pub pass: Pass,
-    /// Spent at it: the passes that moved frames.
-    pub duration: Duration,
-    /// Spent otherwise: on a guest that had nothing to give.
-    pub waited: Duration,
-}
 
 /// The guest's end, when it comes, and who waits for it.
 #[derive(Default)]
@@ -82,7 +61,7 @@ struct ExitNotifier {
     end: Arc<End>,
     event: Arc<EventFd>,
     agents: Arc<Agents>,
-    linux_agent: Option<Arc<LinuxAgent>>,
+    guest: Arc<dyn Guest>,
 }
 
 impl ExitNotifier {
@@ -91,9 +70,7 @@ impl ExitNotifier {
         self.end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.end.changed.notify_all();
         self.agents.stop();
-        if let Some(agent) = &self.linux_agent {
-            agent.stop();
-        }
+        self.guest.stop();
         if let Err(error) = faults::point(faults::EVENTFD).and_then(|()| self.event.write(1)) {
             log::error!("the guest's end could not be announced: {error}");
         }
@@ -106,8 +83,8 @@ pub struct Vm {
     /// the memory before the fields below unmap it: `drop` has ended the vCPUs by then, and one that
     /// it left behind shares their ownership.
     _vm: Arc<VmFd>,
-    /// What only a Linux guest has; its ports share the VM.
-    linux: Option<linux::Parts>,
+    /// Who runs; its ports may share the VM.
+    guest: Arc<dyn Guest>,
     config: VmConfig,
     platform: Arc<Platform>,
     monitor: Arc<Monitor>,
@@ -115,13 +92,15 @@ pub struct Vm {
     agents: Arc<Agents>,
     doorbell: Arc<Doorbell>,
     devices: Arc<Devices>,
-    elastic: Option<ElasticDevice>,
+    disks: Vec<Arc<DiskControl>>,
+    nets: Vec<Arc<NetCounters>>,
+    elastic: Arc<dyn Elasticity>,
     /// The devices' threads.
     workers: Mutex<Vec<Worker>>,
     vcpus: Vec<Arc<VcpuHandle>>,
     /// `None` where nothing sees them.
     violations: Option<Violations>,
-    life: life::Life,
+    life: LifeState,
     exit_notifier: ExitNotifier,
     started: Instant,
     next_seed: AtomicU32,
@@ -153,16 +132,24 @@ impl Vm {
         &self.platform
     }
 
-    /// Whether the guest shares its allocator's table with us; a Linux guest does not.
+    /// Who runs.
     #[must_use]
-    pub fn has_table(&self) -> bool {
-        self.linux.is_none()
+    pub fn guest(&self) -> &dyn Guest {
+        &*self.guest
     }
 
-    /// A Linux guest's console.
+    /// How its memory moves.
     #[must_use]
-    pub fn serial(&self) -> Option<&Arc<Serial>> {
-        self.linux.as_ref().map(|linux| linux.pc.serial())
+    pub fn elastic(&self) -> &dyn Elasticity {
+        &*self.elastic
+    }
+
+    /// The monitor of a VM whose memory is tracked frame by frame, for `what`.
+    ///
+    /// # Errors
+    /// If its memory comes by touch.
+    pub fn tracked(&self, what: &'static str) -> Result<&Monitor, ResizeError> {
+        self.elastic.table().ok_or(ResizeError::NoTable { what, kind: self.config.elastic.name() })
     }
 
     /// Lets the maximum of this cgroup, which the process is in, follow the limit from now on. Only
@@ -180,7 +167,7 @@ impl Vm {
     /// Lowers the cgroup's maximum to what the limit needs, as soon as that can be.
     pub fn settle_cgroup(&self) {
         // Such a guest may have all of it back at any time, and must not be killed for that.
-        if self.config.elastic.grows_unasked() {
+        if self.config.elastic.way().grows_unasked() {
             return;
         }
         if let Some(Err(error)) = self.cgroup().map(|cgroup| cgroup.lower(self.limit())) {
@@ -188,28 +175,15 @@ impl Vm {
         }
     }
 
-    /// The device by which memory is made smaller and larger, if it is one.
-    #[must_use]
-    pub fn elastic(&self) -> Option<&ElasticDevice> {
-        self.elastic.as_ref()
-    }
-
     /// Its disks, in the order of their flags.
     #[must_use]
     pub fn disks(&self) -> &[Arc<DiskControl>] {
-        self.linux.as_ref().map_or(&[], |linux| &linux.disks)
+        &self.disks
     }
 
     /// Its network cards, in the order of their flags.
     pub fn nets(&self) -> impl Iterator<Item = (&NetConfig, &NetCounters)> {
-        let counters = self.linux.iter().flat_map(|linux| &linux.nets);
-        self.config.linux.nets.iter().zip(counters.map(|counters| &**counters))
-    }
-
-    /// The agent in a Linux guest.
-    #[must_use]
-    pub fn linux_agent(&self) -> Option<&LinuxAgent> {
-        self.linux.as_ref().map(|linux| &*linux.agent)
+        self.config.linux.nets.iter().zip(self.nets.iter().map(|counters| &**counters))
     }
 
     /// The devices, as vCPUs reach them.
@@ -221,7 +195,7 @@ impl Vm {
     /// What the guest may hold, in bytes: by R, or by the device's books.
     #[must_use]
     pub fn limit(&self) -> u64 {
-        self.elastic.as_ref().map_or_else(|| u64::from(self.monitor.limit()) * HUGE_SIZE, ElasticDevice::limit)
+        self.elastic.limit()
     }
 
     /// The calls' side of the story.
@@ -275,19 +249,16 @@ impl Vm {
         Ok(process)
     }
 
-    /// Runs a command on all vCPUs. One that a pause comes into goes on after it, and its `timeout` runs on.
+    /// Has the guest's agent carry a command out, on all vCPUs. One that a pause comes into goes on after it,
+    /// and its `timeout` runs on.
     ///
     /// # Errors
     /// If the VM is paused, or if the guest does not answer within `timeout` or has ended.
-    pub fn guest(&self, command: Command, timeout: Duration) -> Result<Report, VmError> {
+    pub fn command(&self, command: Command, timeout: Duration) -> Result<Report, VmError> {
         if self.is_paused() {
             return Err(VmError::Paused);
         }
-        let report = match &self.linux {
-            Some(linux) => linux.agent.run(command, timeout),
-            None => self.agents.run(command, timeout).map(|reports| agent::total(&reports)),
-        };
-        match (report, self.ended()) {
+        match (self.guest.run(command, timeout), self.ended()) {
             (Ok(report), _) => Ok(report),
             (Err(_), Some(end)) => Err(end.into()),
             (Err(error), None) => Err(error.into()),
@@ -308,8 +279,7 @@ impl Vm {
     /// A size out of range, or a discard that the kernel refused. Falling short is no error, also
     /// when the VM ends meanwhile.
     pub fn shrink(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
-        let frames = self.frames_of(target)?;
-        let start = Instant::now();
+        self.check_size(target)?;
         if target > self.limit() {
             return Err(VmError::Size(format!(
                 "cannot shrink to {}: the limit is {} already; use grow to raise it",
@@ -317,34 +287,9 @@ impl Vm {
                 Bytes(self.limit())
             )));
         }
-        if self.config.elastic != Elastic::Llfree {
-            let resize = self.resize_by_device(target, keep_waiting);
-            self.settle_cgroup();
-            return resize;
-        }
-        let mut pass = self.monitor.shrink(frames)?;
-        // The first pass counts whatever it found; later ones if they took something.
-        let mut duration = start.elapsed();
-        if self.monitor.limit() > frames {
-            // Busy vCPUs see `wanted` by themselves; idle ones hold only what they cached.
-            self.agents.drain_if_idle(DRAIN_TIMEOUT);
-            loop {
-                let begin = Instant::now();
-                let more = self.monitor.shrink(frames)?;
-                if more.frames > 0 {
-                    duration += begin.elapsed();
-                }
-                pass += more;
-                let over = self.life.is_stopped() || self.ended().is_some();
-                if self.monitor.limit() <= frames || over || !keep_waiting(start.elapsed()) {
-                    break;
-                }
-                std::thread::sleep(SHRINK_POLL);
-            }
-        }
-        let waited = start.elapsed().saturating_sub(duration);
+        let resize = self.elastic.resize(target, &|elapsed| !self.is_over() && keep_waiting(elapsed))?;
         self.settle_cgroup();
-        Ok(Resize { target, actual: u64::from(self.monitor.limit()) * HUGE_SIZE, pass, duration, waited })
+        Ok(resize)
     }
 
     /// Raises the limit to `target` bytes.
@@ -352,7 +297,7 @@ impl Vm {
     /// # Errors
     /// A size out of range, a VM whose memory stays as it is, or a cgroup that does not make room.
     pub fn grow(&self, target: u64) -> Result<Resize, VmError> {
-        let frames = self.frames_of(target)?;
+        self.check_size(target)?;
         if target < self.limit() {
             return Err(VmError::Size(format!(
                 "cannot grow to {}: the limit is {} already; use shrink to lower it",
@@ -363,17 +308,21 @@ impl Vm {
         if let Some(cgroup) = self.cgroup() {
             cgroup.raise(target)?;
         }
-        if self.config.elastic != Elastic::Llfree {
-            return self.resize_by_device(target, |elapsed| self.is_device_moving(elapsed));
-        }
-        let start = Instant::now();
-        let pass = self.monitor.grow(frames);
-        let duration = start.elapsed();
-        let actual = u64::from(self.monitor.limit()) * HUGE_SIZE;
-        Ok(Resize { target, actual, pass, duration, waited: Duration::ZERO })
+        Ok(self.elastic.resize(target, &|elapsed| !self.is_over() && self.is_moving(elapsed))?)
     }
 
-    fn frames_of(&self, bytes: u64) -> Result<u32, VmError> {
+    /// Whether a resize that began `elapsed` ago still gets somewhere without being waited for: false while
+    /// the VM is paused, as the guest's driver is.
+    #[must_use]
+    pub fn is_moving(&self, elapsed: Duration) -> bool {
+        !self.is_paused() && self.elastic.is_moving(elapsed)
+    }
+
+    fn is_over(&self) -> bool {
+        self.life.is_stopped() || self.ended().is_some()
+    }
+
+    fn check_size(&self, bytes: u64) -> Result<(), VmError> {
         if !bytes.is_multiple_of(HUGE_SIZE) {
             let below = bytes - bytes % HUGE_SIZE;
             return Err(VmError::Size(format!(
@@ -382,10 +331,11 @@ impl Vm {
                 Bytes(below.saturating_add(HUGE_SIZE))
             )));
         }
-        match u32::try_from(bytes / HUGE_SIZE) {
-            Ok(frames) if frames <= self.monitor.huge_frames() => Ok(frames),
-            _ => Err(VmError::Size(format!("{} is more than the VM's memory, {}", Bytes(bytes), self.config.memory))),
+        if bytes > self.config.memory.0 {
+            let memory = self.config.memory;
+            return Err(VmError::Size(format!("{} is more than the VM's memory, {memory}", Bytes(bytes))));
         }
+        Ok(())
     }
 
     /// Waits until the guest ends, at most for `timeout`.

@@ -103,7 +103,7 @@ fn a_shrink_falls_short_of_what_the_guest_uses_and_says_so() {
     for kind in DEVICES {
         let Some(vm) = launch(kind, 512) else { return };
         alloc(&vm, 400, 9);
-        let resize = vm.shrink(288 * MIB, |elapsed| vm.is_device_moving(elapsed)).expect("in range");
+        let resize = vm.shrink(288 * MIB, |elapsed| vm.elastic().is_moving(elapsed)).expect("in range");
         // What is free may all lie in virtio-mem's boot part.
         let most = if kind == "virtio-mem" { 512 } else { 420 };
         assert!((400 * MIB..=most * MIB).contains(&resize.actual), "{kind}: {resize:?}");
@@ -127,7 +127,7 @@ fn the_guest_works_while_it_is_resized() {
         std::thread::scope(|scope| {
             let churn = scope.spawn(|| ask(&vm, &GuestRequest::Churn { millis: 3000 }));
             for _ in 0..4 {
-                let resize = vm.shrink(640 * MIB, |elapsed| vm.is_device_moving(elapsed)).expect("in range");
+                let resize = vm.shrink(640 * MIB, |elapsed| vm.elastic().is_moving(elapsed)).expect("in range");
                 assert!(resize.actual < 1024 * MIB, "{kind}: {resize:?} {:?}", elastic_status(&vm));
                 vm.grow(1024 * MIB).expect("in range");
             }

@@ -4,6 +4,7 @@
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
 use llfree_control::report::GuestOutcome;
+use llfree_monitor::InstallError;
 use llfree_monitor::OnViolation;
 use llfree_monitor::install_config::InstallConfig;
 use llfree_monitor::memory::{Backing, UseUserfaultfd};
@@ -159,14 +160,14 @@ fn install_calls_with_any_arguments_get_a_status() {
     guest(&vm, &GuestRequest::Stats);
     let monitor = vm.monitor();
     for (first, count) in [(0, 0), (31, 2), (32, 1), (u32::MAX, 1), (0, u32::MAX), (u32::MAX, u32::MAX)] {
-        assert_eq!(monitor.install(HugeId(first), count), Status::BadArgument, "{first} {count}");
+        assert_eq!(monitor.install(HugeId(first), count), Err(InstallError::OutOfRange), "{first} {count}");
     }
     vm.shrink(32 * MIB, |_| false).expect("in range");
     let held =
         (0..32).map(HugeId).find(|h| vm.platform().table().entries()[h.index()].load(Ordering::Relaxed) == 0xc000);
     let held = held.expect("half of the frames are held");
     let before = resident(&vm);
-    assert_eq!(monitor.install(held, 1), Status::Held);
+    assert_eq!(monitor.install(held, 1), Err(InstallError::Held));
     assert_eq!(resident(&vm), before);
     assert_eq!(monitor.counters.install_failures.load(Ordering::Relaxed), 7);
 }
@@ -275,7 +276,7 @@ fn a_hostile_guest_harms_nobody_but_itself() {
         scope.spawn(|| {
             let mut rng = fastrand::Rng::with_seed(!seed);
             while running() {
-                let call = Call::ALL[rng.usize(..8)];
+                let call = Call::ALL[rng.usize(..Call::ALL.len())];
                 // `Wait` sleeps by design, and the real vCPUs are in it.
                 if call != Call::Wait {
                     let _ = vm.doorbell().ring(rng.u32(..3), Some(call));
@@ -294,7 +295,7 @@ fn a_hostile_guest_harms_nobody_but_itself() {
         // The agents' answers are not to be relied on any more; only that asking them ends.
         scope.spawn(|| {
             while running() {
-                let _ = vm.guest(Command::Stats, Duration::from_millis(50));
+                let _ = vm.command(Command::Stats, Duration::from_millis(50));
             }
         });
         let mut rounds = 0u32;
@@ -329,7 +330,7 @@ fn a_stopped_machine_leaves_no_thread_in_the_guest() {
     let Some(vm) = launch(64, 2, Backing::Anon) else { return };
     std::thread::scope(|scope| {
         let churn = scope
-            .spawn(|| vm.guest(Command::Churn { millis: 60_000, bytes: 16 * MIB, seed: 1 }, Duration::from_secs(90)));
+            .spawn(|| vm.command(Command::Churn { millis: 60_000, bytes: 16 * MIB, seed: 1 }, Duration::from_secs(90)));
         while vm.monitor().counters.installs.load(Ordering::Relaxed) == 0 {
             std::thread::sleep(Duration::from_millis(1));
         }

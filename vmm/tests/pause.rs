@@ -194,7 +194,7 @@ fn a_guest_that_waits_for_work_pauses_and_gets_none_until_it_runs() {
         guest(&vm, &GuestRequest::Stats);
         pause(&vm);
         let start = Instant::now();
-        let error = vm.guest(Command::Stats, DEADLINE).expect_err("it is paused");
+        let error = vm.command(Command::Stats, DEADLINE).expect_err("it is paused");
         assert_eq!(llfree_base::error_line(&error), "the VM is paused; resume it first");
         assert!(start.elapsed() < DEADLINE / 2, "at once");
         resume(&vm);
@@ -272,7 +272,7 @@ fn each_way_of_moving_memory_stands_still_and_goes_on() {
             let churn = scope.spawn(|| ask_between_pauses(&vm, &GuestRequest::Churn { millis: 1500 }));
             let resizes = scope.spawn(|| {
                 while kind != "none" && !over.load(Ordering::Relaxed) {
-                    vm.shrink(320 * MIB, |elapsed| vm.is_device_moving(elapsed)).expect("in range");
+                    vm.shrink(320 * MIB, |elapsed| vm.is_moving(elapsed)).expect("in range");
                     vm.grow(512 * MIB).expect("in range");
                 }
             });
@@ -319,7 +319,7 @@ fn a_resize_by_a_device_of_a_paused_vm_returns_at_once_and_is_done_after_it() {
         wait_for("the guest has its memory", || (vm.limit() == 512 * MIB).then_some(()));
         pause(&vm);
         let start = Instant::now();
-        let resize = vm.shrink(320 * MIB, |elapsed| vm.is_device_moving(elapsed)).expect("in range");
+        let resize = vm.shrink(320 * MIB, |elapsed| vm.is_moving(elapsed)).expect("in range");
         assert_eq!((resize.actual, start.elapsed() < Duration::from_secs(2)), (512 * MIB, true), "{kind}");
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(vm.limit(), 512 * MIB, "{kind}");
@@ -332,7 +332,7 @@ fn a_resize_by_a_device_of_a_paused_vm_returns_at_once_and_is_done_after_it() {
 fn a_paused_vm_stops_at_once() {
     let Some(vm) = launch(128, 2, Backing::Anon) else { return };
     std::thread::scope(|scope| {
-        let churn = scope.spawn(|| vm.guest(Command::Churn { millis: 60_000, bytes: 16 * MIB, seed: 1 }, DEADLINE));
+        let churn = scope.spawn(|| vm.command(Command::Churn { millis: 60_000, bytes: 16 * MIB, seed: 1 }, DEADLINE));
         wait_for("it installs", || (installs(&vm) > 4).then_some(()));
         pause(&vm);
         let start = Instant::now();

@@ -53,7 +53,7 @@ fn every_way_to_install_is_measured() {
         return skipped(llfree_base::error_line(&error));
     }
     let plan = plan(256 << 20, 32 << 20, 64 << 20);
-    let rows = run(&plan).unwrap_or_else(|e| panic!("{}", llfree_base::error_line(&e)));
+    let rows = run(&plan, Show::Nothing).unwrap_or_else(|e| panic!("{}", llfree_base::error_line(&e)));
     let guests: Vec<&Row> = rows.iter().filter(|row| row.vcpus > 0).collect();
     assert_eq!(guests.len(), plan.candidates.len() * 2 * SETTINGS.len());
     for row in &guests {

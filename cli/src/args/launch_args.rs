@@ -1,6 +1,5 @@
 //! [`LaunchArgs`]: the flags of a launch.
 
-use super::AUTO;
 use crate::workload::Workload;
 use clap::Args;
 use llfree_base::choices::Switch;
@@ -14,6 +13,9 @@ use std::path::PathBuf;
 use vmm::devices::blk::DiskConfig;
 use vmm::devices::net::NetConfig;
 use vmm::elastic::Elastic;
+
+/// The cgroup that needs no path.
+pub const AUTO: &str = "auto";
 
 /// What a launch takes.
 #[derive(Clone, PartialEq, Eq, Debug, Args)]

@@ -8,80 +8,106 @@ use super::{BATCH, Monitor};
 use crate::memory::Shortfall;
 use llfree::Installing;
 use llfree_base::error_line;
-use shared_layout::{HugeId, Status};
+use shared_layout::HugeId;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+/// Why not all frames were installed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum InstallError {
+    /// There are no such frames; nothing was done.
+    #[error("no such frames")]
+    OutOfRange,
+    /// The host holds one of them; the frames before it were installed.
+    #[error("the host holds a frame")]
+    Held,
+    /// The host has no memory; some frames before the failing one may have been installed.
+    #[error("the host has no memory")]
+    NoMemory,
+    /// The host's kernel refused for another reason; some frames may have been installed.
+    #[error("the host's kernel refused")]
+    Refused,
+    /// The monitor is stopping; some frames may have been installed.
+    #[error("the monitor is stopping")]
+    Stopping,
+}
+
 impl Monitor {
-    /// Puts zeroed memory behind `count` frames from `first` on, for a vCPU that waits for it.
-    /// Any numbers may be asked for. Frames before a held one are installed; of those before one
-    /// that the host has no memory for, some may be.
-    pub fn install(&self, first: HugeId, count: u32) -> Status {
+    /// Puts zeroed memory behind `count` frames from `first` on, for a tenant that waits for it.
+    /// Any numbers may be asked for.
+    ///
+    /// # Errors
+    /// [`InstallError`]. Frames before a held one are installed; of those before one that the host
+    /// has no memory for, some may be.
+    pub fn install(&self, first: HugeId, count: u32) -> Result<(), InstallError> {
         // Nothing interrupts it.
-        self.install_while(first, count, || true).unwrap_or(Status::HostError)
+        self.install_while(first, count, || true).unwrap_or(Err(InstallError::Stopping))
     }
 
     /// The same, as long as `go_on` says so, which is asked before each batch of 64 MiB. `None` if it was
     /// interrupted: some of the frames are installed then, and asking again for all of them does the rest.
-    pub fn install_while(&self, first: HugeId, count: u32, go_on: impl Fn() -> bool) -> Option<Status> {
-        let status = match first.0.checked_add(count) {
+    ///
+    /// # Errors
+    /// As above.
+    pub fn install_while(
+        &self,
+        first: HugeId,
+        count: u32,
+        go_on: impl Fn() -> bool,
+    ) -> Option<Result<(), InstallError>> {
+        let installed = match first.0.checked_add(count) {
             Some(end) if count > 0 && end <= self.huge_frames() => self.install_batches(first.0..end, go_on)?,
-            _ => Status::BadArgument,
+            _ => Err(InstallError::OutOfRange),
         };
-        if status != Status::Ok {
+        if installed.is_err() {
             self.counters.install_failures.fetch_add(1, Ordering::Relaxed);
         }
-        Some(status)
+        Some(installed)
     }
 
-    fn install_batches(&self, range: std::ops::Range<u32>, go_on: impl Fn() -> bool) -> Option<Status> {
+    fn install_batches(&self, range: Range<u32>, go_on: impl Fn() -> bool) -> Option<Result<(), InstallError>> {
         for start in range.clone().step_by(BATCH as usize) {
             if self.is_stopping() {
-                return Some(Status::HostError);
+                return Some(Err(InstallError::Stopping));
             }
             if !go_on() {
                 return None;
             }
-            let status = self.install_batch(start..range.end.min(start + BATCH));
-            if status != Status::Ok {
-                return Some(status);
+            let installed = self.install_batch(start..range.end.min(start + BATCH));
+            if installed.is_err() {
+                return Some(installed);
             }
         }
-        Some(Status::Ok)
+        Some(Ok(()))
     }
 
     /// Claims up to a batch of neighbours and puts memory behind each run of them that needs it.
-    fn install_batch(&self, range: std::ops::Range<u32>) -> Status {
+    fn install_batch(&self, mut range: Range<u32>) -> Result<(), InstallError> {
         let mut run: Vec<Installing<'_>> = Vec::new();
-        let mut status = Status::Ok;
-        for huge in range {
-            match self.claim_patiently(HugeId(huge)).install() {
-                Ok(installing) if installing.needs_memory() => run.push(installing),
-                Ok(installing) => {
-                    // Installed by another vCPU meanwhile, or asked for twice.
-                    installing.done();
-                    status = self.supply_run(&mut run);
-                }
-                Err(_) => status = Status::Held,
+        let claimed = range.try_for_each(|huge| match self.claim_patiently(HugeId(huge)).install() {
+            Ok(installing) if installing.needs_memory() => {
+                run.push(installing);
+                Ok(())
             }
-            if status != Status::Ok {
-                break;
+            Ok(installing) => {
+                // Installed by another vCPU meanwhile, or asked for twice.
+                installing.done();
+                self.supply_run(&mut run)
             }
-        }
-        // The frames before a held one are still the guest's due.
-        match self.supply_run(&mut run) {
-            Status::Ok => status,
-            failed => failed,
-        }
+            Err(_) => Err(InstallError::Held),
+        });
+        // The frames before a held one are still the tenant's due.
+        self.supply_run(&mut run).and(claimed)
     }
 
-    fn supply_run(&self, run: &mut Vec<Installing<'_>>) -> Status {
-        let Some(first) = run.first().map(Installing::huge) else { return Status::Ok };
+    fn supply_run(&self, run: &mut Vec<Installing<'_>>) -> Result<(), InstallError> {
+        let Some(first) = run.first().map(Installing::huge) else { return Ok(()) };
         let frames = run.len() as u32;
         match self.supply.install(first, frames) {
             Ok(()) => {
                 run.drain(..).for_each(Installing::done);
                 self.counters.installs.fetch_add(u64::from(frames), Ordering::Relaxed);
-                Status::Ok
+                Ok(())
             }
             Err(Shortfall { installed, error }) => {
                 run.drain(..(installed as usize).min(run.len())).for_each(Installing::done);
@@ -102,7 +128,7 @@ impl Monitor {
                     log::warn!("and what it left behind could not be discarded: {}", error_line(&error));
                 }
                 run.clear();
-                if error.is_out_of_memory() { Status::NoMemory } else { Status::HostError }
+                Err(if error.is_out_of_memory() { InstallError::NoMemory } else { InstallError::Refused })
             }
         }
     }

@@ -8,7 +8,7 @@ mod error;
 #[cfg(test)]
 mod tests;
 
-pub use error::{Found, KernelError, Place};
+pub use error::{Found, KernelError, MAX_IMAGE_BYTES, Place};
 
 use linux_loader::loader::{KernelLoader, elf::Elf};
 use llfree_base::printable;
@@ -24,8 +24,6 @@ use std::ops::Range;
 use std::path::Path;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// The largest image that is read.
-pub const MAX_IMAGE_BYTES: u64 = 1 << 30;
 /// Program headers of one image: a linker makes about ten.
 const MAX_PROGRAM_HEADERS: u16 = 64;
 /// Bytes of one note segment: a compiler makes less than a hundred.

@@ -46,9 +46,22 @@ impl Image {
         }
     }
 
-    /// Whether it is a Linux kernel.
+    /// An image of this project, with its symbols.
     #[must_use]
-    pub fn is_linux(&self) -> bool {
-        matches!(self, Self::Linux(_))
+    pub fn kernel(&self) -> Option<&Kernel> {
+        match self {
+            Self::Own(kernel) => Some(kernel),
+            Self::Linux(_) => None,
+        }
+    }
+
+    /// What a running guest keeps of it: all that it has copied into its memory is gone.
+    #[must_use]
+    pub fn without_contents(&self) -> Option<Self> {
+        match self {
+            // Its symbols name the addresses of a crash.
+            Self::Own(_) => None,
+            Self::Linux(kernel) => Some(Self::Linux(kernel.without_image())),
+        }
     }
 }

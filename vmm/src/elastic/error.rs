@@ -1,7 +1,9 @@
 //! Why a text is no kind of elastic memory, a VM has no device for it, or a resize was refused. Each says
 //! what was asked for, what there is, and what to write instead.
 
+use super::offers::Need;
 use llfree_base::units::Bytes;
+use llfree_monitor::MonitorError;
 use llfree_monitor::memory::HOLE_START;
 use std::io;
 
@@ -67,15 +69,18 @@ pub enum DeviceError {
         /// The boot part.
         boot: Bytes,
     },
-    /// `llfree` for a kernel that knows nothing of it.
-    #[error(
-        "llfree needs a guest that shares its allocator with the host, which an unmodified Linux does not; \
-         use balloon, virtio-mem or none"
-    )]
-    LinuxSharesNothing,
-    /// `balloon-huge` for Linux.
-    #[error("balloon-huge needs a driver that knows blocks of 2 MiB, and Linux' has pages of 4 KiB; use balloon")]
-    LinuxHasSmallPages,
+    /// The guest lacks what this way of moving memory needs.
+    #[error("{kind} needs {need}, which {guest} does not have; use {instead}")]
+    Unmet {
+        /// The way.
+        kind: &'static str,
+        /// What it needs.
+        need: Need,
+        /// The kind of guest.
+        guest: &'static str,
+        /// What that guest supports.
+        instead: String,
+    },
     /// The boot part does not fit below the hole.
     #[error("virtio-mem's boot part of {boot} would reach into the hole below 4 GiB; use boot= with at most {most}")]
     BootAboveHole {
@@ -160,4 +165,15 @@ pub enum ResizeError {
         /// The boot part.
         boot: Bytes,
     },
+}
+
+/// Why memory did not move.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    /// The monitor had to stop a pass.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// This VM cannot do that.
+    #[error(transparent)]
+    Refused(#[from] ResizeError),
 }

@@ -1,37 +1,22 @@
-//! Pause and resume, as the protocol has them, on a thread of their own: a pause waits for vCPUs and for
-//! devices, and neither a waiting shrink nor a guest's command may hold it up.
+//! Pause and resume, as the protocol has them, and what a status says of them.
 
-use super::{Job, answer, micros, not_here};
 use crate::vcpu::VcpuHandle;
 use crate::vm::{LifeChange, Vm, VmError};
-use llfree_base::faults;
-use llfree_control::protocol::{Reply, Request};
 use llfree_control::report::{ExitCounts, LifeReport, VcpuStatus, VmState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-/// The thread.
-pub(super) fn serve(vm: &Vm, jobs: &Receiver<Job>) {
-    for (request, responder) in jobs {
-        if faults::point(faults::THREAD_DEATH).is_err() {
-            return;
-        }
-        responder.answer(&answer(change(vm, &request)));
-    }
-}
-
-fn change(vm: &Vm, request: &Request) -> Result<Reply, VmError> {
+/// Pauses the VM, or resumes it.
+pub(super) fn change(vm: &Vm, pauses: bool) -> Result<LifeReport, VmError> {
     let report = |state, change: LifeChange| LifeReport {
         state,
         changed: change.changed,
-        duration_us: micros(change.duration),
+        duration_us: u64::try_from(change.duration.as_micros()).unwrap_or(u64::MAX),
         paused_ms: change.paused_for.map(millis),
     };
-    match request {
-        Request::Pause => Ok(Reply::Life(report(VmState::Paused, vm.pause()?))),
-        Request::Resume => Ok(Reply::Life(report(VmState::Running, vm.resume()?))),
-        _ => Ok(not_here()),
+    match pauses {
+        true => Ok(report(VmState::Paused, vm.pause()?)),
+        false => Ok(report(VmState::Running, vm.resume()?)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What each of KVM's exits comes to: one function an exit, each of which is total on what the guest
 //! made of it.
 
-use super::{Guest, VcpuContext};
+use super::VcpuContext;
 use crate::boot::BootError;
 use crate::doorbell::Flow;
 use crate::exit::ExitReason;
@@ -111,18 +111,14 @@ fn mmio_read(address: u64, data: &mut [u8], context: &VcpuContext) -> Access {
 }
 
 fn port_write(port: u16, data: &[u8], context: &VcpuContext) -> Access {
-    match &context.guest {
-        _ if DOORBELL_PORTS.contains(&port) => Access::Rings(Call::from_port(port)),
-        Guest::Linux(pc) => pc.write(port, data).map_or(Access::Done, Access::Ends),
-        Guest::Own(_) => Access::Done,
+    if DOORBELL_PORTS.contains(&port) {
+        return Access::Rings(Call::from_port(port));
     }
+    context.guest.write_port(port, data).map_or(Access::Done, Access::Ends)
 }
 
 fn port_read(port: u16, data: &mut [u8], context: &VcpuContext) -> Access {
-    match &context.guest {
-        Guest::Linux(pc) => pc.read(port, data),
-        Guest::Own(_) => data.fill(0xff),
-    }
+    context.guest.read_port(port, data);
     Access::Done
 }
 

@@ -4,9 +4,9 @@
 //! `KVM_RUN` is lost, so kicks come in rounds, until each vCPU has settled. A round kicks all that have
 //! not: vCPUs leave the guest side by side, and one that is slow holds up no other.
 
-use super::VcpuCounters;
 use crate::parking::{Order, Parking};
 use llfree_base::lock;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,6 +25,23 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 /// If the kernel refuses the signal handler.
 pub fn prepare_kick() -> Result<(), vmm_sys_util::errno::Error> {
     register_signal_handler(SIGRTMIN(), on_kick)
+}
+
+/// What a vCPU did since it started.
+#[derive(Default, Debug)]
+pub struct VcpuCounters {
+    /// Exits for the doorbell page or for memory that is not there.
+    pub mmio: AtomicU64,
+    /// Exits for an I/O port.
+    pub pio: AtomicU64,
+    /// All other exits.
+    pub other: AtomicU64,
+    /// Rings of the doorbell, by MMIO or port.
+    pub calls: AtomicU64,
+    /// In the guest, as opposed to asleep in a `Wait`.
+    pub busy: AtomicBool,
+    /// The kernel's number of its thread; 0 before it runs.
+    pub thread: AtomicI32,
 }
 
 /// One vCPU, as others see it.

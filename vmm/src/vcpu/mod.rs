@@ -13,58 +13,19 @@ mod exits;
 mod handle;
 mod run;
 
-pub use handle::{VcpuHandle, prepare_kick, settle, stop};
+pub use handle::{VcpuCounters, VcpuHandle, prepare_kick, settle, stop};
 pub use run::run;
 
-use crate::boot::{Image, Kernel, Platform};
+use crate::boot::Platform;
 use crate::devices::Devices;
-use crate::devices::pc::Pc;
 use crate::doorbell::Doorbell;
+use crate::guest::Guest;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
-
-/// What a vCPU did since it started.
-#[derive(Default, Debug)]
-pub struct VcpuCounters {
-    /// Exits for the doorbell page or for memory that is not there.
-    pub mmio: AtomicU64,
-    /// Exits for an I/O port.
-    pub pio: AtomicU64,
-    /// All other exits.
-    pub other: AtomicU64,
-    /// Rings of the doorbell, by MMIO or port.
-    pub calls: AtomicU64,
-    /// In the guest, as opposed to asleep in a `Wait`.
-    pub busy: AtomicBool,
-    /// The kernel's number of its thread; 0 before it runs.
-    pub thread: AtomicI32,
-}
-
-/// What a vCPU runs.
-#[derive(Clone)]
-pub enum Guest {
-    /// An image of ours, which names addresses in crash reports.
-    Own(Arc<Image>),
-    /// Linux, on a PC.
-    Linux(Arc<Pc>),
-}
-
-impl Guest {
-    fn kernel(&self) -> Option<&Kernel> {
-        match self {
-            Self::Own(image) => match &**image {
-                Image::Own(kernel) => Some(kernel),
-                Image::Linux(_) => None,
-            },
-            Self::Linux(_) => None,
-        }
-    }
-}
 
 /// What a vCPU thread shares with the rest of the VM.
 pub struct VcpuContext {
     /// What it runs. First, as it may share the VM, which goes before its memory does.
-    pub guest: Guest,
+    pub guest: Arc<dyn Guest>,
     /// The platform region.
     pub platform: Arc<Platform>,
     /// Serves its calls.

@@ -1,198 +1,133 @@
 //! [`Vm::launch`]: from a configuration to running vCPUs.
 //!
-//! The order matters twice: what can be refused is refused before there is memory, and the memory
-//! is there before KVM hears of it. Guests of ours and Linux take the same steps; where they
-//! differ, the step says so or is in [`linux`](super::linux).
+//! A launch is a list of steps, each of which needs only what those before it made. The order matters
+//! twice: what can be refused is refused before there is memory, and the memory is there before KVM
+//! hears of it. Kinds of guests differ inside the steps ([`Plan`]), ways of moving memory in one
+//! ([`Way::build`](crate::elastic::Way::build)).
 
-use super::config::VmConfig;
-use super::error::LaunchError;
-use super::linux::Plan;
 use super::{End, ExitNotifier, Vm, devices};
 use crate::agent::Agents;
-use crate::boot::{self, Image, Kernel, LinuxError, Platform};
-use crate::devices::Devices;
+use crate::boot::{self, Image, KvmLimits, Platform};
+use crate::config::VmConfig;
 use crate::doorbell::Doorbell;
-use crate::elastic::{Elastic, ElasticDevice};
+use crate::elastic::{Elasticity, Need, Parts};
+use crate::error::LaunchError;
 use crate::exit::ExitReason;
+use crate::guest::{self, Attached, Guest, Hardware, Plan};
 use crate::parking::EndsWith;
 use crate::roles;
-use crate::vcpu::{self, Guest, VcpuContext, VcpuHandle};
+use crate::vcpu::{self, VcpuContext, VcpuHandle};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use llfree_base::units::Bytes;
 use llfree_monitor::auto::AutoReclaim;
-use llfree_monitor::memory::{AddressMap, GuestRam, Supply};
-use llfree_monitor::{Monitor, Occupied, Violations};
+use llfree_monitor::memory::{GuestRam, Supply};
+use llfree_monitor::{Monitor, Occupied, OnViolation, Violations};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// How long an idle vCPU may take to give its cached frames back during a shrink.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Guest memory with its owner.
+struct Memory {
+    ram: Arc<GuestRam>,
+    monitor: Arc<Monitor>,
+    on_violation: OnViolation,
+}
 
 impl Vm {
     /// Builds and starts a VM.
     ///
     /// # Errors
     /// [`LaunchError`]. When a vCPU's thread cannot be started, those before it ran for an instant.
-    pub fn launch(mut config: VmConfig) -> Result<Self, LaunchError> {
+    pub fn launch(config: VmConfig) -> Result<Self, LaunchError> {
         let started = Instant::now();
-        let image = match &config.kernel {
-            Some(image) => image.clone(),
-            None => Arc::new(Image::parse("the embedded guest", images::SHIM_ELF.to_vec())?),
-        };
-        let (mut plan, frames) = match &*image {
-            Image::Own(kernel) => (None, check_own(&config, kernel)?),
-            Image::Linux(kernel) => (Some(Plan::new(&config, kernel)?), 0..0),
-        };
-        let kvm = boot::open_kvm()?;
-        let limits = boot::limits(&kvm)?;
-        if config.cpus == 0 || config.cpus > limits.max_vcpus {
-            return Err(LaunchError::Cpus { asked: config.cpus, limit: limits.max_vcpus });
-        }
-        check_cores(&config.pin)?;
-        let memory = config.memory.0;
-        let map = plan.as_ref().map_or_else(|| AddressMap::flat(memory), |plan| plan.map);
-        let platform = Arc::new(match plan {
-            None => Platform::new(memory, config.cpus, limits.address_bits)?,
-            Some(_) => Platform::above(map.end(), memory, config.cpus, limits.address_bits)?,
-        });
-        let (pool, on_violation, use_userfaultfd) =
-            config.install.resolve(config.memory, config.backing, config.elastic == Elastic::Llfree)?;
-        let ram = Arc::new(GuestRam::with_map(memory, config.backing, map)?);
-        let supply = Supply::new(ram.clone(), pool, use_userfaultfd, &config.threads)?;
-        let agents = Arc::new(Agents::new(config.cpus).with_tick(config.elastic.tick()));
-        let notifier = match plan {
-            None => devices::interrupt(platform.clone(), agents.clone()),
-            // It has real interrupts.
-            Some(_) => Box::new(|| {}),
-        };
-        let elastic = ElasticDevice::new(&config.elastic, &ram, &frames, notifier)?;
-        let table = platform.table().clone();
-        // Null pointers fault in frame 0.
-        let occupied = Occupied { unusable: 0..1, installed: frames };
-        let monitor = Arc::new(match config.elastic {
-            Elastic::Llfree => Monitor::new(ram.clone(), supply, table, occupied)?,
-            _ => Monitor::untracked(ram.clone(), supply, table, occupied, config.elastic.kept_back(memory))?,
-        });
+        let image = image_of(&config)?;
+        let mut plan = guest::plan(&config, &image)?;
+        let (kvm, limits) = open_host(&config)?;
+        let platform = Arc::new(plan.platform(&limits)?);
+        let agents = Arc::new(Agents::new(config.cpus).with_tick(config.elastic.way().tick()));
+        let memory = take_memory(&config, &*plan, &platform)?;
+        let elastic = build_elasticity(&config, &*plan, &memory, &platform, &agents)?;
+        let vm = Arc::new(create_vm(&kvm, &memory.ram, &platform)?);
+        plan.prepare(&vm)?;
+        let vcpus = create_vcpus(&kvm, &vm, &config, &*plan, &platform)?;
+        let hardware = Hardware { vm, ram: memory.ram.clone(), platform, agents };
+        let attached = plan.devices(&hardware, elastic.transport().cloned())?;
+        plan.load(&hardware, &attached.devices, &vcpus)?;
+        let guest = plan.guest(&hardware);
+        drop(plan);
+        let machine = Self::assemble(started, config, &memory, (hardware, attached), (guest, elastic))?;
+        machine.start_vcpus(vcpus)?;
+        Ok(machine)
+    }
 
-        let vm = Arc::new(create_vm(&kvm).map_err(|source| LaunchError::Kvm { step: "create a VM", source })?);
-        let (gpa, host_address, bytes) = platform.memslot();
-        let slots = ram.map().parts().map(|part| (part.gpa, ram.host_address() + part.offset, part.bytes));
-        for (slot, (gpa, host_address, bytes)) in slots.chain([(gpa, host_address, bytes)]).enumerate() {
-            add_memslot(&vm, slot as u32, gpa, host_address, bytes)?;
-        }
-        if let Some(plan) = &plan {
-            plan.prepare(&vm)?;
-        }
-        let supported = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(|source| LaunchError::Kvm { step: "tell which CPU features it supports", source })?;
-        let mut fds = Vec::new();
-        for index in 0..config.cpus {
-            let fd = vm
-                .create_vcpu(u64::from(index))
-                .map_err(|source| LaunchError::Kvm { step: "create a vCPU", source })?;
-            let cpuid = plan.as_ref().map(|plan| plan.cpuid(&kvm, &supported, index)).transpose()?;
-            fd.set_cpuid2(cpuid.as_ref().unwrap_or(&supported))
-                .map_err(|source| LaunchError::Kvm { step: "set a vCPU's features", source })?;
-            if index == 0 {
-                // An unknown frequency only costs the guest its clock.
-                platform.set_tsc_khz(fd.get_tsc_khz().map_or(0, u64::from));
-            }
-            fds.push(fd);
-        }
-        let transport = elastic.as_ref().map(|device| device.transport().clone());
-        let (devices, linux) = match &mut plan {
-            None => {
-                let devices = Devices::new(platform.devices_gpa(), transport.into_iter().collect());
-                if devices.count() > 0 {
-                    platform.set_devices(devices.count());
-                }
-                (devices, None)
-            }
-            Some(plan) => {
-                let (devices, parts) = plan.devices(&vm, &ram, transport)?;
-                (devices, Some(parts))
-            }
-        };
-        match (&plan, &*image) {
-            (Some(plan), _) => plan.load(&ram, &platform, &devices, &fds)?,
-            (None, Image::Own(kernel)) => {
-                // It writes to frames that are there: a fault would wait for a thread that is not.
-                kernel.load(ram.guest_memory())?;
-                for (index, fd) in fds.iter().enumerate() {
-                    platform.enter(fd, index as u32, kernel.entry())?;
-                }
-            }
-            // Linux has a plan.
-            (None, Image::Linux(_)) => {}
-        }
-        vcpu::prepare_kick()
-            .map_err(|e| LaunchError::Host { step: "install the signal that stops vCPUs", source: e.into() })?;
-        let end_event = EventFd::new(EFD_NONBLOCK)
-            .map_err(|source| LaunchError::Host { step: "make an event for the guest's end", source })?;
-
+    /// The machine, with all its threads but those of its vCPUs.
+    fn assemble(
+        started: Instant,
+        mut config: VmConfig,
+        memory: &Memory,
+        (hardware, attached): (Hardware, Attached),
+        (guest, elastic): (Arc<dyn Guest>, Arc<dyn Elasticity>),
+    ) -> Result<Self, LaunchError> {
+        let host = |step| move |source| LaunchError::Host { step, source };
+        config.forget_contents();
+        vcpu::prepare_kick().map_err(|error| host("install the signal that stops vCPUs")(error.into()))?;
+        let event = EventFd::new(EFD_NONBLOCK).map_err(host("make an event for the guest's end"))?;
+        let Hardware { vm, platform, agents, .. } = hardware;
+        let Attached { devices, disks, nets } = attached;
         let devices = Arc::new(devices);
         let workers = devices::start(&vm, &devices, &config.threads)?;
-        let doorbell = Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone()));
+        let monitor = memory.monitor.clone();
         let vcpus: Vec<_> = (0..config.cpus).map(|index| Arc::new(VcpuHandle::new(index))).collect();
-        let exit_notifier = ExitNotifier {
-            end: Arc::new(End::default()),
-            event: Arc::new(end_event),
-            agents: agents.clone(),
-            linux_agent: linux.as_ref().map(|parts| parts.agent.clone()),
-        };
+        let exit_notifier =
+            ExitNotifier { end: Arc::new(End::default()), event: Arc::new(event), agents: agents.clone(), guest };
         let on_end = exit_notifier.clone();
         let end = move |violation| on_end.notify(ExitReason::Violation(violation));
         let violations =
-            Violations::watch(monitor.clone(), identify(vcpus.clone()), on_violation, end, &config.threads)
-                .map_err(|source| LaunchError::Host { step: "start the thread that sees violations", source })?;
-        drop(plan);
-        if let Image::Linux(kernel) = &*image {
-            // The guest has both by now, and the host is not to pay for them twice.
-            config.kernel = Some(Arc::new(Image::Linux(kernel.without_image())));
-            config.linux.initrd = None;
-        }
-        let guest = match &linux {
-            Some(parts) => Guest::Linux(parts.pc.clone()),
-            None => Guest::Own(image),
-        };
-        let auto_reclaim = AutoReclaim::new(monitor.clone(), config.threads.clone());
-        let machine = Self {
+            Violations::watch(monitor.clone(), identify(vcpus.clone()), memory.on_violation, end, &config.threads)
+                .map_err(host("start the thread that sees violations"))?;
+        Ok(Self {
+            guest: exit_notifier.guest.clone(),
             _vm: vm,
-            vcpus,
+            auto_reclaim: AutoReclaim::new(monitor.clone(), config.threads.clone()),
+            doorbell: Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone())),
             config,
             platform,
-            auto_reclaim,
             monitor,
             agents,
-            linux,
-            doorbell,
             devices,
+            disks,
+            nets,
             elastic,
             workers: Mutex::new(workers),
+            vcpus,
             violations,
             life: Default::default(),
             exit_notifier,
             started,
             next_seed: AtomicU32::new(1),
             cgroup: OnceLock::new(),
-        };
-        for (index, fd) in fds.into_iter().enumerate() {
-            // A thread that cannot start drops the machine, which stops those that did.
-            machine.start_vcpu(fd, index as u32, &guest)?;
-        }
-        Ok(machine)
+        })
     }
 
-    fn start_vcpu(&self, fd: VcpuFd, index: u32, guest: &Guest) -> Result<(), LaunchError> {
+    /// A thread that cannot start drops the machine, which stops those that did.
+    fn start_vcpus(&self, vcpus: Vec<VcpuFd>) -> Result<(), LaunchError> {
+        vcpus.into_iter().zip(0..).try_for_each(|(vcpu, index)| self.start_vcpu(vcpu, index))
+    }
+
+    fn start_vcpu(&self, fd: VcpuFd, index: u32) -> Result<(), LaunchError> {
         let vcpu = &self.vcpus[index as usize];
         let context = VcpuContext {
             platform: self.platform.clone(),
             doorbell: self.doorbell.clone(),
             devices: self.devices.clone(),
-            guest: guest.clone(),
+            guest: self.guest.clone(),
             vcpu: vcpu.clone(),
         };
         let core = self.config.pin.get(index as usize % self.config.pin.len().max(1)).copied();
@@ -221,34 +156,109 @@ impl Vm {
     }
 }
 
+/// What the VM runs: the image that was named, or the built-in one.
+fn image_of(config: &VmConfig) -> Result<Arc<Image>, LaunchError> {
+    match &config.kernel {
+        Some(image) => Ok(image.clone()),
+        #[cfg(feature = "embedded-guest")]
+        None => Ok(Arc::new(Image::parse("the embedded guest", images::SHIM_ELF.to_vec())?)),
+        #[cfg(not(feature = "embedded-guest"))]
+        None => Err(LaunchError::NoImage),
+    }
+}
+
+/// KVM, which can run what is configured, on cores that this process may use.
+fn open_host(config: &VmConfig) -> Result<(Kvm, KvmLimits), LaunchError> {
+    let kvm = boot::open_kvm()?;
+    let limits = boot::limits(&kvm)?;
+    if config.cpus == 0 || config.cpus > limits.max_vcpus {
+        return Err(LaunchError::Cpus { asked: config.cpus, limit: limits.max_vcpus });
+    }
+    check_cores(&config.pin)?;
+    Ok((kvm, limits))
+}
+
+/// Maps guest RAM, and puts the monitor in charge of it.
+fn take_memory(config: &VmConfig, plan: &dyn Plan, platform: &Platform) -> Result<Memory, LaunchError> {
+    let (pool, on_violation, use_userfaultfd) = config.supply()?;
+    let ram = Arc::new(GuestRam::with_map(config.memory.0, config.backing, plan.address_map())?);
+    let supply = Supply::new(ram.clone(), pool, use_userfaultfd, &config.threads)?;
+    let table = platform.table().clone();
+    // Null pointers fault in frame 0.
+    let occupied = Occupied { unusable: 0..1, installed: plan.image() };
+    let way = config.elastic.way();
+    let monitor = if way.needs() == Need::Table {
+        Monitor::new(ram.clone(), supply, table, occupied)?
+    } else {
+        // RAM has at most 2^25 huge frames.
+        let frames = |bytes: Bytes| (bytes.0 / HUGE_SIZE) as u32;
+        let kept_back = frames(way.boot_bytes(config.memory))..frames(config.memory);
+        Monitor::untracked(ram.clone(), supply, table, occupied, kept_back)?
+    };
+    Ok(Memory { ram, monitor: Arc::new(monitor), on_violation })
+}
+
+/// Makes what moves that memory.
+fn build_elasticity(
+    config: &VmConfig,
+    plan: &dyn Plan,
+    memory: &Memory,
+    platform: &Arc<Platform>,
+    agents: &Arc<Agents>,
+) -> Result<Arc<dyn Elasticity>, LaunchError> {
+    let (idle, asleep) = (agents.clone(), agents.clone());
+    let parts = Parts {
+        ram: &memory.ram,
+        monitor: &memory.monitor,
+        notifier: plan.notifier(platform, agents),
+        nudge: Box::new(move || asleep.notify_driver()),
+        // What it kept is found by the passes that follow.
+        drain: Box::new(move || {
+            idle.drain_if_idle(DRAIN_TIMEOUT);
+        }),
+    };
+    Ok(config.elastic.way().build(parts)?)
+}
+
+/// A VM with all its memory.
+fn create_vm(kvm: &Kvm, ram: &GuestRam, platform: &Platform) -> Result<VmFd, LaunchError> {
+    let vm = new_vm(kvm).map_err(|source| LaunchError::Kvm { step: "create a VM", source })?;
+    let slots = ram.map().parts().map(|part| (part.gpa, ram.host_address() + part.offset, part.bytes));
+    for (slot, (gpa, host_address, bytes)) in slots.chain([platform.memslot()]).enumerate() {
+        add_memslot(&vm, slot as u32, gpa, host_address, bytes)?;
+    }
+    Ok(vm)
+}
+
+/// vCPUs that know what they are, and do not run yet.
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    config: &VmConfig,
+    plan: &dyn Plan,
+    platform: &Platform,
+) -> Result<Vec<VcpuFd>, LaunchError> {
+    let failed = |step| move |source| LaunchError::Kvm { step, source };
+    let supported =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("tell which CPU features it supports"))?;
+    let create = |index: u32| {
+        let vcpu = vm.create_vcpu(index.into()).map_err(failed("create a vCPU"))?;
+        vcpu.set_cpuid2(&plan.cpuid(kvm, &supported, index)?).map_err(failed("set a vCPU's features"))?;
+        if index == 0 {
+            // An unknown frequency only costs the guest its clock.
+            platform.set_tsc_khz(vcpu.get_tsc_khz().map_or(0, u64::from));
+        }
+        Ok(vcpu)
+    };
+    (0..config.cpus).map(create).collect()
+}
+
 /// Tells which vCPU a thread of this process is.
 fn identify(vcpus: Vec<Arc<VcpuHandle>>) -> impl Fn(i32) -> Option<u32> {
     move |thread| {
         let vcpu = vcpus.iter().position(|vcpu| vcpu.counters().thread.load(Ordering::Relaxed) == thread)?;
         u32::try_from(vcpu).ok()
     }
-}
-
-/// Checks a guest of ours against its configuration: the huge frames of its image.
-fn check_own(config: &VmConfig, kernel: &Kernel) -> Result<std::ops::Range<u32>, LaunchError> {
-    let linux = &config.linux;
-    let flags = [
-        ("--initrd", linux.initrd.is_some()),
-        ("--append", !linux.command_line.is_empty()),
-        ("--disk", !linux.disks.is_empty()),
-        ("--net", !linux.nets.is_empty()),
-    ];
-    if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
-        let guest = if config.kernel.is_some() { kernel.name() } else { "the built-in guest" };
-        return Err(LinuxError::NotLinux { flag, guest: guest.to_owned() }.into());
-    }
-    let frames = kernel.huge_frames();
-    let least = Bytes(u64::from(frames.end) * HUGE_SIZE);
-    if config.kernel.is_none() && config.memory < least {
-        return Err(LaunchError::TooSmall { memory: config.memory, least });
-    }
-    kernel.check_fits(config.memory.0)?;
-    Ok(frames)
 }
 
 fn check_cores(cores: &[u32]) -> Result<(), LaunchError> {
@@ -273,7 +283,7 @@ fn pin_to(core: u32) -> rustix::io::Result<()> {
 }
 
 /// KVM gives up on a new VM when a signal comes; the signal's own handler is what acts on it.
-fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
+fn new_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
     loop {
         match kvm.create_vm() {
             Err(error) if error.errno() == libc::EINTR => {}

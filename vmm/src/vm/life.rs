@@ -9,29 +9,18 @@
 //! One of them runs at a time. A stop waits for neither: its orders are final, so a pause at work finds
 //! that all have settled.
 
-use super::{Vm, VmError};
+use super::{PauseError, Vm, VmError};
 use crate::agent::AgentError;
 use crate::devices::worker::{self, Worker, WorkerControl};
 use crate::parking::Order;
 use crate::vcpu;
 use llfree_base::lock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long all vCPUs may take to pause, and after them all devices.
 pub const PAUSE: Duration = Duration::from_secs(2);
-
-/// Why a VM does not pause; it runs on as before.
-#[derive(Debug, thiserror::Error)]
-pub enum PauseError {
-    /// A vCPU is at something that the host does not finish.
-    #[error("vCPU {0} did not pause within {PAUSE:?}; the VM runs on")]
-    Vcpu(u32),
-    /// A device is.
-    #[error("a request to the device {0} did not end within {PAUSE:?}; the VM runs on")]
-    Device(&'static str),
-}
 
 /// What a pause or a resume did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,22 +31,6 @@ pub struct LifeChange {
     pub duration: Duration,
     /// How long the VM has been paused, or was; `None` if it was not.
     pub paused_for: Option<Duration>,
-}
-
-/// What a VM knows of its life.
-#[derive(Default)]
-pub(super) struct Life {
-    /// Set once, for good: no work is begun any more.
-    stopped: AtomicBool,
-    paused_since: Mutex<Option<Instant>>,
-    /// Held by a pause or a resume, for seconds.
-    turn: Mutex<()>,
-}
-
-impl Life {
-    pub(super) fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire)
-    }
 }
 
 impl Vm {
@@ -119,10 +92,7 @@ impl Vm {
         self.monitor.stop();
         self.auto_reclaim.stop();
         self.agents.stop();
-        if let Some(linux) = &self.linux {
-            linux.agent.stop();
-            linux.pc.serial().stop();
-        }
+        self.guest.stop();
         if let Some(violations) = &self.violations {
             violations.release();
         }
@@ -143,18 +113,15 @@ impl Vm {
         self.vcpus.iter().for_each(|vcpu| vcpu.parking().give(Order::Pause));
         // Only now: a vCPU whose call comes back unanswered must find its order.
         self.agents.pause();
-        if let Some(linux) = &self.linux {
-            linux.pc.serial().pause();
-        }
-        vcpu::settle(&self.vcpus, Instant::now() + PAUSE).map_err(PauseError::Vcpu)?;
-        worker::quiesce(&self.worker_controls(), Instant::now() + PAUSE).map_err(PauseError::Device)
+        self.guest.pause();
+        vcpu::settle(&self.vcpus, Instant::now() + PAUSE).map_err(|vcpu| PauseError::Vcpu { vcpu, within: PAUSE })?;
+        worker::quiesce(&self.worker_controls(), Instant::now() + PAUSE)
+            .map_err(|device| PauseError::Device { device, within: PAUSE })
     }
 
     fn run_all(&self) {
         worker::resume(&self.worker_controls());
-        if let Some(linux) = &self.linux {
-            linux.pc.serial().resume();
-        }
+        self.guest.resume();
         self.agents.resume();
         self.vcpus.iter().for_each(|vcpu| vcpu.parking().give(Order::Run));
     }

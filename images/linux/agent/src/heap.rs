@@ -6,13 +6,14 @@
 //! kernel at once, and the mapping when its last block is gone. Memory is touched only here.
 
 use crate::room::Room;
-use crate::stamp::{self, PAGE_WORDS, Page, mix};
 use crate::system;
+use agent_core::mix;
+use agent_core::stamp::{self, Damage, Page, Tags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
 use std::ptr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// What one mapping reserves at most.
 const MAPPING: u64 = 256 << 20;
@@ -115,69 +116,31 @@ impl Block {
         }
     }
 
-    /// Stamps each page with words of `tag`.
+    /// Stamps each page with words of its address and `tag`, which no two uses of a page have in common.
     pub fn stamp(&mut self, tag: u64) {
         self.tag = tag;
-        self.pages().for_each(|(address, page)| stamp::fill(page, address, tag));
+        self.pages().for_each(|(address, page)| stamp::fill(page, name_use(address, tag)));
     }
 
     /// Checks each page's stamps.
     pub fn check(&self, damage: &mut Damage) {
         for (address, page) in self.pages() {
-            if let Some(wrong) = stamp::check(page, address, self.tag) {
-                damage.add(address, wrong);
+            if let Some(wrong) = stamp::check(page, name_use(address, self.tag)) {
+                damage.note(wrong, |offset| system::physical(address + offset).unwrap_or(0));
             }
         }
     }
 }
 
+/// What the page at `address` is stamped with as part of a block with this tag: a number that no other use of a
+/// page has.
+const fn name_use(address: u64, tag: u64) -> u64 {
+    mix(tag) ^ address
+}
+
 impl Drop for Block {
     fn drop(&mut self) {
         self.mapping.discard(self.first, self.order.frames() as usize);
-    }
-}
-
-/// Pages with wrong stamps, and the first of them.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Damage {
-    /// Pages with a wrong stamp.
-    pub pages: u64,
-    /// Guest-physical address of the first wrong word; 0 if the kernel does not say.
-    pub address: u64,
-    /// What it should have held.
-    pub expected: u64,
-    /// What it held.
-    pub found: u64,
-}
-
-impl Damage {
-    fn add(&mut self, page: u64, wrong: stamp::Wrong) {
-        if self.pages == 0 {
-            self.address = system::physical(page + wrong.index as u64 * 8).unwrap_or(0);
-            (self.expected, self.found) = (wrong.expected, wrong.found);
-        }
-        self.pages += 1;
-    }
-}
-
-/// Tags of one command's blocks: no page ever gets the same one twice in a row.
-#[derive(Debug)]
-pub struct Tags {
-    seed: u64,
-    serial: u64,
-}
-
-impl Tags {
-    /// Tags of command number `command`.
-    #[must_use]
-    pub const fn new(seed: u64, command: u64) -> Self {
-        Self { seed: mix(mix(seed) ^ command), serial: 0 }
-    }
-
-    /// The next block's.
-    pub fn draw(&mut self) -> u64 {
-        self.serial += 1;
-        self.seed.wrapping_add(self.serial)
     }
 }
 
@@ -188,28 +151,19 @@ pub struct Heap {
     bytes: u64,
 }
 
-impl Heap {
-    /// How many.
-    #[must_use]
-    pub fn len(&self) -> u64 {
+impl agent_core::Blocks for Heap {
+    fn len(&self) -> u64 {
         self.blocks.len() as u64
     }
 
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
-    }
-
-    /// Bytes in all of them.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.bytes
     }
+}
 
-    /// Adds stamped blocks of `order` until they have `bytes`, or `room` ends; how many there are.
-    pub fn fill(&mut self, bytes: u64, order: Order, tags: &mut Tags, room: &mut Room) -> u64 {
-        let wanted = bytes.div_ceil(order.bytes());
+impl Heap {
+    /// Adds up to `wanted` stamped blocks of `order` until `room` ends; how many there are.
+    pub fn fill(&mut self, wanted: u64, order: Order, tags: &mut Tags, room: &mut Room) -> u64 {
         let mut added = 0;
         while added < wanted {
             let blocks = (wanted - added).min(MAPPING / order.bytes());
@@ -230,21 +184,26 @@ impl Heap {
     /// Stamps a block and keeps it.
     pub fn keep(&mut self, mut block: Block, tag: u64) {
         block.stamp(tag);
+        self.push(block);
+    }
+
+    /// Keeps a block as it is.
+    pub fn push(&mut self, block: Block) {
         self.bytes += block.bytes();
         self.blocks.push(block);
     }
 
-    /// Checks every stamp.
-    pub fn check(&self, damage: &mut Damage) {
-        self.blocks.iter().for_each(|block| block.check(damage));
+    /// The block at an index below the length.
+    #[must_use]
+    pub fn block(&self, index: u64) -> &Block {
+        &self.blocks[index as usize]
     }
 
-    /// Takes out the newest block, or a random one.
-    pub fn take(&mut self, random: Option<&mut fastrand::Rng>) -> Option<Block> {
-        let last = self.blocks.len().checked_sub(1)?;
-        let block = self.blocks.swap_remove(random.map_or(last, |rng| rng.usize(0..=last)));
+    /// Takes out the block at an index below the length; the newest takes its index.
+    pub fn remove(&mut self, index: u64) -> Block {
+        let block = self.blocks.swap_remove(index as usize);
         self.bytes -= block.bytes();
-        Some(block)
+        block
     }
 
     /// Spoils one word, as a test of the checks.
@@ -255,22 +214,52 @@ impl Heap {
     }
 }
 
-const _: () = assert!(PAGE_WORDS as u64 * size_of::<AtomicU64>() as u64 == FRAME_SIZE);
+const _: () = assert!(size_of::<Page>() as u64 == FRAME_SIZE);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use agent_core::stamp::PAGE_WORDS;
+    use agent_core::{Blocks as _, Rng};
+    use std::collections::HashSet;
+    use std::sync::atomic::AtomicU64;
 
     fn filled(bytes: u64, order: Order) -> Heap {
         let mut heap = Heap::default();
-        heap.fill(bytes, order, &mut Tags::new(1, 1), &mut Room::with_reserve(0));
+        heap.fill(bytes.div_ceil(order.bytes()), order, &mut Tags::new(1, 0, 1), &mut Room::with_reserve(0));
         heap
     }
 
     fn damage(heap: &Heap) -> Damage {
         let mut damage = Damage::default();
-        heap.check(&mut damage);
+        (0..heap.len()).for_each(|index| heap.block(index).check(&mut damage));
         damage
+    }
+
+    #[test]
+    fn stamps_differ_by_page_tag_and_place_and_are_never_zero() {
+        let mut values = HashSet::new();
+        for number in 0..64 {
+            for tag in 0..64 {
+                for (index, value) in stamp::stamps(name_use(number << 12, tag)) {
+                    assert!(index < PAGE_WORDS && value != 0);
+                    assert!(values.insert(value), "page {number} tag {tag} word {index}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_page_a_stale_one_and_anothers_do_not_pass() {
+        let page: Page = std::array::from_fn(|_| AtomicU64::new(0));
+        let check = |address, tag| stamp::check(&page, name_use(address, tag));
+        assert!(check(0x1000, 7).is_some(), "zeroes");
+        stamp::fill(&page, name_use(0x1000, 7));
+        assert_eq!(check(0x1000, 7), None);
+        assert!(check(0x1000, 8).is_some(), "of the block before");
+        assert!(check(0x2000, 7).is_some(), "of another page");
+        page[0].store(1, Ordering::Relaxed);
+        assert_eq!(check(0x1000, 7).map(|wrong| (wrong.index, wrong.found)), Some((0, 1)));
     }
 
     #[test]
@@ -297,12 +286,15 @@ mod tests {
     #[test]
     fn random_frees_leave_the_others_as_they_were() {
         let mut heap = filled(8 << 20, Order::new(3).expect("in range"));
-        let mut rng = fastrand::Rng::with_seed(3);
+        let mut rng = Rng::new(3);
         while heap.bytes() > 3 << 20 {
-            drop(heap.take(Some(&mut rng)));
+            let index = heap.pick(Some(&mut rng)).expect("a block");
+            drop(heap.remove(index));
         }
         assert_eq!(damage(&heap), Damage::default());
-        while heap.take(None).is_some() {}
+        while let Some(newest) = heap.pick(None) {
+            drop(heap.remove(newest));
+        }
         assert_eq!((heap.len(), heap.bytes()), (0, 0));
     }
 

@@ -5,6 +5,9 @@ use shared_layout::header::{NOTE_NAME, NOTE_TYPE};
 use std::fmt;
 use std::ops::Range;
 
+/// The largest image that is read.
+pub const MAX_IMAGE_BYTES: u64 = 1 << 30;
+
 /// Why a guest image is refused. Every variant carries the file's name.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each field is named for what the message right above it says")]
@@ -25,7 +28,7 @@ pub enum KernelError {
     #[error("{name}: is empty (0 bytes): build or copy it again")]
     Empty { name: String },
     /// More than is ever read.
-    #[error("{name}: has {bytes} bytes, at most {} are read: strip its debug information", super::MAX_IMAGE_BYTES)]
+    #[error("{name}: has {bytes} bytes, at most {} are read: strip its debug information", MAX_IMAGE_BYTES)]
     TooLarge { name: String, bytes: u64 },
     /// The magic number is missing.
     #[error("{name}: is no ELF file, it starts with {found}: give a static 64-bit ELF, or a Linux bzImage")]

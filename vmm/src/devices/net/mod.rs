@@ -7,17 +7,20 @@
 //! (`ip -s link`).
 
 mod config;
+mod frame;
 mod tap;
 
 #[cfg(test)]
 mod tests;
 
 pub use config::{MOST_NETS, MacAddr, NAME_BYTES, NetConfig, NetConfigError, check_nets};
+pub use frame::MAX_FRAME;
 pub use tap::NetError;
 
 use super::request::Request;
 use super::{DriverError, Served, Source, VirtioDevice};
 use crate::roles;
+use frame::HEADER_BYTES;
 use llfree_base::RateLimit;
 use llfree_base::thread::Role;
 use llfree_control::report::{FrameCounts, NetStatus};
@@ -32,11 +35,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP, virtio_net_hdr_v1,
 };
 
-/// Bytes of the largest frame.
-pub const MAX_FRAME: usize = 64 << 10;
-/// Bytes before each frame, in requests as on the tap.
-const HEADER_BYTES: usize = size_of::<virtio_net_hdr_v1>();
-/// Where in them the number of buffers is: the one field that says something, to the guest.
+/// Where in a header the number of buffers is: the one field that says something, to the guest.
 const NUM_BUFFERS: usize = std::mem::offset_of!(virtio_net_hdr_v1, num_buffers);
 
 const QUEUE_SIZE: u16 = 256;

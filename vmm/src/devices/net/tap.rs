@@ -4,7 +4,7 @@
 //! and writes frames and nothing else.
 
 use super::config::NetConfig;
-use super::{HEADER_BYTES, MAX_FRAME};
+use super::frame::{HEADER_BYTES, MAX_FRAME};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::fs::OpenOptions;

@@ -4,6 +4,7 @@
 //! vCPU threads read and write ports; each access touches one register. What a port does when
 //! nothing is behind it is what a bus does: reads give ones, writes are lost.
 
+pub mod ports;
 mod power;
 
 pub use power::{Power, PowerEvent};
@@ -13,36 +14,6 @@ use crate::exit::ExitReason;
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 use kvm_ioctls::VmFd;
 use std::sync::Arc;
-
-/// Where the registers are; ACPI tables tell the guest.
-pub mod ports {
-    /// The keyboard controller's command register, by which PCs are reset.
-    pub const KEYBOARD: u16 = 0x64;
-    /// What resets there.
-    pub const KEYBOARD_RESET: u8 = 0xfe;
-    /// A panic is written here: QEMU's pvpanic.
-    pub const PANIC: u16 = 0x505;
-    /// ACPI's event registers: status, then what is enabled.
-    pub const PM1_EVENT: u16 = 0x600;
-    /// Their length.
-    pub const PM1_EVENT_BYTES: u8 = 4;
-    /// ACPI's control register.
-    pub const PM1_CONTROL: u16 = 0x604;
-    /// Its length.
-    pub const PM1_CONTROL_BYTES: u8 = 2;
-    /// The sleep type by which a kernel says that it wants to be off.
-    pub const SOFT_OFF: u8 = 5;
-    /// ACPI's reset register.
-    pub const RESET: u16 = 0x608;
-    /// What resets there.
-    pub const RESET_VALUE: u8 = 1;
-    /// ACPI's interrupt line; nothing raises it.
-    pub const SCI_GSI: u16 = 9;
-    /// The chipset's reset register, for kernels that do not use ACPI.
-    pub const CHIPSET_RESET: u16 = 0xcf9;
-    /// The bit that resets there.
-    pub const CHIPSET_RESET_CPU: u8 = 1 << 2;
-}
 
 /// The ports of one machine.
 pub struct Pc {

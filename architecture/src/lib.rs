@@ -1,0 +1,1 @@
+//! Nothing to call: this package is its tests, which read the source of all the others.

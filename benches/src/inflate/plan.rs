@@ -1,0 +1,69 @@
+//! What is measured, and how much of it a candidate has to do: all, or less where frames move page by page.
+//!
+//! Figures stay comparable: they are per frame, of guests with the same proportions, and the rounds that are left out are
+//! spread over the run.
+
+use crate::candidates::{Candidate, Moves};
+use llfree_base::units::Bytes;
+use llfree_monitor::memory::Backing;
+use shared_layout::HUGE_SIZE;
+
+/// What the guest needs for itself: its image, the first frame that stays unused, records, samples.
+pub(super) const GUEST_OWN: u64 = 16 << 20;
+/// What is measured.
+pub(crate) struct Plan {
+    pub(crate) candidates: Vec<&'static Candidate>,
+    pub(crate) mem: Bytes,
+    pub(crate) to: Bytes,
+    pub(crate) backing: Backing,
+    pub(crate) iterations: u32,
+    /// What candidates that move single pages are held to.
+    pub(crate) pages: Allowance,
+}
+
+/// At most how much a candidate moves, and how often.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Allowance {
+    /// 2 MiB frames, in a round.
+    pub(crate) frames: u32,
+    /// Rounds to measure, besides the one to warm up.
+    pub(crate) rounds: u32,
+}
+
+impl Allowance {
+    /// Some 5 s a round for a 4 KiB balloon, so that `inflate` ends within minutes.
+    pub(crate) const PAGES: Self = Self { frames: 112, rounds: 3 };
+    /// Whatever the plan says.
+    pub(crate) const ALL: Self = Self { frames: u32::MAX, rounds: u32::MAX };
+}
+
+/// What a candidate does of a plan.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Share {
+    pub(super) mem: Bytes,
+    pub(super) to: Bytes,
+    /// The measured rounds of the plan, and those in which this candidate takes part.
+    pub(super) rounds: (u32, u32),
+}
+
+impl Share {
+    /// All of the plan, or a guest made smaller until a round moves no more than is allowed. Memory and limit keep
+    /// their proportion: a burst also touches the frames that never left, which nobody divides by.
+    pub(super) fn of(plan: &Plan, moves: Moves) -> Self {
+        let allowance = if moves == Moves::Pages { plan.pages } else { Allowance::ALL };
+        let (to, all) = (plan.to.0 / HUGE_SIZE, (plan.mem.0 - plan.to.0) / HUGE_SIZE);
+        let moved = all.min(allowance.frames.into());
+        let to = (to * moved / all.max(1)).max(2 * GUEST_OWN / HUGE_SIZE);
+        let (mem, to) = (Bytes((to + moved) * HUGE_SIZE), Bytes(to * HUGE_SIZE));
+        Self { mem, to, rounds: (plan.iterations, plan.iterations.min(allowance.rounds)) }
+    }
+
+    /// Whether it is in round `round`: in the one to warm up, and in some of the others, evenly spread and always in
+    /// the last, so that it meets the machine in the same moods as the rest.
+    pub(super) fn takes_part(&self, round: u32) -> bool {
+        let (all, own) = self.rounds;
+        // How many it should have had by the end of a round.
+        let due = |round: u32| u64::from(round) * u64::from(own) / u64::from(all.max(1));
+        round == 0 || due(round) > due(round - 1)
+    }
+}

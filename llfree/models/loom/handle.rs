@@ -1,0 +1,130 @@
+//! Whole handles: allocations, frees and drains of two CPUs and a host, hints and all. Interleavings
+//! are explored up to a bound on preemptions: without one the hints' many words would take hours.
+
+use super::order;
+use super::shared::Shared;
+use crate::block::Allocation;
+use crate::cpu::Cpu;
+use crate::host::{Reclaim, Residency};
+use loom::sync::Arc;
+use loom::thread;
+use shared_layout::{FrameId, HugeEntry, HugeId, Order};
+
+/// One installed huge frame of which only `free` bits of row 0 are free.
+fn almost_full(free: u64) -> Shared {
+    let entry = HugeEntry::FREE_INSTALLED.take(512 - free.count_ones() as u16).expect("some are taken");
+    Shared::new(&[(entry, Residency::Installed)], |row| if row == 0 { !free } else { u64::MAX })
+}
+
+/// One installed huge frame, all of it free.
+fn all_free() -> Shared {
+    Shared::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed)], |_| 0)
+}
+
+fn reclaim(shared: &Shared, how: Reclaim) -> bool {
+    let claim = shared.host().claim(HugeId(0)).expect("one host thread");
+    claim.reclaim(how).map(crate::host::Reclaimed::done).is_ok()
+}
+
+fn race<A: Send + 'static, B: Send + 'static>(
+    shared: impl Fn() -> Shared + Send + Sync + 'static,
+    a: impl Fn(&Shared) -> A + Send + Sync + Copy + 'static,
+    b: impl Fn(&Shared) -> B + Send + Sync + Copy + 'static,
+    after: impl Fn(&Shared, A, B) + Send + Sync + 'static,
+) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(1);
+    // A search that finds nothing looks at every entry and hint several times.
+    model.max_branches = 20_000;
+    model.check(move || {
+        let shared = Arc::new(shared());
+        let other = shared.clone();
+        let first = thread::spawn(move || a(&other));
+        let b = b(&shared);
+        let a = first.join().expect("no panic");
+        after(&shared, a, b);
+        shared.tenant().validate().expect("counters fit the bits");
+        shared.host().validate().expect("entries fit R");
+    });
+}
+
+/// The frames of some allocations by a handle that is then leaked with what it holds back.
+fn alloc(shared: &Shared, count: usize) -> Vec<u64> {
+    let tenant = shared.tenant();
+    let mut cpu = tenant.cpu();
+    let got = (0..count).filter_map(|_| cpu.alloc(Order::BASE).ok()).map(|a| a.position().0.0).collect();
+    std::mem::forget(cpu);
+    got
+}
+
+fn once(mut frames: Vec<u64>) {
+    let all = frames.len();
+    frames.sort_unstable();
+    frames.dedup();
+    assert_eq!(frames.len(), all, "a frame with two owners");
+}
+
+#[test]
+fn a_handle_and_a_caller_without_one() {
+    race(
+        || almost_full(0b11),
+        |m| alloc(m, 1),
+        |m| m.tenant().alloc(Order::BASE).ok().map(|a| a.position().0.0),
+        |_, a, b| once(a.into_iter().chain(b).collect()),
+    );
+}
+
+#[test]
+fn frees_and_a_drain_against_an_allocation() {
+    race(
+        || almost_full(0b1000),
+        |m| {
+            let tenant = m.tenant();
+            let mut cpu = tenant.cpu();
+            (0..2).for_each(|f| cpu.free(FrameId(f), Order::BASE).expect("ours"));
+            cpu.drain();
+        },
+        |m| alloc(m, 2),
+        |m, (), got| {
+            assert!(!got.is_empty(), "frame 3 was free all along");
+            once(got);
+            assert!(m.tenant().stats().free_frames <= 2);
+        },
+    );
+}
+
+#[test]
+fn a_handle_knows_what_the_host_evicted() {
+    race(
+        all_free,
+        |m| reclaim(m, Reclaim::Soft),
+        |m| {
+            let tenant = m.tenant();
+            let mut cpu = tenant.cpu();
+            // Frames leave the handle past it and come back: the host has its chance in between.
+            let got = cpu.alloc(Order::ROW).expect("soft reclaim leaves it free");
+            let (first, _) = got.position();
+            cpu.free(first, Order::ROW).expect("ours");
+            let got = cpu.alloc(Order::BASE).expect("soft reclaim leaves it free");
+            let evicted = m.tenant().entry(HugeId(0)).expect("in the table").is_evicted();
+            assert_eq!(matches!(got, Allocation::Evicted(_)), evicted, "nothing evicts it while it is ours");
+        },
+        |_, _, ()| {},
+    );
+}
+
+#[test]
+fn hold_against_a_handle() {
+    race(
+        all_free,
+        |m| reclaim(m, Reclaim::Hard),
+        |m| {
+            let tenant = m.tenant();
+            let mut cpu: Cpu<'_> = tenant.cpu();
+            let got = cpu.alloc(order(3)).is_ok();
+            std::mem::forget(cpu);
+            got
+        },
+        |_, held, got| assert!(held != got, "exactly one owner"),
+    );
+}

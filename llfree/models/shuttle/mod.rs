@@ -1,0 +1,276 @@
+//! Long random schedules of CPUs with handles and a host that reclaims, returns and installs.
+//!
+//! With `cfg(shuttle)` the crate's atomics are shuttle's: each of their operations may be where another
+//! thread goes on. What is checked lies in ordinary memory, which only one thread at a time can
+//! reach: who owns a frame, and what is behind it.
+//!
+//! `cargo test -p llfree-shuttle` runs them.
+
+#[path = "../shared.rs"]
+mod shared;
+
+use crate::block::{Allocation, EvictedBlock};
+use crate::class::Class;
+use crate::cpu::Cpu;
+use crate::host::{Reclaim, Residency};
+use crate::sync::Ordering;
+use shared::Shared;
+use shared_layout::{FrameId, HugeEntry, HugeId, Order};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use std::sync::{Arc, Mutex};
+
+/// What is true: nobody but the checks looks here.
+struct Truth {
+    /// Who owns each base frame, 0 for nobody.
+    owner: Vec<u8>,
+    /// Whether there is memory behind each huge frame.
+    memory: Vec<bool>,
+    /// Blocks that one CPU allocated for another one to free.
+    handed_over: Vec<(FrameId, Order)>,
+}
+
+struct Machine {
+    shared: Shared,
+    truth: Mutex<Truth>,
+}
+
+impl Machine {
+    /// All free; with memory behind every other huge frame.
+    fn new(huge_frames: u32) -> Self {
+        let installed = |huge: u32| huge.is_multiple_of(2);
+        let state = |huge| match installed(huge) {
+            true => (HugeEntry::FREE_INSTALLED, Residency::Installed),
+            false => (HugeEntry::FREE_EVICTED, Residency::Evicted),
+        };
+        Self {
+            shared: Shared::new(&(0..huge_frames).map(state).collect::<Vec<_>>(), |_| 0),
+            truth: Mutex::new(Truth {
+                owner: vec![0; huge_frames as usize * 512],
+                memory: (0..huge_frames).map(installed).collect(),
+                handed_over: Vec::new(),
+            }),
+        }
+    }
+
+    fn truth(&self) -> std::sync::MutexGuard<'_, Truth> {
+        self.truth.lock().expect("no panic")
+    }
+
+    /// Fills the table but for a few frames, all over it, so that everybody wants the same ones.
+    fn squeeze(&self, rng: &mut fastrand::Rng) {
+        let tenant = self.shared.tenant();
+        for huge in 0..self.shared.entries.len() as u64 {
+            // A third of the huge frames stays whole.
+            if rng.u8(..3) == 0 {
+                continue;
+            }
+            for row in 0..8 {
+                let first = huge * 512 + row * 64;
+                let _ = tenant.alloc_at(FrameId(first), Order::ROW).expect("free").position();
+                for _ in 0..[0, 0, 0, 2, 6, 24][rng.usize(..6)] {
+                    let _ = tenant.free(FrameId(first + rng.u64(..64)), Order::BASE);
+                }
+            }
+        }
+        let mut truth = self.truth();
+        for (frame, owner) in truth.owner.iter_mut().enumerate() {
+            if self.shared.rows[frame / 64].load(Ordering::Relaxed) >> (frame % 64) & 1 != 0 {
+                *owner = u8::MAX;
+            }
+        }
+    }
+
+    fn install(&self, block: &EvictedBlock) {
+        for huge in (0..block.huge_frames()).map(|i| HugeId(block.first_huge().0 + i)) {
+            let claim = loop {
+                match self.shared.host().claim(huge) {
+                    Some(claim) => break claim,
+                    None => shuttle::thread::yield_now(),
+                }
+            };
+            let installing = claim.install().expect("a huge frame with an owner inside is not held");
+            if installing.needs_memory() {
+                let was = std::mem::replace(&mut self.truth().memory[huge.index()], true);
+                assert!(!was, "memory is put behind a frame once");
+            }
+            installing.done();
+        }
+    }
+
+    /// Becomes the owner of a block. `None` if it was given back without being used.
+    fn own(&self, me: u8, allocation: Allocation, cpu: &mut Cpu<'_>, use_it: bool) -> Option<(FrameId, Order)> {
+        let (frame, order) = allocation.position();
+        assert!(frame.is_aligned(order));
+        for owner in &mut self.truth().owner[frame.0 as usize..(frame.0 + order.frames()) as usize] {
+            assert_eq!(std::mem::replace(owner, me), 0, "{frame:?} has two owners");
+        }
+        if let Allocation::Evicted(block) = allocation {
+            if !use_it {
+                let (frame, order) = block.release();
+                self.disown(me, frame, order);
+                cpu.free(frame, order).expect("ours");
+                return None;
+            }
+            self.install(&block);
+            assert!(block.confirm(&self.shared.tenant()).is_ok(), "an install that returned left it evicted");
+        }
+        let truth = self.truth();
+        let first = (frame.0 / 512) as usize;
+        let behind = &truth.memory[first..first + order.huge_frames() as usize];
+        assert!(behind.iter().all(|memory| *memory), "{frame:?} was given out as ready without memory");
+        Some((frame, order))
+    }
+
+    fn disown(&self, me: u8, frame: FrameId, order: Order) {
+        for owner in &mut self.truth().owner[frame.0 as usize..(frame.0 + order.frames()) as usize] {
+            assert_eq!(std::mem::replace(owner, 0), me, "{frame:?} changed its owner");
+        }
+    }
+
+    fn work(&self, me: u8, steps: usize, mut rng: fastrand::Rng) {
+        const SHARED: u8 = 100;
+        let tenant = self.shared.tenant();
+        let mut cpu = tenant.cpu();
+        let mut mine = Vec::new();
+        for _ in 0..steps {
+            match rng.u8(..16) {
+                0..8 => {
+                    let order =
+                        Order::new([0, 0, 0, 0, 0, 1, 2, 3, 5, 6, 7, 8, 9, 9, 10][rng.usize(..15)]).expect("in range");
+                    let allocation = match rng.u8(..8) {
+                        0 => tenant.alloc(order),
+                        1 => cpu.alloc_class(order, Class::IMMOVABLE),
+                        _ => cpu.alloc(order),
+                    };
+                    if let Some(block) = allocation.ok().and_then(|a| self.own(me, a, &mut cpu, rng.u8(..4) > 0)) {
+                        mine.push(block);
+                    }
+                }
+                8..12 if !mine.is_empty() => {
+                    let (frame, order) = mine.swap_remove(rng.usize(..mine.len()));
+                    self.disown(me, frame, order);
+                    if rng.u8(..4) == 0 { tenant.free(frame, order) } else { cpu.free(frame, order) }.expect("ours");
+                }
+                12 if !mine.is_empty() => {
+                    let (frame, order) = mine.swap_remove(rng.usize(..mine.len()));
+                    self.disown(me, frame, order);
+                    let mut truth = self.truth();
+                    truth.owner[frame.0 as usize..(frame.0 + order.frames()) as usize].fill(SHARED);
+                    truth.handed_over.push((frame, order));
+                }
+                13 | 14 => {
+                    let block = self.truth().handed_over.pop();
+                    if let Some((frame, order)) = block {
+                        self.disown(SHARED, frame, order);
+                        cpu.free(frame, order).expect("handed over to us");
+                    }
+                }
+                _ => cpu.drain(),
+            }
+        }
+        for (frame, order) in mine {
+            self.disown(me, frame, order);
+            cpu.free(frame, order).expect("ours");
+        }
+    }
+
+    fn reclaim(&self, steps: usize, mut rng: fastrand::Rng) {
+        let host = self.shared.host();
+        for _ in 0..steps {
+            let huge = HugeId(rng.u32(..self.shared.entries.len() as u32));
+            let Some(claim) = host.claim(huge) else { continue };
+            if claim.residency() == Residency::Held {
+                assert!(claim.release().expect("held"), "nobody but the host changes a held entry");
+                self.shared.epoch.fetch_add(1, Ordering::Release);
+                continue;
+            }
+            let how = if rng.bool() { Reclaim::Hard } else { Reclaim::Soft };
+            if let Ok(reclaimed) = claim.reclaim(how) {
+                let mut truth = self.truth();
+                assert_eq!(reclaimed.has_memory(), truth.memory[huge.index()], "R is the truth");
+                if how == Reclaim::Hard || rng.u8(..4) > 0 {
+                    let first = huge.index() * 512;
+                    // An evicted frame may have been allocated since, but not yet be in use.
+                    let owners = truth.owner[first..first + 512].iter().filter(|owner| **owner != 0).count();
+                    assert!(how == Reclaim::Soft || owners == 0, "the host holds a frame with an owner");
+                    truth.memory[huge.index()] = false;
+                    drop(truth);
+                    reclaimed.done();
+                } else {
+                    // The discard failed.
+                    drop(truth);
+                    drop(reclaimed);
+                }
+            }
+        }
+        for huge in (0..self.shared.entries.len() as u32).map(HugeId) {
+            while let Some(held) = host.residency(huge).filter(|r| *r == Residency::Held) {
+                if let Some(claim) = host.claim(huge) {
+                    assert_eq!(claim.residency(), held);
+                    assert!(claim.release().expect("held"));
+                }
+            }
+        }
+    }
+}
+
+fn run(cpus: u8, huge_frames: u32, squeeze: bool) {
+    use shuttle::rand::Rng;
+    // The scheduler's randomness, so that a printed schedule replays.
+    let seed: u64 = shuttle::rand::thread_rng().r#gen();
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let machine = Arc::new(Machine::new(huge_frames));
+    if squeeze {
+        machine.squeeze(&mut rng);
+    }
+    let mut threads: Vec<_> = (1..=cpus)
+        .map(|id| {
+            let (machine, rng) = (machine.clone(), rng.fork());
+            shuttle::thread::spawn(move || machine.work(id, 14, rng))
+        })
+        .collect();
+    let (host, rng) = (machine.clone(), rng.fork());
+    threads.push(shuttle::thread::spawn(move || host.reclaim(12, rng)));
+    threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+
+    let tenant = machine.shared.tenant();
+    let handed_over = std::mem::take(&mut machine.truth().handed_over);
+    for (frame, order) in handed_over {
+        machine.disown(100, frame, order);
+        tenant.free(frame, order).expect("nobody's any more");
+    }
+    let owned = machine.truth().owner.iter().filter(|owner| **owner != 0).count() as u64;
+    let stats = tenant.stats();
+    assert_eq!(stats.free_frames, stats.frames - owned, "frames were lost");
+    tenant.validate().expect("counters fit the bits");
+    machine.shared.host().validate().expect("entries fit R");
+    for (huge, memory) in machine.truth().memory.iter().enumerate() {
+        let r = machine.shared.host().residency(HugeId(huge as u32)).expect("in the table");
+        assert_eq!(*memory, r == Residency::Installed);
+    }
+}
+
+fn check(scheduler: impl Scheduler + 'static, cpus: u8, huge_frames: u32, squeeze: bool) {
+    let mut config = shuttle::Config::new();
+    config.stack_size = 1 << 18;
+    shuttle::Runner::new(scheduler, config).run(move || run(cpus, huge_frames, squeeze));
+}
+
+#[test]
+fn random_schedules_of_two_cpus_and_a_host() {
+    check(RandomScheduler::new(1500), 2, 2, true);
+    check(RandomScheduler::new(600), 2, 3, false);
+}
+
+#[test]
+fn random_schedules_of_three_cpus_and_a_host_over_two_trees() {
+    check(RandomScheduler::new(300), 3, 18, true);
+}
+
+#[test]
+fn schedules_with_few_but_unlucky_switches() {
+    for depth in 1..=4 {
+        check(PctScheduler::new(depth, 500), 2, 2, true);
+    }
+    check(PctScheduler::new(3, 400), 3, 3, true);
+}

@@ -1,0 +1,77 @@
+//! Resizes: a limit reached in passes, and the wait for a tenant that must first give memory up.
+//!
+//! A pass takes what is free now. What is missing then is published as `wanted`; the tenant is asked
+//! once to give its caches back, and the passes go on for as long as the caller says so.
+
+use super::{Monitor, MonitorError, Pass};
+use shared_layout::HUGE_SIZE;
+use std::time::{Duration, Instant};
+
+/// Pause between two looks at a tenant that has to give memory up.
+const SHRINK_POLL: Duration = Duration::from_millis(5);
+
+/// How a resize went; sizes in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resize {
+    /// The limit asked for.
+    pub target: u64,
+    /// The limit reached.
+    pub actual: u64,
+    /// What was done.
+    pub pass: Pass,
+    /// Time in the passes that moved frames.
+    pub duration: Duration,
+    /// Time spent otherwise: on a tenant that had nothing to give.
+    pub waited: Duration,
+}
+
+impl Monitor {
+    /// Moves the limit to `frames` huge frames, in whichever direction that is. A growth is one pass.
+    /// A shrink takes what is free at once; if that is not enough, it has the tenant `drain` its
+    /// caches, looks again, and goes on while `keep_waiting` says so, given the time since the start.
+    ///
+    /// # Errors
+    /// A discard that the kernel refused. Falling short is no error.
+    pub fn resize(
+        &self,
+        frames: u32,
+        drain: impl FnOnce(),
+        keep_waiting: impl Fn(Duration) -> bool,
+    ) -> Result<Resize, MonitorError> {
+        let start = Instant::now();
+        if frames > self.limit() {
+            let pass = self.grow(frames);
+            return Ok(self.resized(frames, pass, start, start.elapsed()));
+        }
+        let mut pass = self.shrink(frames)?;
+        // The first pass counts whatever it found; later ones if they took something.
+        let mut duration = start.elapsed();
+        if self.limit() > frames {
+            // A busy tenant sees `wanted` by itself; an idle one holds only what it cached.
+            drain();
+            loop {
+                let begin = Instant::now();
+                let more = self.shrink(frames)?;
+                if more.frames > 0 {
+                    duration += begin.elapsed();
+                }
+                pass += more;
+                if self.limit() <= frames || self.is_stopping() || !keep_waiting(start.elapsed()) {
+                    break;
+                }
+                std::thread::sleep(SHRINK_POLL);
+            }
+        }
+        Ok(self.resized(frames, pass, start, duration))
+    }
+
+    fn resized(&self, frames: u32, pass: Pass, start: Instant, duration: Duration) -> Resize {
+        Resize {
+            target: u64::from(frames) * HUGE_SIZE,
+            actual: u64::from(self.limit()) * HUGE_SIZE,
+            pass,
+            duration,
+            waited: start.elapsed().saturating_sub(duration),
+        }
+    }
+}

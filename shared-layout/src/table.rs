@@ -1,0 +1,138 @@
+//! [`TableLayout`]: where the parts of one frame table lie within one region of memory.
+//!
+//! The one place that knows what a table is made of: two bytes and a bitfield a huge frame, which
+//! every party may read, and the tenant's own words (bitmaps over its trees, a cursor, a counter of
+//! handles, a hint a tree). The region may begin with somebody's header, such as that of a
+//! [VMM](crate::header). Arithmetic only, no memory touched.
+
+use crate::units::FRAMES_PER_HUGE;
+
+/// The most huge frames one table describes: 64 TiB of RAM.
+pub const MAX_HUGE_FRAMES: u32 = 1 << 25;
+/// Huge frames that share one hint word in the tenant area (a tree).
+pub const HUGE_PER_TREE: u32 = 32;
+/// Bitmaps of one bit a tree in the tenant area.
+pub const BITMAPS: u32 = 5;
+/// What a region must be aligned to: a cache line, so that a bitfield lies in one.
+pub const TABLE_ALIGN: u64 = 64;
+
+/// Offsets of a table's parts, in bytes from the start of its region. Both sides compute them from
+/// the number of huge frames.
+///
+/// ```text
+/// +-----------+--------------+---------------+------------------------------------+
+/// | return    | huge entries | bitfields     | tenant area                        |
+/// | epoch     | 2 B/2 MiB    | 64 B/2 MiB    | bitmaps, cursor, counter | hints   |
+/// +-----------+--------------+---------------+------------------------------------+
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableLayout {
+    /// Huge frames that the table describes, `1..=MAX_HUGE_FRAMES`.
+    pub huge_frames: u32,
+    /// Where the return epoch is, a u64: hosts raise it, tenants read it.
+    pub return_epoch: u64,
+    /// Where the huge entries start, one u16 each.
+    pub entries: u64,
+    /// Where the bitfields start, eight u64 a huge frame.
+    pub bitfields: u64,
+    /// Where the tenant area starts: [`summary_words`](Self::summary_words), then the hints.
+    pub tenant: u64,
+    /// Bytes of the tenant area.
+    pub tenant_bytes: u64,
+    /// Bytes of the region up to the table's end.
+    pub total: u64,
+}
+
+impl TableLayout {
+    /// A region that holds a table and nothing else, its parts in whole cache lines. `None` for zero
+    /// huge frames or more than [`MAX_HUGE_FRAMES`].
+    ///
+    /// ```
+    /// // 8 GiB of RAM: 264 KiB, and 448 bytes for the epoch and the hints.
+    /// const LAYOUT: shared_layout::TableLayout = shared_layout::TableLayout::new(4096).unwrap();
+    /// assert_eq!(LAYOUT.total, 4096 * 66 + 448);
+    /// ```
+    #[must_use]
+    pub const fn new(huge_frames: u32) -> Option<Self> {
+        Self::after(0, huge_frames)
+    }
+
+    /// The same after a header of the caller's own at the start of the region. `None` also for a header
+    /// of more than 2^62 bytes.
+    #[must_use]
+    pub const fn after(header_bytes: u64, huge_frames: u32) -> Option<Self> {
+        if header_bytes > 1 << 62 {
+            return None;
+        }
+        let return_epoch = header_bytes.next_multiple_of(TABLE_ALIGN);
+        Self::place(return_epoch, return_epoch + TABLE_ALIGN, huge_frames, TABLE_ALIGN)
+    }
+
+    /// A table whose parts are aligned to `align` and begin at or after `start`.
+    pub(crate) const fn place(return_epoch: u64, start: u64, huge_frames: u32, align: u64) -> Option<Self> {
+        if huge_frames == 0 || huge_frames > MAX_HUGE_FRAMES {
+            return None;
+        }
+        let entries = start.next_multiple_of(align);
+        let bitfields = (entries + huge_frames as u64 * 2).next_multiple_of(align);
+        let tenant = (bitfields + huge_frames as u64 * (FRAMES_PER_HUGE / 8)).next_multiple_of(align);
+        let tenant_bytes = Self::summary_words(huge_frames) * 8 + Self::trees(huge_frames) as u64 * 2;
+        let total = (tenant + tenant_bytes).next_multiple_of(align);
+        Some(Self { huge_frames, return_epoch, entries, bitfields, tenant, tenant_bytes, total })
+    }
+
+    /// Where the hints start, one u16 a tree.
+    #[must_use]
+    pub const fn hints(&self) -> u64 {
+        self.tenant + Self::summary_words(self.huge_frames) * 8
+    }
+
+    /// Trees of a table, and so hints.
+    #[must_use]
+    pub const fn trees(huge_frames: u32) -> u32 {
+        huge_frames.div_ceil(HUGE_PER_TREE)
+    }
+
+    /// 64-bit words of the [`BITMAPS`] over this many trees.
+    #[must_use]
+    pub const fn bitmap_words(trees: u32) -> u64 {
+        BITMAPS as u64 * trees.div_ceil(64) as u64
+    }
+
+    /// 64-bit words at the start of the tenant area: the bitmaps, a cursor and a counter of handles,
+    /// in whole cache lines so that the hints begin at one.
+    #[must_use]
+    pub const fn summary_words(huge_frames: u32) -> u64 {
+        (Self::bitmap_words(Self::trees(huge_frames)) + 2).next_multiple_of(8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_table_are_aligned_and_do_not_overlap() {
+        for huge in [1, 15, 16, 17, 31, 32, 33, 512, 2048, 2049, 12_289, MAX_HUGE_FRAMES] {
+            for header in [0, 1, 64, 4096] {
+                let l = TableLayout::after(header, huge).expect("in range");
+                assert!(header <= l.return_epoch && l.return_epoch + 8 <= l.entries);
+                assert!(l.entries + u64::from(huge) * 2 <= l.bitfields);
+                assert!(l.bitfields + u64::from(huge) * 64 <= l.tenant);
+                assert!(l.tenant < l.hints());
+                assert_eq!(l.hints() + u64::from(TableLayout::trees(huge)) * 2, l.tenant + l.tenant_bytes);
+                assert!(l.tenant + l.tenant_bytes <= l.total);
+                for part in [l.return_epoch, l.entries, l.bitfields, l.tenant, l.hints(), l.total] {
+                    assert!(part.is_multiple_of(TABLE_ALIGN), "{l:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_table_can_have_is_refused() {
+        assert_eq!(TableLayout::new(0), None);
+        assert_eq!(TableLayout::new(MAX_HUGE_FRAMES + 1), None);
+        assert_eq!(TableLayout::after(u64::MAX, 1), None);
+    }
+}

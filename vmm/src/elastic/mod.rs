@@ -1,0 +1,29 @@
+//! How a VM's memory is made smaller and larger, one file a way: by the shared [`table`], by a
+//! device ([`balloon`], [`mem`]), or not at all ([`fixed`]).
+//!
+//! [`Elastic`] is what people choose. A choice is a [`Way`]: it says what it *needs* of a guest, and
+//! builds the [`Elasticity`] that a running VM then has. A kind of guest says what it [`Offers`], and
+//! [`check_offers`] is the one place that brings the two together. Nothing asks which guest it is to
+//! learn how its memory moves.
+//!
+//! To add a way: a file with its configuration as a [`Way`], a variant of [`Elastic`] and its line in
+//! `KINDS`.
+
+mod balloon;
+mod choice;
+mod device;
+mod error;
+mod fixed;
+mod mem;
+mod offers;
+mod table;
+mod way;
+
+#[cfg(test)]
+mod tests;
+
+pub use choice::{Elastic, check_offers};
+pub use error::{DeviceError, ElasticError, MoveError, ResizeError};
+pub use mem::MemConfig;
+pub use offers::{Need, Offers};
+pub use way::{Elasticity, Parts, Shape, Way};

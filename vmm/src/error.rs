@@ -1,0 +1,166 @@
+//! Why a VM does not come up ([`LaunchError`]), and why a running one does not do as asked
+//! ([`VmError`]).
+
+use crate::agent::AgentError;
+use crate::boot::{BootError, ImageError, KernelError, LinuxError};
+use crate::cgroup::CgroupError;
+use crate::devices::blk::DiskError;
+use crate::devices::net::{NetConfigError, NetError};
+use crate::elastic::{DeviceError, MoveError, ResizeError};
+use crate::exit::ExitReason;
+use llfree_base::units::Bytes;
+use llfree_monitor::MonitorError;
+use llfree_monitor::auto::SwitchError;
+use llfree_monitor::install_config::InstallConfigError;
+use llfree_monitor::memory::MemoryError;
+use std::time::Duration;
+
+/// Why a VM was not launched; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The machine or the platform region.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The guest's image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A guest of ours.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A Linux guest.
+    #[error(transparent)]
+    Linux(#[from] LinuxError),
+    /// One of its disks.
+    #[error("--disk")]
+    Disk(#[from] DiskError),
+    /// Its network cards.
+    #[error("--net")]
+    NetConfig(#[from] NetConfigError),
+    /// One of them.
+    #[error("--net")]
+    Net(#[from] NetError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The device for `--elastic`.
+    #[error("--elastic")]
+    Device(#[from] DeviceError),
+    /// There is no image, and none is built in.
+    #[error("no guest image was named, and this build has none of its own")]
+    NoImage,
+    /// Not even the built-in guest's image fits.
+    #[error("guest memory of {memory} is too small for the built-in guest; use --mem with at least {least}")]
+    TooSmall {
+        /// What was asked for.
+        memory: Bytes,
+        /// Where the image ends.
+        least: Bytes,
+    },
+    /// More vCPUs than there can be.
+    #[error("{asked} vCPUs asked for, this machine's KVM runs 1 to {limit}; use --cpus within that")]
+    Cpus {
+        /// What was asked for.
+        asked: u32,
+        /// KVM's maximum.
+        limit: u32,
+    },
+    /// A core that is not there, or not ours.
+    #[error("core {core} is not among those that this process may use, {allowed:?}; use --pin with some of them")]
+    Pin {
+        /// What was asked for.
+        core: u32,
+        /// What there is.
+        allowed: Vec<u32>,
+    },
+    /// How frames get their memory.
+    #[error(transparent)]
+    Install(#[from] InstallConfigError),
+    /// KVM refused guest memory.
+    #[error("KVM could not map {memory} at guest address {gpa:#x} as one slot of guest memory; use less --mem")]
+    Memslot {
+        /// Where.
+        gpa: u64,
+        /// How much.
+        memory: Bytes,
+        /// KVM's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM refused a step.
+    #[error("KVM could not {step}")]
+    Kvm {
+        /// What failed.
+        step: &'static str,
+        /// KVM's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// The host refused a thread or an event.
+    #[error("the host could not {step}")]
+    Host {
+        /// What failed.
+        step: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+}
+
+/// Why a VM does not pause; it runs on as before.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// A vCPU is at something that the host does not finish.
+    #[error("vCPU {vcpu} did not pause within {within:?}; the VM runs on")]
+    Vcpu {
+        /// Which.
+        vcpu: u32,
+        /// How long all of them had.
+        within: Duration,
+    },
+    /// A device is.
+    #[error("a request to the device {device} did not end within {within:?}; the VM runs on")]
+    Device {
+        /// Which.
+        device: &'static str,
+        /// How long all of them had.
+        within: Duration,
+    },
+}
+
+/// Why a running VM did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// The monitor had to stop a pass.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// The guest's agent did not answer.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// Its cgroup did not make room for it.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A size out of range.
+    #[error("{0}")]
+    Size(String),
+    /// Automatic reclaim stays as it was.
+    #[error(transparent)]
+    AutoReclaim(#[from] SwitchError),
+    /// A resize that this VM cannot do.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
+    /// The guest ended.
+    #[error(transparent)]
+    Ended(#[from] ExitReason),
+    /// It runs on.
+    #[error(transparent)]
+    Pause(#[from] PauseError),
+    /// The guest cannot do anything now.
+    #[error("the VM is paused; resume it first")]
+    Paused,
+}
+
+impl From<MoveError> for VmError {
+    fn from(error: MoveError) -> Self {
+        match error {
+            MoveError::Monitor(error) => error.into(),
+            MoveError::Refused(error) => error.into(),
+        }
+    }
+}

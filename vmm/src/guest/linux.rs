@@ -1,0 +1,356 @@
+//! A Linux guest: ring 0 on a PC. What its machine has and the shim's has not: interrupt controllers,
+//! a PC's ports, more devices, and the tables that describe all this to its kernel.
+
+use super::plan::{Attached, Facts, Guest, Hardware, Plan};
+use crate::agent::linux::LinuxAgent;
+use crate::agent::{AgentError, Agents};
+use crate::boot::linux::{self, LinuxKernel, acpi, kernel, map};
+use crate::boot::{self, BootError, KvmLimits, LinuxError, Platform};
+use crate::config::VmConfig;
+use crate::devices::blk::{self, Blk, DiskControl};
+use crate::devices::console::Console;
+use crate::devices::irq::Notifier;
+use crate::devices::mmio::Transport;
+use crate::devices::net::{self, Net, NetCounters};
+use crate::devices::pc::Pc;
+use crate::devices::rng::Rng;
+use crate::devices::serial::{self, Serial};
+use crate::devices::{self, Devices, VirtioDevice};
+use crate::elastic::{Elastic, Need, Offers};
+use crate::error::LaunchError;
+use crate::exit::ExitReason;
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use llfree_control::report::LinuxAgentStatus;
+use llfree_monitor::memory::AddressMap;
+use shared_layout::agent::{Command, Report};
+use std::fs::File;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// What the ACPI tables have numbers for.
+const MAX_CPUS: u32 = 254;
+/// The word by which a kernel finds the region that it shares with its host.
+const HEADER_PARAMETER: &str = "llfree.header";
+/// Devices that nobody asks for: the agent's port and random numbers.
+const ALWAYS: usize = 2;
+
+/// What is so for every guest of this kind.
+pub static FACTS: Facts = Facts {
+    offers: Offers { guest: "an unmodified Linux", meets: &[Need::Balloon, Need::Mem] },
+    elastic: Elastic::for_linux(),
+    command_line: "console=ttyS0",
+    has_console: true,
+};
+
+/// One that fits its configuration.
+pub(super) struct LinuxPlan<'a> {
+    config: &'a VmConfig,
+    kernel: &'a LinuxKernel,
+    /// Where RAM lies.
+    map: AddressMap,
+    /// What of it the guest boots with, in bytes.
+    boot_bytes: u64,
+    initrd_address: u64,
+    command_line: String,
+    /// Disks and network cards, open.
+    devices: Vec<Box<dyn VirtioDevice>>,
+    disks: Vec<Arc<DiskControl>>,
+    nets: Vec<Arc<NetCounters>>,
+    /// What the devices' step made, and the guest takes over.
+    running: OnceLock<Arc<Linux>>,
+}
+
+impl<'a> LinuxPlan<'a> {
+    /// Checks all that can be checked before there is a machine, and opens what it needs.
+    pub(super) fn new(config: &'a VmConfig, kernel: &'a LinuxKernel) -> Result<Self, LaunchError> {
+        if config.cpus > MAX_CPUS {
+            return Err(LinuxError::Cpus { asked: config.cpus, limit: MAX_CPUS }.into());
+        }
+        let way = config.elastic.way();
+        way.check_linux(config.memory)?;
+        let unusable = way.unusable_by_linux(config.memory);
+        if unusable.0 > 0 {
+            log::warn!(
+                "Linux cannot use the last {unusable} of the region that {} manages: it adds memory in larger blocks; \
+                 --mem less boot= that is a multiple of 128M wastes nothing",
+                way.name()
+            );
+        }
+        let (memory, boot_bytes) = (config.memory.0, way.boot_bytes(config.memory).0);
+        let hot_plugged = way.is_hot_plugged();
+        let (map, low) = if hot_plugged {
+            (map::address_map_for_hotplug(memory, boot_bytes), boot_bytes)
+        } else {
+            (map::address_map(memory), memory.min(map::HOLE_START))
+        };
+        let initrd_address = kernel.initrd_address(config.linux.initrd.as_deref(), low, hot_plugged)?;
+        let command_line = command_line(config, Platform::place(map.end()));
+        kernel.check_command_line(&command_line)?;
+        let mut plan = Self {
+            config,
+            kernel,
+            map,
+            boot_bytes,
+            initrd_address,
+            command_line,
+            devices: Vec::new(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            running: OnceLock::new(),
+        };
+        plan.open_devices()?;
+        // Last, so that all that is wrong with the configuration comes to light on any machine.
+        if !boot::runs_ring0() {
+            return Err(LinuxError::NoRing0 { name: kernel.name().to_owned() }.into());
+        }
+        Ok(plan)
+    }
+
+    fn open_devices(&mut self) -> Result<(), LaunchError> {
+        let linux = &self.config.linux;
+        let moves_memory = usize::from(self.config.elastic.way().needs() != Need::Nothing);
+        let asked = ALWAYS + linux.disks.len() + linux.nets.len() + moves_memory;
+        let limit = map::DEVICE_GSIS.len();
+        if asked > limit {
+            return Err(LinuxError::Devices { asked, limit }.into());
+        }
+        blk::check_disks(&linux.disks)?;
+        for disk in &linux.disks {
+            let disk = Blk::open(disk)?;
+            self.disks.push(disk.control());
+            self.devices.push(Box::new(disk));
+        }
+        net::check_nets(&linux.nets)?;
+        for net in &linux.nets {
+            let net = Net::open(net)?;
+            self.nets.push(net.counters());
+            self.devices.push(Box::new(net));
+        }
+        Ok(())
+    }
+
+    /// The serial line, with its interrupt.
+    fn serial(&self, vm: &VmFd) -> Result<Arc<Serial>, LaunchError> {
+        let console = match &self.config.linux.console {
+            Some(console) => console.try_clone(),
+            None => File::create("/dev/null").map(Into::into),
+        };
+        let serial = console.and_then(|out| Serial::new(out, &self.config.threads)).map(Arc::new);
+        let serial = serial.map_err(|source| LaunchError::Host { step: "open the console", source })?;
+        vm.register_irqfd(serial.irq(), serial::GSI)
+            .map_err(|source| LaunchError::Kvm { step: "take the serial line's interrupts", source })?;
+        Ok(serial)
+    }
+}
+
+impl Plan for LinuxPlan<'_> {
+    fn facts(&self) -> &'static Facts {
+        &FACTS
+    }
+
+    fn image(&self) -> Range<u32> {
+        // Its RAM has memory wherever it is touched.
+        0..0
+    }
+
+    fn address_map(&self) -> AddressMap {
+        self.map
+    }
+
+    fn platform(&self, limits: &KvmLimits) -> Result<Platform, BootError> {
+        Platform::above(self.map.end(), self.config.memory.0, self.config.cpus, limits.address_bits)
+    }
+
+    fn notifier(&self, _: &Arc<Platform>, _: &Arc<Agents>) -> Notifier {
+        // It has real interrupts.
+        Box::new(|| {})
+    }
+
+    fn prepare(&self, vm: &VmFd) -> Result<(), LaunchError> {
+        let kvm = |step| move |source| LaunchError::Kvm { step, source };
+        // Intel CPUs without unrestricted guests need these pages; others do not care.
+        vm.set_tss_address(map::KVM_PAGES as usize).map_err(kvm("place its task segment"))?;
+        vm.create_irq_chip().map_err(kvm("make interrupt controllers"))?;
+        let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(timer).map_err(kvm("make a timer"))
+    }
+
+    fn cpuid(&self, kvm: &Kvm, supported: &CpuId, index: u32) -> Result<CpuId, LaunchError> {
+        let has_deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
+        // At most MAX_CPUS.
+        Ok(linux::cpuid(supported, index as u8, self.config.cpus as u8, has_deadline_timer)?)
+    }
+
+    /// All devices, in the order in which the kernel finds them.
+    fn devices(&mut self, hardware: &Hardware, elastic: Option<Arc<Transport>>) -> Result<Attached, LaunchError> {
+        devices::outlive_file_limits()
+            .map_err(|source| LaunchError::Host { step: "catch the signal of a full file", source })?;
+        let event = |source| LaunchError::Host { step: "make a device's events", source };
+        let transport = |device: Box<dyn VirtioDevice>| {
+            // It has real interrupts.
+            Transport::new(device, hardware.ram.clone(), Box::new(|| {})).map(Arc::new).map_err(event)
+        };
+        let (console, port) = Console::new().map_err(event)?;
+        let mut all = vec![transport(Box::new(console))?, transport(Box::<Rng>::default())?];
+        for device in self.devices.drain(..) {
+            all.push(transport(device)?);
+        }
+        all.extend(elastic);
+        for (device, gsi) in all.iter().zip(map::DEVICE_GSIS) {
+            let taken = hardware.vm.register_irqfd(device.irq().event(), gsi);
+            taken.map_err(|source| LaunchError::Kvm { step: "take a device's interrupts", source })?;
+        }
+        let pc = Pc::new(self.serial(&hardware.vm)?, hardware.vm.clone());
+        let agent = LinuxAgent::new(port);
+        // It is asked for devices once.
+        let _ = self.running.set(Arc::new(Linux { pc, agent }));
+        Ok(Attached {
+            devices: Devices::new(map::DEVICES_START, all),
+            disks: std::mem::take(&mut self.disks),
+            nets: std::mem::take(&mut self.nets),
+        })
+    }
+
+    /// Copies the kernel, and all it is told, into its memory, and puts the first vCPU at its entry.
+    fn load(&self, hardware: &Hardware, devices: &Devices, vcpus: &[VcpuFd]) -> Result<(), LaunchError> {
+        let (ram, platform, boot_bytes) = (&hardware.ram, &hardware.platform, self.boot_bytes);
+        let parts: Vec<_> = ram
+            .map()
+            .parts()
+            .filter(|part| part.offset < boot_bytes)
+            .map(|part| part.gpa..part.gpa + part.bytes.min(boot_bytes - part.offset))
+            .collect();
+        let platform_range = platform.header_gpa()..platform.doorbell_gpa() + shared_layout::call::DOORBELL_BYTES;
+        let memory_map = map::e820(&parts, platform_range);
+        let lines: Vec<_> = (0..devices.count() as usize)
+            .filter_map(map::device)
+            // Below 4 GiB, as the hole is.
+            .map(|(page, gsi)| acpi::Mmio { page: page as u32, gsi })
+            .collect();
+        let setup = kernel::Setup {
+            initrd: self.config.linux.initrd.as_deref(),
+            command_line: &self.command_line,
+            memory_map: &memory_map,
+            acpi: &acpi::tables(self.config.cpus as u8, &lines),
+        };
+        self.kernel.load(ram.guest_memory(), &setup, self.initrd_address)?;
+        let [first, others @ ..] = vcpus else { return Ok(()) };
+        linux::start(first, ram.guest_memory(), self.kernel.entry())?;
+        for vcpu in others {
+            linux::start_other(vcpu)?;
+        }
+        Ok(())
+    }
+
+    fn guest(&self, _: &Hardware) -> Arc<dyn Guest> {
+        self.running.get().expect("the devices' step comes before the guest runs").clone()
+    }
+}
+
+/// One that runs; its ports share the VM.
+struct Linux {
+    pc: Pc,
+    agent: LinuxAgent,
+}
+
+impl Guest for Linux {
+    fn facts(&self) -> &'static Facts {
+        &FACTS
+    }
+
+    fn run(&self, command: Command, timeout: Duration) -> Result<Report, AgentError> {
+        self.agent.run(command, timeout)
+    }
+
+    fn wait_until_up(&self, timeout: Duration) -> Result<(), AgentError> {
+        self.agent.wait_until_up(timeout)
+    }
+
+    fn pause(&self) {
+        self.pc.serial().pause();
+    }
+
+    fn resume(&self) {
+        self.pc.serial().resume();
+    }
+
+    fn stop(&self) {
+        self.agent.stop();
+        self.pc.serial().stop();
+    }
+
+    fn write_port(&self, port: u16, data: &[u8]) -> Option<ExitReason> {
+        self.pc.write(port, data)
+    }
+
+    fn read_port(&self, port: u16, data: &mut [u8]) {
+        self.pc.read(port, data);
+    }
+
+    fn serial(&self) -> Option<&Arc<Serial>> {
+        Some(self.pc.serial())
+    }
+
+    fn agent_status(&self) -> Option<LinuxAgentStatus> {
+        Some(self.agent.status())
+    }
+}
+
+/// The user's words, and what this machine adds to them: the region that it shares lies at `header`.
+fn command_line(config: &VmConfig, header: u64) -> String {
+    let given = &config.linux.command_line;
+    let (given, init) = given.split_at(parameters_end(given));
+    let mut words = vec![given.trim_end().to_owned()];
+    if let Some(parameter) = config.elastic.way().kernel_parameter() {
+        let name = |word: &str| word.split('=').next().map(str::to_owned);
+        // Whoever wrote it has a reason.
+        if !given.split_whitespace().any(|word| name(word) == name(parameter)) {
+            words.push(parameter.to_owned());
+        }
+    }
+    words.push(format!("{HEADER_PARAMETER}={header:#x}"));
+    words.push(init.to_owned());
+    words.retain(|word| !word.is_empty());
+    words.join(" ")
+}
+
+/// Where the kernel's parameters end: at a lone `--`, behind which those of init begin.
+fn parameters_end(line: &str) -> usize {
+    let is_end = |at: usize| {
+        let (before, behind) = (&line[..at], &line[at + 2..]);
+        let is_alone = before.chars().next_back().is_none_or(char::is_whitespace)
+            && behind.chars().next().is_none_or(char::is_whitespace);
+        is_alone && before.matches('"').count() % 2 == 0
+    };
+    line.match_indices("--").map(|(at, _)| at).find(|at| is_end(*at)).unwrap_or(line.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LinuxConfig;
+
+    #[test]
+    fn what_is_added_is_the_kernels_and_not_inits() {
+        let line = |given: &str, elastic: &str| {
+            let linux = LinuxConfig { command_line: given.to_owned(), ..LinuxConfig::default() };
+            let elastic = elastic.parse().expect("a kind");
+            command_line(&VmConfig { linux, elastic, ..VmConfig::default() }, 0x4000_0000)
+        };
+        let header = "llfree.header=0x40000000";
+        assert_eq!(line("", "none"), header);
+        assert_eq!(line("quiet  ro ", "none"), format!("quiet  ro {header}"));
+        assert_eq!(line("quiet -- single", "none"), format!("quiet {header} -- single"));
+        assert_eq!(line("--", "none"), format!("{header} --"));
+        assert_eq!(line("a=\"b -- c\" --x x-- --", "none"), format!("a=\"b -- c\" --x x-- {header} --"));
+        let online = "memhp_default_state=online_movable";
+        assert_eq!(line("quiet", "virtio-mem"), format!("quiet {online} {header}"));
+        assert_eq!(line(online, "virtio-mem"), format!("{online} {header}"));
+        assert_eq!(
+            line("-- memhp_default_state=x", "virtio-mem"),
+            format!("{online} {header} -- memhp_default_state=x")
+        );
+    }
+}

@@ -1,0 +1,135 @@
+//! The bare-metal guest: ring 3, one image, a vCPU an agent, and a table that it shares with the host.
+
+use super::plan::{Attached, Facts, Guest, Hardware, Plan};
+use crate::agent::{self, AgentError, Agents};
+use crate::boot::{BootError, Image, Kernel, KvmLimits, LinuxError, Platform};
+use crate::config::VmConfig;
+use crate::devices::Devices;
+use crate::devices::irq::Notifier;
+use crate::devices::mmio::Transport;
+use crate::elastic::{Elastic, Need, Offers};
+use crate::error::LaunchError;
+use kvm_ioctls::VcpuFd;
+use llfree_base::units::Bytes;
+use llfree_monitor::memory::AddressMap;
+use shared_layout::agent::{Command, Report};
+use shared_layout::{ControlWord, HUGE_SIZE};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What is so for every guest of this kind.
+pub static FACTS: Facts = Facts {
+    offers: Offers {
+        guest: "a guest of this project",
+        meets: &[Need::Table, Need::Balloon, Need::HugeBalloon, Need::Mem],
+    },
+    elastic: Elastic::LLFREE,
+    command_line: "",
+    has_console: false,
+};
+
+/// One that fits its configuration.
+pub(super) struct ShimPlan<'a> {
+    config: &'a VmConfig,
+    image: &'a Arc<Image>,
+    kernel: &'a Kernel,
+}
+
+impl<'a> ShimPlan<'a> {
+    pub(super) fn new(config: &'a VmConfig, image: &'a Arc<Image>, kernel: &'a Kernel) -> Result<Self, LaunchError> {
+        let linux = &config.linux;
+        let flags = [
+            ("--initrd", linux.initrd.is_some()),
+            ("--append", !linux.command_line.is_empty()),
+            ("--disk", !linux.disks.is_empty()),
+            ("--net", !linux.nets.is_empty()),
+        ];
+        if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
+            let guest = if config.kernel.is_some() { kernel.name() } else { "the built-in guest" };
+            return Err(LinuxError::NotLinux { flag, guest: guest.to_owned() }.into());
+        }
+        let least = Bytes(u64::from(kernel.huge_frames().end) * HUGE_SIZE);
+        if config.kernel.is_none() && config.memory < least {
+            return Err(LaunchError::TooSmall { memory: config.memory, least });
+        }
+        kernel.check_fits(config.memory.0)?;
+        Ok(Self { config, image, kernel })
+    }
+}
+
+impl Plan for ShimPlan<'_> {
+    fn facts(&self) -> &'static Facts {
+        &FACTS
+    }
+
+    fn image(&self) -> Range<u32> {
+        self.kernel.huge_frames()
+    }
+
+    fn address_map(&self) -> AddressMap {
+        AddressMap::flat(self.config.memory.0)
+    }
+
+    fn platform(&self, limits: &KvmLimits) -> Result<Platform, BootError> {
+        Platform::new(self.config.memory.0, self.config.cpus, limits.address_bits)
+    }
+
+    /// It has no interrupts: a word to poll, and a kick for a vCPU that sleeps.
+    fn notifier(&self, platform: &Arc<Platform>, agents: &Arc<Agents>) -> Notifier {
+        let (platform, agents) = (platform.clone(), agents.clone());
+        let events = AtomicU64::new(0);
+        Box::new(move || {
+            let number = events.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+            platform.table().set_control(ControlWord::DeviceEvents, number);
+            agents.notify_driver();
+        })
+    }
+
+    fn devices(&mut self, hardware: &Hardware, elastic: Option<Arc<Transport>>) -> Result<Attached, LaunchError> {
+        let devices = Devices::new(hardware.platform.devices_gpa(), elastic.into_iter().collect());
+        if devices.count() > 0 {
+            hardware.platform.set_devices(devices.count());
+        }
+        Ok(Attached { devices, disks: Vec::new(), nets: Vec::new() })
+    }
+
+    fn load(&self, hardware: &Hardware, _: &Devices, vcpus: &[VcpuFd]) -> Result<(), LaunchError> {
+        // It writes to frames that are there: a fault would wait for a thread that is not.
+        self.kernel.load(hardware.ram.guest_memory())?;
+        for (index, vcpu) in vcpus.iter().enumerate() {
+            hardware.platform.enter(vcpu, index as u32, self.kernel.entry())?;
+        }
+        Ok(())
+    }
+
+    fn guest(&self, hardware: &Hardware) -> Arc<dyn Guest> {
+        Arc::new(Shim { image: self.image.clone(), agents: hardware.agents.clone() })
+    }
+}
+
+/// One that runs.
+struct Shim {
+    /// It names addresses in crash reports.
+    image: Arc<Image>,
+    agents: Arc<Agents>,
+}
+
+impl Guest for Shim {
+    fn facts(&self) -> &'static Facts {
+        &FACTS
+    }
+
+    fn run(&self, command: Command, timeout: Duration) -> Result<Report, AgentError> {
+        self.agents.run(command, timeout).map(|reports| agent::total(&reports))
+    }
+
+    fn stop(&self) {
+        self.agents.stop();
+    }
+
+    fn kernel(&self) -> Option<&Kernel> {
+        self.image.kernel()
+    }
+}

@@ -1,0 +1,54 @@
+//! What a VM's guest says about its memory, and why a resize fell short by that.
+
+use super::Vm;
+use crate::elastic::Need;
+use crate::guest_view::{self, GuestView};
+use llfree::Census;
+use llfree_base::units::Bytes;
+use llfree_control::report::{ElasticStatus, GuestSays};
+use shared_layout::{FRAME_SIZE, HUGE_SIZE};
+use std::time::Duration;
+
+impl Vm {
+    /// Whether the guest shares the table of its allocator with the host, whatever moves its memory.
+    #[must_use]
+    pub fn shares_table(&self) -> bool {
+        self.guest.facts().offers.meet(Need::Table)
+    }
+
+    /// What the guest says about its memory, where it says so.
+    #[must_use]
+    pub fn view(&self, elastic: &ElasticStatus, census: &Census) -> GuestView {
+        if !self.shares_table() {
+            return GuestView::of_statistics(elastic);
+        }
+        // A device's driver allocates what it gives away.
+        let given_away = match self.elastic.table() {
+            Some(_) => 0,
+            None => self.config.memory.0.saturating_sub(self.elastic.limit()),
+        };
+        GuestView::of_table(census, given_away)
+    }
+
+    /// What the guest has free by its table, in bytes: all of it, and the part in wholly free huge
+    /// frames. `None` without a table.
+    #[must_use]
+    pub fn free_by_table(&self) -> Option<(u64, u64)> {
+        self.shares_table().then(|| {
+            let census = self.monitor.census();
+            let huge = (census.free_installed + census.free_evicted) * HUGE_SIZE;
+            (huge + census.fragmented_frames * FRAME_SIZE, huge)
+        })
+    }
+
+    /// Why a resize fell short, as a sentence that ends with `advice`; `grows` if the limit should
+    /// have risen.
+    #[must_use]
+    pub fn why_short(&self, view: &GuestView, elastic: &ElasticStatus, grows: bool, advice: &str) -> String {
+        if view.says == GuestSays::Table {
+            let known = |bytes: Option<u64>| Bytes(bytes.unwrap_or_default());
+            return guest_view::why_by_table(known(view.used), known(view.fragmented), advice);
+        }
+        guest_view::why_by_device(elastic, grows, self.elastic.is_moving(Duration::MAX), advice)
+    }
+}
