@@ -245,9 +245,9 @@ pub fn vm(error: &VmError) -> Option<Advice> {
         VmError::Resize(error) => Some(resize(error)),
         VmError::Cgroup(error) => cgroup(error),
         VmError::Ended(end) => exit(end),
-        VmError::Size(_) | VmError::Order(_) | VmError::Monitor(_) | VmError::Agent(_) | VmError::AutoReclaim(_) => {
-            None
-        }
+        VmError::Size(_) | VmError::Order(_) | VmError::Monitor(_) | VmError::Agent(_) => None,
+        // Their words name the remedy.
+        VmError::AutoReclaim(_) | VmError::Pause(_) | VmError::Paused => None,
     }
 }
 

@@ -33,6 +33,8 @@ Examples:
   llfree-vmm shrink --to 4G --wait 10s         take memory back
   llfree-vmm grow --to 16G                     and give it again
   llfree-vmm status --watch 1s                 watch it
+  llfree-vmm pause                             let the guest stand still ...
+  llfree-vmm resume                            ... and go on
   llfree-vmm demo --mem 16G                    all of this in one terminal
   llfree-vmm --mem 4G --kernel vmlinuz --initrd initrd.img --disk rootfs.img  an unmodified Linux
 
@@ -123,6 +125,10 @@ pub enum ClientCommand {
     /// Let the test guest do something
     #[command(subcommand)]
     Guest(GuestCommand),
+    /// Halt the guest where it is: vCPUs and devices stand still; its memory can still be resized
+    Pause,
+    /// Let a paused guest go on
+    Resume,
     /// End a VM cleanly; to a Linux guest it is as if the plug were pulled
     Stop,
 }

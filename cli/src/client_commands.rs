@@ -116,6 +116,8 @@ pub fn run(global: &Global, command: &ClientCommand, output: &mut Output) -> Res
             ask(global, "auto-reclaim", &Request::AutoReclaim { settings: *settings }, output)
         }
         ClientCommand::Validate => ask(global, "validate", &Request::Validate, output),
+        ClientCommand::Pause => ask(global, "pause", &Request::Pause, output),
+        ClientCommand::Resume => ask(global, "resume", &Request::Resume, output),
         ClientCommand::Guest(command) => {
             let request = guest_request(command);
             ask(global, request.verb(), &Request::Guest(request), output)
@@ -171,6 +173,10 @@ fn ask(global: &Global, verb: &str, request: &Request, output: &mut Output) -> R
         (Request::Validate, Reply::Validate(report)) => {
             output.print(&report, || render::validate(&report))?;
             Ok(if report.clean { exit::OK } else { exit::PARTIAL })
+        }
+        (Request::Pause | Request::Resume, Reply::Life(report)) => {
+            output.print(&report, || render::life(&report))?;
+            Ok(exit::OK)
         }
         (Request::Guest(_), Reply::Guest(report)) => {
             output.print(&report, || render::guest(verb, &report))?;

@@ -9,8 +9,8 @@ use llfree_base::printable;
 use llfree_base::units::Bytes;
 use llfree_control::report::{
     AutoReclaimReport, BalloonStatus, DiskStatus, ElasticKind, ElasticStatus, Enforcement, GuestOutcome, GuestReport,
-    GuestSays, GuestStatsReport, LinuxAgentStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, StatusReport,
-    ValidateReport, Word,
+    GuestSays, GuestStatsReport, LifeReport, LinuxAgentStatus, NetReport, ReclaimReport, ResizeReport, SampleReport,
+    StatusReport, ValidateReport, VmState, Word,
 };
 use std::fmt::{Display, Write};
 
@@ -115,6 +115,20 @@ fn auto_reclaim_line(report: &AutoReclaimReport) -> String {
     format!("on, {}; {evicted}{last}", printable(settings))
 }
 
+/// What `pause` and `resume` print.
+#[must_use]
+pub fn life(report: &LifeReport) -> String {
+    let took = micros(report.duration_us);
+    let paused = report.paused_ms.map(millis).unwrap_or_default();
+    match (report.state.known(), report.changed) {
+        (Some(VmState::Paused), true) => format!("paused in {took}\n"),
+        (Some(VmState::Paused), false) => format!("paused already, for {paused}\n"),
+        (Some(VmState::Running), true) => format!("running again in {took}, after {paused}\n"),
+        (Some(VmState::Running), false) => "running already\n".to_owned(),
+        (None, _) => format!("{}\n", printable(&report.state.to_string())),
+    }
+}
+
 /// What `validate` prints.
 #[must_use]
 pub fn validate(report: &ValidateReport) -> String {
@@ -201,7 +215,8 @@ fn sample_rows(s: &SampleReport) -> Vec<Row> {
 /// What `status` prints.
 #[must_use]
 pub fn status(report: &StatusReport) -> String {
-    let mut rows = memory_rows(report);
+    let mut rows = vec![("state", state(report))];
+    rows.extend(memory_rows(report));
     rows.extend(upkeep_rows(report));
     rows.extend(install_rows(report));
     rows.extend(elastic(&report.elastic));
@@ -216,6 +231,14 @@ pub fn status(report: &StatusReport) -> String {
         text.push_str(&vcpus(report));
     }
     text
+}
+
+fn state(report: &StatusReport) -> String {
+    match report.state.known() {
+        Some(VmState::Running) => "running".to_owned(),
+        Some(VmState::Paused) => format!("PAUSED for {}", millis(report.paused_ms.unwrap_or_default())),
+        None => printable(&report.state.to_string()),
+    }
 }
 
 /// A row's label and its value.

@@ -71,6 +71,7 @@ fn every_json_output_has_its_fields() {
         "name",
         "pid",
         "uptime_ms",
+        "state",
         "backing",
         "memory_bytes",
         "limit_bytes",

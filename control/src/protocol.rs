@@ -18,7 +18,9 @@
 //! Raise [`PROTOCOL_VERSION`] when an old peer would misread a line: a field changes its meaning or
 //! disappears, or a request gains one.
 
-use crate::report::{AutoReclaimReport, GuestReport, ReclaimReport, ResizeReport, StatusReport, ValidateReport};
+use crate::report::{
+    AutoReclaimReport, GuestReport, LifeReport, ReclaimReport, ResizeReport, StatusReport, ValidateReport,
+};
 use llfree_base::choices::Switch;
 use llfree_base::units::{Bytes, MAX_DURATION, MemorySizeError, check_memory};
 use serde::{Deserialize, Serialize};
@@ -91,6 +93,10 @@ pub enum Request {
     Validate,
     /// Work for the test guest's agent.
     Guest(GuestRequest),
+    /// Halt all vCPUs and devices where they are.
+    Pause,
+    /// Let them go on.
+    Resume,
     /// End the VM cleanly.
     Stop,
 }
@@ -244,6 +250,8 @@ pub enum Reply {
     Validate(ValidateReport),
     /// To a guest request.
     Guest(GuestReport),
+    /// To a pause or a resume.
+    Life(LifeReport),
     /// To a stop: the VM ends now.
     Stopping,
     /// The request was not carried out.
@@ -389,6 +397,8 @@ impl Request {
             | Self::Validate
             | Self::Reclaim { bytes: None }
             | Self::Guest(_)
+            | Self::Pause
+            | Self::Resume
             | Self::Stop => Ok(()),
         }
     }
@@ -400,7 +410,7 @@ impl Request {
         let work = Duration::from_secs(10 * 60);
         match self {
             Self::Ping | Self::Status | Self::AutoReclaim { .. } => Duration::from_secs(5),
-            Self::Stop => Duration::from_secs(30),
+            Self::Pause | Self::Resume | Self::Stop => Duration::from_secs(30),
             Self::Shrink { wait_ms, .. } => work + Duration::from_millis(*wait_ms),
             Self::Guest(request) => work + Duration::from_millis(request.millis()),
             // A device's driver takes its time to grow.

@@ -7,8 +7,8 @@ use llfree_control::protocol::{
 };
 use llfree_control::report::{
     AutoReclaimReport, BadPage, BalloonStatus, ElasticKind, ElasticStatus, GuestOutcome, GuestReport, GuestStatsReport,
-    MemStatus, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport, VcpuState,
-    VcpuStatus, Word,
+    LifeReport, MemStatus, ReclaimReport, ResizeReport, SampleReport, Shortfall, StatusReport, ValidateReport,
+    VcpuState, VcpuStatus, VmState, Word,
 };
 use proptest::prelude::*;
 
@@ -55,6 +55,8 @@ fn requests() -> Vec<(Request, &'static str)> {
         ),
         (Request::Guest(GuestRequest::Idle), r#"{"version":1,"request":{"guest":"idle"}}"#),
         (Request::Guest(GuestRequest::Stats), r#"{"version":1,"request":{"guest":"stats"}}"#),
+        (Request::Pause, r#"{"version":1,"request":"pause"}"#),
+        (Request::Resume, r#"{"version":1,"request":"resume"}"#),
         (Request::Stop, r#"{"version":1,"request":"stop"}"#),
         (
             Request::Guest(GuestRequest::Burst { bytes: 4096, touch: BurstTouch::Pages, keep: false, single: false }),
@@ -122,6 +124,8 @@ fn replies_survive_a_line() {
             samples: Some(SampleReport { count: 1, ..SampleReport::default() }),
             ..guest_report()
         }),
+        Reply::Life(LifeReport { state: VmState::Paused.into(), changed: true, duration_us: 9, paused_ms: None }),
+        Reply::Life(LifeReport { state: VmState::Running.into(), changed: true, duration_us: 9, paused_ms: Some(3) }),
         Reply::Stopping,
         Reply::error(ErrorKind::Busy, "later"),
     ];

@@ -10,6 +10,7 @@ pub mod linux;
 
 use agent_abi::{Command, Outcome, Report, Samples};
 use shared_layout::Order;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -63,7 +64,18 @@ struct Seats {
     stopped: bool,
     last_ticket: u64,
     /// A device has something for the drivers, which vCPU 0 runs.
-    poked: bool,
+    notified: bool,
+}
+
+/// What a vCPU finds that waits for work.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Next {
+    /// Work.
+    Command(Command),
+    /// Nothing for now: the VM pauses, and the vCPU is to ask again when it runs.
+    Paused,
+    /// Nothing any more: the VM stops.
+    Stopped,
 }
 
 /// All vCPUs' seats.
@@ -74,6 +86,8 @@ pub struct Agents {
     turn: Mutex<()>,
     /// How often vCPU 0 is to look after its devices in any case.
     tick: Option<Duration>,
+    /// Nobody is given work. Changed under the lock of the seats, so that nobody falls asleep over it.
+    paused: AtomicBool,
 }
 
 /// The ticket of work that nobody waits for.
@@ -87,7 +101,7 @@ impl Agents {
     pub fn new(vcpus: u32) -> Self {
         let seats = (0..vcpus).map(|_| Seat::default()).collect();
         let seats = Mutex::new(Seats { seats, ..Seats::default() });
-        Self { seats, changed: Condvar::new(), turn: Mutex::new(()), tick: None }
+        Self { seats, changed: Condvar::new(), turn: Mutex::new(()), tick: None, paused: AtomicBool::new(false) }
     }
 
     /// The same, for a guest whose drivers want to run so often: what a timer is to others.
@@ -97,36 +111,63 @@ impl Agents {
     }
 
     /// A device has something for its driver: wakes an idle guest, as an interrupt would.
-    pub fn poke(&self) {
-        self.lock().poked = true;
+    pub fn notify_driver(&self) {
+        self.lock().notified = true;
         self.changed.notify_all();
     }
 
-    /// vCPU thread: sleeps until there is work; `None` when the VM stops.
-    pub fn next_command(&self, vcpu: u32) -> Option<Command> {
+    /// Sends those back that wait for work, and gives none until [`resume`](Self::resume). The vCPUs have
+    /// their orders to pause by then, or they would ask again at once.
+    pub fn pause(&self) {
+        self.set_paused(true);
+    }
+
+    /// Gives work again, also what came meanwhile.
+    pub fn resume(&self) {
+        self.set_paused(false);
+    }
+
+    fn set_paused(&self, paused: bool) {
+        let seats = self.lock();
+        self.paused.store(paused, Ordering::Release);
+        drop(seats);
+        self.changed.notify_all();
+    }
+
+    /// Between [`pause`](Self::pause) and [`resume`](Self::resume).
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// vCPU thread: sleeps until there is work, or the VM pauses or stops.
+    pub fn next_command(&self, vcpu: u32) -> Next {
         let mut seats = self.lock();
         let drives = vcpu == DRIVER_VCPU;
         loop {
             if seats.stopped {
-                return None;
+                return Next::Stopped;
             }
-            let poked = drives && seats.poked;
-            let seat = seats.seats.get_mut(vcpu as usize)?;
+            if self.is_paused() {
+                return Next::Paused;
+            }
+            let notified = drives && seats.notified;
+            let Some(seat) = seats.seats.get_mut(vcpu as usize) else { return Next::Stopped };
             if let Some((ticket, command)) = seat.pending.take() {
                 seat.working = Some(ticket);
-                return Some(command);
+                return Next::Command(command);
             }
-            if poked {
+            if notified {
                 seat.working = Some(UNASKED);
-                seats.poked = false;
-                return Some(Command::Devices);
+                seats.notified = false;
+                return Next::Command(Command::Devices);
             }
             seats = match self.tick.filter(|_| drives) {
                 None => self.changed.wait(seats).unwrap_or_else(PoisonError::into_inner),
                 Some(tick) => {
                     let (mut seats, wait) =
                         self.changed.wait_timeout(seats, tick).unwrap_or_else(PoisonError::into_inner);
-                    seats.poked |= wait.timed_out();
+                    seats.notified |= wait.timed_out();
                     seats
                 }
             };
@@ -143,7 +184,7 @@ impl Agents {
         if ticket != UNASKED {
             seat.report = Some((ticket, report));
         }
-        seats.poked |= vcpu == DRIVER_VCPU && report.more != 0;
+        seats.notified |= vcpu == DRIVER_VCPU && report.more != 0;
         drop(seats);
         self.changed.notify_all();
         true
@@ -166,8 +207,11 @@ impl Agents {
     }
 
     /// Asks idle vCPUs to give cached frames back, unless a command runs: then they look at
-    /// `wanted` by themselves. True if they did.
+    /// `wanted` by themselves. True if they did; those of a paused VM do not.
     pub fn drain_if_idle(&self, timeout: Duration) -> bool {
+        if self.is_paused() {
+            return false;
+        }
         let _turn = match self.turn.try_lock() {
             Ok(turn) => turn,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -369,7 +413,7 @@ mod tests {
         assert_eq!(agents.run(Command::Stats, short), Err(AgentError::Timeout(short)));
         agents.stop();
         assert_eq!(agents.run(Command::Stats, short), Err(AgentError::Gone));
-        assert_eq!(agents.next_command(0), None);
+        assert_eq!(agents.next_command(0), Next::Stopped);
     }
 
     #[test]
@@ -377,27 +421,52 @@ mod tests {
         let agents = Agents::new(1);
         std::thread::scope(|scope| {
             let late = scope.spawn(|| agents.run(Command::Verify, Duration::from_millis(20)));
-            assert_eq!(agents.next_command(0), Some(Command::Verify));
+            assert_eq!(agents.next_command(0), Next::Command(Command::Verify));
             assert!(late.join().expect("no panic").is_err());
             assert!(agents.report(0, Report { bytes: 1, ..Report::default() }));
             assert!(!agents.report(0, Report::default()), "nobody asked");
             let next = scope.spawn(|| agents.run(Command::Stats, Duration::from_secs(60)));
-            assert_eq!(agents.next_command(0), Some(Command::Stats));
+            assert_eq!(agents.next_command(0), Next::Command(Command::Stats));
             assert!(agents.report(0, Report { bytes: 2, ..Report::default() }));
             assert_eq!(next.join().expect("no panic").expect("answered")[0].bytes, 2);
         });
     }
 
     #[test]
-    fn a_poked_guest_looks_after_its_devices_until_it_has_no_more_to_do() {
+    fn a_notified_guest_looks_after_its_devices_until_it_has_no_more_to_do() {
         let agents = Agents::new(2);
-        agents.poke();
-        assert_eq!(agents.next_command(0), Some(Command::Devices));
+        agents.notify_driver();
+        assert_eq!(agents.next_command(0), Next::Command(Command::Devices));
         assert!(agents.report(0, Report { more: 1, ..Report::default() }));
-        assert_eq!(agents.next_command(0), Some(Command::Devices));
+        assert_eq!(agents.next_command(0), Next::Command(Command::Devices));
         assert!(agents.report(0, Report::default()));
         agents.stop();
-        assert_eq!((agents.next_command(0), agents.next_command(1)), (None, None));
+        assert_eq!((agents.next_command(0), agents.next_command(1)), (Next::Stopped, Next::Stopped));
+    }
+
+    #[test]
+    fn a_pause_sends_those_back_that_wait_and_loses_no_work() {
+        let agents = Agents::new(2);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| agents.next_command(1));
+            agents.pause();
+            assert_eq!(waits.join().expect("no panic"), Next::Paused);
+            agents.notify_driver();
+            let asked = scope.spawn(|| agents.run(Command::Stats, Duration::from_secs(60)));
+            assert_eq!(agents.next_command(0), Next::Paused);
+            assert!(!agents.drain_if_idle(Duration::from_secs(60)), "at once, and not after the minute");
+            agents.resume();
+            // The command may not be there yet, and then the notification comes first.
+            while agents.next_command(0) != Next::Command(Command::Stats) {
+                agents.report(0, Report::default());
+            }
+            assert_eq!(agents.next_command(1), Next::Command(Command::Stats));
+            assert!(agents.report(0, Report::default()) && agents.report(1, Report::default()));
+            assert!(asked.join().expect("no panic").is_ok());
+        });
+        agents.pause();
+        agents.stop();
+        assert_eq!(agents.next_command(0), Next::Stopped);
     }
 
     #[test]
@@ -405,12 +474,12 @@ mod tests {
         let agents = Agents::new(2);
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| agents.run(Command::Stats, Duration::from_secs(60)));
-            assert_eq!(agents.next_command(0), Some(Command::Stats));
+            assert_eq!(agents.next_command(0), Next::Command(Command::Stats));
             assert!(agents.report(0, Report { bytes: 7, ..Report::default() }));
-            agents.poke();
-            assert_eq!(agents.next_command(0), Some(Command::Devices));
+            agents.notify_driver();
+            assert_eq!(agents.next_command(0), Next::Command(Command::Devices));
             assert!(agents.report(0, Report::default()));
-            assert_eq!(agents.next_command(1), Some(Command::Stats));
+            assert_eq!(agents.next_command(1), Next::Command(Command::Stats));
             assert!(agents.report(1, Report::default()));
             assert_eq!(asked.join().expect("no panic").expect("answered")[0].bytes, 7);
         });

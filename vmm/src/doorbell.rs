@@ -4,7 +4,7 @@
 //! reply half. Nothing a guest can put into its words ends in more than an error status and a
 //! counted bad call.
 
-use crate::agent::Agents;
+use crate::agent::{Agents, Next};
 use crate::boot::Platform;
 use crate::exit::ExitReason;
 use agent_abi::Report;
@@ -25,6 +25,8 @@ const LOG_LINES: u64 = 10_000;
 pub enum Flow {
     /// It goes on.
     Continue,
+    /// The VM pauses, and the call has no reply yet: it is to be made again when the VM runs.
+    Again,
     /// The VM is stopping: leave the guest.
     Leave,
     /// The guest ends, for this reason.
@@ -55,6 +57,9 @@ impl Doorbell {
             Ok(request) => self.serve(vcpu, request, &mut reply),
             Err(status) => (status, Flow::Continue),
         };
+        if matches!(flow, Flow::Again) {
+            return flow;
+        }
         if matches!(status, Status::UnknownCall | Status::BadArgument) {
             self.counters.bad_calls.inc();
         }
@@ -80,17 +85,23 @@ impl Doorbell {
                 (Status::AbiMismatch, Flow::End(ExitReason::AbiMismatch { guest }))
             }
             Request::Wait => match self.agents.next_command(vcpu) {
-                Some(command) => {
+                Next::Command(command) => {
                     *reply = command.encode();
                     (Status::Ok, Flow::Continue)
                 }
-                None => (Status::Ok, Flow::Leave),
+                Next::Paused => (Status::Ok, Flow::Again),
+                Next::Stopped => (Status::Ok, Flow::Leave),
             },
             Request::Done(words) => {
                 let expected = self.agents.report(vcpu, Report::decode(&words));
                 (if expected { Status::Ok } else { Status::BadArgument }, Flow::Continue)
             }
-            Request::Install { first, count } => (install_status(self.monitor.install(first, count)), Flow::Continue),
+            Request::Install { first, count } => {
+                match self.monitor.install_while(first, count, || !self.agents.is_paused()) {
+                    Some(installed) => (install_status(installed), Flow::Continue),
+                    None => (Status::Ok, Flow::Again),
+                }
+            }
             Request::Log(words) => {
                 match self.log_lines.fetch_add(1, Ordering::Relaxed) {
                     line if line < LOG_LINES => log::info!("guest vCPU {vcpu}: {}", guest_text(&words)),

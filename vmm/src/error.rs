@@ -15,6 +15,7 @@ use llfree_monitor::auto::SwitchError;
 use llfree_monitor::install_config::InstallConfigError;
 use llfree_monitor::memory::MemoryError;
 use shared_layout::{HUGE_SIZE, Order};
+use std::time::Duration;
 
 /// Why a VM was not launched; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +105,27 @@ pub enum LaunchError {
     },
 }
 
+/// Why a VM does not pause; it runs on as before.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// A vCPU is at something that the host does not finish.
+    #[error("vCPU {vcpu} did not pause within {within:?}; the VM runs on")]
+    Vcpu {
+        /// Which.
+        vcpu: u32,
+        /// How long all of them had.
+        within: Duration,
+    },
+    /// A device is.
+    #[error("a request to the device {device} did not end within {within:?}; the VM runs on")]
+    Device {
+        /// Which.
+        device: &'static str,
+        /// How long all of them had.
+        within: Duration,
+    },
+}
+
 /// Why a running VM did not do as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
@@ -131,6 +153,12 @@ pub enum VmError {
     /// The guest ended.
     #[error(transparent)]
     Ended(#[from] ExitReason),
+    /// It runs on.
+    #[error(transparent)]
+    Pause(#[from] PauseError),
+    /// The guest cannot do anything now.
+    #[error("the VM is paused; resume it first")]
+    Paused,
 }
 
 impl From<MoveError> for VmError {

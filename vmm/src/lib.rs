@@ -7,6 +7,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`roles`] | the threads of a VM, by what they may ask of the kernel |
+//! | [`parking`] | how a thread is told to run, to pause or to stop |
 //! | [`exit`] | how a guest ends |
 //! | [`devices`] | virtio devices and those of a PC |
 //! | [`boot`] | KVM's checks, the platform region, the guest's image, crash reports; Linux |
@@ -31,6 +32,7 @@ pub mod error;
 pub mod exit;
 pub mod guest;
 pub mod guest_view;
+pub mod parking;
 pub mod roles;
 pub mod service;
 pub mod vcpu;

@@ -11,6 +11,8 @@ pub const VCPU: Role = Role::new("vcpu", &[KVM_VCPU, MEMORY, POPULATE, INSTALL])
 pub const RESIZES: Role = Role::new("resizes", &[MEMORY, READ_FILES, CGROUP]);
 /// Hands commands to the guest.
 pub const GUEST_COMMANDS: Role = Role::new("guest-commands", &[]);
+/// Pauses and resumes; every thread may kick a vCPU.
+pub const LIFE: Role = Role::new("life", &[]);
 /// Status and audits.
 pub const REPORTS: Role = Role::new("reports", &[MEMORY, READ_FILES, CGROUP]);
 /// Serves the queues of a device.
@@ -23,19 +25,20 @@ pub const DISK: Role = Role::new("disk", &[FILE, EVENTS]);
 pub const CONSOLE_OUT: Role = Role::new("console-out", &[WAIT]);
 
 /// All of them.
-pub const ALL: [Role; 8] = [VCPU, RESIZES, GUEST_COMMANDS, REPORTS, DEVICE, STREAM, DISK, CONSOLE_OUT];
+pub const ALL: [Role; 9] = [VCPU, RESIZES, GUEST_COMMANDS, LIFE, REPORTS, DEVICE, STREAM, DISK, CONSOLE_OUT];
 
 const KVM: u64 = 0xae;
 const PUNCH_HOLE: u64 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;
 const ZERO_RANGE: u64 = (libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE) as u64;
 
-/// Running a vCPU, and reading its registers when it crashed, the interrupt controller's when it
+/// Running a vCPU, telling it that it was paused, and reading its registers when it crashed, the interrupt controller's when it
 /// reset its machine.
 const KVM_VCPU: &[Allow] = &[With(
     libc::SYS_ioctl,
     1,
     &[
         ioc(0, KVM, 0x80, 0),              // KVM_RUN
+        ioc(0, KVM, 0xad, 0),              // KVM_KVMCLOCK_CTRL
         ioc(READ, KVM, 0x81, 144),         // KVM_GET_REGS
         ioc(READ, KVM, 0x83, 312),         // KVM_GET_SREGS
         ioc(READ | WRITE, KVM, 0x62, 520), // KVM_GET_IRQCHIP
@@ -61,6 +64,7 @@ mod tests {
     #[test]
     fn numbers_of_ioctls_are_the_kernels() {
         assert_eq!(ioc(0, KVM, 0x80, 0), 0xae80, "KVM_RUN");
+        assert_eq!(ioc(0, KVM, 0xad, 0), 0xaead, "KVM_KVMCLOCK_CTRL");
         assert_eq!(ioc(READ, KVM, 0x81, size_of::<kvm_bindings::kvm_regs>() as u64), 0x8090_ae81, "KVM_GET_REGS");
         assert_eq!(ioc(READ, KVM, 0x83, size_of::<kvm_bindings::kvm_sregs>() as u64), 0x8138_ae83, "KVM_GET_SREGS");
     }

@@ -7,17 +7,21 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `launch` | the steps of a launch |
+//! | `life`, `life_state` | pause, resume, stop |
 //! | `devices` | how notifications reach a device's thread |
 //! | `request` | requests for the guest's agents |
 //! | `view` | what the guest says about its memory |
 
 mod devices;
 mod launch;
+mod life;
+mod life_state;
 mod request;
 mod view;
 
 pub use crate::config::{LinuxConfig, VmConfig};
-pub use crate::error::{LaunchError, LimitError, VmError};
+pub use crate::error::{LaunchError, LimitError, PauseError, VmError};
+pub use life::{LifeChange, PAUSE};
 pub use llfree_monitor::Resize;
 
 use crate::agent::Agents;
@@ -26,23 +30,23 @@ use crate::cgroup::Cgroup;
 use crate::devices::Devices;
 use crate::devices::blk::DiskControl;
 use crate::devices::net::{NetConfig, NetCounters};
-use crate::devices::worker::{self, Worker};
+use crate::devices::worker::Worker;
 use crate::doorbell::Doorbell;
 use crate::elastic::{Elasticity, ResizeError};
 use crate::exit::ExitReason;
 use crate::guest::Guest;
-use crate::vcpu::{self, VcpuCounters};
+use crate::vcpu::VcpuHandle;
 use agent_abi::{Command, Report};
 use kvm_ioctls::VmFd;
+use life_state::LifeState;
 use llfree_base::units::Bytes;
 use llfree_base::{faults, kernel_stats};
 use llfree_monitor::auto::AutoReclaim;
 use llfree_monitor::memory::Backing;
 use llfree_monitor::{Monitor, Violations};
 use shared_layout::HUGE_SIZE;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -55,15 +59,15 @@ struct End {
 
 /// Tells everybody that the guest has ended.
 #[derive(Clone)]
-struct Announcer {
+struct ExitNotifier {
     end: Arc<End>,
     event: Arc<EventFd>,
     agents: Arc<Agents>,
     guest: Arc<dyn Guest>,
 }
 
-impl Announcer {
-    fn announce(&self, reason: ExitReason) {
+impl ExitNotifier {
+    fn notify(&self, reason: ExitReason) {
         // The first reason is the cause, later ones are its consequences.
         self.end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.end.changed.notify_all();
@@ -95,12 +99,11 @@ pub struct Vm {
     elastic: Arc<dyn Elasticity>,
     /// The devices' threads.
     workers: Mutex<Vec<Worker>>,
-    vcpus: Vec<Arc<VcpuCounters>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    vcpus: Vec<Arc<VcpuHandle>>,
     /// `None` where nothing sees them.
     violations: Option<Violations>,
-    stop: Arc<AtomicBool>,
-    announcer: Announcer,
+    life: LifeState,
+    exit_notifier: ExitNotifier,
     started: Instant,
     next_seed: AtomicU32,
     cgroup: OnceLock<Arc<Cgroup>>,
@@ -203,9 +206,9 @@ impl Vm {
         &self.doorbell
     }
 
-    /// What each vCPU did.
+    /// Each vCPU: what it did, and whether it is parked.
     #[must_use]
-    pub fn vcpus(&self) -> &[Arc<VcpuCounters>] {
+    pub fn vcpus(&self) -> &[Arc<VcpuHandle>] {
         &self.vcpus
     }
 
@@ -224,13 +227,13 @@ impl Vm {
     /// Readable once the guest has ended.
     #[must_use]
     pub fn end_event(&self) -> &EventFd {
-        &self.announcer.event
+        &self.exit_notifier.event
     }
 
     /// Why the guest ended, if it did.
     #[must_use]
     pub fn ended(&self) -> Option<ExitReason> {
-        self.announcer.end.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.exit_notifier.end.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All resident memory of the VM in bytes, guest RAM and the VMM's own, by the kernel's
@@ -248,11 +251,15 @@ impl Vm {
         Ok(process)
     }
 
-    /// Has the guest's agent carry a command out, on all vCPUs.
+    /// Has the guest's agent carry a command out, on all vCPUs. One that a pause comes into goes on after it,
+    /// and its `timeout` runs on.
     ///
     /// # Errors
-    /// If the guest does not answer within `timeout`, or has ended.
+    /// If the VM is paused, or if the guest does not answer within `timeout` or has ended.
     pub fn command(&self, command: Command, timeout: Duration) -> Result<Report, VmError> {
+        if self.is_paused() {
+            return Err(VmError::Paused);
+        }
         match (self.guest.run(command, timeout), self.ended()) {
             (Ok(report), _) => Ok(report),
             (Err(_), Some(end)) => Err(end.into()),
@@ -297,11 +304,18 @@ impl Vm {
         if let Some(cgroup) = self.cgroup() {
             cgroup.raise(target)?;
         }
-        Ok(self.elastic.resize(target, &|elapsed| !self.is_over() && self.elastic.is_moving(elapsed))?)
+        Ok(self.elastic.resize(target, &|elapsed| !self.is_over() && self.is_moving(elapsed))?)
+    }
+
+    /// Whether a resize that began `elapsed` ago still gets somewhere without being waited for: false while
+    /// the VM is paused, as the guest's driver is.
+    #[must_use]
+    pub fn is_moving(&self, elapsed: Duration) -> bool {
+        !self.is_paused() && self.elastic.is_moving(elapsed)
     }
 
     fn is_over(&self) -> bool {
-        self.stop.load(Ordering::Acquire) || self.ended().is_some()
+        self.life.is_stopped() || self.ended().is_some()
     }
 
     fn check_size(&self, bytes: u64) -> Result<(), VmError> {
@@ -314,36 +328,10 @@ impl Vm {
         Ok(())
     }
 
-    /// Stops the vCPUs and waits for them; the guest's memory stays until the `Vm` is dropped.
-    /// Ends what others do for the guest at its next step: commands, waiting shrinks, passes.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        self.monitor.stop();
-        self.auto_reclaim.stop();
-        self.agents.stop();
-        self.guest.stop();
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        let first_time = !threads.is_empty();
-        if let Some(violations) = &self.violations {
-            violations.release();
-        }
-        vcpu::kick(threads);
-        // Behind the vCPUs, which notify them.
-        worker::end(std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner)));
-        if let Some(violations) = &self.violations {
-            violations.finish();
-        }
-        let counters = &self.monitor.counters;
-        let (all, held) = (counters.violations.get(), counters.held_violations.get());
-        if first_time && all > 0 {
-            log::warn!("{all} times in all the guest touched memory that it did not have, {held} of them held frames");
-        }
-    }
-
     /// Waits until the guest ends, at most for `timeout`.
     #[must_use]
     pub fn wait_for_end(&self, timeout: Duration) -> Option<ExitReason> {
-        let end = &self.announcer.end;
+        let end = &self.exit_notifier.end;
         let reason = end.reason.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = end.changed.wait_timeout_while(reason, timeout, |reason| reason.is_none());
         waited.unwrap_or_else(PoisonError::into_inner).0.clone()

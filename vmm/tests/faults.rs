@@ -195,6 +195,7 @@ fn a_worker_dies(scenario: &Scenario, point: &str) {
         (Request::Status, Request::Grow { to_bytes: MEMORY }),
         (Request::Grow { to_bytes: MEMORY }, Request::Status),
         (Request::Guest(GuestRequest::Stats), Request::Status),
+        (Request::Pause, Request::Status),
     ] {
         let served = Served::start();
         scenario.set(point, "1*return->off").expect("actions");
@@ -392,4 +393,55 @@ fn after_any_fault_no_frame_is_lost_and_the_vmm_serves_or_stops() {
         scenario.set(point, "off").expect("actions");
         assert!(faults::hits(point) > 0, "the point '{point}' was never reached");
     }
+}
+
+/// A host that takes its time: the pause says what did not come, and the VM runs on as if nobody had asked.
+#[test]
+fn a_pause_that_does_not_come_about_names_who_is_late_and_leaves_the_vm_running() {
+    if let Err(error) = vmm::boot::open_kvm() {
+        return skipped(llfree_base::error_line(&error));
+    }
+    let scenario = Scenario::start();
+    let slow = |points: &[&str], actions: &str| {
+        points.iter().for_each(|point| scenario.set(point, actions).expect("actions"));
+    };
+    let late = |vm: &Vm| {
+        let start = std::time::Instant::now();
+        let error = vm.pause().expect_err("somebody is late");
+        assert!(start.elapsed() < 2 * vmm::vm::PAUSE + Duration::from_secs(1), "{:?}", start.elapsed());
+        assert!(!vm.is_paused());
+        error.to_string()
+    };
+    // A vCPU at an install that the host does not finish.
+    let vm = launch();
+    let installing = [faults::MOVE, faults::POPULATE];
+    std::thread::scope(|scope| {
+        slow(&installing, "1*sleep(4000)->off");
+        let alloc = scope.spawn(|| vm.run_guest(&GuestRequest::Alloc { bytes: 64 * MIB, order: 9 }));
+        std::thread::sleep(Duration::from_millis(200));
+        let text = late(&vm);
+        assert!(text.starts_with("vCPU ") && text.ends_with("did not pause within 2s; the VM runs on"), "{text}");
+        let report = alloc.join().expect("no panic").expect("it goes on");
+        assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok.into(), 0));
+        slow(&installing, "off");
+    });
+    assert!(vm.pause().expect("now it does").changed && vm.resume().expect("it runs").changed);
+    vm.run_guest(&GuestRequest::Verify).expect("it answers");
+    // A device at a request that the host does not finish.
+    let elastic = "balloon-huge".parse().expect("a kind");
+    let config = VmConfig { elastic, ..VmConfig::new(Bytes(MEMORY), 2, Backing::Anon) };
+    let vm = Vm::launch(config).expect("a VM");
+    vm.run_guest(&GuestRequest::Stats).expect("it answers");
+    std::thread::scope(|scope| {
+        slow(&[faults::DISCARD], "1*sleep(4000)->off");
+        let shrink = scope.spawn(|| vm.shrink(128 * MIB, |elapsed| elapsed < PATIENCE));
+        std::thread::sleep(Duration::from_millis(200));
+        let text = late(&vm);
+        // The driver's vCPU may wait for a register of the device, and is late itself then.
+        let device = "a request to the device balloon did not end within 2s; the VM runs on";
+        assert!(text == device || text == "vCPU 0 did not pause within 2s; the VM runs on", "{text}");
+        assert_eq!(shrink.join().expect("no panic").expect("in range").actual, 128 * MIB, "the driver went on");
+    });
+    assert!(vm.pause().expect("now it does").changed);
+    vm.stop();
 }

@@ -13,7 +13,7 @@ pub use status::{
     AutoReclaimReport, BalloonStatus, CgroupStatus, DeviceStatus, DiskStatus, ElasticStatus, GuestStatsReport,
     InstallPoolStatus, LinuxAgentStatus, MemStatus, NetReport, NetStatus, StatusReport, VcpuStatus,
 };
-pub use words::{ElasticKind, Enforcement, GuestOutcome, GuestSays, SampleUnit, VcpuState, Word};
+pub use words::{ElasticKind, Enforcement, GuestOutcome, GuestSays, SampleUnit, VcpuState, VmState, Word};
 
 use llfree_base::check::Check;
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,20 @@ pub struct ReclaimReport {
     pub freed_bytes: u64,
     /// From the request to the result, in microseconds.
     pub duration_us: u64,
+}
+
+/// How a pause or a resume went.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct LifeReport {
+    /// What the VM is now.
+    pub state: Word<VmState>,
+    /// Whether it was something else before.
+    pub changed: bool,
+    /// From the request to the result, in microseconds.
+    pub duration_us: u64,
+    /// How long it was paused before this, in milliseconds; absent if it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_ms: Option<u64>,
 }
 
 /// What a check of a live VM found.

@@ -4,7 +4,7 @@
 //! numbers, except for the process id and the indices of vCPUs, under their paths in the JSON. The
 //! counters of parts are declared in [`llfree_base::counters`].
 
-use super::words::{ElasticKind, Enforcement, GuestSays, VcpuState, Word};
+use super::words::{ElasticKind, Enforcement, GuestSays, VcpuState, VmState, Word};
 use llfree_base::choices::{Backing, OnViolation};
 use llfree_base::counters::{
     AgentCounts, BalloonCounts, CallCounts, DiskCounts, DoorbellCounts, DriverCounts, ExitCounts, FrameCounts,
@@ -23,6 +23,12 @@ metered! {
         pub pid: u32,
         /// Milliseconds since it started.
         pub uptime_ms: u64 => gauge,
+        /// Whether its guest runs.
+        #[serde(default)]
+        pub state: Word<VmState>,
+        /// For how long it has been paused, in milliseconds, if it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub paused_ms: Option<u64> => gauge,
         /// What its memory is made of.
         pub backing: Word<Backing>,
         /// Guest memory at start, in bytes; no limit can be above.

@@ -125,6 +125,16 @@ words! {
         None = "none",
     }
 
+    /// Whether a VM's guest runs.
+    #[derive(Default)]
+    VmState {
+        /// Its vCPUs and devices do their work.
+        #[default]
+        Running = "running",
+        /// They stand still until a resume.
+        Paused = "paused",
+    }
+
     /// What a vCPU does now.
     #[derive(Default)]
     VcpuState {
@@ -133,6 +143,8 @@ words! {
         Running = "running",
         /// It waits for a command.
         Waiting = "waiting",
+        /// It stands still with its VM.
+        Paused = "paused",
     }
 
     /// What the samples of a measurement count.

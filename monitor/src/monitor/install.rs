@@ -39,23 +39,45 @@ impl Monitor {
     /// [`InstallError`]. Frames before a held one are installed; of those before one that the host
     /// has no memory for, some may be.
     pub fn install(&self, first: HugeId, count: u32) -> Result<(), InstallError> {
+        // Nothing interrupts it.
+        self.install_while(first, count, || true).unwrap_or(Err(InstallError::Stopping))
+    }
+
+    /// The same, as long as `go_on` says so, which is asked before each batch of 64 MiB. `None` if it was
+    /// interrupted: some of the frames are installed then, and asking again for all of them does the rest.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn install_while(
+        &self,
+        first: HugeId,
+        count: u32,
+        go_on: impl Fn() -> bool,
+    ) -> Option<Result<(), InstallError>> {
         let installed = match first.0.checked_add(count) {
-            Some(end) if count > 0 && end <= self.huge_frames() => self.install_batches(first.0..end),
+            Some(end) if count > 0 && end <= self.huge_frames() => self.install_batches(first.0..end, go_on)?,
             _ => Err(InstallError::OutOfRange),
         };
         if installed.is_err() {
             self.counters.install_failures.inc();
         }
-        installed
+        Some(installed)
     }
 
-    fn install_batches(&self, range: Range<u32>) -> Result<(), InstallError> {
-        range.clone().step_by(BATCH as usize).try_for_each(|start| {
+    fn install_batches(&self, range: Range<u32>, go_on: impl Fn() -> bool) -> Option<Result<(), InstallError>> {
+        for start in range.clone().step_by(BATCH as usize) {
             if self.is_stopping() {
-                return Err(InstallError::Stopping);
+                return Some(Err(InstallError::Stopping));
             }
-            self.install_batch(start..range.end.min(start + BATCH))
-        })
+            if !go_on() {
+                return None;
+            }
+            let installed = self.install_batch(start..range.end.min(start + BATCH));
+            if installed.is_err() {
+                return Some(installed);
+            }
+        }
+        Some(Ok(()))
     }
 
     /// Claims up to a batch of neighbours and puts memory behind each run of them that needs it.

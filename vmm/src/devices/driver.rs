@@ -2,7 +2,7 @@
 
 use super::mmio::{QUEUE_NOTIFY, Transport};
 use super::request::Buffer;
-use super::{Fault, Request, Served, Source, VirtioDevice};
+use super::{DriverError, Request, Served, Source, VirtioDevice};
 use llfree_monitor::memory::{Backing, GuestRam};
 use std::io::{ErrorKind, PipeReader, Read};
 use std::os::fd::AsRawFd;
@@ -42,10 +42,10 @@ impl Driver {
         let ram = Arc::new(ram);
         let interrupts = Arc::new(AtomicU32::new(0));
         let count = interrupts.clone();
-        let notice = Box::new(move || {
+        let notifier = Box::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        let device = Arc::new(Transport::new(make(ram.clone()), ram.clone(), notice).expect("events"));
+        let device = Arc::new(Transport::new(make(ram.clone()), ram.clone(), notifier).expect("events"));
         Self { device, ram, interrupts, made: [0; 8] }
     }
 
@@ -183,9 +183,9 @@ impl Driver {
         self.ram.guest_memory().load(GuestAddress(Self::rings(queue)[2] + 2), Ordering::Acquire).expect("in RAM")
     }
 
-    /// Asserts that the device counted `faults` and asks for a reset.
-    pub(super) fn assert_faults(&self, faults: u64) {
-        assert_eq!(self.device.faults(), faults);
+    /// Asserts that the device counted so many errors of its driver and asks for a reset.
+    pub(super) fn assert_driver_errors(&self, errors: u64) {
+        assert_eq!(self.device.driver_errors(), errors);
         assert_ne!(self.status() & NEEDS_RESET, 0, "it asks for a reset");
     }
 }
@@ -214,7 +214,7 @@ impl VirtioDevice for Echo {
     fn write_config(&mut self, offset: u64, _: &[u8]) -> bool {
         offset == 0
     }
-    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, Fault> {
+    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, DriverError> {
         let bytes = request.readable(1 << 20)?;
         Ok(Served::Done(bytes.len() as u32))
     }
@@ -248,7 +248,7 @@ impl VirtioDevice for Feed {
     fn write_config(&mut self, _: u64, _: &[u8]) -> bool {
         false
     }
-    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, Fault> {
+    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, DriverError> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let mut byte = [0];
         match self.pipe.read(&mut byte) {

@@ -14,22 +14,22 @@ pub const USED_BUFFER: u32 = virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING
 pub const CONFIG_CHANGE: u32 = virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_CONFIG;
 
 /// What a guest without interrupts is told by.
-pub type Notice = Box<dyn Fn() + Send + Sync>;
+pub type Notifier = Box<dyn Fn() + Send + Sync>;
 
 /// The interrupt of one device.
 pub struct Irq {
     status: AtomicU32,
     event: EventFd,
-    notice: Notice,
+    notifier: Notifier,
 }
 
 impl Irq {
-    /// An interrupt that nothing asked for yet; `notice` is called at each one.
+    /// An interrupt that nothing asked for yet; `notifier` is called at each one.
     ///
     /// # Errors
     /// If the host has no event to give.
-    pub fn new(notice: Notice) -> io::Result<Self> {
-        Ok(Self { status: AtomicU32::new(0), event: EventFd::new(EFD_NONBLOCK)?, notice })
+    pub fn new(notifier: Notifier) -> io::Result<Self> {
+        Ok(Self { status: AtomicU32::new(0), event: EventFd::new(EFD_NONBLOCK)?, notifier })
     }
 
     /// Interrupts for these reasons.
@@ -38,7 +38,7 @@ impl Irq {
         self.status.fetch_or(reasons, Ordering::Release);
         // It fails only when nobody took 2^64 events, and then the line is up anyway.
         let _ = self.event.write(1);
-        (self.notice)();
+        (self.notifier)();
     }
 
     /// The reasons that the driver did not acknowledge.
@@ -68,10 +68,10 @@ mod tests {
     fn a_reason_stands_until_it_is_acknowledged() {
         let calls = Arc::new(AtomicU32::new(0));
         let count = calls.clone();
-        let notice = Box::new(move || {
+        let notifier = Box::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        let irq = Irq::new(notice).expect("an eventfd");
+        let irq = Irq::new(notifier).expect("an eventfd");
         irq.trigger(USED_BUFFER);
         irq.trigger(CONFIG_CHANGE);
         assert_eq!(irq.status(), 3);

@@ -5,9 +5,9 @@
 //! at most; what an interrupt handler needs goes without the lock. The steps of the initialisation are checked: what is out of order changes nothing, is
 //! counted, and makes the device ask for a reset. While it asks, it serves nothing.
 
-use super::irq::{CONFIG_CHANGE, Irq, Notice, USED_BUFFER};
+use super::irq::{CONFIG_CHANGE, Irq, Notifier, USED_BUFFER};
 use super::request::{Request, in_memory};
-use super::{Fault, Served, Source, VirtioDevice};
+use super::{DriverError, Served, Source, VirtioDevice};
 use llfree_base::RateLimit;
 use llfree_base::counters::{DriverCounters, DriverCounts};
 use llfree_base::thread::Role;
@@ -69,15 +69,15 @@ pub struct Transport {
     irq: Irq,
     events: Vec<EventFd>,
     counters: DriverCounters,
-    faults_logged: RateLimit,
+    errors_logged: RateLimit,
 }
 
 impl Transport {
-    /// A device at rest. `notice` is called at each of its interrupts.
+    /// A device at rest. `notifier` is called at each of its interrupts.
     ///
     /// # Errors
     /// If the host has no events to give.
-    pub fn new(device: Box<dyn VirtioDevice>, ram: Arc<GuestRam>, notice: Notice) -> io::Result<Self> {
+    pub fn new(device: Box<dyn VirtioDevice>, ram: Arc<GuestRam>, notifier: Notifier) -> io::Result<Self> {
         let queues = fresh_queues(&*device);
         let events = queues.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<_>>()?;
         let name = device.name();
@@ -96,10 +96,10 @@ impl Transport {
             turn: Mutex::new(()),
             state: Mutex::new(state),
             ram,
-            irq: Irq::new(notice)?,
+            irq: Irq::new(notifier)?,
             events,
             counters: DriverCounters::default(),
-            faults_logged: RateLimit::default(),
+            errors_logged: RateLimit::default(),
         })
     }
 
@@ -129,7 +129,7 @@ impl Transport {
 
     /// What its driver did that no driver may do.
     #[must_use]
-    pub fn faults(&self) -> u64 {
+    pub fn driver_errors(&self) -> u64 {
         self.counters.errors.get()
     }
 
@@ -207,7 +207,7 @@ impl Transport {
         }
     }
 
-    /// A vCPU writes a register. What is no register, or not written so, is a fault.
+    /// A vCPU writes a register. What is no register, or not written so, is an error of the driver.
     pub fn write(&self, offset: u64, data: &[u8]) {
         // As often as interrupts: not behind the request that the device is at, either.
         if let Ok(word) = <[u8; 4]>::try_from(data)
@@ -219,21 +219,21 @@ impl Transport {
         let mut state = self.lock();
         let result = if let Some(at) = offset.checked_sub(CONFIG) {
             let written = state.device.write_config(at, data);
-            if written { Ok(()) } else { Err(Fault::Register { register: offset, value: 0 }) }
+            if written { Ok(()) } else { Err(DriverError::Register { register: offset, value: 0 }) }
         } else if let Ok(word) = <[u8; 4]>::try_from(data)
             && offset.is_multiple_of(4)
         {
             self.set_register(&mut state, offset as u32, u32::from_le_bytes(word))
         } else {
-            Err(Fault::Register { register: offset, value: 0 })
+            Err(DriverError::Register { register: offset, value: 0 })
         };
-        if let Err(fault) = result {
-            self.fault(state, &fault);
+        if let Err(error) = result {
+            self.driver_erred(state, &error);
         }
     }
 
-    fn set_register(&self, state: &mut State, offset: u32, value: u32) -> Result<(), Fault> {
-        let refused = Fault::Register { register: offset.into(), value };
+    fn set_register(&self, state: &mut State, offset: u32, value: u32) -> Result<(), DriverError> {
+        let refused = DriverError::Register { register: offset.into(), value };
         match offset {
             reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => state.device_page = value,
             reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL => state.driver_page = value,
@@ -263,14 +263,14 @@ impl Transport {
         Ok(())
     }
 
-    fn set_status(&self, state: &mut State, value: u32) -> Result<(), Fault> {
+    fn set_status(&self, state: &mut State, value: u32) -> Result<(), DriverError> {
         if value == 0 {
             state.reset();
             self.irq.acknowledge(u32::MAX);
             return Ok(());
         }
         let from = state.status;
-        let refused = Fault::Status { from, to: value };
+        let refused = DriverError::Status { from, to: value };
         let keeps_all = value & from & !NEEDS_RESET == from & !NEEDS_RESET;
         let known = STEPS.iter().fold(FAILED | NEEDS_RESET, |bits, step| bits | step);
         // Each step that is set needs the one before it.
@@ -281,7 +281,7 @@ impl Transport {
         let new = value & !from;
         let mut accepted = value & !NEEDS_RESET | from & NEEDS_RESET;
         if new & FEATURES_OK != 0 && !state.features_fit() {
-            // Not a fault: the driver reads the bit back, and sees that it may not go on.
+            // No error: the driver reads the bit back, and sees that it may not go on.
             accepted &= !(FEATURES_OK | DRIVER_OK);
         }
         state.status = accepted;
@@ -314,8 +314,8 @@ impl Transport {
                         self.irq.trigger(USED_BUFFER);
                     }
                 }
-                Err(fault) => {
-                    self.fault(state, &fault);
+                Err(error) => {
+                    self.driver_erred(state, &error);
                     return false;
                 }
             }
@@ -337,20 +337,20 @@ impl Transport {
                     self.irq.trigger(USED_BUFFER);
                 }
             }
-            Err(fault) => self.fault(state, &fault),
+            Err(error) => self.driver_erred(state, &error),
         }
     }
 
-    /// Counts a fault and asks for a reset.
-    fn fault(&self, mut state: MutexGuard<'_, State>, fault: &Fault) {
+    /// Counts an error of the driver and asks for a reset.
+    fn driver_erred(&self, mut state: MutexGuard<'_, State>, error: &DriverError) {
         let had_it = state.status & NEEDS_RESET != 0;
         state.status |= NEEDS_RESET;
         let tell = !had_it && state.status & DRIVER_OK != 0;
         drop(state);
         self.counters.errors.inc();
-        if let Some(number) = self.faults_logged.tick() {
+        if let Some(number) = self.errors_logged.tick() {
             let name = self.name;
-            log::warn!("{name}: its driver erred ({number} so far), the device needs a reset: {fault}");
+            log::warn!("{name}: its driver erred ({number} so far), the device needs a reset: {error}");
         }
         if tell {
             self.irq.trigger(CONFIG_CHANGE);
@@ -390,8 +390,8 @@ impl State {
         (self.status, self.device_page, self.driver_page, self.driver_features, self.queue) = (0, 0, 0, 0, 0);
     }
 
-    fn set_queue_register(&mut self, register: u32, value: u32, ram: &GuestRam) -> Result<(), Fault> {
-        let refused = || Fault::Register { register: register.into(), value };
+    fn set_queue_register(&mut self, register: u32, value: u32, ram: &GuestRam) -> Result<(), DriverError> {
+        let refused = || DriverError::Register { register: register.into(), value };
         // Only while the queues are set up; the exceptions follow.
         let setting_up = self.status & (FEATURES_OK | DRIVER_OK) == FEATURES_OK;
         let index = self.queue as usize;
@@ -401,7 +401,7 @@ impl State {
                 0 => queue.set_ready(false),
                 1 if setting_up => {
                     if !rings_fit(queue, ram) {
-                        return Err(Fault::Ring { queue: index });
+                        return Err(DriverError::Ring { queue: index });
                     }
                     queue.set_ready(true);
                 }
@@ -437,12 +437,12 @@ impl State {
     }
 
     /// Serves one request: whether the driver wants an interrupt, or `None` if there is none.
-    fn serve_one(&mut self, index: usize, ram: &GuestRam) -> Result<Option<bool>, Fault> {
+    fn serve_one(&mut self, index: usize, ram: &GuestRam) -> Result<Option<bool>, DriverError> {
         if !self.is_live() {
             return Ok(None);
         }
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(None) };
-        let available = || Fault::Available { queue: index };
+        let available = || DriverError::Available { queue: index };
         let memory = ram.guest_memory();
         let Some(chain) = queue.iter(memory).map_err(|_| available())?.next() else {
             // Arms the driver's notifications again, and looks once more: that is the next round, so
@@ -471,8 +471,8 @@ impl State {
     }
 
     /// Gives a request back; whether the driver wants an interrupt.
-    fn give_back(&mut self, index: usize, head: u16, bytes: u32, ram: &GuestRam) -> Result<bool, Fault> {
-        let ring = |_| Fault::Ring { queue: index };
+    fn give_back(&mut self, index: usize, head: u16, bytes: u32, ram: &GuestRam) -> Result<bool, DriverError> {
+        let ring = |_| DriverError::Ring { queue: index };
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(false) };
         let memory = ram.guest_memory();
         queue.add_used(memory, head, bytes).map_err(ring)?;
@@ -483,7 +483,7 @@ impl State {
         // The queue's crate leaves this flag to its users.
         let flags: u16 = memory
             .load(GuestAddress(queue.avail_ring()), Ordering::Acquire)
-            .map_err(|_| Fault::Ring { queue: index })?;
+            .map_err(|_| DriverError::Ring { queue: index })?;
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 }

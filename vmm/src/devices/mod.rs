@@ -21,7 +21,7 @@
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
 //! once; what a device does for one notification is bounded; and what no driver may do ends as a
-//! [`Fault`]: counted, and the device asks for a reset and does nothing more until it gets it.
+//! [`DriverError`]: counted, and the device asks for a reset and does nothing more until it gets it.
 
 pub mod balloon;
 pub mod blk;
@@ -80,7 +80,7 @@ pub trait VirtioDevice: Send {
     ///
     /// # Errors
     /// What no driver may send.
-    fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, Fault>;
+    fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, DriverError>;
     /// How often [`tick`](Self::tick) wants to be called, if at all.
     fn interval(&self) -> Option<Duration> {
         None
@@ -127,7 +127,7 @@ pub enum Served {
 
 /// What a driver must not do.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub enum DriverError {
     /// A step of the initialisation out of order.
     #[error("device status {from:#x} cannot become {to:#x}")]
     Status {

@@ -1,10 +1,10 @@
 //! [`Request`]: one descriptor chain, copied out of guest memory and checked before a device sees it.
 //!
 //! A driver may change its descriptors at any time: each is read once, here, and what was read is
-//! all that counts. A chain that loops, ends in nowhere or names memory outside RAM is a [`Fault`];
+//! all that counts. A chain that loops, ends in nowhere or names memory outside RAM is a [`DriverError`];
 //! one that is accepted has a bounded number of buffers, all of them in RAM.
 
-use super::Fault;
+use super::DriverError;
 use std::ops::Deref;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, VolatileSlice};
@@ -39,7 +39,7 @@ impl<'m> Request<'m> {
     pub(super) fn read(
         memory: &'m GuestMemoryMmap<()>,
         mut chain: DescriptorChain<&'m GuestMemoryMmap<()>>,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, DriverError> {
         let head = chain.head_index();
         let mut buffers = Vec::new();
         // A chain that ends early ends silently: only the last descriptor tells.
@@ -47,15 +47,15 @@ impl<'m> Request<'m> {
         for descriptor in chain.by_ref() {
             let (address, bytes) = (descriptor.addr().0, descriptor.len());
             if !in_memory(memory, address, bytes as usize) {
-                return Err(Fault::Buffer { address, bytes });
+                return Err(DriverError::Buffer { address, bytes });
             }
             if buffers.len() == MAX_BUFFERS {
-                return Err(Fault::Chain { head });
+                return Err(DriverError::Chain { head });
             }
             buffers.push(Buffer { address, bytes, writable: descriptor.is_write_only() });
             ends = !descriptor.has_next();
         }
-        if ends { Ok(Self { memory, head, buffers }) } else { Err(Fault::Chain { head }) }
+        if ends { Ok(Self { memory, head, buffers }) } else { Err(DriverError::Chain { head }) }
     }
 
     /// Number of its first descriptor: by this the driver knows it.
@@ -74,11 +74,11 @@ impl<'m> Request<'m> {
     ///
     /// # Errors
     /// If that is more than `most` bytes.
-    pub fn readable(&self, most: usize) -> Result<Vec<u8>, Fault> {
+    pub fn readable(&self, most: usize) -> Result<Vec<u8>, DriverError> {
         let buffers = || self.buffers.iter().filter(|buffer| !buffer.writable);
         let bytes: u64 = buffers().map(|buffer| u64::from(buffer.bytes)).sum();
         if bytes > most as u64 {
-            return Err(Fault::Length { bytes, allowed: "more than the device takes in one request" });
+            return Err(DriverError::Length { bytes, allowed: "more than the device takes in one request" });
         }
         let mut all = vec![0; bytes as usize];
         let mut rest = all.as_mut_slice();
@@ -86,7 +86,7 @@ impl<'m> Request<'m> {
             let (part, after) = rest.split_at_mut(buffer.bytes as usize);
             self.memory
                 .read_slice(part, GuestAddress(buffer.address))
-                .map_err(|_| Fault::Buffer { address: buffer.address, bytes: buffer.bytes })?;
+                .map_err(|_| DriverError::Buffer { address: buffer.address, bytes: buffer.bytes })?;
             rest = after;
         }
         Ok(all)
@@ -105,7 +105,7 @@ impl<'m> Request<'m> {
     ///
     /// # Errors
     /// If a buffer is not all in RAM.
-    pub fn slices(&self, writable: bool, mut skip: u64, mut bytes: u64) -> Result<Vec<VolatileSlice<'m>>, Fault> {
+    pub fn slices(&self, writable: bool, mut skip: u64, mut bytes: u64) -> Result<Vec<VolatileSlice<'m>>, DriverError> {
         let mut slices = Vec::new();
         for buffer in self.buffers.iter().filter(|buffer| buffer.writable == writable) {
             let skipped = skip.min(buffer.bytes.into());
@@ -117,7 +117,7 @@ impl<'m> Request<'m> {
             // The sum is within the buffer, which lies in RAM.
             let at = GuestAddress(buffer.address + skipped);
             for slice in vm_memory::GuestMemoryBackend::get_slices(self.memory, at, taken as usize) {
-                let outside = Fault::Buffer { address: buffer.address, bytes: buffer.bytes };
+                let outside = DriverError::Buffer { address: buffer.address, bytes: buffer.bytes };
                 slices.push(slice.map_err(|_| outside)?);
             }
         }
@@ -128,19 +128,19 @@ impl<'m> Request<'m> {
     ///
     /// # Errors
     /// If there is less room.
-    pub fn write(&self, answer: &[u8]) -> Result<u32, Fault> {
+    pub fn write(&self, answer: &[u8]) -> Result<u32, DriverError> {
         let mut rest = answer;
         for buffer in self.buffers.iter().filter(|buffer| buffer.writable) {
             let (part, after) = rest.split_at(rest.len().min(buffer.bytes as usize));
             self.memory
                 .write_slice(part, GuestAddress(buffer.address))
-                .map_err(|_| Fault::Buffer { address: buffer.address, bytes: buffer.bytes })?;
+                .map_err(|_| DriverError::Buffer { address: buffer.address, bytes: buffer.bytes })?;
             rest = after;
         }
         match rest.len() {
             0 => Ok(answer.len() as u32),
             missing => {
-                Err(Fault::Length { bytes: (answer.len() - missing) as u64, allowed: "too little for an answer" })
+                Err(DriverError::Length { bytes: (answer.len() - missing) as u64, allowed: "too little for an answer" })
             }
         }
     }

@@ -61,7 +61,7 @@ fn a_request_that_waits_is_served_later_and_interrupts_once() {
         });
         assert_eq!((driver.used(0), elements), (2, [[0, 1], [0, 1]]));
         let bytes: [u8; 2] = driver.ram.guest_memory().read_obj(GuestAddress(CONTENTS)).expect("in RAM");
-        assert_eq!((bytes, driver.device.faults()), ([7, 8], 0));
+        assert_eq!((bytes, driver.device.driver_errors()), ([7, 8], 0));
     }
 }
 
@@ -73,7 +73,7 @@ fn a_reset_takes_back_a_request_that_waits() {
     driver.start(0, 1);
     pipe.write_all(&[7]).expect("room");
     driver.device.serve(0, || false);
-    assert_eq!((driver.used(0), driver.device.faults()), (0, 0), "what was offered before the reset is gone");
+    assert_eq!((driver.used(0), driver.device.driver_errors()), (0, 0), "what was offered before the reset is gone");
     driver.send(0, &[place(0)]);
     assert_eq!(driver.used(0), 1);
 }
@@ -119,7 +119,7 @@ fn no_wake_up_is_lost_between_a_source_and_a_queue() {
     }
     drop(feeder.join().expect("no panic"));
     drop(worker);
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn no_request_is_lost_that_comes_just_when_the_queue_is_found_empty() {
         wait_until("a request is served", || driver.used(0) != seen);
     }
     drop(worker);
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -242,4 +242,86 @@ fn a_vcpu_waits_for_the_request_at_work_and_not_for_those_behind_it() {
         assert!(waited <= 120, "a hundred reads of a register took {waited} requests");
     });
     drop(worker);
+}
+
+#[test]
+fn a_quiesced_device_serves_nothing_and_loses_no_notification() {
+    let (mut driver, mut pipe, asked) = feed();
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
+    let control = [worker.control()];
+    let deadline = || Instant::now() + Duration::from_secs(60);
+    driver.start(1 << VIRTIO_RING_F_EVENT_IDX, 1);
+    for round in 0..200u16 {
+        // What comes just before the order may be cut short, what comes after it waits.
+        let (early, late) = (round % 2 == 0, round % 3 == 0);
+        let mut offer = |driver: &mut Driver| {
+            driver.descriptor(0, round % SIZE, place(round % SIZE), 0, 0);
+            driver.add(0, round % SIZE);
+            driver.kick_if_wanted(0);
+            pipe.write_all(&[1]).expect("room");
+        };
+        if early {
+            offer(&mut driver);
+        }
+        worker::quiesce(&control, deadline()).expect("it comes");
+        let then = (driver.used(0), asked.load(Ordering::Relaxed));
+        if !early {
+            offer(&mut driver);
+        }
+        if late {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!((driver.used(0), asked.load(Ordering::Relaxed)), then, "round {round}");
+        worker::resume(&control);
+        wait_until("what came meanwhile is served", || driver.used(0) == round + 1);
+    }
+    assert_eq!(driver.device.driver_errors(), 0);
+}
+
+#[test]
+fn an_order_taken_back_at_once_loses_no_notification() {
+    let (mut driver, mut pipe, _) = feed();
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
+    driver.start(1 << VIRTIO_RING_F_EVENT_IDX, 1);
+    for round in 0..2000u16 {
+        driver.descriptor(0, round % SIZE, place(round % SIZE), 0, 0);
+        driver.add(0, round % SIZE);
+        driver.kick_if_wanted(0);
+        pipe.write_all(&[1]).expect("room");
+        // It need not have come; it must not have missed anything, either.
+        let _ = worker::quiesce(&[worker.control()], Instant::now());
+        worker::resume(&[worker.control()]);
+        wait_until("it is served", || driver.used(0) == round + 1);
+    }
+}
+
+#[test]
+fn a_quiesced_device_ends_at_once() {
+    let (driver, _pipe, _) = feed();
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
+    worker::quiesce(&[worker.control()], Instant::now() + Duration::from_secs(60)).expect("it comes");
+    let start = Instant::now();
+    drop(worker);
+    assert!(start.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn a_device_that_does_not_come_is_named_and_serves_on() {
+    let (reader, mut pipe) = std::io::pipe().expect("a pipe");
+    // It blocks: a request takes as long as the host does.
+    let mut driver = Driver::new(4, |_| Box::new(Feed { pipe: reader, asked: Arc::default() }));
+    let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
+    driver.start(0, 1);
+    driver.descriptor(0, 0, place(0), 0, 0);
+    driver.add(0, 0);
+    driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+    std::thread::sleep(Duration::from_millis(100));
+    let control = [worker.control()];
+    assert_eq!(worker::quiesce(&control, Instant::now() + Duration::from_millis(50)), Err("feed"));
+    worker::resume(&control);
+    pipe.write_all(&[7]).expect("room");
+    wait_until("it is served", || driver.used(0) == 1);
+    worker::quiesce(&control, Instant::now() + Duration::from_secs(60)).expect("now it comes");
+    worker::resume(&control);
+    drop(pipe);
 }

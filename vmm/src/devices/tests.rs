@@ -43,7 +43,7 @@ fn a_device_introduces_itself() {
     assert_eq!(driver.config(0), 0x0403_0201);
     assert_eq!(driver.config(4), 0x0605, "zeroes behind its end");
     assert_eq!(driver.read(0x200), 0);
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn a_request_is_served_and_the_driver_hears_of_it() {
     driver.put(Driver::rings(1)[1], &1u16.to_le_bytes());
     driver.send(1, &[words]);
     assert_eq!((driver.used(1), driver.interrupts.load(Ordering::Relaxed)), (2, 1));
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn steps_out_of_order_ask_for_a_reset() {
     for bad in [2, 4, 8, 1 | 8, 3 | 4, 16, 0x100, u32::MAX] {
         let driver = echo();
         driver.write(reg::VIRTIO_MMIO_STATUS, bad);
-        driver.assert_faults(1);
+        driver.assert_driver_errors(1);
         assert_eq!(driver.status() & !NEEDS_RESET, 0, "status {bad:#x} changed nothing");
         driver.write(reg::VIRTIO_MMIO_STATUS, 0);
         assert_eq!(driver.status(), 0);
@@ -98,7 +98,7 @@ fn steps_out_of_order_ask_for_a_reset() {
     let driver = echo();
     driver.negotiate(0);
     driver.write(reg::VIRTIO_MMIO_STATUS, 3);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
 }
 
 #[test]
@@ -112,11 +112,11 @@ fn features_that_were_not_offered_are_not_accepted() {
     driver.write(reg::VIRTIO_MMIO_STATUS, 3);
     driver.write(reg::VIRTIO_MMIO_STATUS, 11);
     assert_eq!(driver.status(), 3);
-    assert_eq!(driver.device.faults(), 0, "the driver is free to ask");
+    assert_eq!(driver.device.driver_errors(), 0, "the driver is free to ask");
     // Too late to change them.
     driver.negotiate(1);
     driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, 0);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn rings_outside_ram_are_refused() {
         let driver = echo();
         driver.negotiate(0);
         driver.set_queue(0, rings);
-        driver.assert_faults(1);
+        driver.assert_driver_errors(1);
         assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0, "{rings:x?}");
     }
     for misaligned in
@@ -145,7 +145,7 @@ fn rings_outside_ram_are_refused() {
         let driver = echo();
         driver.negotiate(0);
         driver.set_queue(0, misaligned);
-        assert!(driver.device.faults() >= 1);
+        assert!(driver.device.driver_errors() >= 1);
     }
 }
 
@@ -153,28 +153,28 @@ fn rings_outside_ram_are_refused() {
 fn registers_are_refused_in_the_wrong_state() {
     let driver = echo();
     driver.write(reg::VIRTIO_MMIO_QUEUE_NUM, 8);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
     let mut driver = echo();
     driver.start(0, 1);
     driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, 0);
     driver.write(reg::VIRTIO_MMIO_QUEUE_DESC_LOW, 0);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
     for (register, value) in [(reg::VIRTIO_MMIO_QUEUE_NUM, 3), (reg::VIRTIO_MMIO_QUEUE_NUM, 32), (0x3fc, 1)] {
         let driver = echo();
         driver.negotiate(0);
         driver.write(register, value);
-        driver.assert_faults(1);
+        driver.assert_driver_errors(1);
     }
     // Neither bytes nor straddling words are registers; reads of them are zero.
     let driver = echo();
     driver.device.write(reg::VIRTIO_MMIO_STATUS.into(), &[1]);
     driver.device.write(u64::from(reg::VIRTIO_MMIO_STATUS) + 2, &[1, 0, 0, 0]);
-    assert_eq!(driver.device.faults(), 2);
+    assert_eq!(driver.device.driver_errors(), 2);
     let mut byte = [9];
     driver.device.read(0, &mut byte);
     assert_eq!(byte, [0]);
     driver.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, 99);
-    assert_eq!(driver.device.faults(), 3);
+    assert_eq!(driver.device.driver_errors(), 3);
 }
 
 #[test]
@@ -203,11 +203,11 @@ fn chains_that_loop_or_lead_nowhere_are_faults() {
         driver.start(0, 1);
         build(&driver);
         driver.offer(0, 0);
-        driver.assert_faults(1);
+        driver.assert_driver_errors(1);
         assert_eq!(driver.used(0), 0, "case {i}");
         // It serves nothing more, and all is well after a reset.
         driver.send(0, &[words]);
-        assert_eq!((driver.used(0), driver.device.faults()), (0, 1), "case {i}");
+        assert_eq!((driver.used(0), driver.device.driver_errors()), (0, 1), "case {i}");
         driver.start(0, 1);
         driver.send(0, &[words]);
         assert_eq!((driver.used(0), driver.status()), (1, DRIVER_OK), "case {i}");
@@ -223,21 +223,21 @@ fn buffers_and_rings_that_make_no_sense_are_faults() {
         let mut driver = echo();
         driver.start(0, 1);
         driver.send(0, &[bad]);
-        driver.assert_faults(1);
+        driver.assert_driver_errors(1);
     }
     // A head that is no descriptor, and more requests than there can be.
     let mut driver = echo();
     driver.start(0, 1);
     driver.offer(0, SIZE);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
     driver.start(0, 1);
     driver.put(Driver::rings(0)[1] + 2, &(SIZE + 1).to_le_bytes());
     driver.device.serve(0, || false);
-    driver.assert_faults(2);
+    driver.assert_driver_errors(2);
     // More to read than the device takes in one request.
     driver.start(0, 1);
     driver.send(0, &[buffer(0, 1 << 20), buffer(0, 1)]);
-    driver.assert_faults(3);
+    driver.assert_driver_errors(3);
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn an_empty_buffer_is_no_fault() {
     let mut driver = echo();
     driver.start(0, 1);
     driver.send(0, &[buffer(CONTENTS, 0)]);
-    assert_eq!((driver.used(0), driver.device.faults()), (1, 0));
+    assert_eq!((driver.used(0), driver.device.driver_errors()), (1, 0));
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn run(mut driver: Driver, queues: usize, steps: &[Step], host: impl Fn()) {
     // However it went: a driver that starts over finds a device that works.
     driver.start(0, queues);
     driver.send(0, &[buffer(CONTENTS, 0)]);
-    assert!(driver.status() == DRIVER_OK || driver.device.faults() > 0);
+    assert!(driver.status() == DRIVER_OK || driver.device.driver_errors() > 0);
 }
 
 fn balloon(ram: Arc<GuestRam>) -> Box<dyn VirtioDevice> {

@@ -14,13 +14,19 @@
 //!   the device at rest is made up for when the driver starts it, which notifies all queues.
 //! - A queue that had its turn and may have more is notified by the thread itself, so the rest of a
 //!   source does not depend on another edge.
+//!
+//! A device is **quiesced** while its thread is parked: between two requests, so that no queue is served,
+//! no time is told to the device and nothing of guest memory is read or written. When it goes on, the
+//! thread notifies all queues itself. A notification or an edge may have been taken back just before the
+//! order came, and what it stood for was not served then.
 
 use super::mmio::Transport;
+use crate::parking::{EndsWith, Order, Parking};
 use llfree_base::thread::Spawner;
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -29,17 +35,50 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// Requests of one queue before the others get their turn.
 pub(super) const MOST_REQUESTS: u32 = 256;
 
-const STOP: u64 = u64::MAX;
+const ORDER: u64 = u64::MAX;
 /// Set in the number of a queue that one of the device's sources has work for.
 const SOURCE: u64 = 1 << 32;
 
 /// How long the requests that threads are at may take when they are to end, together.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 
+/// The orders of a device's thread, and what wakes it for them.
+pub struct WorkerControl {
+    name: &'static str,
+    parking: Parking,
+    event: EventFd,
+}
+
+impl WorkerControl {
+    fn give(&self, order: Order) {
+        self.parking.give(order);
+        // It can only be full, and then the thread is awake.
+        let _ = self.event.write(1);
+    }
+}
+
+/// Quiesces devices, all at once. The requests that they are at end first, by `deadline` at the latest.
+///
+/// # Errors
+/// The name of the first device whose request did not end by then. All have been told by then;
+/// [`resume`] takes it back.
+pub fn quiesce(devices: &[Arc<WorkerControl>], deadline: Instant) -> Result<(), &'static str> {
+    devices.iter().for_each(|device| device.give(Order::Pause));
+    match devices.iter().find(|device| !device.parking.wait_settled(deadline)) {
+        Some(late) => Err(late.name),
+        None => Ok(()),
+    }
+}
+
+/// Has quiesced devices serve their queues again, what came meanwhile included.
+pub fn resume(devices: &[Arc<WorkerControl>]) {
+    devices.iter().for_each(|device| device.give(Order::Run));
+}
+
 /// A device's thread. Dropping it ends the thread, after the request that it is at. One whose request
 /// does not end, because the host's storage does not answer, is left behind: it owns all it uses.
 pub struct Worker {
-    stop: Arc<(AtomicBool, EventFd)>,
+    control: Arc<WorkerControl>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -49,12 +88,13 @@ impl Worker {
     /// # Errors
     /// If the host has no thread or no event to give.
     pub fn start(device: Arc<Transport>, threads: &Spawner) -> io::Result<Self> {
-        let stop = Arc::new((AtomicBool::new(false), EventFd::new(EFD_NONBLOCK)?));
+        let event = EventFd::new(EFD_NONBLOCK)?;
+        let control = Arc::new(WorkerControl { name: device.name(), parking: Parking::default(), event });
         let epoll = Epoll::new()?;
         let add = |fd: RawFd, events: EventSet, number: u64| {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, number))
         };
-        add(stop.1.as_raw_fd(), EventSet::IN, STOP)?;
+        add(control.event.as_raw_fd(), EventSet::IN, ORDER)?;
         for (queue, event) in device.events().iter().enumerate() {
             add(event.as_raw_fd(), EventSet::IN, queue as u64)?;
         }
@@ -63,18 +103,23 @@ impl Worker {
             add(source.fd, EventSet::IN | EventSet::EDGE_TRIGGERED, SOURCE | source.queue as u64)?;
         }
         let descriptors = 1 + device.events().len() + sources.len();
-        let told = stop.clone();
+        let told = control.clone();
         let (name, role) = (device.name().to_owned(), device.role());
-        let thread = threads.spawn(name, role, move || run(&device, &epoll, descriptors, &told.0))?;
-        Ok(Self { stop, thread: Some(thread) })
+        let thread = threads.spawn(name, role, move || {
+            let _end = EndsWith(&told.parking);
+            run(&device, &epoll, descriptors, &told);
+        })?;
+        Ok(Self { control, thread: Some(thread) })
     }
-}
 
-impl Worker {
+    /// By which it is quiesced.
+    #[must_use]
+    pub fn control(&self) -> Arc<WorkerControl> {
+        self.control.clone()
+    }
+
     fn tell(&self) {
-        self.stop.0.store(true, Ordering::Release);
-        // It can only be full, and then the thread is awake.
-        let _ = self.stop.1.write(1);
+        self.control.give(Order::Stop);
     }
 
     fn wait(&mut self, deadline: Instant) {
@@ -105,12 +150,28 @@ pub fn end(mut workers: Vec<Worker>) {
     workers.iter_mut().for_each(|worker| worker.wait(deadline));
 }
 
-fn run(device: &Transport, epoll: &Epoll, descriptors: usize, stop: &AtomicBool) {
-    let stopping = || stop.load(Ordering::Acquire);
+fn run(device: &Transport, epoll: &Epoll, descriptors: usize, control: &WorkerControl) {
+    // Something may be left that nothing tells of again.
+    let interrupted = Cell::new(false);
+    let told_otherwise = || {
+        let told = control.parking.order() != Order::Run;
+        interrupted.set(interrupted.get() || told);
+        told
+    };
     let interval = device.interval();
     let mut due = interval.map(|interval| Instant::now() + interval);
     let mut ready = vec![EpollEvent::default(); descriptors];
-    while !stopping() {
+    loop {
+        match control.parking.order() {
+            Order::Run if interrupted.take() => notify_all(device),
+            Order::Run => {}
+            Order::Pause => {
+                interrupted.set(true);
+                control.parking.park();
+                continue;
+            }
+            Order::Stop => return,
+        }
         let timeout = due.map_or(-1, |due| {
             let left = due.saturating_duration_since(Instant::now());
             // Up, so that it does not wake just before.
@@ -125,7 +186,8 @@ fn run(device: &Transport, epoll: &Epoll, descriptors: usize, stop: &AtomicBool)
             }
         };
         for event in &ready[..count] {
-            if event.data() == STOP {
+            if event.data() == ORDER {
+                let _ = control.event.read();
                 continue;
             }
             let queue = (event.data() & !SOURCE) as usize;
@@ -133,15 +195,23 @@ fn run(device: &Transport, epoll: &Epoll, descriptors: usize, stop: &AtomicBool)
             if event.data() & SOURCE == 0 {
                 let _ = notified.read();
             }
-            if device.serve(queue, stopping) {
+            if device.serve(queue, told_otherwise) {
                 let _ = notified.write(1);
             }
         }
         if let (Some(time), Some(interval)) = (due, interval)
             && Instant::now() >= time
+            && !told_otherwise()
         {
             device.tick();
             due = Some(Instant::now() + interval);
         }
+    }
+}
+
+fn notify_all(device: &Transport) {
+    for event in device.events() {
+        // It can only be full, and then the queue is served anyway.
+        let _ = event.write(1);
     }
 }

@@ -130,7 +130,7 @@ impl Elasticity for ByDevice {
         let mut status = ElasticStatus {
             kind: self.kind.into(),
             driven: self.transport.is_driven(),
-            device_errors: self.transport.faults(),
+            device_errors: self.transport.driver_errors(),
             ..ElasticStatus::default()
         };
         self.books.describe(&mut status);

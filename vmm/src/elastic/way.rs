@@ -2,7 +2,7 @@
 
 use super::error::{DeviceError, ElasticError, MoveError, ResizeError};
 use super::offers::Need;
-use crate::devices::irq::Notice;
+use crate::devices::irq::Notifier;
 use crate::devices::mmio::Transport;
 use llfree_base::choices::{Settings, Switch};
 use llfree_base::units::Bytes;
@@ -30,7 +30,7 @@ pub struct Parts<'a> {
     /// Its owner.
     pub monitor: &'a Arc<Monitor>,
     /// What a device calls beside its interrupt.
-    pub notifier: Notice,
+    pub notifier: Notifier,
     /// Wakes an idle guest, so that its drivers look at their devices.
     pub nudge: Box<dyn Fn() + Send + Sync>,
     /// Has an idle guest give its caches back, for a bounded time.

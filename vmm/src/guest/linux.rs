@@ -9,7 +9,7 @@ use crate::boot::{self, BootError, KvmLimits, LinuxError, Platform};
 use crate::config::VmConfig;
 use crate::devices::blk::{self, Blk, DiskControl};
 use crate::devices::console::Console;
-use crate::devices::irq::Notice;
+use crate::devices::irq::Notifier;
 use crate::devices::mmio::Transport;
 use crate::devices::net::{self, Net, NetCounters};
 use crate::devices::pc::Pc;
@@ -163,7 +163,7 @@ impl Plan for LinuxPlan<'_> {
         Platform::above(self.map.end(), self.config.memory.0, self.config.cpus, limits.address_bits)
     }
 
-    fn notifier(&self, _: &Arc<Platform>, _: &Arc<Agents>) -> Notice {
+    fn notifier(&self, _: &Arc<Platform>, _: &Arc<Agents>) -> Notifier {
         // It has real interrupts.
         Box::new(|| {})
     }
@@ -266,6 +266,14 @@ impl Guest for Linux {
 
     fn wait_until_up(&self, timeout: Duration) -> Result<(), AgentError> {
         self.agent.wait_until_up(timeout)
+    }
+
+    fn pause(&self) {
+        self.pc.serial().pause();
+    }
+
+    fn resume(&self) {
+        self.pc.serial().resume();
     }
 
     fn stop(&self) {

@@ -5,7 +5,7 @@ use crate::boot::Kernel;
 use crate::boot::{BootError, KvmLimits, Platform};
 use crate::devices::Devices;
 use crate::devices::blk::DiskControl;
-use crate::devices::irq::Notice;
+use crate::devices::irq::Notifier;
 use crate::devices::mmio::Transport;
 use crate::devices::net::NetCounters;
 use crate::devices::serial::Serial;
@@ -75,7 +75,7 @@ pub trait Plan {
     fn platform(&self, limits: &KvmLimits) -> Result<Platform, BootError>;
 
     /// What a device calls beside its interrupt.
-    fn notifier(&self, platform: &Arc<Platform>, agents: &Arc<Agents>) -> Notice;
+    fn notifier(&self, platform: &Arc<Platform>, agents: &Arc<Agents>) -> Notifier;
 
     /// What KVM must know before there is a vCPU.
     ///
@@ -127,6 +127,13 @@ pub trait Guest: Send + Sync {
     fn wait_until_up(&self, _timeout: Duration) -> Result<(), AgentError> {
         Ok(())
     }
+
+    /// Sends vCPUs back that wait for room for its output, and keeps input outside, until
+    /// [`resume`](Self::resume).
+    fn pause(&self) {}
+
+    /// It runs again.
+    fn resume(&self) {}
 
     /// Ends what waits for the guest, or for room for its output.
     fn stop(&self);

@@ -5,7 +5,7 @@ use crate::agent::{self, AgentError, Agents};
 use crate::boot::{BootError, Image, Kernel, KvmLimits, LinuxError, LinuxOnly, Platform};
 use crate::config::VmConfig;
 use crate::devices::Devices;
-use crate::devices::irq::Notice;
+use crate::devices::irq::Notifier;
 use crate::devices::mmio::Transport;
 use crate::elastic::{Elastic, Need, Offers};
 use crate::error::LaunchError;
@@ -77,13 +77,13 @@ impl Plan for ShimPlan<'_> {
     }
 
     /// It has no interrupts: a word to poll, and a kick for a vCPU that sleeps.
-    fn notifier(&self, platform: &Arc<Platform>, agents: &Arc<Agents>) -> Notice {
+    fn notifier(&self, platform: &Arc<Platform>, agents: &Arc<Agents>) -> Notifier {
         let (platform, agents) = (platform.clone(), agents.clone());
         let events = AtomicU64::new(0);
         Box::new(move || {
             let number = events.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
             platform.set_device_events(number);
-            agents.poke();
+            agents.notify_driver();
         })
     }
 

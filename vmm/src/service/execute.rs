@@ -33,15 +33,16 @@ pub(super) enum Resizing {
 pub(super) fn answer(result: Result<Reply, VmError>) -> Reply {
     result.unwrap_or_else(|error| {
         let kind = match &error {
-            VmError::Size(_) | VmError::Order(_) | VmError::Resize(_) => ErrorKind::Refused,
+            VmError::Size(_) | VmError::Order(_) | VmError::Resize(_) | VmError::Paused => ErrorKind::Refused,
             VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(ExitReason::Exited(0)) => ErrorKind::Stopping,
             VmError::Ended(_) => ErrorKind::Crashed,
             VmError::AutoReclaim(SwitchError::KeepTooLarge(_)) => ErrorKind::Refused,
-            VmError::Monitor(_) | VmError::AutoReclaim(SwitchError::Thread(_)) | VmError::Cgroup(_) => {
-                ErrorKind::Internal
-            }
+            VmError::Monitor(_)
+            | VmError::AutoReclaim(SwitchError::Thread(_))
+            | VmError::Cgroup(_)
+            | VmError::Pause(_) => ErrorKind::Internal,
         };
         Reply::error(kind, error_line(&error))
     })
@@ -62,10 +63,11 @@ fn shrink(vm: &Vm, goal: ShrinkGoal, wait: Duration, superseded: &dyn Fn() -> bo
     let target = target(vm, goal)?;
     // A device's driver needs time in any case: as long as it gets somewhere, unless people
     // say how long.
-    let more = |elapsed| elapsed < wait || wait.is_zero() && vm.elastic().is_moving(elapsed);
+    let more = |elapsed| elapsed < wait || wait.is_zero() && vm.is_moving(elapsed);
     let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
     let advice = match () {
         () if superseded() => "another resize took over",
+        () if vm.is_paused() => "resume the VM, so that its guest can free some",
         () if vm.shares_table() && !vm.elastic().status().driven => "it has no driver for its device",
         () => "free memory in the guest",
     };

@@ -1,15 +1,17 @@
 //! Requests from the control socket, carried out.
 //!
 //! [`Service::dispatch`] runs on the event loop and only sorts: whatever may take long goes to one of
-//! three threads, each with its own queue.
+//! four threads, each with its own queue.
 //!
 //! | file | what lives there |
 //! |---|---|
+//! | `life` | pause and resume, and what a status says of them |
 //! | `queues` | the threads, their queues, and audits between jobs |
 //! | `execute` | what a request does to the VM, and the reply to it |
 //! | `report` | the VM's state and what it did, as the protocol reports them |
 
 mod execute;
+mod life;
 mod queues;
 mod report;
 
@@ -17,8 +19,9 @@ pub use execute::{auto_reclaim, validate};
 pub use report::{resize_report, status};
 
 use crate::agent::AgentError;
-use crate::vm::Vm;
+use crate::vm::{Vm, VmError};
 use execute::{Resizing, answer};
+use life::Change;
 use llfree_control::protocol::{Reply, Request};
 use llfree_control::server::Responder;
 use queues::{Look, Queues};
@@ -70,7 +73,11 @@ impl Service {
             }
             Request::Grow { to_bytes } => queues.resize(Resizing::Grow { to_bytes }, responder),
             Request::Reclaim { bytes } => queues.resize(Resizing::Reclaim { bytes }, responder),
+            // Behind a command at work it would wait for the resume.
+            Request::Guest(_) if self.vm.is_paused() => responder.answer(&answer(Err(VmError::Paused))),
             Request::Guest(command) => queues.guest(command, responder),
+            Request::Pause => queues.change(Change::Pause, responder),
+            Request::Resume => queues.change(Change::Resume, responder),
         }
         false
     }

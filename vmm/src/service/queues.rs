@@ -1,11 +1,12 @@
 //! The threads that carry out what may take long, and their queues.
 //!
-//! One thread each for resizes, guest commands and reports, so that a status is answered while the
-//! guest churns and a shrink waits for neither. Each queue has its own job type, so a job cannot end
+//! One thread each for resizes, guest commands, pauses and reports, so that a status is answered while
+//! the guest churns and a shrink waits for neither. Each queue has its own job type, so a job cannot end
 //! up on the wrong thread. Every job is answered: by its thread, or, if that is gone, by its responder
 //! when it is dropped. Between jobs, the reports thread audits the guest's memory.
 
 use super::execute::{self, Resizing, answer};
+use super::life::{self, Change};
 use super::report;
 use crate::roles;
 use crate::vm::Vm;
@@ -60,11 +61,12 @@ impl<J: Send + 'static> Queue<J> {
     }
 }
 
-/// The three queues and their threads.
+/// The queues and their threads.
 pub(super) struct Queues {
     resizes: Queue<Resizing>,
     guest: Queue<GuestRequest>,
     looks: Queue<Look>,
+    life: Queue<Change>,
     threads: Vec<JoinHandle<()>>,
     /// Resizes in the queue: a shrink that is only waiting for its guest makes way for them.
     queued_resizes: Arc<AtomicUsize>,
@@ -88,7 +90,11 @@ impl Queues {
         let looks = Queue::start(vm, &mut threads, "reports", roles::REPORTS, move |vm, jobs| {
             look_and_audit(vm, &name, jobs);
         })?;
-        Ok(Self { resizes, guest, looks, threads, queued_resizes })
+        // A pause waits for vCPUs and devices: neither a waiting shrink nor a command may hold it up.
+        let life = Queue::start(vm, &mut threads, "life", roles::LIFE, |vm, jobs| {
+            serve(jobs, |change| answer(life::change(vm, change).map(Reply::Life)));
+        })?;
+        Ok(Self { resizes, guest, looks, life, threads, queued_resizes })
     }
 
     pub(super) fn resize(&self, job: Resizing, responder: Responder) {
@@ -104,11 +110,15 @@ impl Queues {
         self.looks.push(job, responder);
     }
 
+    pub(super) fn change(&self, job: Change, responder: Responder) {
+        self.life.push(job, responder);
+    }
+
     /// Ends the threads, after what they are at.
     pub(super) fn finish(self) {
-        let Self { resizes, guest, looks, threads, .. } = self;
+        let Self { resizes, guest, looks, life, threads, .. } = self;
         // Without senders the threads run out of jobs.
-        drop((resizes, guest, looks));
+        drop((resizes, guest, looks, life));
         for thread in threads {
             if thread.join().is_err() {
                 log::error!("a thread of the control service panicked");

@@ -2,11 +2,11 @@
 
 use crate::devices::mmio::Transport;
 use crate::devices::net::{NetConfig, NetCounters};
-use crate::vcpu::VcpuCounters;
+use crate::vcpu::VcpuHandle;
 use crate::vm::{Resize, Vm, VmError};
 use llfree_control::report::{
     AutoReclaimReport, CgroupStatus, DeviceStatus, Enforcement, InstallPoolStatus, NetReport, ResizeReport, Shortfall,
-    StatusReport, VcpuState, VcpuStatus,
+    StatusReport, VcpuState, VcpuStatus, VmState,
 };
 use llfree_monitor::MonitorError;
 use llfree_monitor::auto::AutoStatus;
@@ -60,6 +60,7 @@ pub(super) fn auto_report(status: &AutoStatus) -> AutoReclaimReport {
 /// # Errors
 /// If the kernel does not answer, or does not take violating memory back.
 pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
+    let paused_for = vm.paused_since().map(|since| since.elapsed());
     let monitor = vm.monitor();
     let ram = monitor.ram().residency().map_err(MonitorError::Residency)?;
     let install_pool = pool_status(monitor.supply());
@@ -73,6 +74,8 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         name: name.to_owned(),
         pid: std::process::id(),
         uptime_ms: millis(vm.uptime()),
+        state: if paused_for.is_some() { VmState::Paused } else { VmState::Running }.into(),
+        paused_ms: paused_for.map(millis),
         backing: vm.config().backing.into(),
         memory_bytes: vm.config().memory.0,
         limit_bytes: vm.limit(),
@@ -95,7 +98,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         doorbell: vm.doorbell().counters.counts(),
         auto_reclaim: auto_report(&vm.auto_reclaim().status()),
         cgroup: cgroup_status(vm),
-        vcpus: vm.vcpus().iter().zip(0..).map(|(vcpu, index)| vcpu_status(index, vcpu)).collect(),
+        vcpus: vm.vcpus().iter().map(|vcpu| vcpu_status(vcpu)).collect(),
         elastic,
         disks: vm.disks().iter().map(|disk| disk.status()).collect(),
         nets: vm.nets().map(net_report).collect(),
@@ -127,9 +130,19 @@ fn cgroup_status(vm: &Vm) -> Option<CgroupStatus> {
     })
 }
 
-fn vcpu_status(index: u32, counters: &VcpuCounters) -> VcpuStatus {
-    let state = if counters.busy.load(Ordering::Relaxed) { VcpuState::Running } else { VcpuState::Waiting };
-    VcpuStatus { index, exits: counters.exits.counts(), counts: counters.rings.counts(), state: state.into() }
+fn vcpu_status(vcpu: &VcpuHandle) -> VcpuStatus {
+    let counters = vcpu.counters();
+    let state = match counters.busy.load(Ordering::Relaxed) {
+        _ if vcpu.parking().is_parked() => VcpuState::Paused,
+        true => VcpuState::Running,
+        false => VcpuState::Waiting,
+    };
+    VcpuStatus {
+        index: vcpu.index(),
+        exits: counters.exits.counts(),
+        counts: counters.rings.counts(),
+        state: state.into(),
+    }
 }
 
 fn net_report((config, counters): (&NetConfig, &NetCounters)) -> NetReport {
@@ -145,6 +158,6 @@ pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

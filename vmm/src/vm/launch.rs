@@ -5,7 +5,7 @@
 //! hears of it. Kinds of guests differ inside the steps ([`Plan`]), ways of moving memory in one
 //! ([`Way::build`](crate::elastic::Way::build)).
 
-use super::{Announcer, End, Vm, devices};
+use super::{End, ExitNotifier, Vm, devices};
 use crate::agent::Agents;
 use crate::boot::{self, Image, KvmLimits, Platform};
 use crate::config::VmConfig;
@@ -14,18 +14,18 @@ use crate::elastic::{Elasticity, Need, Parts};
 use crate::error::LaunchError;
 use crate::exit::ExitReason;
 use crate::guest::{self, Attached, Guest, Hardware, Plan};
+use crate::parking::EndsWith;
 use crate::roles;
-use crate::vcpu::{self, VcpuContext, VcpuCounters};
+use crate::vcpu::{self, VcpuContext, VcpuHandle};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use llfree_base::lock;
 use llfree_base::units::Bytes;
 use llfree_monitor::auto::AutoReclaim;
 use llfree_monitor::memory::{GuestRam, Supply};
 use llfree_monitor::{Monitor, OnViolation, TenantStart, Violations};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use shared_layout::HUGE_SIZE;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -84,16 +84,16 @@ impl Vm {
         let devices = Arc::new(devices);
         let workers = devices::start(&vm, &devices, &config.threads)?;
         let monitor = memory.monitor.clone();
-        let vcpus: Vec<_> = (0..config.cpus).map(|_| Arc::new(VcpuCounters::default())).collect();
-        let announcer =
-            Announcer { end: Arc::new(End::default()), event: Arc::new(event), agents: agents.clone(), guest };
-        let on_end = announcer.clone();
-        let end = move |violation| on_end.announce(ExitReason::Violation(violation));
+        let vcpus: Vec<_> = (0..config.cpus).map(|index| Arc::new(VcpuHandle::new(index))).collect();
+        let exit_notifier =
+            ExitNotifier { end: Arc::new(End::default()), event: Arc::new(event), agents: agents.clone(), guest };
+        let on_end = exit_notifier.clone();
+        let end = move |violation| on_end.notify(ExitReason::Violation(violation));
         let violations =
             Violations::watch(monitor.clone(), identify(vcpus.clone()), memory.on_violation, end, &config.threads)
                 .map_err(host("start the thread that sees violations"))?;
         Ok(Self {
-            guest: announcer.guest.clone(),
+            guest: exit_notifier.guest.clone(),
             _vm: vm,
             auto_reclaim: AutoReclaim::new(monitor.clone(), config.threads.clone()),
             doorbell: Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone())),
@@ -107,10 +107,9 @@ impl Vm {
             elastic,
             workers: Mutex::new(workers),
             vcpus,
-            threads: Mutex::new(Vec::new()),
             violations,
-            stop: Arc::new(AtomicBool::new(false)),
-            announcer,
+            life: Default::default(),
+            exit_notifier,
             started,
             next_seed: AtomicU32::new(1),
             cgroup: OnceLock::new(),
@@ -123,16 +122,16 @@ impl Vm {
     }
 
     fn start_vcpu(&self, fd: VcpuFd, index: u32) -> Result<(), LaunchError> {
+        let vcpu = &self.vcpus[index as usize];
         let context = VcpuContext {
             platform: self.platform.clone(),
             doorbell: self.doorbell.clone(),
             devices: self.devices.clone(),
             guest: self.guest.clone(),
-            stop: self.stop.clone(),
-            counters: self.vcpus[index as usize].clone(),
+            vcpu: vcpu.clone(),
         };
         let core = self.config.pin.get(index as usize % self.config.pin.len().max(1)).copied();
-        let announcer = self.announcer.clone();
+        let exit_notifier = self.exit_notifier.clone();
         let pin = move || {
             if let Some(core) = core
                 && let Err(error) = pin_to(core)
@@ -141,8 +140,10 @@ impl Vm {
             }
         };
         let body = move || {
-            if let Some(reason) = vcpu::run(fd, index, &context) {
-                announcer.announce(reason);
+            // Last: whoever sees it gone finds the reason.
+            let _end = EndsWith(context.vcpu.parking());
+            if let Some(reason) = vcpu::run(fd, &context) {
+                exit_notifier.notify(reason);
             }
         };
         let thread = self
@@ -150,7 +151,7 @@ impl Vm {
             .threads
             .spawn_after(format!("vcpu{index}"), roles::VCPU, pin, body)
             .map_err(|source| LaunchError::Host { step: "start a vCPU's thread", source })?;
-        lock(&self.threads).push(thread);
+        vcpu.started(thread);
         Ok(())
     }
 }
@@ -210,7 +211,7 @@ fn build_elasticity(
         ram: &memory.ram,
         monitor: &memory.monitor,
         notifier: plan.notifier(platform, agents),
-        nudge: Box::new(move || asleep.poke()),
+        nudge: Box::new(move || asleep.notify_driver()),
         // What it kept is found by the passes that follow.
         drain: Box::new(move || {
             idle.drain_if_idle(DRAIN_TIMEOUT);
@@ -253,9 +254,9 @@ fn create_vcpus(
 }
 
 /// Tells which vCPU a thread of this process is.
-fn identify(vcpus: Vec<Arc<VcpuCounters>>) -> impl Fn(i32) -> Option<u32> {
+fn identify(vcpus: Vec<Arc<VcpuHandle>>) -> impl Fn(i32) -> Option<u32> {
     move |thread| {
-        let vcpu = vcpus.iter().position(|vcpu| vcpu.thread.load(Ordering::Relaxed) == thread)?;
+        let vcpu = vcpus.iter().position(|vcpu| vcpu.counters().thread.load(Ordering::Relaxed) == thread)?;
         u32::try_from(vcpu).ok()
     }
 }

@@ -19,7 +19,7 @@ mod tests;
 pub use state::{BalloonControl, GuestStats};
 
 use super::request::Request;
-use super::{Fault, Served, VirtioDevice};
+use super::{DriverError, Served, VirtioDevice};
 use guest_abi::devices::BALLOON_F_HUGE;
 use llfree_base::RateLimit;
 use llfree_base::error_line;
@@ -133,11 +133,11 @@ impl Balloon {
 
     /// The blocks of a request as indices into the books, which count in offsets: those in RAM and
     /// aligned. The others are counted.
-    fn blocks(&self, request: &Request<'_>) -> Result<Vec<u64>, Fault> {
+    fn blocks(&self, request: &Request<'_>) -> Result<Vec<u64>, DriverError> {
         let bytes = request.readable(MOST_NUMBERS)?;
         let (numbers, rest) = bytes.as_chunks::<4>();
         if !rest.is_empty() {
-            return Err(Fault::Length { bytes: bytes.len() as u64, allowed: "no whole number of page numbers" });
+            return Err(DriverError::Length { bytes: bytes.len() as u64, allowed: "no whole number of page numbers" });
         }
         let (unit, map) = (self.unit() * FRAME_SIZE, self.ram.map());
         let block = |number: &[u8; 4]| {
@@ -163,7 +163,7 @@ impl Balloon {
         true
     }
 
-    fn inflate(&mut self, request: &Request<'_>) -> Result<(), Fault> {
+    fn inflate(&mut self, request: &Request<'_>) -> Result<(), DriverError> {
         let mut blocks = self.blocks(request)?;
         blocks.sort_unstable();
         blocks.retain(|block| self.note(*block, true));
@@ -177,7 +177,7 @@ impl Balloon {
         Ok(())
     }
 
-    fn deflate(&mut self, request: &Request<'_>) -> Result<(), Fault> {
+    fn deflate(&mut self, request: &Request<'_>) -> Result<(), DriverError> {
         let blocks = self.blocks(request)?;
         let back = blocks.into_iter().filter(|block| self.note(*block, false)).count();
         self.control.counters.deflate_requests.inc();
@@ -187,17 +187,18 @@ impl Balloon {
 
     /// Discards what the guest calls free; it stays the guest's. Not where the guest relies on what its
     /// free pages hold, and that is not the zeroes that a discard leaves.
-    fn report(&mut self, request: &Request<'_>) -> Result<(), Fault> {
+    fn report(&mut self, request: &Request<'_>) -> Result<(), DriverError> {
         let bytes: u64 = request.buffers().iter().map(|buffer| u64::from(buffer.bytes)).sum();
         if bytes > MOST_REPORTED {
-            return Err(Fault::Length { bytes, allowed: "more than one request may report" });
+            return Err(DriverError::Length { bytes, allowed: "more than one request may report" });
         }
         for buffer in request.buffers() {
             let (address, bytes) = (buffer.address, u64::from(buffer.bytes));
             if !address.is_multiple_of(FRAME_SIZE) || !bytes.is_multiple_of(FRAME_SIZE) {
-                return Err(Fault::Length { bytes, allowed: "reported, but no whole pages" });
+                return Err(DriverError::Length { bytes, allowed: "reported, but no whole pages" });
             }
-            let start = self.ram.map().offset(address, bytes).ok_or(Fault::Buffer { address, bytes: buffer.bytes })?;
+            let start =
+                self.ram.map().offset(address, bytes).ok_or(DriverError::Buffer { address, bytes: buffer.bytes })?;
             if self.features & 1 << F_PAGE_POISON == 0 || self.poison == 0 {
                 self.discard(start..start + bytes);
             }
@@ -288,7 +289,7 @@ impl VirtioDevice for Balloon {
         true
     }
 
-    fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, Fault> {
+    fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, DriverError> {
         match self.role(queue) {
             Some(Role::Inflate) => self.inflate(request)?,
             Some(Role::Deflate) => self.deflate(request)?,
@@ -298,7 +299,7 @@ impl VirtioDevice for Balloon {
                 let before = self.stats_request.replace((queue, request.head()));
                 return Ok(Served::Kept { instead_of: before.map(|(_, head)| head) });
             }
-            None => return Err(Fault::Available { queue }),
+            None => return Err(DriverError::Available { queue }),
         }
         Ok(Served::Done(0))
     }

@@ -71,7 +71,7 @@ fn inflated_pages_leave_the_host_and_come_back_as_zeroes() {
     assert_eq!(control.inflated_bytes(), 0);
     let bytes: [u8; 6] = driver.ram.guest_memory().read_obj(GuestAddress(u64::from(FAR) * FRAME_SIZE)).expect("in RAM");
     assert_eq!(bytes, [0; 6]);
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn pages_behind_the_hole_leave_the_host_and_pages_in_it_are_nobodys() {
         let pages = driver.words(&[page(HOLE_END), page(high), page(32 * MIB) - 1]);
         driver.send(DEFLATE, &[pages]);
         assert_eq!((control.inflated_bytes(), count(&control.counters.repeated_pages)), (0, 0));
-        assert_eq!(driver.device.faults(), 0);
+        assert_eq!(driver.device.driver_errors(), 0);
     }
 }
 
@@ -111,10 +111,10 @@ fn reports_of_free_memory_count_guest_addresses() {
             &[block(HOLE_END, 4 << 20), block(28 * MIB, 4 << 20), block(HOLE_END + 28 * MIB, 4 << 20)],
         );
         assert_eq!(resident(&driver.ram), (64 - 12) * MIB, "{backing}");
-        assert_eq!((control.inflated_bytes(), driver.device.faults()), (0, 0));
+        assert_eq!((control.inflated_bytes(), driver.device.driver_errors()), (0, 0));
         // Neighbours for the host are none for the guest.
         driver.send(REPORTING, &[block(30 * MIB, 4 << 20)]);
-        driver.assert_faults(1);
+        driver.assert_driver_errors(1);
         assert_eq!(resident(&driver.ram), (64 - 12) * MIB, "{backing}");
     }
 }
@@ -145,7 +145,7 @@ fn the_huge_balloon_takes_blocks_of_two_mib() {
     assert_eq!(control.inflated_bytes(), 4 * MIB);
     assert_eq!(resident(&driver.ram), 12 * MIB);
     assert_eq!(count(&control.counters.bad_pages), 1, "0x601 starts no block");
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -172,17 +172,17 @@ fn pages_out_of_range_or_twice_are_counted_and_nothing_else() {
     driver.send(DEFLATE, &[pages]);
     assert_eq!(control.inflated_bytes(), FRAME_SIZE);
     assert_eq!(count(&control.counters.repeated_pages), 6, "7 was never given");
-    assert_eq!((driver.used(INFLATE), driver.used(DEFLATE), driver.device.faults()), (2, 1, 0));
+    assert_eq!((driver.used(INFLATE), driver.used(DEFLATE), driver.device.driver_errors()), (2, 1, 0));
 }
 
 #[test]
 fn lists_of_a_bad_length_are_faults() {
     let (mut driver, _) = started(config(false));
     driver.send(INFLATE, &[Buffer { address: CONTENTS, bytes: 6, writable: false }]);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
     let (mut driver, _) = started(config(false));
     driver.send(DEFLATE, &[Buffer { address: 0, bytes: (16 << 10) + 4, writable: false }]);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn reported_memory_goes_back_and_stays_the_guests() {
     assert_eq!(count(&control.counters.reported_bytes), (2 << 20) + 4096);
     // No part of a page is anybody's to discard.
     driver.send(REPORTING, &[block(6 * MIB + 8, 4096)]);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
     assert_eq!(resident(&driver.ram), 14 * MIB - 4096);
 }
 
@@ -224,7 +224,7 @@ fn the_reporting_queue_is_found_where_linux_looks_for_it() {
     let mut driver = Driver::new(16, |ram| Box::new(Balloon::new(config(false), ram, Arc::default())));
     driver.start(0, 5);
     driver.send(REPORTING, &[block]);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn statistics_are_asked_for_by_giving_the_last_ones_back() {
     // A second request while one is kept gives the first one back.
     driver.send(STATS, &[buffer]);
     driver.send(STATS, &[buffer]);
-    assert_eq!((driver.used(STATS), driver.device.faults()), (2, 0));
+    assert_eq!((driver.used(STATS), driver.device.driver_errors()), (2, 0));
 }
 
 #[test]
@@ -276,13 +276,13 @@ fn what_a_guest_relies_on_in_its_free_pages_stays() {
     assert_eq!((resident(&driver.ram), count(&control.counters.reported_bytes)), (16 * MIB, 2 << 20));
     driver.write(poison, 0);
     driver.send(REPORTING, &[block]);
-    assert_eq!((resident(&driver.ram), driver.device.faults()), (14 * MIB, 0));
+    assert_eq!((resident(&driver.ram), driver.device.driver_errors()), (14 * MIB, 0));
     // What is not offered cannot be written.
     let quiet = BalloonConfig { reporting: None, ..config(false) };
     let (driver, _) = started(quiet);
     assert_eq!(driver.offered() & (1 << F_PAGE_POISON | 1 << F_REPORTING), 0);
     driver.write(poison, 1);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
 }
 
 /// The order of drivers/virtio/virtio_balloon.c: queues without gaps, a first buffer of statistics
@@ -315,7 +315,7 @@ fn a_driver_that_does_as_linux_does_is_served() {
     driver.send(3, &[Buffer { address: 8 * MIB, bytes: 4 << 20, writable: true }]);
     assert_eq!(resident(&driver.ram), 11 * MIB);
     assert_eq!((driver.used(INFLATE), driver.used(STATS), driver.used(3)), (1, 0, 1));
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -331,6 +331,6 @@ fn the_driver_reads_its_target_and_writes_its_size() {
     assert_eq!((control.claimed_pages(), driver.config(4)), (55, 55));
     assert_eq!(control.inflated_bytes(), 0, "a claim is a claim");
     driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG, 55);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
     assert_eq!(control.target_pages(), 1234);
 }

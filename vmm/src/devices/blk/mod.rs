@@ -5,7 +5,7 @@
 //! or at once for a driver that knows no flush. Where the host's file system can make holes, the
 //! guest may discard: the file gets smaller as the guest deletes. What the host cannot do is the
 //! guest's I/O error, counted and logged; a request that makes no sense is an error of that
-//! request, or a [`Fault`] if there is no place to say so.
+//! request, or a [`DriverError`] if there is no place to say so.
 //!
 //! The transport's lock is held during a request, so a request is bounded: [`MOST_BYTES`] of data, or
 //! ranges of [`MOST_CLEARED_SECTORS`]. A driver that resets its device waits for the request at work.
@@ -21,7 +21,7 @@ pub use config::{DiskConfig, DiskConfigError, DiskError, MOST_DISKS, SERIAL_BYTE
 pub use state::DiskControl;
 
 use super::request::Request;
-use super::{Fault, Served, VirtioDevice};
+use super::{DriverError, Served, VirtioDevice};
 use crate::roles;
 use file::{Direction, DiskFile, SECTOR};
 use llfree_base::thread::Role;
@@ -66,7 +66,7 @@ pub struct Blk {
 /// Why a request failed.
 enum Failure {
     /// The transport's business.
-    Fault(Fault),
+    Driver(DriverError),
     /// No request that this disk knows.
     Unsupported,
     /// One that makes no sense.
@@ -75,9 +75,9 @@ enum Failure {
     Host(io::Error),
 }
 
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
+impl From<DriverError> for Failure {
+    fn from(error: DriverError) -> Self {
+        Self::Driver(error)
     }
 }
 
@@ -223,10 +223,10 @@ impl Blk {
     }
 
     /// The status of a request that failed.
-    fn failed(&self, failure: Failure) -> Result<u32, Fault> {
+    fn failed(&self, failure: Failure) -> Result<u32, DriverError> {
         let path = &self.control.path;
         match failure {
-            Failure::Fault(fault) => return Err(fault),
+            Failure::Driver(error) => return Err(error),
             Failure::Unsupported => return Ok(blk::VIRTIO_BLK_S_UNSUPP),
             Failure::Refused(what) => {
                 self.control.counters.refused_requests.inc();
@@ -246,7 +246,7 @@ impl Blk {
 }
 
 /// Copies what the driver wrote, from `skip` on, as far as it fills `bytes`.
-fn read(request: &Request<'_>, skip: u64, bytes: &mut [u8]) -> Result<(), Fault> {
+fn read(request: &Request<'_>, skip: u64, bytes: &mut [u8]) -> Result<(), DriverError> {
     let mut rest = bytes;
     for slice in request.slices(false, skip, rest.len() as u64)? {
         let (part, after) = rest.split_at_mut(rest.len().min(slice.len()));
@@ -327,14 +327,14 @@ impl VirtioDevice for Blk {
         false
     }
 
-    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, Fault> {
+    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, DriverError> {
         let (readable, writable) = (request.bytes(false), request.bytes(true));
         if readable < HEADER_BYTES {
-            return Err(Fault::Length { bytes: readable, allowed: "too few for the header of a request" });
+            return Err(DriverError::Length { bytes: readable, allowed: "too few for the header of a request" });
         }
         // The last byte is the status, wherever the driver cut its buffers.
         let Some(room) = writable.checked_sub(1) else {
-            return Err(Fault::Length { bytes: 0, allowed: "too few for the status of a request" });
+            return Err(DriverError::Length { bytes: 0, allowed: "too few for the status of a request" });
         };
         let mut header = [0; HEADER_BYTES as usize];
         read(request, 0, &mut header)?;

@@ -117,7 +117,7 @@ fn what_is_written_is_read_back_and_lies_in_the_file() {
     );
     let status = control.status();
     assert_eq!((status.size_bytes, status.counts.written_bytes, status.read_only), (MIB, 4096, false));
-    assert_eq!((status.counts.io_errors, status.counts.refused_requests, driver.device.faults()), (0, 0, 0));
+    assert_eq!((status.counts.io_errors, status.counts.refused_requests, driver.device.driver_errors()), (0, 0, 0));
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn how_a_driver_cuts_its_buffers_means_nothing() {
     assert_eq!((&data[..512], &data[512..1536], data[1536]), (&[0; 512][..], &[5; 1024][..], OK));
     let element: [u32; 2] = driver.ram.guest_memory().read_obj(GuestAddress(Driver::rings(0)[2] + 12)).expect("in RAM");
     assert_eq!(element, [0, 1537], "it says how much it wrote");
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn a_read_only_disk_is_never_written() {
     assert_eq!(read_disk(&mut driver, 0, 512), (OK, vec![7; 512]));
     assert_eq!(fs::read(&config.path).expect("the image"), vec![7; MIB as usize]);
     assert_eq!(
-        (get(&control.counters.refused_requests), get(&control.counters.io_errors), driver.device.faults()),
+        (get(&control.counters.refused_requests), get(&control.counters.io_errors), driver.device.driver_errors()),
         (3, 0, 0)
     );
 }
@@ -189,7 +189,7 @@ fn requests_that_make_no_sense_are_refused_and_the_disk_goes_on() {
         assert_eq!(ask(&mut driver, kind, 0, &[]), UNSUPP);
     }
     assert_eq!(read_disk(&mut driver, 0, 4096), (OK, vec![7; 4096]));
-    assert_eq!((fs::metadata(&config.path).expect("the image").len(), driver.device.faults()), (4096, 0));
+    assert_eq!((fs::metadata(&config.path).expect("the image").len(), driver.device.driver_errors()), (4096, 0));
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn without_header_or_status_there_is_nobody_to_tell() {
         let (mut driver, _) = open(&config);
         put_header(&driver, blk::VIRTIO_BLK_T_OUT, 0);
         driver.send(0, &buffers);
-        driver.assert_faults(1);
+        driver.assert_driver_errors(1);
     }
     assert_eq!(fs::read(&config.path).expect("the image"), vec![7; 4096]);
 }
@@ -232,7 +232,7 @@ fn a_file_that_was_cut_is_an_io_error() {
     assert_eq!(read_disk(&mut driver, 7, 1024).0, IOERR);
     assert_eq!(get(&control.counters.io_errors), 1);
     assert_eq!(read_disk(&mut driver, 7, 512), (OK, vec![7; 512]), "what is left can be read");
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn a_full_host_is_an_io_error() {
     assert_eq!(write_disk(&mut driver, 0, &[1; 512]), IOERR);
     assert_eq!((get(&control.counters.io_errors), get(&control.counters.writes)), (1, 0));
     assert_eq!(read_disk(&mut driver, 0, 512), (OK, vec![0; 512]));
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn what_a_guest_discards_leaves_the_hosts_disk() {
         assert_eq!(clear(&mut driver, kind, &vec![range(0, 0, 0); most as usize]), OK);
         assert_eq!(clear(&mut driver, kind, &vec![range(0, 0, 0); most as usize + 1]), IOERR);
     }
-    assert_eq!((fs::metadata(&config.path).expect("the image").len(), driver.device.faults()), (4 * MIB, 0));
+    assert_eq!((fs::metadata(&config.path).expect("the image").len(), driver.device.driver_errors()), (4 * MIB, 0));
 }
 
 #[test]

@@ -15,7 +15,7 @@ mod tests;
 pub use port::{BUFFER_BYTES, Port, PortError};
 
 use super::request::Request;
-use super::{Fault, Served, Source, VirtioDevice};
+use super::{DriverError, Served, Source, VirtioDevice};
 use crate::roles;
 use agent_abi::channel::PORT_NAME;
 use llfree_base::thread::Role;
@@ -158,7 +158,7 @@ impl VirtioDevice for Console {
         false
     }
 
-    fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, Fault> {
+    fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, DriverError> {
         match queue {
             TO_GUEST => {
                 let room = request.bytes(true).min(BUFFER_BYTES as u64) as usize;
@@ -186,7 +186,7 @@ impl VirtioDevice for Console {
             _ => {
                 debug_assert_eq!(queue, CONTROL_FROM_GUEST);
                 let bytes = request.readable(CONTROL_BYTES)?;
-                let short = Fault::Length { bytes: bytes.len() as u64, allowed: "no control message" };
+                let short = DriverError::Length { bytes: bytes.len() as u64, allowed: "no control message" };
                 let [a, b, c, d, e, f, g, h]: [u8; CONTROL_BYTES] = bytes.try_into().map_err(|_| short)?;
                 let (event, value) = (u16::from_le_bytes([e, f]), u16::from_le_bytes([g, h]));
                 self.obey(u32::from_le_bytes([a, b, c, d]), event, value);

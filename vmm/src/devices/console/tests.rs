@@ -67,7 +67,7 @@ fn the_driver_hears_of_the_port_its_name_and_that_the_host_has_it_open() {
     assert!(!port.is_open());
     open(&mut driver, 1);
     assert!(port.is_open());
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_driver_that_asks_again_and_again_costs_no_memory() {
     for _ in 0..4 {
         driver.send(CONTROL_TO_GUEST, &[IN]);
     }
-    assert_eq!((driver.used(CONTROL_TO_GUEST), driver.device.faults()), (3, 0));
+    assert_eq!((driver.used(CONTROL_TO_GUEST), driver.device.driver_errors()), (3, 0));
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn bytes_go_both_ways_in_order() {
     let mut bytes = [0; 8];
     assert_eq!(port.receive(&mut bytes, soon()), Ok(1));
     assert_eq!(bytes, [1, 2, 3, 4, 5, 6, 7, 8]);
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_guest_that_never_stops_to_write_waits() {
         assert_eq!(port.receive(&mut bytes, soon()), Ok(1));
     }
     drop(worker);
-    assert_eq!((driver.used(FROM_GUEST), port.ignored_bytes(), driver.device.faults()), (4, 0, 0));
+    assert_eq!((driver.used(FROM_GUEST), port.ignored_bytes(), driver.device.driver_errors()), (4, 0, 0));
     // What would never fit is nobody's.
     driver.send(FROM_GUEST, &[Buffer { bytes: (64 << 10) + 1, ..piece }]);
     assert_eq!((driver.used(FROM_GUEST), port.ignored_bytes()), (5, (64 << 10) + 1));
@@ -197,13 +197,13 @@ fn messages_that_make_no_sense_are_faults_or_ignored() {
         tell(&mut driver, id, event, value);
     }
     driver.send(CONTROL_TO_GUEST, &[IN]);
-    assert_eq!((driver.used(CONTROL_TO_GUEST), port.is_open(), driver.device.faults()), (0, false, 0));
+    assert_eq!((driver.used(CONTROL_TO_GUEST), port.is_open(), driver.device.driver_errors()), (0, false, 0));
     for words in [&[0][..], &[0; 3]] {
         driver.start(F_MULTIPORT, 4);
-        let before = driver.device.faults();
+        let before = driver.device.driver_errors();
         let words = driver.words(words);
         driver.send(CONTROL_FROM_GUEST, &[words]);
-        driver.assert_faults(before + 1);
+        driver.assert_driver_errors(before + 1);
     }
     // A buffer that is too small for a message.
     driver.start(F_MULTIPORT, 4);

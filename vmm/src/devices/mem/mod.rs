@@ -15,7 +15,7 @@ mod tests;
 pub use state::MemControl;
 
 use super::request::Request;
-use super::{Fault, Served, VirtioDevice};
+use super::{DriverError, Served, VirtioDevice};
 use llfree_base::RateLimit;
 use llfree_base::error_line;
 use llfree_monitor::memory::GuestRam;
@@ -180,9 +180,9 @@ impl VirtioDevice for Mem {
         false
     }
 
-    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, Fault> {
+    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, DriverError> {
         let bytes = request.readable(REQUEST_BYTES)?;
-        let short = Fault::Length { bytes: bytes.len() as u64, allowed: "no request of virtio-mem" };
+        let short = DriverError::Length { bytes: bytes.len() as u64, allowed: "no request of virtio-mem" };
         let bytes: [u8; REQUEST_BYTES] = bytes.try_into().map_err(|_| short)?;
         let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let [_, address, _] = std::array::from_fn(|i| {

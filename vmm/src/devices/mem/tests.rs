@@ -97,7 +97,7 @@ fn a_region_behind_the_hole_counts_guest_addresses() {
         assert_eq!(ask(&mut driver, PLUG, HOLE_END + 30 * MIB, 2), ERROR);
         assert_eq!(ask(&mut driver, UNPLUG_ALL, 0, 0), ACK);
         assert_eq!((control.plugged_bytes(), resident(&driver)), (0, 32 * MIB));
-        assert_eq!(driver.device.faults(), 0);
+        assert_eq!(driver.device.driver_errors(), 0);
     }
 }
 
@@ -137,7 +137,7 @@ fn ranges_that_make_no_sense_are_refused() {
     // Plugged is plugged, and what is not cannot be unplugged.
     assert_eq!(ask(&mut driver, PLUG, 4 * MIB, 2), ERROR);
     assert_eq!(ask(&mut driver, UNPLUG, 4 * MIB, 2), ERROR);
-    assert_eq!((control.plugged_bytes(), driver.device.faults()), (2 * MIB, 0));
+    assert_eq!((control.plugged_bytes(), driver.device.driver_errors()), (2 * MIB, 0));
 }
 
 #[test]
@@ -152,12 +152,12 @@ fn requests_of_a_bad_length_are_faults() {
     ] {
         let (mut driver, _) = started();
         driver.send(0, &bad);
-        driver.assert_faults(1);
+        driver.assert_driver_errors(1);
     }
     // Its configuration is the host's.
     let (driver, _) = started();
     driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG + 48, 0);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub use frame::MAX_FRAME;
 pub use tap::NetError;
 
 use super::request::Request;
-use super::{Fault, Served, Source, VirtioDevice};
+use super::{DriverError, Served, Source, VirtioDevice};
 use crate::roles;
 use frame::HEADER_BYTES;
 use llfree_base::RateLimit;
@@ -103,7 +103,7 @@ impl Net {
         self.counters.clone()
     }
 
-    fn receive(&mut self, request: &Request<'_>) -> Result<Served, Fault> {
+    fn receive(&mut self, request: &Request<'_>) -> Result<Served, DriverError> {
         let counts = &self.counters.to_guest;
         let bytes = match retry_on_intr(|| rustix::io::read(&self.tap, &mut self.frame)) {
             Ok(0) | Err(Errno::AGAIN) => return Ok(Served::Later),
@@ -129,10 +129,10 @@ impl Net {
         Ok(Served::Done(written))
     }
 
-    fn transmit(&mut self, request: &Request<'_>) -> Result<Served, Fault> {
+    fn transmit(&mut self, request: &Request<'_>) -> Result<Served, DriverError> {
         let mut frame = request.readable(HEADER_BYTES + MAX_FRAME)?;
         if frame.len() <= HEADER_BYTES {
-            return Err(Fault::Length { bytes: frame.len() as u64, allowed: "no frame with its header" });
+            return Err(DriverError::Length { bytes: frame.len() as u64, allowed: "no frame with its header" });
         }
         frame[..HEADER_BYTES].fill(0);
         let counts = &self.counters.from_guest;
@@ -190,7 +190,7 @@ impl VirtioDevice for Net {
         false
     }
 
-    fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, Fault> {
+    fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, DriverError> {
         if queue == TO_GUEST { self.receive(request) } else { self.transmit(request) }
     }
 

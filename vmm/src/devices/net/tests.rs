@@ -98,7 +98,7 @@ fn frames_go_both_ways_and_headers_do_not() {
     assert_eq!(bytes[..count], [&[0; HEADER_BYTES][..], b"to the host"].concat());
     let counts = |bytes| FrameCounts { frames: 1, bytes, dropped: 0, errors: 0 };
     assert_eq!(counters.status(), NetStatus { to_guest: counts(12), from_guest: counts(11) });
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn frames_that_do_not_fit_are_dropped_and_counted() {
     let lengths = [0, 1, 2].map(|number| received(&driver, number).len());
     assert_eq!(lengths, [0, 0, ROOM as usize]);
     let status = counters.status().to_guest;
-    assert_eq!((status.frames, status.dropped, driver.device.faults()), (1, 2, 0));
+    assert_eq!((status.frames, status.dropped, driver.device.driver_errors()), (1, 2, 0));
     // A host that does not read.
     while counters.status().from_guest.dropped == 0 {
         send(&mut driver, &with_header(&[6; 1000]));
@@ -122,7 +122,7 @@ fn frames_that_do_not_fit_are_dropped_and_counted() {
     drop(host);
     send(&mut driver, &with_header(b"x"));
     let status = counters.status().from_guest;
-    assert_eq!((status.dropped, status.errors, driver.device.faults()), (1, 1, 0));
+    assert_eq!((status.dropped, status.errors, driver.device.driver_errors()), (1, 1, 0));
 }
 
 #[test]
@@ -131,12 +131,12 @@ fn the_largest_frame_goes_through_and_a_larger_one_is_a_fault() {
     send(&mut driver, &with_header(&vec![1; MAX_FRAME]));
     assert_eq!(host.recv(&mut vec![0; 1 << 17]).expect("a frame"), HEADER_BYTES + MAX_FRAME);
     send(&mut driver, &with_header(&vec![1; MAX_FRAME + 1]));
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
     for short in [0, 1, HEADER_BYTES] {
         driver.start(0, 2);
-        let before = driver.device.faults();
+        let before = driver.device.driver_errors();
         send(&mut driver, &vec![0; short]);
-        driver.assert_faults(before + 1);
+        driver.assert_driver_errors(before + 1);
     }
     // From the host: cut by the read, and known by that.
     driver.start(0, 2);
@@ -176,7 +176,7 @@ fn no_frame_is_lost_while_the_driver_has_buffers() {
     }
     drop(worker);
     drop(sender.join().expect("no panic"));
-    assert_eq!((counters.status().to_guest.frames, driver.device.faults()), (FRAMES.into(), 0));
+    assert_eq!((counters.status().to_guest.frames, driver.device.driver_errors()), (FRAMES.into(), 0));
 }
 
 /// Runs `test` where there is nothing but a network of its own, if this user may have one and make
@@ -267,7 +267,7 @@ fn packets_go_between_a_guest_and_a_tap_of_the_host() {
         drop(worker);
         let status = counters.status();
         assert!(status.to_guest.frames >= 1 && status.to_guest.errors == 0, "{status:?}");
-        assert_eq!((status.from_guest.frames, status.from_guest.errors, driver.device.faults()), (1, 0, 0));
+        assert_eq!((status.from_guest.frames, status.from_guest.errors, driver.device.driver_errors()), (1, 0, 0));
     });
 }
 

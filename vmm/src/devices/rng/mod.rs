@@ -8,7 +8,7 @@
 mod tests;
 
 use super::request::Request;
-use super::{Fault, Served, VirtioDevice};
+use super::{DriverError, Served, VirtioDevice};
 use crate::roles;
 use llfree_base::RateLimit;
 use llfree_base::thread::Role;
@@ -78,10 +78,10 @@ impl VirtioDevice for Rng {
         false
     }
 
-    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, Fault> {
+    fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, DriverError> {
         let room = request.bytes(true).min(MOST_BYTES as u64);
         if room == 0 {
-            return Err(Fault::Length { bytes: 0, allowed: "too little for random numbers" });
+            return Err(DriverError::Length { bytes: 0, allowed: "too little for random numbers" });
         }
         let mut bytes = [0; MOST_BYTES];
         // At most MOST_BYTES.

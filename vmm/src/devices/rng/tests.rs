@@ -35,7 +35,7 @@ fn a_request_is_filled_with_random_bytes() {
     driver.send(0, &[room(64)]);
     let second: [u64; 8] = driver.ram.guest_memory().read_obj(GuestAddress(CONTENTS)).expect("in RAM");
     assert_ne!(first, second);
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
@@ -43,12 +43,12 @@ fn a_large_request_gets_a_bounded_part() {
     let mut driver = started();
     driver.send(0, &[room(1000), room(1 << 20)]);
     assert_eq!(written(&driver), MOST_BYTES as u32);
-    assert_eq!(driver.device.faults(), 0);
+    assert_eq!(driver.device.driver_errors(), 0);
 }
 
 #[test]
 fn a_request_without_room_is_a_fault() {
     let mut driver = started();
     driver.send(0, &[Buffer { writable: false, ..room(64) }]);
-    driver.assert_faults(1);
+    driver.assert_driver_errors(1);
 }

@@ -68,6 +68,8 @@ struct Port {
     polls: u8,
     /// Somebody had more input than there was room for.
     refused: bool,
+    /// The VM is paused: input stays outside.
+    paused: bool,
 }
 
 /// The interrupt, as an edge.
@@ -115,6 +117,7 @@ impl Serial {
             looped: false,
             polls: 0,
             refused: false,
+            paused: false,
         });
         Ok(Self { port, output, irq, room })
     }
@@ -142,11 +145,11 @@ impl Serial {
     }
 
     /// Gives the guest input, and says how many bytes it takes: the rest has to wait until
-    /// [`room`](Self::room) is readable.
+    /// [`room`](Self::room) is readable. In a pause it takes none.
     pub fn input(&self, bytes: &[u8]) -> usize {
         let mut port = self.port();
         // What the guest threw out of its FIFO came back on top.
-        let room = MOST_INPUT.saturating_sub(port.waiting.len());
+        let room = if port.paused { 0 } else { MOST_INPUT.saturating_sub(port.waiting.len()) };
         let taken = &bytes[..room.min(bytes.len())];
         port.waiting.extend(taken);
         port.refused |= taken.len() < bytes.len();
@@ -166,6 +169,20 @@ impl Serial {
         &self.room
     }
 
+    /// The VM pauses: no vCPU waits for room, and input waits outside until [`resume`](Self::resume).
+    pub fn pause(&self) {
+        self.port().paused = true;
+        self.output.set_paused(true);
+    }
+
+    /// The VM runs again.
+    pub fn resume(&self) {
+        self.output.set_paused(false);
+        let mut port = self.port();
+        port.paused = false;
+        self.tell_of_room(&mut port);
+    }
+
     /// From now on no vCPU waits for room: what does not fit is lost.
     pub fn stop(&self) {
         self.output.stop();
@@ -179,7 +196,7 @@ impl Serial {
 
     fn tell_of_room(&self, port: &mut Port) {
         // Half empty, so that a fast typist costs one event and not one a byte.
-        if port.refused && port.waiting.len() <= MOST_INPUT / 2 {
+        if port.refused && !port.paused && port.waiting.len() <= MOST_INPUT / 2 {
             port.refused = false;
             // It can only be full, and then somebody will look.
             let _ = self.room.write(1);

@@ -15,6 +15,9 @@ use std::time::Duration;
 
 /// From so many bytes on vCPUs wait. As many again may be with the thread.
 pub(super) const CAPACITY: usize = 1 << 16;
+/// What vCPUs that are told to pause still have to say goes on top, up to this: an access that is cut
+/// short has some bytes more, and a VM may be paused again and again while nobody reads.
+pub(super) const MOST_PAUSED: usize = 2 * CAPACITY;
 
 #[derive(Default)]
 pub(super) struct Output {
@@ -30,6 +33,8 @@ struct State {
     writing: usize,
     /// Nobody waits for room any more.
     stopped: bool,
+    /// Nobody waits for room for now.
+    paused: bool,
     /// The thread ends when all is written.
     ended: bool,
     /// The descriptor takes no more, ever.
@@ -54,14 +59,14 @@ impl Output {
     /// Waits while the buffer is full and the VM runs.
     pub(super) fn wait_for_room(&self) {
         let state = self.state();
-        let full = |state: &mut State| !(state.has_room() || state.stopped || state.broken);
+        let full = |state: &mut State| !(state.has_room() || state.stopped || state.paused || state.broken);
         drop(self.changed.wait_while(state, full).unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Adds bytes; after [`stop`](Self::stop) only as many as fit.
+    /// Adds bytes; after [`stop`](Self::stop) only as many as fit, and in a pause not without an end.
     pub(super) fn push(&self, bytes: &[u8]) {
         let mut state = self.state();
-        if state.broken || state.stopped && !state.has_room() {
+        if state.broken || state.stopped && !state.has_room() || state.bytes.len() >= MOST_PAUSED {
             state.lost += bytes.len() as u64;
             return;
         }
@@ -71,6 +76,12 @@ impl Output {
         if was_empty {
             self.changed.notify_all();
         }
+    }
+
+    /// Whether nobody waits for room for now.
+    pub(super) fn set_paused(&self, paused: bool) {
+        self.state().paused = paused;
+        self.changed.notify_all();
     }
 
     pub(super) fn stop(&self) {

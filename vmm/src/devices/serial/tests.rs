@@ -1,6 +1,7 @@
 //! What a driver and the host rely on, at the registers.
 
 use super::*;
+use crate::parking::{Order, Parking};
 use llfree_base::thread::Spawner;
 use std::io::{PipeReader, Read};
 use std::os::fd::AsFd;
@@ -263,6 +264,50 @@ fn a_vcpu_that_waits_for_room_goes_on_when_the_vm_stops() {
     // Two buffers and a pipe of 64 KiB each had room.
     assert!(lost > (last - (1 << 20)) as u64 && lost < last as u64, "{lost} of {last} lost");
     drop(out);
+}
+
+#[test]
+fn a_vcpu_that_waits_for_room_comes_back_in_a_pause_and_loses_nothing() {
+    let (serial, mut out) = port();
+    let (total, parking) = (1 << 20, Parking::default());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..total {
+                while parking.order() == Order::Pause {
+                    parking.park();
+                }
+                serial.write(DATA, n as u8);
+            }
+            parking.end();
+        });
+        for _ in 0..3 {
+            // Nobody reads: it is stuck by then, wherever.
+            thread::sleep(Duration::from_millis(100));
+            parking.give(Order::Pause);
+            serial.pause();
+            assert!(parking.wait_settled_for(DEADLINE), "it comes back");
+            serial.resume();
+            parking.give(Order::Run);
+        }
+        for (n, byte) in expect(&mut out, total).into_iter().enumerate() {
+            assert_eq!(byte, n as u8, "byte {n}");
+        }
+    });
+    assert_eq!(serial.finish(DEADLINE), 0);
+}
+
+#[test]
+fn input_waits_outside_a_paused_guest() {
+    let (serial, _out) = port();
+    start_up_as_linux(&serial);
+    interrupts(&serial);
+    serial.pause();
+    assert_eq!((serial.input(b"ls"), interrupts(&serial)), (0, 0));
+    assert!(serial.room().read().is_err(), "not yet");
+    serial.resume();
+    assert!(serial.room().read().is_ok(), "whoever had input tries again");
+    assert_eq!(serial.input(b"ls"), 2);
+    assert_eq!(read_all(&serial), b"ls");
 }
 
 #[test]

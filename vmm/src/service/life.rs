@@ -1,0 +1,28 @@
+//! Pause and resume, as the protocol has them, and what a status says of them.
+
+use super::report::{micros, millis};
+use crate::vm::{LifeChange, Vm, VmError};
+use llfree_control::report::{LifeReport, VmState};
+
+/// What a client asks of the VM's life, short of its end.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    /// Stand still.
+    Pause,
+    /// Go on.
+    Resume,
+}
+
+/// Pauses the VM, or resumes it.
+pub(super) fn change(vm: &Vm, change: Change) -> Result<LifeReport, VmError> {
+    let report = |state: VmState, change: LifeChange| LifeReport {
+        state: state.into(),
+        changed: change.changed,
+        duration_us: micros(change.duration),
+        paused_ms: change.paused_for.map(millis),
+    };
+    match change {
+        Change::Pause => Ok(report(VmState::Paused, vm.pause()?)),
+        Change::Resume => Ok(report(VmState::Running, vm.resume()?)),
+    }
+}

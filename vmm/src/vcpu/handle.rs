@@ -1,0 +1,131 @@
+//! [`VcpuHandle`]: what the rest of the VM holds of a vCPU, and the kick that gets vCPUs out of the guest.
+//!
+//! A kick is a signal whose only effect is that `KVM_RUN` returns `EINTR`. One that arrives just before
+//! `KVM_RUN` is lost, so kicks come in rounds, until each vCPU has settled. A round kicks all that have
+//! not: vCPUs leave the guest side by side, and one that is slow holds up no other.
+
+use crate::parking::{Order, Parking};
+use llfree_base::counters::{CallCounters, ExitCounters};
+use llfree_base::lock;
+use std::sync::atomic::{AtomicBool, AtomicI32};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// How long vCPUs may take together to end.
+const STOP: Duration = Duration::from_secs(5);
+/// Between two rounds of kicks.
+const ROUND: Duration = Duration::from_micros(200);
+
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Makes the kick harmless for this process; call once before the first vCPU runs.
+///
+/// # Errors
+/// If the kernel refuses the signal handler.
+pub fn prepare_kick() -> Result<(), vmm_sys_util::errno::Error> {
+    register_signal_handler(SIGRTMIN(), on_kick)
+}
+
+/// What a vCPU did since it started.
+#[derive(Default, Debug)]
+pub struct VcpuCounters {
+    /// Its exits.
+    pub exits: ExitCounters,
+    /// Its rings of the doorbell.
+    pub rings: CallCounters,
+    /// In the guest, as opposed to asleep in a `Wait`.
+    pub busy: AtomicBool,
+    /// The kernel's number of its thread; 0 before it runs.
+    pub thread: AtomicI32,
+}
+
+/// One vCPU, as others see it.
+#[derive(Debug)]
+pub struct VcpuHandle {
+    index: u32,
+    counters: VcpuCounters,
+    parking: Parking,
+    /// `None` before it is started and after it was joined.
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl VcpuHandle {
+    /// A vCPU whose thread is not there yet.
+    #[must_use]
+    pub fn new(index: u32) -> Self {
+        Self { index, counters: VcpuCounters::default(), parking: Parking::default(), thread: Mutex::new(None) }
+    }
+
+    /// Its number, from 0.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// What it did.
+    #[must_use]
+    pub fn counters(&self) -> &VcpuCounters {
+        &self.counters
+    }
+
+    /// Its orders.
+    #[must_use]
+    pub fn parking(&self) -> &Parking {
+        &self.parking
+    }
+
+    /// Takes over its thread.
+    pub fn started(&self, thread: JoinHandle<()>) {
+        *lock(&self.thread) = Some(thread);
+    }
+
+    fn has_settled(&self) -> bool {
+        self.parking.has_settled() || lock(&self.thread).is_none()
+    }
+
+    fn kick(&self) {
+        if let Some(thread) = &*lock(&self.thread) {
+            // A thread that is gone meanwhile needs no signal.
+            let _ = thread.kill(SIGRTMIN());
+        }
+    }
+
+    /// Joins its thread, unless that is still there at `deadline`: then it is left behind.
+    fn join(&self, deadline: Instant) {
+        let Some(thread) = lock(&self.thread).take() else { return };
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(ROUND);
+        }
+        if thread.is_finished() && thread.join().is_err() {
+            log::error!("a vCPU thread panicked");
+        }
+    }
+}
+
+/// Kicks vCPUs that were told to pause or to stop until all have, at most until `deadline`.
+///
+/// # Errors
+/// The number of the first vCPU that has not by then.
+pub fn settle(vcpus: &[Arc<VcpuHandle>], deadline: Instant) -> Result<(), u32> {
+    loop {
+        let busy: Vec<_> = vcpus.iter().filter(|vcpu| !vcpu.has_settled()).collect();
+        let Some(first) = busy.first() else { return Ok(()) };
+        if Instant::now() >= deadline {
+            return Err(first.index);
+        }
+        busy.iter().for_each(|vcpu| vcpu.kick());
+        let _ = first.parking.wait_settled_for(ROUND);
+    }
+}
+
+/// Stops vCPUs and joins their threads. One that does not come, because the host does not answer it, is
+/// left behind: it owns all it uses.
+pub fn stop(vcpus: &[Arc<VcpuHandle>]) {
+    vcpus.iter().for_each(|vcpu| vcpu.parking.give(Order::Stop));
+    let deadline = Instant::now() + STOP;
+    // `join` leaves those behind that do not come.
+    let _ = settle(vcpus, deadline);
+    vcpus.iter().for_each(|vcpu| vcpu.join(deadline));
+}
