@@ -2,7 +2,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | [`terminal`] | raw mode, and the way back from it in every case |
+//! | [`raw`] | raw mode, and the way back from it in every case |
 //! | `guardian` | the process that restores a terminal whose VMM was killed |
 //! | [`escape`] | the keys that are for us and not for the guest |
 //! | [`input`] | what hangs on the event loop: stdin, and the signals of job control |
@@ -10,13 +10,13 @@
 pub mod escape;
 mod guardian;
 pub mod input;
-pub mod terminal;
+pub mod raw;
 
 #[cfg(test)]
 mod tests;
 
 pub use input::Input;
-pub use terminal::Terminal;
+pub use raw::Terminal;
 
 /// What a terminal is told at the start.
 pub const NOTICE: &str = "console: Ctrl-A X leaves";

@@ -2,7 +2,8 @@
 
 use super::mmio::{QUEUE_NOTIFY, Transport};
 use super::request::Buffer;
-use super::{DriverError, Request, Served, Source, VirtioDevice};
+use super::request::Request;
+use super::{DriverError, Served, Source, VirtioDevice};
 use llfree_monitor::memory::{Backing, GuestRam};
 use std::io::{ErrorKind, PipeReader, Read};
 use std::os::fd::AsRawFd;

@@ -23,6 +23,9 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+/// Requests of one queue before the others get their turn.
+const MOST_REQUESTS: u32 = 256;
+
 /// `virt` in memory order.
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// The version without the legacy interface.
@@ -301,7 +304,7 @@ impl Transport {
     /// Serves what a queue offers, until it is empty, the device can do no more now, a queue's worth
     /// was served or `stopping` says so. True if there may be more that waits for nothing.
     pub fn serve(&self, queue: usize, stopping: impl Fn() -> bool) -> bool {
-        for _ in 0..super::worker::MOST_REQUESTS {
+        for _ in 0..MOST_REQUESTS {
             if stopping() {
                 return false;
             }

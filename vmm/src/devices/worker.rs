@@ -32,9 +32,6 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Requests of one queue before the others get their turn.
-pub(super) const MOST_REQUESTS: u32 = 256;
-
 const ORDER: u64 = u64::MAX;
 /// Set in the number of a queue that one of the device's sources has work for.
 const SOURCE: u64 = 1 << 32;

@@ -1,0 +1,56 @@
+//! [`DriverError`]: what no driver may do.
+
+/// What a driver must not do.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// A step of the initialisation out of order.
+    #[error("device status {from:#x} cannot become {to:#x}")]
+    Status {
+        /// Before.
+        from: u32,
+        /// What was written.
+        to: u32,
+    },
+    /// A register in the wrong state, or a value that it cannot take.
+    #[error("register {register:#x} cannot take {value:#x} now")]
+    Register {
+        /// Its offset.
+        register: u64,
+        /// What was written.
+        value: u32,
+    },
+    /// Rings that are not in RAM.
+    #[error("queue {queue} has a ring that is misaligned or not all in RAM")]
+    Ring {
+        /// Which.
+        queue: usize,
+    },
+    /// The ring of available requests makes no sense.
+    #[error("queue {queue} offers more requests than it has descriptors, or one that it has not")]
+    Available {
+        /// Which.
+        queue: usize,
+    },
+    /// A chain without an end, or too long.
+    #[error("the descriptor chain from {head} on loops, leads nowhere or is too long")]
+    Chain {
+        /// Its first descriptor.
+        head: u16,
+    },
+    /// A buffer that is not in RAM.
+    #[error("a buffer of {bytes} bytes at {address:#x} is not all in RAM")]
+    Buffer {
+        /// Guest-physical address.
+        address: u64,
+        /// Its length.
+        bytes: u32,
+    },
+    /// A request of the wrong length.
+    #[error("{bytes} bytes are {allowed}")]
+    Length {
+        /// What there was.
+        bytes: u64,
+        /// What is wrong with that.
+        allowed: &'static str,
+    },
+}
