@@ -12,6 +12,7 @@ use crate::exit;
 use crate::roles;
 use crate::run::{DemoSizeError, RunError, sandbox};
 use crate::workload::DEFAULT_ORDER;
+use llfree_base::lock;
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::GuestRequest;
@@ -23,7 +24,7 @@ use serde::Serialize;
 use shared_layout::HUGE_SIZE;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vmm::vm::{Vm, VmConfig, VmError};
 
@@ -95,12 +96,12 @@ impl Samples {
         if let Ok(ram) = self.vm.monitor().ram().residency() {
             let limit_bytes = u64::from(self.vm.monitor().limit()) * HUGE_SIZE;
             let sample = Sample { at: self.start.elapsed(), resident_bytes: ram.resident_bytes, limit_bytes };
-            self.taken.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+            lock(&self.taken).push(sample);
         }
     }
 
     fn all(&self) -> Vec<Sample> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.taken).clone()
     }
 }
 

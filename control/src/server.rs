@@ -9,11 +9,12 @@ use crate::connection::{Connection, Input};
 use crate::protocol::{ErrorKind, MAX_LINE, Reply, Request};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use llfree_base::faults;
+use llfree_base::lock;
 use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
@@ -70,7 +71,7 @@ impl Responder {
         self.answered = true;
         let answer = Answer { fd: self.fd, id: self.id, line: reply.to_line() };
         // A Vec is whole even if a thread died while it held the lock.
-        self.queue.lines.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
+        lock(&self.queue.lines).push(answer);
         // It fails only when its counter is full, and then the loop is awake already.
         let _ = faults::point(faults::EVENTFD).and_then(|()| self.queue.wake.write(1));
     }
@@ -250,7 +251,7 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
     fn deliver(&mut self, ops: &mut EventOps) {
         // Read before the queue is emptied: a reply that comes in between wakes the loop again.
         let _ = self.queue.wake.read();
-        let answers = std::mem::take(&mut *self.queue.lines.lock().unwrap_or_else(PoisonError::into_inner));
+        let answers = std::mem::take(&mut *lock(&self.queue.lines));
         for Answer { fd, id, line } in answers {
             self.at_work = self.at_work.saturating_sub(1);
             match self.clients.get_mut(&fd) {

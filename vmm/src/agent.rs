@@ -9,6 +9,7 @@
 pub mod linux;
 
 use agent_abi::{Command, Outcome, Report, Samples};
+use llfree_base::lock;
 use shared_layout::Order;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -202,7 +203,7 @@ impl Agents {
     /// [`AgentError`]; a share that was not picked up by then is withdrawn.
     pub fn run(&self, command: Command, timeout: Duration) -> Result<Vec<Report>, AgentError> {
         let deadline = Instant::now() + timeout;
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.turn);
         self.run_in_turn(command, deadline, timeout)
     }
 
@@ -254,7 +255,7 @@ impl Agents {
 
     fn lock(&self) -> MutexGuard<'_, Seats> {
         // Every update is one assignment; a panic in between cannot tear it.
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.seats)
     }
 }
 

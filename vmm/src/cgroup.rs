@@ -7,13 +7,14 @@
 
 use llfree_base::faults;
 use llfree_base::kernel_stats::parse_cgroup2_mount;
+use llfree_base::lock;
 use llfree_base::units::Bytes;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Names are this and the pid, so that one whose process is gone can be told and removed.
@@ -189,7 +190,7 @@ impl Cgroup {
     }
 
     fn set(&self, choose: impl FnOnce(u64, u64) -> Option<u64>, limit: u64) -> Result<(), CgroupError> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = lock(&self.written);
         let Some(bytes) = choose(*written, maximum(limit, self.memory, self.besides)) else { return Ok(()) };
         write(&self.max, &bytes.to_string()).map_err(|source| CgroupError::Refused {
             step: "set the memory.max of",
@@ -206,7 +207,7 @@ impl Cgroup {
     /// # Errors
     /// If the kernel does not say.
     pub fn usage(&self) -> io::Result<Usage> {
-        let max = *self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let max = *lock(&self.written);
         Ok(Usage { path: self.path.clone(), max, current: self.read_current()? })
     }
 

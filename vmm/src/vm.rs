@@ -39,6 +39,7 @@ use crate::vcpu::VcpuHandle;
 use agent_abi::{Command, Report};
 use kvm_ioctls::VmFd;
 use life_state::LifeState;
+use llfree_base::lock;
 use llfree_base::units::Bytes;
 use llfree_base::{faults, kernel_stats};
 use llfree_monitor::auto::AutoReclaim;
@@ -69,7 +70,7 @@ struct ExitNotifier {
 impl ExitNotifier {
     fn notify(&self, reason: ExitReason) {
         // The first reason is the cause, later ones are its consequences.
-        self.end.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        lock(&self.end.reason).get_or_insert(reason);
         self.end.changed.notify_all();
         self.agents.stop();
         self.guest.stop();
@@ -233,7 +234,7 @@ impl Vm {
     /// Why the guest ended, if it did.
     #[must_use]
     pub fn ended(&self) -> Option<ExitReason> {
-        self.exit_notifier.end.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.exit_notifier.end.reason).clone()
     }
 
     /// All resident memory of the VM in bytes, guest RAM and the VMM's own, by the kernel's
@@ -332,7 +333,7 @@ impl Vm {
     #[must_use]
     pub fn wait_for_end(&self, timeout: Duration) -> Option<ExitReason> {
         let end = &self.exit_notifier.end;
-        let reason = end.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        let reason = lock(&end.reason);
         let waited = end.changed.wait_timeout_while(reason, timeout, |reason| reason.is_none());
         waited.unwrap_or_else(PoisonError::into_inner).0.clone()
     }

@@ -3,12 +3,13 @@
 
 use crate::exit;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use llfree_base::lock;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 /// Why the loop ends.
@@ -26,11 +27,11 @@ pub(super) struct StopCell(Arc<Mutex<Option<Stop>>>);
 
 impl StopCell {
     pub(super) fn set(&self, reason: Stop) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        lock(&self.0).get_or_insert(reason);
     }
 
     pub(super) fn get(&self) -> Option<Stop> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0)
     }
 }
 

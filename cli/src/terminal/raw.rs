@@ -6,11 +6,12 @@
 //! job is never touched: then its shell has set it to its own liking.
 
 use super::guardian::Guardian;
+use llfree_base::lock;
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, SpecialCodeIndex, Termios};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// A terminal that this process reads from.
 pub struct Terminal {
@@ -47,7 +48,7 @@ impl Terminal {
     /// Raw mode; nothing if the terminal is another job's. Lines that we and others print still
     /// look right, since output is processed as before.
     pub fn raw(&self) {
-        let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut raw = lock(&self.raw);
         if !self.is_ours() {
             return;
         }
@@ -65,7 +66,7 @@ impl Terminal {
 
     /// Back to the modes at first. May be called again and again.
     pub fn restore(&self) {
-        let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut raw = lock(&self.raw);
         if !std::mem::take(&mut *raw) {
             return;
         }

@@ -13,12 +13,13 @@ use super::pressure::Pressure;
 use super::userfault::{MoveError, Userfault, UserfaultError};
 use super::{Backing, GuestRam, MemoryError};
 use llfree_base::counters::SupplyCounters;
+use llfree_base::lock;
 use llfree_base::thread::Spawner;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Attempts at a frame that has pages where there should be none.
 const PATIENCE: u32 = 4;
@@ -187,7 +188,7 @@ impl Supply {
 
     /// Fills a slot on the spot and moves it.
     fn install_staged(&self, userfault: &Userfault, huge: HugeId) -> Result<(), MemoryError> {
-        let staging = || self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let staging = || lock(&self.staging);
         let spare = staging().pop();
         let slot = match spare {
             Some(slot) => slot,

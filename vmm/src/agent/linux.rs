@@ -10,8 +10,9 @@ use agent_abi::channel::{FRAME_BYTES, Frame};
 use agent_abi::{Command, Report};
 use guest_abi::header::ABI_VERSION;
 use llfree_base::counters::AgentCounters;
+use llfree_base::lock;
 use llfree_control::report::LinuxAgentStatus;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What is known of the agent, by whoever has the turn.
@@ -43,7 +44,7 @@ impl LinuxAgent {
     /// [`AgentError`]. A command that was sent and not answered in time is still carried out.
     pub fn run(&self, command: Command, timeout: Duration) -> Result<Report, AgentError> {
         let deadline = Instant::now() + timeout;
-        let mut peer = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peer = lock(&self.turn);
         let connection = self.greet(&mut peer, deadline)?;
         if Instant::now() >= deadline {
             // Others took the time: nothing is sent that nobody would wait for.

@@ -10,11 +10,12 @@ use super::request::{Request, in_memory};
 use super::{DriverError, Served, Source, VirtioDevice};
 use llfree_base::RateLimit;
 use llfree_base::counters::{DriverCounters, DriverCounts};
+use llfree_base::lock;
 use llfree_base::thread::Role;
 use llfree_monitor::memory::GuestRam;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use virtio_bindings::virtio_config as config;
 use virtio_bindings::virtio_mmio as reg;
@@ -363,9 +364,9 @@ impl Transport {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Mutexes are unfair: a thread that serves one request after the other would have the lock again
         // before a vCPU that waits for it is awake. It has to wait for this one, though.
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.turn);
         // A panic under the lock would end the process.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -1,5 +1,6 @@
 //! [`Progress`]: where the control plane waits for a device to get on with a resize.
 
+use llfree_base::lock;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,6 @@ impl Progress {
 
     fn lock(&self) -> MutexGuard<'_, (u64, Instant)> {
         // Every update is one assignment; a panic cannot tear it.
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.last)
     }
 }

@@ -22,10 +22,11 @@ use crate::agent::AgentError;
 use crate::vm::{Vm, VmError};
 use execute::{Resizing, answer};
 use life::Change;
+use llfree_base::lock;
 use llfree_control::protocol::{Reply, Request};
 use llfree_control::server::Responder;
 use queues::{Look, Queues};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The threads that carry requests out. Dropping it ends them, after what they are at.
@@ -52,7 +53,7 @@ impl Service {
             responder.answer(&answer(Err(end.into())));
             return false;
         }
-        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let queues = lock(&self.queues);
         let Some(queues) = queues.as_ref() else {
             responder.answer(&answer(Err(AgentError::Gone.into())));
             return false;
@@ -85,7 +86,7 @@ impl Service {
     /// Ends the threads, after what they are at: every request has its answer then. Call it when
     /// the VM has stopped, or they may be at something for long.
     pub fn finish(&self) {
-        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let queues = lock(&self.queues).take();
         if let Some(queues) = queues {
             queues.finish();
         }

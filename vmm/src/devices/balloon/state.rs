@@ -3,11 +3,12 @@
 
 use super::super::progress::Progress;
 use llfree_base::counters::BalloonCounters;
+use llfree_base::lock;
 use llfree_base::metrics::Gauge;
 use llfree_control::report::{BalloonStatus, GuestStatsReport};
 use shared_layout::FRAME_SIZE;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Intervals without an answer after which the last statistics say nothing about now; a guest that
@@ -81,7 +82,7 @@ impl BalloonControl {
 
     /// A new driver has all pages, and has said nothing yet.
     pub(super) fn emptied(&self) {
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.stats) = None;
         self.deflates_on_oom.store(false, Ordering::Relaxed);
         self.claimed.store(0, Ordering::Relaxed);
         self.inflated.store(0, Ordering::Release);
@@ -89,13 +90,13 @@ impl BalloonControl {
     }
 
     pub(super) fn set_stats(&self, stats: GuestStats) {
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), stats));
+        *lock(&self.stats) = Some((Instant::now(), stats));
     }
 
     /// The last statistics that came, and their age.
     #[must_use]
     pub fn stats(&self) -> Option<(Duration, GuestStats)> {
-        let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let stats = lock(&self.stats);
         stats.map(|(came, stats)| (came.elapsed(), stats))
     }
 

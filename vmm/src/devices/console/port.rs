@@ -5,6 +5,7 @@
 //! guest that writes on and on makes its requests wait. Each opening by the guest is a connection of
 //! its own; nothing of the last one is left in the buffers when it begins.
 
+use llfree_base::lock;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -230,6 +231,6 @@ impl Port {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic under the lock would end the process.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }

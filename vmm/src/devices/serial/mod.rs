@@ -9,13 +9,14 @@ mod output;
 #[cfg(test)]
 mod tests;
 
+use llfree_base::lock;
 use llfree_base::thread::Spawner;
 use output::Output;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
@@ -204,7 +205,7 @@ impl Serial {
     }
 
     fn port(&self) -> MutexGuard<'_, Port> {
-        self.port.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.port)
     }
 }
 

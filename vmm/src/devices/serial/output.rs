@@ -5,6 +5,7 @@
 //! waits for the thread without a limit, so it may hang to the end of the process.
 
 use crate::roles;
+use llfree_base::lock;
 use llfree_base::thread::Spawner;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -145,7 +146,7 @@ impl Output {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
