@@ -44,7 +44,7 @@ fn bare_boot(mem: Bytes) -> Result<Duration, BenchError> {
     let failed = |step| move |source| BenchError::Kvm { step, source };
     let start = Instant::now();
     let ram = GuestRam::new(mem.0, Backing::Anon)?;
-    ram.populate(HugeId(0), 1)?;
+    ram.populate(HugeId(0))?;
     ram.guest_memory().write_obj(HLT, GuestAddress(0x1000)).map_err(|error| BenchError::Guest(error.to_string()))?;
     let vm = vmm::boot::open_kvm()?.create_vm().map_err(failed("create a VM"))?;
     let region = kvm_userspace_memory_region {

@@ -31,9 +31,9 @@ use crate::series::{Row, Series};
 use cli::workload::DEFAULT_ORDER;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
-use llfree_monitor::memory::{Backing, GuestRam, Run};
+use llfree_monitor::memory::{Backing, GuestRam};
 use plan::{GUEST_OWN, Share};
-use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeEntry, HugeId};
+use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeEntry, HugeId, HugeRange};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
@@ -221,45 +221,44 @@ fn evictions(vm: &Vm, share: Share, book: &mut Book) -> Result<(), BenchError> {
     // the monitor's back, whose books the eviction of nothing then sets right.
     touch_and_free(vm, mem - GUEST_OWN)?;
     let runs = free_runs(vm);
-    let frames = runs.iter().map(|run| run.count).sum();
+    let frames = runs.iter().map(|run| run.count()).sum();
     book.raw("discard_mapped_bulk", "discard_touched_bulk", frames, || {
-        Ok(runs.iter().try_for_each(|run| vm.monitor().ram().discard(run.first, run.count))?)
+        Ok(runs.iter().try_for_each(|run| vm.monitor().ram().discard(*run))?)
     })?;
     evict()?;
     Ok(())
 }
 
 /// The runs of frames that are free with memory behind them.
-fn free_runs(vm: &Vm) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
+fn free_runs(vm: &Vm) -> Vec<HugeRange> {
+    let mut runs: Vec<HugeRange> = Vec::new();
     for (word, huge) in vm.platform().table().entries().iter().zip((0..).map(HugeId)) {
-        match runs.last_mut() {
-            _ if word.load(Ordering::Relaxed) != HugeEntry::FREE_INSTALLED.bits() => {}
-            Some(run) if run.ends_before(huge) => run.count += 1,
-            _ => runs.push(Run { first: huge, count: 1 }),
+        let is_free = word.load(Ordering::Relaxed) == HugeEntry::FREE_INSTALLED.bits();
+        if is_free && !runs.last_mut().is_some_and(|run| run.append(huge)) {
+            runs.push(huge.into());
         }
     }
     runs
 }
 
 fn raw_round(raw: &GuestRam, frames: u32, book: &mut Book) -> Result<(), BenchError> {
-    let first = HugeId(0);
-    let each = || (0..frames).map(HugeId);
-    let populate = || Ok::<_, BenchError>(raw.populate(first, frames)?);
-    let discard = || Ok::<_, BenchError>(raw.discard(first, frames)?);
+    let all = HugeRange::up_to(frames);
+    let each = || all.iter();
+    let populate = || Ok::<_, BenchError>(raw.populate(all)?);
+    let discard = || Ok::<_, BenchError>(raw.discard(all)?);
 
     book.raw("populate_bulk", "populate_bulk", frames, populate)?;
     book.raw("discard_touched_bulk", "discard_touched_bulk", frames, discard)?;
     book.raw("discard_untouched_bulk", "discard_untouched_bulk", frames, discard)?;
     book.raw("discard_untouched_per_frame", "discard_untouched_bulk", frames, || {
-        Ok(each().try_for_each(|huge| raw.discard(huge, 1))?)
+        Ok(each().try_for_each(|huge| raw.discard(huge))?)
     })?;
-    book.raw("populate_per_frame", "populate_bulk", frames, || Ok(each().try_for_each(|huge| raw.populate(huge, 1))?))?;
+    book.raw("populate_per_frame", "populate_bulk", frames, || Ok(each().try_for_each(|huge| raw.populate(huge))?))?;
     book.raw("discard_touched_per_frame", "discard_touched_bulk", frames, || {
-        Ok(each().try_for_each(|huge| raw.discard(huge, 1))?)
+        Ok(each().try_for_each(|huge| raw.discard(huge))?)
     })?;
 
-    let scattered: Vec<Run> = each().step_by(2).map(|first| Run { first, count: 1 }).collect();
+    let scattered: Vec<HugeRange> = each().step_by(2).map(HugeRange::from).collect();
     let half = scattered.len() as u32;
     populate()?;
     book.raw("discard_scattered_together", "discard_scattered_per_run", half, || {
@@ -269,13 +268,13 @@ fn raw_round(raw: &GuestRam, frames: u32, book: &mut Book) -> Result<(), BenchEr
     })?;
     populate()?;
     book.raw("discard_scattered_per_run", "discard_scattered_per_run", half, || {
-        Ok(scattered.iter().try_for_each(|run| raw.discard(run.first, run.count))?)
+        Ok(scattered.iter().try_for_each(|run| raw.discard(*run))?)
     })?;
     discard()?;
 
     book.raw("populate_touch_per_frame", "populate_touch_per_frame", frames, || {
         each().try_for_each(|huge| {
-            raw.populate(huge, 1)?;
+            raw.populate(huge)?;
             touch(raw, huge)
         })
     })?;

@@ -26,7 +26,7 @@ use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
 use llfree_monitor::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
 use serde::Serialize;
-use shared_layout::{HUGE_SIZE, HugeId};
+use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -426,18 +426,18 @@ impl Raw {
     }
 
     fn round(&self, [populate, from_pool, moved]: &mut [Cell; 3]) -> Result<(), BenchError> {
-        self.populated.populate(HugeId(0), RAW_FRAMES)?;
-        self.populated.discard(HugeId(0), RAW_FRAMES)?;
-        populate.raw(timed(|huge| Ok(self.populated.populate(huge, 1)?))?);
-        self.populated.discard(HugeId(0), RAW_FRAMES)?;
+        self.populated.populate(HugeRange::saturating(HugeId(0), RAW_FRAMES))?;
+        self.populated.discard(HugeRange::saturating(HugeId(0), RAW_FRAMES))?;
+        populate.raw(timed(|huge| Ok(self.populated.populate(huge)?))?);
+        self.populated.discard(HugeRange::saturating(HugeId(0), RAW_FRAMES))?;
         if let Some((ram, supply)) = &self.supply {
             let start = Instant::now();
             while supply.pool_status().resident_bytes < supply.pool_status().size_bytes && start.elapsed() < REFILL {
                 std::thread::sleep(Duration::from_micros(200));
             }
-            let install = |huge| supply.install(huge, 1).map_err(|shortfall| shortfall.error.into());
+            let install = |huge| supply.install(huge).map_err(|shortfall| shortfall.error.into());
             from_pool.raw(timed(install)?);
-            ram.discard(HugeId(0), RAW_FRAMES)?;
+            ram.discard(HugeRange::saturating(HugeId(0), RAW_FRAMES))?;
         }
         if let Some(mover) = &self.mover {
             mover.prepare()?;

@@ -5,7 +5,7 @@
 use llfree_monitor::memory::{Backing, GuestRam, MemoryError};
 use rustix::fd::OwnedFd;
 use rustix::mm::UserfaultfdFlags;
-use shared_layout::{HUGE_SIZE, HugeId};
+use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::io;
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
@@ -51,8 +51,8 @@ impl Mover {
 
     /// Puts memory where it is moved from, and takes away what was moved.
     pub(crate) fn prepare(&self) -> Result<(), MemoryError> {
-        self.target.discard(HugeId(0), self.target.huge_frames())?;
-        self.source.populate(HugeId(0), self.source.huge_frames())
+        self.target.discard(HugeRange::saturating(HugeId(0), self.target.huge_frames()))?;
+        self.source.populate(HugeRange::saturating(HugeId(0), self.source.huge_frames()))
     }
 
     /// Moves the memory of a frame.

@@ -212,7 +212,7 @@ fn a_machine_stops_while_its_vcpus_sleep_in_a_fault() {
         assert!(matches!(end, ExitReason::Violation(v) if !v.held && v.vcpu.is_some()), "{end}");
         vm.stop();
         assert!(resident(&vm) <= 4 * MIB, "nothing was given on the way out");
-        assert_eq!(vm.monitor().install(HugeId(4), 1), Err(InstallError::Stopping));
+        assert_eq!(vm.monitor().install(HugeId(4)), Err(InstallError::Stopping));
     }
 }
 

@@ -7,7 +7,7 @@
 
 use crate::mailbox::{WORDS, Words};
 use core::ops::Range;
-use shared_layout::units::HugeId;
+use shared_layout::{HugeId, HugeRange};
 
 /// Bytes of the doorbell page.
 pub const DOORBELL_BYTES: u64 = 4096;
@@ -111,10 +111,8 @@ pub enum Request {
     Done(Words),
     /// See [`Call::Install`].
     Install {
-        /// First huge frame.
-        first: HugeId,
-        /// How many, at least 1.
-        count: u32,
+        /// The huge frames, at least 1.
+        frames: HugeRange,
     },
     /// See [`Call::Log`]; the words are a [packed text](crate::mailbox::pack_text).
     Log(Words),
@@ -143,7 +141,7 @@ impl Request {
             Self::Hello { abi_version } => (Call::Hello, words(u64::from(abi_version), 0)),
             Self::Wait => (Call::Wait, words(0, 0)),
             Self::Done(report) => (Call::Done, report),
-            Self::Install { first, count } => (Call::Install, words(u64::from(first.0), u64::from(count))),
+            Self::Install { frames } => (Call::Install, words(frames.first().0.into(), frames.count().into())),
             Self::Log(text) => (Call::Log, text),
             Self::Panic(text) => (Call::Panic, text),
             Self::Exit { code } => (Call::Exit, words(u64::from(code), 0)),
@@ -163,11 +161,8 @@ impl Request {
             Call::Wait => Self::Wait,
             Call::Done => Self::Done(*words),
             Call::Install => {
-                let (first, count) = (narrow(words[0])?, narrow(words[1])?);
-                if count == 0 || first.checked_add(count).is_none() {
-                    return Err(Status::BadArgument);
-                }
-                Self::Install { first: HugeId(first), count }
+                let frames = HugeRange::new(HugeId(narrow(words[0])?), narrow(words[1])?);
+                Self::Install { frames: frames.filter(|frames| !frames.is_empty()).ok_or(Status::BadArgument)? }
             }
             Call::Log => Self::Log(*words),
             Call::Panic => Self::Panic(*words),
@@ -201,7 +196,7 @@ mod tests {
             Request::Hello { abi_version: 1 },
             Request::Wait,
             Request::Done([3; WORDS]),
-            Request::Install { first: HugeId(7), count: 3 },
+            Request::Install { frames: HugeRange::saturating(HugeId(7), 3) },
             Request::Log(pack_text("hello")),
             Request::Panic(pack_text("no")),
             Request::Exit { code: 2 },

@@ -311,7 +311,7 @@ impl Doorbell for Bell<'_> {
                 *self.table.reports[vcpu].lock().expect("not poisoned") = Some(Report::decode(&words));
                 Status::Ok
             }
-            Request::Install { first, count } => self.table.install(first, count),
+            Request::Install { frames } => self.table.install(frames.first(), frames.count()),
             other => panic!("the agent has no reason for {other:?}"),
         };
         reply[0] = status as u64;

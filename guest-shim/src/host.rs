@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 use guest_abi::header::ABI_VERSION;
 use guest_abi::mailbox::{Mailbox, WORDS, Words};
 use guest_abi::{Call, Request, Status};
-use shared_layout::HugeId;
+use shared_layout::{HugeId, HugeRange};
 
 /// What makes the host look at a vCPU's mailbox, or answer for a device.
 pub trait Doorbell {
@@ -85,7 +85,8 @@ impl<D: Doorbell> Host<D> {
     /// # Errors
     /// The status word, if it is not [`Status::Ok`].
     pub fn install(&mut self, first: HugeId, count: u32) -> Result<(), u64> {
-        let status = self.call(&Request::Install { first, count });
+        let frames = HugeRange::saturating(first, count);
+        let status = self.call(&Request::Install { frames });
         if status == Status::Ok as u64 { Ok(()) } else { Err(status) }
     }
 

@@ -7,7 +7,7 @@ use llfree::{Allocation, Tenant};
 use llfree_base::thread::Spawner;
 use llfree_monitor::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
 use llfree_monitor::{Monitor, Region, Table, TenantStart};
-use shared_layout::{HUGE_SIZE, Order, TableLayout};
+use shared_layout::{HUGE_SIZE, HugeRange, Order, TableLayout};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for _ in 0..16 {
         // Nothing is behind a frame before the monitor installed it.
         let Allocation::Evicted(block) = tenant.alloc(Order::HUGE)? else { return Err("all of it was evicted".into()) };
-        monitor.install(block.first_huge(), block.huge_frames())?;
+        monitor.install(HugeRange::saturating(block.first_huge(), block.huge_frames()))?;
         let block = block.confirm(&tenant).map_err(|_| "it was installed")?;
         ram.guest_memory().write_slice(&[0xa5; HUGE_SIZE as usize], GuestAddress(block.frame().0 * 4096))?;
         held.push(block);

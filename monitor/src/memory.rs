@@ -23,7 +23,6 @@ pub use llfree_base::choices::Backing;
 pub use pool::PoolStatus;
 pub use supply::{PoolConfig, Shortfall, Supply, UseUserfaultfd};
 pub use userfault::{Fault, Userfault, UserfaultError};
-pub use vectored::Run;
 
 use llfree_base::{faults, kernel_stats};
 use mapping::Mapping;
@@ -34,7 +33,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags};
 use serde::{Deserialize, Serialize};
 use shared_layout::table::MAX_HUGE_FRAMES;
-use shared_layout::{HUGE_SIZE, HugeId};
+use shared_layout::{HUGE_SIZE, HugeRange};
 use std::io;
 use std::ops::Range;
 use thiserror::Error;
@@ -331,7 +330,7 @@ impl GuestRam {
         self.backing
     }
 
-    /// Returns the memory behind `count` huge frames to the kernel, with one system call. What they
+    /// Returns the memory behind huge frames to the kernel, with one system call. What they
     /// held is lost; they read as zero when they are next touched or populated.
     ///
     /// On [`Backing::Hugetlb`] the pages go back to the pool, where anyone may take them.
@@ -339,12 +338,18 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError::OutOfRange`], or [`MemoryError::Discard`] if the kernel refuses, as it does
     /// for locked memory.
-    pub fn discard(&self, first: HugeId, count: u32) -> Result<(), MemoryError> {
-        let Range { start, end } = self.range(first, count)?;
+    pub fn discard(&self, frames: impl Into<HugeRange>) -> Result<(), MemoryError> {
+        let frames = frames.into();
+        let Range { start, end } = self.range(frames)?;
         if start == end {
             return Ok(());
         }
-        let refused = |source| MemoryError::Discard { first: first.0, count, backing: self.backing, source };
+        let refused = |source| MemoryError::Discard {
+            first: frames.first().0,
+            count: frames.count(),
+            backing: self.backing,
+            source,
+        };
         faults::point(faults::DISCARD).map_err(refused)?;
         match &self.file {
             // On a shared mapping MADV_DONTNEED would succeed and free nothing.
@@ -361,7 +366,7 @@ impl GuestRam {
         .map_err(|error| refused(error.into()))
     }
 
-    /// Puts memory behind `count` huge frames: zeroed where there was none, unchanged where there
+    /// Puts memory behind huge frames: zeroed where there was none, unchanged where there
     /// was. Never raises a signal.
     ///
     /// **Not for missing frames of a range that is registered with a userfaultfd:** the kernel asks
@@ -371,12 +376,18 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError::OutOfRange`], or [`MemoryError::Populate`]; the latter says by
     /// [`MemoryError::is_out_of_memory`] whether the host has run out. Needs Linux 5.14.
-    pub fn populate(&self, first: HugeId, count: u32) -> Result<(), MemoryError> {
-        let Range { start, end } = self.range(first, count)?;
+    pub fn populate(&self, frames: impl Into<HugeRange>) -> Result<(), MemoryError> {
+        let frames = frames.into();
+        let Range { start, end } = self.range(frames)?;
         if start == end {
             return Ok(());
         }
-        let refused = |source| MemoryError::Populate { first: first.0, count, backing: self.backing, source };
+        let refused = |source| MemoryError::Populate {
+            first: frames.first().0,
+            count: frames.count(),
+            backing: self.backing,
+            source,
+        };
         faults::point(faults::POPULATE).map_err(refused)?;
         // SAFETY: the range is inside our mapping, and what it holds does not change.
         retry_on_intr(|| unsafe {
@@ -407,13 +418,13 @@ impl GuestRam {
     }
 
     /// The bytes of a range of huge frames, if all of them are in the RAM.
-    fn range(&self, first: HugeId, count: u32) -> Result<Range<usize>, MemoryError> {
-        match first.0.checked_add(count) {
-            Some(end) if end <= self.huge_frames => {
-                Ok(first.byte_offset() as usize..HugeId(end).byte_offset() as usize)
-            }
-            _ => Err(MemoryError::OutOfRange { first: first.0, count, huge_frames: self.huge_frames }),
+    fn range(&self, frames: HugeRange) -> Result<Range<usize>, MemoryError> {
+        if frames.end().0 > self.huge_frames {
+            let (first, count) = (frames.first().0, frames.count());
+            return Err(MemoryError::OutOfRange { first, count, huge_frames: self.huge_frames });
         }
+        let start = frames.byte_offset() as usize;
+        Ok(start..start + frames.bytes() as usize)
     }
 
     fn read_residency(&self) -> io::Result<RamResidency> {

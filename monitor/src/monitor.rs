@@ -183,7 +183,7 @@ impl Monitor {
             claim_for_guest(huge, HugeEntry::HUGE_EVICTED);
         }
         for huge in start.installed {
-            monitor.supply.install(HugeId(huge), 1).map_err(|short| short.error)?;
+            monitor.supply.install(HugeId(huge)).map_err(|short| short.error)?;
             claim_for_guest(huge, HugeEntry::HUGE_INSTALLED);
             monitor.residency[huge as usize].store(Residency::Installed as u8, Ordering::Relaxed);
         }

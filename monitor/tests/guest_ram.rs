@@ -6,7 +6,7 @@
 use llfree_base::kernel_stats::{HugePagePool, ThpMode, huge_page_pool, process_resident_bytes, thp_mode};
 use llfree_monitor::memory::{Backing, GuestRam, MemoryError, RamResidency};
 use rustix::fs::{FlockOperation, flock};
-use shared_layout::{HUGE_SIZE, HugeId};
+use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::fs::{self, File};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use test_support::skipped;
@@ -56,7 +56,7 @@ fn rss_falls_after_discard() {
         assert!(full - before >= 96 * MIB, "{backing}: {} bytes came", full - before);
         assert_eq!(resident(&ram), 96 * MIB, "{backing}");
 
-        ram.discard(HugeId(8), 32).expect("inside the RAM");
+        ram.discard(HugeRange::saturating(HugeId(8), 32)).expect("inside the RAM");
         let fallen = full - rss();
         assert!(fallen.abs_diff(64 * MIB) < NOISE, "{backing}: {fallen} bytes went back");
         assert_eq!(resident(&ram), 32 * MIB, "{backing}");
@@ -73,8 +73,8 @@ fn discarded_memory_reads_as_zero() {
     for backing in [Backing::Anon, Backing::Memfd] {
         let ram = GuestRam::new(16 * MIB, backing).expect("never touched");
         dirty(&ram, 0, 8);
-        ram.discard(HugeId(0), 8).expect("inside the RAM");
-        ram.populate(HugeId(0), 4).expect("8 MiB");
+        ram.discard(HugeRange::saturating(HugeId(0), 8)).expect("inside the RAM");
+        ram.populate(HugeRange::saturating(HugeId(0), 4)).expect("8 MiB");
         assert_eq!(resident(&ram), 8 * MIB, "{backing}");
         assert!(words(&ram, 0, 8).all(|(_, word)| word == 0), "{backing}: populated or just touched");
     }
@@ -89,10 +89,10 @@ fn anonymous_ram_is_all_huge_pages() {
     }
     let ram = GuestRam::new(64 * MIB, Backing::Anon).expect("never touched");
     let whole = RamResidency { resident_bytes: 64 * MIB, huge_bytes: 64 * MIB };
-    ram.populate(HugeId(0), 32).expect("64 MiB");
+    ram.populate(HugeRange::saturating(HugeId(0), 32)).expect("64 MiB");
     assert_eq!(ram.residency().expect("readable"), whole);
     // What comes back after a discard is huge again.
-    ram.discard(HugeId(3), 9).expect("inside the RAM");
+    ram.discard(HugeRange::saturating(HugeId(3), 9)).expect("inside the RAM");
     dirty(&ram, 3, 9);
     assert_eq!(ram.residency().expect("readable"), whole);
 }
@@ -113,7 +113,7 @@ fn a_tebibyte_costs_nothing_until_it_is_touched() {
         let mut ranges = 0;
         ram.for_each_resident(|_| ranges += 1).expect("readable");
         assert_eq!(ranges, 2, "{backing}");
-        ram.discard(HugeId(0), 1 << 19).expect("all of it");
+        ram.discard(HugeRange::saturating(HugeId(0), 1 << 19)).expect("all of it");
         assert_eq!(resident(&ram), 0, "{backing}");
     }
 }
@@ -147,19 +147,19 @@ fn hugetlb_pages_are_reserved_at_start_and_go_back_to_the_pool() {
     assert_eq!(raised.pool().available(), before.available() - 8, "all pages are promised");
     assert_eq!(ram.residency().expect("readable"), RamResidency::default());
 
-    ram.populate(HugeId(0), 4).expect("reserved");
+    ram.populate(HugeRange::saturating(HugeId(0), 4)).expect("reserved");
     dirty(&ram, 4, 4);
     let full = RamResidency { resident_bytes: 8 * HUGE_SIZE, huge_bytes: 8 * HUGE_SIZE };
     assert_eq!(ram.residency().expect("readable"), full);
     assert_eq!(raised.pool().free, before.free - 8);
 
-    ram.discard(HugeId(2), 4).expect("inside the RAM");
+    ram.discard(HugeRange::saturating(HugeId(2), 4)).expect("inside the RAM");
     assert_eq!(raised.pool().free, before.free - 4, "the pages are the pool's again");
     assert_eq!(resident(&ram), 4 * HUGE_SIZE);
     let mut ranges = Vec::new();
     ram.for_each_resident(|range| ranges.push((range.start / HUGE_SIZE, range.end / HUGE_SIZE))).expect("readable");
     assert_eq!(ranges, [(0, 2), (6, 8)]);
-    ram.populate(HugeId(2), 4).expect("the pool has pages");
+    ram.populate(HugeRange::saturating(HugeId(2), 4)).expect("the pool has pages");
     assert!(words(&ram, 2, 4).all(|(_, word)| word == 0));
     assert!(words(&ram, 6, 2).all(|(page, word)| word == !page), "neighbours are kept");
 
@@ -175,15 +175,15 @@ fn a_dry_pool_is_an_error_and_never_a_signal() {
     // Takes every page that is to be had, whatever the pool held before.
     let pages = before.available();
     let ram = GuestRam::new(pages * HUGE_SIZE, Backing::Hugetlb).expect("the pool has that many");
-    ram.populate(HugeId(0), 2).expect("reserved");
-    ram.discard(HugeId(0), 2).expect("inside the RAM");
+    ram.populate(HugeRange::saturating(HugeId(0), 2)).expect("reserved");
+    ram.discard(HugeRange::saturating(HugeId(0), 2)).expect("inside the RAM");
     let thief = GuestRam::new(2 * HUGE_SIZE, Backing::Hugetlb).expect("the discarded pages are free for anyone");
-    let error = ram.populate(HugeId(1), 1).expect_err("the pool is dry");
+    let error = ram.populate(HugeId(1)).expect_err("the pool is dry");
     assert!(matches!(error, MemoryError::Populate { .. }) && error.is_out_of_memory(), "{error:?}");
     // The others were promised at start and still come.
-    ram.populate(HugeId(2), 2).expect("reserved");
+    ram.populate(HugeRange::saturating(HugeId(2), 2)).expect("reserved");
     drop(thief);
-    ram.populate(HugeId(0), 2).expect("the pool has pages again");
+    ram.populate(HugeRange::saturating(HugeId(0), 2)).expect("the pool has pages again");
     drop(ram);
     assert_eq!(raised.pool(), before, "no reservation is lost or left");
 }

@@ -3,7 +3,7 @@
 
 use llfree_base::thread::Spawner;
 use llfree_monitor::memory::{Backing, GuestRam, MemoryError, PoolConfig, Supply, UseUserfaultfd};
-use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeId};
+use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeId, HugeRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ fn memory_from_the_pool_is_zeroed_and_stays_huge() {
     let Some((ram, supply)) = moving(pool(8)) else { return };
     wait_until_full(&supply);
     assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, 0, "the pool is not guest RAM");
-    supply.install(HugeId(3), 8).expect("there is memory");
+    supply.install(HugeRange::saturating(HugeId(3), 8)).expect("there is memory");
     assert_eq!((supply.counters().hits.get(), supply.counters().misses.get()), (8, 0));
     assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, 8 * HUGE_SIZE);
     is_good_memory(&ram, 3, 8);
@@ -69,9 +69,9 @@ fn memory_from_the_pool_is_zeroed_and_stays_huge() {
 fn memory_that_was_discarded_comes_back_zeroed() {
     let Some((ram, supply)) = moving(pool(4)) else { return };
     for _ in 0..8 {
-        supply.install(HugeId(0), 6).expect("there is memory");
+        supply.install(HugeRange::saturating(HugeId(0), 6)).expect("there is memory");
         is_good_memory(&ram, 0, 6);
-        ram.discard(HugeId(0), 6).expect("the kernel takes it");
+        ram.discard(HugeRange::saturating(HugeId(0), 6)).expect("the kernel takes it");
     }
     assert_eq!(supply.counters().hits.get() + supply.counters().misses.get(), 48);
 }
@@ -79,7 +79,7 @@ fn memory_that_was_discarded_comes_back_zeroed() {
 #[test]
 fn a_dry_pool_is_no_failure_and_is_counted() {
     let Some((ram, supply)) = moving(pool(2)) else { return };
-    supply.install(HugeId(0), FRAMES).expect("there is memory");
+    supply.install(HugeRange::saturating(HugeId(0), FRAMES)).expect("there is memory");
     assert_eq!(supply.counters().hits.get() + supply.counters().misses.get(), u64::from(FRAMES));
     assert!(supply.counters().misses.get() > 0, "two slots cannot be refilled faster than they are taken in one go");
     is_good_memory(&ram, 0, FRAMES);
@@ -88,7 +88,7 @@ fn a_dry_pool_is_no_failure_and_is_counted() {
 #[test]
 fn without_a_pool_memory_is_made_on_the_spot() {
     let Some((ram, supply)) = moving(pool(0)) else { return };
-    supply.install(HugeId(5), 7).expect("there is memory");
+    supply.install(HugeRange::saturating(HugeId(5), 7)).expect("there is memory");
     assert_eq!((supply.counters().hits.get(), supply.counters().misses.get()), (0, 7));
     is_good_memory(&ram, 5, 7);
 }
@@ -101,7 +101,7 @@ fn without_userfaultfd_memory_is_made_in_place() {
             Supply::new(ram.clone(), pool(4), UseUserfaultfd::Off, &Spawner::default()).expect("nothing to fail");
         assert!(supply.userfault().is_none());
         assert_eq!(supply.pool_status().size_bytes, 0, "it could not be moved");
-        supply.install(HugeId(5), 7).expect("there is memory");
+        supply.install(HugeRange::saturating(HugeId(5), 7)).expect("there is memory");
         assert_eq!((supply.counters().hits.get(), supply.counters().misses.get()), (0, 7));
         assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, 7 * HUGE_SIZE);
     }
@@ -128,7 +128,7 @@ fn what_lies_in_the_way_is_replaced() {
         userfault.lend_zeroes(2 * HUGE_SIZE + page * FRAME_SIZE).expect("a page table");
         ram.guest_memory().write_obj(7u64, GuestAddress(2 * HUGE_SIZE + page * FRAME_SIZE)).expect("in RAM");
     }
-    supply.install(HugeId(1), 3).expect("there is memory");
+    supply.install(HugeRange::saturating(HugeId(1), 3)).expect("there is memory");
     for page in 0..3 * 512 {
         let word: u64 = ram.guest_memory().read_obj(GuestAddress(HUGE_SIZE + page * FRAME_SIZE)).expect("in RAM");
         assert_eq!(word, 0, "page {page}");
@@ -140,7 +140,7 @@ fn what_lies_in_the_way_is_replaced() {
 fn ranges_beyond_the_ram_are_refused() {
     let Some((_, supply)) = moving(pool(0)) else { return };
     for (first, count) in [(FRAMES, 1), (FRAMES - 1, 2), (u32::MAX, 2), (0, FRAMES + 1)] {
-        let short = supply.install(HugeId(first), count).expect_err("out of range");
+        let short = supply.install(HugeRange::saturating(HugeId(first), count)).expect_err("out of range");
         assert!(short.installed == 0 && matches!(short.error, MemoryError::OutOfRange { .. }), "{short:?}");
     }
 }
@@ -162,7 +162,7 @@ fn who_touches_missing_memory_sleeps_until_it_comes_and_is_named() {
             userfault.read(&mut faults).expect("the kernel answers");
         }
         assert!(!toucher.is_finished());
-        supply.install(HugeId(9), 1).expect("there is memory");
+        supply.install(HugeId(9)).expect("there is memory");
         let thread = toucher.join().expect("no panic");
         assert_eq!((faults.len(), faults[0].offset, faults[0].thread, faults[0].write), (1, at, thread, true));
     });
@@ -183,7 +183,7 @@ fn detached_memory_comes_by_itself_again_and_the_pool_goes_back() {
     });
     assert_eq!(touched.load(Ordering::Relaxed), 1);
     assert!(supply.userfault().is_none());
-    supply.install(HugeId(20), 4).expect("in place");
+    supply.install(HugeRange::saturating(HugeId(20), 4)).expect("in place");
     assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, 5 * HUGE_SIZE);
     let start = Instant::now();
     while supply.pool_status().resident_bytes > 0 {
@@ -201,13 +201,13 @@ fn two_threads_install_all_frames_between_them() {
                 let supply = &supply;
                 scope.spawn(move || {
                     for frame in (half..FRAMES).step_by(2) {
-                        supply.install(HugeId(frame), 1).expect("there is memory");
+                        supply.install(HugeId(frame)).expect("there is memory");
                     }
                 });
             }
         });
         is_good_memory(&ram, 0, FRAMES);
-        ram.discard(HugeId(0), FRAMES).expect("the kernel takes it");
+        ram.discard(HugeRange::saturating(HugeId(0), FRAMES)).expect("the kernel takes it");
     }
     assert_eq!(supply.counters().hits.get() + supply.counters().misses.get(), 10 * u64::from(FRAMES));
     wait_until_full(&supply);
@@ -216,7 +216,7 @@ fn two_threads_install_all_frames_between_them() {
 #[test]
 fn a_dropped_pool_leaves_no_memory_behind() {
     let Some((ram, supply)) = moving(PoolConfig { huge_frames: 32, rate: 64 << 20 }) else { return };
-    supply.install(HugeId(0), 1).expect("there is memory");
+    supply.install(HugeId(0)).expect("there is memory");
     drop(supply);
     assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, HUGE_SIZE);
     // Nobody sleeps at what is no longer registered.

@@ -143,6 +143,14 @@ impl HugeRange {
         self.first.byte_offset()
     }
 
+    /// Takes `huge` in if it is the frame past the end; whether it did.
+    #[must_use]
+    pub const fn append(&mut self, huge: HugeId) -> bool {
+        let is_next = huge.0 == self.first.0 + self.count && huge.0 < u32::MAX;
+        self.count += is_next as u32;
+        is_next
+    }
+
     /// The first `count` of them, or all if there are no more, and the rest.
     #[must_use]
     pub const fn split(self, count: u32) -> (Self, Self) {
@@ -154,6 +162,13 @@ impl HugeRange {
     /// Them, one by one.
     pub fn iter(self) -> impl DoubleEndedIterator<Item = HugeId> + ExactSizeIterator + Clone {
         self.into_iter()
+    }
+}
+
+/// One huge frame. `u32::MAX`, which is no frame of any table, gives an empty range.
+impl From<HugeId> for HugeRange {
+    fn from(huge: HugeId) -> Self {
+        Self::saturating(huge, 1)
     }
 }
 
@@ -262,5 +277,15 @@ mod tests {
         assert_eq!(FrameId(u64::MAX).huge(), None);
         assert!(FrameId(1024).is_aligned(Order::MAX));
         assert!(!FrameId(512).is_aligned(Order::MAX));
+    }
+
+    #[test]
+    fn a_range_grows_by_the_frame_past_its_end_only() {
+        let mut range = HugeRange::from(HugeId(7));
+        assert!(range.append(HugeId(8)) && !range.append(HugeId(8)) && !range.append(HugeId(6)));
+        assert_eq!((range.first(), range.count()), (HugeId(7), 2));
+        let mut last = HugeRange::from(HugeId(u32::MAX - 1));
+        assert!(!last.append(HugeId(u32::MAX)));
+        assert!(HugeRange::from(HugeId(u32::MAX)).is_empty());
     }
 }

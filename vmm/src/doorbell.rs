@@ -96,12 +96,10 @@ impl Doorbell {
                 let expected = self.agents.report(vcpu, Report::decode(&words));
                 (if expected { Status::Ok } else { Status::BadArgument }, Flow::Continue)
             }
-            Request::Install { first, count } => {
-                match self.monitor.install_while(first, count, || !self.agents.is_paused()) {
-                    Some(installed) => (install_status(installed), Flow::Continue),
-                    None => (Status::Ok, Flow::Again),
-                }
-            }
+            Request::Install { frames } => match self.monitor.install_while(frames, || !self.agents.is_paused()) {
+                Some(installed) => (install_status(installed), Flow::Continue),
+                None => (Status::Ok, Flow::Again),
+            },
             Request::Log(words) => {
                 match self.log_lines.fetch_add(1, Ordering::Relaxed) {
                     line if line < LOG_LINES => log::info!("guest vCPU {vcpu}: {}", guest_text(&words)),

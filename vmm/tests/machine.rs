@@ -10,7 +10,7 @@ use llfree_monitor::InstallError;
 use llfree_monitor::OnViolation;
 use llfree_monitor::install_config::InstallConfig;
 use llfree_monitor::memory::{Backing, UseUserfaultfd};
-use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeId};
+use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeId, HugeRange};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use test_machine::MIB;
@@ -161,14 +161,18 @@ fn install_calls_with_any_arguments_get_a_status() {
     guest(&vm, &GuestRequest::Stats);
     let monitor = vm.monitor();
     for (first, count) in [(0, 0), (31, 2), (32, 1), (u32::MAX, 1), (0, u32::MAX), (u32::MAX, u32::MAX)] {
-        assert_eq!(monitor.install(HugeId(first), count), Err(InstallError::OutOfRange), "{first} {count}");
+        assert_eq!(
+            monitor.install(HugeRange::saturating(HugeId(first), count)),
+            Err(InstallError::OutOfRange),
+            "{first} {count}"
+        );
     }
     vm.shrink(32 * MIB, |_| false).expect("in range");
     let held =
         (0..32).map(HugeId).find(|h| vm.platform().table().entries()[h.index()].load(Ordering::Relaxed) == 0xc000);
     let held = held.expect("half of the frames are held");
     let before = resident(&vm);
-    assert_eq!(monitor.install(held, 1), Err(InstallError::Held));
+    assert_eq!(monitor.install(held), Err(InstallError::Held));
     assert_eq!(resident(&vm), before);
     assert_eq!(monitor.counters.install_failures.get(), 7);
 }
@@ -282,7 +286,7 @@ fn a_hostile_guest_harms_nobody_but_itself() {
                 if call != Call::Wait {
                     let _ = vm.doorbell().ring(rng.u32(..3), Some(call));
                 }
-                let _ = vm.monitor().install(HugeId(rng.u32(..300)), rng.u32(..64));
+                let _ = vm.monitor().install(HugeRange::saturating(HugeId(rng.u32(..300)), rng.u32(..64)));
             }
         });
         scope.spawn(|| {

@@ -4,7 +4,7 @@
 use llfree_control::protocol::GuestRequest;
 use llfree_monitor::memory::Backing;
 use llfree_monitor::{InstallError, MonitorError};
-use shared_layout::{HUGE_SIZE, HugeId};
+use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -44,10 +44,10 @@ fn a_waiting_shrink_ends_when_the_vm_stops() {
 fn installs_and_passes_end_when_the_vm_stops() {
     let Some(vm) = launch_unwatched(512, 1, Backing::Anon) else { return };
     let monitor = vm.monitor();
-    assert_eq!(monitor.install(HugeId(8), 64), Ok(()));
+    assert_eq!(monitor.install(HugeRange::saturating(HugeId(8), 64)), Ok(()));
     vm.stop();
     let resident = monitor.ram().residency().expect("the kernel answers");
-    assert_eq!(monitor.install(HugeId(100), 100), Err(InstallError::Stopping));
+    assert_eq!(monitor.install(HugeRange::saturating(HugeId(100), 100)), Err(InstallError::Stopping));
     assert_eq!(monitor.evict(u32::MAX).expect("nothing to refuse").frames, 0);
     assert_eq!(monitor.ram().residency().expect("the kernel answers"), resident);
 }
@@ -74,7 +74,7 @@ fn a_status_is_answered_in_the_middle_of_a_shrink() {
     // Of 4 KiB pages, so that the pass has many batches that take their time.
     let Some(vm) = launch_unwatched(512, 1, Backing::Memfd) else { return };
     let in_the_middle = |_| {
-        assert_eq!(vm.monitor().install(HugeId(8), 240), Ok(()));
+        assert_eq!(vm.monitor().install(HugeRange::saturating(HugeId(8), 240)), Ok(()));
         let seen = std::thread::scope(|scope| {
             let shrink = scope.spawn(|| vm.shrink(64 * MIB, |_| false).expect("in range"));
             while vm.monitor().limit() == 256 && !shrink.is_finished() {

@@ -4,7 +4,7 @@
 use llfree_control::protocol::GuestRequest;
 use llfree_control::report::ValidateReport;
 use llfree_monitor::memory::Backing;
-use shared_layout::{HUGE_SIZE, HugeId};
+use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::sync::atomic::{AtomicBool, Ordering};
 use test_machine::MIB;
 use test_machine::machine::{FREE_EVICTED, HELD, fill, free, guest, launch_unwatched};
@@ -136,7 +136,7 @@ fn memory_that_nobody_asked_for_and_memory_that_is_gone_are_told_apart() {
     is_clean(&vm);
 
     // What no guest can do: the memory behind an installed frame goes without the monitor.
-    vm.monitor().ram().discard(HugeId(evicted), 1).expect("in RAM");
+    vm.monitor().ram().discard(HugeId(evicted)).expect("in RAM");
     assert_eq!(findings(&vm), [found("missing_memory", &[evicted], false)]);
 }
 
@@ -165,7 +165,7 @@ fn a_guest_that_writes_all_the_time_cannot_hold_it_up() {
                 let bytes = vm.platform().shared_bytes();
                 bytes[0x100 + random.usize(..0x18)].store(random.u8(..), Ordering::Relaxed);
                 lie(&vm, random.u32(..32), random.u16(..));
-                let _ = vm.monitor().install(HugeId(random.u32(..40)), random.u32(..8));
+                let _ = vm.monitor().install(HugeRange::saturating(HugeId(random.u32(..40)), random.u32(..8)));
             }
         });
         for _ in 0..50 {

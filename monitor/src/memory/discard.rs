@@ -6,10 +6,10 @@
 //! nothing of who owns a frame. Invariant: of each run the caller hears, once and in order, which
 //! of its frames went back and which did not; no frame is left out and none is told twice.
 
-use super::vectored::{RANGES, Run};
+use super::vectored::RANGES;
 use super::{GuestRam, MemoryError};
 use llfree_base::faults;
-use shared_layout::{HUGE_SIZE, HugeId};
+use shared_layout::HugeRange;
 use std::ptr;
 
 impl GuestRam {
@@ -22,7 +22,7 @@ impl GuestRam {
     /// Discards several runs, as [`discard`](Self::discard) does one. `settled` hears of each run, in
     /// order: `Ok` when all of it is gone. Where the kernel refuses a run, its frames are tried one
     /// by one, and `settled` hears of each.
-    pub fn discard_runs(&self, runs: &[Run], mut settled: impl FnMut(Run, Result<(), MemoryError>)) {
+    pub fn discard_runs(&self, runs: &[HugeRange], mut settled: impl FnMut(HugeRange, Result<(), MemoryError>)) {
         let mut rest = runs;
         while !rest.is_empty() {
             let gone = self.discard_together(rest);
@@ -41,7 +41,7 @@ impl GuestRam {
     }
 
     /// How many runs from the first on went back with one call; 0 where that is no gain.
-    fn discard_together(&self, runs: &[Run]) -> usize {
+    fn discard_together(&self, runs: &[HugeRange]) -> usize {
         let Some(vectored) = &self.vectored else { return 0 };
         if runs.len() < 2 || faults::point(faults::DISCARD).is_err() {
             return 0;
@@ -50,7 +50,7 @@ impl GuestRam {
         let mut known = 0;
         for (range, run) in ranges.iter_mut().zip(runs) {
             // A run outside the RAM is refused when its turn comes.
-            let Ok(bytes) = self.range(run.first, run.count) else { break };
+            let Ok(bytes) = self.range(*run) else { break };
             *range = libc::iovec { iov_base: self.mapping.pointer(bytes.start), iov_len: bytes.end - bytes.start };
             known += 1;
         }
@@ -58,19 +58,17 @@ impl GuestRam {
         runs[..known]
             .iter()
             .take_while(|run| {
-                let whole = bytes.checked_sub(u64::from(run.count) * HUGE_SIZE);
+                let whole = bytes.checked_sub(run.bytes());
                 bytes = whole.unwrap_or(0);
                 whole.is_some()
             })
             .count()
     }
 
-    fn discard_alone(&self, run: Run, settled: &mut impl FnMut(Run, Result<(), MemoryError>)) {
-        match self.discard(run.first, run.count) {
-            Err(MemoryError::Discard { .. }) if run.count > 1 => {
-                for first in (run.first.0..run.first.0 + run.count).map(HugeId) {
-                    settled(Run { first, count: 1 }, self.discard(first, 1));
-                }
+    fn discard_alone(&self, run: HugeRange, settled: &mut impl FnMut(HugeRange, Result<(), MemoryError>)) {
+        match self.discard(run) {
+            Err(MemoryError::Discard { .. }) if run.count() > 1 => {
+                run.iter().for_each(|huge| settled(huge.into(), self.discard(huge)));
             }
             result => settled(run, result),
         }
@@ -83,7 +81,7 @@ mod tests {
     use super::*;
     use crate::memory::Backing;
     use rustix::mm::{mlock, munlock};
-    use shared_layout::FRAME_SIZE;
+    use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeId};
     use test_support::skipped;
     use vm_memory::{Bytes as _, GuestAddress};
 
@@ -95,8 +93,8 @@ mod tests {
         ram
     }
 
-    fn runs(list: &[(u32, u32)]) -> Vec<Run> {
-        list.iter().map(|(first, count)| Run { first: HugeId(*first), count: *count }).collect()
+    fn runs(list: &[(u32, u32)]) -> Vec<HugeRange> {
+        list.iter().map(|(first, count)| HugeRange::saturating(HugeId(*first), *count)).collect()
     }
 
     fn resident_frames(ram: &GuestRam) -> Vec<u64> {
@@ -158,7 +156,7 @@ mod tests {
             }
             let mut told = Vec::new();
             ram.discard_runs(&runs(&[(0, 2), (4, 1), (8, 3), (13, 1), (15, 9)]), |run, result| {
-                told.push((run.first.0, run.count, result.is_ok()));
+                told.push((run.first().0, run.count(), result.is_ok()));
             });
             assert_eq!(
                 told,

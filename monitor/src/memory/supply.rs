@@ -17,7 +17,7 @@ use llfree_base::lock;
 use llfree_base::thread::Spawner;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use shared_layout::{HUGE_SIZE, HugeId};
+use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -136,24 +136,24 @@ impl Supply {
         &self.counters
     }
 
-    /// Puts zeroed memory behind `count` frames that have none. The caller owns them.
+    /// Puts zeroed memory behind frames that have none. The caller owns them.
     ///
     /// # Errors
     /// [`Shortfall`]: what the frames from there on have is to be discarded.
-    pub fn install(&self, first: HugeId, count: u32) -> Result<(), Shortfall> {
+    pub fn install(&self, frames: impl Into<HugeRange>) -> Result<(), Shortfall> {
+        let frames = frames.into();
         let mut installed = 0;
         let short = |installed| move |error| Shortfall { installed, error };
-        self.ram.range(first, count).map_err(short(0))?;
-        while installed < count {
-            let next = HugeId(first.0 + installed);
-            let left = count - installed;
+        self.ram.range(frames).map_err(short(0))?;
+        while installed < frames.count() {
+            let (_, left) = frames.split(installed);
             let Some(userfault) = self.userfault() else {
-                self.ram.populate(next, left).map_err(short(installed))?;
-                self.counters.misses.add(left.into());
+                self.ram.populate(left).map_err(short(installed))?;
+                self.counters.misses.add(left.count().into());
                 return Ok(());
             };
-            match self.install_some(userfault, next, left) {
-                Ok(frames) => installed += frames,
+            match self.install_some(userfault, left) {
+                Ok(more) => installed += more,
                 // It was detached meanwhile, and pages come from the kernel again.
                 Err(_) if !userfault.is_attached() => {}
                 Err(error) => return Err(Shortfall { installed, error }),
@@ -162,11 +162,12 @@ impl Supply {
         Ok(())
     }
 
-    /// Moves memory to the first few of `count` frames, at least one; returns how many.
-    fn install_some(&self, userfault: &Userfault, first: HugeId, count: u32) -> Result<u32, MemoryError> {
-        if let Some(run) = self.pool.as_ref().and_then(|pool| pool.take(count)) {
+    /// Moves memory to the first few of these frames, at least one; returns how many.
+    fn install_some(&self, userfault: &Userfault, frames: HugeRange) -> Result<u32, MemoryError> {
+        let first = frames.first();
+        if let Some(run) = self.pool.as_ref().and_then(|pool| pool.take(frames.count())) {
             // SAFETY: the run's slots are ours alone until it is dropped.
-            let frames = match unsafe { userfault.move_in(first.byte_offset() as usize, run.addresses()) } {
+            let moved = match unsafe { userfault.move_in(first.byte_offset() as usize, run.addresses()) } {
                 Ok(()) => {
                     let frames = run.frames();
                     run.moved();
@@ -178,9 +179,9 @@ impl Supply {
                     (moved / HUGE_SIZE as usize) as u32
                 }
             };
-            if frames > 0 {
-                self.counters.hits.add(frames.into());
-                return Ok(frames);
+            if moved > 0 {
+                self.counters.hits.add(moved.into());
+                return Ok(moved);
             }
         }
         self.install_staged(userfault, first).map(|()| 1)
@@ -226,7 +227,7 @@ impl Supply {
                 // failed: nobody owns what is there but our caller.
                 Err(MoveError { error: Errno::EXIST, .. }) if attempts < PATIENCE => {
                     slot.clear();
-                    self.ram.discard(huge, 1)?;
+                    self.ram.discard(huge)?;
                 }
                 Err(MoveError { error, .. }) => {
                     return Err(MemoryError::Move { frame: huge.0, source: error.into() });

@@ -1,6 +1,7 @@
 //! What can be promised about guest RAM without looking at the whole process.
 
 use super::*;
+use shared_layout::{HugeId, HugeRange};
 use test_support::skipped;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -75,7 +76,7 @@ fn ram_with_a_hole_is_one_mapping_and_two_regions() {
         // Frames count in the mapping: frame 3 is the first behind the hole.
         memory.write_obj(7u64, GuestAddress(HOLE_END)).expect("in RAM");
         assert_eq!(resident_ranges(&ram)[0].start, 3 * HUGE_SIZE);
-        ram.discard(HugeId(3), 1).expect("inside");
+        ram.discard(HugeId(3)).expect("inside");
         assert_eq!(ram.residency().expect("/proc is mounted").resident_bytes, 0, "{backing}");
         assert_eq!(memory.read_obj::<u64>(GuestAddress(HOLE_END)).expect("in RAM"), 0);
         assert!(memory.write_obj(7u64, GuestAddress(HOLE_END - 8)).is_err(), "the hole is nobody's");
@@ -105,7 +106,10 @@ fn a_size_beyond_the_address_space_is_an_error() {
 fn ranges_are_bounds_checked() {
     let ram = ram(8, Backing::Anon);
     for (first, count) in [(8, 1), (0, 9), (7, 2), (9, 0), (u32::MAX, 1), (1, u32::MAX), (u32::MAX, u32::MAX)] {
-        for result in [ram.discard(HugeId(first), count), ram.populate(HugeId(first), count)] {
+        for result in [
+            ram.discard(HugeRange::saturating(HugeId(first), count)),
+            ram.populate(HugeRange::saturating(HugeId(first), count)),
+        ] {
             let error = result.expect_err("outside the RAM");
             assert!(matches!(error, MemoryError::OutOfRange { huge_frames: 8, .. }), "{error}");
             assert!(!error.is_out_of_memory());
@@ -115,9 +119,9 @@ fn ranges_are_bounds_checked() {
     for backing in [Backing::Anon, Backing::Memfd] {
         let ram = self::ram(8, backing);
         for (first, count) in [(0, 0), (8, 0), (0, 8), (7, 1)] {
-            ram.discard(HugeId(first), count).expect("inside the RAM");
+            ram.discard(HugeRange::saturating(HugeId(first), count)).expect("inside the RAM");
         }
-        ram.populate(HugeId(8), 0).expect("nothing to do");
+        ram.populate(HugeRange::saturating(HugeId(8), 0)).expect("nothing to do");
         assert_eq!(resident_ranges(&ram), []);
     }
 }
@@ -127,15 +131,15 @@ fn populated_frames_and_only_they_are_resident() {
     for backing in [Backing::Anon, Backing::Memfd] {
         let ram = ram(16, backing);
         assert_eq!(ram.residency().expect("readable"), RamResidency::default());
-        ram.populate(HugeId(1), 2).expect("6 MiB");
-        ram.populate(HugeId(3), 1).expect("2 MiB");
-        ram.populate(HugeId(15), 1).expect("2 MiB");
+        ram.populate(HugeRange::saturating(HugeId(1), 2)).expect("6 MiB");
+        ram.populate(HugeId(3)).expect("2 MiB");
+        ram.populate(HugeId(15)).expect("2 MiB");
         assert_eq!(resident_ranges(&ram), [huge(1, 4), huge(15, 16)], "{backing}");
         assert_eq!(ram.residency().expect("readable").resident_bytes, 4 * HUGE_SIZE, "{backing}");
-        ram.discard(HugeId(2), 1).expect("inside the RAM");
+        ram.discard(HugeId(2)).expect("inside the RAM");
         assert_eq!(resident_ranges(&ram), [huge(1, 2), huge(3, 4), huge(15, 16)], "{backing}");
         assert_eq!(ram.residency().expect("readable").resident_bytes, 3 * HUGE_SIZE, "{backing}");
-        ram.discard(HugeId(0), 16).expect("all of it");
+        ram.discard(HugeRange::saturating(HugeId(0), 16)).expect("all of it");
         assert_eq!(resident_ranges(&ram), [], "{backing}");
         assert_eq!(ram.residency().expect("readable"), RamResidency::default(), "{backing}");
     }
@@ -164,7 +168,7 @@ fn populate_keeps_what_is_there() {
     for backing in [Backing::Anon, Backing::Memfd] {
         let ram = ram(2, backing);
         ram.guest_memory().write_obj(0xabcd_u64, GuestAddress(HUGE_SIZE)).expect("inside the RAM");
-        ram.populate(HugeId(0), 2).expect("4 MiB");
+        ram.populate(HugeRange::saturating(HugeId(0), 2)).expect("4 MiB");
         let kept: u64 = ram.guest_memory().read_obj(GuestAddress(HUGE_SIZE)).expect("inside the RAM");
         assert_eq!(kept, 0xabcd);
     }
@@ -175,7 +179,7 @@ fn old_and_new_kernels_give_the_same_account() {
     let ram = ram(1024, Backing::Anon);
     // Across the 1 GiB at which the old way starts its next call.
     for (first, count) in [(0, 1), (3, 2), (511, 2), (1020, 4)] {
-        ram.populate(HugeId(first), count).expect("a few MiB");
+        ram.populate(HugeRange::saturating(HugeId(first), count)).expect("a few MiB");
     }
     let expected = [huge(0, 1), huge(3, 5), huge(511, 513), huge(1020, 1024)];
 

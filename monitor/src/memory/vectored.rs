@@ -3,30 +3,13 @@
 use rustix::fd::OwnedFd;
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
-use shared_layout::{FRAME_SIZE, HugeId};
+use shared_layout::FRAME_SIZE;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::OnceLock;
 
 /// Ranges in one system call; the kernel takes 1024. No batch of the monitor has more runs.
 pub(super) const RANGES: usize = 64;
-
-/// Neighbouring huge frames.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Run {
-    /// The first of them.
-    pub first: HugeId,
-    /// How many.
-    pub count: u32,
-}
-
-impl Run {
-    /// Whether `huge` is the frame behind the last one.
-    #[must_use]
-    pub fn ends_before(&self, huge: HugeId) -> bool {
-        self.first.0.checked_add(self.count) == Some(huge.0)
-    }
-}
 
 /// The right to advise many ranges of this process with one call.
 #[derive(Debug)]

@@ -76,7 +76,7 @@ impl Monitor {
                 }
             }
             Residency::Evicted | Residency::Held => {
-                self.ram.discard(huge, 1)?;
+                self.ram.discard(huge)?;
             }
         }
         Ok((!lent).then_some(residency))

@@ -8,8 +8,7 @@ use super::{BATCH, Monitor};
 use crate::memory::Shortfall;
 use llfree::Installing;
 use llfree_base::error_line;
-use shared_layout::HugeId;
-use std::ops::Range;
+use shared_layout::HugeRange;
 
 /// Why not all frames were installed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -32,15 +31,14 @@ pub enum InstallError {
 }
 
 impl Monitor {
-    /// Puts zeroed memory behind `count` frames from `first` on, for a tenant that waits for it.
-    /// Any numbers may be asked for.
+    /// Puts zeroed memory behind frames for a tenant that waits for it. Any may be asked for.
     ///
     /// # Errors
     /// [`InstallError`]. Frames before a held one are installed; of those before one that the host
     /// has no memory for, some may be.
-    pub fn install(&self, first: HugeId, count: u32) -> Result<(), InstallError> {
+    pub fn install(&self, frames: impl Into<HugeRange>) -> Result<(), InstallError> {
         // Nothing interrupts it.
-        self.install_while(first, count, || true).unwrap_or(Err(InstallError::Stopping))
+        self.install_while(frames.into(), || true).unwrap_or(Err(InstallError::Stopping))
     }
 
     /// The same, as long as `go_on` says so, which is asked before each batch of 64 MiB. `None` if it was
@@ -48,15 +46,11 @@ impl Monitor {
     ///
     /// # Errors
     /// As above.
-    pub fn install_while(
-        &self,
-        first: HugeId,
-        count: u32,
-        go_on: impl Fn() -> bool,
-    ) -> Option<Result<(), InstallError>> {
-        let installed = match first.0.checked_add(count) {
-            Some(end) if count > 0 && end <= self.huge_frames() => self.install_batches(first.0..end, go_on)?,
-            _ => Err(InstallError::OutOfRange),
+    pub fn install_while(&self, frames: HugeRange, go_on: impl Fn() -> bool) -> Option<Result<(), InstallError>> {
+        let installed = if frames.is_empty() || frames.end().0 > self.huge_frames() {
+            Err(InstallError::OutOfRange)
+        } else {
+            self.install_batches(frames, go_on)?
         };
         if installed.is_err() {
             self.counters.install_failures.inc();
@@ -64,26 +58,29 @@ impl Monitor {
         Some(installed)
     }
 
-    fn install_batches(&self, range: Range<u32>, go_on: impl Fn() -> bool) -> Option<Result<(), InstallError>> {
-        for start in range.clone().step_by(BATCH as usize) {
+    fn install_batches(&self, frames: HugeRange, go_on: impl Fn() -> bool) -> Option<Result<(), InstallError>> {
+        let mut rest = frames;
+        while !rest.is_empty() {
             if self.is_stopping() {
                 return Some(Err(InstallError::Stopping));
             }
             if !go_on() {
                 return None;
             }
-            let installed = self.install_batch(start..range.end.min(start + BATCH));
+            let (batch, behind) = rest.split(BATCH);
+            let installed = self.install_batch(batch);
             if installed.is_err() {
                 return Some(installed);
             }
+            rest = behind;
         }
         Some(Ok(()))
     }
 
     /// Claims up to a batch of neighbours and puts memory behind each run of them that needs it.
-    fn install_batch(&self, mut range: Range<u32>) -> Result<(), InstallError> {
+    fn install_batch(&self, frames: HugeRange) -> Result<(), InstallError> {
         let mut run: Vec<Installing<'_>> = Vec::new();
-        let claimed = range.try_for_each(|huge| match self.claim_patiently(HugeId(huge)).install() {
+        let claimed = frames.iter().try_for_each(|huge| match self.claim_patiently(huge).install() {
             Ok(installing) if installing.needs_memory() => {
                 run.push(installing);
                 Ok(())
@@ -101,27 +98,28 @@ impl Monitor {
 
     fn supply_run(&self, run: &mut Vec<Installing<'_>>) -> Result<(), InstallError> {
         let Some(first) = run.first().map(Installing::huge) else { return Ok(()) };
-        let frames = run.len() as u32;
-        match self.supply.install(first, frames) {
+        let frames = HugeRange::saturating(first, run.len() as u32);
+        match self.supply.install(frames) {
             Ok(()) => {
                 run.drain(..).for_each(Installing::done);
-                self.counters.installs.add(frames.into());
+                self.counters.installs.add(frames.count().into());
                 Ok(())
             }
             Err(Shortfall { installed, error }) => {
                 run.drain(..(installed as usize).min(run.len())).for_each(Installing::done);
                 self.counters.installs.add(installed.into());
-                let (first, frames) = (HugeId(first.0 + installed), frames - installed);
+                let (_, failed) = frames.split(installed);
                 let number = self.host_failures.tick();
                 if let Some(number) = number {
                     let why = error_line(&error);
-                    log::warn!("install of {frames} huge frames from {} on failed ({number} so far): {why}", first.0);
+                    let (first, count) = (failed.first().0, failed.count());
+                    log::warn!("install of {count} huge frames from {first} on failed ({number} so far): {why}");
                 }
                 // What the kernel gave before it failed must not stay behind frames that R calls
                 // evicted. An audit at work may have seen it: our claims keep it off until it is
                 // over and we have our turn.
                 let _turn = self.discards.lock();
-                if let Err(error) = self.ram.discard(first, frames)
+                if let Err(error) = self.ram.discard(failed)
                     && number.is_some()
                 {
                     log::warn!("and what it left behind could not be discarded: {}", error_line(&error));

@@ -5,10 +5,9 @@
 //! half-way loses nothing.
 
 use super::{BATCH, Monitor, MonitorError, Pass, is_held};
-use crate::memory::Run;
 use llfree::{Reclaim, Reclaimed, Residency};
 use llfree_base::lock;
-use shared_layout::{HostWord, HugeId};
+use shared_layout::{HostWord, HugeId, HugeRange};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -143,16 +142,16 @@ impl Monitor {
         let mut refused = None;
         let mut reclaimed = batch.reclaimed.drain(..);
         self.ram.discard_runs(&batch.runs, |run, result| {
-            let frames = reclaimed.by_ref().take(run.count as usize);
+            let frames = reclaimed.by_ref().take(run.count() as usize);
             match result {
                 Ok(()) => frames.for_each(Reclaimed::done),
                 Err(source) => {
                     // Dropping them gives them back.
                     frames.for_each(drop);
-                    pass.frames -= run.count;
-                    pass.discarded -= run.count;
-                    let (_, frames, _) = refused.get_or_insert((run.first.0, 0, source));
-                    *frames += run.count;
+                    pass.frames -= run.count();
+                    pass.discarded -= run.count();
+                    let (_, frames, _) = refused.get_or_insert((run.first().0, 0, source));
+                    *frames += run.count();
                 }
             }
         });
@@ -171,7 +170,7 @@ struct Batch<'a> {
     frames: u32,
     reclaimed: Vec<Reclaimed<'a>>,
     /// The same as runs of neighbours.
-    runs: Vec<Run>,
+    runs: Vec<HugeRange>,
 }
 
 impl Default for Batch<'_> {
@@ -190,9 +189,8 @@ impl<'a> Batch<'a> {
             return reclaimed.done();
         }
         let huge = reclaimed.huge();
-        match self.runs.last_mut() {
-            Some(run) if run.ends_before(huge) => run.count += 1,
-            _ => self.runs.push(Run { first: huge, count: 1 }),
+        if !self.runs.last_mut().is_some_and(|run| run.append(huge)) {
+            self.runs.push(huge.into());
         }
         self.reclaimed.push(reclaimed);
     }

@@ -90,7 +90,7 @@ impl Monitor {
                 Verdict::End(violation)
             }
             (OnViolation::Log, true) => self.lend(userfault, fault.offset, &claim),
-            (OnViolation::Install | OnViolation::Log, false) => match self.supply.install(huge, 1) {
+            (OnViolation::Install | OnViolation::Log, false) => match self.supply.install(huge) {
                 Ok(()) => {
                     self.lent.forget(huge);
                     if let Ok(installing) = claim.install() {
@@ -107,7 +107,7 @@ impl Monitor {
                         );
                     }
                     // Whatever came of it must not stay.
-                    if let Err(error) = self.ram.discard(huge, 1) {
+                    if let Err(error) = self.ram.discard(huge) {
                         log::debug!("what a failed install left stays: {}", error_line(&error));
                     }
                     self.lend(userfault, fault.offset, &claim)
@@ -142,7 +142,7 @@ impl Monitor {
             // An install since has replaced what was lent.
             let lost = claim.as_ref().is_none_or(|claim| claim.residency() != Residency::Installed);
             // All that lies there is lent, so the whole frame goes, and its page table with it.
-            if lost && let Err(error) = self.ram.discard(huge, 1) {
+            if lost && let Err(error) = self.ram.discard(huge) {
                 log::warn!("what was lent cannot be taken back: {}", error_line(&error));
                 continue;
             }

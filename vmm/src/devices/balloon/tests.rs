@@ -24,7 +24,7 @@ fn started(config: BalloonConfig) -> (Driver, Arc<BalloonControl>) {
     let control = Arc::new(BalloonControl::default());
     let of_device = control.clone();
     let mut driver = Driver::new(16, |ram| Box::new(Balloon::new(config, ram, of_device)));
-    driver.ram.populate(shared_layout::HugeId(0), 8).expect("16 MiB");
+    driver.ram.populate(shared_layout::HugeRange::saturating(shared_layout::HugeId(0), 8)).expect("16 MiB");
     let features = driver.offered() & 0xffff_ffff & !(1 << 29 | 1 << 28);
     driver.start(features, 5);
     (driver, control)
@@ -38,7 +38,7 @@ fn started_over_a_hole(config: BalloonConfig, backing: Backing) -> (Driver, Arc<
     let map = AddressMap::with_hole(64 * MIB, 32 * MIB);
     let ram = GuestRam::with_map(64 * MIB, backing, map).expect("small");
     let mut driver = Driver::over(ram, |ram| Box::new(Balloon::new(config, ram, of_device)));
-    driver.ram.populate(shared_layout::HugeId(0), 32).expect("64 MiB");
+    driver.ram.populate(shared_layout::HugeRange::saturating(shared_layout::HugeId(0), 32)).expect("64 MiB");
     let features = driver.offered() & 0xffff_ffff & !(1 << 29 | 1 << 28);
     driver.start(features, 5);
     (driver, control)
@@ -293,7 +293,7 @@ fn a_driver_that_does_as_linux_does_is_served() {
     let control = Arc::new(BalloonControl::default());
     let of_device = control.clone();
     let mut driver = Driver::new(16, |ram| Box::new(Balloon::new(config(false), ram, of_device)));
-    driver.ram.populate(shared_layout::HugeId(0), 8).expect("16 MiB");
+    driver.ram.populate(shared_layout::HugeRange::saturating(shared_layout::HugeId(0), 8)).expect("16 MiB");
     // It does not take the page poison's feature, unless it clears or fills free pages.
     driver.negotiate(1 << F_STATS_VQ | 1 << F_DEFLATE_ON_OOM | 1 << F_REPORTING);
     (0..4).for_each(|queue| driver.set_queue(queue, Driver::rings(queue)));

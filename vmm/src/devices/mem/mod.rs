@@ -19,7 +19,7 @@ use super::{DriverError, Served, VirtioDevice};
 use llfree_base::RateLimit;
 use llfree_base::error_line;
 use llfree_monitor::memory::GuestRam;
-use shared_layout::{HUGE_SIZE, HugeId};
+use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::ops::Range;
 use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
@@ -135,7 +135,7 @@ impl Mem {
         counters.discards.inc();
         // At most the huge frames of RAM, which fit a u32.
         let (first, count) = (HugeId(self.first + blocks.start as u32), blocks.len() as u32);
-        if let Err(error) = self.ram.discard(first, count) {
+        if let Err(error) = self.ram.discard(HugeRange::saturating(first, count)) {
             counters.failed_discards.inc();
             if let Some(number) = self.failures.tick() {
                 log::warn!("virtio-mem could not discard ({number} so far): {}", error_line(&error));

@@ -4,6 +4,7 @@ use super::super::driver::{CONTENTS, Driver};
 use super::super::request::Buffer;
 use super::*;
 use llfree_monitor::memory::{AddressMap, Backing, HOLE_END};
+use shared_layout::HugeRange;
 use vm_memory::{Bytes, GuestAddress};
 
 const MIB: u64 = 1 << 20;
@@ -57,7 +58,7 @@ fn unplugged_blocks_leave_the_host() {
     let (mut driver, control) = started();
     assert_eq!(ask(&mut driver, PLUG, 4 * MIB, 6), ACK);
     assert_eq!(control.plugged_bytes(), 12 * MIB);
-    driver.ram.populate(HugeId(2), 6).expect("12 MiB");
+    driver.ram.populate(HugeRange::saturating(HugeId(2), 6)).expect("12 MiB");
     let before = resident(&driver);
     assert_eq!(ask(&mut driver, UNPLUG, 6 * MIB, 3), ACK);
     assert_eq!((control.plugged_bytes(), before - resident(&driver)), (6 * MIB, 6 * MIB));
@@ -83,7 +84,7 @@ fn a_region_behind_the_hole_counts_guest_addresses() {
         assert_eq!(ask(&mut driver, PLUG, HOLE_END + 16 * MIB, 8), ACK);
         assert_eq!(ask(&mut driver, PLUG, HOLE_END, 8), ACK);
         assert_eq!(control.plugged_bytes(), 32 * MIB);
-        driver.ram.populate(HugeId(0), 32).expect("64 MiB");
+        driver.ram.populate(HugeRange::saturating(HugeId(0), 32)).expect("64 MiB");
         driver.put(HOLE_END, b"stays");
         driver.put(30 * MIB, b"boot");
         assert_eq!(ask(&mut driver, UNPLUG, HOLE_END + 2 * MIB, 15), ACK);
