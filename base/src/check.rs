@@ -9,7 +9,7 @@ use std::fmt;
 pub enum Check {
     /// Entries that no transition leads to.
     InvalidEntry,
-    /// Entries and R, about who has the frame.
+    /// Entries and R, about the holder of a frame.
     HeldEntry,
     /// Entries and R, about whether there is memory.
     EvictedEntry,
@@ -58,7 +58,7 @@ impl Check {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::InvalidEntry => "entries that no step of host or guest leads to",
-            Self::HeldEntry => "entries that contradict the host about who has the frame",
+            Self::HeldEntry => "entries that contradict the host about the holder of the frame",
             Self::EvictedEntry => "entries that contradict the host about memory behind the frame",
             Self::ForgottenClaim => "frames that somebody claimed and never let go",
             Self::UnaskedMemory => "frames with memory that the guest did not ask for",

@@ -1,8 +1,8 @@
 //! Automatic soft reclaim: what to evict, decided from what a scan saw.
 //!
 //! [`Policy`] and [`Pace`] are plain values: no thread, no clock, no memory of a guest. A scan hands
-//! in which frames are free with memory behind them and how many were installed since the last one,
-//! and gets a plan; whoever has more VMs than one can decide for each from the same numbers. The
+//! in which frames are free and backed by memory and how many were installed since the last one,
+//! and gets a plan; a manager of several VMs can decide for each from the same numbers. The
 //! rules: a frame is evicted after it was free for `min_age` scans in a row, the oldest first; a
 //! headroom of free frames with memory stays, `keep` and as much as the guest lately had to have
 //! installed; and no more goes at once than the rate allows until the next scan.
@@ -19,7 +19,7 @@ use std::time::Duration;
 /// Frames' ages, and how much the guest installed lately.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Scans in a row that found the frame free with memory behind it, one byte a huge frame.
+    /// Scans in a row that found the frame free and backed, one byte a huge frame.
     ages: Box<[u8]>,
     /// Frames that the guest had to have installed, halved with each scan: what the headroom lacked.
     back_off: u32,
@@ -28,7 +28,7 @@ pub struct Policy {
 /// What one scan decided.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Decision {
-    /// Free frames with memory behind them.
+    /// Free frames backed by host memory.
     pub free: u32,
     /// How many of them are to stay.
     pub headroom: u32,
@@ -37,13 +37,13 @@ pub struct Decision {
 }
 
 impl Policy {
-    /// A policy for a VM of so many huge frames, all of them new.
+    /// A policy for a VM of `huge_frames` huge frames, all of them new.
     #[must_use]
     pub fn new(huge_frames: u32) -> Self {
         Self { ages: vec![0; huge_frames as usize].into(), back_off: 0 }
     }
 
-    /// One scan: `free` says of each frame whether it is free with memory behind it, `installs` how
+    /// One scan: `free` says of each frame whether it is free and backed, `installs` how
     /// many frames were installed since the last scan. What is to be evicted is put into `plan`, in
     /// ascending order.
     pub fn scan(
@@ -60,7 +60,7 @@ impl Policy {
             of_age[usize::from(*age)] += 1;
         }
         let free = of_age[1..].iter().sum::<u32>();
-        // Each of these was evicted, or never had memory, when the guest needed it. Had so many more
+        // Each of these was evicted, or never had memory, when the guest needed it. Had that many more
         // been left alone, it would have paid nothing.
         self.back_off = installs.max(self.back_off / 2);
         let headroom = settings.keep_frames().saturating_add(self.back_off);
@@ -168,7 +168,7 @@ mod tests {
             let mut ages = [0u32; 64];
             let mut evicted = [false; 64];
             for (used_or_not, installs) in scans {
-                // What was evicted is not free with memory behind it, until the guest used it.
+                // What was evicted is not backed until the guest used it.
                 let free: Vec<bool> = used_or_not.iter().zip(&evicted).map(|(free, gone)| *free && !gone).collect();
                 for (i, age) in ages.iter_mut().enumerate() {
                     *age = if free[i] { *age + 1 } else { 0 };

@@ -164,10 +164,10 @@ pub enum InstallPoolError {
     /// A rate that is no rate, or at which no memory would ever be ready.
     #[error("'{0}' is no refill rate; write at least 2M/s, like rate=4G/s")]
     NoRate(String),
-    /// A rate behind another.
+    /// A second rate after the first.
     #[error("the rate is set twice")]
     Twice,
-    /// Something behind the size that is no rate.
+    /// Text after the size that is no rate.
     #[error("unknown setting '{0}'; write a size and perhaps a rate, like 64M,rate=4G/s, or 0 for no pool")]
     UnknownSetting(String),
 }

@@ -2,7 +2,7 @@
 //!
 //! A *tenant* allocates from a frame table that it shares with its host: a virtual machine, or an
 //! ordinary process. This crate owns the tenant's memory: it maps it, knows what of it is resident,
-//! takes free frames back, returns them, and puts memory behind those that the tenant wants to use.
+//! takes free frames back, returns them, and backs with memory those that the tenant wants to use.
 //! It needs no KVM, no device and no control socket, and believes nothing that a tenant writes.
 //!
 //! | module | what it holds |

@@ -1,6 +1,6 @@
 //! [`GuestRam`]: the memory that a guest sees as its RAM, and the calls that give and take it.
 //!
-//! This is the only place that maps guest RAM, puts memory behind it or returns memory to the
+//! This is the only place that maps guest RAM, backs it with memory or returns memory to the
 //! kernel. It keeps no record of which frames are resident: callers do, and can compare theirs
 //! with the kernel's own ([`GuestRam::residency`], [`GuestRam::for_each_resident`]). [`Supply`] puts
 //! memory behind frames the fast way, and under a [`Userfault`] the only one. Invariants:
@@ -128,7 +128,7 @@ pub enum MemoryError {
     BadBytes {
         /// First byte.
         start: u64,
-        /// First byte behind the range.
+        /// First byte past the range.
         end: u64,
         /// Bytes of the RAM.
         ram: u64,
@@ -146,7 +146,7 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// Memory did not come; the first frames of the range may have theirs.
-    #[error("cannot put memory behind {count} huge frames of {backing} guest RAM from huge frame {first} on")]
+    #[error("cannot install memory for {count} huge frames of {backing} guest RAM from huge frame {first} on")]
     Populate {
         /// First huge frame of the range.
         first: u32,
@@ -179,7 +179,7 @@ pub enum MemoryError {
     /// A userfaultfd was required, and is of no use for this kind of memory.
     #[error("userfaultfd was required, but pages of {0} memory cannot be moved")]
     UserfaultBacking(Backing),
-    /// The kernel's account of resident pages is not to be had.
+    /// The kernel's account of resident pages is unavailable.
     #[error("cannot read the kernel's account of resident guest RAM")]
     Residency(#[source] io::Error),
 }
@@ -209,7 +209,7 @@ impl MemoryError {
 /// How much of the RAM is really there, by the kernel's account.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct RamResidency {
-    /// Bytes of host memory behind guest RAM. For memory files swapped pages count too.
+    /// Bytes of host memory that back guest RAM. For memory files swapped pages count too.
     pub resident_bytes: u64,
     /// Bytes of those that are mapped as whole huge pages.
     pub huge_bytes: u64,
@@ -330,7 +330,7 @@ impl GuestRam {
         self.backing
     }
 
-    /// Returns the memory behind huge frames to the kernel, with one system call. What they
+    /// Returns the memory of huge frames to the kernel, with one system call. What they
     /// held is lost; they read as zero when they are next touched or populated.
     ///
     /// On [`Backing::Hugetlb`] the pages go back to the pool, where anyone may take them.
@@ -366,7 +366,7 @@ impl GuestRam {
         .map_err(|error| refused(error.into()))
     }
 
-    /// Puts memory behind huge frames: zeroed where there was none, unchanged where there
+    /// Backs huge frames with memory: zeroed where there was none, unchanged where there
     /// was. Never raises a signal.
     ///
     /// **Not for missing frames of a range that is registered with a userfaultfd:** the kernel asks
@@ -397,7 +397,7 @@ impl GuestRam {
         faults::point(faults::POPULATE_LATE).map_err(refused)
     }
 
-    /// How much host memory is behind the RAM, by the kernel's own account.
+    /// How much host memory backs the RAM, by the kernel's own account.
     ///
     /// # Errors
     /// [`MemoryError::Residency`], for instance without `/proc`.
@@ -405,7 +405,7 @@ impl GuestRam {
         self.read_residency().map_err(MemoryError::Residency)
     }
 
-    /// Calls `visit` with the byte ranges of the RAM that have host memory or swap behind them: in
+    /// Calls `visit` with the byte ranges of the RAM that are backed by host memory or swap: in
     /// ascending order, page aligned, never touching each other.
     ///
     /// # Errors

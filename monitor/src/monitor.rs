@@ -3,7 +3,7 @@
 //! It alone discards and populates guest RAM, and it keeps the residency R, which no guest can
 //! reach, in step with what it did; [`llfree::Host`] gives the order of the steps. Passes run one
 //! at a time, in bounded batches; between two batches an [audit](Monitor::audit) gets its turn.
-//! Installs come from vCPU threads, in parallel, and wait for whoever has a frame of theirs: one
+//! Installs come from vCPU threads, in parallel, and wait for the thread that holds a frame of theirs: one
 //! batch of discards, or another vCPU's batch. Nothing here believes a guest: what the entries
 //! claim decides where to look and is reported as a claim, never how much memory there is. That
 //! comes from R and, cross-checked by the audit, from the kernel.
@@ -43,7 +43,7 @@ pub use validate::{Finding, Validation};
 /// 100 ms and more where the host must find the memory first. Discards that prove quick come in
 /// larger ones: see `reclaim`.
 pub(crate) const BATCH: u32 = 32;
-/// How often somebody who waits for a frame looks by himself; batches of discards wake him.
+/// How often a thread that waits for a frame looks again; a finished batch of discards wakes it sooner.
 const CLAIM_POLL: Duration = Duration::from_micros(200);
 
 /// What one pass did, in huge frames.
@@ -51,7 +51,7 @@ const CLAIM_POLL: Duration = Duration::from_micros(200);
 pub struct Pass {
     /// Frames that changed state.
     pub frames: u32,
-    /// Of those, frames that had memory behind them, which went back to the host's kernel.
+    /// Of those, frames that were backed by memory, which went back to the host's kernel.
     pub discarded: u32,
 }
 
@@ -92,7 +92,7 @@ pub enum MonitorError {
         /// What the kernel said.
         source: MemoryError,
     },
-    /// The kernel did not take back what a guest touched behind our back.
+    /// The kernel did not take back memory a guest touched unnoticed.
     #[error(
         "the kernel refused to take back {frames} huge frames that the guest touched but does not have, the first of \
          them frame {first}"
@@ -128,7 +128,7 @@ pub struct Monitor {
     residency: Box<[AtomicU8]>,
     /// Held for the length of a pass; the value is the frame where the next one starts.
     passes: Mutex<HugeId>,
-    /// Held by whoever discards: for a batch of a pass, what a failed install left, or an audit.
+    /// Held by the thread that discards: for a batch of a pass, what a failed install left, or an audit.
     /// Its owner waits for no claim.
     discards: FairLock,
     /// Signalled when a batch of discards has let go of its frames.
@@ -192,8 +192,8 @@ impl Monitor {
     }
 
     /// Takes charge of `ram` whose memory comes by touch and goes by a device: no frame is ever
-    /// evicted, and R calls all of them installed, whatever is behind them. Those of `kept_back` are
-    /// taken in the table; whoever brings them to the guest frees them there.
+    /// evicted, and R calls all of them installed, whether or not memory backs them. Those of `kept_back` are
+    /// taken in the table; the code that brings them to the guest frees them there.
     ///
     /// # Errors
     /// As for [`new`](Self::new).
@@ -266,7 +266,7 @@ impl Monitor {
             .expect("both tables were made with one element a huge frame of the same RAM")
     }
 
-    /// Claims a frame of the table, waiting for whoever may have it.
+    /// Claims a frame of the table, waiting for a thread that holds it.
     fn claim_patiently(&self, huge: HugeId) -> Claim<'_> {
         let host = self.host();
         loop {

@@ -44,7 +44,7 @@ const USERFAULTFD: &[Allow] = &[With(
     ],
 )];
 
-/// Stepping back behind others: no thread keeps the capability to step forward.
+/// Lower priority for good: no thread keeps the capability to step forward.
 const NICE: &[Allow] = &[Call(libc::SYS_setpriority)];
 
 #[cfg(test)]

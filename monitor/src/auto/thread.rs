@@ -80,7 +80,7 @@ pub enum SwitchError {
 }
 
 impl AutoReclaim {
-    /// For the guest behind `monitor`; no thread runs before it is switched on.
+    /// For the guest of `monitor`; no thread runs before it is switched on.
     #[must_use]
     pub fn new(monitor: Arc<Monitor>, threads: Spawner) -> Self {
         Self { monitor, shared: Arc::default(), threads }
@@ -119,7 +119,7 @@ impl AutoReclaim {
         lock(&self.shared.state).status
     }
 
-    /// Ends it for good, after the batch at work.
+    /// Ends the thread after the batch at work.
     pub fn stop(&self) {
         let mut state = lock(&self.shared.state);
         state.stopping = true;
@@ -251,7 +251,7 @@ impl<'a> Worker<'a> {
 }
 
 impl Monitor {
-    /// Of each huge frame, `from` first and then around, whether it has memory behind it and its entry
+    /// Of each huge frame, `from` first and then around, whether memory backs it and its entry
     /// claims that it is free.
     fn free_with_memory(&self, from: HugeId) -> impl Iterator<Item = bool> {
         self.host().scan(from).map(|(_, entry, r)| r == Residency::Installed && entry.is_all_free())

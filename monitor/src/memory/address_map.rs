@@ -10,7 +10,7 @@ use shared_layout::HUGE_SIZE;
 
 /// The first address of the hole of a PC at the earliest, and so the most RAM below it.
 pub const HOLE_START: u64 = 3 << 30;
-/// The first address behind the hole of a PC.
+/// The first address past the hole of a PC.
 pub const HOLE_END: u64 = 4 << 30;
 
 /// A stretch of RAM that is contiguous for guest and host.
@@ -64,7 +64,7 @@ impl AddressMap {
         self.bytes
     }
 
-    /// Where the guest sees the byte at `offset`. What is behind RAM is told as if RAM went on there.
+    /// Where the guest sees the byte at `offset`. An offset past the end of RAM is answered as if RAM went on there.
     #[must_use]
     pub const fn gpa(&self, offset: u64) -> u64 {
         if offset < self.low || self.low == self.bytes { offset } else { HOLE_END.saturating_add(offset - self.low) }

@@ -12,7 +12,7 @@ use shared_layout::FRAME_SIZE;
 use std::ops::Range;
 
 impl GuestRam {
-    /// Returns the memory behind a range of whole 4 KiB pages to the kernel, with one system call.
+    /// Returns the memory of a range of whole 4 KiB pages to the kernel, with one system call.
     ///
     /// On [`Backing::Hugetlb`](super::Backing::Hugetlb) only whole 2 MiB pages of the range go back.
     ///

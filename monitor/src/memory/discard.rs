@@ -3,7 +3,7 @@
 //! On anonymous memory many runs go back with one `process_madvise` on ourselves, which flushes
 //! TLBs once for all of them; where the kernel has no such call (before Linux 6.13 it refuses
 //! `MADV_DONTNEED`, also on oneself), and on memory files, each run is a call of its own. Knows
-//! nothing of who owns a frame. Invariant: of each run the caller hears, once and in order, which
+//! nothing of a frame's owner. Invariant: of each run the caller hears, once and in order, which
 //! of its frames went back and which did not; no frame is left out and none is told twice.
 
 use super::vectored::RANGES;

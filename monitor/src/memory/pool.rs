@@ -4,7 +4,7 @@
 //! the head, installs take runs of neighbours from the tail with one compare-and-swap each, and the
 //! same thread gives all of it back while the host is short of memory, and at its end. Invariants: a run belongs to
 //! one taker until it is dropped, a slot that is filled holds zeroes that nobody has touched, and
-//! the mapping holds nothing behind slots that are neither full nor taken.
+//! the mapping holds no memory for slots that are neither full nor taken.
 
 use super::mapping::Mapping;
 use super::pressure::Pressure;
@@ -137,7 +137,7 @@ impl Ring {
     }
 }
 
-/// Full slots that belong to whoever took them. Dropped, what they still hold goes back to the host.
+/// Full slots that belong to the taker. Dropped, what they still hold goes back to the host.
 pub(super) struct Run<'a> {
     ring: &'a Ring,
     slots: Range<usize>,
@@ -353,7 +353,7 @@ impl Refill<'_> {
     }
 }
 
-/// Puts memory behind slots: zeroed where there was none.
+/// Backs slots with memory: zeroed where there was none.
 fn populate(mapping: &Mapping, slots: Range<usize>) -> Result<(), Errno> {
     faults::point(faults::POPULATE).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     // SAFETY: the range is inside our mapping, which nobody else uses.
@@ -362,7 +362,7 @@ fn populate(mapping: &Mapping, slots: Range<usize>) -> Result<(), Errno> {
     })
 }
 
-/// Gives the memory behind slots back to the host.
+/// Gives the memory of slots back to the host.
 fn discard(mapping: &Mapping, slots: Range<usize>) {
     // SAFETY: the range is inside our mapping, which nobody else uses.
     let result = retry_on_intr(|| unsafe {

@@ -49,7 +49,7 @@ pub struct PoolConfig {
 /// Why not all of a range of frames got memory.
 #[derive(Debug)]
 pub struct Shortfall {
-    /// Frames, from the first on, that did. Those behind them may have a part of theirs.
+    /// Frames, from the first on, that did. Later ones may have a part of theirs.
     pub installed: u32,
     /// What came then.
     pub error: MemoryError,
@@ -108,7 +108,7 @@ impl Supply {
         self.userfault.as_ref().ok().filter(|userfault| userfault.is_attached())
     }
 
-    /// Lets go of the userfaultfd, for good: guest RAM is ordinary memory then, and the pool, from
+    /// Closes the userfaultfd: guest RAM is ordinary memory then, and the pool, from
     /// which nothing can be moved there any more, goes back to the host.
     pub fn detach(&self) {
         let Ok(userfault) = &self.userfault else { return };
@@ -136,7 +136,7 @@ impl Supply {
         &self.counters
     }
 
-    /// Puts zeroed memory behind frames that have none. The caller owns them.
+    /// Backs with zeroed memory frames that have none. The caller owns them.
     ///
     /// # Errors
     /// [`Shortfall`]: what the frames from there on have is to be discarded.

@@ -73,7 +73,7 @@ fn ram_with_a_hole_is_one_mapping_and_two_regions() {
             let host = memory.get_host_address(GuestAddress(gpa)).expect("in RAM");
             assert_eq!(host as u64, ram.host_address() + offset);
         }
-        // Frames count in the mapping: frame 3 is the first behind the hole.
+        // Frames count in the mapping: frame 3 is the first past the hole.
         memory.write_obj(7u64, GuestAddress(HOLE_END)).expect("in RAM");
         assert_eq!(resident_ranges(&ram)[0].start, 3 * HUGE_SIZE);
         ram.discard(HugeId(3)).expect("inside");

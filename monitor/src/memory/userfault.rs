@@ -1,7 +1,7 @@
 //! [`Userfault`]: guest RAM under a userfaultfd, so that nobody gets memory there unasked.
 //!
 //! This is the only place that speaks the kernel's userfaultfd interface; its structures come from
-//! `linux/userfaultfd.h`. It knows addresses, not frames, and decides nothing: who reads the faults
+//! `linux/userfaultfd.h`. It knows addresses, not frames, and decides nothing: the reader of the faults
 //! does. Invariants: every range is inside the registered mapping before a system call sees it, and
 //! once it is [detached](Userfault::detach) nobody sleeps in a fault any more.
 
@@ -152,7 +152,7 @@ pub struct Userfault {
 
 impl Userfault {
     /// Puts `len` bytes from address `start` on under a userfaultfd: from now on missing pages come
-    /// by [`Self::move_in`] and [`Self::lend_zeroes`] alone, and whoever else touches one sleeps.
+    /// by [`Self::move_in`] and [`Self::lend_zeroes`] alone, and any other thread that touches one sleeps.
     ///
     /// # Errors
     /// [`UserfaultError`], and nothing has changed.
@@ -185,7 +185,7 @@ impl Userfault {
         self.attached.load(Ordering::Acquire)
     }
 
-    /// Lets go of the RAM, for good: whoever sleeps in a fault wakes up, and missing pages come from
+    /// Unregisters the RAM: threads that sleep in a fault wake up, and missing pages come from
     /// the kernel again when somebody touches them.
     pub(super) fn detach(&self) {
         // First: an install that finds the RAM gone from under it must find this, too. One that asks
@@ -196,13 +196,13 @@ impl Userfault {
         if unsafe { ioctl_with_ref(&self.fd, IOC_UNREGISTER(), &all) } != 0 {
             log::error!("guest memory stays registered with userfaultfd: {}", io::Error::last_os_error());
         }
-        // The kernel wakes who sleeps before it lets go of a range, and a fault that comes between the
-        // two goes to sleep for good.
+        // The kernel wakes sleepers before it lets go of a range, and a fault that comes between the
+        // two would sleep for ever.
         self.wake_all();
     }
 
     /// Moves the pages of `source` to the RAM from byte `offset` on, huge pages as a whole, and
-    /// wakes who waits there. Nothing is copied: `source` has no page afterwards.
+    /// wakes threads that wait there. Nothing is copied: `source` has no page afterwards.
     ///
     /// # Errors
     /// [`MoveError`] says how far it came. `EEXIST`: there is a page already; `ENOENT`: `source` has
@@ -249,7 +249,7 @@ impl Userfault {
         Ok(())
     }
 
-    /// Lets whoever waits for the page at byte `offset` see zeroes there, and write to them: then it
+    /// Lets threads that wait for the page at byte `offset` see zeroes there, and write to them: then it
     /// costs 4 KiB. Nothing happens to a page that is there.
     ///
     /// # Errors
@@ -274,12 +274,12 @@ impl Userfault {
         Err(Errno::AGAIN.into())
     }
 
-    /// Wakes everybody who sleeps in a fault: whoever still misses its page faults again.
+    /// Wakes all threads that sleep in a fault: one that still misses its page faults again.
     pub fn wake_all(&self) {
         if let Err(error) = self.wake_range(self.start, self.len)
             && self.is_attached()
         {
-            log::error!("cannot wake who waits for guest memory: {error}");
+            log::error!("cannot wake the threads that wait for guest memory: {error}");
         }
     }
 

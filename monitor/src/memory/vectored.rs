@@ -52,7 +52,7 @@ impl Vectored {
         advised == len && gone
     }
 
-    /// Discards ranges in order; the bytes that were, 0 after an error. The range behind them may be
+    /// Discards ranges in order; the bytes that were, 0 after an error. The range after them may be
     /// gone in part.
     pub(super) fn discard(&self, ranges: &[libc::iovec]) -> usize {
         loop {

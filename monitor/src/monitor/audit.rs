@@ -10,8 +10,8 @@ use shared_layout::{HUGE_SIZE, HugeId};
 use std::ops::Range;
 
 impl Monitor {
-    /// Compares R with the kernel's accounting, and repairs what a guest did behind our back:
-    /// memory that appeared behind a held frame is discarded again, behind an evicted one it is
+    /// Compares R with the kernel's accounting, and repairs what a guest did unnoticed:
+    /// memory that appeared under a held frame is discarded again, under an evicted one it is
     /// adopted as installed. Returns the frames concerned, which also count as violations. What the
     /// kernel keeps of them does not keep it from settling the others.
     ///
@@ -54,7 +54,7 @@ impl Monitor {
             if self.violations_found.tick().is_some() {
                 log::warn!(
                     "the guest touched {violations} huge frames that it had not asked for, {} since it started; \
-                     what lay behind held frames was taken back",
+                     the memory of held frames was taken back",
                     self.counters.violations.get()
                 );
             }

@@ -1,4 +1,4 @@
-//! Installs: zeroed memory behind evicted frames, for vCPUs that wait for it.
+//! Installs: zeroed memory for evicted frames, for vCPUs that wait for it.
 //!
 //! They come from vCPU threads, in parallel; two meet only at a frame that both ask for. `evicted`
 //! is cleared in an entry after the memory is there, and a frame whose memory did not come stays
@@ -31,7 +31,7 @@ pub enum InstallError {
 }
 
 impl Monitor {
-    /// Puts zeroed memory behind frames for a tenant that waits for it. Any may be asked for.
+    /// Backs frames with zeroed memory for a tenant that waits for it. Any may be asked for.
     ///
     /// # Errors
     /// [`InstallError`]. Frames before a held one are installed; of those before one that the host
@@ -77,7 +77,7 @@ impl Monitor {
         Some(Ok(()))
     }
 
-    /// Claims up to a batch of neighbours and puts memory behind each run of them that needs it.
+    /// Claims up to a batch of neighbours and backs each run of them that needs it.
     fn install_batch(&self, frames: HugeRange) -> Result<(), InstallError> {
         let mut run: Vec<Installing<'_>> = Vec::new();
         let claimed = frames.iter().try_for_each(|huge| match self.claim_patiently(huge).install() {
@@ -115,7 +115,7 @@ impl Monitor {
                     let (first, count) = (failed.first().0, failed.count());
                     log::warn!("install of {count} huge frames from {first} on failed ({number} so far): {why}");
                 }
-                // What the kernel gave before it failed must not stay behind frames that R calls
+                // What the kernel gave before it failed must not stay under frames that R calls
                 // evicted. An audit at work may have seen it: our claims keep it off until it is
                 // over and we have our turn.
                 let _turn = self.discards.lock();

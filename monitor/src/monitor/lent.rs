@@ -21,7 +21,7 @@ impl Lent {
         Self { pages: Mutex::default(), most: LENT_PER_VCPU * threads.max(1) as usize }
     }
 
-    /// For who has a frame claimed and empties it, or finds it installed: whether there were any.
+    /// For a caller that has a frame claimed and empties it, or finds it installed: whether there were any.
     pub(super) fn forget(&self, huge: HugeId) -> bool {
         let mut pages = lock(&self.pages);
         let before = pages.len();

@@ -70,7 +70,7 @@ impl Monitor {
         pass
     }
 
-    /// Takes memory from behind at most `frames` free frames, which stay free for the guest.
+    /// Takes the memory of at most `frames` free frames, which stay free for the guest.
     ///
     /// # Errors
     /// [`MonitorError::Discard`]; the frames taken before stay taken.
@@ -79,7 +79,7 @@ impl Monitor {
         self.reclaim_pass(&mut cursor, frames, Residency::Installed, Reclaim::Soft)
     }
 
-    /// Takes memory from behind those of `frames` that are still free, which stay free. No more than
+    /// Takes the memory of those of `frames` that are still free, which stay free. No more than
     /// a [`BATCH`] of them, in ascending order, so that neighbours go back together.
     ///
     /// # Errors
@@ -166,7 +166,7 @@ impl Monitor {
 
 /// Frames that were taken and whose memory goes back together.
 struct Batch<'a> {
-    /// All of them, also those that had nothing behind them and are settled.
+    /// All of them, also those that had no memory and are settled.
     frames: u32,
     reclaimed: Vec<Reclaimed<'a>>,
     /// The same as runs of neighbours.

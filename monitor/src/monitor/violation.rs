@@ -1,6 +1,6 @@
 //! Violations: touches of memory that the guest does not have, seen in the act.
 //!
-//! With guest RAM under a userfaultfd, whoever touches a missing page sleeps until the thread in
+//! With guest RAM under a userfaultfd, a thread that touches a missing page sleeps until the thread in
 //! here has decided: by R, under a claim of the frame, like everything else. It waits for nobody:
 //! a fault on a frame that somebody is at is looked at again later, and faults of the VMM's own
 //! threads are served as those of vCPUs are. What it decides keeps the limit: an evicted frame is
@@ -157,13 +157,13 @@ impl Monitor {
 
 fn lend(userfault: &Userfault, offset: u64) {
     if let Err(error) = userfault.lend_zeroes(offset) {
-        // Without memory for a page table, whoever waits faults again when it is woken.
+        // Without memory for a page table, a waiting thread faults again when it is woken.
         log::debug!("no page for {offset:#x}: {error}");
         userfault.wake_all();
     }
 }
 
-/// What the thread shares with whoever stops it.
+/// What the thread shares with the thread that stops it.
 struct Shared {
     event: OwnedFd,
     over: AtomicBool,
