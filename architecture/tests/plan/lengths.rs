@@ -1,9 +1,9 @@
 //! Nothing is too long to read in one go: a long function has steps without names, a long file has two subjects.
 
 use crate::fixtures::read;
-use crate::workspace::{products, top};
+use crate::workspace::{files, products};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// From the line with `fn` to the closing brace, in product code.
 const FUNCTION_LINES: usize = 80;
@@ -28,8 +28,7 @@ fn no_function_is_long() {
 
 #[test]
 fn no_file_is_long() {
-    let mut files = Vec::new();
-    sources(top(), &mut files);
+    let files = files(".rs");
     assert!(files.len() > 100, "only {} files were found", files.len());
     let lines = |file: &Path| std::fs::read_to_string(file).expect("a source file is readable").lines().count();
     let lengths = files.iter().map(|file| (file, lines(file)));
@@ -37,22 +36,6 @@ fn no_file_is_long() {
     let long: Vec<_> = long.map(|(file, lines)| format!("{}: {lines}", file.display())).collect();
     let long = long.join("\n");
     assert!(long.is_empty(), "above {FILE_LINES} lines; split it by subject:\n{long}");
-}
-
-/// Collects source files, but not what builds leave behind, nor anything in a hidden directory.
-fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(directory).expect("a directory of the workspace is readable") {
-        let path = entry.expect("a directory of the workspace is readable").path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with('.') || name == "target" || path.is_symlink() {
-            continue;
-        }
-        if path.is_dir() {
-            sources(&path, found);
-        } else if name.ends_with(".rs") {
-            found.push(path);
-        }
-    }
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! | [`floors`] | no arrow between crates that is not in the plan |
 //! | [`words`] | no word of the command line in a library |
 //! | [`lengths`] | no function or file that is too long to read in one go |
+//! | [`links`] | no page of documentation that leads nowhere |
 //!
 //! A failure names the file, the line and the import, and says how to mend it. Nothing here runs the code it reads,
 //! reaches the network or writes outside a scratch directory.
@@ -19,6 +20,7 @@ mod fixtures;
 mod floors;
 mod item;
 mod lengths;
+mod links;
 mod resolve;
 mod source;
 mod words;

@@ -6,7 +6,7 @@
 use crate::source::Crate;
 use cargo_metadata::camino::Utf8Path;
 use cargo_metadata::{Metadata, MetadataCommand, Package, Target, TargetKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The only platform that the host side runs on. Crates for other platforms are left out of the graph: a build never
@@ -40,6 +40,29 @@ fn ask(command: &MetadataCommand) -> Metadata {
 /// The directory that all paths in failures are relative to.
 pub(crate) fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace")
+}
+
+/// All files of the workspace whose names end so, but not what builds leave behind, nor anything in a hidden
+/// directory.
+pub(crate) fn files(ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    collect(top(), ending, &mut found);
+    found
+}
+
+fn collect(directory: &Path, ending: &str, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).expect("a directory of the workspace is readable") {
+        let path = entry.expect("a directory of the workspace is readable").path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') || name == "target" || path.is_symlink() {
+            continue;
+        }
+        if path.is_dir() {
+            collect(&path, ending, found);
+        } else if name.ends_with(ending) {
+            found.push(path);
+        }
+    }
 }
 
 /// A library or a binary of the product, and its source.
