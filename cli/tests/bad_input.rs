@@ -66,13 +66,13 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--auto-reclaim on", &["a launch needs --mem SIZE"]),
         // Devices.
         ("--mem 64M --elastic tape", &["unknown kind 'tape'", "llfree, balloon, balloon-huge, virtio-mem or none"]),
-        ("--mem 64M --elastic balloon,boot=1M", &["'boot=1M' is no option of balloon", "reporting=on|off"]),
+        ("--mem 64M --elastic balloon,boot=1M", &["'boot=1M' is not an option of balloon", "reporting=on|off"]),
         ("--mem 64M --elastic balloon,reporting=1", &["'1' is neither on nor off"]),
         ("--mem 64M --elastic balloon,stats=0s", &["stats", "10ms or more, or off"]),
         ("--mem 1G --elastic virtio-mem,boot=-1G", &["boot", "'-1G' is negative"]),
         ("--mem 1G --elastic virtio-mem,boot=3M", &["boot", "no multiple of 2 MiB"]),
         ("--mem 64M --elastic virtio-mem", &["leaves the first 256 MiB alone", "boot= with less"]),
-        ("--mem 64M --elastic none,stats=1s", &["no option of none"]),
+        ("--mem 64M --elastic none,stats=1s", &["not an option of none"]),
         ("--mem 64M --elastic none --auto-reclaim on", &["--auto-reclaim needs the table", "--elastic none"]),
         (
             "--mem 64M --elastic balloon,reporting=off --auto-reclaim on",
@@ -100,8 +100,8 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--userfaultfd on shrink --to 2M", &["--userfaultfd", "makes no sense before a command"]),
         // The sandbox, and cores.
         ("--mem 64M --seccomp loud", &["loud", "use on, log or off"]),
-        ("--mem 64M --cgroup=/nonexistent", &["/nonexistent is no cgroup v2 directory", "cgroup2"]),
-        ("--mem 64M --cgroup=/etc", &["/etc is no cgroup v2 directory"]),
+        ("--mem 64M --cgroup=/nonexistent", &["/nonexistent is not a cgroup v2 directory", "cgroup2"]),
+        ("--mem 64M --cgroup=/etc", &["/etc is not a cgroup v2 directory"]),
         ("--mem 64M --pin a", &["'a'", "not the number of a core", "like 0,1"]),
         ("--mem 64M --pin 0,", &["not the number of a core"]),
         ("--mem 64M --pin -1", &["'-1'", "not the number of a core"]),
@@ -268,9 +268,9 @@ fn a_kernel_that_is_none_is_refused() {
     for (path, words) in [
         (missing, &["missing", "no such file"][..]),
         (directory, &["is a directory"]),
-        ("/dev/null".to_owned(), &["/dev/null", "no regular file"]),
+        ("/dev/null".to_owned(), &["/dev/null", "not a regular file"]),
         (file("empty", b""), &["is empty"]),
-        (file("script", b"#!/bin/sh\nexit 0\n"), &["no ELF file", "23 21"]),
+        (file("script", b"#!/bin/sh\nexit 0\n"), &["not an ELF file", "23 21"]),
         (file("short", &good.bytes()[..40]), &["cut off"]),
         (file("truncated", &good.bytes()[..240]), &["truncated"]),
         (image("32-bit", Image { class: 1, ..good.clone() }), &["32-bit ELF", "x86_64"]),

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AgentError {
     /// The guest did not answer in time.
-    #[error("the guest's agent did not answer within {0:?}; it may be busy or not run the agent protocol")]
+    #[error("the guest's agent did not answer within {0:?}; it may be busy, or may not run the agent protocol")]
     Timeout(Duration),
     /// The guest ended.
     #[error("the guest has ended")]
@@ -36,10 +36,10 @@ pub enum AgentError {
     #[error("the guest's agent went away before it answered; see the guest's console, and start llfree-agent again")]
     Lost,
     /// It lets commands lie.
-    #[error("the guest's agent does not read its commands; see what it does, or start llfree-agent again")]
+    #[error("the guest's agent does not read its commands; see what it is doing, or start llfree-agent again")]
     NotReading,
     /// Built for another host.
-    #[error("the guest's agent has version {agent} of the ABI and this VMM {host}; install the agent built with it")]
+    #[error("the guest's agent speaks ABI version {agent}, but this VMM {host}; install the agent built with this VMM")]
     Version {
         /// The agent's.
         agent: u64,

@@ -35,10 +35,10 @@ const BUSY_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// No cgroup v2 at all.
-    #[error("a cgroup for the VM needs cgroup v2, and none is mounted here")]
+    #[error("a cgroup for the VM needs cgroup v2, which is not mounted here")]
     NoV2(#[source] io::Error),
     /// A path that is no cgroup.
-    #[error("{path} is no cgroup v2 directory")]
+    #[error("{path} is not a cgroup v2 directory")]
     NotACgroup {
         /// Which.
         path: PathBuf,
@@ -133,7 +133,7 @@ impl Cgroup {
         let path = parent.join(format!("{PREFIX}{}", std::process::id()));
         match std::fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(refused("make the cgroup", &path)(error));
+                return Err(refused("create the cgroup", &path)(error));
             }
             _ => {}
         }
@@ -220,7 +220,7 @@ impl Cgroup {
         let moved = write(&self.home, &std::process::id().to_string());
         if let Err(error) = moved.and_then(|()| remove(&self.path)) {
             log::warn!(
-                "the cgroup {} could not be removed: {error}; the next VM with a cgroup beside it will remove it",
+                "the cgroup {} could not be removed: {error}; the next VM that gets a cgroup beside it will remove it",
                 self.path.display()
             );
         }
@@ -230,7 +230,7 @@ impl Cgroup {
         let mut text = [0; 32];
         let length = self.current.read_at(&mut text, 0)?;
         let number = str::from_utf8(&text[..length]).ok().and_then(|text| text.trim().parse().ok());
-        number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "memory.current is no number"))
+        number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "memory.current is not a number"))
     }
 }
 
@@ -269,7 +269,7 @@ fn has_memory(controllers: &str) -> bool {
 
 /// The directory of the cgroup that this process is in.
 fn own_cgroup() -> io::Result<PathBuf> {
-    let missing = || io::Error::new(io::ErrorKind::NotFound, "this process is in no cgroup of version 2");
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "this process is not in a v2 cgroup");
     let mount = parse_cgroup2_mount(&std::fs::read_to_string("/proc/self/mountinfo")?).ok_or_else(missing)?;
     let groups = std::fs::read_to_string("/proc/self/cgroup")?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::/")).ok_or_else(missing)?;
@@ -285,7 +285,7 @@ fn sweep(parent: &Path) {
         // A live one may be about to enter.
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             match std::fs::remove_dir(entry.path()) {
-                Ok(()) => log::info!("removed {}, which a killed VM left", entry.path().display()),
+                Ok(()) => log::info!("removed {}, which a killed VM left behind", entry.path().display()),
                 Err(error) => log::debug!("{} stays: {error}", entry.path().display()),
             }
         }
@@ -354,7 +354,7 @@ mod tests {
     fn what_is_no_cgroup_is_refused_with_its_path() {
         let (parent, _) = tree();
         let error = enter(Path::new("/nonexistent/cgroup"), 1).expect_err("it is not there");
-        assert!(error.to_string().contains("/nonexistent/cgroup is no cgroup v2"), "{error}");
+        assert!(error.to_string().contains("/nonexistent/cgroup is not a cgroup v2"), "{error}");
         std::fs::write(parent.path().join("cgroup.controllers"), "cpu memoryless\n").expect("scratch");
         let error = enter(parent.path(), 1).expect_err("no controller");
         assert!(matches!(error, CgroupError::NoMemoryController { .. }), "{error}");

@@ -117,7 +117,7 @@ pub enum PauseError {
         within: Duration,
     },
     /// A device is.
-    #[error("a request to the device {device} did not end within {within:?}; the VM runs on")]
+    #[error("a request to the device {device} did not finish within {within:?}; the VM runs on")]
     Device {
         /// Which.
         device: &'static str,

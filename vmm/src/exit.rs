@@ -30,16 +30,16 @@ pub enum ExitReason {
     #[error("the guest touched memory that it does not have: {0}")]
     Violation(Violation),
     /// A Linux guest is off.
-    #[error("the guest switched itself off")]
+    #[error("the guest powered itself off")]
     PoweredOff,
     /// A Linux guest shut down to start over.
-    #[error("the guest rebooted, and this VM starts once only: launch it again")]
+    #[error("the guest rebooted, and this VM starts only once: launch it again")]
     Rebooted,
     /// A Linux guest's kernel gave up.
     #[error("the guest's kernel panicked: {0}")]
     KernelPanic(&'static str),
     /// KVM gave up on a vCPU.
-    #[error("vCPU {vcpu} cannot go on: {what}")]
+    #[error("vCPU {vcpu} cannot continue: {what}")]
     Vcpu {
         /// Which.
         vcpu: u32,

@@ -438,7 +438,7 @@ fn a_pause_that_does_not_come_about_names_who_is_late_and_leaves_the_vm_running(
         std::thread::sleep(Duration::from_millis(200));
         let text = late(&vm);
         // The driver's vCPU may wait for a register of the device, and is late itself then.
-        let device = "a request to the device balloon did not end within 2s; the VM runs on";
+        let device = "a request to the device balloon did not finish within 2s; the VM runs on";
         assert!(text == device || text == "vCPU 0 did not pause within 2s; the VM runs on", "{text}");
         assert_eq!(shrink.join().expect("no panic").expect("in range").actual, 128 * MIB, "the driver went on");
     });

@@ -45,7 +45,7 @@ pub enum BootError {
         source: kvm_ioctls::Error,
     },
     /// Not the stable API, which has had one number since 2007.
-    #[error("{path} speaks KVM API version {found}, needed is {needed}: boot a kernel newer than 2.6.22")]
+    #[error("{path} speaks KVM API version {found}, but this VMM needs {needed}: boot a kernel newer than 2.6.22")]
     ApiVersion {
         /// The node opened.
         path: PathBuf,
@@ -115,7 +115,7 @@ pub enum BootError {
     #[error("cannot write boot data to low guest memory")]
     LowMemory(#[source] vm_memory::GuestMemoryError),
     /// CPUID has no room for a guest's topology.
-    #[error("this KVM supports more CPUID leaves than it takes")]
+    #[error("this KVM reports more CPUID leaves than it accepts")]
     Cpuid(#[source] vmm_sys_util::fam::Error),
     /// KVM refused a request that it normally grants.
     #[error("{request} failed")]

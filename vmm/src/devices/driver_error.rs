@@ -26,13 +26,13 @@ pub enum DriverError {
         queue: usize,
     },
     /// The ring of available requests makes no sense.
-    #[error("queue {queue} offers more requests than it has descriptors, or one that it has not")]
+    #[error("queue {queue} offers more requests than it has descriptors, or a descriptor that it does not have")]
     Available {
         /// Which.
         queue: usize,
     },
     /// A chain without an end, or too long.
-    #[error("the descriptor chain from {head} on loops, leads nowhere or is too long")]
+    #[error("the descriptor chain that starts at {head} loops, leads nowhere or is too long")]
     Chain {
         /// Its first descriptor.
         head: u16,

@@ -354,7 +354,7 @@ impl Transport {
         self.counters.errors.inc();
         if let Some(number) = self.errors_logged.tick() {
             let name = self.name;
-            log::warn!("{name}: its driver erred ({number} so far), the device needs a reset: {error}");
+            log::warn!("{name}: driver error ({number} so far), the device needs a reset: {error}");
         }
         if tell {
             self.irq.trigger(CONFIG_CHANGE);

@@ -126,7 +126,7 @@ impl Worker {
         }
         if !thread.is_finished() {
             let name = thread.thread().name().unwrap_or("device");
-            log::warn!("{name}: a request did not end within {LAST_REQUESTS:?}; the VM ends without it");
+            log::warn!("{name}: a request did not finish within {LAST_REQUESTS:?}; the VM ends without it");
         } else if thread.join().is_err() {
             log::error!("a device's thread panicked");
         }

@@ -83,7 +83,7 @@ fn kinds_and_options_are_read_as_people_write_them() {
 fn what_cannot_be_is_refused_with_what_can() {
     let text = |text: &str| text.parse::<Elastic>().expect_err(text).to_string();
     assert!(text("ballon").contains("use llfree, balloon"));
-    assert!(text("llfree,boot=1G").contains("no option of llfree; it has none"));
+    assert!(text("llfree,boot=1G").contains("not an option of llfree, which has none"));
     assert!(text("balloon,reporting=yes").contains("neither on nor off"));
     assert!(text("balloon,stats=1us").contains("10ms"), "{}", text("balloon,stats=1us"));
     assert!(text("virtio-mem,boot=3K").contains("boot"), "{}", text("virtio-mem,boot=3K"));

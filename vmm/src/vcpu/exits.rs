@@ -139,7 +139,7 @@ fn refused(error: kvm_ioctls::Error, fd: &VcpuFd, context: &VcpuContext) -> Step
         // Another vCPU started this one: it may run now.
         libc::EAGAIN => Step::Continue,
         libc::EFAULT => {
-            let what = "the host has no memory behind an address that the guest used";
+            let what = "no host memory backs an address that the guest used";
             cannot_go_on(what.to_string() + &position(fd, context), context)
         }
         _ => cannot_go_on(format!("KVM_RUN failed: {error}"), context),

@@ -29,7 +29,7 @@ pub enum LinuxError {
         lacks: &'static str,
     },
     /// A header that contradicts itself.
-    #[error("{name} is no Linux kernel that can be started: {what}")]
+    #[error("{name} is not a Linux kernel that can be started: {what}")]
     Malformed {
         /// The image.
         name: String,
@@ -48,7 +48,7 @@ pub enum LinuxError {
     },
     /// The boot part of virtio-mem is too small.
     #[error(
-        "{name} and its initrd need {needed} of memory, and virtio-mem's boot part has {memory}; use boot= with more"
+        "{name} and its initrd need {needed} of memory, and virtio-mem's boot part has {memory}; use a larger boot="
     )]
     BootTooSmall {
         /// The image.
@@ -60,7 +60,7 @@ pub enum LinuxError {
     },
     /// Too many characters.
     #[error(
-        "the kernel's command line has {bytes} characters, with those added for this VM, but the kernel takes at most {limit}"
+        "the kernel's command line has {bytes} characters, including those added for this VM, but the kernel takes at most {limit}"
     )]
     CommandLineLength {
         /// With what is added.

@@ -92,7 +92,7 @@ impl Initrd {
         let metadata = path.metadata().map_err(fail)?;
         let no = |what| Err(LinuxError::NoInitrd { path: name(), what });
         match metadata.len() {
-            _ if !metadata.is_file() => return no("no regular file"),
+            _ if !metadata.is_file() => return no("not a regular file"),
             0 => return no("empty"),
             bytes if bytes > MAX_INITRD => return no("larger than 3 GiB"),
             _ => {}
@@ -184,11 +184,11 @@ impl LinuxKernel {
                 Some(needed) => {
                     return Err(LinuxError::Cut { name: name.into(), format: "ELF kernel", bytes, needed });
                 }
-                None => return Err(malformed("a segment lies behind the end of all files".to_owned())),
+                None => return Err(malformed("a segment's offset lies past the end of any file".to_owned())),
             }
             let segment_end = start.checked_add(in_memory.max(in_file)).filter(|end| *end < map::HOLE_START);
             let Some(segment_end) = segment_end.filter(|_| start >= HIGH_MEMORY) else {
-                return Err(malformed(format!("a segment lies at {start:#x}, outside of 1 MiB to 3 GiB")));
+                return Err(malformed(format!("a segment lies at {start:#x}, outside 1 MiB to 3 GiB")));
             };
             segments.push(start..segment_end);
             end = end.max(segment_end);
@@ -198,7 +198,7 @@ impl LinuxKernel {
             malformed("it has no PVH entry; use its bzImage (vmlinuz), or build it with CONFIG_PVH".to_owned())
         })?;
         if !segments.iter().any(|segment| segment.contains(&address)) {
-            return Err(malformed(format!("its PVH entry {address:#x} lies in no segment")));
+            return Err(malformed(format!("its PVH entry {address:#x} is not in any segment")));
         }
         Ok(Self {
             name: name.into(),

@@ -112,7 +112,7 @@ fn kernels_that_cannot_be_started_say_what_they_lack() {
     assert!(refused(low).contains("0x1000"));
     let mut elsewhere = vmlinux();
     elsewhere[0x110..0x114].copy_from_slice(&[0; 4]);
-    assert!(refused(elsewhere).contains("in no segment"));
+    assert!(refused(elsewhere).contains("not in any segment"));
 }
 
 fn linux(image: Vec<u8>) -> LinuxKernel {
@@ -162,7 +162,7 @@ fn an_initrd_that_no_memory_could_hold_does_not_ask_for_more() {
 fn initrds_that_are_none_are_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let text = |path: &std::path::Path| llfree_base::error_line(&Initrd::open(path).expect_err("none"));
-    assert!(text(directory.path()).contains("no regular file"));
+    assert!(text(directory.path()).contains("not a regular file"));
     assert!(text(&directory.path().join("gone")).contains("cannot read the initrd"));
     let empty = directory.path().join("empty");
     std::fs::write(&empty, []).expect("room");

@@ -137,7 +137,10 @@ impl Balloon {
         let bytes = request.readable(MOST_NUMBERS)?;
         let (numbers, rest) = bytes.as_chunks::<4>();
         if !rest.is_empty() {
-            return Err(DriverError::Length { bytes: bytes.len() as u64, allowed: "no whole number of page numbers" });
+            return Err(DriverError::Length {
+                bytes: bytes.len() as u64,
+                allowed: "not a whole number of page numbers",
+            });
         }
         let (unit, map) = (self.unit() * FRAME_SIZE, self.ram.map());
         let block = |number: &[u8; 4]| {
@@ -195,7 +198,7 @@ impl Balloon {
         for buffer in request.buffers() {
             let (address, bytes) = (buffer.address, u64::from(buffer.bytes));
             if !address.is_multiple_of(FRAME_SIZE) || !bytes.is_multiple_of(FRAME_SIZE) {
-                return Err(DriverError::Length { bytes, allowed: "reported, but no whole pages" });
+                return Err(DriverError::Length { bytes, allowed: "reported, but not whole pages" });
             }
             let start =
                 self.ram.map().offset(address, bytes).ok_or(DriverError::Buffer { address, bytes: buffer.bytes })?;
@@ -256,10 +259,13 @@ impl VirtioDevice for Balloon {
         self.given = vec![0; (self.ram.bytes() / FRAME_SIZE / self.unit()).div_ceil(64) as usize];
         self.control.started(features & 1 << F_DEFLATE_ON_OOM != 0);
         if features & 1 << F_PAGE_POISON != 0 && self.poison != 0 && self.poisoned.tick().is_some() {
-            log::warn!("the guest fills free pages with {:#x}, so what it reports as free stays with it", self.poison);
+            log::warn!(
+                "the guest fills free pages with {:#x}, so the pages that it reports as free stay with it",
+                self.poison
+            );
         }
         if self.config.huge && !self.is_huge() {
-            log::warn!("the guest's balloon driver does not know blocks of 2 MiB; it works with pages of 4 KiB");
+            log::warn!("the guest's balloon driver does not support 2 MiB blocks; it works with 4 KiB pages");
         }
     }
 

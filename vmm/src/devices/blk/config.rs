@@ -35,14 +35,14 @@ pub enum DiskConfigError {
     #[error("a disk needs the path of a raw image or of a block device: PATH[,ro][,serial=TEXT]")]
     NoPath,
     /// No such option.
-    #[error("'{0}' is no option of a disk; there are ro and serial=TEXT, and a path cannot have a comma")]
+    #[error("'{0}' is not an option of a disk; the options are ro and serial=TEXT, and a path cannot contain a comma")]
     Option(String),
     /// An option that was there before.
     #[error("'{0}' is set twice")]
     Twice(&'static str),
     /// Not fit for a guest's device names.
     #[error(
-        "'{0}' is no serial number; it has 1 to {SERIAL_BYTES} letters or digits of ASCII, or any of '-', '_' and '.'"
+        "'{0}' is not a serial number; one has 1 to {SERIAL_BYTES} letters or digits of ASCII, or any of '-', '_' and '.'"
     )]
     Serial(String),
 }
@@ -104,7 +104,7 @@ pub enum DiskError {
     },
     /// Not whole sectors.
     #[error(
-        "the disk {path} has {bytes} bytes, which is no multiple of 512; only raw images are disks \
+        "the disk {path} has {bytes} bytes, which is not a multiple of 512; only raw images are disks \
          ('qemu-img convert -O raw' makes one)",
         path = path.display()
     )]

@@ -165,7 +165,7 @@ impl Blk {
     fn clear(&self, discard: bool, request: &Request<'_>, payload: u64) -> Result<u64, Failure> {
         let most = if discard { DISCARDED_RANGES } else { ZEROED_RANGES };
         if payload == 0 || payload > u64::from(most) * RANGE_BYTES || !payload.is_multiple_of(RANGE_BYTES) {
-            return Err(Failure::Refused("no list of ranges to clear, or one that is too long"));
+            return Err(Failure::Refused("not a list of ranges to clear, or one that is too long"));
         }
         let mut list = [0; DISCARDED_RANGES as usize * RANGE_BYTES as usize];
         let list = &mut list[..payload as usize];
@@ -208,7 +208,7 @@ impl Blk {
     /// Where the data of a read or write lies in the file.
     fn range(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
         if !bytes.is_multiple_of(SECTOR) {
-            return Err(Failure::Refused("data that is no whole sectors"));
+            return Err(Failure::Refused("data that is not whole sectors"));
         }
         if bytes > MOST_BYTES {
             return Err(Failure::Refused("more data than a request may have"));
@@ -219,7 +219,7 @@ impl Blk {
     fn within(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
         let offset = sector.checked_mul(SECTOR);
         let fits = |offset: &u64| offset.checked_add(bytes).is_some_and(|end| end <= self.file.bytes());
-        offset.filter(fits).ok_or(Failure::Refused("sectors behind the end of the disk"))
+        offset.filter(fits).ok_or(Failure::Refused("sectors past the end of the disk"))
     }
 
     /// The status of a request that failed.
@@ -231,13 +231,13 @@ impl Blk {
             Failure::Refused(what) => {
                 self.control.counters.refused_requests.inc();
                 if let Some(number) = self.refusals.tick() {
-                    log::warn!("disk {path}: refused a request of the guest ({number} so far): {what}");
+                    log::warn!("disk {path}: refused a guest request ({number} so far): {what}");
                 }
             }
             Failure::Host(error) => {
                 self.control.counters.io_errors.inc();
                 if let Some(number) = self.errors.tick() {
-                    log::error!("disk {path}: an I/O error, which the guest is told of ({number} so far): {error}");
+                    log::error!("disk {path}: an I/O error, reported to the guest ({number} so far): {error}");
                 }
             }
         }

@@ -344,7 +344,7 @@ fn what_is_no_disk_is_one_clear_line() {
     fs::write(at("empty").path, "").expect("a file");
     assert!(error_of(&at("empty")).contains("has a size of zero"));
     fs::write(at("odd").path, [0; 513]).expect("a file");
-    assert!(error_of(&at("odd")).contains("has 513 bytes, which is no multiple of 512"));
+    assert!(error_of(&at("odd")).contains("has 513 bytes, which is not a multiple of 512"));
     assert!(error_of(&DiskConfig { path: dir.path().into(), ..at("") }).contains("is a directory"));
     assert!(error_of(&DiskConfig { path: "/dev/null".into(), ..at("") }).contains("is a character device"));
     let pipe = at("pipe");
@@ -437,15 +437,15 @@ fn the_command_line_describes_a_disk() {
     for (text, line) in [
         ("", "a disk needs the path"),
         (",ro", "a disk needs the path"),
-        ("a,rw", "'rw' is no option of a disk; there are ro and serial=TEXT"),
-        ("a,ro=on", "'ro=on' is no option"),
-        ("a,", "'' is no option"),
+        ("a,rw", "'rw' is not an option of a disk; the options are ro and serial=TEXT"),
+        ("a,ro=on", "'ro=on' is not an option"),
+        ("a,", "'' is not an option"),
         ("a,ro,ro", "'ro' is set twice"),
         ("a,serial=1,serial=1", "'serial' is set twice"),
-        ("a,serial=", "'' is no serial number; it has 1 to 20 letters"),
-        ("a,serial=123456789012345678901", "is no serial number"),
-        ("a,serial=a b", "is no serial number"),
-        ("a,serial=\u{1b}[2J", "'\\u{1b}[2J' is no serial number"),
+        ("a,serial=", "'' is not a serial number; one has 1 to 20 letters"),
+        ("a,serial=123456789012345678901", "is not a serial number"),
+        ("a,serial=a b", "is not a serial number"),
+        ("a,serial=\u{1b}[2J", "'\\u{1b}[2J' is not a serial number"),
     ] {
         let error = disk(text).expect_err(text).to_string();
         assert!(error.contains(line), "{text}: {error}");

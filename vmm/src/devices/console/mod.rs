@@ -186,7 +186,7 @@ impl VirtioDevice for Console {
             _ => {
                 debug_assert_eq!(queue, CONTROL_FROM_GUEST);
                 let bytes = request.readable(CONTROL_BYTES)?;
-                let short = DriverError::Length { bytes: bytes.len() as u64, allowed: "no control message" };
+                let short = DriverError::Length { bytes: bytes.len() as u64, allowed: "not a control message" };
                 let [a, b, c, d, e, f, g, h]: [u8; CONTROL_BYTES] = bytes.try_into().map_err(|_| short)?;
                 let (event, value) = (u16::from_le_bytes([e, f]), u16::from_le_bytes([g, h]));
                 self.obey(u32::from_le_bytes([a, b, c, d]), event, value);

@@ -22,13 +22,13 @@ pub enum PortError {
     #[error("no program in the guest has the port open")]
     Closed,
     /// The guest does not read.
-    #[error("the guest leaves what was sent before unread")]
+    #[error("the guest has not read what was sent before")]
     Full,
     /// The bytes did not come in time.
     #[error("the guest did not write in time")]
     TimedOut,
     /// The VM ends.
-    #[error("the VM ends")]
+    #[error("the VM is ending")]
     Stopped,
 }
 

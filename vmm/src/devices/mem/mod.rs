@@ -182,7 +182,7 @@ impl VirtioDevice for Mem {
 
     fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, DriverError> {
         let bytes = request.readable(REQUEST_BYTES)?;
-        let short = DriverError::Length { bytes: bytes.len() as u64, allowed: "no request of virtio-mem" };
+        let short = DriverError::Length { bytes: bytes.len() as u64, allowed: "not a virtio-mem request" };
         let bytes: [u8; REQUEST_BYTES] = bytes.try_into().map_err(|_| short)?;
         let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let [_, address, _] = std::array::from_fn(|i| {

@@ -32,13 +32,13 @@ pub enum NetConfigError {
     #[error("a network needs the name of a tap: tap=NAME[,mac=ADDRESS]")]
     NoTap,
     /// No such option.
-    #[error("'{0}' is no option of a network; there are tap=NAME and mac=ADDRESS")]
+    #[error("'{0}' is not an option of a network; the options are tap=NAME and mac=ADDRESS")]
     Option(String),
     /// An option that was there before.
     #[error("'{0}' is set twice")]
     Twice(&'static str),
     /// Longer than the kernel's names.
-    #[error("'{name}' has {bytes} bytes, and an interface's name at most {NAME_BYTES}")]
+    #[error("'{name}' has {bytes} bytes, but an interface name has at most {NAME_BYTES}")]
     TooLong {
         /// What was written.
         name: String,
@@ -46,13 +46,13 @@ pub enum NetConfigError {
         bytes: usize,
     },
     /// No name that the kernel gives.
-    #[error("'{0}' is no name of an interface: it has letters, digits or any of '-', '_' and '.', and is not . or ..")]
+    #[error("'{0}' is not an interface name: use letters, digits, '-', '_' and '.', but not . or .. alone")]
     Name(String),
     /// No address.
-    #[error("'{0}' is no address of a network card; write it like 02:00:00:00:00:01")]
+    #[error("'{0}' is not the address of a network card; write it like 02:00:00:00:00:01")]
     Mac(String),
     /// An address that no card has.
-    #[error("{0} is an address of many; the first byte of a card's own is even and not all bytes are 0")]
+    #[error("{0} is not a single card's address; the first byte of one is even, and not all bytes are 0")]
     NotOne(MacAddr),
     /// More than there are places.
     #[error("{0} networks are too many; a VM has at most {MOST_NETS}")]
@@ -196,12 +196,12 @@ mod tests {
         for text in ["", ",", "tap=", "mac=02:00:00:00:00:01"] {
             assert!(line(text).contains("needs the name of a tap: tap=NAME"), "{}", line(text));
         }
-        assert!(line("tap=sixteen_letters_").contains("has 16 bytes, and an interface's name at most 15"));
+        assert!(line("tap=sixteen_letters_").contains("has 16 bytes, but an interface name has at most 15"));
         for name in ["a b", "a/b", "tap%d", ".", "..", "t\u{e4}p", "a:1"] {
-            assert!(line(&format!("tap={name}")).contains("no name of an interface"), "{name}");
+            assert!(line(&format!("tap={name}")).contains("not an interface name"), "{name}");
         }
         for text in ["tap0", "tap=a,queues=2", "tap=a,mac", "bridge=br0"] {
-            assert!(line(text).contains("no option of a network"), "{text}");
+            assert!(line(text).contains("not an option of a network"), "{text}");
         }
         assert_eq!(line("tap=a,tap=b"), "'tap' is set twice");
         for mac in ["", "02:00", "02:00:00:00:00:01:02", "2:0:0:0:0:1", "+2:00:00:00:00:01", "0g:00:00:00:00:00"] {

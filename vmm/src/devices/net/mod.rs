@@ -132,7 +132,7 @@ impl Net {
     fn transmit(&mut self, request: &Request<'_>) -> Result<Served, DriverError> {
         let mut frame = request.readable(HEADER_BYTES + MAX_FRAME)?;
         if frame.len() <= HEADER_BYTES {
-            return Err(DriverError::Length { bytes: frame.len() as u64, allowed: "no frame with its header" });
+            return Err(DriverError::Length { bytes: frame.len() as u64, allowed: "not a frame with its header" });
         }
         frame[..HEADER_BYTES].fill(0);
         let counts = &self.counters.from_guest;

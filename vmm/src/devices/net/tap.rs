@@ -36,7 +36,7 @@ pub enum NetError {
     },
     /// Taps are not for this user.
     #[error(
-        "this user may not open {DEVICE} for tap '{tap}': allow it by chmod 666 {DEVICE} (as root), as most systems \
+        "this user may not open {DEVICE} for tap '{tap}': allow it with chmod 666 {DEVICE} (as root), as most systems \
          have it"
     )]
     NoAccess {
@@ -68,7 +68,7 @@ pub enum NetError {
         source: io::Error,
     },
     /// An interface of another kind.
-    #[error("interface '{tap}' is no tap with one queue; make one by: ip tuntap add dev NAME mode tap")]
+    #[error("interface '{tap}' is not a tap with one queue; make one with: ip tuntap add dev NAME mode tap")]
     NoTap {
         /// The interface.
         tap: String,
@@ -148,12 +148,12 @@ impl Tap {
         let is_up = i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0;
         if !was_there {
             log::warn!(
-                "tap '{0}' was not there and goes with this VM; give it an address: ip addr add ADDRESS dev {0} && ip \
+                "tap '{0}' did not exist and goes away with this VM; give it an address: ip addr add ADDRESS dev {0} && ip \
                  link set {0} up",
                 config.tap
             );
         } else if !is_up {
-            log::warn!("tap '{0}' is down and takes no frames: ip link set {0} up", config.tap);
+            log::warn!("tap '{0}' is down and carries no frames: ip link set {0} up", config.tap);
         }
         Ok(Self { fd, mtu })
     }

@@ -288,7 +288,7 @@ fn a_tap_that_is_not_to_be_had_is_refused_with_what_to_do() {
             Err(error) => error.to_string(),
         };
         assert!(line("tap=tap0").contains("'tap0' is in use by another process"), "{}", line("tap=tap0"));
-        assert!(line("tap=lo").contains("'lo' is no tap"), "{}", line("tap=lo"));
+        assert!(line("tap=lo").contains("'lo' is not a tap"), "{}", line("tap=lo"));
         drop(first);
         // Not at once: a process that another test starts has all our descriptors until it becomes another
         // program.

@@ -35,7 +35,7 @@ impl Rng {
                 Ok(more) if more > 0 => filled += more,
                 other => {
                     if let Some(number) = self.failures.tick() {
-                        log::error!("virtio-rng: the host has no random numbers ({number} so far): {other:?}");
+                        log::error!("virtio-rng: the host gave no random numbers ({number} so far): {other:?}");
                     }
                     break;
                 }

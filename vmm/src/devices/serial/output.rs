@@ -137,7 +137,7 @@ impl Output {
     }
 
     fn give_up(&self, error: Errno) {
-        log::warn!("the guest's console output goes nowhere from here on: {error}");
+        log::warn!("the guest's console output is discarded from here on: {error}");
         let mut state = self.state();
         state.lost += (state.bytes.len() + state.writing) as u64;
         (state.broken, state.bytes, state.writing) = (true, Vec::new(), 0);
