@@ -1,6 +1,6 @@
 //! Why a VM does not come up ([`LaunchError`]), and why a running one does not do as asked
-//! ([`VmError`], [`LimitError`]). Each says what failed, with the value and the limit; which knob to
-//! turn is for the user interface to say.
+//! ([`VmError`], [`LimitError`]). Each says what failed, with the value and the limit; which option
+//! to change is for the user interface to say.
 
 use crate::agent::AgentError;
 use crate::boot::{BootError, ImageError, KernelError, LinuxError};
@@ -17,7 +17,7 @@ use llfree_monitor::memory::MemoryError;
 use shared_layout::{HUGE_SIZE, Order};
 use std::time::Duration;
 
-/// Why a VM was not launched; nothing of it is left.
+/// Why a VM was not launched. All that was built until then is released.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// The machine or the platform region.
@@ -44,10 +44,10 @@ pub enum LaunchError {
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The device of its elastic memory.
+    /// The way to move its memory.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// There is no image, and none is built in.
+    /// No image was given, and none is built in.
     #[error("no guest image was named, and this build has none of its own")]
     NoImage,
     /// Not even the built-in guest's image fits.
@@ -66,12 +66,12 @@ pub enum LaunchError {
         /// KVM's maximum.
         limit: u32,
     },
-    /// A core that is not there, or not ours.
+    /// A core that does not exist, or that this process may not use.
     #[error("core {core} is not among those that this process may use, {allowed:?}")]
     Pin {
         /// What was asked for.
         core: u32,
-        /// What there is.
+        /// The cores that may be used.
         allowed: Vec<u32>,
     },
     /// How frames get their memory.
@@ -108,7 +108,7 @@ pub enum LaunchError {
 /// Why a VM does not pause; it runs on as before.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseError {
-    /// A vCPU is at something that the host does not finish.
+    /// A vCPU is in an operation that the host does not finish.
     #[error("vCPU {vcpu} did not pause within {within:?}; the VM runs on")]
     Vcpu {
         /// Which.
@@ -116,7 +116,7 @@ pub enum PauseError {
         /// How long all of them had.
         within: Duration,
     },
-    /// A device is.
+    /// A device is in one.
     #[error("a request to the device {device} did not finish within {within:?}; the VM runs on")]
     Device {
         /// Which.
@@ -153,10 +153,10 @@ pub enum VmError {
     /// The guest ended.
     #[error(transparent)]
     Ended(#[from] ExitReason),
-    /// It runs on.
+    /// The VM did not pause.
     #[error(transparent)]
     Pause(#[from] PauseError),
-    /// The guest cannot do anything now.
+    /// The guest cannot carry out commands while it is paused.
     #[error("the VM is paused; resume it first")]
     Paused,
 }
@@ -173,7 +173,7 @@ impl From<MoveError> for VmError {
 /// Why a VM cannot have a limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LimitError {
-    /// No whole huge frames.
+    /// Not a whole number of huge frames.
     #[error(
         "{bytes} bytes is not a multiple of 2 MiB; {below} or {above} would be",
         below = Bytes(bytes - bytes % HUGE_SIZE),
@@ -183,7 +183,7 @@ pub enum LimitError {
         /// What was asked for.
         bytes: u64,
     },
-    /// More than there is.
+    /// More than the VM's memory.
     #[error("{target} is more than the VM's memory, {memory}")]
     AboveMemory {
         /// What was asked for.
@@ -191,34 +191,34 @@ pub enum LimitError {
         /// The VM's memory.
         memory: Bytes,
     },
-    /// A shrink that would be a grow.
+    /// A shrink to above the limit.
     #[error("cannot shrink to {target}: the limit is already {limit}")]
     ShrinkAboveLimit {
         /// What was asked for.
         target: Bytes,
-        /// The limit as it is.
+        /// The current limit.
         limit: Bytes,
     },
-    /// A grow that would be a shrink.
+    /// A grow to below the limit.
     #[error("cannot grow to {target}: the limit is already {limit}")]
     GrowBelowLimit {
         /// What was asked for.
         target: Bytes,
-        /// The limit as it is.
+        /// The current limit.
         limit: Bytes,
     },
-    /// A shrink that leaves nothing.
+    /// A shrink by the whole limit.
     #[error("cannot shrink by {by}: that is all of the limit, and the smallest limit is 2 MiB")]
     ShrinkByAll {
         /// What was asked for.
         by: Bytes,
     },
-    /// A shrink that would leave less than nothing.
+    /// A shrink by more than the limit.
     #[error("cannot shrink by {by}: the limit is only {limit}")]
     ShrinkByMore {
         /// What was asked for.
         by: Bytes,
-        /// The limit as it is.
+        /// The current limit.
         limit: Bytes,
     },
 }

@@ -20,7 +20,7 @@ pub enum BootError {
         /// The node looked for.
         path: PathBuf,
     },
-    /// The node is there, the kernel has no driver behind it.
+    /// The node exists, but no driver in the kernel answers.
     #[error(
         "{path} exists, but no driver answers: load the kernel module (modprobe kvm_amd or \
          kvm_intel) and enable virtualization in the firmware"
@@ -29,7 +29,7 @@ pub enum BootError {
         /// The node opened.
         path: PathBuf,
     },
-    /// The node is not for this user.
+    /// This user may not open the node.
     #[error("no permission to open {path}: join its group (usermod -aG kvm $USER, then log in again) or run as root")]
     KvmPermission {
         /// The node opened.
@@ -40,7 +40,7 @@ pub enum BootError {
     KvmOpen {
         /// The node opened.
         path: PathBuf,
-        /// The system's word on it.
+        /// The system's error.
         #[source]
         source: kvm_ioctls::Error,
     },
@@ -73,7 +73,7 @@ pub enum BootError {
         /// Bytes asked for.
         ram_bytes: u64,
     },
-    /// No vCPU, or more than one table describes.
+    /// No vCPU, or more than a table can describe.
     #[error("{vcpus} vCPUs: give 1 to {MAX_VCPUS}")]
     VcpuCount {
         /// vCPUs asked for.
@@ -87,7 +87,7 @@ pub enum BootError {
     AddressWidth {
         /// Bytes asked for.
         ram_bytes: u64,
-        /// First address behind the doorbell page.
+        /// First address past the doorbell page.
         end: u64,
         /// Guest-physical address bits.
         address_bits: u8,
@@ -99,7 +99,7 @@ pub enum BootError {
     Map {
         /// Bytes asked for.
         bytes: u64,
-        /// The system's word on it.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -122,7 +122,7 @@ pub enum BootError {
     Kvm {
         /// Name of the ioctl.
         request: &'static str,
-        /// The system's word on it.
+        /// The system's error.
         #[source]
         source: kvm_ioctls::Error,
     },

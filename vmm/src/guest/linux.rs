@@ -73,8 +73,8 @@ impl<'a> LinuxPlan<'a> {
         let unusable = way.unusable_by_linux(config.memory);
         if unusable.0 > 0 {
             log::warn!(
-                "Linux cannot use the last {unusable} of the region that {} manages: it adds memory in larger blocks; a \
-                 region that is a multiple of 128 MiB wastes nothing",
+                "Linux cannot use the last {unusable} of the region that {} manages: it adds memory in larger blocks; \
+                a region that is a multiple of 128 MiB wastes nothing",
                 way.name()
             );
         }

@@ -18,13 +18,13 @@ pub enum KernelError {
     /// The system refused to read it.
     #[error("{name}: cannot be read: check its permissions")]
     Unreadable { name: String, source: std::io::Error },
-    /// It holds files instead of bytes.
+    /// A directory.
     #[error("{name}: is a directory: name the ELF file in it")]
     Directory { name: String },
     /// A device, a pipe or a socket.
     #[error("{name}: is not a regular file: copy the image to one")]
     NotAFile { name: String },
-    /// No bytes.
+    /// An empty file.
     #[error("{name}: is empty (0 bytes): build or copy it again")]
     Empty { name: String },
     /// More than is ever read.
@@ -39,7 +39,7 @@ pub enum KernelError {
     /// ELF data encoding 2.
     #[error("{name}: is a big-endian ELF: build it for x86_64")]
     BigEndian { name: String },
-    /// An ELF that ends in its own header.
+    /// An ELF that ends within its own header.
     #[error("{name}: its ELF header of 64 bytes is cut off or damaged (the file has {bytes}): build or copy it again")]
     Cut { name: String, bytes: u64 },
     /// For another CPU.
@@ -97,8 +97,8 @@ pub enum KernelError {
     Entry { name: String, entry: u64 },
     /// Not one of our guests.
     #[error(
-        "{name}: has no ABI note (PT_NOTE with name {NOTE_NAME:?}, type {NOTE_TYPE}), so it is not a guest of this VMM: \
-         build it with guest-shim"
+        "{name}: has no ABI note (PT_NOTE with name {NOTE_NAME:?}, type {NOTE_TYPE}), so it is not a guest of this \
+        VMM: build it with guest-shim"
     )]
     NoNote { name: String },
     /// A note of the right name and the wrong size.
@@ -107,7 +107,7 @@ pub enum KernelError {
     /// Built against another ABI.
     #[error("{name}: speaks ABI version {found}, but this VMM speaks {needed}: build both from the same release")]
     AbiVersion { name: String, found: u32, needed: u32 },
-    /// Fits no RAM of this size.
+    /// A segment that lies outside RAM of this size.
     #[error(
         "{name}: segment {segment} lies outside the {ram_bytes:#x} bytes of RAM: give more memory or link it lower"
     )]

@@ -271,7 +271,7 @@ fn the_abi_version_must_be_ours() {
 #[test]
 fn the_note_is_found_whatever_its_segments_alignment() {
     for padding in [4, 8] {
-        // Behind another note whose length shows the padding.
+        // After another note whose length shows the padding.
         let mut note = Part::padded_note(b"GNU", 5, &[0; 12], padding);
         let ours = Part::padded_note(b"llfree-vmm", 1, &1_u32.to_le_bytes(), padding);
         note.data.extend(ours.data);

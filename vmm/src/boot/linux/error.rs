@@ -3,7 +3,7 @@
 use llfree_base::units::Bytes;
 use std::fmt;
 
-/// What stands between a kernel image and its first instruction.
+/// Why a kernel image does not get to its first instruction.
 #[derive(Debug, thiserror::Error)]
 pub enum LinuxError {
     /// The file ends early.
@@ -17,7 +17,7 @@ pub enum LinuxError {
         format: &'static str,
         /// Its size.
         bytes: u64,
-        /// What there should be.
+        /// The size it should have.
         needed: u64,
     },
     /// Older or smaller than what can be started in 64-bit mode.
@@ -43,7 +43,7 @@ pub enum LinuxError {
         name: String,
         /// What it needs, rounded up.
         needed: Bytes,
-        /// What there is.
+        /// What is available.
         memory: Bytes,
     },
     /// The boot part of virtio-mem is too small.
@@ -55,15 +55,16 @@ pub enum LinuxError {
         name: String,
         /// What it needs, rounded up.
         needed: Bytes,
-        /// What there is.
+        /// What is available.
         memory: Bytes,
     },
     /// Too many characters.
     #[error(
-        "the kernel's command line has {bytes} characters, including those added for this VM, but the kernel takes at most {limit}"
+        "the kernel's command line has {bytes} characters with those added for this VM, but the kernel takes at most \
+        {limit}"
     )]
     CommandLineLength {
-        /// With what is added.
+        /// Its length, with what is added.
         bytes: usize,
         /// What the kernel takes.
         limit: usize,
@@ -77,12 +78,12 @@ pub enum LinuxError {
     /// The initrd cannot be read.
     #[error("cannot read the initrd {path}")]
     Initrd {
-        /// Where.
+        /// Its path.
         path: String,
         /// Why.
         source: std::io::Error,
     },
-    /// The initrd is no file, or nothing.
+    /// The initrd is not a file, or is empty.
     #[error("the initrd {path} is {what}; give a file with an initial RAM file system")]
     NoInitrd {
         /// Where.
@@ -90,17 +91,17 @@ pub enum LinuxError {
         /// What is there.
         what: &'static str,
     },
-    /// There is no room for the initrd in any machine.
+    /// The initrd does not fit into any machine.
     #[error("the initrd has {bytes} bytes, but {name} takes at most {limit}")]
     InitrdTooLarge {
         /// The image.
         name: String,
         /// The initrd's size.
         bytes: u64,
-        /// What fits between the kernel's end and the highest address that it takes one at.
+        /// What fits between the kernel's end and the highest address that it accepts for one.
         limit: Bytes,
     },
-    /// What only Linux guests have, for another one.
+    /// Something only Linux guests take, given for another guest.
     #[error("{what} is only for Linux guests, and {guest} is not one")]
     NotLinux {
         /// What was given.
@@ -129,7 +130,7 @@ pub enum LinuxError {
     /// More devices than there are interrupt lines.
     #[error("{asked} devices were requested, but a Linux guest has at most {limit}")]
     Devices {
-        /// Devices, with those that are always there.
+        /// Devices, including those that are always there.
         asked: usize,
         /// How many there can be.
         limit: usize,

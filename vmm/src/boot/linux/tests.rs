@@ -1,4 +1,4 @@
-//! Kernels that are none, kernels that are cut, and what a whole one is told.
+//! Files that are not kernels, kernels that are cut off, and the boot data of a whole one.
 
 use super::kernel::{Entry, LinuxKernel, Setup};
 use super::map::{self, Kind};
@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 const SETUP_SECTORS: u8 = 3;
 const PAYLOAD: usize = 4096;
 
-/// A bzImage with a real header and a payload that is none.
+/// A bzImage with a real header and no real payload.
 fn bzimage(change: impl FnOnce(&mut setup_header)) -> Vec<u8> {
     let mut header = setup_header {
         setup_sects: SETUP_SECTORS,
@@ -93,7 +93,7 @@ fn a_kernel_that_was_cut_says_so_wherever_it_was_cut() {
         let text = refused(image[..bytes].to_vec());
         assert!(text.contains("cut off") && text.contains("ELF kernel"), "{bytes}: {text}");
     }
-    // Its note too may be what is missing.
+    // The missing part may be its note.
     let text = refused(image[..0x100].to_vec());
     assert!(text.contains("cut off"), "{text}");
 }

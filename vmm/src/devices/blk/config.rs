@@ -42,7 +42,8 @@ pub enum DiskConfigError {
     Twice(&'static str),
     /// Not fit for a guest's device names.
     #[error(
-        "'{0}' is not a serial number; one has 1 to {SERIAL_BYTES} letters or digits of ASCII, or any of '-', '_' and '.'"
+        "'{0}' is not a serial number; one has 1 to {SERIAL_BYTES} letters or digits of ASCII, or any of '-', '_' and \
+        '.'"
     )]
     Serial(String),
 }
@@ -116,7 +117,8 @@ pub enum DiskError {
     },
     /// It may be read, perhaps, but not written.
     #[error(
-        "the disk {path} cannot be opened for writing; add ,ro if the guest need only read it, or change its permissions",
+        "the disk {path} cannot be opened for writing; add ,ro if the guest need only read it, or change its \
+        permissions",
         path = path.display()
     )]
     NotWritable {

@@ -148,8 +148,8 @@ impl Tap {
         let is_up = i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0;
         if !was_there {
             log::warn!(
-                "tap '{0}' did not exist and goes away with this VM; give it an address: ip addr add ADDRESS dev {0} && ip \
-                 link set {0} up",
+                "tap '{0}' did not exist and goes away with this VM; give it an address: ip addr add ADDRESS dev {0} && \
+                ip link set {0} up",
                 config.tap
             );
         } else if !is_up {
