@@ -1,12 +1,12 @@
 //! [`DriverError`]: what no driver may do.
 
-/// What a driver must not do.
+/// A driver's violation of the standard.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
     /// A step of the initialisation out of order.
     #[error("device status {from:#x} cannot become {to:#x}")]
     Status {
-        /// Before.
+        /// The status before.
         from: u32,
         /// What was written.
         to: u32,
@@ -19,10 +19,10 @@ pub enum DriverError {
         /// What was written.
         value: u32,
     },
-    /// Rings that are not in RAM.
+    /// A ring that is misaligned or not in RAM.
     #[error("queue {queue} has a ring that is misaligned or not all in RAM")]
     Ring {
-        /// Which.
+        /// The queue's index.
         queue: usize,
     },
     /// The ring of available requests makes no sense.
@@ -48,7 +48,7 @@ pub enum DriverError {
     /// A request of the wrong length.
     #[error("{bytes} bytes are {allowed}")]
     Length {
-        /// What there was.
+        /// The length found.
         bytes: u64,
         /// What is wrong with that.
         allowed: &'static str,

@@ -82,7 +82,7 @@ pub(super) fn ring(fd: &VcpuFd, call: Option<Call>, context: &VcpuContext) -> St
     counters.busy.store(call != Some(Call::Wait), Ordering::Relaxed);
     let flow = context.doorbell.ring(context.vcpu.index(), call);
     match (flow, call) {
-        // Unless it repeats a call that was interrupted.
+        // `busy` stays as it is: a call that waits goes on waiting.
         (Flow::Again, Some(call)) => return Step::Unanswered(call),
         (Flow::Leave, _) => return Step::Leave,
         (Flow::End(reason), _) => return Step::End(reason),

@@ -1,15 +1,15 @@
-//! The balloon (virtio 1.3, 5.5): the guest's driver gives pages away by number, the host discards
-//! them; it takes them back likewise, and they come back as zeroes when they are touched.
+//! The balloon (virtio 1.3, 5.5): the guest's driver gives pages away by number, and the host discards
+//! them; the driver takes pages back likewise, and they read as zeroes when they are touched.
 //!
-//! The books are the device's own, a bit a page: a page that is given twice, or taken back without
-//! having been given, is counted and else ignored. So what is inflated is never more than RAM,
-//! whatever a driver says; but a driver that goes on using what it gave away gets memory for it
-//! from the host's kernel, unseen. That is the nature of balloons.
+//! The device keeps its own accounting, one bit per page: a page that is given twice, or taken back
+//! without having been given, is counted and otherwise ignored. So the balloon is never larger than RAM,
+//! whatever a driver says; but a driver that keeps using what it gave away gets memory for it from the
+//! host's kernel, undetected. That is the nature of balloons.
 //!
-//! The page numbers of one request are sorted and neighbours joined, so that a run of them costs
-//! one system call; Firecracker and crosvm join neighbours too. QEMU makes one call a page, which
-//! `coalesce: false` does. With 4 KiB pages the kernel splits huge pages on the way; the huge variant
-//! ([`BALLOON_F_HUGE`]) has blocks of 2 MiB instead.
+//! The page numbers of one request are sorted and neighbours joined, so that a run of them costs one
+//! system call; Firecracker and crosvm join neighbours too. QEMU makes one call per page, as does
+//! `coalesce: false`. With 4 KiB pages the kernel splits huge pages on the way; the huge variant
+//! ([`BALLOON_F_HUGE`]) has 2 MiB blocks instead.
 
 mod state;
 
@@ -36,7 +36,7 @@ const F_DEFLATE_ON_OOM: u32 = 2;
 const F_PAGE_POISON: u32 = 4;
 const F_REPORTING: u32 = 5;
 
-/// Where its configuration has what the driver fills free pages with.
+/// Offset in the configuration of the byte pattern that the driver fills free pages with.
 const POISON_OFFSET: u64 = 12;
 
 /// Descriptors of each queue.
@@ -48,14 +48,14 @@ const MOST_STATS: usize = 4 << 10;
 /// Bytes that one request may report as free; Linux reports 32 blocks of 4 MiB.
 const MOST_REPORTED: u64 = 1 << 30;
 
-/// What kind of balloon.
+/// The kind of balloon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BalloonConfig {
     /// Blocks of 2 MiB instead of pages.
     pub huge: bool,
     /// The guest may take pages back when it runs out of memory.
     pub deflate_on_oom: bool,
-    /// The guest reports free memory, which is discarded and stays the guest's. Off if nobody chose.
+    /// The guest reports free memory, which is discarded but stays the guest's. `None` means off.
     pub reporting: Option<bool>,
     /// Joins neighbours of one request into one discard.
     pub coalesce: bool,
@@ -77,10 +77,10 @@ pub struct Balloon {
     config: BalloonConfig,
     ram: Arc<GuestRam>,
     control: Arc<BalloonControl>,
-    /// A bit a page or block that the guest gave away.
+    /// One bit per page or block, set if the guest gave it away.
     given: Vec<u64>,
     features: u64,
-    /// What the driver says its free pages hold, in each byte of them.
+    /// What the driver says each byte of its free pages holds.
     poison: u32,
     /// The head of the statistics request that waits for its time, and its queue.
     stats_request: Option<(usize, u16)>,
@@ -89,7 +89,7 @@ pub struct Balloon {
 }
 
 impl Balloon {
-    /// A balloon for `ram`, steered and watched through `control`.
+    /// A balloon for `ram`, controlled and watched through `control`.
     #[must_use]
     pub fn new(config: BalloonConfig, ram: Arc<GuestRam>, control: Arc<BalloonControl>) -> Self {
         let mut balloon = Self {
@@ -117,9 +117,9 @@ impl Balloon {
         self.features & 1 << BALLOON_F_HUGE != 0
     }
 
-    /// What a queue is for. The standard numbers queues whatever features there are; Linux, and so
-    /// everybody, leaves those out that are not negotiated. There is no queue of free-page hints
-    /// here, so the standard's numbers and Linux' do not collide.
+    /// What a queue is for. The standard numbers queues regardless of features; Linux, and so everybody
+    /// else, leaves out those that are not negotiated. There is no queue of free-page hints here, so the
+    /// standard's numbers and Linux's do not collide.
     fn role(&self, queue: usize) -> Option<Role> {
         let has = |bit: u32| self.features & 1 << bit != 0;
         match queue {
@@ -131,8 +131,8 @@ impl Balloon {
         }
     }
 
-    /// The blocks of a request as indices into the books, which count in offsets: those in RAM and
-    /// aligned. The others are counted.
+    /// The blocks of a request that are in RAM and aligned, as indices into the bit map, which counts
+    /// in offsets. The others are counted as bad.
     fn blocks(&self, request: &Request<'_>) -> Result<Vec<u64>, DriverError> {
         let bytes = request.readable(MOST_NUMBERS)?;
         let (numbers, rest) = bytes.as_chunks::<4>();
@@ -155,7 +155,7 @@ impl Balloon {
         Ok(blocks)
     }
 
-    /// Notes a block as given or as taken back; false, and counted, if it was so already.
+    /// Marks a block as given or as taken back; false, and counted, if it already was.
     fn note(&mut self, block: u64, given: bool) -> bool {
         let (word, bit) = (&mut self.given[(block / 64) as usize], 1 << (block % 64));
         if (*word & bit != 0) == given {
@@ -188,8 +188,8 @@ impl Balloon {
         Ok(())
     }
 
-    /// Discards what the guest calls free; it stays the guest's. Not where the guest relies on what its
-    /// free pages hold, and that is not the zeroes that a discard leaves.
+    /// Discards what the guest reports as free; it stays the guest's. Does nothing if the guest relies on
+    /// contents of its free pages other than the zeroes that a discard leaves.
     fn report(&mut self, request: &Request<'_>) -> Result<(), DriverError> {
         let bytes: u64 = request.buffers().iter().map(|buffer| u64::from(buffer.bytes)).sum();
         if bytes > MOST_REPORTED {
@@ -216,7 +216,7 @@ impl Balloon {
         counters.discards.inc();
         match self.ram.discard_bytes(bytes.clone()) {
             Ok(()) => counters.discarded_bytes.add(bytes.end - bytes.start),
-            // The guest gave it away all the same; only the host's gain is missing.
+            // The guest gave it away all the same; only the host does not gain from it.
             Err(error) => {
                 counters.failed_discards.inc();
                 if let Some(number) = self.failures.tick() {

@@ -1,13 +1,13 @@
-//! [`NetConfig`]: what `--net` says, and every reason why that is no network.
+//! [`NetConfig`]: what `--net` says, and every reason to refuse it.
 //!
-//! Nothing here asks the host: whether there is such a tap, and whose it is, is found when it is
+//! Nothing here asks the host: whether such a tap exists, and who may use it, turns out when it is
 //! opened (`tap.rs`).
 
 use llfree_base::units::shorten;
 use std::fmt;
 use std::str::FromStr;
 
-/// Networks of one VM.
+/// The most networks of one VM.
 pub const MOST_NETS: usize = 4;
 /// Bytes of an interface's name, as Linux has it: 16 with the zero at its end.
 pub const NAME_BYTES: usize = libc::IFNAMSIZ - 1;
@@ -25,7 +25,7 @@ pub struct NetConfig {
     pub mac: MacAddr,
 }
 
-/// Why a text is no [`NetConfig`].
+/// Why a text is not a [`NetConfig`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NetConfigError {
     /// No interface.
@@ -34,10 +34,10 @@ pub enum NetConfigError {
     /// No such option.
     #[error("'{0}' is not an option of a network; the options are tap=NAME and mac=ADDRESS")]
     Option(String),
-    /// An option that was there before.
+    /// An option that was set before.
     #[error("'{0}' is set twice")]
     Twice(&'static str),
-    /// Longer than the kernel's names.
+    /// Longer than the kernel's limit.
     #[error("'{name}' has {bytes} bytes, but an interface name has at most {NAME_BYTES}")]
     TooLong {
         /// What was written.
@@ -45,16 +45,16 @@ pub enum NetConfigError {
         /// How long that is.
         bytes: usize,
     },
-    /// No name that the kernel gives.
+    /// Not a name that we accept.
     #[error("'{0}' is not an interface name: use letters, digits, '-', '_' and '.', but not . or .. alone")]
     Name(String),
-    /// No address.
+    /// Not an address.
     #[error("'{0}' is not the address of a network card; write it like 02:00:00:00:00:01")]
     Mac(String),
-    /// An address that no card has.
+    /// An address that a single card cannot have.
     #[error("{0} is not a single card's address; the first byte of one is even, and not all bytes are 0")]
     NotOne(MacAddr),
-    /// More than there are places.
+    /// More than a VM can have.
     #[error("{0} networks are too many; a VM has at most {MOST_NETS}")]
     TooMany(usize),
     /// Two networks on one tap.
@@ -66,11 +66,11 @@ pub enum NetConfigError {
 }
 
 impl MacAddr {
-    /// The address of a card that nobody gave one: the same for the same name, and marked as one that
-    /// no vendor gave. Networks that are joined need distinct names, or addresses of their own.
+    /// The default address of a card: the same for the same name, and marked as locally administered.
+    /// Networks that are joined need distinct names, or explicit addresses.
     #[must_use]
     pub fn of_name(name: &str) -> Self {
-        // FNV-1a: any hash will do that is the same tomorrow.
+        // FNV-1a: any hash that never changes will do.
         let hash = name
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
@@ -135,7 +135,7 @@ fn check_name(name: &str) -> Result<&str, NetConfigError> {
     if name.len() > NAME_BYTES {
         return Err(NetConfigError::TooLong { name: shorten(name), bytes: name.len() });
     }
-    // The kernel takes more. But a '%' makes it pick a name of its own, and nobody wants the rest.
+    // The kernel accepts more. But a '%' makes it pick a name of its own, and the rest is not useful.
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if !name.bytes().all(plain) || name == "." || name == ".." {
         return Err(NetConfigError::Name(shorten(name)));
@@ -146,7 +146,7 @@ fn check_name(name: &str) -> Result<&str, NetConfigError> {
 /// Checks what networks of one VM must not share.
 ///
 /// # Errors
-/// The first that is too many, or like one before it.
+/// Too many networks, or the first that is the same as an earlier one.
 pub fn check_nets(nets: &[NetConfig]) -> Result<(), NetConfigError> {
     if nets.len() > MOST_NETS {
         return Err(NetConfigError::TooMany(nets.len()));

@@ -40,7 +40,7 @@ fn driver(net: Net) -> (Driver, Arc<NetCounters>) {
     (driver, counters)
 }
 
-/// A device, and what stands for the host's network.
+/// A device, and a socket that stands in for the host's network.
 fn net() -> (Driver, UnixDatagram, Arc<NetCounters>) {
     let (ours, theirs) = UnixDatagram::pair().expect("sockets");
     theirs.set_nonblocking(true).expect("not to block");
@@ -179,8 +179,7 @@ fn no_frame_is_lost_while_the_driver_has_buffers() {
     assert_eq!((counters.status().to_guest.frames, driver.device.driver_errors()), (FRAMES.into(), 0));
 }
 
-/// Runs `test` where there is nothing but a network of its own, if this user may have one and make
-/// taps there.
+/// Runs `test` in a network namespace of its own, if this user may create one and taps in it.
 fn in_a_network_of_its_own(test: fn()) {
     if let Err(error) = std::fs::File::open("/dev/net/tun") {
         return skipped(format!("no /dev/net/tun: {error}"));
@@ -189,7 +188,7 @@ fn in_a_network_of_its_own(test: fn()) {
         return skipped(format!("no ip command: {error}"));
     }
     let run = move || {
-        // SAFETY: it concerns this thread, and those that it starts.
+        // SAFETY: it affects only this thread and those that it starts.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
             return Err(io::Error::last_os_error());
         }

@@ -50,7 +50,7 @@ fn read_all(serial: &Serial) -> Vec<u8> {
     std::iter::from_fn(|| (serial.read(LSR) & LSR_READY != 0).then(|| serial.read(DATA))).collect()
 }
 
-/// Takes so many bytes as the guest sends, from a pipe.
+/// Reads `bytes` bytes of the guest's output from a pipe.
 fn expect(out: &mut PipeReader, bytes: usize) -> Vec<u8> {
     let mut got = vec![0; bytes];
     out.read_exact(&mut got).expect("output");
@@ -219,14 +219,14 @@ fn chatter(serial: &Arc<Serial>, bytes: usize) -> mpsc::Receiver<usize> {
     thread::spawn(move || {
         for n in 0..bytes {
             serial.write(DATA, n as u8);
-            // Who asked may be gone.
+            // The receiver may be gone.
             let _ = tell.send(n + 1);
         }
     });
     sent
 }
 
-/// How far it got when nothing moves any more: the buffer, the pipe, what the thread is at.
+/// How far it got when nothing moves any more: the buffer, the pipe, what the thread is writing.
 fn stuck_at(sent: &mpsc::Receiver<usize>) -> usize {
     let mut last = 0;
     while let Ok(n) = sent.recv_timeout(Duration::from_millis(200)) {
@@ -281,7 +281,7 @@ fn a_vcpu_that_waits_for_room_comes_back_in_a_pause_and_loses_nothing() {
             parking.end();
         });
         for _ in 0..3 {
-            // Nobody reads: it is stuck by then, wherever.
+            // Nobody reads: it is stuck by then, somewhere.
             thread::sleep(Duration::from_millis(100));
             parking.give(Order::Pause);
             serial.pause();
