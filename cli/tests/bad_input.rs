@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use test_support::skipped;
 
-/// Runs the binary and holds its refusal against what it must say.
+/// Runs the binary and checks its refusal against what it must say.
 #[track_caller]
 fn refused(scratch: &Scratch, args: &[&str], words: &[&str]) {
     let output = scratch.run(args);
@@ -154,12 +154,12 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("guest burst 0", &["0 bytes"]),
         ("guest stream 0s", &["no time"]),
         ("guest ftq 1s --quantum 0s", &["a quantum is"]),
-        // A VM that is not there.
+        // A VM that does not exist.
         ("status --name nobody", &["no VM is called 'nobody'"]),
         ("status --name a/b", &["'a/b' is no VM name"]),
         ("stop --socket /nonexistent/x.sock", &["no VM listens on /nonexistent/x.sock"]),
         ("status --socket /dev/null", &["/dev/null"]),
-        // A demo that could not tell its story.
+        // A demo that could not show anything.
         ("demo --mem 0", &["the size is 0"]),
         ("demo --mem 3M", &["no multiple of 2 MiB"]),
         ("demo --mem 64M", &["--mem 64 MiB is too small", "128 MiB"]),
@@ -225,7 +225,7 @@ fn a_runtime_directory_that_others_may_enter_gets_no_vm_and_is_not_looked_into()
     refused_at_link(&scratch);
 }
 
-/// The link's target is not looked into: it is no directory of ours.
+/// The link's target is not looked into: it is not one of our directories.
 #[track_caller]
 fn refused_at_link(scratch: &Scratch) {
     let output = scratch.run(&["--mem", "64M"]).exits(1);
@@ -302,7 +302,7 @@ fn who_may_not_use_kvm_is_told_what_to_do() {
         std::fs::create_dir_all(&path).expect("scratch");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("ours");
     }
-    // A copy, because the build's own directory need not be open to everybody.
+    // A copy, because the build's own directory may not be accessible to every user.
     let binary = scratch.path().join("bin/llfree-vmm");
     std::fs::copy(env!("CARGO_BIN_EXE_llfree-vmm"), &binary).expect("room in /tmp");
     let as_nobody = |command: &mut std::process::Command| {

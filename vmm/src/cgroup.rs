@@ -297,7 +297,7 @@ mod tests {
     use super::*;
 
     /// A directory that looks like a cgroup, with one below it for this process. The kernel creates these
-    /// files itself; what it does with them is tested by `tests/cgroup.rs` where possible.
+    /// files itself; what it does with them is tested by `cli/tests/cgroup.rs` where possible.
     fn tree() -> (tempfile::TempDir, PathBuf) {
         let parent = tempfile::tempdir().expect("a scratch directory");
         let own = parent.path().join(format!("{PREFIX}{}", std::process::id()));

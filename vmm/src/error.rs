@@ -53,7 +53,7 @@ pub enum LaunchError {
     /// Not even the built-in guest's image fits.
     #[error("guest memory of {memory} is too small for the built-in guest, which needs at least {least}")]
     TooSmall {
-        /// What was asked for.
+        /// The requested value.
         memory: Bytes,
         /// Where the image ends.
         least: Bytes,
@@ -61,7 +61,7 @@ pub enum LaunchError {
     /// More vCPUs than there can be.
     #[error("{asked} vCPUs were requested, but this machine's KVM runs 1 to {limit}")]
     Cpus {
-        /// What was asked for.
+        /// The requested value.
         asked: u32,
         /// KVM's maximum.
         limit: u32,
@@ -69,7 +69,7 @@ pub enum LaunchError {
     /// A core that does not exist, or that this process may not use.
     #[error("core {core} is not among those that this process may use, {allowed:?}")]
     Pin {
-        /// What was asked for.
+        /// The requested value.
         core: u32,
         /// The cores that may be used.
         allowed: Vec<u32>,
@@ -82,7 +82,7 @@ pub enum LaunchError {
     Memslot {
         /// Where.
         gpa: u64,
-        /// How much.
+        /// The size of the slot.
         memory: Bytes,
         /// KVM's answer.
         source: kvm_ioctls::Error,
@@ -90,7 +90,7 @@ pub enum LaunchError {
     /// KVM refused a step.
     #[error("KVM could not {step}")]
     Kvm {
-        /// What failed.
+        /// The step that failed.
         step: &'static str,
         /// KVM's answer.
         source: kvm_ioctls::Error,
@@ -98,7 +98,7 @@ pub enum LaunchError {
     /// The host refused a thread or an event.
     #[error("the host could not {step}")]
     Host {
-        /// What failed.
+        /// The step that failed.
         step: &'static str,
         /// The kernel's answer.
         source: std::io::Error,
@@ -113,7 +113,7 @@ pub enum PauseError {
     Vcpu {
         /// Which.
         vcpu: u32,
-        /// How long all of them had.
+        /// The time that all of them had.
         within: Duration,
     },
     /// A device is in one.
@@ -121,7 +121,7 @@ pub enum PauseError {
     Device {
         /// Which.
         device: &'static str,
-        /// How long all of them had.
+        /// The time that all of them had.
         within: Duration,
     },
 }
@@ -180,13 +180,13 @@ pub enum LimitError {
         above = Bytes((bytes - bytes % HUGE_SIZE).saturating_add(HUGE_SIZE))
     )]
     NotAMultiple {
-        /// What was asked for.
+        /// The requested value.
         bytes: u64,
     },
     /// More than the VM's memory.
     #[error("{target} is more than the VM's memory, {memory}")]
     AboveMemory {
-        /// What was asked for.
+        /// The requested value.
         target: Bytes,
         /// The VM's memory.
         memory: Bytes,
@@ -194,7 +194,7 @@ pub enum LimitError {
     /// A shrink to above the limit.
     #[error("cannot shrink to {target}: the limit is already {limit}")]
     ShrinkAboveLimit {
-        /// What was asked for.
+        /// The requested value.
         target: Bytes,
         /// The current limit.
         limit: Bytes,
@@ -202,7 +202,7 @@ pub enum LimitError {
     /// A grow to below the limit.
     #[error("cannot grow to {target}: the limit is already {limit}")]
     GrowBelowLimit {
-        /// What was asked for.
+        /// The requested value.
         target: Bytes,
         /// The current limit.
         limit: Bytes,
@@ -210,13 +210,13 @@ pub enum LimitError {
     /// A shrink by the whole limit.
     #[error("cannot shrink by {by}: that is all of the limit, and the smallest limit is 2 MiB")]
     ShrinkByAll {
-        /// What was asked for.
+        /// The requested value.
         by: Bytes,
     },
     /// A shrink by more than the limit.
     #[error("cannot shrink by {by}: the limit is only {limit}")]
     ShrinkByMore {
-        /// What was asked for.
+        /// The requested value.
         by: Bytes,
         /// The current limit.
         limit: Bytes,

@@ -12,15 +12,15 @@ use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 /// What a guest says about its memory, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestView {
-    /// Where it says so.
+    /// The source of the numbers.
     pub says: GuestSays,
-    /// What it has allocated.
+    /// Allocated memory.
     pub used: Option<u64>,
-    /// What it has free.
+    /// Free memory.
     pub free: Option<u64>,
     /// Free memory in huge frames that are not entirely free.
     pub fragmented: Option<u64>,
-    /// What a shrink could take right now.
+    /// Memory that a shrink could take right now.
     pub reclaimable: Option<u64>,
 }
 

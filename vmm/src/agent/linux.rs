@@ -64,7 +64,7 @@ impl LinuxAgent {
                 PortError::TimedOut | PortError::Full => AgentError::Timeout(timeout),
             })?;
             if from != connection {
-                // Another agent, which knows nothing of the command. Its first words are not lost.
+                // Another agent, which does not know the command. Its first words are not lost.
                 self.meet(&mut peer, from, &frame);
                 return Err(AgentError::Lost);
             }
@@ -226,7 +226,7 @@ mod tests {
         thread::scope(|scope| {
             let run = scope.spawn(|| agent.run(Command::Stats, LONG));
             let heard = hears(&port);
-            // What nobody asked, what nobody could ask yet, and a second hello.
+            // Answers to questions never asked and not asked yet, and a second hello.
             for ticket in [0, heard.ticket + 1, HELLO] {
                 says(&port, &Frame::report(ticket, &report(2)));
             }

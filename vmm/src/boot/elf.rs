@@ -122,7 +122,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// What errors call it.
+    /// Its name in errors.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

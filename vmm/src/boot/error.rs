@@ -49,7 +49,7 @@ pub enum BootError {
     ApiVersion {
         /// The node opened.
         path: PathBuf,
-        /// What it answered.
+        /// The version it reported.
         found: i32,
         /// The one stable version.
         needed: u32,

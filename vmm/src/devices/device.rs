@@ -62,7 +62,7 @@ pub struct Source {
     pub queue: usize,
 }
 
-/// What happens to a request.
+/// The outcome of serving a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Served {
     /// Back to the driver; this many bytes were written into it.

@@ -8,7 +8,7 @@ pub enum DriverError {
     Status {
         /// The status before.
         from: u32,
-        /// What was written.
+        /// The value written.
         to: u32,
     },
     /// A register in the wrong state, or a value that it cannot take.
@@ -16,7 +16,7 @@ pub enum DriverError {
     Register {
         /// Its offset.
         register: u64,
-        /// What was written.
+        /// The value written.
         value: u32,
     },
     /// A ring that is misaligned or not in RAM.

@@ -225,7 +225,7 @@ fn buffers_and_rings_that_make_no_sense_are_faults() {
         driver.send(0, &[bad]);
         driver.assert_driver_errors(1);
     }
-    // A head that is no descriptor, and more requests than there can be.
+    // A head that is not a descriptor, and more requests than there can be.
     let mut driver = echo();
     driver.start(0, 1);
     driver.offer(0, SIZE);

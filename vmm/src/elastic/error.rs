@@ -16,7 +16,7 @@ pub enum ElasticError {
     /// No such option for this kind.
     #[error("'{option}' is not an option of {kind}, which has {has}")]
     Option {
-        /// What was written.
+        /// The text as written.
         option: String,
         /// The kind that it was given for.
         kind: &'static str,
@@ -133,7 +133,7 @@ pub enum ResizeError {
     /// An operation on the shared table of a VM that has none.
     #[error("{what} is impossible with memory of kind {kind}, as the guest shares no table with the host")]
     NoTable {
-        /// What was asked for.
+        /// The requested value.
         what: &'static str,
         /// The kind of VM.
         kind: &'static str,
@@ -150,7 +150,7 @@ pub enum ResizeError {
     /// Below what virtio-mem can unplug.
     #[error("cannot shrink to {target}: the boot part of {boot} always stays with the guest")]
     BelowBoot {
-        /// What was asked for.
+        /// The requested value.
         target: Bytes,
         /// The boot part.
         boot: Bytes,

@@ -143,10 +143,10 @@ pub trait Way {
 
 /// How a running VM's memory moves. Sizes are in bytes.
 pub trait Elasticity: Send + Sync {
-    /// What the guest may use.
+    /// The memory that the guest may use.
     fn limit(&self) -> u64;
 
-    /// What the host still wants back of that.
+    /// How much of that the host still wants back.
     fn wanted(&self) -> u64;
 
     /// Moves the limit up or down to `target`, a multiple of 2 MiB and at most RAM. Goes on while

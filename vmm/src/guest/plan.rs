@@ -24,7 +24,7 @@ use std::time::Duration;
 /// Facts about every guest of a kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
-    /// What it offers to ways of moving memory.
+    /// Its offers to the ways of moving memory.
     pub offers: Offers,
     /// How its memory moves by default.
     pub elastic: Elastic,
@@ -36,13 +36,13 @@ pub struct Facts {
 
 /// The parts of a machine that a guest is loaded into.
 pub struct Hardware {
-    /// KVM's VM, with memory and without vCPUs.
+    /// KVM's VM, with its memory and with vCPUs that do not run yet.
     pub vm: Arc<VmFd>,
     /// Guest RAM.
     pub ram: Arc<GuestRam>,
     /// The platform region beside RAM.
     pub platform: Arc<Platform>,
-    /// The agents' queues, which idle vCPUs ask for work.
+    /// The vCPUs' agents, from which idle vCPUs get their work.
     pub agents: Arc<Agents>,
 }
 

@@ -64,7 +64,7 @@ impl VcpuHandle {
         self.index
     }
 
-    /// What it did.
+    /// Its counters.
     #[must_use]
     pub fn counters(&self) -> &VcpuCounters {
         &self.counters

@@ -1,7 +1,7 @@
 //! [`Vm::launch`]: from a configuration to running vCPUs.
 //!
 //! A launch is a list of steps, each of which needs only what earlier ones made. The order matters
-//! twice: a configuration is refused before any memory is allocated, and memory exists before KVM
+//! twice: a configuration is refused before guest memory is allocated, and memory exists before KVM
 //! hears of it. Kinds of guests differ inside the steps ([`Plan`]), ways of moving memory in one of
 //! them ([`Way::build`](crate::elastic::Way::build)).
 

@@ -290,7 +290,8 @@ fn ram_must_hold_every_segment() {
     let text = kernel.check_fits(6 * MIB).expect_err("ends at 8 MiB").to_string();
     assert_eq!(
         text,
-        "guest.elf: segment 0x500000..0x800000 lies outside the 0x600000 bytes of RAM: give more memory or link it lower"
+        "guest.elf: segment 0x500000..0x800000 lies outside the 0x600000 bytes of RAM: give more memory or \
+         link it lower"
     );
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4 << 20)]).expect("small");
     assert!(matches!(kernel.load(&memory), Err(KernelError::Load { .. })));
@@ -329,7 +330,10 @@ proptest! {
 
     #[test]
     fn damaged_images_never_panic(
-        writes in prop::collection::vec((any::<prop::sample::Index>(), prop_oneof![any::<u8>(), Just(0), Just(255)]), 0..12),
+        writes in prop::collection::vec(
+            (any::<prop::sample::Index>(), prop_oneof![any::<u8>(), Just(0), Just(255)]),
+            0..12,
+        ),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 16 << 20)]).expect("small");

@@ -25,7 +25,7 @@ pub enum LinuxError {
     TooOld {
         /// The image.
         name: String,
-        /// What is missing.
+        /// The missing feature.
         lacks: &'static str,
     },
     /// A header that contradicts itself.
@@ -33,7 +33,7 @@ pub enum LinuxError {
     Malformed {
         /// The image.
         name: String,
-        /// What is wrong.
+        /// The reason.
         what: String,
     },
     /// RAM is too small.
@@ -41,9 +41,9 @@ pub enum LinuxError {
     TooSmall {
         /// The image.
         name: String,
-        /// What it needs, rounded up.
+        /// The memory it needs, rounded up.
         needed: Bytes,
-        /// What is available.
+        /// The memory available.
         memory: Bytes,
     },
     /// The boot part of virtio-mem is too small.
@@ -53,9 +53,9 @@ pub enum LinuxError {
     BootTooSmall {
         /// The image.
         name: String,
-        /// What it needs, rounded up.
+        /// The memory it needs, rounded up.
         needed: Bytes,
-        /// What is available.
+        /// The memory available.
         memory: Bytes,
     },
     /// Too many characters.
@@ -66,13 +66,13 @@ pub enum LinuxError {
     CommandLineLength {
         /// Its length, with what is added.
         bytes: usize,
-        /// What the kernel takes.
+        /// The kernel's limit.
         limit: usize,
     },
     /// Characters that a command line cannot have.
     #[error("the kernel's command line must be printable ASCII")]
     CommandLine {
-        /// What is wrong.
+        /// The reason.
         source: linux_loader::cmdline::Error,
     },
     /// The initrd cannot be read.
@@ -88,7 +88,7 @@ pub enum LinuxError {
     NoInitrd {
         /// Where.
         path: String,
-        /// What is there.
+        /// What was found there.
         what: &'static str,
     },
     /// The initrd does not fit into any machine.
@@ -104,9 +104,9 @@ pub enum LinuxError {
     /// Something only Linux guests take, given for another guest.
     #[error("{what} is only for Linux guests, and {guest} is not one")]
     NotLinux {
-        /// What was given.
+        /// The option that was given.
         what: LinuxOnly,
-        /// What is launched instead.
+        /// The guest that is launched instead.
         guest: String,
     },
     /// KVM without hardware virtualization.
@@ -122,7 +122,7 @@ pub enum LinuxError {
     /// More vCPUs than the tables describe.
     #[error("{asked} vCPUs were requested, but a Linux guest has 1 to {limit}")]
     Cpus {
-        /// What was asked for.
+        /// The requested value.
         asked: u32,
         /// The highest number.
         limit: u32,
@@ -132,7 +132,7 @@ pub enum LinuxError {
     Devices {
         /// Devices, including those that are always there.
         asked: usize,
-        /// How many there can be.
+        /// The most there can be.
         limit: usize,
     },
     /// Guest memory refused a write.

@@ -216,7 +216,7 @@ impl LinuxKernel {
         Self { name: self.name.clone(), image: Vec::new(), ..*self }
     }
 
-    /// What errors call it.
+    /// Its name in errors.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

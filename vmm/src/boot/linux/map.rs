@@ -83,7 +83,7 @@ pub struct Range {
     pub start: u64,
     /// Length.
     pub bytes: u64,
-    /// What is there.
+    /// Its kind.
     pub kind: Kind,
 }
 

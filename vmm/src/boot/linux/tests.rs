@@ -269,7 +269,11 @@ fn ours_and_theirs_have_errors_of_their_own() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_parser_panic(at in 0usize..0x800, bytes in prop::collection::vec(any::<u8>(), 0..64), cut in 0usize..9000) {
+    fn no_bytes_make_the_parser_panic(
+        at in 0usize..0x800,
+        bytes in prop::collection::vec(any::<u8>(), 0..64),
+        cut in 0usize..9000,
+    ) {
         for mut image in [bzimage(|_| {}), vmlinux()] {
             let end = (at + bytes.len()).min(image.len());
             image[at..end].copy_from_slice(&bytes[..end - at]);

@@ -94,7 +94,7 @@ pub enum DiskError {
     Kind {
         /// As given.
         path: PathBuf,
-        /// What it is instead.
+        /// The kind of file found.
         what: &'static str,
     },
     /// Nothing in it.

@@ -1,4 +1,4 @@
-//! [`DiskFile`]: the file behind a disk, opened, checked and locked; bytes between it and guest memory.
+//! [`DiskFile`]: the file that backs a disk, opened, checked and locked; bytes between it and guest memory.
 //!
 //! All accesses lie in the file's first [`DiskFile::bytes`] bytes, which the caller ensures. The kernel
 //! copies straight from and to guest memory; no reference to guest memory is made. A lock on the file,

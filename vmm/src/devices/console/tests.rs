@@ -1,4 +1,4 @@
-//! Promises of the port: Linux' driver finds it by its name, bytes go both ways in order, and what a
+//! Promises of the port: Linux's driver finds it by its name, bytes go both ways in order, and what a
 //! guest does not read or never stops to write is bounded.
 
 use super::*;

@@ -40,9 +40,9 @@ pub enum NetConfigError {
     /// Longer than the kernel's limit.
     #[error("'{name}' has {bytes} bytes, but an interface name has at most {NAME_BYTES}")]
     TooLong {
-        /// What was written.
+        /// The text as written.
         name: String,
-        /// How long that is.
+        /// Its length in bytes.
         bytes: usize,
     },
     /// Not a name that we accept.

@@ -30,7 +30,7 @@ pub enum NetError {
     NoTun {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -42,7 +42,7 @@ pub enum NetError {
     NoAccess {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -54,7 +54,7 @@ pub enum NetError {
     Permission {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -63,7 +63,7 @@ pub enum NetError {
     Busy {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -72,18 +72,18 @@ pub enum NetError {
     NoTap {
         /// The interface.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
     /// Anything else.
     #[error("the host could not {step} tap '{tap}'")]
     Host {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -148,8 +148,8 @@ impl Tap {
         let is_up = i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0;
         if !was_there {
             log::warn!(
-                "tap '{0}' did not exist and goes away with this VM; give it an address: ip addr add ADDRESS dev {0} && \
-                ip link set {0} up",
+                "tap '{0}' did not exist and goes away with this VM; give it an address: \
+                ip addr add ADDRESS dev {0} && ip link set {0} up",
                 config.tap
             );
         } else if !is_up {

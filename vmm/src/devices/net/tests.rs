@@ -22,7 +22,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 const FROM_GUEST: usize = 1;
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 7]);
-/// Bytes of a driver's buffer, as Linux' for packets of 1500.
+/// Bytes of a driver's buffer, as Linux's for packets of 1500.
 const ROOM: u32 = 1530;
 
 fn wait_until(what: &str, done: impl Fn() -> bool) {

@@ -2,7 +2,7 @@
 
 /// The keyboard controller's command register, by which PCs are reset.
 pub const KEYBOARD: u16 = 0x64;
-/// What resets there.
+/// The value that resets the machine there.
 pub const KEYBOARD_RESET: u8 = 0xfe;
 /// A panic is written here: QEMU's pvpanic.
 pub const PANIC: u16 = 0x505;
@@ -18,7 +18,7 @@ pub const PM1_CONTROL_BYTES: u8 = 2;
 pub const SOFT_OFF: u8 = 5;
 /// ACPI's reset register.
 pub const RESET: u16 = 0x608;
-/// What resets there.
+/// The value that resets the machine there.
 pub const RESET_VALUE: u8 = 1;
 /// ACPI's interrupt line; nothing raises it.
 pub const SCI_GSI: u16 = 9;

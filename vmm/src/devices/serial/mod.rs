@@ -24,7 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// The first of its I/O ports.
 pub const FIRST_PORT: u16 = 0x3f8;
-/// How many there are.
+/// The number of its I/O ports.
 pub const PORTS: u16 = 8;
 /// The line that its interrupt is on.
 pub const GSI: u32 = 4;
@@ -261,7 +261,7 @@ impl Port {
     /// Whether the guest learns of input by interrupts.
     fn takes_interrupts(&mut self) -> bool {
         let control = self.registers.read(LCR);
-        // Where the divisor is, this register is not.
+        // With the divisor latch open, this register is hidden.
         let _ = self.registers.write(LCR, control & !LCR_DIVISOR);
         let enabled = self.registers.read(IER) & IER_RECEIVED != 0;
         let _ = self.registers.write(LCR, control);
@@ -272,7 +272,7 @@ impl Port {
     fn take_back(&mut self) {
         let unread = FIFO - self.registers.fifo_capacity();
         let control = self.registers.read(LCR);
-        // Where the divisor is, there is no FIFO.
+        // With the divisor latch open, the FIFO is hidden.
         let _ = self.registers.write(LCR, control & !LCR_DIVISOR);
         for index in 0..unread {
             let byte = self.registers.read(DATA);

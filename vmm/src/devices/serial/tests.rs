@@ -28,7 +28,7 @@ fn interrupts(serial: &Serial) -> u64 {
     serial.irq().read().unwrap_or(0)
 }
 
-/// What Linux' driver does to a port before it uses it (`serial8250_do_startup`).
+/// What Linux's driver does to a port before it uses it (`serial8250_do_startup`).
 fn start_up_as_linux(serial: &Serial) {
     for value in [FCR_ENABLE, FCR_ENABLE | FCR_CLEAR_ALL, 0] {
         serial.write(FCR, value);
@@ -305,7 +305,7 @@ fn input_waits_outside_a_paused_guest() {
     assert_eq!((serial.input(b"ls"), interrupts(&serial)), (0, 0));
     assert!(serial.room().read().is_err(), "not yet");
     serial.resume();
-    assert!(serial.room().read().is_ok(), "whoever had input tries again");
+    assert!(serial.room().read().is_ok(), "the event loop tries its input again");
     assert_eq!(serial.input(b"ls"), 2);
     assert_eq!(read_all(&serial), b"ls");
 }
