@@ -1,5 +1,5 @@
 //! What automatic reclaim promises on real machines: memory goes back without a command, a headroom
-//! stays, a guest at work is left alone, and the switch works while the VM runs.
+//! stays, a busy guest is left alone, and the switch works while the VM runs.
 
 mod common;
 
@@ -27,7 +27,7 @@ fn installs(vm: &Vm) -> u64 {
     vm.monitor().counters.installs.get()
 }
 
-/// Waits until so many scans more have looked.
+/// Waits for `more` further scans.
 fn scans(vm: &Vm, more: u64) {
     let goal = vm.auto_reclaim().status().scans + more;
     wait_for("scans", || (vm.auto_reclaim().status().scans >= goal).then_some(()));

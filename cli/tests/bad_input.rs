@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use test_support::skipped;
 
-/// Runs the binary and holds its refusal against what it must say.
+/// Runs the binary and checks its refusal against what it must say.
 #[track_caller]
 fn refused(scratch: &Scratch, args: &[&str], words: &[&str]) {
     let output = scratch.run(args);
@@ -66,13 +66,13 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--auto-reclaim on", &["a launch needs --mem SIZE"]),
         // Devices.
         ("--mem 64M --elastic tape", &["unknown kind 'tape'", "llfree, balloon, balloon-huge, virtio-mem or none"]),
-        ("--mem 64M --elastic balloon,boot=1M", &["'boot=1M' is no option of balloon", "reporting=on|off"]),
+        ("--mem 64M --elastic balloon,boot=1M", &["'boot=1M' is not an option of balloon", "reporting=on|off"]),
         ("--mem 64M --elastic balloon,reporting=1", &["'1' is neither on nor off"]),
         ("--mem 64M --elastic balloon,stats=0s", &["stats", "10ms or more, or off"]),
         ("--mem 1G --elastic virtio-mem,boot=-1G", &["boot", "'-1G' is negative"]),
         ("--mem 1G --elastic virtio-mem,boot=3M", &["boot", "no multiple of 2 MiB"]),
         ("--mem 64M --elastic virtio-mem", &["leaves the first 256 MiB alone", "boot= with less"]),
-        ("--mem 64M --elastic none,stats=1s", &["no option of none"]),
+        ("--mem 64M --elastic none,stats=1s", &["not an option of none"]),
         ("--mem 64M --elastic none --auto-reclaim on", &["--auto-reclaim needs the table", "--elastic none"]),
         (
             "--mem 64M --elastic balloon,reporting=off --auto-reclaim on",
@@ -100,8 +100,8 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--userfaultfd on shrink --to 2M", &["--userfaultfd", "makes no sense before a command"]),
         // The sandbox, and cores.
         ("--mem 64M --seccomp loud", &["loud", "use on, log or off"]),
-        ("--mem 64M --cgroup=/nonexistent", &["/nonexistent is no cgroup v2 directory", "cgroup2"]),
-        ("--mem 64M --cgroup=/etc", &["/etc is no cgroup v2 directory"]),
+        ("--mem 64M --cgroup=/nonexistent", &["/nonexistent is not a cgroup v2 directory", "cgroup2"]),
+        ("--mem 64M --cgroup=/etc", &["/etc is not a cgroup v2 directory"]),
         ("--mem 64M --pin a", &["'a'", "not the number of a core", "like 0,1"]),
         ("--mem 64M --pin 0,", &["not the number of a core"]),
         ("--mem 64M --pin -1", &["'-1'", "not the number of a core"]),
@@ -154,12 +154,12 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("guest burst 0", &["0 bytes"]),
         ("guest stream 0s", &["no time"]),
         ("guest ftq 1s --quantum 0s", &["a quantum is"]),
-        // A VM that is not there.
+        // A VM that does not exist.
         ("status --name nobody", &["no VM is called 'nobody'"]),
         ("status --name a/b", &["'a/b' is no VM name"]),
         ("stop --socket /nonexistent/x.sock", &["no VM listens on /nonexistent/x.sock"]),
         ("status --socket /dev/null", &["/dev/null"]),
-        // A demo that could not tell its story.
+        // A demo that could not show anything.
         ("demo --mem 0", &["the size is 0"]),
         ("demo --mem 3M", &["no multiple of 2 MiB"]),
         ("demo --mem 64M", &["--mem 64 MiB is too small", "128 MiB"]),
@@ -225,7 +225,7 @@ fn a_runtime_directory_that_others_may_enter_gets_no_vm_and_is_not_looked_into()
     refused_at_link(&scratch);
 }
 
-/// The link's target is not looked into: it is no directory of ours.
+/// The link's target is not looked into: it is not one of our directories.
 #[track_caller]
 fn refused_at_link(scratch: &Scratch) {
     let output = scratch.run(&["--mem", "64M"]).exits(1);
@@ -268,9 +268,9 @@ fn a_kernel_that_is_none_is_refused() {
     for (path, words) in [
         (missing, &["missing", "no such file"][..]),
         (directory, &["is a directory"]),
-        ("/dev/null".to_owned(), &["/dev/null", "no regular file"]),
+        ("/dev/null".to_owned(), &["/dev/null", "not a regular file"]),
         (file("empty", b""), &["is empty"]),
-        (file("script", b"#!/bin/sh\nexit 0\n"), &["no ELF file", "23 21"]),
+        (file("script", b"#!/bin/sh\nexit 0\n"), &["not an ELF file", "23 21"]),
         (file("short", &good.bytes()[..40]), &["cut off"]),
         (file("truncated", &good.bytes()[..240]), &["truncated"]),
         (image("32-bit", Image { class: 1, ..good.clone() }), &["32-bit ELF", "x86_64"]),
@@ -302,7 +302,7 @@ fn who_may_not_use_kvm_is_told_what_to_do() {
         std::fs::create_dir_all(&path).expect("scratch");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("ours");
     }
-    // A copy, because the build's own directory need not be open to everybody.
+    // A copy, because the build's own directory may not be accessible to every user.
     let binary = scratch.path().join("bin/llfree-vmm");
     std::fs::copy(env!("CARGO_BIN_EXE_llfree-vmm"), &binary).expect("room in /tmp");
     let as_nobody = |command: &mut std::process::Command| {

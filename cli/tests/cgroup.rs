@@ -1,8 +1,8 @@
 //! `--cgroup` on the kernel's own cgroup file system, where it is version 2 with a memory controller
 //! and this user may write it.
 //!
-//! Where it is not, the emulated machine has one. With TEST for the test's binary, which
-//! `cargo test -p vmm --test cgroup --no-run` builds and names:
+//! Elsewhere, the emulated machine has one. With TEST for the test's binary, which
+//! `cargo test -p llfree-vmm --test cgroup --no-run` builds and names:
 //! `images/testbed -- sh -c 'mount -t cgroup2 none /sys/fs/cgroup; TEST --test-threads 1'`.
 
 mod common;
@@ -12,12 +12,12 @@ use rustix::process::Signal;
 use std::path::PathBuf;
 use test_support::skipped;
 
-/// What the VMM may use besides its limit: for itself, and for the install pool of a guest that small.
+/// What the VMM may use on top of the limit: for itself, and for the install pool of such a small guest.
 fn allowance(memory: u64) -> u64 {
     64 * MIB + memory / 128 + memory / 8
 }
 
-/// Why no cgroup can be made here, in the VMM's own words: one line, and nothing left.
+/// Why no cgroup can be created here, in the VMM's own words: one line, and nothing left behind.
 fn no_cgroup(scratch: &Scratch) -> Option<String> {
     let output = scratch.run(&["--mem", "64M", "--cpus", "1", "--workload", "stop", "--cgroup"]);
     if output.code() == 0 {

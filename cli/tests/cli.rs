@@ -170,7 +170,8 @@ fn arguments_that_are_no_text_are_refused_not_fatal() {
 
 proptest::proptest! {
     #[test]
-    fn no_arguments_panic(args in proptest::collection::vec("(--[a-z]{2,6}|-?[0-9]{0,22}[KMGTms]?|shrink|guest|alloc|free|churn|status|demo|all|.{0,9})", 0..6)) {
+    fn no_arguments_panic(args in proptest::collection::vec("(--[a-z]{2,6}|-?[0-9]{0,22}[KMGTms]?|\
+        shrink|guest|alloc|free|churn|status|demo|all|.{0,9})", 0..6)) {
         if let Err(end) = parse(std::iter::once("llfree-vmm".to_owned()).chain(args)) {
             proptest::prop_assert!(end.code == exit::OK || end.text.matches('\n').count() == 1, "{}", end.text);
         }

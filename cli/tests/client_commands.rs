@@ -1,4 +1,4 @@
-//! The binary as a client: what it prints, and its exit codes, against a VM played by the test.
+//! The binary as a client: what it prints, and its exit codes, with the test playing the VM.
 
 use llfree_base::check::Check;
 use llfree_base::choices::{Backing, OnViolation};

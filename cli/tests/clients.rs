@@ -76,7 +76,11 @@ fn senseless_requests_get_one_error_each() {
         (b"{\"version\":1,\"request\":{\"grow\":{\"to_bytes\":1e99}}}", "bad_request"),
         (b"{\"version\":1,\"request\":{\"grow\":{\"to_bytes\":18446744073707454464}}}", "refused"),
         (b"{\"version\":1,\"request\":{\"shrink\":{\"goal\":{\"by_bytes\":67108864000},\"wait_ms\":0}}}", "refused"),
-        (b"{\"version\":1,\"request\":{\"shrink\":{\"goal\":{\"to_bytes\":2097152},\"wait_ms\":18446744073709551615}}}", "bad_request"),
+        (
+            b"{\"version\":1,\"request\":{\"shrink\":{\"goal\":{\"to_bytes\":2097152},\
+            \"wait_ms\":18446744073709551615}}}",
+            "bad_request",
+        ),
         (b"{\"version\":1,\"request\":{\"guest\":{\"alloc\":{\"bytes\":4096,\"order\":200}}}}", "bad_request"),
         (b"{\"version\":1,\"request\":{\"guest\":{\"churn\":{\"millis\":18446744073709551615}}}}", "bad_request"),
     ] {
@@ -123,7 +127,7 @@ fn clients_that_hang_up_at_any_point_harm_nobody() {
         stream.write_all(&status.repeat(50)).expect("it reads");
         stream.read_exact(&mut [0]).expect("it answers");
     }
-    // At work when the client goes.
+    // Still busy when the client goes.
     let churn = vm.start("guest churn 300ms");
     wait_for("it churns", || {
         vm.status()["vcpus"].as_array()?.iter().any(|vcpu| vcpu["state"] == "running").then_some(())

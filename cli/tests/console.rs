@@ -135,7 +135,7 @@ impl Screen {
         let mut from = File::from(master.try_clone().expect("a descriptor"));
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // It fails when nobody has the other side any more.
+            // It fails once the other side is closed.
             while let Ok(count @ 1..) = from.read(&mut bytes) {
                 into.lock().expect("no panic").extend_from_slice(&bytes[..count]);
             }
@@ -319,7 +319,7 @@ fn the_guardian_holds_a_terminal_and_a_pipe_and_nothing_else() {
     assert_eq!(std::fs::read_link(guardian.join("cwd")).expect("it lives"), Path::new("/"));
     let status = std::fs::read_to_string(guardian.join("status")).expect("it lives");
     let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).expect("a line of it");
-    // All but the two that cannot be, and those that the C library keeps for itself.
+    // All but the two that cannot be handled, and those that the C library keeps for itself.
     assert_eq!(u64::from_str_radix(blocked, 16).expect("a mask") | 1 << 31 | 1 << 32, !(1 << 8 | 1 << 18));
     screen.signal(Signal::KILL);
     screen.ends(128 + Signal::KILL.as_raw());

@@ -1,4 +1,4 @@
-//! Names and sockets: who may listen where, and who takes over what a dead VM left.
+//! Names and sockets: which VM may listen where, and how one takes over what a dead VM left behind.
 
 use cli::advice;
 use cli::client_commands::CommandError;
@@ -51,7 +51,7 @@ fn a_live_vms_name_is_refused_with_its_pid() {
 #[test]
 fn what_a_dead_vm_left_is_taken_over() {
     let dir = dir();
-    // What kill -9 leaves: a socket file without a listener, a lock file without a lock.
+    // What kill -9 leaves behind: a socket file without a listener, a lock file without a lock.
     drop(UnixListener::bind(dir.path().join("vm0.sock")).expect("bind"));
     std::fs::write(dir.path().join("vm0.lock"), "4294967\n").expect("write");
     assert_eq!(live_in(dir.path()).expect("readable"), []);
@@ -102,7 +102,7 @@ fn of_many_starters_one_gets_the_name_and_each_gets_some_name() {
         names.dedup();
         assert_eq!(names.len(), count, "round {round}: two owners of one name");
         assert!(names.contains(&"vm0".to_owned()), "round {round}");
-        assert!(count >= 4, "round {round}: whoever takes any name gets one");
+        assert!(count >= 4, "round {round}: each VM that takes any name gets one");
     }
 }
 

@@ -114,7 +114,7 @@ fn a_guest_of_another_abi_is_named_with_both_versions() {
 fn a_client_that_waits_for_a_guest_hears_of_its_crash() {
     need_kvm!();
     let scratch = Scratch::new();
-    // It waits for work once, and does not survive it.
+    // It waits for work once, and crashes on it.
     let vm = launch(&scratch, &[&hello(), &ring(Call::Wait as u8), UD2]);
     wait_for("it waits", || (vm.status()["vcpus"][0]["state"] == "waiting").then_some(()));
     let client = vm.ask("guest stats").exits(3);

@@ -1,5 +1,5 @@
-//! `kill -9` at any moment leaves nothing that matters: the name can be had again, no process is
-//! left, and the next VM of that name cleans up behind the last one.
+//! `kill -9` at any moment leaves nothing behind that matters: the name can be used again, no process
+//! is left, and the next VM of that name cleans up after the last one.
 
 mod common;
 
@@ -29,7 +29,7 @@ fn a_vm_killed_at_any_moment_blocks_no_launch_of_its_name() {
         assert!(!list.stdout.contains("\"k\""), "round {round}, seed {seed}: {list:?}");
         let next = scratch.launch("--mem 64M --cpus 1 --name k");
         next.is_fine();
-        // It ends cleanly, and with it all that the killed one left.
+        // It ends cleanly, and takes with it all that the killed one left behind.
         next.stop();
     }
 }

@@ -12,7 +12,7 @@ const SLACK: u64 = 24 * MIB;
 fn memory_goes_back_to_the_host_and_comes_again_with_contents_intact() {
     need_kvm!();
     let scratch = Scratch::new();
-    // The install pool is memory beside the guest's, and says so in its own field.
+    // The install pool is memory on top of the guest's, reported in its own field.
     let vm = scratch.launch("--mem 512M --name story --install-pool 8M");
     let status = vm.status();
     assert_eq!(number(&status, "limit_bytes"), 512 * MIB);
@@ -351,7 +351,7 @@ fn with_one_vm_no_name_is_needed_and_with_two_they_are_listed() {
     assert_eq!(scratch.run(&["status", "--json"]).exits(0).json()["name"], "one");
     assert_eq!(scratch.run(&["list", "--json"]).exits(0).json().as_array().map(Vec::len), Some(1));
 
-    // The name that comes by itself.
+    // The default name.
     let two = scratch.launch("--mem 64M --cpus 1");
     assert_eq!(two.up["name"], "vm0");
     let list = scratch.run(&["list"]).exits(0).stdout;

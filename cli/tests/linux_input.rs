@@ -75,7 +75,7 @@ fn a_kernel_that_was_cut_or_is_none_is_refused() {
         let cut = files.file("cut", &image[..bytes]);
         files.refused(&cut, "--mem 256M", &["cut off", "bzImage", &format!("{bytes} bytes")]);
     }
-    files.refused(&files.file("gzip", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0]), "--mem 256M", &["no ELF file", "bzImage"]);
+    files.refused(&files.file("gzip", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0]), "--mem 256M", &["not an ELF file", "bzImage"]);
     files.refused(&files.file("empty", b""), "--mem 256M", &["is empty"]);
     files.refused(files.directory.path(), "--mem 256M", &["is a directory"]);
 }

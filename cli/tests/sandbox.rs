@@ -1,5 +1,5 @@
-//! What a running VM has given up, by the kernel's own account, and what becomes of a thread that
-//! makes a call which is not on its list.
+//! What rights a running VM has given up, according to the kernel, and what happens to a thread that
+//! makes a system call that is not on its list.
 
 mod common;
 
@@ -83,7 +83,7 @@ fn a_bounded_vm_does_all_that_it_is_for() {
         ] {
             vm.json(command);
         }
-        // A thread that is started by one which is bounded already.
+        // A thread that is started by one that is already bounded.
         vm.json("auto-reclaim interval=100ms,min-age=1,keep=0");
         let evicted = || number(&vm.status()["auto_reclaim"], "evicted_bytes");
         vm.json("guest alloc 16M");

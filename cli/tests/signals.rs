@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// The signals that end a VM, and the codes it exits with.
 const ENDINGS: [(Signal, i32); 3] = [(Signal::TERM, 0), (Signal::INT, 130), (Signal::HUP, 0)];
 
-/// Signals the VM and expects its clean end, long before anything that it was at would be over.
+/// Signals the VM and expects it to end cleanly, long before its current work would be finished.
 #[track_caller]
 fn end(vm: Vm<'_>, signal: Signal, code: i32) {
     let start = Instant::now();
@@ -250,7 +250,7 @@ fn a_vm_without_any_output_goes_on() {
     assert_eq!(scratch.leftovers(), [] as [String; 0]);
 }
 
-/// A pipe in which nothing fits any more, for a process's output.
+/// A full pipe, for a process's output.
 fn full_pipe() -> (std::io::PipeReader, Stdio) {
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
     let flags = rustix::fs::fcntl_getfl(&writer).expect("flags");

@@ -32,7 +32,7 @@ const STORM: &[u8] = &[
     0xeb, 0xe9, // jmp to the start
 ];
 
-/// Returns where no userfaultfd can be had.
+/// Returns from the test if no userfaultfd is available.
 macro_rules! need_userfaultfd {
     () => {
         need_kvm!();
@@ -43,7 +43,7 @@ macro_rules! need_userfaultfd {
     };
 }
 
-/// A guest of 16 MiB that storms once a command woke it, with the frames it storms held.
+/// A guest of 16 MiB that storms held frames once a command has woken it.
 fn launch_and_hold<'a>(scratch: &'a Scratch, args: &str) -> Vm<'a> {
     let kernel = scratch.file("guest.elf", &Image::new(&[&hello(), &ring(Call::Wait as u8), STORM]).bytes());
     let mut command = scratch.command(&["--mem", "16M", "--cpus", "1", "--kernel"]);

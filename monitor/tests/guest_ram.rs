@@ -1,6 +1,6 @@
 //! What guest RAM promises about the memory of the whole process and of the machine.
 //!
-//! One process of its own, and one test at a time: each compares the kernel's figures before and
+//! These run in their own process and one at a time: each compares the kernel's figures before and
 //! after, and nothing else may allocate in between.
 
 use llfree_base::kernel_stats::{HugePagePool, ThpMode, huge_page_pool, process_resident_bytes, thp_mode};
@@ -172,7 +172,7 @@ fn a_dry_pool_is_an_error_and_never_a_signal() {
     let _alone = alone();
     let Some(raised) = RaisedPool::by(4) else { return };
     let before = raised.pool();
-    // Takes every page that is to be had, whatever the pool held before.
+    // Takes every available page, whatever the pool held before.
     let pages = before.available();
     let ram = GuestRam::new(pages * HUGE_SIZE, Backing::Hugetlb).expect("the pool has that many");
     ram.populate(HugeRange::saturating(HugeId(0), 2)).expect("reserved");
@@ -180,7 +180,7 @@ fn a_dry_pool_is_an_error_and_never_a_signal() {
     let thief = GuestRam::new(2 * HUGE_SIZE, Backing::Hugetlb).expect("the discarded pages are free for anyone");
     let error = ram.populate(HugeId(1)).expect_err("the pool is dry");
     assert!(matches!(error, MemoryError::Populate { .. }) && error.is_out_of_memory(), "{error:?}");
-    // The others were promised at start and still come.
+    // The others were reserved at the start and are still available.
     ram.populate(HugeRange::saturating(HugeId(2), 2)).expect("reserved");
     drop(thief);
     ram.populate(HugeRange::saturating(HugeId(0), 2)).expect("the pool has pages again");
@@ -199,7 +199,7 @@ fn lock_pool() -> std::io::Result<File> {
     Ok(file)
 }
 
-/// A pool that has some pages more until this is dropped.
+/// A pool with some additional pages until this is dropped.
 struct RaisedPool {
     size_before: u64,
     _lock: File,

@@ -16,7 +16,7 @@ fn pool(huge_frames: u32) -> PoolConfig {
     PoolConfig { huge_frames, rate: 0 }
 }
 
-/// RAM under a userfaultfd, or `None` with the reason where there is none to be had.
+/// RAM under a userfaultfd, or `None` with the reason if none is available.
 fn moving(config: PoolConfig) -> Option<(Arc<GuestRam>, Supply)> {
     let ram = Arc::new(GuestRam::new(u64::from(FRAMES) * HUGE_SIZE, Backing::Anon).expect("never touched"));
     match Supply::new(ram.clone(), config, UseUserfaultfd::On, &Spawner::default()) {
@@ -219,6 +219,6 @@ fn a_dropped_pool_leaves_no_memory_behind() {
     supply.install(HugeId(0)).expect("there is memory");
     drop(supply);
     assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, HUGE_SIZE);
-    // Nobody sleeps at what is no longer registered.
+    // No thread sleeps on a range that is no longer registered.
     assert_eq!(ram.guest_memory().read_obj::<u64>(GuestAddress(HUGE_SIZE)).expect("in RAM"), 0);
 }

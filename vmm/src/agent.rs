@@ -1,10 +1,10 @@
 //! The host's half of the agent protocol: hands commands to vCPUs and adds up their reports. A guest
-//! whose agent is a program is asked by [`linux`] instead.
+//! whose agent is a program is served by [`linux`] instead.
 //!
-//! Each vCPU is an agent with a seat. Its thread sits down in [`Agents::next_command`] when the
-//! guest calls `Wait`, and leaves a report when the guest calls `Done`. One command runs at a time,
-//! split into a share a vCPU. Reports are a guest's claims: numbers are added with saturation and
-//! shown, nothing is decided by them. A guest that never answers costs the caller its timeout.
+//! Each vCPU is an agent with a seat. Its thread waits in [`Agents::next_command`] when the guest
+//! calls `Wait`, and leaves a report when the guest calls `Done`. One command runs at a time, split
+//! into one share per vCPU. Reports are a guest's claims: numbers are added with saturation and shown,
+//! but decide nothing. A guest that never answers costs the caller its timeout.
 
 pub mod linux;
 
@@ -19,43 +19,44 @@ use std::time::{Duration, Instant};
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AgentError {
     /// The guest did not answer in time.
-    #[error("the guest's agent did not answer within {0:?}; it may be busy or not run the agent protocol")]
+    #[error("the guest's agent did not answer within {0:?}; it may be busy, or may not run the agent protocol")]
     Timeout(Duration),
     /// The guest ended.
     #[error("the guest has ended")]
     Gone,
-    /// A Linux guest in which nobody opened the port, or nobody said hello.
+    /// A Linux guest in which no agent has opened the port and said hello.
     #[error("the guest's agent is not up: start llfree-agent in the guest, and give it the virtio_console driver")]
     NotUp,
-    /// The same, though it had its time.
+    /// The same, after waiting for it.
     #[error(
-        "the guest's agent did not come up within {0:?}: have the guest start llfree-agent, with the virtio_console driver"
+        "the guest's agent did not come up within {0:?}: have the guest start llfree-agent, with the virtio_console \
+        driver"
     )]
     NeverUp(Duration),
-    /// It closed the port.
+    /// The agent closed the port.
     #[error("the guest's agent went away before it answered; see the guest's console, and start llfree-agent again")]
     Lost,
-    /// It lets commands lie.
-    #[error("the guest's agent does not read its commands; see what it does, or start llfree-agent again")]
+    /// The agent does not read its commands.
+    #[error("the guest's agent does not read its commands; see what it is doing, or start llfree-agent again")]
     NotReading,
-    /// Built for another host.
-    #[error("the guest's agent has version {agent} of the ABI and this VMM {host}; install the agent built with it")]
+    /// The agent was built for another VMM.
+    #[error("the guest's agent speaks ABI version {agent}, but this VMM {host}; install the agent built with this VMM")]
     Version {
-        /// The agent's.
+        /// The agent's version.
         agent: u64,
-        /// Ours.
+        /// Our version.
         host: u32,
     },
 }
 
 #[derive(Default)]
 struct Seat {
-    /// Work for the vCPU's next `Wait`; stamped, so that a late report is told from an awaited one.
+    /// Work for the vCPU's next `Wait`; stamped, to tell a late report from an awaited one.
     pending: Option<(u64, Command)>,
-    /// The command the vCPU is at work on.
+    /// The command the vCPU is working on.
     working: Option<u64>,
     report: Option<(u64, Report)>,
-    /// From the last report: where to free from.
+    /// Bytes held, by the last report: how frees are split.
     held_bytes: u64,
 }
 
@@ -64,18 +65,18 @@ struct Seats {
     seats: Vec<Seat>,
     stopped: bool,
     last_ticket: u64,
-    /// A device has something for the drivers, which vCPU 0 runs.
+    /// A device has notified the drivers, which run on vCPU 0.
     notified: bool,
 }
 
-/// What a vCPU finds that waits for work.
+/// The outcome of a vCPU's wait for work.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Next {
     /// Work.
     Command(Command),
-    /// Nothing for now: the VM pauses, and the vCPU is to ask again when it runs.
+    /// Nothing for now: the VM pauses, and the vCPU must ask again when it resumes.
     Paused,
-    /// Nothing any more: the VM stops.
+    /// No more work: the VM stops.
     Stopped,
 }
 
@@ -85,13 +86,13 @@ pub struct Agents {
     changed: Condvar,
     /// Held while a command runs.
     turn: Mutex<()>,
-    /// How often vCPU 0 is to look after its devices in any case.
+    /// How often vCPU 0 runs its drivers even without a notification.
     tick: Option<Duration>,
-    /// Nobody is given work. Changed under the lock of the seats, so that nobody falls asleep over it.
+    /// No work is handed out. Changed under the seats' lock, so that no waiter misses the change.
     paused: AtomicBool,
 }
 
-/// The ticket of work that nobody waits for.
+/// The ticket of work whose report is not awaited.
 const UNASKED: u64 = 0;
 /// The vCPU that runs the device drivers.
 const DRIVER_VCPU: u32 = 0;
@@ -105,25 +106,25 @@ impl Agents {
         Self { seats, changed: Condvar::new(), turn: Mutex::new(()), tick: None, paused: AtomicBool::new(false) }
     }
 
-    /// The same, for a guest whose drivers want to run so often: what a timer is to others.
+    /// The same, for a guest whose drivers run at least every `tick`, as if on a timer.
     #[must_use]
     pub fn with_tick(self, tick: Option<Duration>) -> Self {
         Self { tick, ..self }
     }
 
-    /// A device has something for its driver: wakes an idle guest, as an interrupt would.
+    /// A device notifies its driver: wakes an idle guest, as an interrupt would.
     pub fn notify_driver(&self) {
         self.lock().notified = true;
         self.changed.notify_all();
     }
 
-    /// Sends those back that wait for work, and gives none until [`resume`](Self::resume). The vCPUs have
-    /// their orders to pause by then, or they would ask again at once.
+    /// Sends back vCPUs that wait for work, and gives none until [`resume`](Self::resume). The vCPUs must
+    /// have their orders to pause by then, or they would ask again at once.
     pub fn pause(&self) {
         self.set_paused(true);
     }
 
-    /// Gives work again, also what came meanwhile.
+    /// Gives out work again, including what came in the meantime.
     pub fn resume(&self) {
         self.set_paused(false);
     }
@@ -175,13 +176,13 @@ impl Agents {
         }
     }
 
-    /// vCPU thread: a report came; false if nobody asked for one.
+    /// vCPU thread: a report came; false if none was asked for.
     pub fn report(&self, vcpu: u32, report: Report) -> bool {
         let mut seats = self.lock();
         let Some(seat) = seats.seats.get_mut(vcpu as usize) else { return false };
         let Some(ticket) = seat.working.take() else { return false };
         seat.held_bytes = report.held_bytes;
-        // A report that somebody waits for must not be lost to one that nobody does.
+        // An awaited report must not be overwritten by one that is not.
         if ticket != UNASKED {
             seat.report = Some((ticket, report));
         }
@@ -191,7 +192,7 @@ impl Agents {
         true
     }
 
-    /// Wakes everybody up for good.
+    /// Wakes all waiters, for good.
     pub fn stop(&self) {
         self.lock().stopped = true;
         self.changed.notify_all();
@@ -207,8 +208,8 @@ impl Agents {
         self.run_in_turn(command, deadline, timeout)
     }
 
-    /// Asks idle vCPUs to give cached frames back, unless a command runs: then they look at
-    /// `wanted` by themselves. True if they did; those of a paused VM do not.
+    /// Asks idle vCPUs to give back cached frames, unless a command runs: busy vCPUs look at `wanted`
+    /// on their own. True if they did; those of a paused VM do not.
     pub fn drain_if_idle(&self, timeout: Duration) -> bool {
         if self.is_paused() {
             return false;
@@ -259,7 +260,7 @@ impl Agents {
     }
 }
 
-/// Splits a command into one share a vCPU: allocations evenly in whole blocks, frees by what each
+/// Splits a command into one share per vCPU: allocations evenly in whole blocks, frees by what each
 /// vCPU said it holds.
 fn shares(command: Command, held: &[u64]) -> Vec<Command> {
     let vcpus = held.len().max(1) as u64;
@@ -308,8 +309,8 @@ fn shares(command: Command, held: &[u64]) -> Vec<Command> {
     held.iter().enumerate().map(share).collect()
 }
 
-/// Adds the vCPUs' reports up: sums, the first fault, the slowest clock. What is free in the whole
-/// table is left out: each of them looked at another time.
+/// Adds up the vCPUs' reports: sums, the first fault, the slowest clock. The free memory of the whole
+/// table is left out, as each vCPU looked at a different time.
 #[must_use]
 pub fn total(reports: &[Report]) -> Report {
     let mut sum = Report::default();
@@ -342,15 +343,15 @@ pub fn total(reports: &[Report]) -> Report {
     sum
 }
 
-/// Samples of several vCPUs in one. Percentiles of the whole are not to be had from those of the
-/// parts: given are the worst of them, and for mean and median the mean.
+/// Combines samples of several vCPUs. Percentiles of the whole cannot be computed from those of the
+/// parts, so this reports the worst of them, and the mean for mean and median.
 fn total_samples(parts: &[Samples]) -> Samples {
     let least = |of: fn(&Samples) -> u64| parts.iter().map(of).min().unwrap_or(0);
     let most = |of: fn(&Samples) -> u64| parts.iter().map(of).max().unwrap_or(0);
     let count = parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.count));
     let weighted = |of: fn(&Samples) -> u64| {
         let sum = parts.iter().fold(0u128, |sum, part| {
-            // Two words always have room for a product of two.
+            // A u128 always holds the product of two u64.
             sum.saturating_add(u128::from(of(part)) * u128::from(part.count))
         });
         sum.checked_div(u128::from(count)).map_or(0, |mean| u64::try_from(mean).unwrap_or(u64::MAX))

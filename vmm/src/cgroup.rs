@@ -1,9 +1,9 @@
 //! `--cgroup`: the VM in a memory cgroup of its own, whose `memory.max` follows the limit.
 //!
-//! Touches the cgroup file system and nothing else. The files are opened once, at the start, while
-//! all rights are there; afterwards only they are written. Invariant: `memory.max` is never below
-//! what the guest may hold plus the VMM's allowance; it rises before a grow and falls after a
-//! shrink, and falls only once what is in use fits, because the kernel kills what does not.
+//! Touches only the cgroup file system. The files are opened once, at the start, before any rights are
+//! dropped; afterwards only those open files are used. Invariant: `memory.max` is never below what the
+//! guest may hold plus the VMM's allowance; it rises before a grow and falls after a shrink, and falls
+//! only once what is in use fits, because the kernel kills what does not.
 
 use llfree_base::faults;
 use llfree_base::kernel_stats::parse_cgroup2_mount;
@@ -17,28 +17,28 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Names are this and the pid, so that one whose process is gone can be told and removed.
+/// Names are this and the pid, so that a cgroup whose process is gone can be recognized and removed.
 const PREFIX: &str = "llfree-vmm-";
 
 /// What the VMM itself may use: code, heap, buffers of clients.
 const FIXED_ALLOWANCE: u64 = 64 << 20;
-/// And for each so many bytes of guest memory a byte: the page tables of the process and of KVM, at
-/// worst one of 8 bytes a 4 KiB page each, which is 1/256, and as much again for the kernel's
-/// bookkeeping of it.
+/// Plus one byte per this many bytes of guest memory: the page tables of the process and of KVM, at
+/// worst an 8-byte entry per 4 KiB page in each, which is 1/256, and as much again for the kernel's
+/// own bookkeeping.
 const BYTES_PER_ALLOWANCE: u64 = 128;
 
-/// How often, and how far apart, a cgroup is tried to be removed that is busy.
+/// How often, and at what interval, removing a busy cgroup is retried.
 const BUSY_TRIES: u32 = 100;
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
-/// Why there is no cgroup, or why it does not follow.
+/// Why there is no cgroup, or why it does not follow the limit.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// No cgroup v2 at all.
-    #[error("a cgroup for the VM needs cgroup v2, and none is mounted here")]
+    #[error("a cgroup for the VM needs cgroup v2, which is not mounted here")]
     NoV2(#[source] io::Error),
-    /// A path that is no cgroup.
-    #[error("{path} is no cgroup v2 directory")]
+    /// A path that is not a cgroup.
+    #[error("{path} is not a cgroup v2 directory")]
     NotACgroup {
         /// Which.
         path: PathBuf,
@@ -66,7 +66,7 @@ pub enum CgroupError {
     },
 }
 
-/// What a status says about it.
+/// The cgroup's numbers for a status.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Usage {
     /// The cgroup's directory.
@@ -77,36 +77,36 @@ pub struct Usage {
     pub current: u64,
 }
 
-/// A cgroup that this process is in, until it leaves.
+/// The cgroup that this process is in until it leaves.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
     max: File,
     current: File,
-    /// `cgroup.procs` of where this process came from.
+    /// `cgroup.procs` of the cgroup that this process came from.
     home: File,
-    /// Guest memory at most, which the allowance depends on.
+    /// The most guest memory there can be; the allowance depends on it.
     memory: u64,
-    /// More that counts, like a pool of zeroed frames.
+    /// Other memory that counts, such as a pool of zeroed frames.
     besides: u64,
     written: Mutex<u64>,
     left: AtomicBool,
 }
 
 impl Cgroup {
-    /// Makes a cgroup for a VM of `memory` bytes and whatever the VMM keeps `besides`, below
-    /// `parent`, by default beside the one that this process is in, and moves this process there.
-    /// Cgroups there whose VM was killed are removed.
+    /// Creates a cgroup below `parent` for a VM of `memory` bytes plus the bytes that the VMM keeps
+    /// `besides`, and moves this process there. By default the cgroup is created beside the one that
+    /// this process is in. Cgroups there whose VM was killed are removed.
     ///
     /// # Errors
-    /// [`CgroupError`]; nothing of it is left then.
+    /// [`CgroupError`]; no cgroup is left behind.
     pub fn enter(parent: Option<&Path>, memory: u64, besides: u64) -> Result<Self, CgroupError> {
         let own = own_cgroup().map_err(CgroupError::NoV2)?;
         let beside = own.parent().filter(|parent| parent.join("cgroup.controllers").exists()).unwrap_or(&own);
         Self::enter_from(&own, parent.unwrap_or(beside), memory, besides)
     }
 
-    /// The same, for a process that is in the cgroup in `home` and goes back there.
+    /// The same, for a process that is in the cgroup `home` and returns there.
     ///
     /// # Errors
     /// Likewise.
@@ -123,7 +123,7 @@ impl Cgroup {
         let passed_on = parent.join("cgroup.subtree_control");
         let read = std::fs::read_to_string(&passed_on).map_err(refused("read", &passed_on))?;
         if !has_memory(&read) {
-            // It fails with EBUSY where processes live in the parent itself.
+            // Fails with EBUSY if processes live in the parent itself.
             let enable = OpenOptions::new().write(true).open(&passed_on).and_then(|file| write(&file, "+memory"));
             enable.map_err(refused("enable the memory controller in", &passed_on))?;
         }
@@ -133,7 +133,7 @@ impl Cgroup {
         let path = parent.join(format!("{PREFIX}{}", std::process::id()));
         match std::fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(refused("make the cgroup", &path)(error));
+                return Err(refused("create the cgroup", &path)(error));
             }
             _ => {}
         }
@@ -159,19 +159,19 @@ impl Cgroup {
             Ok(cgroup)
         })();
         if entered.is_err() {
-            // Nobody is in it. Where the move failed, the drop has tried already.
+            // The cgroup is empty. If the move failed, the drop has tried already.
             let _ = std::fs::remove_dir(&path);
         }
         entered
     }
 
-    /// Its directory.
+    /// The cgroup's directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Before a grow: makes room for a limit of so many bytes.
+    /// Before a grow: makes room for a limit of `limit` bytes.
     ///
     /// # Errors
     /// If the kernel does not take the new maximum; the old one stands.
@@ -179,8 +179,8 @@ impl Cgroup {
         self.set(|written, wanted| (wanted > written).then_some(wanted), limit)
     }
 
-    /// After a shrink, and again and again until it is done: takes the room that a limit of so many
-    /// bytes leaves unused, if what is in use now fits into the rest.
+    /// After a shrink, and repeatedly until it succeeds: gives up the room that `limit` bytes leave
+    /// unused, provided that what is in use now fits into the rest.
     ///
     /// # Errors
     /// If the kernel does not take the new maximum; the old one stands.
@@ -202,16 +202,16 @@ impl Cgroup {
         Ok(())
     }
 
-    /// What it allows and what is in use.
+    /// The maximum, and what is in use.
     ///
     /// # Errors
-    /// If the kernel does not say.
+    /// The kernel does not report them.
     pub fn usage(&self) -> io::Result<Usage> {
         let max = *lock(&self.written);
         Ok(Usage { path: self.path.clone(), max, current: self.read_current()? })
     }
 
-    /// Takes this process back to where it came from and removes the cgroup. Once is enough.
+    /// Moves this process back to where it came from and removes the cgroup. Further calls do nothing.
     pub fn leave(&self) {
         if self.left.swap(true, Ordering::AcqRel) {
             return;
@@ -220,7 +220,7 @@ impl Cgroup {
         let moved = write(&self.home, &std::process::id().to_string());
         if let Err(error) = moved.and_then(|()| remove(&self.path)) {
             log::warn!(
-                "the cgroup {} could not be removed: {error}; the next VM with a cgroup beside it will remove it",
+                "the cgroup {} could not be removed: {error}; the next VM that gets a cgroup beside it will remove it",
                 self.path.display()
             );
         }
@@ -230,7 +230,7 @@ impl Cgroup {
         let mut text = [0; 32];
         let length = self.current.read_at(&mut text, 0)?;
         let number = str::from_utf8(&text[..length]).ok().and_then(|text| text.trim().parse().ok());
-        number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "memory.current is no number"))
+        number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "memory.current is not a number"))
     }
 }
 
@@ -240,8 +240,8 @@ impl Drop for Cgroup {
     }
 }
 
-/// Removes a cgroup that nobody of us is in any more. On some kernels a thread of KVM's own is in it
-/// until the VM is gone, and that thread's end takes a moment.
+/// Removes a cgroup that this process has left. On some kernels one of KVM's own threads is in it
+/// until the VM is gone, and that thread takes a moment to exit.
 fn remove(path: &Path) -> io::Result<()> {
     let mut tries = 0;
     loop {
@@ -258,7 +258,7 @@ fn write(file: &File, text: &str) -> io::Result<()> {
     file.write_all_at(text.as_bytes(), 0)
 }
 
-/// The maximum that goes with a limit.
+/// The maximum for a limit.
 fn maximum(limit: u64, memory: u64, besides: u64) -> u64 {
     limit.saturating_add(besides).saturating_add(FIXED_ALLOWANCE + memory / BYTES_PER_ALLOWANCE)
 }
@@ -269,23 +269,23 @@ fn has_memory(controllers: &str) -> bool {
 
 /// The directory of the cgroup that this process is in.
 fn own_cgroup() -> io::Result<PathBuf> {
-    let missing = || io::Error::new(io::ErrorKind::NotFound, "this process is in no cgroup of version 2");
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "this process is not in a v2 cgroup");
     let mount = parse_cgroup2_mount(&std::fs::read_to_string("/proc/self/mountinfo")?).ok_or_else(missing)?;
     let groups = std::fs::read_to_string("/proc/self/cgroup")?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::/")).ok_or_else(missing)?;
     Ok(if path.is_empty() { mount } else { mount.join(path) })
 }
 
-/// Removes the cgroups that killed VMs left. One that still has a process cannot be removed.
+/// Removes the cgroups that killed VMs left behind. One that still has a process cannot be removed.
 fn sweep(parent: &Path) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u32>().ok());
-        // A live one may be about to enter.
+        // A live process may be about to enter.
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             match std::fs::remove_dir(entry.path()) {
-                Ok(()) => log::info!("removed {}, which a killed VM left", entry.path().display()),
+                Ok(()) => log::info!("removed {}, which a killed VM left behind", entry.path().display()),
                 Err(error) => log::debug!("{} stays: {error}", entry.path().display()),
             }
         }
@@ -296,8 +296,8 @@ fn sweep(parent: &Path) {
 mod tests {
     use super::*;
 
-    /// A directory that looks like a cgroup, with one below for this process. The kernel makes these
-    /// files itself; what it does with them is tested by `tests/cgroup.rs` where it can be.
+    /// A directory that looks like a cgroup, with one below it for this process. The kernel creates these
+    /// files itself; what it does with them is tested by `cli/tests/cgroup.rs` where possible.
     fn tree() -> (tempfile::TempDir, PathBuf) {
         let parent = tempfile::tempdir().expect("a scratch directory");
         let own = parent.path().join(format!("{PREFIX}{}", std::process::id()));
@@ -354,7 +354,7 @@ mod tests {
     fn what_is_no_cgroup_is_refused_with_its_path() {
         let (parent, _) = tree();
         let error = enter(Path::new("/nonexistent/cgroup"), 1).expect_err("it is not there");
-        assert!(error.to_string().contains("/nonexistent/cgroup is no cgroup v2"), "{error}");
+        assert!(error.to_string().contains("/nonexistent/cgroup is not a cgroup v2"), "{error}");
         std::fs::write(parent.path().join("cgroup.controllers"), "cpu memoryless\n").expect("scratch");
         let error = enter(parent.path(), 1).expect_err("no controller");
         assert!(matches!(error, CgroupError::NoMemoryController { .. }), "{error}");

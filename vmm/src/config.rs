@@ -19,28 +19,28 @@ pub struct VmConfig {
     pub memory: Bytes,
     /// vCPUs.
     pub cpus: u32,
-    /// What is behind RAM.
+    /// What backs RAM.
     pub backing: Backing,
     /// What to run instead of the embedded guest.
     pub kernel: Option<Arc<Image>>,
-    /// Host cores for the vCPUs' threads, in turn; any if there are none.
+    /// Host cores for the vCPUs' threads, assigned in turn; empty means any core.
     pub pin: Vec<u32>,
     /// How frames get their memory, and what holds the guest to its limit.
     pub install: InstallConfig,
-    /// How memory is made smaller and larger.
+    /// How the VM's memory is made smaller and larger.
     pub elastic: Elastic,
-    /// What only Linux guests have.
+    /// Settings for Linux guests only.
     pub linux: LinuxConfig,
-    /// What starts the VM's threads, each within its rights.
+    /// Starts the VM's threads, each with its own rights.
     pub threads: Spawner,
 }
 
-/// What a Linux guest gets beside memory and CPUs.
+/// What a Linux guest gets besides memory and CPUs.
 #[derive(Clone, Default, Debug)]
 pub struct LinuxConfig {
     /// Its initial RAM file system.
     pub initrd: Option<Arc<Initrd>>,
-    /// Its command line, to which a few words are added.
+    /// Its command line, to which the VMM adds a few parameters.
     pub command_line: String,
     /// Where its console's output goes; nowhere by default.
     pub console: Option<Arc<OwnedFd>>,
@@ -51,7 +51,7 @@ pub struct LinuxConfig {
 }
 
 impl VmConfig {
-    /// What frames get their memory from, what a violation comes to, and whether a userfaultfd sees it.
+    /// Where frames get their memory from, what a violation leads to, and whether a userfaultfd detects it.
     ///
     /// # Errors
     /// Choices that exclude each other.
@@ -60,7 +60,7 @@ impl VmConfig {
         self.install.resolve(self.memory, self.backing, is_tracked)
     }
 
-    /// Lets go of what the guest has in its own memory by now, so that the host does not pay twice.
+    /// Frees what the guest has in its own memory by now, so that the host does not pay twice.
     pub(crate) fn forget_contents(&mut self) {
         if let Some(rest) = self.kernel.as_ref().and_then(|image| image.without_contents()) {
             self.kernel = Some(Arc::new(rest));
@@ -68,7 +68,7 @@ impl VmConfig {
         self.linux.initrd = None;
     }
 
-    /// The built-in guest, with defaults for what is not named here.
+    /// The built-in guest, with defaults for everything else.
     #[must_use]
     pub fn new(memory: Bytes, cpus: u32, backing: Backing) -> Self {
         Self { memory, cpus, backing, ..Self::default() }

@@ -1,7 +1,7 @@
-//! What the host does when a vCPU rings: one handler a call.
+//! What the host does when a vCPU rings: one handler per call.
 //!
 //! The request is copied out of the mailbox once, decoded totally, served, and answered in the
-//! reply half. Nothing a guest can put into its words ends in more than an error status and a
+//! reply half. Whatever a guest puts into its words, the worst outcome is an error status and a
 //! counted bad call.
 
 use crate::agent::{Agents, Next};
@@ -17,15 +17,15 @@ use llfree_monitor::{InstallError, Monitor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Lines of one guest that reach the log.
+/// How many lines of one guest reach the log.
 const LOG_LINES: u64 = 10_000;
 
-/// What becomes of the vCPU after a call.
+/// What the vCPU does after a call.
 #[derive(Debug)]
 pub enum Flow {
     /// It goes on.
     Continue,
-    /// The VM pauses, and the call has no reply yet: it is to be made again when the VM runs.
+    /// The VM pauses, and the call has no reply yet: it must be made again when the VM resumes.
     Again,
     /// The VM is stopping: leave the guest.
     Leave,
@@ -44,13 +44,13 @@ pub struct Doorbell {
 }
 
 impl Doorbell {
-    /// A doorbell for the guest behind these parts.
+    /// A doorbell for the guest that these parts belong to.
     #[must_use]
     pub fn new(platform: Arc<Platform>, monitor: Arc<Monitor>, agents: Arc<Agents>) -> Self {
         Self { platform, monitor, agents, counters: DoorbellCounters::default(), log_lines: AtomicU64::new(0) }
     }
 
-    /// Serves one ring of `vcpu`; `call` is `None` for an offset or port that is no call.
+    /// Serves one ring of `vcpu`; `call` is `None` for an offset or port without a call.
     pub fn ring(&self, vcpu: u32, call: Option<Call>) -> Flow {
         let mut reply = [0; WORDS];
         let (status, flow) = match self.decode(vcpu, call) {
@@ -110,8 +110,8 @@ impl Doorbell {
             }
             Request::Panic(words) => (Status::Ok, Flow::End(ExitReason::Panicked(guest_text(&words)))),
             Request::Exit { code } => (Status::Ok, Flow::End(ExitReason::Exited(code))),
-            // Rung through the mailbox it would be a lie: the VMM's own entry has no mailbox
-            // business, and the vCPU loop handles it before it comes here.
+            // A mailbox call like this is a lie: the VMM's own exception entry does not use the
+            // mailbox, and the vCPU loop handles it before it gets here.
             Request::Exception => (Status::BadArgument, Flow::Continue),
         }
     }

@@ -1,6 +1,6 @@
 //! Why a VM does not come up ([`LaunchError`]), and why a running one does not do as asked
-//! ([`VmError`], [`LimitError`]). Each says what failed, with the value and the limit; which knob to
-//! turn is for the user interface to say.
+//! ([`VmError`], [`LimitError`]). Each says what failed, with the value and the limit; which option
+//! to change is for the user interface to say.
 
 use crate::agent::AgentError;
 use crate::boot::{BootError, ImageError, KernelError, LinuxError};
@@ -17,7 +17,7 @@ use llfree_monitor::memory::MemoryError;
 use shared_layout::{HUGE_SIZE, Order};
 use std::time::Duration;
 
-/// Why a VM was not launched; nothing of it is left.
+/// Why a VM was not launched. All that was built until then is released.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// The machine or the platform region.
@@ -44,16 +44,16 @@ pub enum LaunchError {
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The device of its elastic memory.
+    /// The way to move its memory.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// There is no image, and none is built in.
+    /// No image was given, and none is built in.
     #[error("no guest image was named, and this build has none of its own")]
     NoImage,
     /// Not even the built-in guest's image fits.
     #[error("guest memory of {memory} is too small for the built-in guest, which needs at least {least}")]
     TooSmall {
-        /// What was asked for.
+        /// The requested value.
         memory: Bytes,
         /// Where the image ends.
         least: Bytes,
@@ -61,17 +61,17 @@ pub enum LaunchError {
     /// More vCPUs than there can be.
     #[error("{asked} vCPUs were requested, but this machine's KVM runs 1 to {limit}")]
     Cpus {
-        /// What was asked for.
+        /// The requested value.
         asked: u32,
         /// KVM's maximum.
         limit: u32,
     },
-    /// A core that is not there, or not ours.
+    /// A core that does not exist, or that this process may not use.
     #[error("core {core} is not among those that this process may use, {allowed:?}")]
     Pin {
-        /// What was asked for.
+        /// The requested value.
         core: u32,
-        /// What there is.
+        /// The cores that may be used.
         allowed: Vec<u32>,
     },
     /// How frames get their memory.
@@ -82,7 +82,7 @@ pub enum LaunchError {
     Memslot {
         /// Where.
         gpa: u64,
-        /// How much.
+        /// The size of the slot.
         memory: Bytes,
         /// KVM's answer.
         source: kvm_ioctls::Error,
@@ -90,7 +90,7 @@ pub enum LaunchError {
     /// KVM refused a step.
     #[error("KVM could not {step}")]
     Kvm {
-        /// What failed.
+        /// The step that failed.
         step: &'static str,
         /// KVM's answer.
         source: kvm_ioctls::Error,
@@ -98,7 +98,7 @@ pub enum LaunchError {
     /// The host refused a thread or an event.
     #[error("the host could not {step}")]
     Host {
-        /// What failed.
+        /// The step that failed.
         step: &'static str,
         /// The kernel's answer.
         source: std::io::Error,
@@ -108,20 +108,20 @@ pub enum LaunchError {
 /// Why a VM does not pause; it runs on as before.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseError {
-    /// A vCPU is at something that the host does not finish.
+    /// A vCPU is in an operation that the host does not finish.
     #[error("vCPU {vcpu} did not pause within {within:?}; the VM runs on")]
     Vcpu {
         /// Which.
         vcpu: u32,
-        /// How long all of them had.
+        /// The time that all of them had.
         within: Duration,
     },
-    /// A device is.
-    #[error("a request to the device {device} did not end within {within:?}; the VM runs on")]
+    /// A device is in one.
+    #[error("a request to the device {device} did not finish within {within:?}; the VM runs on")]
     Device {
         /// Which.
         device: &'static str,
-        /// How long all of them had.
+        /// The time that all of them had.
         within: Duration,
     },
 }
@@ -153,10 +153,10 @@ pub enum VmError {
     /// The guest ended.
     #[error(transparent)]
     Ended(#[from] ExitReason),
-    /// It runs on.
+    /// The VM did not pause.
     #[error(transparent)]
     Pause(#[from] PauseError),
-    /// The guest cannot do anything now.
+    /// The guest cannot carry out commands while it is paused.
     #[error("the VM is paused; resume it first")]
     Paused,
 }
@@ -173,52 +173,52 @@ impl From<MoveError> for VmError {
 /// Why a VM cannot have a limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LimitError {
-    /// No whole huge frames.
+    /// Not a whole number of huge frames.
     #[error(
         "{bytes} bytes is not a multiple of 2 MiB; {below} or {above} would be",
         below = Bytes(bytes - bytes % HUGE_SIZE),
         above = Bytes((bytes - bytes % HUGE_SIZE).saturating_add(HUGE_SIZE))
     )]
     NotAMultiple {
-        /// What was asked for.
+        /// The requested value.
         bytes: u64,
     },
-    /// More than there is.
+    /// More than the VM's memory.
     #[error("{target} is more than the VM's memory, {memory}")]
     AboveMemory {
-        /// What was asked for.
+        /// The requested value.
         target: Bytes,
         /// The VM's memory.
         memory: Bytes,
     },
-    /// A shrink that would be a grow.
+    /// A shrink to above the limit.
     #[error("cannot shrink to {target}: the limit is already {limit}")]
     ShrinkAboveLimit {
-        /// What was asked for.
+        /// The requested value.
         target: Bytes,
-        /// The limit as it is.
+        /// The current limit.
         limit: Bytes,
     },
-    /// A grow that would be a shrink.
+    /// A grow to below the limit.
     #[error("cannot grow to {target}: the limit is already {limit}")]
     GrowBelowLimit {
-        /// What was asked for.
+        /// The requested value.
         target: Bytes,
-        /// The limit as it is.
+        /// The current limit.
         limit: Bytes,
     },
-    /// A shrink that leaves nothing.
+    /// A shrink by the whole limit.
     #[error("cannot shrink by {by}: that is all of the limit, and the smallest limit is 2 MiB")]
     ShrinkByAll {
-        /// What was asked for.
+        /// The requested value.
         by: Bytes,
     },
-    /// A shrink that would leave less than nothing.
+    /// A shrink by more than the limit.
     #[error("cannot shrink by {by}: the limit is only {limit}")]
     ShrinkByMore {
-        /// What was asked for.
+        /// The requested value.
         by: Bytes,
-        /// The limit as it is.
+        /// The current limit.
         limit: Bytes,
     },
 }

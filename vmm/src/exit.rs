@@ -1,4 +1,4 @@
-//! [`ExitReason`]: how a guest ends, whoever noticed it: a call, a device, the monitor or KVM.
+//! [`ExitReason`]: how a guest ends, whether a call, a device, the monitor or KVM noticed it.
 
 use guest_abi::header::ABI_VERSION;
 use llfree_monitor::Violation;
@@ -6,13 +6,13 @@ use llfree_monitor::Violation;
 /// Why a guest ended.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ExitReason {
-    /// It said so.
+    /// The guest made the exit call.
     #[error("the guest exited with code {0}")]
     Exited(u32),
     /// It panicked; the text is the guest's own.
     #[error("the guest panicked: {0}")]
     Panicked(String),
-    /// The exception entry that the VMM placed was reached, or somebody claimed so.
+    /// The guest reached the exception entry that the VMM placed, or claims to have.
     #[error("the guest crashed: {what}")]
     Exception {
         /// What happened and where, on one line.
@@ -26,20 +26,20 @@ pub enum ExitReason {
         /// What the guest said.
         guest: u32,
     },
-    /// It touched memory that it does not have, and the policy is not to let it.
+    /// It touched memory that it does not have, and the policy is to end it.
     #[error("the guest touched memory that it does not have: {0}")]
     Violation(Violation),
-    /// A Linux guest is off.
-    #[error("the guest switched itself off")]
+    /// A Linux guest powered off.
+    #[error("the guest powered itself off")]
     PoweredOff,
-    /// A Linux guest shut down to start over.
-    #[error("the guest rebooted, and this VM starts once only: launch it again")]
+    /// A Linux guest reset its machine to start over.
+    #[error("the guest rebooted, and this VM starts only once: launch it again")]
     Rebooted,
     /// A Linux guest's kernel gave up.
     #[error("the guest's kernel panicked: {0}")]
     KernelPanic(&'static str),
     /// KVM gave up on a vCPU.
-    #[error("vCPU {vcpu} cannot go on: {what}")]
+    #[error("vCPU {vcpu} cannot continue: {what}")]
     Vcpu {
         /// Which.
         vcpu: u32,

@@ -1,8 +1,8 @@
-//! [`GuestView`]: what a guest says about its own memory, and why a resize fell short by that.
+//! [`GuestView`]: what a guest says about its own memory, and why, judging by that, a resize fell short.
 //!
-//! A guest that shares its table says it there, at any moment. Linux says it in the statistics of its
-//! balloon, now and then; through virtio-mem it says nothing. What is not known, or was said too long
-//! ago, is `None`: never a zero, never the last guess. Pure: reports in, numbers and sentences out.
+//! A guest that shares its table says so there, up to date at any moment. Linux says so in the statistics
+//! of its balloon, now and then; through virtio-mem it says nothing. What is unknown or too old is `None`:
+//! never a zero, never the last guess. Pure: reports in, numbers and sentences out.
 
 use llfree::Census;
 use llfree_base::units::Bytes;
@@ -12,26 +12,26 @@ use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 /// What a guest says about its memory, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestView {
-    /// Where it says so.
+    /// The source of the numbers.
     pub says: GuestSays,
-    /// What it has allocated.
+    /// Allocated memory.
     pub used: Option<u64>,
-    /// What it has free.
+    /// Free memory.
     pub free: Option<u64>,
-    /// Free memory in huge frames that are not wholly free.
+    /// Free memory in huge frames that are not entirely free.
     pub fragmented: Option<u64>,
-    /// What a shrink could take right now.
+    /// Memory that a shrink could take right now.
     pub reclaimable: Option<u64>,
 }
 
 impl GuestView {
     /// What the shared table says; `given_away` is what a device's driver gave to the host, which the
-    /// table has as used.
+    /// table counts as used.
     #[must_use]
     pub fn of_table(census: &Census, given_away: u64) -> Self {
         let whole = (census.free_installed + census.free_evicted) * HUGE_SIZE;
         let fragmented = census.fragmented_frames * FRAME_SIZE;
-        // Huge frame 0 is nobody's: its entry keeps the guest off it.
+        // Huge frame 0 belongs to nobody: its entry keeps the guest from using it.
         let used = (census.used_frames * FRAME_SIZE).saturating_sub(HUGE_SIZE).saturating_sub(given_away);
         Self {
             says: GuestSays::Table,
@@ -48,7 +48,7 @@ impl GuestView {
         let Some((balloon, stats)) = fresh(elastic) else {
             return Self { says: GuestSays::Nowhere, used: None, free: None, fragmented: None, reclaimable: None };
         };
-        // Linux takes what it gave away off its total, unless it may have that back at any time.
+        // Linux subtracts what it gave away from its total, unless it may take it back at any time.
         let given_away = if balloon.deflates_on_oom { balloon.inflated_bytes } else { 0 };
         let used = |total: u64, free: u64| total.saturating_sub(free).saturating_sub(given_away);
         Self {
@@ -57,13 +57,13 @@ impl GuestView {
             free: stats.free_bytes,
             // Linux does not tell, and its balloon takes single pages.
             fragmented: None,
-            // Its balloon gets at disk caches too, which are what is available beyond what is free.
+            // Its balloon can also take disk caches: the memory that is available beyond what is free.
             reclaimable: stats.available_bytes.or(stats.free_bytes),
         }
     }
 }
 
-/// The balloon's statistics, if they are true now.
+/// The balloon's statistics, if they are up to date.
 fn fresh(elastic: &ElasticStatus) -> Option<(&BalloonStatus, &GuestStatsReport)> {
     let balloon = elastic.balloon.as_ref()?;
     let stats = balloon.guest.as_ref().filter(|stats| elastic.driven && !stats.stale)?;
@@ -75,27 +75,29 @@ fn seconds(ms: u64) -> String {
     format!("{}.{} s", ms / 1000, ms % 1000 / 100)
 }
 
-/// Why a resize fell short, as the shared table has it. `advice` ends the sentence.
+/// Why a resize fell short, according to the shared table. `advice` ends the sentence.
 #[must_use]
 pub fn why_by_table(in_use: Bytes, fragmented: Bytes, advice: &str) -> String {
     let between = match fragmented {
         Bytes(0) => String::new(),
-        some => format!(", and {some} lie free between used pages, in frames that are not wholly free"),
+        some => format!(", and {some} lie free between used pages, in frames that are not entirely free"),
     };
     format!("the guest uses {in_use}{between}; {advice}")
 }
 
-/// Why a resize fell short in a guest that shares no table, whose driver `is_at_it` still or not.
-/// `advice` ends the sentence, unless it is empty or of no use.
+/// Why a resize fell short in a guest that shares no table; `is_working` says whether its driver is
+/// still working on it. `advice` ends the sentence, unless it is empty or of no use.
 #[must_use]
-pub fn why_by_device(elastic: &ElasticStatus, grows: bool, is_at_it: bool, advice: &str) -> String {
-    if elastic.driven && is_at_it {
+pub fn why_by_device(elastic: &ElasticStatus, grows: bool, is_working: bool, advice: &str) -> String {
+    if elastic.driven && is_working {
         return "the guest's driver is still working on it: look again later".to_owned();
     }
     let why = match (&elastic.balloon, &elastic.mem) {
         _ if !elastic.driven => {
             let device = &elastic.kind;
-            return format!("the guest has no driver for its {device} yet: it still starts, or its kernel has none");
+            return format!(
+                "the guest has no driver for its {device} yet: it is still booting, or its kernel has none"
+            );
         }
         (Some(balloon), _) if grows => {
             format!("the guest's driver still keeps {} in its balloon", Bytes(balloon.inflated_bytes))
@@ -130,8 +132,8 @@ fn why_by_blocks(mem: &MemStatus, grows: bool) -> String {
     let (plugged, requested) = (Bytes(mem.plugged_bytes), Bytes(mem.requested_bytes));
     if grows {
         return format!(
-            "the guest's driver plugged {plugged} of {requested}: it is not done, lacks memory to manage more, or \
-             the rest is no whole block of its kernel (128 MiB of Linux)"
+            "the guest's driver plugged {plugged} of {requested}: it is not done, lacks the memory to manage more, or \
+             the rest is not a whole block of its kernel (128 MiB on Linux)"
         );
     }
     let rest = Bytes(mem.plugged_bytes.saturating_sub(mem.requested_bytes));
@@ -212,7 +214,7 @@ mod tests {
         unknown(&ElasticStatus { driven: false, ..balloon(Some(stats())) });
         unknown(&mem());
         unknown(&ElasticStatus { kind: ElasticKind::None.into(), ..ElasticStatus::default() });
-        // Each number for itself.
+        // Each number stands on its own.
         let some = GuestStatsReport { total_bytes: None, available_bytes: None, ..stats() };
         let view = GuestView::of_statistics(&balloon(Some(some)));
         assert_eq!((view.used, view.free, view.reclaimable), (None, Some(300 * MIB), Some(300 * MIB)));
@@ -246,7 +248,7 @@ mod tests {
         let text = why_by_device(&mem(), false, false, "wait");
         assert!(text.starts_with("blocks of 256 MiB could not be offlined") && text.ends_with("; wait"), "{text}");
         let text = why_by_device(&mem(), true, false, "");
-        assert!(text.contains("128 MiB of Linux"), "{text}");
+        assert!(text.contains("128 MiB on Linux"), "{text}");
         for elastic in [balloon(None), mem()] {
             let text = why_by_device(&ElasticStatus { driven: false, ..elastic }, false, false, "wait");
             assert!(text.contains("no driver for its") && !text.contains("wait"), "{text}");

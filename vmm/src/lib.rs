@@ -6,7 +6,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`roles`] | the threads of a VM, by what they may ask of the kernel |
+//! | [`roles`] | the threads of a VM, and which system calls each may make |
 //! | [`parking`] | how a thread is told to run, to pause or to stop |
 //! | [`exit`] | how a guest ends |
 //! | [`devices`] | virtio devices and those of a PC |
@@ -14,7 +14,7 @@
 //! | [`elastic`] | how a VM's memory is made smaller and larger |
 //! | [`config`], [`error`] | what to launch, and why it failed |
 //! | [`agent`], [`doorbell`] | commands for the guest, and its calls |
-//! | [`guest`] | who the guest is |
+//! | [`guest`] | the kinds of guests |
 //! | [`vcpu`] | a vCPU's thread and its exits |
 //! | [`cgroup`] | the VM's own memory cgroup |
 //! | [`vm`] | one machine made of these |

@@ -1,10 +1,10 @@
 //! [`Parking`]: how a thread that works for the guest is told to run, to park or to end, and how the
-//! one that told it hears that it has settled.
+//! thread that gave the order learns that it has settled.
 //!
 //! Used by the threads of vCPUs and of devices. The thread looks at [`order`](Parking::order) between
-//! two steps; what gets it out of a step (a signal, an event) is its owner's business. Invariants:
-//! `Stop` is final; a thread counts as parked from the moment it does nothing more for the guest until
-//! it has seen an order to run; every wait for it has a deadline.
+//! two steps; interrupting a step (by a signal or an event) is up to its owner. Invariants: `Stop` is
+//! final; a thread counts as parked from the moment it stops working for the guest until it has seen an
+//! order to run; every wait for it has a deadline.
 
 use llfree_base::lock;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -47,7 +47,7 @@ impl Default for Parking {
 }
 
 impl Parking {
-    /// Gives an order and does not wait. After `Stop` all others come too late.
+    /// Gives an order and does not wait. After `Stop` all other orders are ignored.
     pub fn give(&self, order: Order) {
         let mut state = lock(&self.state);
         if state.order != Order::Stop {
@@ -58,7 +58,7 @@ impl Parking {
         self.changed.notify_all();
     }
 
-    /// What the thread is to do now.
+    /// The current order.
     #[must_use]
     pub fn order(&self) -> Order {
         match self.order.load(Ordering::Acquire) {
@@ -68,7 +68,7 @@ impl Parking {
         }
     }
 
-    /// The thread itself: waits as long as the order is to pause.
+    /// Called by the thread itself: waits as long as the order is to pause.
     pub fn park(&self) {
         let mut state = lock(&self.state);
         while state.order == Order::Pause {
@@ -81,7 +81,7 @@ impl Parking {
         state.parked = false;
     }
 
-    /// The thread itself, as its last act: it will do nothing any more.
+    /// Called by the thread itself, as its last act: it has ended.
     pub fn end(&self) {
         lock(&self.state).ended = true;
         self.changed.notify_all();
@@ -93,21 +93,21 @@ impl Parking {
         lock(&self.state).parked
     }
 
-    /// Whether the thread does nothing for the guest: it is parked, or gone.
+    /// Whether the thread does nothing for the guest: it is parked or has ended.
     #[must_use]
     pub fn has_settled(&self) -> bool {
         let state = lock(&self.state);
         state.parked || state.ended
     }
 
-    /// Waits until the thread has settled, at most until `deadline`; whether it has.
+    /// Waits until the thread has settled, at most until `deadline`; true if it has.
     #[must_use]
     pub fn wait_settled(&self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
         self.wait_settled_for(left)
     }
 
-    /// The same, for so long at most.
+    /// The same, for at most `timeout`.
     #[must_use]
     pub fn wait_settled_for(&self, timeout: Duration) -> bool {
         let busy = |state: &mut State| !(state.parked || state.ended);
@@ -116,7 +116,7 @@ impl Parking {
     }
 }
 
-/// Says that a thread is gone when it goes out of scope, however that comes about.
+/// Marks a thread as ended when this goes out of scope, even by a panic.
 pub struct EndsWith<'a>(pub &'a Parking);
 
 impl Drop for EndsWith<'_> {

@@ -1,4 +1,4 @@
-//! The threads that this crate starts, and what they may ask of the kernel.
+//! The threads that this crate starts, and the system calls that each may make.
 
 use Allow::{Call, With};
 use llfree_base::thread::Role;
@@ -21,7 +21,7 @@ pub const DEVICE: Role = Role::new("device", &[MEMORY, EVENTS]);
 pub const STREAM: Role = Role::new("stream", &[EVENTS]);
 /// Serves the queue of a disk.
 pub const DISK: Role = Role::new("disk", &[FILE, EVENTS]);
-/// Writes what the guest says on its serial port.
+/// Writes the output of the guest's serial port.
 pub const CONSOLE_OUT: Role = Role::new("console-out", &[WAIT]);
 
 /// All of them.
@@ -31,8 +31,8 @@ const KVM: u64 = 0xae;
 const PUNCH_HOLE: u64 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;
 const ZERO_RANGE: u64 = (libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE) as u64;
 
-/// Running a vCPU, telling it that it was paused, and reading its registers when it crashed, the interrupt controller's when it
-/// reset its machine.
+/// Running a vCPU, telling it that it was paused, reading its registers when it crashes, and reading
+/// the interrupt controller's when it resets its machine.
 const KVM_VCPU: &[Allow] = &[With(
     libc::SYS_ioctl,
     1,
@@ -45,7 +45,7 @@ const KVM_VCPU: &[Allow] = &[With(
     ],
 )];
 
-/// Reading and writing a file that is open, and giving back what lies behind parts of it.
+/// Reading and writing an open file, and punching holes into it.
 const FILE: &[Allow] = &[
     Call(libc::SYS_preadv),
     Call(libc::SYS_pwritev),
@@ -54,7 +54,7 @@ const FILE: &[Allow] = &[
     With(libc::SYS_fallocate, 1, &[PUNCH_HOLE, ZERO_RANGE]),
 ];
 
-/// The VM's own cgroup, whose files are open: its maximum, what is in use, and its end.
+/// The VM's own cgroup, through its open files: its maximum, what is in use, and its removal.
 pub const CGROUP: &[Allow] = &[Call(libc::SYS_pwrite64), Call(libc::SYS_pread64), Call(libc::SYS_rmdir)];
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 //! One virtual machine: its parts put together, started, reported on and stopped.
 //!
 //! [`Vm::launch`] builds KVM's VM around guest RAM and the platform region above it, loads the guest
-//! and starts a thread a vCPU. From then on the monitor owns the memory, and the agents' seats (or
-//! the agent in a Linux guest) carry commands. Dropping a `Vm` stops it.
+//! and starts a thread per vCPU. From then on the monitor owns the memory, and the vCPUs' agents (or
+//! the agent in a Linux guest) carry out commands. Dropping a `Vm` stops it.
 //!
 //! | file | what lives there |
 //! |---|---|
 //! | `launch` | the steps of a launch |
 //! | `life`, `life_state` | pause, resume, stop |
-//! | `devices` | how notifications reach a device's thread |
+//! | `devices` | starts the devices' threads |
 //! | `request` | requests for the guest's agents |
 //! | `view` | what the guest says about its memory |
 
@@ -51,14 +51,14 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
-/// The guest's end, when it comes, and who waits for it.
+/// Why the guest ended, once it has, and the condition that waiters sleep on.
 #[derive(Default)]
 struct End {
     reason: Mutex<Option<ExitReason>>,
     changed: Condvar,
 }
 
-/// Tells everybody that the guest has ended.
+/// Tells every waiter that the guest has ended.
 #[derive(Clone)]
 struct ExitNotifier {
     end: Arc<End>,
@@ -82,11 +82,11 @@ impl ExitNotifier {
 
 /// A running virtual machine.
 pub struct Vm {
-    /// Keeps the memslots; nothing is asked of it after the launch. First, so that KVM lets go of
-    /// the memory before the fields below unmap it: `drop` has ended the vCPUs by then, and one that
-    /// it left behind shares their ownership.
+    /// Keeps the memslots; not used after the launch. The first field, so that KVM lets go of the
+    /// memory before the fields below unmap it: `drop` has ended the vCPUs by then, and a vCPU that
+    /// it left behind shares ownership of them.
     _vm: Arc<VmFd>,
-    /// Who runs; its ports may share the VM.
+    /// The running guest; its ports may hold a reference to KVM's VM.
     guest: Arc<dyn Guest>,
     config: VmConfig,
     platform: Arc<Platform>,
@@ -101,7 +101,7 @@ pub struct Vm {
     /// The devices' threads.
     workers: Mutex<Vec<Worker>>,
     vcpus: Vec<Arc<VcpuHandle>>,
-    /// `None` where nothing sees them.
+    /// `None` if nothing detects violations.
     violations: Option<Violations>,
     life: LifeState,
     exit_notifier: ExitNotifier,
@@ -111,7 +111,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// What was launched; of Linux without the images, which are in guest memory.
+    /// What was launched. For Linux, without the contents of the images, which are in guest memory.
     #[must_use]
     pub fn config(&self) -> &VmConfig {
         &self.config
@@ -123,40 +123,40 @@ impl Vm {
         &self.monitor
     }
 
-    /// Reclaim without being asked: off until it is switched on.
+    /// Automatic reclaim: off until it is switched on.
     #[must_use]
     pub fn auto_reclaim(&self) -> &AutoReclaim {
         &self.auto_reclaim
     }
 
-    /// The region shared with the guest, and what the VMM keeps beside it.
+    /// The region shared with the guest, and the boot data beside it.
     #[must_use]
     pub fn platform(&self) -> &Platform {
         &self.platform
     }
 
-    /// Who runs.
+    /// The running guest.
     #[must_use]
     pub fn guest(&self) -> &dyn Guest {
         &*self.guest
     }
 
-    /// How its memory moves.
+    /// How the VM's memory moves.
     #[must_use]
     pub fn elastic(&self) -> &dyn Elasticity {
         &*self.elastic
     }
 
-    /// The monitor of a VM whose memory is tracked frame by frame, for `what`.
+    /// The monitor of a VM whose memory is tracked frame by frame; `what` names the operation in the error.
     ///
     /// # Errors
-    /// If its memory comes by touch.
+    /// The VM's frames get memory on first touch.
     pub fn tracked(&self, what: &'static str) -> Result<&Monitor, ResizeError> {
         self.elastic.table().ok_or(ResizeError::NoTable { what, kind: self.config.elastic.name() })
     }
 
-    /// Lets the maximum of this cgroup, which the process is in, follow the limit from now on. Only
-    /// the first one counts.
+    /// From now on, makes the maximum of this cgroup, which the process is in, follow the limit. Only
+    /// the first call counts.
     pub fn follow_with(&self, cgroup: Arc<Cgroup>) {
         let _ = self.cgroup.set(cgroup);
     }
@@ -167,9 +167,9 @@ impl Vm {
         self.cgroup.get().map(|cgroup| &**cgroup)
     }
 
-    /// Lowers the cgroup's maximum to what the limit needs, as soon as that can be.
+    /// Lowers the cgroup's maximum to what the limit needs, if what is in use allows it by now.
     pub fn settle_cgroup(&self) {
-        // Such a guest may have all of it back at any time, and must not be killed for that.
+        // Such a guest may take all of it back at any time, and must not be killed for that.
         if self.config.elastic.way().grows_unasked() {
             return;
         }
@@ -178,13 +178,13 @@ impl Vm {
         }
     }
 
-    /// Its disks, in the order of their flags.
+    /// The disks, in the order of their flags.
     #[must_use]
     pub fn disks(&self) -> &[Arc<DiskControl>] {
         &self.disks
     }
 
-    /// Its network cards, in the order of their flags.
+    /// The network cards, in the order of their flags.
     pub fn nets(&self) -> impl Iterator<Item = (&NetConfig, &NetCounters)> {
         self.config.linux.nets.iter().zip(self.nets.iter().map(|counters| &**counters))
     }
@@ -195,31 +195,31 @@ impl Vm {
         &self.devices
     }
 
-    /// What the guest may hold, in bytes: by R, or by the device's books.
+    /// What the guest may hold, in bytes: by the monitor's residency R, or by the device's accounting.
     #[must_use]
     pub fn limit(&self) -> u64 {
         self.elastic.limit()
     }
 
-    /// The calls' side of the story.
+    /// The doorbell, which counts the guest's calls.
     #[must_use]
     pub fn doorbell(&self) -> &Doorbell {
         &self.doorbell
     }
 
-    /// Each vCPU: what it did, and whether it is parked.
+    /// The vCPUs, with their counters and orders.
     #[must_use]
     pub fn vcpus(&self) -> &[Arc<VcpuHandle>] {
         &self.vcpus
     }
 
-    /// Whether something sees the guest touch what it does not have.
+    /// Whether the guest is seen when it touches memory that it does not have.
     #[must_use]
     pub fn is_enforced(&self) -> bool {
         self.monitor.supply().userfault().is_some()
     }
 
-    /// Since the launch began.
+    /// The time since the launch began.
     #[must_use]
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
@@ -237,23 +237,23 @@ impl Vm {
         lock(&self.exit_notifier.end.reason).clone()
     }
 
-    /// All resident memory of the VM in bytes, guest RAM and the VMM's own, by the kernel's
-    /// accounting.
+    /// All resident memory of the VM in bytes, guest RAM and the VMM's own, according to the
+    /// kernel.
     ///
     /// # Errors
     /// If the kernel does not answer.
     pub fn resident_bytes(&self) -> std::io::Result<u64> {
         let process = kernel_stats::process_resident_bytes()?;
         if self.config.backing == Backing::Hugetlb {
-            // Pages of hugetlbfs are not in a process's Rss.
+            // A process's Rss does not include hugetlbfs pages.
             let ram = self.monitor.ram().residency().map_err(std::io::Error::other)?;
             return Ok(process + ram.resident_bytes);
         }
         Ok(process)
     }
 
-    /// Has the guest's agent carry a command out, on all vCPUs. One that a pause comes into goes on after it,
-    /// and its `timeout` runs on.
+    /// Has the guest's agent carry out a command, on all vCPUs. A command that a pause interrupts goes on
+    /// after the resume, but its `timeout` keeps running during the pause.
     ///
     /// # Errors
     /// If the VM is paused, or if the guest does not answer within `timeout` or has ended.
@@ -268,19 +268,19 @@ impl Vm {
         }
     }
 
-    /// A seed that no command of this VM had before: stale contents never look right.
+    /// A seed that no command of this VM has used before, so that stale contents never look right.
     #[must_use]
     pub fn next_seed(&self) -> u64 {
         u64::from(self.next_seed.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Lowers the limit to `target` bytes. Takes what is free at once; if that is not enough, asks
-    /// the guest to give caches up, looks again, and goes on while `keep_waiting` says so, given
+    /// the guest to give up its caches, tries again, and goes on while `keep_waiting` says so, given
     /// the time since the start.
     ///
     /// # Errors
-    /// A size out of range, or a discard that the kernel refused. Falling short is no error, also
-    /// when the VM ends meanwhile.
+    /// A size out of range, or a discard that the kernel refused. Falling short is not an error, even
+    /// if the VM ends in the meantime.
     pub fn shrink(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
         self.check_size(target)?;
         if target > self.limit() {
@@ -308,8 +308,8 @@ impl Vm {
         Ok(self.elastic.resize(target, &|elapsed| !self.is_over() && self.is_moving(elapsed))?)
     }
 
-    /// Whether a resize that began `elapsed` ago still gets somewhere without being waited for: false while
-    /// the VM is paused, as the guest's driver is.
+    /// Whether a resize without a deadline that began `elapsed` ago is still making progress. False while
+    /// the VM is paused, as the guest's driver is paused, too.
     #[must_use]
     pub fn is_moving(&self, elapsed: Duration) -> bool {
         !self.is_paused() && self.elastic.is_moving(elapsed)
@@ -329,7 +329,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Waits until the guest ends, at most for `timeout`.
+    /// Waits until the guest ends, for at most `timeout`.
     #[must_use]
     pub fn wait_for_end(&self, timeout: Duration) -> Option<ExitReason> {
         let end = &self.exit_notifier.end;

@@ -26,7 +26,7 @@ fn config(elastic: &str, mib: u64) -> VmConfig {
 /// A running guest whose driver is up, or `None` with the reason on stderr where there is no KVM.
 fn launch(elastic: &str, mib: u64) -> Option<Vm> {
     let vm = start(config(elastic, mib))?;
-    // A guest plugs its memory while it boots.
+    // The guest plugs its memory while it boots.
     eventually("the guest has its memory", || vm.limit() == mib * MIB);
     Some(vm)
 }
@@ -58,7 +58,7 @@ fn memory_that_the_guest_freed_leaves_the_host_and_comes_back() {
         free(&vm, None, false);
         assert!(resident(&vm) >= 512 * MIB, "{kind}: nobody takes it by himself");
         assert_eq!(shrink(&vm, 288), 288 * MIB, "{kind}");
-        // Nodes of the guest's own lists may lie between what it freed.
+        // Nodes of the guest's own lists may lie between the frames it freed.
         assert!(resident(&vm) <= 296 * MIB, "{kind}: {}", Bytes(resident(&vm)));
         assert_eq!(vm.limit(), 288 * MIB);
         let short = alloc(&vm, 512, 9);
@@ -105,16 +105,16 @@ fn a_shrink_falls_short_of_what_the_guest_uses_and_says_so() {
         let Some(vm) = launch(kind, 512) else { return };
         alloc(&vm, 400, 9);
         let resize = vm.shrink(288 * MIB, |elapsed| vm.elastic().is_moving(elapsed)).expect("in range");
-        // What is free may all lie in virtio-mem's boot part.
+        // All free memory may lie in virtio-mem's boot part.
         let most = if kind == "virtio-mem" { 512 } else { 420 };
         assert!((400 * MIB..=most * MIB).contains(&resize.actual), "{kind}: {resize:?}");
         let report = service::resize_report(&vm, &resize, "free some");
         let shortfall = report.shortfall.expect("it says why");
         assert!((400 * MIB..420 * MIB).contains(&shortfall.in_use_bytes.expect("it says")), "{kind}: {shortfall:?}");
         verify(&vm, 400);
-        // The driver goes on by itself when there is something to give.
+        // The driver resumes on its own when there is something to give.
         free(&vm, None, false);
-        // What the agents keep for themselves may pin blocks of virtio-mem, which cannot move them.
+        // The agents' own allocations may pin blocks of virtio-mem, as they cannot be moved.
         let pinned = if kind == "virtio-mem" { 8 * MIB } else { 0 };
         let reached = || (288 * MIB..=288 * MIB + pinned).contains(&vm.limit());
         eventually(&format!("{kind}: the target is reached, {resize:?}"), reached);
@@ -163,7 +163,7 @@ fn a_guest_out_of_memory_deflates_where_that_is_allowed() {
     assert_eq!(alloc(&vm, 256, 0).outcome, GuestOutcome::Ok);
     verify(&vm, 256);
     assert!(vm.limit() >= 256 * MIB, "it took back what it needed: {}", Bytes(vm.limit()));
-    // The host can insist when the memory is free again.
+    // The host can ask again once the memory is free.
     free(&vm, None, false);
     assert_eq!(vm.grow(512 * MIB).expect("in range").actual, 512 * MIB);
     assert_eq!(shrink(&vm, 128), 128 * MIB);
@@ -236,14 +236,14 @@ fn a_stopped_vm_ends_a_shrink_that_waits() {
             let waits = scope.spawn(|| vm.shrink(288 * MIB, |_| true));
             std::thread::sleep(Duration::from_millis(100));
             vm.stop();
-            let resize = waits.join().expect("no panic").expect("falling short is no error");
+            let resize = waits.join().expect("no panic").expect("falling short is not an error");
             assert!(resize.actual > 288 * MIB && resize.actual.is_multiple_of(HUGE_SIZE) || kind == "balloon");
         });
     }
 }
 
-/// A driver out of its mind, on a live VM: registers at random, rings and requests of random bytes,
-/// served by the device's own thread. It may cost the guest all it has; the host goes on.
+/// A driver that does anything, on a live VM: random registers, rings and requests of random bytes,
+/// served by the device's own thread. The guest may lose everything; the host goes on.
 #[test]
 fn a_hostile_driver_harms_nobody_but_its_guest() {
     const REGISTERS: [u64; 14] = [0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x50, 0x50, 0x64, 0x70, 0x80, 0x104, 0x3f8];
@@ -282,7 +282,7 @@ fn a_hostile_driver_harms_nobody_but_its_guest() {
             write(0x70, 15);
             for _ in 0..rng.usize(..40) {
                 let at = RINGS + rng.u64(..0x8000) / 2 * 2;
-                // Small numbers, as these get further than large ones.
+                // Small numbers, as they get further than large ones.
                 let word = if rng.bool() { rng.u64(..) } else { rng.u64(..20) };
                 memory.write_obj(word, GuestAddress(at)).expect("in RAM");
                 write(0x50, rng.u32(..3));

@@ -1,6 +1,6 @@
 //! Every host step made to fail on purpose, the first time, the third, and always, under a real
 //! guest that allocates, shrinks, grows, reclaims and installs. Afterwards no frame is lost or owned
-//! twice, and the VMM serves on or has stopped with its reason.
+//! twice, and the VMM goes on serving or has stopped and said why.
 //!
 //! One test walks all of [`faults::ALL`]: a point without a driver here, or one that its driver
 //! never reaches, fails it.
@@ -30,7 +30,7 @@ use vmm::vm::{LaunchError, Vm, VmConfig, VmError};
 
 const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 256 * MIB;
-/// For what happens sooner, however slow the machine.
+/// More time than the step needs, however slow the machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The first time, the third time, always; without and with the host's "out of memory".
 const WHEN: [&str; 4] = ["1*return->off", "2*off->1*return->off", "return", "return(12)"];
@@ -81,7 +81,7 @@ fn is_whole(vm: &Vm, used_when_new: u64, context: &str) {
     assert_eq!((census.corrupt, census.held), (0, 0), "{context}: {census:?}");
     assert_eq!(census.used_frames, used_when_new, "{context}: frames were lost, {census:?}");
     assert_eq!(census.installed + census.evicted, census.huge_frames, "{context}: {census:?}");
-    // All of it can be had by the guest, whole and once, and taken from it again.
+    // The guest can allocate all of it, each frame once, and it can be taken back.
     let all = guest(GuestRequest::Alloc {
         bytes: census.free_installed * HUGE_SIZE + census.free_evicted * HUGE_SIZE - 8 * MIB,
         order: 9,
@@ -99,7 +99,7 @@ fn is_whole(vm: &Vm, used_when_new: u64, context: &str) {
     assert_eq!(vm.monitor().audit().expect("the kernel answers"), 0, "{context}");
 }
 
-/// A step of the memory fails; the VM serves on.
+/// A step of moving memory fails; the VM goes on serving.
 fn memory_step_fails(scenario: &Scenario, point: &str) {
     memory_step_fails_in(scenario, point, &launch());
 }
@@ -126,7 +126,7 @@ fn memory_step_fails_in(scenario: &Scenario, point: &str, vm: &Vm) {
     assert!(vm.ended().is_none(), "{point}: {:?}", vm.ended());
 }
 
-/// Nobody can be told of faults any more: who waits goes on, and audits are what is left.
+/// The userfaultfd reports no faults any more: waiters go on, and only audits are left.
 fn faults_cannot_be_read(scenario: &Scenario, point: &str) {
     let vm = launch();
     scenario.set(point, "return").expect("actions");
@@ -134,7 +134,7 @@ fn faults_cannot_be_read(scenario: &Scenario, point: &str) {
     let memory = vm.monitor().ram().guest_memory();
     memory.write_obj(1u8, GuestAddress(last.byte_offset())).expect("in guest memory");
     scenario.set(point, "off").expect("actions");
-    // Whoever waited may be told before the thread is done.
+    // Waiters may be told before the thread has ended.
     let start = std::time::Instant::now();
     while vm.is_enforced() && start.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(1));
@@ -151,7 +151,7 @@ fn faults_cannot_be_read(scenario: &Scenario, point: &str) {
     assert!(vm.ended().is_none());
 }
 
-/// There is no thread: neither for the memory, nor for a vCPU, nor for requests. Nothing is left
+/// No thread can be started, whether for memory, for a vCPU or for requests: nothing is left
 /// running.
 fn no_thread_is_to_be_had(scenario: &Scenario, point: &str) {
     let mut refused = 0;
@@ -179,7 +179,7 @@ fn no_thread_is_to_be_had(scenario: &Scenario, point: &str) {
     is_whole(&vm, used_when_new, "a service that did not start");
 }
 
-/// Threads of this process whose name begins so.
+/// The threads of this process whose name begins with `prefix`.
 fn threads_named(prefix: &str) -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
     let name = |task: std::io::Result<std::fs::DirEntry>| {
@@ -235,7 +235,7 @@ fn an_eventfd_is_full(scenario: &Scenario, point: &str) {
             assert!(matches!(reply, Reply::Status(_)), "{when}: {reply:?}");
         }
     }
-    // The guest's end is found by whoever asks, when nobody could be woken.
+    // A request finds the guest's end even when the waiters could not be woken.
     scenario.set(faults::VCPU_RUN, "return").expect("actions");
     drop(served.vm.run_guest(&GuestRequest::Stats));
     assert!(served.vm.wait_for_end(PATIENCE).is_some());
@@ -245,7 +245,7 @@ fn an_eventfd_is_full(scenario: &Scenario, point: &str) {
     served.stop();
 }
 
-/// A socket breaks: that client is gone, the next one is served, and no frame with it.
+/// A socket breaks: that client is gone, the next one is served, and no frame is lost.
 fn a_socket_breaks(scenario: &Scenario, point: &str) {
     let served = Served::start();
     let used_when_new = served.vm.monitor().census().used_frames;
@@ -264,7 +264,7 @@ fn a_socket_breaks(scenario: &Scenario, point: &str) {
     served.stop();
 }
 
-/// Each write gets one byte out: replies come whole.
+/// Each write sends only one byte: replies still arrive whole.
 fn writes_are_short(scenario: &Scenario, point: &str) {
     let served = Served::start();
     scenario.set(point, "return").expect("actions");
@@ -315,7 +315,7 @@ fn a_cgroup_stays_as_it_is(scenario: &Scenario, point: &str) {
     is_whole(&vm, used_when_new, "a cgroup that could not be written");
 }
 
-/// A VM behind a control socket, all in this process.
+/// A VM with a control socket, all in this process.
 struct Served {
     vm: Arc<Vm>,
     service: Arc<Service>,
@@ -375,7 +375,7 @@ fn after_any_fault_no_frame_is_lost_and_the_vmm_serves_or_stops() {
             faults::POPULATE => populate_fails,
             faults::POPULATE_LATE => memory_step_fails_without_pool,
             faults::MOVE | faults::USERFAULT_READ if !enforced => {
-                skipped("no userfaultfd to be had");
+                skipped("no userfaultfd is available");
                 continue;
             }
             faults::MOVE => memory_step_fails,
@@ -395,7 +395,7 @@ fn after_any_fault_no_frame_is_lost_and_the_vmm_serves_or_stops() {
     }
 }
 
-/// A host that takes its time: the pause says what did not come, and the VM runs on as if nobody had asked.
+/// A slow host: the pause says what did not settle, and the VM runs on as before.
 #[test]
 fn a_pause_that_does_not_come_about_names_who_is_late_and_leaves_the_vm_running() {
     if let Err(error) = vmm::boot::open_kvm() {
@@ -412,7 +412,7 @@ fn a_pause_that_does_not_come_about_names_who_is_late_and_leaves_the_vm_running(
         assert!(!vm.is_paused());
         error.to_string()
     };
-    // A vCPU at an install that the host does not finish.
+    // A vCPU in an install that the host does not finish.
     let vm = launch();
     let installing = [faults::MOVE, faults::POPULATE];
     std::thread::scope(|scope| {
@@ -427,7 +427,7 @@ fn a_pause_that_does_not_come_about_names_who_is_late_and_leaves_the_vm_running(
     });
     assert!(vm.pause().expect("now it does").changed && vm.resume().expect("it runs").changed);
     vm.run_guest(&GuestRequest::Verify).expect("it answers");
-    // A device at a request that the host does not finish.
+    // A device in a request that the host does not finish.
     let elastic = "balloon-huge".parse().expect("a kind");
     let config = VmConfig { elastic, ..VmConfig::new(Bytes(MEMORY), 2, Backing::Anon) };
     let vm = Vm::launch(config).expect("a VM");
@@ -437,8 +437,8 @@ fn a_pause_that_does_not_come_about_names_who_is_late_and_leaves_the_vm_running(
         let shrink = scope.spawn(|| vm.shrink(128 * MIB, |elapsed| elapsed < PATIENCE));
         std::thread::sleep(Duration::from_millis(200));
         let text = late(&vm);
-        // The driver's vCPU may wait for a register of the device, and is late itself then.
-        let device = "a request to the device balloon did not end within 2s; the VM runs on";
+        // The driver's vCPU may wait for a register of the device, and is then late itself.
+        let device = "a request to the device balloon did not finish within 2s; the VM runs on";
         assert!(text == device || text == "vCPU 0 did not pause within 2s; the VM runs on", "{text}");
         assert_eq!(shrink.join().expect("no panic").expect("in range").actual, 128 * MIB, "the driver went on");
     });

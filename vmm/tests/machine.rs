@@ -45,7 +45,7 @@ fn data_survives_shrink_and_grow_and_resident_memory_falls() {
         assert_eq!(shrunk.actual, 128 * MIB, "{backing}");
         assert!(resident(&vm) <= 128 * MIB, "{backing}: {} resident", Bytes(resident(&vm)));
         verify(&vm, 64);
-        // What is held cannot be had, and the guest says so instead of taking it.
+        // Held frames cannot be allocated, and the guest reports that instead of taking them.
         let report = alloc(&vm, 256, 9);
         assert_eq!(report.outcome, GuestOutcome::OutOfMemory);
         assert!(report.held_bytes <= 128 * MIB && resident(&vm) <= 128 * MIB, "{backing}");
@@ -64,7 +64,7 @@ fn soft_reclaim_frees_memory_and_takes_nothing_from_the_guest() {
     alloc(&vm, 200, 9);
     free(&vm, Some(160), true);
     let pass = vm.monitor().evict(u32::MAX).expect("the kernel discards");
-    // And what it had installed ahead of its use.
+    // And the frames that were installed ahead of use.
     assert!(u64::from(pass.discarded) * HUGE_SIZE >= 160 * MIB, "{pass:?}");
     assert!(resident(&vm) <= 48 * MIB);
     verify(&vm, 40);
@@ -85,7 +85,7 @@ fn a_partial_shrink_says_why() {
     assert!(shortfall.fragmented_bytes >= Some(32 * MIB), "random frees leave holes: {shortfall:?}");
     assert_eq!(vm.monitor().wanted(), (report.actual_bytes - report.target_bytes) / HUGE_SIZE);
     verify(&vm, 64);
-    // Freed in the guest, it can be had.
+    // Once freed in the guest, it can be reclaimed.
     free(&vm, None, false);
     assert_eq!(vm.shrink(32 * MIB, |elapsed| elapsed < Duration::from_secs(10)).expect("in range").actual, 32 * MIB);
     assert_eq!(vm.monitor().wanted(), 0);
@@ -219,7 +219,7 @@ fn doorbell_calls_with_bad_arguments_get_an_error_status() {
 
 #[test]
 fn memory_that_a_guest_touches_unasked_is_found_and_taken_back() {
-    // With one it would be seen in the act: tests/violations.rs.
+    // With a userfaultfd it would be caught in the act: tests/violations.rs.
     let without = InstallConfig { userfaultfd: UseUserfaultfd::Off, ..InstallConfig::default() };
     let config = VmConfig { install: without, ..VmConfig::new(Bytes(64 * MIB), 1, Backing::Anon) };
     let Some(vm) = start(config) else { return };
@@ -233,7 +233,7 @@ fn memory_that_a_guest_touches_unasked_is_found_and_taken_back() {
             _ => {}
         }
     }
-    // The host's hand does what a lying guest's would: both end as page faults on the mapping.
+    // A host thread does what a lying guest would: both end as page faults on the mapping.
     for at in [held, evicted].into_iter().flatten() {
         vm.monitor().ram().guest_memory().write_obj(1u64, GuestAddress(at + 5 * FRAME_SIZE)).expect("in RAM");
     }
@@ -243,15 +243,15 @@ fn memory_that_a_guest_touches_unasked_is_found_and_taken_back() {
     assert_eq!(vm.monitor().audit().expect("the kernel answers"), 0, "both were settled");
     let held_now: u64 =
         vm.monitor().ram().guest_memory().read_obj(GuestAddress(held.expect("some") + 5 * FRAME_SIZE)).expect("in RAM");
-    assert_eq!(held_now, 0, "what it wrote behind a held frame is gone");
+    assert_eq!(held_now, 0, "what it wrote to a held frame is gone");
 }
 
-/// For 30 seconds (or as many as `LLFREE_HOSTILE_SECONDS` says) somebody writes random bytes over every
-/// word the guest can write, storms the doorbell with calls and installs, and touches memory that it
-/// does not have, while the host shrinks, grows, reclaims, installs, audits and counts.
+/// For 30 seconds (or as many as `LLFREE_HOSTILE_SECONDS` says) an attacker writes random bytes over
+/// every word the guest can write, storms the doorbell with calls and installs, and touches memory that
+/// the guest does not have, while the host shrinks, grows, reclaims, installs, audits and counts.
 #[test]
 fn a_hostile_guest_harms_nobody_but_itself() {
-    // A touch of a held frame would end it much too soon.
+    // A touch of a held frame would end the guest much too soon.
     let install = InstallConfig { on_violation: Some(OnViolation::Log), ..InstallConfig::default() };
     let config = VmConfig { install, ..VmConfig::new(Bytes(512 * MIB), 2, Backing::Anon) };
     let Some(vm) = start(config) else { return };
@@ -292,12 +292,12 @@ fn a_hostile_guest_harms_nobody_but_itself() {
         scope.spawn(|| {
             let mut rng = fastrand::Rng::with_seed(seed ^ 1);
             while running() {
-                // Behind the image, which belongs to the agents.
+                // Past the image, which belongs to the agents.
                 let address = GuestAddress(rng.u64(16 * MIB..512 * MIB) / 8 * 8);
                 vm.monitor().ram().guest_memory().write_obj(rng.u64(..), address).expect("in RAM");
             }
         });
-        // The agents' answers are not to be relied on any more; only that asking them ends.
+        // The agents' answers cannot be relied on any more; asking them must still return.
         scope.spawn(|| {
             while running() {
                 let _ = vm.command(Command::Stats, Duration::from_millis(50));
@@ -320,7 +320,7 @@ fn a_hostile_guest_harms_nobody_but_itself() {
     });
     assert!(rounds > 0);
     assert_eq!(vm.is_enforced(), enforced, "to the end");
-    // The VMM still answers, and its own books are whole: what R says is what the kernel says.
+    // The VMM still answers, and its own accounting is intact: R and the kernel agree.
     vm.monitor().audit().expect("the kernel answers");
     assert_eq!(vm.monitor().audit().expect("the kernel answers"), 0);
     let census = vm.monitor().census();
@@ -342,7 +342,7 @@ fn a_stopped_machine_leaves_no_thread_in_the_guest() {
         vm.stop();
         assert!(churn.join().expect("no panic").is_err(), "it was cut short");
     });
-    assert!(vm.ended().is_none(), "a stop is no crash");
+    assert!(vm.ended().is_none(), "a stop is not a crash");
 }
 
 #[test]
@@ -403,7 +403,7 @@ fn vcpus_run_on_the_cores_that_they_are_pinned_to() {
     guest(&vm, &GuestRequest::Stats);
     let threads = std::fs::read_dir("/proc/self/task").expect("this process has threads");
     let allowed = threads.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
-    // Other tests of this process have vCPUs too; one of them all is ours.
+    // Other tests of this process have vCPUs too; one of these is ours.
     let pinned = allowed
         .filter(|status| status.starts_with("Name:\tvcpu0"))
         .any(|status| status.lines().any(|line| line == format!("Cpus_allowed_list:\t{last}")));

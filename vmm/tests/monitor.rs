@@ -1,5 +1,5 @@
-//! What the monitor promises while others are at work: the VM stops, the host asks for a status, a
-//! guest cheats. Real machines on /dev/kvm, through the library.
+//! What the monitor promises under concurrency: the VM stops, the host asks for a status, a guest
+//! cheats. Real machines on /dev/kvm, through the library.
 
 use llfree_control::protocol::GuestRequest;
 use llfree_monitor::memory::Backing;
@@ -14,7 +14,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm::service::{self, Service};
 use vmm::vm::Vm;
 
-/// For what happens sooner, however slow the machine.
+/// More time than the step needs, however slow the machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Does what a guest would that touches a frame without asking; which, says its entry.
@@ -87,7 +87,7 @@ fn a_status_is_answered_in_the_middle_of_a_shrink() {
         vm.grow(512 * MIB).expect("in range");
         64 * MIB < seen && seen < 512 * MIB
     };
-    // Whether this thread runs at all during a pass is the scheduler's choice: a few passes.
+    // Whether this thread runs during a pass is up to the scheduler, so try a few passes.
     assert!((0..20).any(in_the_middle), "every status waited for the whole pass");
 }
 

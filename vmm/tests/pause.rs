@@ -1,5 +1,5 @@
-//! Real machines on /dev/kvm that are paused and resumed, under every kind of load: a paused guest makes no
-//! step and loses none, and its memory can still be taken and given.
+//! Real machines on /dev/kvm that are paused and resumed, under every kind of load: a paused guest makes
+//! no step and loses none, and its memory can still be taken and given back.
 
 use agent_abi::Command;
 use guest_abi::Call;
@@ -20,10 +20,10 @@ use vmm::boot::Image;
 use vmm::service;
 use vmm::vm::{Vm, VmConfig, VmError};
 
-/// Long enough for a vCPU that runs to be seen running.
+/// Long enough to notice a vCPU that runs.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-/// All that a step of the guest would change: its memory, its calls, its exits.
+/// Everything that a step of the guest would change: its memory, its calls, its exits.
 #[derive(PartialEq, Eq, Debug)]
 struct Steps {
     memory: u64,
@@ -39,7 +39,7 @@ fn steps(vm: &Vm) -> Steps {
     for (index, word) in entries.iter().enumerate() {
         let word = word.load(Ordering::Relaxed);
         memory = (memory ^ u64::from(word)).wrapping_mul(0x100_0000_01b3);
-        // What is evicted or held is not to be touched.
+        // Evicted and held frames must not be touched.
         if word & 0x4000 == 0 && index > 0 {
             for page in (0..512).step_by(7) {
                 let at = GuestAddress(index as u64 * shared_layout::HUGE_SIZE + page * shared_layout::FRAME_SIZE);
@@ -117,7 +117,7 @@ fn a_paused_guest_makes_no_step() {
             let report = status(&vm);
             assert!(report.state == VmState::Paused && report.paused_ms >= Some(A_WHILE.as_millis() as u64));
             assert!(report.vcpus.iter().all(|vcpu| vcpu.state == VcpuState::Paused), "{:?}", report.vcpus);
-            assert!(!churn.is_finished(), "its clock is no longer than that");
+            assert!(!churn.is_finished(), "the churn outlasts the pauses");
             resume(&vm);
             wait_for("it goes on", || (steps(&vm) != then).then_some(()));
             assert_eq!((status(&vm).state, status(&vm).paused_ms), (VmState::Running.into(), None));
@@ -210,7 +210,7 @@ fn the_memory_of_a_paused_vm_is_taken_and_given() {
     free(&vm, Some(160), false);
     pause(&vm);
     let start = Instant::now();
-    // It has 40 MiB in use: more than that is not to be had, however long somebody waits.
+    // It has 40 MiB in use: no more than the rest can be taken, however long the shrink waits.
     let shrunk = vm.shrink(16 * MIB, |elapsed| elapsed < Duration::from_millis(100)).expect("in range");
     assert!(shrunk.actual > 16 * MIB && shrunk.actual <= 64 * MIB, "{shrunk:?}");
     assert!(start.elapsed() < DEADLINE / 2);
@@ -340,7 +340,7 @@ fn a_paused_vm_stops_at_once() {
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         assert!(churn.join().expect("no panic").is_err(), "it was cut short");
     });
-    assert!(vm.ended().is_none(), "a stop is no crash");
+    assert!(vm.ended().is_none(), "a stop is not a crash");
     for over in [vm.pause(), vm.resume()] {
         assert!(matches!(over, Err(VmError::Agent(AgentError::Gone))), "{over:?}");
     }
@@ -378,7 +378,7 @@ fn over_and_over(body: &[u8]) -> Vec<u8> {
 #[test]
 fn a_hostile_guest_pauses() {
     need_kvm!();
-    // movups [rax + 8 * Install], xmm0 behind mov rax, [rdi + doorbell]: one store, two exits.
+    // movups [rax + 8 * Install], xmm0 after mov rax, [rdi + doorbell]: one store, two exits.
     let mut wide = image::ring(0);
     wide.truncate(wide.len() - 3);
     wide.extend([0x0f, 0x11, 0x40, 0x04]);
@@ -388,7 +388,7 @@ fn a_hostile_guest_pauses() {
     let waits = image::call(Call::Wait, &[]);
     let programs = [
         ("it loops", image::LOOP.to_vec()),
-        ("it rings what is no call", over_and_over(&image::ring(0x7f))),
+        ("it rings an unknown call", over_and_over(&image::ring(0x7f))),
         ("it stores past the size of an exit", over_and_over(&wide)),
         ("it installs all it has, again and again", over_and_over(&all)),
         ("it installs what is not there", over_and_over(&lies)),
@@ -414,7 +414,7 @@ fn a_hostile_guest_pauses() {
 #[test]
 fn a_store_is_done_once_however_often_it_is_paused_on() {
     need_kvm!();
-    // inc dword [rdi + the mailbox]; ring what is no call: each ring is one bad call, and one step.
+    // inc dword [rdi + the mailbox]; ring an unknown call: each ring is one bad call, and one step.
     let count = [0xff, 0x87].into_iter().chain((guest_abi::header::HEADER_BYTES as u32).to_le_bytes());
     let body: Vec<u8> = count.chain(image::ring(0x7f)).collect();
     let vm = run_code(&[&over_and_over(&body)]);

@@ -34,7 +34,7 @@ fn a_frame_that_the_kernel_keeps_stays_with_the_guest_and_no_other_does() {
     let kept = free_frames[free_frames.len() / 2];
     let Some(locked) = Locked::new(&vm, kept, 1) else { return };
     let (mut refusals, mut taken) = (0, 0);
-    // A refusal ends a pass after its batch; the next one goes on behind it.
+    // A refusal ends a pass after its batch; the next pass continues after it.
     while frames_with(&vm, FREE_INSTALLED) != [kept] {
         match vm.monitor().evict(u32::MAX) {
             Ok(pass) => taken += pass.discarded,

@@ -1,4 +1,5 @@
-//! What a status promises: each of its numbers is a metric, named by its path in the JSON. Real machines on /dev/kvm, through the library.
+//! What a status promises: each of its numbers is a metric, named by its path in the JSON. Real machines
+//! on /dev/kvm, through the library.
 
 use llfree_base::metrics::{Kind, Metric, Unit, walk};
 use llfree_base::units::Bytes;
@@ -51,7 +52,7 @@ fn every_number_of_a_status_is_a_metric_under_its_own_name() {
         let report = status(&vm);
         let mut json = BTreeMap::new();
         numbers("", &serde_json::to_value(&report).expect("plain data"), &mut json);
-        // What they are the numbers of, and no measure.
+        // Identifiers rather than measurements.
         json.retain(|path, _| path != "pid" && !path.ends_with("_index"));
         let mut metrics = BTreeMap::new();
         walk(&report, &mut |metric| {
@@ -81,7 +82,7 @@ fn a_metric_has_help_and_its_name_says_its_unit() {
                 (true, true) => panic!("two units: {metric:?}"),
             };
             assert_eq!(metric.unit, unit, "{metric:?}");
-            // All of one name mean the same.
+            // All metrics of one name have the same meaning.
             let family = (metric.kind, metric.help);
             assert_eq!(*families.entry(metric.name.to_owned()).or_insert(family), family, "{metric:?}");
         });

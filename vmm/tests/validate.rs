@@ -1,4 +1,4 @@
-//! What `validate` promises: silence about a sound VM, also one at work, and the right words about
+//! What `validate` promises: no findings in a sound VM, even a busy one, and the right findings in
 //! one that is not. Real machines on /dev/kvm, through the library.
 
 use llfree_control::protocol::GuestRequest;
@@ -40,7 +40,7 @@ fn frame_with(vm: &Vm, entry: u16) -> u32 {
     at.expect("there is such a frame") as u32
 }
 
-/// Writes over a frame's entry as a guest could, and gives what was there.
+/// Overwrites a frame's entry as a guest could, and returns the old one.
 fn lie(vm: &Vm, huge: u32, entry: u16) -> u16 {
     vm.platform().table().entries()[huge as usize].swap(entry, Ordering::Relaxed)
 }
@@ -135,7 +135,7 @@ fn memory_that_nobody_asked_for_and_memory_that_is_gone_are_told_apart() {
     assert_eq!(vm.monitor().audit().expect("the kernel answers"), 2);
     is_clean(&vm);
 
-    // What no guest can do: the memory behind an installed frame goes without the monitor.
+    // What no guest can do: an installed frame loses its memory without the monitor.
     vm.monitor().ram().discard(HugeId(evicted)).expect("in RAM");
     assert_eq!(findings(&vm), [found("missing_memory", &[evicted], false)]);
 }
@@ -149,7 +149,7 @@ fn a_header_that_was_written_over_is_found() {
     }
     let header = ("header".to_owned(), 3, Vec::new(), true);
     assert_eq!(findings(&vm), [header], "limit, wanted and return epoch");
-    // A grow writes all three anew.
+    // A grow rewrites all three.
     vm.grow(64 * MIB).expect("in range");
     is_clean(&vm);
 }

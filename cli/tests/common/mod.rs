@@ -1,4 +1,4 @@
-//! The binary as a user has it: started in a scratch directory of its own, asked by clients,
+//! The binary as a user runs it: started in a scratch directory of its own, queried by clients,
 //! signalled, waited for.
 //!
 //! Whatever a test starts is killed when it goes out of scope, so that a failed test leaves no
@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 pub(crate) use test_machine::{DEADLINE, MIB, image, machine, need_kvm, no_kvm, no_userfaultfd, wait_for};
 
-/// What a finished process left.
+/// What a finished process left behind.
 #[derive(Clone, Debug)]
 pub(crate) struct Output {
     pub(crate) status: ExitStatus,
@@ -45,7 +45,7 @@ impl Output {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
     }
 
-    /// Asserts that this is an error as all are: one line on stderr, nothing on stdout.
+    /// Asserts that this is an error like all others: one line on stderr, nothing on stdout.
     #[track_caller]
     pub(crate) fn one_error_line(&self) -> &str {
         assert!(self.stderr.starts_with("llfree-vmm: error: "), "{self:#?}");
@@ -186,7 +186,7 @@ impl Scratch {
     pub(crate) fn prepare<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("XDG_RUNTIME_DIR", self.path()).env_remove("RUST_LOG").current_dir(self.path());
         if no_userfaultfd().is_some() {
-            // Each VM warns about it there, which has a test of its own; others read all of stderr.
+            // Every VM would warn about it, which has its own test; the other tests read all of stderr.
             command.env("RUST_LOG", "warn,cli::run=error");
         }
         command.stdout(Stdio::piped()).stderr(Stdio::piped())

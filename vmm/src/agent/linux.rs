@@ -1,8 +1,8 @@
 //! The host's half of the agent protocol over a port: [`LinuxAgent`] asks a program in a Linux guest.
 //!
-//! One command runs at a time; its ticket tells its report from one that comes late. All that comes
-//! through the port is a guest's claim: frames that answer nothing are counted and passed over, and
-//! a guest that floods or says nothing costs the caller its timeout.
+//! One command runs at a time; its ticket tells its report from a late one. Everything that comes
+//! through the port is a guest's claim: frames that answer no command are counted and skipped, and a
+//! guest that floods the port or stays silent costs the caller its timeout.
 
 use super::AgentError;
 use crate::devices::console::{Port, PortError};
@@ -15,7 +15,7 @@ use llfree_control::report::LinuxAgentStatus;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// What is known of the agent, by whoever has the turn.
+/// What is known of the agent; the command whose turn it is holds it.
 #[derive(Default)]
 struct Peer {
     /// The connection that it said hello on, and the version it said.
@@ -23,7 +23,7 @@ struct Peer {
     last_ticket: u64,
 }
 
-/// An agent behind a port.
+/// An agent at the other end of a port.
 pub struct LinuxAgent {
     port: Arc<Port>,
     /// Held while a command runs.
@@ -38,7 +38,7 @@ impl LinuxAgent {
         Self { port, turn: Mutex::default(), counters: AgentCounters::default() }
     }
 
-    /// Has the agent carry out a command, once it is this command's turn; its report.
+    /// Has the agent carry out a command once it is this command's turn, and returns its report.
     ///
     /// # Errors
     /// [`AgentError`]. A command that was sent and not answered in time is still carried out.
@@ -47,7 +47,7 @@ impl LinuxAgent {
         let mut peer = lock(&self.turn);
         let connection = self.greet(&mut peer, deadline)?;
         if Instant::now() >= deadline {
-            // Others took the time: nothing is sent that nobody would wait for.
+            // Other commands used up the time: do not send a command whose report nobody would wait for.
             return Err(AgentError::Timeout(timeout));
         }
         peer.last_ticket += 1;
@@ -64,7 +64,7 @@ impl LinuxAgent {
                 PortError::TimedOut | PortError::Full => AgentError::Timeout(timeout),
             })?;
             if from != connection {
-                // Another agent, which knows nothing of the command. Its first words are not lost.
+                // Another agent, which does not know the command. Its first words are not lost.
                 self.meet(&mut peer, from, &frame);
                 return Err(AgentError::Lost);
             }
@@ -76,7 +76,7 @@ impl LinuxAgent {
         }
     }
 
-    /// Waits for a guest that boots, until its agent is there, at most for `patience`.
+    /// Waits until the agent of a booting guest is there, for at most `patience`.
     ///
     /// # Errors
     /// If it does not come, or the VM ends.
@@ -87,12 +87,12 @@ impl LinuxAgent {
         })
     }
 
-    /// Wakes who waits for the agent, for good.
+    /// Wakes all waiters, for good.
     pub fn stop(&self) {
         self.port.stop();
     }
 
-    /// Its numbers, for a status.
+    /// The agent's numbers, for a status.
     #[must_use]
     pub fn status(&self) -> LinuxAgentStatus {
         LinuxAgentStatus {
@@ -102,10 +102,10 @@ impl LinuxAgent {
         }
     }
 
-    /// Makes sure that the agent said hello on the connection that stands; the connection's number.
+    /// Makes sure that the agent has said hello on the current connection; returns the connection's number.
     fn greet(&self, peer: &mut Peer, deadline: Instant) -> Result<u64, AgentError> {
         if !self.port.is_open() {
-            // Also so that a command does not wait for an agent that nobody started.
+            // Also keeps a command from waiting for an agent that was never started.
             return Err(if self.port.is_stopped() { AgentError::Gone } else { AgentError::NotUp });
         }
         loop {
@@ -117,7 +117,7 @@ impl LinuxAgent {
                 }
                 _ => {}
             }
-            // Whoever opened the port owes a hello.
+            // A program that opens the port must say hello.
             let (from, frame) = self.receive(deadline).map_err(|error| match error {
                 PortError::Stopped => AgentError::Gone,
                 PortError::Closed | PortError::TimedOut | PortError::Full => AgentError::NotUp,
@@ -126,7 +126,7 @@ impl LinuxAgent {
         }
     }
 
-    /// A frame of an agent that did not say hello so far.
+    /// Handles a frame of an agent that has not said hello yet.
     fn meet(&self, peer: &mut Peer, connection: u64, frame: &Frame) {
         match frame.hello_version() {
             Some(version) => peer.hello = Some((connection, version)),
@@ -226,7 +226,7 @@ mod tests {
         thread::scope(|scope| {
             let run = scope.spawn(|| agent.run(Command::Stats, LONG));
             let heard = hears(&port);
-            // What nobody asked, what nobody could ask yet, and a second hello.
+            // Answers to questions never asked and not asked yet, and a second hello.
             for ticket in [0, heard.ticket + 1, HELLO] {
                 says(&port, &Frame::report(ticket, &report(2)));
             }
@@ -287,7 +287,7 @@ mod tests {
             let error = agent.run(Command::Stats, short).expect_err("nobody answers");
             assert!(error == AgentError::Timeout(short) || error == AgentError::NotUp, "{error}");
         }
-        // Those that came too late to see the hello sent nothing.
+        // Callers that came too late to see the hello sent nothing.
         let mut ends = agent.run(Command::Stats, short);
         while ends != Err(AgentError::NotReading) {
             assert_eq!(ends, Err(AgentError::Timeout(short)));

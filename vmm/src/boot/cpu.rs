@@ -1,7 +1,7 @@
 //! What a vCPU needs to start in 64-bit ring 3: descriptor tables, exception stubs, registers.
 //!
 //! Only bytes and register values are made here; [`Platform`](super::Platform) places them. Ring 0
-//! exists for nothing but the stubs: one per vector, which pushes what the report needs, rings
+//! exists only for the stubs: one per vector, which pushes what the report needs, rings
 //! the doorbell and never returns. They are integer-only and short, because a KVM without hardware
 //! virtualization interprets ring 0 instruction by instruction.
 
@@ -47,7 +47,7 @@ pub(super) const fn gdt(tss: u64) -> [u64; 10] {
     gdt
 }
 
-/// A TSS with a ring-0 stack that ends at `stack_top`. Its I/O map starts behind its end: ring 3
+/// A TSS with a ring-0 stack that ends at `stack_top`. Its I/O map starts past its end: ring 3
 /// reaches no port.
 pub(super) fn tss(stack_top: u64) -> [u8; TSS_BYTES as usize] {
     let mut tss = [0; TSS_BYTES as usize];
@@ -56,7 +56,7 @@ pub(super) fn tss(stack_top: u64) -> [u8; TSS_BYTES as usize] {
     tss
 }
 
-/// IDT and stubs, one behind the other, for a place at `gpa` and a doorbell at `doorbell`.
+/// The IDT followed by the stubs, to be placed at `gpa`, for a doorbell at `doorbell`.
 pub(super) fn vectors(gpa: u64, doorbell: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(VECTORS * (16 + STUB_BYTES));
     for vector in 0..VECTORS {
@@ -86,7 +86,7 @@ pub(super) fn vectors(gpa: u64, doorbell: u64) -> Vec<u8> {
 pub(super) struct Start {
     /// Root of the page tables.
     pub(super) page_tables: u64,
-    /// The vCPU's GDT; its TSS lies [`TSS_OFFSET`] behind.
+    /// The vCPU's GDT; its TSS lies [`TSS_OFFSET`] further on.
     pub(super) gdt: u64,
     /// The IDT.
     pub(super) idt: u64,

@@ -31,12 +31,12 @@ pub struct CrashFrame {
 }
 
 impl Platform {
-    /// What the exception behind [`Call::Exception`](guest_abi::Call::Exception) left.
+    /// What the exception that rang [`Call::Exception`](guest_abi::Call::Exception) left behind.
     ///
     /// # Errors
     /// No such vCPU, KVM refuses, or no exception happened: the guest rang the doorbell itself.
     pub fn crash_report(&self, vcpu_fd: &VcpuFd, index: u32) -> Result<CrashFrame, BootError> {
-        // Vector and error code from the stub, then what the CPU pushed; SS is of no interest.
+        // Vector and error code from the stub, then what the CPU pushed; SS is not needed.
         let [vector, error_code, rip, cs, rflags, rsp, _] = self.exception_words(index)?;
         let sregs = vcpu_fd.get_sregs().map_err(BootError::kvm("KVM_GET_SREGS"))?;
         let registers = vcpu_fd.get_regs().map_err(BootError::kvm("KVM_GET_REGS"))?;
@@ -104,7 +104,7 @@ impl CrashFrame {
         format!("{name} (vector {vector}, error code {code:#x}){fault}, on vCPU {vcpu} at {place}")
     }
 
-    /// All registers, as indented lines, the last one without an end.
+    /// All registers, as indented lines, the last one without a newline.
     #[must_use]
     pub fn details(&self, kernel: Option<&Kernel>) -> String {
         let r = &self.registers;

@@ -1,4 +1,4 @@
-//! [`Kernel`]: a guest image, checked before it is loaded and asked for names when it crashed.
+//! [`Kernel`]: a guest image, checked before it is loaded and asked for symbols when it crashes.
 //!
 //! [`Kernel::parse`] makes every check that needs no RAM, so that a bad image costs nothing and
 //! gets one clear line; later steps rely on those checks. Parsing is total: any bytes end in a
@@ -25,11 +25,11 @@ use std::ops::Range;
 use std::path::Path;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// Program headers of one image: a linker makes about ten.
+/// The most program headers of one image: a linker makes about ten.
 const MAX_PROGRAM_HEADERS: u16 = 64;
-/// Bytes of one note segment: a compiler makes less than a hundred.
+/// The most bytes of one note segment: a compiler makes less than a hundred.
 const MAX_NOTE_BYTES: u64 = 64 << 10;
-/// Bytes of a symbol's name that are shown; mangled names of generic code run long.
+/// How many bytes of a symbol's name are shown; mangled names of generic code run long.
 const MAX_NAME_BYTES: usize = 512;
 
 type Header = FileHeader64<LittleEndian>;
@@ -122,7 +122,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// What errors call it.
+    /// Its name in errors.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -134,14 +134,14 @@ impl Kernel {
         self.entry
     }
 
-    /// The function at a code address as `name+0x12`; `None` outside of code or without symbols.
+    /// The function at a code address as `name+0x12`; `None` outside code or without symbols.
     #[must_use]
     pub fn symbolize(&self, address: u64) -> Option<String> {
         let in_code = |address| self.segments.iter().any(|s| s.executable && s.memory.contains(&address));
         if !in_code(address) {
             return None;
         }
-        // Crashes are rare: the table is searched in the image instead of being kept in order.
+        // Crashes are rare: the table is searched in the image instead of being kept sorted.
         let data = self.image.as_slice();
         let sections = Header::parse(data).ok()?.sections(LittleEndian, data).ok()?;
         let symbols = sections.symbols(LittleEndian, data, elf::SHT_SYMTAB).ok()?;
@@ -205,7 +205,7 @@ fn file_header<'a>(name: &str, image: &'a [u8]) -> Result<&'a Header, KernelErro
     if !image.starts_with(&elf::ELFMAG) {
         return Err(KernelError::NotElf { name: name(), found: Found(image[..image.len().min(4)].to_vec()) });
     }
-    // Class and byte order come before all else: they say how to read the rest.
+    // Class and byte order come first: they say how to read the rest.
     match image.get(4) {
         Some(2) => {}
         Some(1) => return Err(KernelError::Not64Bit { name: name() }),

@@ -20,7 +20,7 @@ pub enum BootError {
         /// The node looked for.
         path: PathBuf,
     },
-    /// The node is there, the kernel has no driver behind it.
+    /// The node exists, but no driver in the kernel answers.
     #[error(
         "{path} exists, but no driver answers: load the kernel module (modprobe kvm_amd or \
          kvm_intel) and enable virtualization in the firmware"
@@ -29,7 +29,7 @@ pub enum BootError {
         /// The node opened.
         path: PathBuf,
     },
-    /// The node is not for this user.
+    /// This user may not open the node.
     #[error("no permission to open {path}: join its group (usermod -aG kvm $USER, then log in again) or run as root")]
     KvmPermission {
         /// The node opened.
@@ -40,16 +40,16 @@ pub enum BootError {
     KvmOpen {
         /// The node opened.
         path: PathBuf,
-        /// The system's word on it.
+        /// The system's error.
         #[source]
         source: kvm_ioctls::Error,
     },
     /// Not the stable API, which has had one number since 2007.
-    #[error("{path} speaks KVM API version {found}, needed is {needed}: boot a kernel newer than 2.6.22")]
+    #[error("{path} speaks KVM API version {found}, but this VMM needs {needed}: boot a kernel newer than 2.6.22")]
     ApiVersion {
         /// The node opened.
         path: PathBuf,
-        /// What it answered.
+        /// The version it reported.
         found: i32,
         /// The one stable version.
         needed: u32,
@@ -73,7 +73,7 @@ pub enum BootError {
         /// Bytes asked for.
         ram_bytes: u64,
     },
-    /// No vCPU, or more than one table describes.
+    /// No vCPU, or more than a table can describe.
     #[error("{vcpus} vCPUs: give 1 to {MAX_VCPUS}")]
     VcpuCount {
         /// vCPUs asked for.
@@ -87,7 +87,7 @@ pub enum BootError {
     AddressWidth {
         /// Bytes asked for.
         ram_bytes: u64,
-        /// First address behind the doorbell page.
+        /// First address past the doorbell page.
         end: u64,
         /// Guest-physical address bits.
         address_bits: u8,
@@ -99,7 +99,7 @@ pub enum BootError {
     Map {
         /// Bytes asked for.
         bytes: u64,
-        /// The system's word on it.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -115,14 +115,14 @@ pub enum BootError {
     #[error("cannot write boot data to low guest memory")]
     LowMemory(#[source] vm_memory::GuestMemoryError),
     /// CPUID has no room for a guest's topology.
-    #[error("this KVM supports more CPUID leaves than it takes")]
+    #[error("this KVM reports more CPUID leaves than it accepts")]
     Cpuid(#[source] vmm_sys_util::fam::Error),
     /// KVM refused a request that it normally grants.
     #[error("{request} failed")]
     Kvm {
         /// Name of the ioctl.
         request: &'static str,
-        /// The system's word on it.
+        /// The system's error.
         #[source]
         source: kvm_ioctls::Error,
     },

@@ -1,7 +1,7 @@
 //! What the host offers: `/dev/kvm` opened and checked, and the limits it puts on a guest.
 //!
 //! It touches nothing but `/dev/kvm`. A [`Kvm`] that comes from here has every capability the rest
-//! of the VMM relies on, so nobody else asks for them.
+//! of the VMM relies on, so no other code checks for them.
 
 use super::BootError;
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
@@ -19,7 +19,7 @@ pub struct KvmLimits {
     pub address_bits: u8,
 }
 
-/// What we cannot do without: name, purpose, first release.
+/// The capabilities we cannot do without: name, purpose, first release.
 const NEEDED: [(Cap, &str, &str, &str); 1] =
     [(Cap::UserMemory, "KVM_CAP_USER_MEMORY", "guest memory that lies in this process", "2.6.25")];
 
@@ -53,7 +53,7 @@ fn open_error(path: PathBuf, source: kvm_ioctls::Error) -> BootError {
     }
 }
 
-/// The limits that a guest of `kvm` lives with.
+/// The limits of a guest of `kvm`.
 ///
 /// # Errors
 /// KVM does not state its CPUID.

@@ -1,4 +1,4 @@
-//! [`Image`]: what `--kernel` names, told apart by its contents.
+//! [`Image`]: the file that `--kernel` names; its contents say which kind it is.
 
 use super::elf::{Kernel, KernelError, read_image};
 use super::linux::{LinuxError, LinuxKernel};
@@ -7,16 +7,16 @@ use std::path::Path;
 /// A guest's image.
 #[derive(Debug)]
 pub enum Image {
-    /// One that was built for this project: it runs in ring 3 and speaks the shared table.
+    /// An image built for this project: it runs in ring 3 and shares its table.
     Own(Kernel),
-    /// A Linux kernel, which runs in ring 0 and knows nothing of us.
+    /// A Linux kernel, which runs in ring 0 and knows nothing about us.
     Linux(LinuxKernel),
 }
 
-/// Why a file is no image.
+/// Why a file is not an image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// It cannot be read, or is a program that is none of ours.
+    /// It cannot be read, or is not one of our programs.
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// It is a Linux kernel that cannot be started.
@@ -55,7 +55,7 @@ impl Image {
         }
     }
 
-    /// What a running guest keeps of it: all that it has copied into its memory is gone.
+    /// What is kept of it while the guest runs: all but the contents, which were copied into guest memory.
     #[must_use]
     pub fn without_contents(&self) -> Option<Self> {
         match self {

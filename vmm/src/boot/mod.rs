@@ -1,5 +1,5 @@
-//! From nothing to a running vCPU: what the host must offer, the memory that the VMM places beside
-//! RAM, the guest image, and the report when a vCPU dies of an exception.
+//! Everything before a vCPU runs: what the host must offer, the memory that the VMM places beside
+//! RAM, and the guest image; and the report when a vCPU dies of an exception.
 //!
 //! | file | what lives there |
 //! |---|---|
@@ -12,8 +12,8 @@
 //! | [`elf`] | an image of ours: checks, load, symbols |
 //! | [`linux`] | Linux kernels: image, memory map, ACPI, CPUs |
 //!
-//! Nothing in here runs a vCPU or owns RAM; the callers do. Everything written here before the
-//! guest starts is never trusted afterwards: the guest may have changed all it can reach.
+//! Nothing in here runs a vCPU or owns RAM; the callers do. What is written here before the guest
+//! starts is never trusted afterwards: the guest may have changed all it can reach.
 
 pub mod crash;
 pub mod elf;

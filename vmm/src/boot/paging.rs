@@ -1,7 +1,7 @@
 //! Page tables of an identity map, built in memory that the guest walks but cannot reach.
 //!
-//! The tables lie in the platform region and are not mapped by themselves: a guest in ring 3 never
-//! needs them. [`Tables`] takes one after the other from a slice that [`tables_needed`] sized.
+//! The tables lie in the platform region and do not map themselves: a guest in ring 3 never needs
+//! them. [`Tables`] takes one after the other from a slice that [`tables_needed`] sized.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,7 +21,7 @@ const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// Who may do what in a 4 KiB page.
+/// The access rights to a 4 KiB page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
 pub(super) enum Access {
@@ -33,7 +33,7 @@ pub(super) enum Access {
     KernelCode = PRESENT,
 }
 
-/// Tables for huge pages in `0..ram` and 4 KiB pages in `small..small + bytes` behind it, where
+/// Tables for huge pages in `0..ram` and 4 KiB pages in `small..small + bytes` after it, where
 /// `small` starts a gigabyte.
 pub(super) const fn tables_needed(ram: u64, small: u64, bytes: u64) -> u64 {
     let end = small + bytes;
@@ -66,7 +66,7 @@ impl<'a> Tables<'a> {
     }
 
     /// The entry for `address` in the table whose entries cover `span`. Runs out of tables, and
-    /// panics, only if [`tables_needed`] was not asked: no guest has run yet.
+    /// panics, only if the slice is smaller than [`tables_needed`] says: no guest has run yet.
     fn slot(&mut self, address: u64, span: u64) -> &AtomicU64 {
         let mut table = self.gpa;
         let mut covers = TERA_HALF;

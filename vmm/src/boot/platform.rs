@@ -8,10 +8,10 @@
 //!                      |<------------------ the platform's slot ---------------------->|
 //! a vCPU's block: descriptors | guard | exception stack | guard | stack, 64 KiB
 //! ```
-//! The guest reaches the shared region, its stacks, the doorbell page and the devices' pages; the rest is mapped for
-//! ring 0 or, like guards and page tables, not at all. After the guest started, the host treats all
-//! of it as the guest's claims: it is read word by word, through atomics, each word once, and no
-//! offset or count is ever taken from it.
+//! The guest reaches the shared region, its stacks, the doorbell page and the devices' pages; the rest
+//! is mapped for ring 0 or, like guards and page tables, not at all. Once the guest has started, the
+//! host treats all of it as the guest's claims: it is read word by word, through atomics, each word
+//! once, and no offset or count is ever taken from it.
 
 use super::paging::{Access, Tables, tables_needed};
 use super::{BootError, cpu};
@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use zerocopy::IntoBytes;
 
 const ALIGNMENT: u64 = 1 << 30;
-/// What lies behind the slot: the doorbell, then the devices.
+/// What lies after the slot: the doorbell, then the devices.
 const MMIO_BYTES: u64 = DOORBELL_BYTES + DEVICE_SLOTS as u64 * DEVICE_BYTES;
 
 /// Offsets in a vCPU's block; the pages between them are guards.
@@ -68,8 +68,8 @@ impl Platform {
         Ok(platform)
     }
 
-    /// The same for a guest that boots by itself and has page tables of its own: the shared region
-    /// only, above `ram_end`, where the guest's address space has `ram_bytes` of RAM below.
+    /// The same for a guest that boots on its own and has its own page tables: only the shared region,
+    /// above `ram_end`, below which the guest's address space has `ram_bytes` of RAM.
     ///
     /// # Errors
     /// As for [`new`](Self::new).
@@ -101,7 +101,7 @@ impl Platform {
         let vectors = layout.total;
         let blocks = vectors + FRAME_SIZE;
         let tables = blocks + u64::from(vcpus) * BLOCK_BYTES;
-        // The doorbell lies behind the tables and needs tables itself: grow until they suffice.
+        // The doorbell lies after the tables and needs tables itself: grow until they suffice.
         let mut table_count = 0;
         loop {
             if !has_page_tables {
@@ -239,8 +239,8 @@ impl Platform {
     /// A copy of the vCPU's request, each word read once; `None` if there is no such vCPU.
     #[must_use]
     pub fn read_request(&self, vcpu: u32) -> Option<Words> {
-        // The vCPU stands still in its doorbell exit, and the exit orders its writes before us; a
-        // word that another vCPU writes meanwhile is that guest's own confusion.
+        // The vCPU is stopped in its doorbell exit, and the exit orders its writes before our reads; a
+        // word that another vCPU writes meanwhile only confuses that guest.
         let request = self.half(vcpu, offset_of!(Mailbox, request))?;
         Some(std::array::from_fn(|i| request[i].load(Ordering::Relaxed)))
     }
@@ -266,14 +266,14 @@ impl Platform {
     }
 
     /// Puts vCPU `index` at `entry` in ring 3: RDI is the header's address, RSI the index, RSP the
-    /// end of its own stack, aligned as for a function that was just called (by nobody: it returns
-    /// to the null page). Its CPUID must be set before.
+    /// end of its own stack, aligned as for a function that was just called (its return address is in
+    /// the null page). Its CPUID must be set before.
     ///
     /// # Errors
     /// No such vCPU, or KVM refuses a register.
     pub fn enter(&self, vcpu_fd: &VcpuFd, index: u32, entry: u64) -> Result<(), BootError> {
         let block = self.block(index)?;
-        // The place of the return address; it must be zero again if this vCPU ran before.
+        // The return address; it must be reset to zero if this vCPU ran before.
         let stack = block + BLOCK_BYTES - 8;
         self.region.word(stack).store(0, Ordering::Relaxed);
         let start = cpu::Start {

@@ -79,7 +79,7 @@ guest!(touch_address, "mov rbx, [rdi + 88]", "mov rax, [rdi + 0x108]", "mov [rax
 
 struct Machine {
     vcpus: Vec<VcpuFd>,
-    // KVM's mappings go before the memory behind them.
+    // KVM's mappings go before the memory that backs them.
     _vm: VmFd,
     platform: Platform,
     ram: GuestMemoryMmap<()>,

@@ -18,7 +18,7 @@ impl Devices {
         Self { base, slots }
     }
 
-    /// How many.
+    /// The number of devices.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.slots.len() as u32

@@ -13,7 +13,7 @@ pub trait VirtioDevice: Send {
     fn id(&self) -> u32;
     /// A short name for logs.
     fn name(&self) -> &'static str;
-    /// What its thread may ask of the kernel.
+    /// The rights of its thread.
     fn role(&self) -> Role {
         roles::DEVICE
     }
@@ -21,24 +21,24 @@ pub trait VirtioDevice: Send {
     fn queue_sizes(&self) -> &[u16];
     /// Its own feature bits; the transport adds those of all devices.
     fn features(&self) -> u64;
-    /// The driver is ready and understands these features.
+    /// The driver is ready and has accepted these features.
     fn start(&mut self, features: u64);
-    /// Back to the state after the start of the VM.
+    /// Returns to the state at the start of the VM.
     fn reset(&mut self);
-    /// Its configuration space, whole.
+    /// Its whole configuration space.
     fn config(&self) -> Vec<u8>;
     /// The driver writes to the configuration space; false if it must not.
     fn write_config(&mut self, offset: u64, bytes: &[u8]) -> bool;
     /// Serves a request.
     ///
     /// # Errors
-    /// What no driver may send.
+    /// A request that no driver may send.
     fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, DriverError>;
     /// How often [`tick`](Self::tick) wants to be called, if at all.
     fn interval(&self) -> Option<Duration> {
         None
     }
-    /// Time has passed: a kept request to give back, as its queue and its head.
+    /// Time has passed. Returns a kept request to give back, as its queue and its head.
     fn tick(&mut self) -> Option<(usize, u16)> {
         None
     }
@@ -51,28 +51,28 @@ pub trait VirtioDevice: Send {
 
 /// A descriptor of the host's that makes its queue worth serving.
 ///
-/// It is waited for edge-triggered: it counts as one event however much there is to read. So the
-/// device reads until `WouldBlock`, or until the queue has no more requests, and answers
-/// [`Served::Later`] only after it saw the `WouldBlock`.
+/// It is polled edge-triggered: it counts as one event however much there is to read. So the device
+/// reads until `WouldBlock`, or until the queue has no more requests, and answers [`Served::Later`]
+/// only after it saw the `WouldBlock`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Source {
-    /// Non-blocking, open as long as the device lives, and no source of another queue.
+    /// Non-blocking, open as long as the device lives, and not a source of another queue.
     pub fd: RawFd,
     /// The queue to serve.
     pub queue: usize,
 }
 
-/// What becomes of a request.
+/// The outcome of serving a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Served {
-    /// Back to the driver; so many bytes were written into it.
+    /// Back to the driver; this many bytes were written into it.
     Done(u32),
     /// The device keeps it, and gives back what it kept before.
     Kept {
         /// Head of the request that was kept so far.
         instead_of: Option<u16>,
     },
-    /// Not now: the request stays the first of its queue, nothing was written into it, and the
+    /// Not yet: the request stays the first of its queue, nothing was written into it, and the
     /// device is asked again when a [`Source`] of the queue fires. It is also asked whenever the
     /// driver notifies the queue, which a driver need not do while requests wait.
     Later,

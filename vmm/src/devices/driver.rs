@@ -24,7 +24,7 @@ const STRIDE: u64 = 0x3000;
 /// Where contents of requests go.
 pub(super) const CONTENTS: u64 = 0x18_0000;
 
-/// A device and who drives it.
+/// A device and its driver.
 pub(super) struct Driver {
     pub(super) device: Arc<Transport>,
     pub(super) ram: Arc<GuestRam>,
@@ -33,7 +33,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// RAM of so many MiB, and the device that `make` builds over it.
+    /// RAM of `mib` MiB, and the device that `make` builds over it.
     pub(super) fn new(mib: u64, make: impl FnOnce(Arc<GuestRam>) -> Box<dyn VirtioDevice>) -> Self {
         Self::over(GuestRam::new(mib << 20, Backing::Anon).expect("small"), make)
     }
@@ -142,7 +142,7 @@ impl Driver {
         self.put(at + 14, &next.to_le_bytes());
     }
 
-    /// Makes the chain that starts at `head` available, and tells nobody.
+    /// Makes the chain that starts at `head` available without a notification.
     pub(super) fn add(&mut self, queue: usize, head: u16) {
         let available = Self::rings(queue)[1];
         let slot = u64::from(self.made[queue] % SIZE);
@@ -184,7 +184,7 @@ impl Driver {
         self.ram.guest_memory().load(GuestAddress(Self::rings(queue)[2] + 2), Ordering::Acquire).expect("in RAM")
     }
 
-    /// Asserts that the device counted so many errors of its driver and asks for a reset.
+    /// Asserts that the device counted this many errors of its driver and asks for a reset.
     pub(super) fn assert_driver_errors(&self, errors: u64) {
         assert_eq!(self.device.driver_errors(), errors);
         assert_ne!(self.status() & NEEDS_RESET, 0, "it asks for a reset");

@@ -1,14 +1,14 @@
 //! [`DriverError`]: what no driver may do.
 
-/// What a driver must not do.
+/// A driver's violation of the standard.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
     /// A step of the initialisation out of order.
     #[error("device status {from:#x} cannot become {to:#x}")]
     Status {
-        /// Before.
+        /// The status before.
         from: u32,
-        /// What was written.
+        /// The value written.
         to: u32,
     },
     /// A register in the wrong state, or a value that it cannot take.
@@ -16,23 +16,23 @@ pub enum DriverError {
     Register {
         /// Its offset.
         register: u64,
-        /// What was written.
+        /// The value written.
         value: u32,
     },
-    /// Rings that are not in RAM.
+    /// A ring that is misaligned or not in RAM.
     #[error("queue {queue} has a ring that is misaligned or not all in RAM")]
     Ring {
-        /// Which.
+        /// The queue's index.
         queue: usize,
     },
     /// The ring of available requests makes no sense.
-    #[error("queue {queue} offers more requests than it has descriptors, or one that it has not")]
+    #[error("queue {queue} offers more requests than it has descriptors, or a descriptor that it does not have")]
     Available {
         /// Which.
         queue: usize,
     },
     /// A chain without an end, or too long.
-    #[error("the descriptor chain from {head} on loops, leads nowhere or is too long")]
+    #[error("the descriptor chain that starts at {head} loops, leads nowhere or is too long")]
     Chain {
         /// Its first descriptor.
         head: u16,
@@ -48,7 +48,7 @@ pub enum DriverError {
     /// A request of the wrong length.
     #[error("{bytes} bytes are {allowed}")]
     Length {
-        /// What there was.
+        /// The length found.
         bytes: u64,
         /// What is wrong with that.
         allowed: &'static str,

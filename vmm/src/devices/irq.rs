@@ -1,4 +1,4 @@
-//! [`Irq`]: how one device tells its driver that something happened.
+//! [`Irq`]: how a device tells its driver that something happened.
 //!
 //! The bits stay in a status word until the driver acknowledges them. Each new one is also an
 //! event, which KVM can take as an interrupt line (`KVM_IRQFD`) for guests that have an interrupt
@@ -13,7 +13,7 @@ pub const USED_BUFFER: u32 = virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING
 /// The device's configuration changed, or it needs a reset.
 pub const CONFIG_CHANGE: u32 = virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_CONFIG;
 
-/// What a guest without interrupts is told by.
+/// Called to tell a guest without interrupts.
 pub type Notifier = Box<dyn Fn() + Send + Sync>;
 
 /// The interrupt of one device.
@@ -24,24 +24,24 @@ pub struct Irq {
 }
 
 impl Irq {
-    /// An interrupt that nothing asked for yet; `notifier` is called at each one.
+    /// An interrupt that is not raised; `notifier` is called each time it is.
     ///
     /// # Errors
-    /// If the host has no event to give.
+    /// The host cannot create an event.
     pub fn new(notifier: Notifier) -> io::Result<Self> {
         Ok(Self { status: AtomicU32::new(0), event: EventFd::new(EFD_NONBLOCK)?, notifier })
     }
 
-    /// Interrupts for these reasons.
+    /// Raises the interrupt for these reasons.
     pub fn trigger(&self, reasons: u32) {
         // Release: a driver that sees the bit sees what the device wrote before.
         self.status.fetch_or(reasons, Ordering::Release);
-        // It fails only when nobody took 2^64 events, and then the line is up anyway.
+        // Fails only after 2^64 events that nobody read, and then the line is up anyway.
         let _ = self.event.write(1);
         (self.notifier)();
     }
 
-    /// The reasons that the driver did not acknowledge.
+    /// The reasons that the driver has not acknowledged.
     #[must_use]
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::Acquire)
@@ -52,7 +52,7 @@ impl Irq {
         self.status.fetch_and(!reasons, Ordering::AcqRel);
     }
 
-    /// Readable after each interrupt: what an in-kernel interrupt controller is given.
+    /// Readable after each interrupt; for an in-kernel interrupt controller.
     #[must_use]
     pub fn event(&self) -> &EventFd {
         &self.event

@@ -1,9 +1,10 @@
 //! [`Transport`]: the registers of one device and its queues, as virtio-mmio version 2 has them.
 //!
-//! vCPUs read and write registers; the device's thread serves queues. One lock guards both, for a
-//! register access or for one request, so that a driver that resets its device waits for a request
-//! at most; what an interrupt handler needs goes without the lock. The steps of the initialisation are checked: what is out of order changes nothing, is
-//! counted, and makes the device ask for a reset. While it asks, it serves nothing.
+//! vCPUs read and write registers; the device's thread serves queues. One lock guards both, held for one
+//! register access or one request, so that a driver that resets its device waits for at most one request;
+//! what an interrupt handler needs does not take the lock. The steps of the initialisation are checked:
+//! a step out of order changes nothing, is counted, and makes the device ask for a reset. Until it is
+//! reset, it serves nothing.
 
 use super::irq::{CONFIG_CHANGE, Irq, Notifier, USED_BUFFER};
 use super::request::{Request, in_memory};
@@ -24,7 +25,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Requests of one queue before the others get their turn.
+/// How many requests of one queue are served before the others get their turn.
 const MOST_REQUESTS: u32 = 256;
 
 /// `virt` in memory order.
@@ -33,7 +34,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 /// `LLFR` in memory order; drivers do not care.
 const VENDOR: u32 = u32::from_le_bytes(*b"LLFR");
-/// Offset of the register that a driver writes a queue's number to; an ioeventfd lies there.
+/// Offset of the register that a driver writes a queue's number to; an ioeventfd is registered there.
 pub const QUEUE_NOTIFY: u64 = reg::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 /// Where the device's own configuration starts.
 const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
@@ -66,7 +67,7 @@ struct State {
 /// One device on the bus.
 pub struct Transport {
     name: &'static str,
-    /// Held while somebody waits for the state.
+    /// Held by a thread that waits for the state.
     turn: Mutex<()>,
     state: Mutex<State>,
     ram: Arc<GuestRam>,
@@ -80,7 +81,7 @@ impl Transport {
     /// A device at rest. `notifier` is called at each of its interrupts.
     ///
     /// # Errors
-    /// If the host has no events to give.
+    /// The host cannot create events.
     pub fn new(device: Box<dyn VirtioDevice>, ram: Arc<GuestRam>, notifier: Notifier) -> io::Result<Self> {
         let queues = fresh_queues(&*device);
         let events = queues.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<_>>()?;
@@ -113,13 +114,13 @@ impl Transport {
         self.name
     }
 
-    /// What its thread may ask of the kernel.
+    /// The rights of its thread.
     #[must_use]
     pub fn role(&self) -> Role {
         self.lock().device.role()
     }
 
-    /// One event a queue, written when the driver notifies it.
+    /// One event per queue, written when the driver notifies it.
     #[must_use]
     pub fn events(&self) -> &[EventFd] {
         &self.events
@@ -131,19 +132,19 @@ impl Transport {
         &self.irq
     }
 
-    /// What its driver did that no driver may do.
+    /// How many violations its driver committed.
     #[must_use]
     pub fn driver_errors(&self) -> u64 {
         self.counters.errors.get()
     }
 
-    /// What it counts about its driver.
+    /// The counters about its driver.
     #[must_use]
     pub fn counts(&self) -> DriverCounts {
         self.counters.counts()
     }
 
-    /// Whether a driver is at work with it.
+    /// Whether a driver is using it.
     #[must_use]
     pub fn is_driven(&self) -> bool {
         self.lock().is_live()
@@ -155,7 +156,7 @@ impl Transport {
         self.lock().device.interval()
     }
 
-    /// What else than notifications its thread waits for.
+    /// What its thread waits for in addition to notifications.
     #[must_use]
     pub fn sources(&self) -> Vec<Source> {
         self.lock().device.sources()
@@ -172,7 +173,7 @@ impl Transport {
         }
     }
 
-    /// A vCPU reads a register. What is no register, or not read so, reads as zero.
+    /// A vCPU reads a register. Unknown registers and accesses of another width read as zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(at) = offset.checked_sub(CONFIG) {
@@ -188,7 +189,7 @@ impl Transport {
     }
 
     fn register(&self, offset: u32) -> u32 {
-        // Each interrupt handler asks this: not behind the request that the device is at.
+        // Every interrupt handler reads this, and must not wait for the current request.
         if offset == reg::VIRTIO_MMIO_INTERRUPT_STATUS {
             return self.irq.status();
         }
@@ -211,9 +212,9 @@ impl Transport {
         }
     }
 
-    /// A vCPU writes a register. What is no register, or not written so, is an error of the driver.
+    /// A vCPU writes a register. Unknown registers and writes of another width are driver errors.
     pub fn write(&self, offset: u64, data: &[u8]) {
-        // As often as interrupts: not behind the request that the device is at, either.
+        // As often as interrupts: this must not wait for the current request, either.
         if let Ok(word) = <[u8; 4]>::try_from(data)
             && offset == u64::from(reg::VIRTIO_MMIO_INTERRUPT_ACK)
         {
@@ -248,15 +249,15 @@ impl Transport {
                 match state.driver_page {
                     0 => state.driver_features = state.driver_features & !0xffff_ffff | u64::from(value),
                     1 => state.driver_features = state.driver_features & 0xffff_ffff | u64::from(value) << 32,
-                    // Bits that nobody has defined: a driver may clear them, not want them.
+                    // Undefined bits: a driver may clear them, but not set them.
                     _ if value == 0 => {}
                     _ => return Err(refused),
                 }
             }
             reg::VIRTIO_MMIO_QUEUE_SEL => state.queue = value,
             reg::VIRTIO_MMIO_QUEUE_NOTIFY => match self.events.get(value as usize) {
-                // KVM signals the event by itself; this is the way without it. The event can only
-                // be full, and then the thread is awake.
+                // Normally KVM signals the event; this is the fallback. The write can only fail if the
+                // event is full, and then the thread is awake.
                 Some(event) => drop(event.write(1)),
                 None => return Err(refused),
             },
@@ -285,7 +286,7 @@ impl Transport {
         let new = value & !from;
         let mut accepted = value & !NEEDS_RESET | from & NEEDS_RESET;
         if new & FEATURES_OK != 0 && !state.features_fit() {
-            // No error: the driver reads the bit back, and sees that it may not go on.
+            // Not an error: the driver reads the bit back, and sees that it may not go on.
             accepted &= !(FEATURES_OK | DRIVER_OK);
         }
         state.status = accepted;
@@ -296,14 +297,14 @@ impl Transport {
         if new & accepted & DRIVER_OK != 0 {
             let features = state.driver_features;
             state.device.start(features);
-            // Requests may wait already, whose notifications found the device asleep.
+            // Requests may be waiting whose notifications came before the device was live.
             self.events.iter().for_each(|event| drop(event.write(1)));
         }
         Ok(())
     }
 
-    /// Serves what a queue offers, until it is empty, the device can do no more now, a queue's worth
-    /// was served or `stopping` says so. True if there may be more that waits for nothing.
+    /// Serves the requests of a queue until it is empty, the device can do no more now, a queue's worth
+    /// was served, or `stopping` says so. True if there may be more that can be served at once.
     pub fn serve(&self, queue: usize, stopping: impl Fn() -> bool) -> bool {
         for _ in 0..MOST_REQUESTS {
             if stopping() {
@@ -327,7 +328,7 @@ impl Transport {
         true
     }
 
-    /// Lets the device do what is due with time.
+    /// Lets the device do what is due.
     pub fn tick(&self) {
         let mut state = self.lock();
         if !state.is_live() {
@@ -354,7 +355,7 @@ impl Transport {
         self.counters.errors.inc();
         if let Some(number) = self.errors_logged.tick() {
             let name = self.name;
-            log::warn!("{name}: its driver erred ({number} so far), the device needs a reset: {error}");
+            log::warn!("{name}: driver error ({number} so far), the device needs a reset: {error}");
         }
         if tell {
             self.irq.trigger(CONFIG_CHANGE);
@@ -362,8 +363,8 @@ impl Transport {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Mutexes are unfair: a thread that serves one request after the other would have the lock again
-        // before a vCPU that waits for it is awake. It has to wait for this one, though.
+        // Mutexes are unfair: a thread that serves one request after the other would retake the state's
+        // lock before a waiting vCPU is awake. It has to wait for this lock first, though.
         let _turn = lock(&self.turn);
         // A panic under the lock would end the process.
         lock(&self.state)
@@ -440,7 +441,8 @@ impl State {
         }
     }
 
-    /// Serves one request: whether the driver wants an interrupt, or `None` if there is none.
+    /// Serves one request; returns whether the driver wants an interrupt, or `None` if no request was
+    /// served.
     fn serve_one(&mut self, index: usize, ram: &GuestRam) -> Result<Option<bool>, DriverError> {
         if !self.is_live() {
             return Ok(None);
@@ -449,8 +451,8 @@ impl State {
         let available = || DriverError::Available { queue: index };
         let memory = ram.guest_memory();
         let Some(chain) = queue.iter(memory).map_err(|_| available())?.next() else {
-            // Arms the driver's notifications again, and looks once more: that is the next round, so
-            // that a driver whose index comes and goes keeps nobody here.
+            // Arms the driver's notifications again and looks once more, but in the next round, so that
+            // a driver whose index flips back and forth cannot keep the thread here.
             let again = queue.enable_notification(memory).map_err(|_| available())?;
             return Ok(again.then_some(false));
         };
@@ -464,7 +466,7 @@ impl State {
             Served::Kept { instead_of: None } => return Ok(Some(false)),
             Served::Later => {
                 // Nothing was given back, so there is nothing to interrupt for. Notifications are
-                // not armed: more requests behind one that cannot be served change nothing.
+                // not armed: more requests after one that cannot be served change nothing.
                 if let Some(queue) = self.queues.get_mut(index) {
                     queue.go_to_previous_position();
                 }
@@ -474,7 +476,7 @@ impl State {
         self.give_back(index, head, bytes, ram).map(Some)
     }
 
-    /// Gives a request back; whether the driver wants an interrupt.
+    /// Gives a request back; returns whether the driver wants an interrupt.
     fn give_back(&mut self, index: usize, head: u16, bytes: u32, ram: &GuestRam) -> Result<bool, DriverError> {
         let ring = |_| DriverError::Ring { queue: index };
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(false) };
@@ -502,7 +504,7 @@ fn page(features: u64, page: u32) -> u32 {
 }
 
 fn fresh_queues(device: &dyn VirtioDevice) -> Vec<Queue> {
-    // Sizes are constants of our devices, powers of two.
+    // Our devices' sizes are constants, all powers of two.
     let queue = |size: &u16| Queue::new(*size).expect("a queue's size is a power of two");
     device.queue_sizes().iter().map(queue).collect()
 }

@@ -5,7 +5,7 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | `device`, `driver_error` | what a device does, and what no driver may do |
+//! | `device`, `driver_error` | what a device does, and drivers' violations |
 //! | `bus` | all devices of a VM |
 //! | [`mmio`] | the registers of a device and its queues: virtio-mmio version 2 |
 //! | [`request`] | one descriptor chain, copied and checked |
@@ -18,12 +18,12 @@
 //! | [`rng`] | random numbers of the host |
 //! | [`console`] | a stream of bytes to an agent in the guest |
 //! | [`net`] | frames between the guest and a tap of the host |
-//! | [`serial`] | the serial port of a PC, which is no virtio device |
+//! | [`serial`] | the serial port of a PC, which is not a virtio device |
 //! | [`pc`] | the other ports of a PC: reset, power-off, panic |
 //!
 //! A driver may write anything into registers, rings and buffers, at any time. Each word is read
-//! once; what a device does for one notification is bounded; and what no driver may do ends as a
-//! [`DriverError`]: counted, and the device asks for a reset and does nothing more until it gets it.
+//! once; the work for one notification is bounded; and a violation becomes a [`DriverError`]: it is
+//! counted, and the device asks for a reset and does nothing more until it gets it.
 
 pub mod balloon;
 pub mod blk;
@@ -56,12 +56,12 @@ pub use driver_error::DriverError;
 use std::io;
 use std::sync::Arc;
 
-/// Has a file that may not grow any more (`ulimit -f`) be an error of the write to it, be it a disk's or
-/// the console's, and not the end of the process; call once before the first device is served.
+/// Makes a write to a file that may not grow any more (`ulimit -f`), a disk's or the console's, fail
+/// with an error instead of ending the process. Call once before the first device is served.
 ///
 /// # Errors
 /// If the kernel refuses the signal handler.
 pub fn outlive_file_limits() -> io::Result<()> {
-    // What it notes nobody asks: the write says so itself.
+    // The flag is never read: the write itself fails.
     signal_hook::flag::register(libc::SIGXFSZ, Arc::default()).map(drop)
 }

@@ -1,10 +1,10 @@
-//! [`Progress`]: where the control plane waits for a device to get on with a resize.
+//! [`Progress`]: where the control plane waits for a device to make progress with a resize.
 
 use llfree_base::lock;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Counts steps and wakes who waits for the next one.
+/// Counts steps and wakes those that wait for the next one.
 #[derive(Debug)]
 pub struct Progress {
     last: Mutex<(u64, Instant)>,
@@ -26,13 +26,13 @@ impl Progress {
         self.changed.notify_all();
     }
 
-    /// Steps so far, and when the last one was made.
+    /// The steps so far, and when the last one was made.
     #[must_use]
     pub fn last(&self) -> (u64, Instant) {
         *self.lock()
     }
 
-    /// Waits for a step beyond `seen`, at most for `timeout`; steps so far.
+    /// Waits for a step beyond `seen`, for at most `timeout`; returns the steps so far.
     #[must_use]
     pub fn wait(&self, seen: u64, timeout: Duration) -> u64 {
         let waited = self.changed.wait_timeout_while(self.lock(), timeout, |last| last.0 == seen);

@@ -1,8 +1,8 @@
 //! [`Request`]: one descriptor chain, copied out of guest memory and checked before a device sees it.
 //!
-//! A driver may change its descriptors at any time: each is read once, here, and what was read is
-//! all that counts. A chain that loops, ends in nowhere or names memory outside RAM is a [`DriverError`];
-//! one that is accepted has a bounded number of buffers, all of them in RAM.
+//! A driver may change its descriptors at any time: each is read once, here, and only what was read
+//! counts. A chain that loops, leads nowhere or names memory outside RAM is a [`DriverError`]; one that
+//! is accepted has a bounded number of buffers, all of them in RAM.
 
 use super::DriverError;
 use std::ops::Deref;
@@ -58,7 +58,7 @@ impl<'m> Request<'m> {
         if ends { Ok(Self { memory, head, buffers }) } else { Err(DriverError::Chain { head }) }
     }
 
-    /// Number of its first descriptor: by this the driver knows it.
+    /// The number of its first descriptor, by which the driver identifies it.
     #[must_use]
     pub fn head(&self) -> u16 {
         self.head
@@ -92,16 +92,16 @@ impl<'m> Request<'m> {
         Ok(all)
     }
 
-    /// How many bytes the device may write, or else read, in all of its buffers together.
+    /// How many bytes the device may write (or, if not `writable`, read) in all of its buffers together.
     #[must_use]
     pub fn bytes(&self, writable: bool) -> u64 {
         // At most 1024 times 4 GiB.
         self.buffers.iter().filter(|buffer| buffer.writable == writable).map(|buffer| u64::from(buffer.bytes)).sum()
     }
 
-    /// Guest memory behind `bytes` bytes from `skip` on of what the device may write, or else read, as
-    /// if its buffers lay in one piece: how a driver cuts them means nothing. It may be changed while
-    /// it is used. Less, if the buffers end before.
+    /// The guest memory of `bytes` bytes, starting at `skip`, of what the device may write (or, if not
+    /// `writable`, read), as if its buffers were contiguous: how a driver splits them does not matter.
+    /// The guest may change it at any time. Shorter if the buffers end earlier.
     ///
     /// # Errors
     /// If a buffer is not all in RAM.
@@ -124,7 +124,7 @@ impl<'m> Request<'m> {
         Ok(slices)
     }
 
-    /// Writes `answer` into the buffers that are for the device to write; how many bytes that are.
+    /// Writes `answer` into the buffers that the device may write; returns how many bytes those are.
     ///
     /// # Errors
     /// If there is less room.

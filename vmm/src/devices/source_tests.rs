@@ -34,7 +34,7 @@ fn wait_until(what: &str, done: impl Fn() -> bool) {
         if done() {
             return;
         }
-        // Mostly not to sleep: what races with the device must be as quick as it is.
+        // Mostly without sleeping: what races with the device must be as quick as it is.
         if round % 1000 == 999 {
             assert!(start.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
             std::thread::yield_now();
@@ -132,7 +132,7 @@ fn no_request_is_lost_that_comes_just_when_the_queue_is_found_empty() {
     let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
     driver.descriptor(0, 0, place(0), 0, 0);
     for seen in 0..BYTES {
-        // The device looks for the next one just now.
+        // The device is looking for the next one right now.
         driver.add(0, 0);
         driver.kick_if_wanted(0);
         wait_until("a request is served", || driver.used(0) != seen);
@@ -188,7 +188,7 @@ fn a_request_that_does_not_end_keeps_no_vm_from_ending() {
     let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
     wait_until("the device is asked", || asked.load(Ordering::Relaxed) == 1);
     worker::end(vec![worker]);
-    assert_eq!(driver.used(0), 0, "it is still at it");
+    assert_eq!(driver.used(0), 0, "it is still working on it");
     // The thread has all that it needs, should the storage come back.
     writer.write_all(&[7]).expect("a reader");
     wait_until("the request is served", || driver.used(0) == 1);

@@ -41,7 +41,7 @@ fn a_device_introduces_itself() {
     driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, 2);
     assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_NUM_MAX), 0, "there is no third queue");
     assert_eq!(driver.config(0), 0x0403_0201);
-    assert_eq!(driver.config(4), 0x0605, "zeroes behind its end");
+    assert_eq!(driver.config(4), 0x0605, "zeroes past its end");
     assert_eq!(driver.read(0x200), 0);
     assert_eq!(driver.device.driver_errors(), 0);
 }
@@ -225,7 +225,7 @@ fn buffers_and_rings_that_make_no_sense_are_faults() {
         driver.send(0, &[bad]);
         driver.assert_driver_errors(1);
     }
-    // A head that is no descriptor, and more requests than there can be.
+    // A head that is not a descriptor, and more requests than there can be.
     let mut driver = echo();
     driver.start(0, 1);
     driver.offer(0, SIZE);
@@ -333,7 +333,7 @@ fn disk() -> Box<dyn VirtioDevice> {
     Box::new(Blk::open(&config).expect("a disk"))
 }
 
-/// 4 MiB, half of it behind the hole of a PC.
+/// 4 MiB, half of it above the hole of a PC.
 fn with_hole() -> GuestRam {
     let map = AddressMap::with_hole(4 << 20, 2 << 20);
     GuestRam::with_map(4 << 20, Backing::Anon, map).expect("small")

@@ -1,24 +1,24 @@
 //! [`Worker`]: the thread on which a device serves its queues, so that no vCPU waits for it.
 //!
-//! It sleeps until a queue is notified, a source of the device fires or time is due. A queue that
-//! always has more is served in turns with the others and with the order to stop.
+//! It sleeps until a queue is notified, a source of the device fires or a tick is due. A queue that
+//! always has more takes turns with the others and with the order to stop.
 //!
-//! No wake-up is lost, and none is for nothing twice:
-//! - Notifications are level-triggered events that the thread takes back *before* it looks at the
-//!   queue. One that comes after that wakes it again.
+//! No wake-up is lost, and at most one in a row is spurious:
+//! - Notifications are level-triggered events that the thread clears *before* it looks at the queue.
+//!   One that comes after that wakes it again.
 //! - Sources are edge-triggered: a device without requests to fill leaves them readable, and must
-//!   not be woken for that again and again. An edge that finds requests waiting is followed by reads
+//!   not be woken for that repeatedly. An edge that finds requests waiting is followed by reads
 //!   until `WouldBlock`, and what arrives after that is a new edge. An edge that finds the queue
 //!   empty arms the driver's notifications and looks once more (`State::serve_one`), so the next
 //!   request brings a notification, and that one finds the source still readable. An edge that finds
-//!   the device at rest is made up for when the driver starts it, which notifies all queues.
+//!   the device stopped is made up for when the driver starts it, which notifies all queues.
 //! - A queue that had its turn and may have more is notified by the thread itself, so the rest of a
 //!   source does not depend on another edge.
 //!
 //! A device is **quiesced** while its thread is parked: between two requests, so that no queue is served,
-//! no time is told to the device and nothing of guest memory is read or written. When it goes on, the
-//! thread notifies all queues itself. A notification or an edge may have been taken back just before the
-//! order came, and what it stood for was not served then.
+//! the device gets no tick, and guest memory is neither read nor written. When it resumes, the thread
+//! notifies all queues itself, because a notification or an edge may have been cleared just before the
+//! order came, without its requests having been served.
 
 use super::mmio::Transport;
 use crate::parking::{EndsWith, Order, Parking};
@@ -36,7 +36,7 @@ const ORDER: u64 = u64::MAX;
 /// Set in the number of a queue that one of the device's sources has work for.
 const SOURCE: u64 = 1 << 32;
 
-/// How long the requests that threads are at may take when they are to end, together.
+/// How long all threads together may take to finish their current requests when they are told to end.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 
 /// The orders of a device's thread, and what wakes it for them.
@@ -49,15 +49,15 @@ pub struct WorkerControl {
 impl WorkerControl {
     fn give(&self, order: Order) {
         self.parking.give(order);
-        // It can only be full, and then the thread is awake.
+        // Fails only if the event is full, and then the thread is awake.
         let _ = self.event.write(1);
     }
 }
 
-/// Quiesces devices, all at once. The requests that they are at end first, by `deadline` at the latest.
+/// Quiesces devices, all at once. They finish their current requests first, by `deadline` at the latest.
 ///
 /// # Errors
-/// The name of the first device whose request did not end by then. All have been told by then;
+/// The name of the first device whose request did not finish by then. All have been given the order;
 /// [`resume`] takes it back.
 pub fn quiesce(devices: &[Arc<WorkerControl>], deadline: Instant) -> Result<(), &'static str> {
     devices.iter().for_each(|device| device.give(Order::Pause));
@@ -67,13 +67,13 @@ pub fn quiesce(devices: &[Arc<WorkerControl>], deadline: Instant) -> Result<(), 
     }
 }
 
-/// Has quiesced devices serve their queues again, what came meanwhile included.
+/// Makes quiesced devices serve their queues again, including what came in the meantime.
 pub fn resume(devices: &[Arc<WorkerControl>]) {
     devices.iter().for_each(|device| device.give(Order::Run));
 }
 
-/// A device's thread. Dropping it ends the thread, after the request that it is at. One whose request
-/// does not end, because the host's storage does not answer, is left behind: it owns all it uses.
+/// A device's thread. Dropping it ends the thread, after its current request. A thread whose request
+/// does not finish, because the host's storage does not answer, is left behind: it owns all it uses.
 pub struct Worker {
     control: Arc<WorkerControl>,
     thread: Option<JoinHandle<()>>,
@@ -83,7 +83,7 @@ impl Worker {
     /// Starts serving.
     ///
     /// # Errors
-    /// If the host has no thread or no event to give.
+    /// The host cannot start a thread or create an event.
     pub fn start(device: Arc<Transport>, threads: &Spawner) -> io::Result<Self> {
         let event = EventFd::new(EFD_NONBLOCK)?;
         let control = Arc::new(WorkerControl { name: device.name(), parking: Parking::default(), event });
@@ -109,7 +109,7 @@ impl Worker {
         Ok(Self { control, thread: Some(thread) })
     }
 
-    /// By which it is quiesced.
+    /// The handle that quiesces it.
     #[must_use]
     pub fn control(&self) -> Arc<WorkerControl> {
         self.control.clone()
@@ -126,7 +126,7 @@ impl Worker {
         }
         if !thread.is_finished() {
             let name = thread.thread().name().unwrap_or("device");
-            log::warn!("{name}: a request did not end within {LAST_REQUESTS:?}; the VM ends without it");
+            log::warn!("{name}: a request did not finish within {LAST_REQUESTS:?}; the VM ends without it");
         } else if thread.join().is_err() {
             log::error!("a device's thread panicked");
         }
@@ -148,7 +148,7 @@ pub fn end(mut workers: Vec<Worker>) {
 }
 
 fn run(device: &Transport, epoll: &Epoll, descriptors: usize, control: &WorkerControl) {
-    // Something may be left that nothing tells of again.
+    // Something may be left that no new event will announce.
     let interrupted = Cell::new(false);
     let told_otherwise = || {
         let told = control.parking.order() != Order::Run;
@@ -171,7 +171,7 @@ fn run(device: &Transport, epoll: &Epoll, descriptors: usize, control: &WorkerCo
         }
         let timeout = due.map_or(-1, |due| {
             let left = due.saturating_duration_since(Instant::now());
-            // Up, so that it does not wake just before.
+            // Rounded up, so that it does not wake just before.
             i32::try_from(left.as_millis()).map_or(i32::MAX, |millis| millis.saturating_add(1))
         });
         let count = match epoll.wait(timeout, &mut ready) {
@@ -208,7 +208,7 @@ fn run(device: &Transport, epoll: &Epoll, descriptors: usize, control: &WorkerCo
 
 fn notify_all(device: &Transport) {
     for event in device.events() {
-        // It can only be full, and then the queue is served anyway.
+        // Fails only if the event is full, and then the queue is served anyway.
         let _ = event.write(1);
     }
 }

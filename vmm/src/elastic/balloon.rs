@@ -1,4 +1,4 @@
-//! virtio-balloon, of pages or of 2 MiB blocks: its options, what Linux makes of it, and its books.
+//! virtio-balloon, in pages or in 2 MiB blocks: its options, what it needs of a VM, and its accounting.
 
 use super::device::{Books, ByDevice};
 use super::error::{DeviceError, ElasticError, ResizeError};
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// How often to ask a balloon's guest for statistics, by default.
 const DEFAULT_STATS: Duration = Duration::from_secs(2);
-/// The delay of free-page reporting, as long as Linux' is.
+/// The delay of free-page reporting, the same as Linux's.
 const REPORTING_DELAY: Duration = Duration::from_secs(2);
 
 impl BalloonConfig {
@@ -77,13 +77,13 @@ impl Way for BalloonConfig {
         if settings != Settings::default() {
             return Err(ResizeError::ReportingHasNoSettings);
         }
-        // The guest reports free pages by itself, and nothing is left for the host to switch.
+        // The guest reports free pages on its own, so there is nothing left for the host to switch.
         self.reporting = Some(true);
         Ok(Switch(None))
     }
 
     fn check_switch(&self, switch: Switch) -> Result<(), ResizeError> {
-        // Off, it would be said to be off while the guest goes on reporting.
+        // Switching it off would report it as off while the guest goes on reporting.
         if switch.0.is_some() || self.reporting == Some(true) {
             return Err(ResizeError::ReportingAtLaunch);
         }

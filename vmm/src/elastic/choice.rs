@@ -1,4 +1,4 @@
-//! [`Elastic`]: the ways of moving memory that there are, by name.
+//! [`Elastic`]: the available ways of moving memory, by name.
 
 use super::error::{DeviceError, ElasticError, ResizeError};
 use super::fixed::Fixed;
@@ -12,7 +12,7 @@ use llfree_base::units::shorten;
 use std::fmt;
 use std::str::FromStr;
 
-/// How a VM's memory is made smaller and larger, as it was chosen.
+/// The chosen way to make a VM's memory smaller and larger.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Elastic {
     /// The host takes free frames out of the table that it shares with the guest.
@@ -46,17 +46,17 @@ pub fn check_offers(way: &dyn Way, offers: &Offers) -> Result<(), DeviceError> {
     Err(DeviceError::Unmet { kind: way.name(), need: way.needs(), guest: offers.guest, instead })
 }
 
-/// Every kind, as it is without options.
+/// Every kind with its default options.
 const KINDS: [Elastic; 5] =
     [Elastic::LLFREE, Elastic::balloon(false), Elastic::balloon(true), Elastic::virtio_mem(), Elastic::NONE];
 
 impl Elastic {
     /// The shared table.
     pub const LLFREE: Self = Self::Table(Table);
-    /// No way at all.
+    /// Memory that never moves.
     pub const NONE: Self = Self::Fixed(Fixed);
 
-    /// What was chosen.
+    /// The chosen way.
     #[must_use]
     pub fn way(&self) -> &dyn Way {
         match self {
@@ -76,19 +76,19 @@ impl Elastic {
         }
     }
 
-    /// A balloon as it is without options.
+    /// A balloon with default options.
     #[must_use]
     pub const fn balloon(huge: bool) -> Self {
         Self::Balloon(BalloonConfig::plain(huge))
     }
 
-    /// virtio-mem as it is without options.
+    /// virtio-mem with default options.
     #[must_use]
     pub const fn virtio_mem() -> Self {
         Self::Mem(MemConfig::DEFAULT)
     }
 
-    /// What an unmodified Linux gets when nobody chooses.
+    /// The default for an unmodified Linux.
     #[must_use]
     pub const fn for_linux() -> Self {
         Self::Balloon(BalloonConfig::FOR_LINUX)
@@ -100,8 +100,8 @@ impl Elastic {
         self.way().name()
     }
 
-    /// This kind together with automatic reclaim: with the shared table the host scans; a balloon's
-    /// guest reports free pages by itself.
+    /// This kind together with automatic reclaim: with the shared table the host scans; with a balloon
+    /// the guest reports free pages on its own. Returns what is left for the host to switch on.
     ///
     /// # Errors
     /// Kinds that can do neither, settings that only a scan has, and reporting that is off.
@@ -132,7 +132,7 @@ impl FromStr for Elastic {
         let mut seen: Vec<&str> = Vec::new();
         for option in parts {
             elastic.set(option)?;
-            // There are few, or the line above had refused one.
+            // Few enough for a linear search: the line above refuses unknown options.
             let name = option.split('=').next().unwrap_or_default();
             if seen.contains(&name) {
                 return Err(ElasticError::Twice(name.to_owned()));

@@ -1,9 +1,9 @@
 //! Memory that a virtio device's driver moves: set a target, tell the driver, and watch the device's
-//! own books until they say that it was reached.
+//! own accounting until it says that the target was reached.
 //!
-//! Nobody tracks residency here: the guest's frames get memory when they are touched, and all that is
-//! known is what the driver gave away. What a resize reports as freed is the kernel's account of
-//! guest RAM before and after it.
+//! Residency is not tracked here: the guest's frames get memory when they are touched, and all that is
+//! known is what the driver gave away. What a resize reports as freed is the difference between the
+//! kernel's figures for guest RAM before and after it.
 
 use super::error::{DeviceError, MoveError, ResizeError};
 use super::way::{Elasticity, Parts};
@@ -17,35 +17,36 @@ use shared_layout::HUGE_SIZE;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Without a step for so long, a resize that nobody set a time for is over.
+/// A resize without a deadline gives up after this long without progress.
 const GIVE_UP: Duration = Duration::from_secs(2);
-/// While nothing moves, the guest is kicked: its driver may have given up before memory became free.
+/// How often the guest is kicked while nothing moves: its driver may have given up before memory
+/// became free.
 const NUDGE: Duration = Duration::from_millis(50);
 
-/// The host's end of a device that moves memory, by the device's own books.
+/// The host's end of a device that moves memory: the device's own accounting. Sizes are in bytes.
 pub(super) trait Books: Send + Sync {
-    /// What the guest may use of `memory` bytes.
+    /// How much of `memory` the guest may use now.
     fn limit(&self, memory: u64) -> u64;
 
-    /// What it shall be able to use.
+    /// How much of `memory` the guest should end up with.
     fn target(&self, memory: u64) -> u64;
 
-    /// Sets that; the driver is told by the caller.
+    /// Sets the target; telling the driver is up to the caller.
     fn set_target(&self, memory: u64, target: u64) -> Result<(), ResizeError>;
 
-    /// Its driver's steps.
+    /// The driver's progress.
     fn progress(&self) -> &Progress;
 
-    /// How often to tell the driver again while somebody waits; `None` if it tries by itself.
+    /// How often to tell the driver again while a resize waits; `None` if it retries on its own.
     fn tell_again(&self) -> Option<Duration> {
         None
     }
 
-    /// Adds what it knows to a status.
+    /// Adds the device's numbers to a status.
     fn describe(&self, status: &mut ElasticStatus);
 }
 
-/// A device by which memory moves.
+/// A device that moves memory.
 pub(super) struct ByDevice {
     kind: ElasticKind,
     books: Arc<dyn Books>,
@@ -67,7 +68,7 @@ impl ByDevice {
         Ok(Arc::new(Self { kind, books, transport: Arc::new(transport), ram, nudge: parts.nudge }))
     }
 
-    /// Waits until the books say `target`, or nobody wants to wait any longer; the time until the
+    /// Sets `target` and waits until it is reached or `keep_waiting` says no. Returns the time until the
     /// driver's last step.
     fn drive(&self, target: u64, keep_waiting: &dyn Fn(Duration) -> bool) -> Result<Duration, ResizeError> {
         let start = Instant::now();

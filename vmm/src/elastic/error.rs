@@ -1,5 +1,5 @@
-//! Why a text is no kind of elastic memory, a VM has no device for it, or a resize was refused. Each says
-//! what was asked for, what there is, and what to write instead.
+//! Why a text does not name a kind of elastic memory, why a VM cannot have its device, and why a resize
+//! was refused. Each error says what was asked for, what is available, and what to write instead.
 
 use super::offers::Need;
 use llfree_base::units::Bytes;
@@ -7,41 +7,41 @@ use llfree_monitor::MonitorError;
 use llfree_monitor::memory::HOLE_START;
 use std::io;
 
-/// Why a text is no [`Elastic`](super::Elastic).
+/// Why a text is not an [`Elastic`](super::Elastic).
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ElasticError {
     /// No such kind.
     #[error("unknown kind '{0}'; use llfree, balloon, balloon-huge, virtio-mem or none")]
     Kind(String),
     /// No such option for this kind.
-    #[error("'{option}' is no option of {kind}; it has {has}")]
+    #[error("'{option}' is not an option of {kind}, which has {has}")]
     Option {
-        /// What was written.
+        /// The text as written.
         option: String,
-        /// The kind before it.
+        /// The kind that it was given for.
         kind: &'static str,
-        /// What there is.
+        /// The options that the kind has.
         has: &'static str,
     },
-    /// An option that was there before.
+    /// An option that was set before.
     #[error("'{0}' is set twice")]
     Twice(String),
     /// Neither on nor off.
     #[error("'{0}' is neither on nor off")]
     Switch(String),
-    /// No time.
-    #[error("stats: {0}; it is a time of 10ms or more, or off")]
+    /// Not a time.
+    #[error("stats: {0}; give a time of 10ms or more, or off")]
     Stats(String),
-    /// No size.
+    /// Not a size.
     #[error("boot: {0}")]
     Boot(String),
 }
 
-/// Why a VM has no such device.
+/// Why a VM cannot have such a device.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// Pages cannot be discarded one by one.
-    #[error("a balloon of 4 KiB pages frees nothing of hugetlb memory")]
+    /// hugetlb pages cannot be discarded 4 KiB at a time.
+    #[error("a balloon of 4 KiB pages cannot free hugetlb memory")]
     SmallPagesOfHugetlb,
     /// Nothing is left for virtio-mem.
     #[error("virtio-mem leaves the first {boot} alone (boot=), and the VM has only {memory}")]
@@ -52,7 +52,7 @@ pub enum DeviceError {
         memory: Bytes,
     },
     /// The guest's image would be unplugged.
-    #[error("the guest's image ends at {end}, behind virtio-mem's boot part of {boot}; use boot= with more")]
+    #[error("the guest's image ends at {end}, past virtio-mem's boot part of {boot}; use a larger boot=")]
     BootTooSmall {
         /// Where the image ends.
         end: Bytes,
@@ -61,8 +61,8 @@ pub enum DeviceError {
     },
     /// The hole below 4 GiB lies in the device's region.
     #[error(
-        "virtio-mem's region behind the boot part of {boot} would have the hole below 4 GiB in it; \
-         use boot= with at most {most}, and a hole right behind it",
+        "virtio-mem's region after the boot part of {boot} would contain the hole below 4 GiB; \
+         use boot= with at most {most}, and a hole right after it",
         most = Bytes(HOLE_START)
     )]
     RegionInParts {
@@ -86,10 +86,10 @@ pub enum DeviceError {
     BootAboveHole {
         /// The boot part.
         boot: Bytes,
-        /// The most there is.
+        /// The most that fits.
         most: Bytes,
     },
-    /// Linux would not get through its start.
+    /// Linux would not get through its boot.
     #[error(
         "virtio-mem's boot part of {boot} is too small for Linux, which keeps in it what it knows about the pages \
          of the other {region}; use boot={mib}M or more",
@@ -100,22 +100,22 @@ pub enum DeviceError {
         boot: Bytes,
         /// The rest.
         region: Bytes,
-        /// What would do.
+        /// The least that would do.
         least: Bytes,
     },
     /// Linux could add none of it.
     #[error("virtio-mem's region of {region} is less than one block of {least}, the unit in which Linux adds memory")]
     RegionTooSmall {
-        /// What lies behind the boot part.
+        /// The memory after the boot part.
         region: Bytes,
-        /// A block.
+        /// The size of a block.
         least: Bytes,
     },
     /// More pages than a balloon can count.
     #[error("a balloon counts pages in 32 bits, and {0} has more")]
     TooManyPages(Bytes),
     /// The host has no events or threads to give.
-    #[error("the host could not make a device's events")]
+    #[error("the host could not create a device's events")]
     Host(#[source] io::Error),
 }
 
@@ -130,27 +130,27 @@ pub enum ResizeError {
         "memory of kind {0} cannot be reclaimed, as the host cannot see which of it is free; shrink the VM instead"
     )]
     NoReclaim(&'static str),
-    /// What looks at the shared table has none to look at.
+    /// An operation on the shared table of a VM that has none.
     #[error("{what} is impossible with memory of kind {kind}, as the guest shares no table with the host")]
     NoTable {
-        /// What was asked for.
+        /// The requested value.
         what: &'static str,
         /// The kind of VM.
         kind: &'static str,
     },
-    /// Automatic reclaim asked for and switched off at once.
+    /// Automatic reclaim requested and disabled at the same time.
     #[error("automatic reclaim of a balloon is the guest's own reporting of free pages, which reporting=off forbids")]
     ReportingContradicted,
-    /// Settings of a scan that nobody makes.
+    /// Settings for a scan that does not happen.
     #[error("automatic reclaim of a balloon is the guest's own reporting of free pages, which has no settings")]
     ReportingHasNoSettings,
     /// A device's features are settled when the guest starts.
     #[error("automatic reclaim of a balloon is the guest's own reporting of free pages, which is switched at launch")]
     ReportingAtLaunch,
     /// Below what virtio-mem can unplug.
-    #[error("cannot shrink to {target}: the boot part of {boot} stays the guest's")]
+    #[error("cannot shrink to {target}: the boot part of {boot} always stays with the guest")]
     BelowBoot {
-        /// What was asked for.
+        /// The requested value.
         target: Bytes,
         /// The boot part.
         boot: Bytes,
@@ -163,7 +163,7 @@ pub enum MoveError {
     /// The monitor had to stop a pass.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
-    /// This VM cannot do that.
+    /// This VM cannot do what was asked.
     #[error(transparent)]
     Refused(#[from] ResizeError),
 }

@@ -1,4 +1,4 @@
-//! Memory that stays as it is.
+//! Memory that never moves: the guest keeps all of it, and every resize is refused.
 
 use super::error::{DeviceError, MoveError, ResizeError};
 use super::offers::Need;
@@ -8,7 +8,7 @@ use llfree_monitor::Resize;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The choice of it; it has no options.
+/// The choice of fixed memory; it has no options.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fixed;
 

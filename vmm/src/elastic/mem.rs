@@ -1,6 +1,6 @@
-//! virtio-mem: its option, what Linux makes of it, and its books.
+//! virtio-mem: its option, what it and Linux's driver need of a VM, and its accounting.
 //!
-//! What is said of Linux' driver holds for drivers/virtio/virtio_mem.c from Linux 5.18 on.
+//! Statements about Linux's driver hold for drivers/virtio/virtio_mem.c from Linux 5.18 on.
 
 use super::device::{Books, ByDevice};
 use super::error::{DeviceError, ElasticError, ResizeError};
@@ -15,27 +15,27 @@ use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Linux adds and removes memory in blocks of this size; a smaller machine has none larger.
+/// Linux adds and removes memory in blocks of this size; only large machines have larger ones.
 const MEMORY_BLOCK: Bytes = Bytes(128 << 20);
-/// What a small kernel needs to boot.
+/// Memory that a small kernel needs to boot, in bytes.
 const LEAST_BOOT: u64 = 128 << 20;
-/// What Linux keeps about each page that it adds, in its boot part: `struct page`.
+/// Bytes that Linux keeps in its boot part for each page that it adds: `struct page`.
 const PAGE_STRUCT: u64 = 64;
-/// How often the driver in our guest looks whether it can do now what it could not do before.
+/// How often our guest's driver retries what it could not do before.
 const UNPLUG_RETRY: Duration = Duration::from_secs(1);
-/// Linux' driver rests for 50 s or more when it could move nothing, unless it is told again; it
-/// writes two lines to its log each time.
+/// How often the driver is told again. Linux's driver rests for 50 s or more when it could not move
+/// anything, unless it is told again; it writes two lines to its log each time.
 const TELL_AGAIN: Duration = Duration::from_secs(3);
 
-/// The choice of it.
+/// The choice of virtio-mem.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemConfig {
-    /// The first part of RAM, which stays the guest's.
+    /// The size of the first part of RAM, which always stays with the guest.
     pub boot: Bytes,
 }
 
 impl MemConfig {
-    /// 256 MiB stay the guest's.
+    /// 256 MiB always stay with the guest.
     pub const DEFAULT: Self = Self { boot: Bytes(256 << 20) };
 }
 
@@ -67,7 +67,7 @@ impl Way for MemConfig {
     }
 
     fn tick(&self) -> Option<Duration> {
-        // Nobody tells the driver when a block that it could not unplug comes free.
+        // Nothing tells the driver when a block that it could not unplug becomes free.
         Some(UNPLUG_RETRY)
     }
 
@@ -80,8 +80,8 @@ impl Way for MemConfig {
     }
 
     fn kernel_parameter(&self) -> Option<&'static str> {
-        // Memory that was added and is not put into the movable zone can rarely be taken again; and
-        // without any such word some kernels leave it unused until a program puts it to use.
+        // Added memory outside the movable zone can rarely be taken back, and without such a parameter
+        // some kernels leave it offline until a program brings it online.
         Some("memhp_default_state=online_movable")
     }
 
@@ -105,7 +105,7 @@ impl Way for MemConfig {
     }
 
     fn unusable_by_linux(&self, memory: Bytes) -> Bytes {
-        // The region starts at 4 GiB, where a block starts, too.
+        // The region starts at 4 GiB, which is also the start of a block.
         Bytes(memory.0.saturating_sub(self.boot.0) % MEMORY_BLOCK.0)
     }
 

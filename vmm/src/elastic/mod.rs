@@ -1,10 +1,10 @@
-//! How a VM's memory is made smaller and larger, one file a way: by the shared [`table`], by a
+//! How a VM's memory is made smaller and larger, one file per way: by the shared [`table`], by a
 //! device ([`balloon`], [`mem`]), or not at all ([`fixed`]).
 //!
-//! [`Elastic`] is what people choose. A choice is a [`Way`]: it says what it *needs* of a guest, and
-//! builds the [`Elasticity`] that a running VM then has. A kind of guest says what it [`Offers`], and
-//! [`check_offers`] is the one place that brings the two together. Nothing asks which guest it is to
-//! learn how its memory moves.
+//! [`Elastic`] is what users choose. A choice is a [`Way`]: it says what it *needs* of a guest, and
+//! builds the [`Elasticity`] of a running VM. A kind of guest says what it [`Offers`], and
+//! [`check_offers`] is the one place that compares the two. No code looks at the kind of guest to find
+//! out how its memory moves.
 //!
 //! To add a way: a file with its configuration as a [`Way`], a variant of [`Elastic`] and its line in
 //! `KINDS`.

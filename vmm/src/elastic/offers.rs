@@ -1,19 +1,19 @@
-//! What ways of moving memory need of a guest, and what guests offer.
+//! What the ways of moving memory need of a guest ([`Need`]), and what guests offer ([`Offers`]).
 
 use std::fmt;
 
-/// What a way of moving memory needs of a guest.
+/// A requirement that a way of moving memory has of a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Need {
     /// Nothing.
     Nothing,
     /// A frame table that the guest allocates from and shares with its host.
     Table,
-    /// A driver of virtio-balloon.
+    /// A virtio-balloon driver.
     Balloon,
-    /// One that knows blocks of 2 MiB.
+    /// A virtio-balloon driver that supports 2 MiB blocks.
     HugeBalloon,
-    /// A driver of virtio-mem.
+    /// A virtio-mem driver.
     Mem,
 }
 
@@ -22,19 +22,19 @@ impl fmt::Display for Need {
         f.write_str(match self {
             Self::Nothing => "nothing",
             Self::Table => "an allocator that the guest shares with the host",
-            Self::Balloon => "a driver of virtio-balloon",
-            Self::HugeBalloon => "a balloon driver that knows blocks of 2 MiB",
-            Self::Mem => "a driver of virtio-mem",
+            Self::Balloon => "a virtio-balloon driver",
+            Self::HugeBalloon => "a balloon driver that supports 2 MiB blocks",
+            Self::Mem => "a virtio-mem driver",
         })
     }
 }
 
-/// What a kind of guest has to offer.
+/// What a kind of guest offers.
 #[derive(Clone, Copy, Debug)]
 pub struct Offers {
-    /// The kind of guest, in error lines.
+    /// The kind of guest, as error lines name it.
     pub guest: &'static str,
-    /// All that it meets.
+    /// The needs that it meets.
     pub meets: &'static [Need],
 }
 

@@ -1,4 +1,4 @@
-//! The shared table: the host takes free frames out of it, and nothing runs in the guest.
+//! The shared table: the host takes free frames out of it without any code running in the guest.
 
 use super::error::{DeviceError, MoveError};
 use super::offers::Need;
@@ -9,7 +9,7 @@ use shared_layout::HUGE_SIZE;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The choice of it; it has no options.
+/// The choice of the shared table; it has no options.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Table;
 

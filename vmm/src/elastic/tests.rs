@@ -1,4 +1,4 @@
-//! Kinds by name, what fits together, and a driver that rests.
+//! Kinds by name, which combinations are accepted, and a driver that stays idle.
 
 use super::*;
 use llfree_base::choices::Switch;
@@ -61,7 +61,7 @@ fn a_driver_that_rests_is_told_again_while_somebody_waits() {
     write(reg::VIRTIO_MMIO_DRIVER_FEATURES, 1);
     [11, 15].into_iter().for_each(|status| write(reg::VIRTIO_MMIO_STATUS, status));
     assert!(transport.is_driven());
-    // All is requested and nothing plugged: it waits for the driver, which does nothing.
+    // All is requested and nothing is plugged: it waits for the driver, which does nothing.
     let told = || interrupts.load(Ordering::Relaxed);
     device.resize(64 * MIB, &|_| told() < 2).expect("a target above the boot part");
     assert_eq!((told(), device.limit()), (2, 32 * MIB));
@@ -83,7 +83,7 @@ fn kinds_and_options_are_read_as_people_write_them() {
 fn what_cannot_be_is_refused_with_what_can() {
     let text = |text: &str| text.parse::<Elastic>().expect_err(text).to_string();
     assert!(text("ballon").contains("use llfree, balloon"));
-    assert!(text("llfree,boot=1G").contains("no option of llfree; it has none"));
+    assert!(text("llfree,boot=1G").contains("not an option of llfree, which has none"));
     assert!(text("balloon,reporting=yes").contains("neither on nor off"));
     assert!(text("balloon,stats=1us").contains("10ms"), "{}", text("balloon,stats=1us"));
     assert!(text("virtio-mem,boot=3K").contains("boot"), "{}", text("virtio-mem,boot=3K"));
@@ -94,7 +94,7 @@ fn elastic(text: &str) -> Elastic {
     text.parse().expect(text)
 }
 
-/// What a launch of Linux asks of a kind.
+/// What a launch of Linux checks about a kind.
 fn linux(elastic: Elastic, memory: Bytes) -> Result<(), DeviceError> {
     check_offers(elastic.way(), &crate::guest::LINUX.offers).and_then(|()| elastic.way().check_linux(memory))
 }
@@ -151,7 +151,7 @@ fn automatic_reclaim_of_a_balloon_is_reporting() {
         };
         assert_eq!((config.reporting, switch), (Some(true), Switch(None)), "{text}");
     }
-    // Off leaves all as it is, also reporting that somebody asked for.
+    // Off changes nothing, not even reporting that was asked for.
     for text in ["balloon", "balloon,reporting=on", "balloon,reporting=off", "virtio-mem", "none"] {
         assert_eq!(elastic(text).with_auto_reclaim(Switch(None)), Ok((elastic(text), Switch(None))));
     }

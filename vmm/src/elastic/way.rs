@@ -1,4 +1,4 @@
-//! [`Way`]: a way of moving memory as it was chosen, and [`Elasticity`]: the same at work in a VM.
+//! [`Way`]: a way of moving memory as configured, and [`Elasticity`]: the same in a running VM.
 
 use super::error::{DeviceError, ElasticError, MoveError, ResizeError};
 use super::offers::Need;
@@ -15,9 +15,9 @@ use std::time::Duration;
 
 /// The VM that a way of moving memory is checked against.
 pub struct Shape<'a> {
-    /// What RAM is made of.
+    /// What backs RAM.
     pub backing: Backing,
-    /// Where the guest sees it.
+    /// Where the guest sees RAM.
     pub map: &'a AddressMap,
     /// The huge frames that hold the guest's image.
     pub image: &'a Range<u32>,
@@ -27,17 +27,17 @@ pub struct Shape<'a> {
 pub struct Parts<'a> {
     /// Guest RAM.
     pub ram: &'a Arc<GuestRam>,
-    /// Its owner.
+    /// The owner of guest RAM.
     pub monitor: &'a Arc<Monitor>,
-    /// What a device calls beside its interrupt.
+    /// What a device calls in addition to its interrupt.
     pub notifier: Notifier,
     /// Wakes an idle guest, so that its drivers look at their devices.
     pub nudge: Box<dyn Fn() + Send + Sync>,
-    /// Has an idle guest give its caches back, for a bounded time.
+    /// Makes an idle guest give its caches back; returns after a bounded time.
     pub drain: Box<dyn Fn() + Send + Sync>,
 }
 
-/// A way in which memory can move, before there is a machine.
+/// A way of moving memory, before there is a machine.
 pub trait Way {
     /// The kind, without its options.
     fn kind(&self) -> ElasticKind;
@@ -63,17 +63,17 @@ pub trait Way {
         Ok(false)
     }
 
-    /// How often the guest's drivers are to run unasked.
+    /// How often the guest's drivers should run without being notified; `None` if they need not.
     fn tick(&self) -> Option<Duration> {
         None
     }
 
-    /// Whether the guest may take memory back that a shrink took, without asking.
+    /// Whether the guest may take back, without asking, memory that a shrink took.
     fn grows_unasked(&self) -> bool {
         false
     }
 
-    /// The part of `memory` that the guest has from the start; a driver brings the rest.
+    /// The part of `memory` that the guest boots with; a driver adds the rest.
     fn boot_bytes(&self, memory: Bytes) -> Bytes {
         memory
     }
@@ -83,13 +83,13 @@ pub trait Way {
         false
     }
 
-    /// What a Linux kernel's command line must say for this way to work well, unless it says something
-    /// about that already.
+    /// The parameter that a Linux kernel's command line needs for this way to work well, unless the user
+    /// set it already.
     fn kernel_parameter(&self) -> Option<&'static str> {
         None
     }
 
-    /// Whether Linux' driver can do this with `memory` of RAM.
+    /// Checks that Linux's driver can work with `memory` of RAM.
     ///
     /// # Errors
     /// What it lacks, and what to choose instead.
@@ -97,15 +97,16 @@ pub trait Way {
         Ok(())
     }
 
-    /// How much of `memory` Linux' driver leaves unused.
+    /// How much of `memory` Linux's driver leaves unused.
     fn unusable_by_linux(&self, _memory: Bytes) -> Bytes {
         Bytes(0)
     }
 
-    /// Prepares this way for automatic reclaim, asked for at launch; what is left to switch on then.
+    /// Prepares this way for automatic reclaim requested at launch. Returns what is left to switch on
+    /// once the VM runs.
     ///
     /// # Errors
-    /// That it can do nothing of the kind, or not with these settings.
+    /// A way without automatic reclaim, or one that does not take these settings.
     fn prepare_auto_reclaim(&mut self, settings: Settings) -> Result<Switch, ResizeError> {
         match self.needs() {
             Need::Table => Ok(Switch(Some(settings))),
@@ -113,7 +114,7 @@ pub trait Way {
         }
     }
 
-    /// Whether automatic reclaim can be switched so while the VM runs.
+    /// Checks that automatic reclaim can be switched like this while the VM runs.
     ///
     /// # Errors
     /// Why not.
@@ -125,56 +126,56 @@ pub trait Way {
         }
     }
 
-    /// Whether it can be in such a VM.
+    /// Checks that a VM of this shape can have it.
     ///
     /// # Errors
-    /// What does not fit together.
+    /// The first thing that does not fit.
     fn check(&self, _shape: &Shape<'_>) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    /// Builds it.
+    /// Builds it for a VM.
     ///
     /// # Errors
-    /// If the host has no events to give.
+    /// The host cannot create events.
     fn build(&self, parts: Parts<'_>) -> Result<Arc<dyn Elasticity>, DeviceError>;
 }
 
-/// How a running VM's memory moves.
+/// How a running VM's memory moves. Sizes are in bytes.
 pub trait Elasticity: Send + Sync {
-    /// What the guest may use, in bytes.
+    /// The memory that the guest may use.
     fn limit(&self) -> u64;
 
-    /// What the host wants beyond that, in bytes.
+    /// How much of that the host still wants back.
     fn wanted(&self) -> u64;
 
-    /// Moves the limit to `target` bytes, a multiple of 2 MiB and at most RAM, in whichever direction
-    /// that is. Goes on while `keep_waiting` says so, given the time since the start.
+    /// Moves the limit up or down to `target`, a multiple of 2 MiB and at most RAM. Goes on while
+    /// `keep_waiting` says so, given the time since the start.
     ///
     /// # Errors
-    /// A target that cannot be reached this way, or a kernel that refuses. Falling short is none.
+    /// A target that cannot be reached this way, or a refusal by the kernel. Falling short is not an error.
     fn resize(&self, target: u64, keep_waiting: &dyn Fn(Duration) -> bool) -> Result<Resize, MoveError>;
 
-    /// Whether a resize that began `elapsed` ago, and that nobody set a time for, should go on.
+    /// Whether a resize without a deadline that began `elapsed` ago should go on.
     fn is_moving(&self, _elapsed: Duration) -> bool {
         false
     }
 
-    /// The owner of memory that is tracked frame by frame; `None` where it comes by touch.
+    /// The owner of memory that is tracked frame by frame; `None` where frames get memory on first touch.
     fn table(&self) -> Option<&Monitor> {
         None
     }
 
-    /// The device that does it, if one does.
+    /// The device that moves memory, if there is one.
     fn transport(&self) -> Option<&Arc<Transport>> {
         None
     }
 
-    /// Its numbers, for a status.
+    /// The numbers for a status.
     fn status(&self) -> ElasticStatus;
 }
 
-/// The value of an option that is on or off.
+/// Parses the value of an option that is on or off.
 pub(super) fn switch(value: &str) -> Result<bool, ElasticError> {
     match value {
         "on" => Ok(true),

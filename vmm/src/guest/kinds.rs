@@ -1,4 +1,4 @@
-//! Which kind of guest an image is.
+//! The kinds of guests, told apart by their images: the one place that names them all.
 
 use super::linux::{self, LinuxPlan};
 use super::plan::{Facts, Plan};
@@ -9,7 +9,7 @@ use crate::elastic::{Shape, check_offers};
 use crate::error::LaunchError;
 use std::sync::Arc;
 
-/// What is so for guests with this image, or with the built-in one.
+/// The facts about guests with this image, or with the built-in one.
 #[must_use]
 pub fn facts(image: Option<&Image>) -> &'static Facts {
     match image {
@@ -18,8 +18,8 @@ pub fn facts(image: Option<&Image>) -> &'static Facts {
     }
 }
 
-/// Checks a guest against its configuration, and its configuration against what the guest offers;
-/// opens what it needs.
+/// Checks a guest against its configuration, and the configuration against what the guest offers, and
+/// opens the files and devices it needs.
 ///
 /// # Errors
 /// The first thing that does not fit.

@@ -1,5 +1,5 @@
-//! A Linux guest: ring 0 on a PC. What its machine has and the shim's has not: interrupt controllers,
-//! a PC's ports, more devices, and the tables that describe all this to its kernel.
+//! A Linux guest: ring 0 on a PC. Unlike the shim's, its machine has interrupt controllers, a PC's
+//! ports, more devices, and the tables that describe all this to its kernel.
 
 use super::plan::{Attached, Facts, Guest, Hardware, Plan};
 use crate::agent::linux::LinuxAgent;
@@ -29,14 +29,14 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// What the ACPI tables have numbers for.
+/// The most CPUs that the ACPI tables can number.
 const MAX_CPUS: u32 = 254;
-/// The word by which a kernel finds the region that it shares with its host.
+/// The kernel parameter that says where the region shared with the host lies.
 const HEADER_PARAMETER: &str = "llfree.header";
-/// Devices that nobody asks for: the agent's port and random numbers.
+/// Devices that every VM has: the agent's port and the random number generator.
 const ALWAYS: usize = 2;
 
-/// What is so for every guest of this kind.
+/// The facts about this kind of guest.
 pub static FACTS: Facts = Facts {
     offers: Offers { guest: "an unmodified Linux", meets: &[Need::Balloon, Need::Mem] },
     elastic: Elastic::for_linux(),
@@ -44,13 +44,13 @@ pub static FACTS: Facts = Facts {
     has_console: true,
 };
 
-/// One that fits its configuration.
+/// A Linux guest that fits its configuration.
 pub(super) struct LinuxPlan<'a> {
     config: &'a VmConfig,
     kernel: &'a LinuxKernel,
     /// Where RAM lies.
     map: AddressMap,
-    /// What of it the guest boots with, in bytes.
+    /// How much RAM the guest boots with, in bytes.
     boot_bytes: u64,
     initrd_address: u64,
     command_line: String,
@@ -58,7 +58,7 @@ pub(super) struct LinuxPlan<'a> {
     devices: Vec<Box<dyn VirtioDevice>>,
     disks: Vec<Arc<DiskControl>>,
     nets: Vec<Arc<NetCounters>>,
-    /// What the devices' step made, and the guest takes over.
+    /// Made along with the devices; becomes the running guest.
     running: OnceLock<Arc<Linux>>,
 }
 
@@ -73,8 +73,8 @@ impl<'a> LinuxPlan<'a> {
         let unusable = way.unusable_by_linux(config.memory);
         if unusable.0 > 0 {
             log::warn!(
-                "Linux cannot use the last {unusable} of the region that {} manages: it adds memory in larger blocks; a \
-                 region that is a multiple of 128 MiB wastes nothing",
+                "Linux cannot use the last {unusable} of the region that {} manages: it adds memory in larger blocks; \
+                a region that is a multiple of 128 MiB wastes nothing",
                 way.name()
             );
         }
@@ -101,7 +101,7 @@ impl<'a> LinuxPlan<'a> {
             running: OnceLock::new(),
         };
         plan.open_devices()?;
-        // Last, so that all that is wrong with the configuration comes to light on any machine.
+        // Last, so that a wrong configuration is reported as such on any machine.
         if !boot::runs_ring0() {
             return Err(LinuxError::NoRing0 { name: kernel.name().to_owned() }.into());
         }
@@ -140,18 +140,14 @@ impl<'a> LinuxPlan<'a> {
         let serial = console.and_then(|out| Serial::new(out, &self.config.threads)).map(Arc::new);
         let serial = serial.map_err(|source| LaunchError::Host { step: "open the console", source })?;
         vm.register_irqfd(serial.irq(), serial::GSI)
-            .map_err(|source| LaunchError::Kvm { step: "take the serial line's interrupts", source })?;
+            .map_err(|source| LaunchError::Kvm { step: "register the serial line's interrupt", source })?;
         Ok(serial)
     }
 }
 
 impl Plan for LinuxPlan<'_> {
-    fn facts(&self) -> &'static Facts {
-        &FACTS
-    }
-
     fn image(&self) -> Range<u32> {
-        // Its RAM has memory wherever it is touched.
+        // None: its RAM gets memory on first touch.
         0..0
     }
 
@@ -172,9 +168,9 @@ impl Plan for LinuxPlan<'_> {
         let kvm = |step| move |source| LaunchError::Kvm { step, source };
         // Intel CPUs without unrestricted guests need these pages; others do not care.
         vm.set_tss_address(map::KVM_PAGES as usize).map_err(kvm("place its task segment"))?;
-        vm.create_irq_chip().map_err(kvm("make interrupt controllers"))?;
+        vm.create_irq_chip().map_err(kvm("create the interrupt controllers"))?;
         let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        vm.create_pit2(timer).map_err(kvm("make a timer"))
+        vm.create_pit2(timer).map_err(kvm("create the timer"))
     }
 
     fn cpuid(&self, kvm: &Kvm, supported: &CpuId, index: u32) -> Result<CpuId, LaunchError> {
@@ -186,8 +182,8 @@ impl Plan for LinuxPlan<'_> {
     /// All devices, in the order in which the kernel finds them.
     fn devices(&mut self, hardware: &Hardware, elastic: Option<Arc<Transport>>) -> Result<Attached, LaunchError> {
         devices::outlive_file_limits()
-            .map_err(|source| LaunchError::Host { step: "catch the signal of a full file", source })?;
-        let event = |source| LaunchError::Host { step: "make a device's events", source };
+            .map_err(|source| LaunchError::Host { step: "handle the signal of the file-size limit", source })?;
+        let event = |source| LaunchError::Host { step: "create a device's events", source };
         let transport = |device: Box<dyn VirtioDevice>| {
             // It has real interrupts.
             Transport::new(device, hardware.ram.clone(), Box::new(|| {})).map(Arc::new).map_err(event)
@@ -200,11 +196,11 @@ impl Plan for LinuxPlan<'_> {
         all.extend(elastic);
         for (device, gsi) in all.iter().zip(map::DEVICE_GSIS) {
             let taken = hardware.vm.register_irqfd(device.irq().event(), gsi);
-            taken.map_err(|source| LaunchError::Kvm { step: "take a device's interrupts", source })?;
+            taken.map_err(|source| LaunchError::Kvm { step: "register a device's interrupt", source })?;
         }
         let pc = Pc::new(self.serial(&hardware.vm)?, hardware.vm.clone());
         let agent = LinuxAgent::new(port);
-        // It is asked for devices once.
+        // Set once: a launch asks for the devices once.
         let _ = self.running.set(Arc::new(Linux { pc, agent }));
         Ok(Attached {
             devices: Devices::new(map::DEVICES_START, all),
@@ -213,7 +209,7 @@ impl Plan for LinuxPlan<'_> {
         })
     }
 
-    /// Copies the kernel, and all it is told, into its memory, and puts the first vCPU at its entry.
+    /// Copies the kernel and its boot data into guest RAM, and puts the first vCPU at its entry.
     fn load(&self, hardware: &Hardware, devices: &Devices, vcpus: &[VcpuFd]) -> Result<(), LaunchError> {
         let (ram, platform, boot_bytes) = (&hardware.ram, &hardware.platform, self.boot_bytes);
         let parts: Vec<_> = ram
@@ -249,7 +245,7 @@ impl Plan for LinuxPlan<'_> {
     }
 }
 
-/// One that runs; its ports share the VM.
+/// A running Linux guest. Its ports hold a reference to KVM's VM.
 struct Linux {
     pc: Pc,
     agent: LinuxAgent,
@@ -298,14 +294,14 @@ impl Guest for Linux {
     }
 }
 
-/// The user's words, and what this machine adds to them: the region that it shares lies at `header`.
+/// The user's command line with what this machine adds; the shared region lies at `header`.
 fn command_line(config: &VmConfig, header: u64) -> String {
     let given = &config.linux.command_line;
     let (given, init) = given.split_at(parameters_end(given));
     let mut words = vec![given.trim_end().to_owned()];
     if let Some(parameter) = config.elastic.way().kernel_parameter() {
         let name = |word: &str| word.split('=').next().map(str::to_owned);
-        // Whoever wrote it has a reason.
+        // A user who set it had a reason.
         if !given.split_whitespace().any(|word| name(word) == name(parameter)) {
             words.push(parameter.to_owned());
         }
@@ -316,12 +312,12 @@ fn command_line(config: &VmConfig, header: u64) -> String {
     words.join(" ")
 }
 
-/// Where the kernel's parameters end: at a lone `--`, behind which those of init begin.
+/// Where the kernel's parameters end: at a lone `--`, after which those of init begin.
 fn parameters_end(line: &str) -> usize {
     let is_end = |at: usize| {
-        let (before, behind) = (&line[..at], &line[at + 2..]);
+        let (before, after) = (&line[..at], &line[at + 2..]);
         let is_alone = before.chars().next_back().is_none_or(char::is_whitespace)
-            && behind.chars().next().is_none_or(char::is_whitespace);
+            && after.chars().next().is_none_or(char::is_whitespace);
         is_alone && before.matches('"').count() % 2 == 0
     };
     line.match_indices("--").map(|(at, _)| at).find(|at| is_end(*at)).unwrap_or(line.len())

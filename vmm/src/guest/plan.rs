@@ -21,34 +21,34 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What is so for every guest of a kind.
+/// Facts about every guest of a kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
-    /// What it offers to ways of moving memory.
+    /// Its offers to the ways of moving memory.
     pub offers: Offers,
-    /// How its memory moves when nobody chooses.
+    /// How its memory moves by default.
     pub elastic: Elastic,
-    /// Its kernel's command line when nobody writes one.
+    /// Its kernel's default command line.
     pub command_line: &'static str,
-    /// Whether it has a console, which takes the terminal.
+    /// Whether it has a console, which takes over the terminal.
     pub has_console: bool,
 }
 
 /// The parts of a machine that a guest is loaded into.
 pub struct Hardware {
-    /// KVM's VM, with memory and without vCPUs.
+    /// KVM's VM, with its memory and with vCPUs that do not run yet.
     pub vm: Arc<VmFd>,
     /// Guest RAM.
     pub ram: Arc<GuestRam>,
-    /// The region beside it.
+    /// The platform region beside RAM.
     pub platform: Arc<Platform>,
-    /// What vCPUs ask for work.
+    /// The vCPUs' agents, from which idle vCPUs get their work.
     pub agents: Arc<Agents>,
 }
 
-/// A machine's devices, and the host's ends of those that people see.
+/// A machine's devices, and the host's ends of those that a status shows.
 pub struct Attached {
-    /// All of them.
+    /// All devices.
     pub devices: Devices,
     /// Disks, in the order of their flags.
     pub disks: Vec<Arc<DiskControl>>,
@@ -56,65 +56,62 @@ pub struct Attached {
     pub nets: Vec<Arc<NetCounters>>,
 }
 
-/// A guest that was checked against its configuration, and its part in each step of the launch, in
-/// this order.
+/// A guest that was checked against its configuration, and its part of each step of the launch. The
+/// methods from [`platform`](Self::platform) on are called in the order in which they are listed.
 pub trait Plan {
-    /// What is so for its kind.
-    fn facts(&self) -> &'static Facts;
-
     /// The huge frames of RAM that hold its image.
     fn image(&self) -> Range<u32>;
 
-    /// Where it sees its RAM.
+    /// Where the guest sees its RAM.
     fn address_map(&self) -> AddressMap;
 
-    /// Makes the region beside RAM.
+    /// Builds the platform region.
     ///
     /// # Errors
     /// Numbers that do not fit this machine.
     fn platform(&self, limits: &KvmLimits) -> Result<Platform, BootError>;
 
-    /// What a device calls beside its interrupt.
+    /// What a device calls in addition to its interrupt.
     fn notifier(&self, platform: &Arc<Platform>, agents: &Arc<Agents>) -> Notifier;
 
-    /// What KVM must know before there is a vCPU.
+    /// Sets KVM up as far as it must be before there is a vCPU.
     ///
     /// # Errors
-    /// KVM's.
+    /// KVM refuses a step.
     fn prepare(&self, _vm: &VmFd) -> Result<(), LaunchError> {
         Ok(())
     }
 
-    /// What vCPU `index` is, of what KVM supports.
+    /// The CPUID of vCPU `index`, given what KVM supports.
     ///
     /// # Errors
-    /// Features that the kind cannot do without.
+    /// A CPUID that KVM has no room for.
     fn cpuid(&self, _kvm: &Kvm, supported: &CpuId, _index: u32) -> Result<CpuId, LaunchError> {
         Ok(supported.clone())
     }
 
-    /// All devices, with the one that moves memory, if one does, as the last.
+    /// Builds all devices; `elastic`, the one that moves memory, comes last if there is one.
     ///
     /// # Errors
-    /// A host without events, or KVM's.
+    /// The host cannot create events or threads, or KVM refuses a step.
     fn devices(&mut self, hardware: &Hardware, elastic: Option<Arc<Transport>>) -> Result<Attached, LaunchError>;
 
-    /// Puts the image into memory, and each vCPU where it starts.
+    /// Copies the image into memory, and puts each vCPU at its start.
     ///
     /// # Errors
-    /// An image that does not fit, or KVM's.
+    /// An image that does not fit, or a step that KVM refuses.
     fn load(&self, hardware: &Hardware, devices: &Devices, vcpus: &[VcpuFd]) -> Result<(), LaunchError>;
 
-    /// The guest that runs then.
+    /// The guest, ready to run; called after [`load`](Self::load).
     fn guest(&self, hardware: &Hardware) -> Arc<dyn Guest>;
 }
 
-/// A guest that runs.
+/// A running guest.
 pub trait Guest: Send + Sync {
-    /// What is so for its kind.
+    /// The facts about its kind.
     fn facts(&self) -> &'static Facts;
 
-    /// Has its agent carry a command out.
+    /// Has its agent carry out a command.
     ///
     /// # Errors
     /// Why there is no report.
@@ -123,27 +120,27 @@ pub trait Guest: Send + Sync {
     /// Waits for an agent that has to boot first.
     ///
     /// # Errors
-    /// If it does not come up in time.
+    /// The agent does not come up in time.
     fn wait_until_up(&self, _timeout: Duration) -> Result<(), AgentError> {
         Ok(())
     }
 
-    /// Sends vCPUs back that wait for room for its output, and keeps input outside, until
+    /// Sends back vCPUs that wait for room for output, and holds input back, until
     /// [`resume`](Self::resume).
     fn pause(&self) {}
 
-    /// It runs again.
+    /// Undoes [`pause`](Self::pause).
     fn resume(&self) {}
 
-    /// Ends what waits for the guest, or for room for its output.
+    /// Ends every wait for the guest or for room for its output, for good.
     fn stop(&self);
 
-    /// A write to an I/O port; the guest's end, if that is what the port is for.
+    /// Handles a write to an I/O port. Returns the reason if the write ends the guest.
     fn write_port(&self, _port: u16, _data: &[u8]) -> Option<ExitReason> {
         None
     }
 
-    /// A read of an I/O port: ones, as on a bus, if nothing is there.
+    /// Handles a read of an I/O port: all ones, as on a bus, if nothing is there.
     fn read_port(&self, _port: u16, data: &mut [u8]) {
         data.fill(0xff);
     }
@@ -158,7 +155,7 @@ pub trait Guest: Send + Sync {
         None
     }
 
-    /// Its agent's numbers, if that is a program.
+    /// Its agent's numbers, if the agent is a program in the guest.
     fn agent_status(&self) -> Option<LinuxAgentStatus> {
         None
     }

@@ -1,4 +1,4 @@
-//! The bare-metal guest: ring 3, one image, a vCPU an agent, and a table that it shares with the host.
+//! The bare-metal guest: ring 3, one image, one agent per vCPU, and a table shared with the host.
 
 use super::plan::{Attached, Facts, Guest, Hardware, Plan};
 use crate::agent::{self, AgentError, Agents};
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What is so for every guest of this kind.
+/// The facts about this kind of guest.
 pub static FACTS: Facts = Facts {
     offers: Offers {
         guest: "a guest of this project",
@@ -30,7 +30,7 @@ pub static FACTS: Facts = Facts {
     has_console: false,
 };
 
-/// One that fits its configuration.
+/// A bare-metal guest that fits its configuration.
 pub(super) struct ShimPlan<'a> {
     config: &'a VmConfig,
     image: &'a Arc<Image>,
@@ -60,10 +60,6 @@ impl<'a> ShimPlan<'a> {
 }
 
 impl Plan for ShimPlan<'_> {
-    fn facts(&self) -> &'static Facts {
-        &FACTS
-    }
-
     fn image(&self) -> Range<u32> {
         self.kernel.huge_frames()
     }
@@ -76,7 +72,7 @@ impl Plan for ShimPlan<'_> {
         Platform::new(self.config.memory.0, self.config.cpus, limits.address_bits)
     }
 
-    /// It has no interrupts: a word to poll, and a kick for a vCPU that sleeps.
+    /// Instead of interrupts, the guest has a word to poll; a sleeping vCPU is woken to do so.
     fn notifier(&self, platform: &Arc<Platform>, agents: &Arc<Agents>) -> Notifier {
         let (platform, agents) = (platform.clone(), agents.clone());
         let events = AtomicU64::new(0);
@@ -96,7 +92,7 @@ impl Plan for ShimPlan<'_> {
     }
 
     fn load(&self, hardware: &Hardware, _: &Devices, vcpus: &[VcpuFd]) -> Result<(), LaunchError> {
-        // It writes to frames that are there: a fault would wait for a thread that is not.
+        // Writes only to installed frames: no thread is there yet to resolve a fault.
         self.kernel.load(hardware.ram.guest_memory())?;
         for (index, vcpu) in vcpus.iter().enumerate() {
             hardware.platform.enter(vcpu, index as u32, self.kernel.entry())?;
@@ -109,9 +105,9 @@ impl Plan for ShimPlan<'_> {
     }
 }
 
-/// One that runs.
+/// A running bare-metal guest.
 struct Shim {
-    /// It names addresses in crash reports.
+    /// Its symbols name addresses in crash reports.
     image: Arc<Image>,
     agents: Arc<Agents>,
 }

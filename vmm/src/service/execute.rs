@@ -25,7 +25,7 @@ pub(super) enum Resizing {
     Shrink { goal: ShrinkGoal, wait: Duration },
     /// Raise the limit.
     Grow { to_bytes: u64 },
-    /// Take the memory behind free frames, at most this many bytes.
+    /// Take the memory of free frames, at most this many bytes.
     Reclaim { bytes: Option<u64> },
 }
 
@@ -61,8 +61,8 @@ pub(super) fn resize(vm: &Vm, job: Resizing, superseded: &dyn Fn() -> bool) -> R
 
 fn shrink(vm: &Vm, goal: ShrinkGoal, wait: Duration, superseded: &dyn Fn() -> bool) -> Result<ResizeReport, VmError> {
     let target = target(vm, goal)?;
-    // A device's driver needs time in any case: as long as it gets somewhere, unless people
-    // say how long.
+    // A device's driver always needs time: it gets as long as it makes progress, unless the
+    // request says how long.
     let more = |elapsed| elapsed < wait || wait.is_zero() && vm.is_moving(elapsed);
     let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
     let advice = match () {
@@ -88,7 +88,7 @@ fn reclaim(vm: &Vm, bytes: Option<u64>) -> Result<ReclaimReport, VmError> {
 
 fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
     let limit = vm.limit();
-    // A balloon of small pages may have left it anywhere.
+    // A balloon of small pages may have left the limit at any page.
     let whole = |bytes: u64| bytes - bytes % HUGE_SIZE;
     match goal {
         ShrinkGoal::ToBytes(to) => Ok(to),
@@ -104,14 +104,14 @@ fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
 ///
 /// # Errors
 /// A VM with a device instead of the shared table, settings that keep more than its memory, or a host
-/// that has no thread to give.
+/// that cannot start a thread.
 pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmError> {
     vm.config().elastic.way().check_switch(switch)?;
     vm.auto_reclaim().switch(switch)?;
     Ok(report::auto_report(&vm.auto_reclaim().status()))
 }
 
-/// Checks that no frame is lost or owned twice, by all that the host can know. Repairs nothing.
+/// Checks that no frame is lost or owned twice, as far as the host can know. Repairs nothing.
 ///
 /// # Errors
 /// A VM with a device instead of the shared table, or a kernel that does not answer.

@@ -1,15 +1,15 @@
-//! Pause and resume, as the protocol has them, and what a status says of them.
+//! Pause and resume as the protocol defines them, and what a status says about them.
 
 use super::report::{micros, millis};
 use crate::vm::{LifeChange, Vm, VmError};
 use llfree_control::report::{LifeReport, VmState};
 
-/// What a client asks of the VM's life, short of its end.
+/// A change to the VM's life that a client asks for, short of stopping it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
-    /// Stand still.
+    /// Pause.
     Pause,
-    /// Go on.
+    /// Resume.
     Resume,
 }
 

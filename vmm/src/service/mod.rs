@@ -5,7 +5,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `life` | pause and resume, and what a status says of them |
+//! | `life` | pause and resume, and what a status says about them |
 //! | `queues` | the threads, their queues, and audits between jobs |
 //! | `execute` | what a request does to the VM, and the reply to it |
 //! | `report` | the VM's state and what it did, as the protocol reports them |
@@ -29,7 +29,7 @@ use queues::{Look, Queues};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// The threads that carry requests out. Dropping it ends them, after what they are at.
+/// The threads that carry out requests. Dropping it ends them after their current jobs.
 pub struct Service {
     vm: Arc<Vm>,
     name: String,
@@ -41,7 +41,7 @@ impl Service {
     /// Starts the threads.
     ///
     /// # Errors
-    /// If the host has no thread to give.
+    /// The host cannot start a thread.
     pub fn start(vm: Arc<Vm>, name: &str) -> std::io::Result<Self> {
         let queues = Mutex::new(Some(Queues::start(&vm, name)?));
         Ok(Self { vm, name: name.to_owned(), queues })
@@ -74,7 +74,7 @@ impl Service {
             }
             Request::Grow { to_bytes } => queues.resize(Resizing::Grow { to_bytes }, responder),
             Request::Reclaim { bytes } => queues.resize(Resizing::Reclaim { bytes }, responder),
-            // Behind a command at work it would wait for the resume.
+            // Queued after a running command it would wait for the resume.
             Request::Guest(_) if self.vm.is_paused() => responder.answer(&answer(Err(VmError::Paused))),
             Request::Guest(command) => queues.guest(command, responder),
             Request::Pause => queues.change(Change::Pause, responder),
@@ -83,8 +83,8 @@ impl Service {
         false
     }
 
-    /// Ends the threads, after what they are at: every request has its answer then. Call it when
-    /// the VM has stopped, or they may be at something for long.
+    /// Ends the threads after their current jobs: every request has its answer then. Call it once
+    /// the VM has stopped, as their jobs may take long before that.
     pub fn finish(&self) {
         let queues = lock(&self.queues).take();
         if let Some(queues) = queues {

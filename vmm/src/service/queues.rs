@@ -1,8 +1,8 @@
-//! The threads that carry out what may take long, and their queues.
+//! The threads that carry out requests that may take long, and their queues.
 //!
 //! One thread each for resizes, guest commands, pauses and reports, so that a status is answered while
 //! the guest churns and a shrink waits for neither. Each queue has its own job type, so a job cannot end
-//! up on the wrong thread. Every job is answered: by its thread, or, if that is gone, by its responder
+//! up on the wrong thread. Every job is answered: by its thread or, if that is gone, by its responder
 //! when it is dropped. Between jobs, the reports thread audits the guest's memory.
 
 use super::execute::{self, Resizing, answer};
@@ -21,14 +21,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Between two audits, while they are cheap: how long a guest may use what it does not have.
+/// The interval between audits while they are cheap: how long a guest may use memory it does not have.
 const AUDIT_PAUSE: Duration = Duration::from_secs(1);
 /// The same where an audit costs 5 ms or more, as with much memory on kernels before 6.7.
 const LONGEST_AUDIT_PAUSE: Duration = Duration::from_secs(10);
 /// Pause for each unit of time that an audit took: at most 1/2000 of a CPU.
 const PAUSE_PER_AUDIT: u32 = 2000;
 
-/// Requests that change nothing.
+/// Requests that only look at the VM.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Look {
     /// All the numbers.
@@ -114,7 +114,7 @@ impl Queues {
         self.life.push(job, responder);
     }
 
-    /// Ends the threads, after what they are at.
+    /// Ends the threads after their current jobs.
     pub(super) fn finish(self) {
         let Self { resizes, guest, looks, life, threads, .. } = self;
         // Without senders the threads run out of jobs.
@@ -167,7 +167,7 @@ fn audit(vm: &Vm, failures: &RateLimit) -> Duration {
     {
         log::warn!("the guest's memory could not be audited ({number} so far): {}", error_line(&error));
     }
-    // A maximum that could not fall right after a shrink can by now.
+    // A maximum that could not be lowered right after a shrink may be lowered by now.
     vm.settle_cgroup();
     start.elapsed().saturating_mul(PAUSE_PER_AUDIT).clamp(AUDIT_PAUSE, LONGEST_AUDIT_PAUSE)
 }

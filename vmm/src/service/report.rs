@@ -15,7 +15,7 @@ use shared_layout::HUGE_SIZE;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// What a resize did, as the protocol says it; `advice` ends the sentence about a shortfall.
+/// The protocol's report about a resize; `advice` ends the sentence about a shortfall.
 #[must_use]
 pub fn resize_report(vm: &Vm, resize: &Resize, advice: &str) -> ResizeReport {
     let elastic = vm.elastic().status();
@@ -54,11 +54,11 @@ pub(super) fn auto_report(status: &AutoStatus) -> AutoReclaimReport {
     }
 }
 
-/// All numbers about a VM. Audits residency on the way, so that `violations` is up to date; what
-/// is resident is what the audit found, not what it left.
+/// All numbers about a VM. Audits residency on the way, so that `violations` is up to date; resident
+/// memory is what the audit found, not what it left.
 ///
 /// # Errors
-/// If the kernel does not answer, or does not take violating memory back.
+/// The kernel does not report the numbers, or does not take violating memory back.
 pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
     let paused_for = vm.paused_since().map(|since| since.elapsed());
     let monitor = vm.monitor();

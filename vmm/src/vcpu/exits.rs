@@ -1,5 +1,5 @@
-//! What each of KVM's exits comes to: one function an exit, each of which is total on what the guest
-//! made of it.
+//! What each of KVM's exits leads to: one function per exit, each of which handles anything the guest
+//! may have caused it with.
 
 use super::VcpuContext;
 use crate::boot::BootError;
@@ -15,9 +15,9 @@ use std::sync::atomic::Ordering;
 pub(super) enum Step {
     /// It goes on.
     Continue,
-    /// Nothing is open in KVM, which a signal or `immediate_exit` made return.
+    /// A signal or `immediate_exit` made KVM return; no access is left to complete.
     Interrupted,
-    /// The VM pauses in the middle of this call: it has to be made again.
+    /// The VM pauses in the middle of this call, which must be made again.
     Unanswered(Call),
     /// The VM stops.
     Leave,
@@ -25,14 +25,14 @@ pub(super) enum Step {
     End(ExitReason),
 }
 
-/// A ring of the doorbell, or something else that is over.
+/// An access to the doorbell that is still to be served, or one that is complete.
 enum Access {
     Done,
     Rings(Option<Call>),
     Ends(ExitReason),
 }
 
-/// Enters KVM, with `complete_only` just to finish what is open there, and acts on the exit.
+/// Enters KVM and acts on the exit; with `complete_only`, KVM only completes a pending access.
 pub(super) fn enter(fd: &mut VcpuFd, complete_only: bool, context: &VcpuContext) -> Step {
     let counters = context.vcpu.counters();
     fd.set_kvm_immediate_exit(complete_only.into());
@@ -73,7 +73,7 @@ pub(super) fn enter(fd: &mut VcpuFd, complete_only: bool, context: &VcpuContext)
     }
 }
 
-/// Serves a call, for the first time or again; `None` is a ring that is no call.
+/// Serves a call, for the first time or again; `None` is a ring without a call.
 pub(super) fn ring(fd: &VcpuFd, call: Option<Call>, context: &VcpuContext) -> Step {
     if call == Some(Call::Exception) {
         return Step::End(exception(fd, context));
@@ -82,7 +82,7 @@ pub(super) fn ring(fd: &VcpuFd, call: Option<Call>, context: &VcpuContext) -> St
     counters.busy.store(call != Some(Call::Wait), Ordering::Relaxed);
     let flow = context.doorbell.ring(context.vcpu.index(), call);
     match (flow, call) {
-        // Of a call that waits, it goes on waiting.
+        // `busy` stays as it is: a call that waits goes on waiting.
         (Flow::Again, Some(call)) => return Step::Unanswered(call),
         (Flow::Leave, _) => return Step::Leave,
         (Flow::End(reason), _) => return Step::End(reason),
@@ -96,7 +96,7 @@ fn mmio_write(address: u64, data: &[u8], context: &VcpuContext) -> Access {
     match address.checked_sub(context.platform.doorbell_gpa()) {
         Some(offset) if offset < DOORBELL_BYTES => Access::Rings(Call::from_offset(offset)),
         _ => {
-            // Without a device there, as on a bus: the write is lost.
+            // If no device is there, the write is lost, as on a bus.
             context.devices.write(address, data);
             Access::Done
         }
@@ -139,7 +139,7 @@ fn refused(error: kvm_ioctls::Error, fd: &VcpuFd, context: &VcpuContext) -> Step
         // Another vCPU started this one: it may run now.
         libc::EAGAIN => Step::Continue,
         libc::EFAULT => {
-            let what = "the host has no memory behind an address that the guest used";
+            let what = "no host memory backs an address that the guest used";
             cannot_go_on(what.to_string() + &position(fd, context), context)
         }
         _ => cannot_go_on(format!("KVM_RUN failed: {error}"), context),
@@ -150,7 +150,7 @@ fn cannot_go_on(what: String, context: &VcpuContext) -> Step {
     Step::End(ExitReason::Vcpu { vcpu: context.vcpu.index(), what })
 }
 
-/// The entry for exceptions was reached: what happened, by the registers.
+/// The exception entry was reached: says what happened, judging by the registers.
 fn exception(fd: &VcpuFd, context: &VcpuContext) -> ExitReason {
     let (index, kernel) = (context.vcpu.index(), context.guest.kernel());
     let (what, details) = match context.platform.crash_report(fd, index) {
@@ -164,7 +164,7 @@ fn exception(fd: &VcpuFd, context: &VcpuContext) -> ExitReason {
     ExitReason::Exception { what, details }
 }
 
-/// Where the guest was, for a report.
+/// The guest's position, for a report.
 fn position(fd: &VcpuFd, context: &VcpuContext) -> String {
     match fd.get_regs() {
         Ok(regs) => {

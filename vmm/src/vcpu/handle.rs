@@ -1,8 +1,8 @@
-//! [`VcpuHandle`]: what the rest of the VM holds of a vCPU, and the kick that gets vCPUs out of the guest.
+//! [`VcpuHandle`]: a vCPU as the rest of the VM sees it, and the kick that gets vCPUs out of the guest.
 //!
 //! A kick is a signal whose only effect is that `KVM_RUN` returns `EINTR`. One that arrives just before
 //! `KVM_RUN` is lost, so kicks come in rounds, until each vCPU has settled. A round kicks all that have
-//! not: vCPUs leave the guest side by side, and one that is slow holds up no other.
+//! not: vCPUs leave the guest in parallel, and a slow one does not hold up the others.
 
 use crate::parking::{Order, Parking};
 use llfree_base::counters::{CallCounters, ExitCounters};
@@ -13,9 +13,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-/// How long vCPUs may take together to end.
+/// How long all vCPUs together may take to end.
 const STOP: Duration = Duration::from_secs(5);
-/// Between two rounds of kicks.
+/// The interval between two rounds of kicks.
 const ROUND: Duration = Duration::from_micros(200);
 
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
@@ -35,13 +35,13 @@ pub struct VcpuCounters {
     pub exits: ExitCounters,
     /// Its rings of the doorbell.
     pub rings: CallCounters,
-    /// In the guest, as opposed to asleep in a `Wait`.
+    /// Whether it is in the guest, as opposed to asleep in a `Wait`.
     pub busy: AtomicBool,
     /// The kernel's number of its thread; 0 before it runs.
     pub thread: AtomicI32,
 }
 
-/// One vCPU, as others see it.
+/// One vCPU, as the rest of the VM sees it.
 #[derive(Debug)]
 pub struct VcpuHandle {
     index: u32,
@@ -52,7 +52,7 @@ pub struct VcpuHandle {
 }
 
 impl VcpuHandle {
-    /// A vCPU whose thread is not there yet.
+    /// A vCPU whose thread has not been started yet.
     #[must_use]
     pub fn new(index: u32) -> Self {
         Self { index, counters: VcpuCounters::default(), parking: Parking::default(), thread: Mutex::new(None) }
@@ -64,7 +64,7 @@ impl VcpuHandle {
         self.index
     }
 
-    /// What it did.
+    /// Its counters.
     #[must_use]
     pub fn counters(&self) -> &VcpuCounters {
         &self.counters
@@ -87,12 +87,12 @@ impl VcpuHandle {
 
     fn kick(&self) {
         if let Some(thread) = &*lock(&self.thread) {
-            // A thread that is gone meanwhile needs no signal.
+            // A thread that has ended in the meantime needs no signal.
             let _ = thread.kill(SIGRTMIN());
         }
     }
 
-    /// Joins its thread, unless that is still there at `deadline`: then it is left behind.
+    /// Joins its thread, unless that still runs at `deadline`: then it is left behind.
     fn join(&self, deadline: Instant) {
         let Some(thread) = lock(&self.thread).take() else { return };
         while !thread.is_finished() && Instant::now() < deadline {
@@ -104,10 +104,10 @@ impl VcpuHandle {
     }
 }
 
-/// Kicks vCPUs that were told to pause or to stop until all have, at most until `deadline`.
+/// Kicks vCPUs that were told to pause or to stop until all have settled, at most until `deadline`.
 ///
 /// # Errors
-/// The number of the first vCPU that has not by then.
+/// The number of the first vCPU that has not settled by then.
 pub fn settle(vcpus: &[Arc<VcpuHandle>], deadline: Instant) -> Result<(), u32> {
     loop {
         let busy: Vec<_> = vcpus.iter().filter(|vcpu| !vcpu.has_settled()).collect();
@@ -120,12 +120,12 @@ pub fn settle(vcpus: &[Arc<VcpuHandle>], deadline: Instant) -> Result<(), u32> {
     }
 }
 
-/// Stops vCPUs and joins their threads. One that does not come, because the host does not answer it, is
-/// left behind: it owns all it uses.
+/// Stops vCPUs and joins their threads. A thread that does not end, because the host does not answer it,
+/// is left behind: it owns all it uses.
 pub fn stop(vcpus: &[Arc<VcpuHandle>]) {
     vcpus.iter().for_each(|vcpu| vcpu.parking.give(Order::Stop));
     let deadline = Instant::now() + STOP;
-    // `join` leaves those behind that do not come.
+    // `join` leaves behind those that do not end.
     let _ = settle(vcpus, deadline);
     vcpus.iter().for_each(|vcpu| vcpu.join(deadline));
 }

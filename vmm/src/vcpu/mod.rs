@@ -1,10 +1,10 @@
-//! vCPUs: a thread each, which enters the guest and turns each of KVM's exits into a step or an end.
+//! vCPUs: one thread each, which enters the guest and handles KVM's exits until the guest or the VM ends.
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `handle` | what the VM holds of a vCPU: its orders, its thread, its counters; kicks |
+//! | `handle` | a vCPU as the VM sees it: its orders, its thread, its counters; kicks |
 //! | `run` | the thread's loop: run, pause, stop |
-//! | `exits` | what each exit comes to |
+//! | `exits` | what each exit leads to |
 //!
 //! The thread owns its `VcpuFd`; nobody else touches it. It obeys the orders of
 //! [`Parking`](crate::parking::Parking), which it reads between two entries into the guest.
@@ -24,13 +24,13 @@ use std::sync::Arc;
 
 /// What a vCPU thread shares with the rest of the VM.
 pub struct VcpuContext {
-    /// What it runs. First, as it may share the VM, which goes before its memory does.
+    /// The guest. First, as it may share KVM's VM, which must go before its memory does.
     pub guest: Arc<dyn Guest>,
     /// The platform region.
     pub platform: Arc<Platform>,
     /// Serves its calls.
     pub doorbell: Arc<Doorbell>,
-    /// Behind the doorbell's page.
+    /// The devices, whose pages follow the doorbell's.
     pub devices: Arc<Devices>,
     /// Its orders and counters.
     pub vcpu: Arc<VcpuHandle>,

@@ -1,14 +1,14 @@
-//! The loop of a vCPU's thread: obeys its orders, enters the guest, and acts on what came of it.
+//! The loop of a vCPU's thread: obeys its orders, enters the guest, and acts on the outcome.
 //!
 //! **Pausing.** KVM finishes an access to a device or a port when `KVM_RUN` is called again: only then
 //! are the guest's registers past the instruction (`complete_userspace_io` in the kernel). A vCPU that
-//! is told to pause therefore enters KVM once more with `immediate_exit` set: KVM completes what is
-//! open and returns `EINTR` before the guest runs. If completing it exits once more, as a wide or a
-//! repeated access does, that exit is served like any other, and KVM is entered again. KVM bounds that.
+//! is told to pause therefore enters KVM once more with `immediate_exit` set: KVM completes the pending
+//! access and returns `EINTR` before the guest runs. If completing it exits again, as for a wide or a
+//! repeated access, that exit is served like any other, and KVM is entered again. KVM bounds that.
 //!
 //! **Calls that wait** (`Wait`, and an `Install` of many frames) come back unanswered when the VM pauses.
 //! The vCPU parks like any other and makes the call again when it is told to run. The guest sees one
-//! call that took its time.
+//! call that took longer.
 
 use super::VcpuContext;
 use super::exits::{self, Step};
@@ -37,8 +37,8 @@ pub fn run(mut fd: VcpuFd, context: &VcpuContext) -> Option<ExitReason> {
             Step::Continue => {}
             Step::Interrupted if order == Order::Pause => {
                 parking.park();
-                // Tells a guest with a paravirtual clock that it stood still, so that its watchdogs do
-                // not bark; KVM refuses for one without, which needs nothing.
+                // Tells a guest with a paravirtual clock that it was stopped, so that its watchdogs do
+                // not fire; KVM refuses for a guest without one, which needs nothing.
                 let _ = fd.kvmclock_ctrl();
             }
             Step::Interrupted => {}

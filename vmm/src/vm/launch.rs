@@ -1,9 +1,9 @@
 //! [`Vm::launch`]: from a configuration to running vCPUs.
 //!
-//! A launch is a list of steps, each of which needs only what those before it made. The order matters
-//! twice: what can be refused is refused before there is memory, and the memory is there before KVM
-//! hears of it. Kinds of guests differ inside the steps ([`Plan`]), ways of moving memory in one
-//! ([`Way::build`](crate::elastic::Way::build)).
+//! A launch is a list of steps, each of which needs only what earlier ones made. The order matters
+//! twice: a configuration is refused before guest memory is allocated, and memory exists before KVM
+//! hears of it. Kinds of guests differ inside the steps ([`Plan`]), ways of moving memory in one of
+//! them ([`Way::build`](crate::elastic::Way::build)).
 
 use super::{End, ExitNotifier, Vm, devices};
 use crate::agent::Agents;
@@ -33,7 +33,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// How long an idle vCPU may take to give its cached frames back during a shrink.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Guest memory with its owner.
+/// Guest memory, its owner, and the policy for violations.
 struct Memory {
     ram: Arc<GuestRam>,
     monitor: Arc<Monitor>,
@@ -44,7 +44,7 @@ impl Vm {
     /// Builds and starts a VM.
     ///
     /// # Errors
-    /// [`LaunchError`]. When a vCPU's thread cannot be started, those before it ran for an instant.
+    /// [`LaunchError`]. If a vCPU's thread cannot be started, the ones before it ran for an instant.
     pub fn launch(config: VmConfig) -> Result<Self, LaunchError> {
         let started = Instant::now();
         let image = image_of(&config)?;
@@ -67,7 +67,7 @@ impl Vm {
         Ok(machine)
     }
 
-    /// The machine, with all its threads but those of its vCPUs.
+    /// Puts the machine together, with all its threads except those of the vCPUs.
     fn assemble(
         started: Instant,
         mut config: VmConfig,
@@ -78,7 +78,7 @@ impl Vm {
         let host = |step| move |source| LaunchError::Host { step, source };
         config.forget_contents();
         vcpu::prepare_kick().map_err(|error| host("install the signal that stops vCPUs")(error.into()))?;
-        let event = EventFd::new(EFD_NONBLOCK).map_err(host("make an event for the guest's end"))?;
+        let event = EventFd::new(EFD_NONBLOCK).map_err(host("create an event for the guest's end"))?;
         let Hardware { vm, platform, agents, .. } = hardware;
         let Attached { devices, disks, nets } = attached;
         let devices = Arc::new(devices);
@@ -91,7 +91,7 @@ impl Vm {
         let end = move |violation| on_end.notify(ExitReason::Violation(violation));
         let violations =
             Violations::watch(monitor.clone(), identify(vcpus.clone()), memory.on_violation, end, &config.threads)
-                .map_err(host("start the thread that sees violations"))?;
+                .map_err(host("start the thread that handles violations"))?;
         Ok(Self {
             guest: exit_notifier.guest.clone(),
             _vm: vm,
@@ -116,7 +116,7 @@ impl Vm {
         })
     }
 
-    /// A thread that cannot start drops the machine, which stops those that did.
+    /// Starts the vCPUs' threads. If one cannot start, the caller drops the machine, which stops the others.
     fn start_vcpus(&self, vcpus: Vec<VcpuFd>) -> Result<(), LaunchError> {
         vcpus.into_iter().zip(0..).try_for_each(|(vcpu, index)| self.start_vcpu(vcpu, index))
     }
@@ -140,7 +140,7 @@ impl Vm {
             }
         };
         let body = move || {
-            // Last: whoever sees it gone finds the reason.
+            // Dropped last: once the thread counts as gone, the reason is known.
             let _end = EndsWith(context.vcpu.parking());
             if let Some(reason) = vcpu::run(fd, &context) {
                 exit_notifier.notify(reason);
@@ -156,7 +156,7 @@ impl Vm {
     }
 }
 
-/// What the VM runs: the image that was named, or the built-in one.
+/// The image that the VM runs: the configured one, or the built-in one.
 fn image_of(config: &VmConfig) -> Result<Arc<Image>, LaunchError> {
     match &config.kernel {
         Some(image) => Ok(image.clone()),
@@ -167,7 +167,7 @@ fn image_of(config: &VmConfig) -> Result<Arc<Image>, LaunchError> {
     }
 }
 
-/// KVM, which can run what is configured, on cores that this process may use.
+/// Opens KVM, and checks that it can run the configured vCPUs on cores that this process may use.
 fn open_host(config: &VmConfig) -> Result<(Kvm, KvmLimits), LaunchError> {
     let kvm = boot::open_kvm()?;
     let limits = boot::limits(&kvm)?;
@@ -198,7 +198,7 @@ fn take_memory(config: &VmConfig, plan: &dyn Plan, platform: &Platform) -> Resul
     Ok(Memory { ram, monitor: Arc::new(monitor), on_violation })
 }
 
-/// Makes what moves that memory.
+/// Builds what moves that memory.
 fn build_elasticity(
     config: &VmConfig,
     plan: &dyn Plan,
@@ -212,7 +212,7 @@ fn build_elasticity(
         monitor: &memory.monitor,
         notifier: plan.notifier(platform, agents),
         nudge: Box::new(move || asleep.notify_driver()),
-        // What it kept is found by the passes that follow.
+        // Whether it drained does not matter: the passes that follow look again.
         drain: Box::new(move || {
             idle.drain_if_idle(DRAIN_TIMEOUT);
         }),
@@ -220,7 +220,7 @@ fn build_elasticity(
     Ok(config.elastic.way().build(parts)?)
 }
 
-/// A VM with all its memory.
+/// Creates KVM's VM with all its memory.
 fn create_vm(kvm: &Kvm, ram: &GuestRam, platform: &Platform) -> Result<VmFd, LaunchError> {
     let vm = new_vm(kvm).map_err(|source| LaunchError::Kvm { step: "create a VM", source })?;
     let slots = ram.map().parts().map(|part| (part.gpa, ram.host_address() + part.offset, part.bytes));
@@ -230,7 +230,7 @@ fn create_vm(kvm: &Kvm, ram: &GuestRam, platform: &Platform) -> Result<VmFd, Lau
     Ok(vm)
 }
 
-/// vCPUs that know what they are, and do not run yet.
+/// Creates the vCPUs with their CPUID; they do not run yet.
 fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
@@ -240,7 +240,7 @@ fn create_vcpus(
 ) -> Result<Vec<VcpuFd>, LaunchError> {
     let failed = |step| move |source| LaunchError::Kvm { step, source };
     let supported =
-        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("tell which CPU features it supports"))?;
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("list the CPU features it supports"))?;
     let create = |index: u32| {
         let vcpu = vm.create_vcpu(index.into()).map_err(failed("create a vCPU"))?;
         vcpu.set_cpuid2(&plan.cpuid(kvm, &supported, index)?).map_err(failed("set a vCPU's features"))?;
@@ -253,7 +253,7 @@ fn create_vcpus(
     (0..config.cpus).map(create).collect()
 }
 
-/// Tells which vCPU a thread of this process is.
+/// Maps a thread id of this process to the vCPU that it runs.
 fn identify(vcpus: Vec<Arc<VcpuHandle>>) -> impl Fn(i32) -> Option<u32> {
     move |thread| {
         let vcpu = vcpus.iter().position(|vcpu| vcpu.counters().thread.load(Ordering::Relaxed) == thread)?;
@@ -265,9 +265,9 @@ fn check_cores(cores: &[u32]) -> Result<(), LaunchError> {
     if cores.is_empty() {
         return Ok(());
     }
-    // Of the first thread, as the one that launches may sit on a core itself.
+    // The first thread's: the one that launches may be pinned itself.
     let set = sched_getaffinity(Some(rustix::process::getpid()))
-        .map_err(|e| LaunchError::Host { step: "tell which cores this process may use", source: e.into() })?;
+        .map_err(|e| LaunchError::Host { step: "list the cores this process may use", source: e.into() })?;
     let allowed: Vec<u32> = (0..CpuSet::MAX_CPU as u32).filter(|core| set.is_set(*core as usize)).collect();
     match cores.iter().find(|core| !allowed.contains(core)) {
         Some(core) => Err(LaunchError::Pin { core: *core, allowed }),
@@ -275,14 +275,14 @@ fn check_cores(cores: &[u32]) -> Result<(), LaunchError> {
     }
 }
 
-/// Keeps the calling thread on one core, which [`check_cores`] knows.
+/// Pins the calling thread to one core, which [`check_cores`] has accepted.
 fn pin_to(core: u32) -> rustix::io::Result<()> {
     let mut set = CpuSet::new();
     set.set(core as usize);
     sched_setaffinity(None, &set)
 }
 
-/// KVM gives up on a new VM when a signal comes; the signal's own handler is what acts on it.
+/// Retries when a signal interrupts KVM; acting on the signal is up to its handler.
 fn new_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
     loop {
         match kvm.create_vm() {

@@ -1,13 +1,14 @@
 //! The life of a running VM: pause, resume, stop.
 //!
-//! **Pause**: vCPUs first, as they notify devices and wait for them; then devices, whose requests at work
-//! end. From then on nothing changes guest memory for the guest: no step of a vCPU, no queue, no input.
-//! **Resume** is the reverse. Both wait for a bounded time: what does not come is named, and the VM runs on
-//! as before. The owner of the memory goes on all the while: it needs no guest to shrink, grow,
-//! reclaim, audit or validate, and what a vCPU would have given up meanwhile comes after the resume.
+//! **Pause**: vCPUs first, as they notify devices and wait for them; then devices, which finish their
+//! current requests. From then on nothing changes guest memory on the guest's behalf: no vCPU, no queue,
+//! no input. **Resume** is the reverse. A pause waits for a bounded time: a vCPU or device that does not
+//! settle is named, and the VM runs on as before. The owner of the memory keeps working all the while:
+//! it needs no guest to shrink, grow, reclaim, audit or validate, and what a vCPU would have given up
+//! in the meantime comes after the resume.
 //!
-//! One of them runs at a time. A stop waits for neither: its orders are final, so a pause at work finds
-//! that all have settled.
+//! Only one of them runs at a time. A stop waits for neither: its orders are final, so a pause in
+//! progress finds that all have settled.
 
 use super::{PauseError, Vm, VmError};
 use crate::agent::AgentError;
@@ -19,26 +20,26 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How long all vCPUs may take to pause, and after them all devices.
+/// How long all vCPUs together may take to pause, and then all devices together.
 pub const PAUSE: Duration = Duration::from_secs(2);
 
 /// What a pause or a resume did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LifeChange {
-    /// False if the VM was so already.
+    /// False if the VM was in that state already.
     pub changed: bool,
-    /// From the call to the VM as it was to be.
+    /// From the call until the VM was in that state.
     pub duration: Duration,
-    /// How long the VM has been paused, or was; `None` if it was not.
+    /// How long the VM had been paused before the call; `None` if it was not paused.
     pub paused_for: Option<Duration>,
 }
 
 impl Vm {
-    /// Pauses the guest: when this returns, no vCPU makes a step and no device touches guest memory.
-    /// A VM that is paused already stays so.
+    /// Pauses the guest: when this returns, no vCPU runs and no device touches guest memory. Pausing a
+    /// paused VM changes nothing.
     ///
     /// # Errors
-    /// [`PauseError`] after [`PAUSE`] or twice that; the end of the VM.
+    /// [`PauseError`] after [`PAUSE`] or twice that, or the VM has ended.
     pub fn pause(&self) -> Result<LifeChange, VmError> {
         let start = Instant::now();
         let _turn = lock(&self.life.turn);
@@ -51,16 +52,16 @@ impl Vm {
             self.run_all();
             return Err(error.into());
         }
-        // What has ended has settled, too.
+        // A thread that has ended counts as settled, too.
         self.check_alive()?;
         *lock(&self.life.paused_since) = Some(Instant::now());
         Ok(LifeChange { changed: true, duration: start.elapsed(), paused_for: None })
     }
 
-    /// Has a paused guest go on where it was. One that runs just runs.
+    /// Resumes a paused guest where it stopped. Resuming a running VM changes nothing.
     ///
     /// # Errors
-    /// The end of the VM.
+    /// The VM has ended.
     pub fn resume(&self) -> Result<LifeChange, VmError> {
         let start = Instant::now();
         let _turn = lock(&self.life.turn);
@@ -73,20 +74,20 @@ impl Vm {
         Ok(LifeChange { changed: since.is_some(), duration: start.elapsed(), paused_for })
     }
 
-    /// Since when the VM is paused; `None` while it runs.
+    /// When the VM was paused; `None` while it runs.
     #[must_use]
     pub fn paused_since(&self) -> Option<Instant> {
         *lock(&self.life.paused_since)
     }
 
-    /// Whether it is.
+    /// Whether the VM is paused.
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.paused_since().is_some()
     }
 
     /// Stops the vCPUs and waits for them; the guest's memory stays until the `Vm` is dropped.
-    /// Ends what others do for the guest at its next step: commands, waiting shrinks, passes.
+    /// Commands, waiting shrinks and passes stop at their next step.
     pub fn stop(&self) {
         let first_time = !self.life.stopped.swap(true, Ordering::AcqRel);
         self.monitor.stop();
@@ -105,7 +106,7 @@ impl Vm {
         let counters = &self.monitor.counters;
         let (all, held) = (counters.violations.get(), counters.held_violations.get());
         if first_time && all > 0 {
-            log::warn!("{all} times in all the guest touched memory that it did not have, {held} of them held frames");
+            log::warn!("the guest touched memory that it did not have {all} times, {held} of them in held frames");
         }
     }
 
@@ -126,7 +127,7 @@ impl Vm {
         self.vcpus.iter().for_each(|vcpu| vcpu.parking().give(Order::Run));
     }
 
-    /// Not the workers themselves: a stop takes those.
+    /// Handles rather than the workers themselves, which a stop takes.
     fn worker_controls(&self) -> Vec<Arc<WorkerControl>> {
         lock(&self.workers).iter().map(Worker::control).collect()
     }

@@ -1,4 +1,4 @@
-//! [`LifeState`]: what a VM knows of its own life. `life` changes it.
+//! [`LifeState`]: whether a VM runs, is paused or has stopped. Only `life` changes it.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,11 +7,11 @@ use std::time::Instant;
 /// Running, paused or stopped.
 #[derive(Default)]
 pub(super) struct LifeState {
-    /// Set once, for good: no work is begun any more.
+    /// Set once, for good: no new work begins.
     pub(super) stopped: AtomicBool,
-    /// Held for an instant, so that anybody may ask.
+    /// The time of the pause. Locked only for an instant, so that any thread may ask.
     pub(super) paused_since: Mutex<Option<Instant>>,
-    /// Held by a pause or a resume, for seconds.
+    /// Held by a pause or a resume, possibly for seconds.
     pub(super) turn: Mutex<()>,
 }
 

@@ -10,7 +10,7 @@ use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
 use std::time::{Duration, Instant};
 
 /// How long a guest may take over one command, on top of the time the command asks for: touching
-/// memory that the host must find first can take milliseconds per huge frame.
+/// memory that the host has to free first can take milliseconds per huge frame.
 const TIMEOUT: Duration = Duration::from_secs(9 * 60);
 
 impl Vm {
@@ -45,7 +45,7 @@ impl Vm {
             GuestRequest::Verify => Command::Verify,
             GuestRequest::Free { bytes, random } => Command::Free { bytes: bytes.unwrap_or(u64::MAX), random, seed },
             GuestRequest::Churn { millis } => {
-                // Half of what the guest may hold: room for what it holds already, and for luck.
+                // Half of what the guest may hold leaves room for what it holds already, and some margin.
                 let bytes = self.limit() / 2;
                 Command::Churn { millis, bytes, seed }
             }

@@ -1,4 +1,4 @@
-//! What a VM's guest says about its memory, and why a resize fell short by that.
+//! What a VM's guest says about its memory, and why, judging by that, a resize fell short.
 
 use super::Vm;
 use crate::elastic::Need;
@@ -16,7 +16,8 @@ impl Vm {
         self.guest.facts().offers.meet(Need::Table)
     }
 
-    /// What the guest says about its memory, where it says so.
+    /// What the guest says about its memory: in its table if it shares one, otherwise in the statistics
+    /// of its balloon.
     #[must_use]
     pub fn view(&self, elastic: &ElasticStatus, census: &Census) -> GuestView {
         if !self.shares_table() {
@@ -30,8 +31,8 @@ impl Vm {
         GuestView::of_table(census, given_away)
     }
 
-    /// What the guest has free by its table, in bytes: all of it, and the part in wholly free huge
-    /// frames. `None` without a table.
+    /// The guest's free memory according to its table, in bytes: all of it, and the part in entirely free
+    /// huge frames. `None` without a table.
     #[must_use]
     pub fn free_by_table(&self) -> Option<(u64, u64)> {
         self.shares_table().then(|| {
@@ -41,8 +42,8 @@ impl Vm {
         })
     }
 
-    /// Why a resize fell short, as a sentence that ends with `advice`; `grows` if the limit should
-    /// have risen.
+    /// Why a resize fell short, as a sentence that ends with `advice`; `grows` says whether it was
+    /// meant to raise the limit.
     #[must_use]
     pub fn why_short(&self, view: &GuestView, elastic: &ElasticStatus, grows: bool, advice: &str) -> String {
         if view.says == GuestSays::Table {

@@ -1,5 +1,5 @@
-//! A virtio driver made of arbitrary bytes: what it writes to registers and to its rings is up to
-//! them. Whatever it does, each step ends, nothing panics, and a driver that starts over finds a
+//! A virtio driver made of arbitrary bytes: they decide what it writes to registers and to its rings.
+//! Whatever it does, each step ends, nothing panics, and a driver that starts over finds a
 //! device that works. The body of a fuzz target and of a plain test.
 
 use llfree_monitor::memory::{Backing, GuestRam};
@@ -23,7 +23,7 @@ const QUEUE_SEL: u64 = 0x30;
 const QUEUE_NUM: u64 = 0x38;
 const QUEUE_READY: u64 = 0x44;
 const STATUS: u64 = 0x70;
-/// Low halves of the addresses of a queue's three rings; the high halves are 4 behind.
+/// Low halves of the addresses of a queue's three rings; the high halves follow at 4.
 const RINGS: [u64; 3] = [0x80, 0x90, 0xa0];
 
 const VERSION_1: u64 = 1 << 32;
@@ -40,7 +40,7 @@ struct Driver {
     queues: u64,
 }
 
-/// A network on which some frames wait already, and nobody listens.
+/// A network on which some frames are already waiting, and nobody listens.
 fn net() -> Net {
     let (ours, theirs) = UnixDatagram::pair().expect("the host has sockets");
     for bytes in [0, 12, 13, 60, 1526, 20_000] {
@@ -106,7 +106,7 @@ impl Driver {
     }
 }
 
-/// A disk of 64 KiB whose file goes with it.
+/// A disk of 64 KiB whose file is deleted with it.
 fn disk() -> Blk {
     let path = std::env::temp_dir().join(format!("llfree-vmm-hostile-disk-{}", std::process::id()));
     std::fs::File::create(&path).and_then(|file| file.set_len(64 << 10)).expect("room for a small file");
@@ -115,7 +115,7 @@ fn disk() -> Blk {
     disk.expect("a regular file that nobody else has")
 }
 
-/// A byte for the kind of device, then eight a step: what, which, and a value.
+/// A byte for the kind of device, then eight per step: what, which, and a value.
 pub(crate) fn run_bytes(bytes: &[u8]) {
     let Some((kind, steps)) = bytes.split_first() else { return };
     let driver = Driver::new(*kind);
@@ -142,5 +142,5 @@ pub(crate) fn run_bytes(bytes: &[u8]) {
     }
     driver.write(STATUS, 0);
     driver.start(0);
-    assert_eq!(driver.read(STATUS), DRIVER_OK, "whoever starts over finds a device that works");
+    assert_eq!(driver.read(STATUS), DRIVER_OK, "a driver that starts over finds a device that works");
 }

@@ -18,20 +18,20 @@ pub enum KernelError {
     /// The system refused to read it.
     #[error("{name}: cannot be read: check its permissions")]
     Unreadable { name: String, source: std::io::Error },
-    /// It holds files instead of bytes.
+    /// A directory.
     #[error("{name}: is a directory: name the ELF file in it")]
     Directory { name: String },
     /// A device, a pipe or a socket.
-    #[error("{name}: is no regular file: copy the image to one")]
+    #[error("{name}: is not a regular file: copy the image to one")]
     NotAFile { name: String },
-    /// No bytes.
+    /// An empty file.
     #[error("{name}: is empty (0 bytes): build or copy it again")]
     Empty { name: String },
     /// More than is ever read.
-    #[error("{name}: has {bytes} bytes, at most {} are read: strip its debug information", MAX_IMAGE_BYTES)]
+    #[error("{name}: has {bytes} bytes, but at most {} are read: strip its debug information", MAX_IMAGE_BYTES)]
     TooLarge { name: String, bytes: u64 },
     /// The magic number is missing.
-    #[error("{name}: is no ELF file, it starts with {found}: give a static 64-bit ELF, or a Linux bzImage")]
+    #[error("{name}: is not an ELF file (it starts with {found}): give a static 64-bit ELF, or a Linux bzImage")]
     NotElf { name: String, found: Found },
     /// ELF class 1.
     #[error("{name}: is a 32-bit ELF: build it for 64-bit x86 (x86_64)")]
@@ -39,7 +39,7 @@ pub enum KernelError {
     /// ELF data encoding 2.
     #[error("{name}: is a big-endian ELF: build it for x86_64")]
     BigEndian { name: String },
-    /// An ELF that ends in its own header.
+    /// An ELF that ends within its own header.
     #[error("{name}: its ELF header of 64 bytes is cut off or damaged (the file has {bytes}): build or copy it again")]
     Cut { name: String, bytes: u64 },
     /// For another CPU.
@@ -49,10 +49,12 @@ pub enum KernelError {
     #[error("{name}: is position-independent (PIE or a shared library), which is not supported: link it with -no-pie")]
     PositionIndependent { name: String },
     /// Neither ET_EXEC nor ET_DYN.
-    #[error("{name}: is no executable (ELF type {kind}, needed is 2): link it to a static executable")]
+    #[error("{name}: is not an executable (ELF type {kind}, expected 2): link it as a static executable")]
     NotExecutable { name: String, kind: u16 },
     /// More program headers than any linker makes.
-    #[error("{name}: has {count} program headers, at most {limit} are accepted: merge segments in its linker script")]
+    #[error(
+        "{name}: has {count} program headers, but at most {limit} are accepted: merge segments in its linker script"
+    )]
     TooManyHeaders { name: String, count: u16, limit: u16 },
     /// Tables that point nowhere.
     #[error("{name}: its program headers are damaged: build or copy it again")]
@@ -62,7 +64,7 @@ pub enum KernelError {
     NothingToLoad { name: String },
     /// The file ends before a segment does.
     #[error(
-        "{name}: is truncated: a segment needs {file_bytes} bytes at offset {offset:#x}, the file has {bytes}: \
+        "{name}: is truncated: a segment needs {file_bytes} bytes at offset {offset:#x}, but the file has {bytes}: \
          build or copy it again"
     )]
     Truncated { name: String, offset: u64, file_bytes: u64, bytes: u64 },
@@ -91,28 +93,30 @@ pub enum KernelError {
     #[error("{name}: segments {lower} and {upper} overlap: check its linker script")]
     Overlap { name: String, lower: Place, upper: Place },
     /// The first instruction is not code.
-    #[error("{name}: entry {entry:#x} is in no executable segment: check ENTRY() in its linker script")]
+    #[error("{name}: entry {entry:#x} is not in an executable segment: check ENTRY() in its linker script")]
     Entry { name: String, entry: u64 },
     /// Not one of our guests.
     #[error(
-        "{name}: has no ABI note (PT_NOTE with name {NOTE_NAME:?}, type {NOTE_TYPE}), so it is no guest of this VMM: \
-         build it with guest-shim"
+        "{name}: has no ABI note (PT_NOTE with name {NOTE_NAME:?}, type {NOTE_TYPE}), so it is not a guest of this \
+        VMM: build it with guest-shim"
     )]
     NoNote { name: String },
     /// A note of the right name and the wrong size.
-    #[error("{name}: its ABI note has {bytes} bytes, needed are 4: build it again with guest-shim")]
+    #[error("{name}: its ABI note has {bytes} bytes instead of 4: build it again with guest-shim")]
     NoteSize { name: String, bytes: usize },
     /// Built against another ABI.
-    #[error("{name}: speaks ABI version {found}, this VMM {needed}: build both from the same release")]
+    #[error("{name}: speaks ABI version {found}, but this VMM speaks {needed}: build both from the same release")]
     AbiVersion { name: String, found: u32, needed: u32 },
-    /// Fits no RAM of this size.
-    #[error("{name}: segment {segment} lies outside of {ram_bytes:#x} bytes of RAM: give more memory or link it lower")]
+    /// A segment that lies outside RAM of this size.
+    #[error(
+        "{name}: segment {segment} lies outside the {ram_bytes:#x} bytes of RAM: give more memory or link it lower"
+    )]
     OutsideRam { name: String, segment: Place, ram_bytes: u64 },
     /// Copying failed.
     #[error("{name}: cannot be loaded into guest memory: give more memory or link it lower")]
     Load { name: String, source: linux_loader::loader::Error },
     /// Zeroing failed.
-    #[error("{name}: its zeroed data at {address:#x} is outside of guest memory: give more memory")]
+    #[error("{name}: its zeroed data at {address:#x} is outside guest memory: give more memory")]
     Zero { name: String, address: u64, source: vm_memory::GuestMemoryError },
 }
 

@@ -209,7 +209,7 @@ fn names_of_a_hostile_image_are_fit_for_a_terminal() {
 #[test]
 fn what_is_no_elf_is_refused() {
     refused_bytes(vec![], &["empty", "0 bytes"]);
-    refused_bytes(b"#!/bin/sh\n".to_vec(), &["no ELF", "23 21 2f 62", "#!/b"]);
+    refused_bytes(b"#!/bin/sh\n".to_vec(), &["not an ELF file", "23 21 2f 62", "#!/b"]);
     refused_bytes(b"\x7fELF".to_vec(), &["header of 64 bytes", "has 4"]);
     let byte = |at: usize, value| {
         let mut bytes = Image::good().bytes();
@@ -254,7 +254,7 @@ fn segments_must_make_sense() {
 #[test]
 fn the_entry_must_be_code() {
     refused(|image| image.entry = 0, &["entry 0x0"]);
-    refused(|image| image.entry = 2 * MIB + 32, &["entry 0x200020", "no executable segment"]);
+    refused(|image| image.entry = 2 * MIB + 32, &["entry 0x200020", "not in an executable segment"]);
     refused(|image| image.entry = 5 * MIB, &["entry 0x500000"]);
 }
 
@@ -265,13 +265,13 @@ fn the_abi_version_must_be_ours() {
     refused(|image| image.parts[2] = note(b"GNU", 1, &[1, 0, 0, 0]), &["no ABI note"]);
     refused(|image| image.parts[2] = note(b"llfree-vmm", 2, &[1, 0, 0, 0]), &["no ABI note"]);
     refused(|image| image.parts[2] = note(b"llfree-vmm", 1, &[1]), &["1 bytes", "4"]);
-    refused(|image| image.parts[2] = note(b"llfree-vmm", 1, &[7, 0, 0, 0]), &["ABI version 7", "VMM 1"]);
+    refused(|image| image.parts[2] = note(b"llfree-vmm", 1, &[7, 0, 0, 0]), &["ABI version 7", "VMM speaks 1"]);
 }
 
 #[test]
 fn the_note_is_found_whatever_its_segments_alignment() {
     for padding in [4, 8] {
-        // Behind another note whose length shows the padding.
+        // After another note whose length shows the padding.
         let mut note = Part::padded_note(b"GNU", 5, &[0; 12], padding);
         let ours = Part::padded_note(b"llfree-vmm", 1, &1_u32.to_le_bytes(), padding);
         note.data.extend(ours.data);
@@ -290,7 +290,8 @@ fn ram_must_hold_every_segment() {
     let text = kernel.check_fits(6 * MIB).expect_err("ends at 8 MiB").to_string();
     assert_eq!(
         text,
-        "guest.elf: segment 0x500000..0x800000 lies outside of 0x600000 bytes of RAM: give more memory or link it lower"
+        "guest.elf: segment 0x500000..0x800000 lies outside the 0x600000 bytes of RAM: give more memory or \
+         link it lower"
     );
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4 << 20)]).expect("small");
     assert!(matches!(kernel.load(&memory), Err(KernelError::Load { .. })));
@@ -303,11 +304,11 @@ fn files_that_cannot_be_an_image_are_refused() {
     let text = |path: &Path| Kernel::open(path).expect_err("must be refused").to_string();
     assert!(text(&path).contains("no such file"));
     assert!(text(folder.path()).contains("is a directory"));
-    assert!(text(Path::new("/dev/zero")).contains("no regular file"));
+    assert!(text(Path::new("/dev/zero")).contains("not a regular file"));
     let file = File::create(&path).expect("scratch");
     assert!(text(&path).contains("is empty"));
     file.set_len(MAX_IMAGE_BYTES + 1).expect("sparse");
-    assert!(text(&path).contains("has 1073741825 bytes, at most 1073741824"));
+    assert!(text(&path).contains("has 1073741825 bytes, but at most 1073741824"));
     std::fs::write(&path, Image::good().bytes()).expect("scratch");
     assert_eq!(Kernel::open(&path).expect("good").entry(), 2 * MIB + 16);
 }
@@ -329,7 +330,10 @@ proptest! {
 
     #[test]
     fn damaged_images_never_panic(
-        writes in prop::collection::vec((any::<prop::sample::Index>(), prop_oneof![any::<u8>(), Just(0), Just(255)]), 0..12),
+        writes in prop::collection::vec(
+            (any::<prop::sample::Index>(), prop_oneof![any::<u8>(), Just(0), Just(255)]),
+            0..12,
+        ),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 16 << 20)]).expect("small");

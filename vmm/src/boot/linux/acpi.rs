@@ -1,8 +1,8 @@
-//! ACPI tables, by the crate that Cloud Hypervisor uses: from them a kernel learns its CPUs, its
-//! interrupt controllers, its devices, and how to reset or switch off the machine.
+//! ACPI tables, built with the crate that Cloud Hypervisor uses: from them a kernel learns its CPUs, its
+//! interrupt controllers, its devices, and how to reset or power off the machine.
 //!
-//! One block of bytes for [`ACPI_START`], the root pointer first. The
-//! registers they name are those of [`devices::pc`](crate::devices::pc).
+//! One block of bytes for [`ACPI_START`], the root pointer first. The registers that the tables name are
+//! those of [`devices::pc`](crate::devices::pc).
 
 use super::map::{ACPI_START, IO_APIC, LOCAL_APIC};
 use crate::devices::pc::ports;
@@ -51,7 +51,7 @@ struct Block {
 }
 
 impl Block {
-    /// Appends a table, aligned as the strictest of them wants it; its address.
+    /// Appends a table, aligned for the strictest of them, and returns its address.
     fn add(&mut self, table: &[u8]) -> u64 {
         self.bytes.resize(self.bytes.len().next_multiple_of(64), 0);
         let address = ACPI_START + self.bytes.len() as u64;
@@ -77,7 +77,7 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
         .firmware_ctrl_32(facs as u32)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        // These say that there are no such buttons among the fixed registers.
+        // These flags say that the fixed registers have no such buttons.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::ResetRegSup);
@@ -97,7 +97,7 @@ fn madt(cpus: u8) -> Vec<u8> {
     for cpu in 0..cpus {
         madt.add_structure(ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled));
     }
-    // KVM's I/O APIC has the number 0 and all lines.
+    // KVM's I/O APIC has ID 0 and all lines.
     madt.add_structure(IoApic::new(0, IO_APIC, 0));
     bytes_of(&madt)
 }
@@ -128,7 +128,7 @@ fn io(port: u16, bytes: u8) -> aml::IO {
     aml::IO::new(port, port, 1, bytes)
 }
 
-/// Consumed by the device: an edge, active high, shared with nobody.
+/// Consumed by the device: edge-triggered, active high, exclusive.
 fn interrupt(gsi: u32) -> aml::Interrupt {
     aml::Interrupt::new(true, true, false, false, gsi)
 }

@@ -17,8 +17,8 @@ const TABLE: u64 = 0x3;
 const HUGE_PAGE: u64 = 0x83;
 const HUGE_BYTES: u64 = 2 << 20;
 
-/// Selectors as the boot protocol wants them, and the descriptors behind them: flat code of 64
-/// bits, flat data, flat code of 32 bits, a task.
+/// Selectors as the boot protocol wants them, and their descriptors: flat 64-bit code, flat data,
+/// flat 32-bit code, a task.
 const CODE: u16 = 0x10;
 const DATA: u16 = 0x18;
 const GDT_ENTRIES: [u64; 6] =
@@ -41,7 +41,7 @@ const LVT_LINT1: usize = 0x360;
 const DELIVER_EXTERNAL: u32 = 7 << 8;
 const DELIVER_NMI: u32 = 4 << 8;
 
-/// Leaves that tell the topology level by level: a thread in a core, a core in the package, no more.
+/// Leaves that describe the topology level by level: a thread in a core, a core in the package.
 const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
 const LEVELS: u32 = 3;
 
@@ -49,9 +49,9 @@ const LEVELS: u32 = 3;
 /// that topology.
 ///
 /// # Errors
-/// KVM supports more leaves than it takes.
+/// KVM reports more leaves than it accepts.
 pub fn cpuid(supported: &CpuId, index: u8, cpus: u8, has_deadline_timer: bool) -> Result<CpuId, BootError> {
-    // From Linux 6.2 on KVM lists the first level only, for a guest that has no topology.
+    // From Linux 6.2 on, KVM lists only the first level, for a guest without a topology.
     let has = |function: &u32| supported.as_slice().iter().any(|entry| entry.function == *function);
     let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
     let level = |function, index| kvm_cpuid_entry2 { function, index, flags, ..Default::default() };
@@ -69,7 +69,7 @@ pub fn cpuid(supported: &CpuId, index: u8, cpus: u8, has_deadline_timer: bool) -
                 entry.ecx = entry.ecx & !(1 << 24) | u32::from(has_deadline_timer) << 24;
                 entry.edx = entry.edx & !(1 << 28) | u32::from(cpus > 1) << 28;
             }
-            // Caches, of Intel and of AMD: the last level is everybody's, the others each core's own.
+            // Caches, of Intel and of AMD: all cores share the last level and have their own of the others.
             0x4 | 0x8000_001d if entry.eax & 0x1f != 0 => {
                 let sharing = if entry.eax >> 5 & 0x7 >= 3 { count - 1 } else { 0 };
                 entry.eax = entry.eax & 0x0000_3fff | sharing << 14;
@@ -80,7 +80,7 @@ pub fn cpuid(supported: &CpuId, index: u8, cpus: u8, has_deadline_timer: bool) -
             }
             0xb | 0x1f => topology(entry, bits, count, apic_id),
             0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | bits << 12 | (count - 1),
-            // One thread a core, one node.
+            // One thread per core, one node.
             0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (apic_id, apic_id, 0),
             _ => {}
         }
@@ -154,7 +154,7 @@ pub fn start_other(vcpu: &VcpuFd) -> Result<(), BootError> {
     let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
     vcpu.set_fpu(&fpu).map_err(BootError::kvm("KVM_SET_FPU"))?;
     let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-    // KVM stops at the first one that this CPU does not have, so each is its own list; none is a must.
+    // KVM stops at the first MSR that this CPU lacks, so each is set in its own list; none is required.
     for entry in [msr(MSR_MTRR_DEFAULT_TYPE, MTRR_WRITE_BACK), msr(MSR_MISC_ENABLE, FAST_STRINGS)] {
         if let Ok(list) = Msrs::from_entries(&[entry]) {
             vcpu.set_msrs(&list).map_err(BootError::kvm("KVM_SET_MSRS"))?;

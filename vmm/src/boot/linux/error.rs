@@ -3,7 +3,7 @@
 use llfree_base::units::Bytes;
 use std::fmt;
 
-/// What stands between a kernel image and its first instruction.
+/// Why a kernel image does not get to its first instruction.
 #[derive(Debug, thiserror::Error)]
 pub enum LinuxError {
     /// The file ends early.
@@ -17,7 +17,7 @@ pub enum LinuxError {
         format: &'static str,
         /// Its size.
         bytes: u64,
-        /// What there should be.
+        /// The size it should have.
         needed: u64,
     },
     /// Older or smaller than what can be started in 64-bit mode.
@@ -25,15 +25,15 @@ pub enum LinuxError {
     TooOld {
         /// The image.
         name: String,
-        /// What is missing.
+        /// The missing feature.
         lacks: &'static str,
     },
     /// A header that contradicts itself.
-    #[error("{name} is no Linux kernel that can be started: {what}")]
+    #[error("{name} is not a Linux kernel that can be started: {what}")]
     Malformed {
         /// The image.
         name: String,
-        /// What is wrong.
+        /// The reason.
         what: String,
     },
     /// RAM is too small.
@@ -41,71 +41,72 @@ pub enum LinuxError {
     TooSmall {
         /// The image.
         name: String,
-        /// What it needs, rounded up.
+        /// The memory it needs, rounded up.
         needed: Bytes,
-        /// What there is.
+        /// The memory available.
         memory: Bytes,
     },
     /// The boot part of virtio-mem is too small.
     #[error(
-        "{name} and its initrd need {needed} of memory, and virtio-mem's boot part has {memory}; use boot= with more"
+        "{name} and its initrd need {needed} of memory, and virtio-mem's boot part has {memory}; use a larger boot="
     )]
     BootTooSmall {
         /// The image.
         name: String,
-        /// What it needs, rounded up.
+        /// The memory it needs, rounded up.
         needed: Bytes,
-        /// What there is.
+        /// The memory available.
         memory: Bytes,
     },
     /// Too many characters.
     #[error(
-        "the kernel's command line has {bytes} characters, with those added for this VM, but the kernel takes at most {limit}"
+        "the kernel's command line has {bytes} characters with those added for this VM, but the kernel takes at most \
+        {limit}"
     )]
     CommandLineLength {
-        /// With what is added.
+        /// Its length, with what is added.
         bytes: usize,
-        /// What the kernel takes.
+        /// The kernel's limit.
         limit: usize,
     },
     /// Characters that a command line cannot have.
     #[error("the kernel's command line must be printable ASCII")]
     CommandLine {
-        /// What is wrong.
+        /// The reason.
         source: linux_loader::cmdline::Error,
     },
     /// The initrd cannot be read.
     #[error("cannot read the initrd {path}")]
     Initrd {
-        /// Where.
+        /// Its path.
         path: String,
         /// Why.
         source: std::io::Error,
     },
-    /// The initrd is no file, or nothing.
+    /// The initrd is not a file, or is empty.
     #[error("the initrd {path} is {what}; give a file with an initial RAM file system")]
     NoInitrd {
         /// Where.
         path: String,
-        /// What is there.
+        /// What was found there.
         what: &'static str,
     },
-    /// There is no room for the initrd in any machine.
+    /// The initrd does not fit into any machine.
     #[error("the initrd has {bytes} bytes, but {name} takes at most {limit}")]
     InitrdTooLarge {
         /// The image.
         name: String,
         /// The initrd's size.
         bytes: u64,
-        /// What fits between the kernel's end and the highest address that it takes one at.
+        /// What fits between the kernel's end and the highest address that it accepts for one.
         limit: Bytes,
     },
-    /// What only Linux guests have, for another one.
+    /// Something only Linux guests take, given for another guest.
     #[error("{what} is only for Linux guests, and {guest} is not one")]
     NotLinux {
-        /// What was given.
+        /// The option that was given.
         what: LinuxOnly,
-        /// What is launched instead.
+        /// The guest that is launched instead.
         guest: String,
     },
     /// KVM without hardware virtualization.
@@ -121,7 +122,7 @@ pub enum LinuxError {
     /// More vCPUs than the tables describe.
     #[error("{asked} vCPUs were requested, but a Linux guest has 1 to {limit}")]
     Cpus {
-        /// What was asked for.
+        /// The requested value.
         asked: u32,
         /// The highest number.
         limit: u32,
@@ -129,9 +130,9 @@ pub enum LinuxError {
     /// More devices than there are interrupt lines.
     #[error("{asked} devices were requested, but a Linux guest has at most {limit}")]
     Devices {
-        /// Devices, with those that are always there.
+        /// Devices, including those that are always there.
         asked: usize,
-        /// How many there can be.
+        /// The most there can be.
         limit: usize,
     },
     /// Guest memory refused a write.

@@ -1,7 +1,7 @@
 //! [`LinuxKernel`]: a bzImage, or an ELF with a PVH entry, checked before it is loaded.
 //!
 //! Parsing is total, like that of our own guests: any bytes end in a kernel or in an error. The
-//! copying is linux-loader's; what the kernel needs to be told is put together here.
+//! copying is linux-loader's; the boot data for the kernel is put together here.
 
 use super::error::LinuxError;
 use super::map::{self, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_BYTES, HIGH_MEMORY, PVH_MEMORY_MAP, PVH_MODULES};
@@ -27,7 +27,7 @@ use vm_memory::{ByteValued, Bytes as _, GuestAddress, GuestMemoryMmap};
 const SETUP_HEADER: usize = 0x1f1;
 /// `HdrS` at 0x202.
 const MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
-/// The first release of the boot protocol that tells of 64-bit entries (Linux 3.8).
+/// The first release of the boot protocol that describes 64-bit entries (Linux 3.8).
 const PROTOCOL_2_12: u16 = 0x020c;
 /// The flag in `xloadflags` for an entry in 64-bit mode, and where it is.
 const KERNEL_64: u16 = 1;
@@ -40,11 +40,11 @@ const UNKNOWN_LOADER: u8 = 0xff;
 const PVH_MAGIC: u32 = 0x336e_c578;
 /// The note with a PVH kernel's entry.
 const PVH_NOTE: NoteType = NoteType(18);
-/// Characters of a PVH kernel's command line: x86's `COMMAND_LINE_SIZE`, without the end.
+/// Characters of a PVH kernel's command line: x86's `COMMAND_LINE_SIZE`, without the final zero.
 const PVH_COMMAND_LINE: usize = 2047;
 /// The largest initrd address that PVH kernels take.
 const PVH_INITRD_MAX: u64 = 0x7fff_ffff;
-/// Room that a kernel needs beside its image to come up at all.
+/// Memory that a kernel needs in addition to its image to come up at all, in bytes.
 const SLACK: u64 = 32 << 20;
 /// The largest initrd that is read.
 const MAX_INITRD: u64 = map::HOLE_START;
@@ -70,7 +70,7 @@ pub struct LinuxKernel {
     name: String,
     image: Vec<u8>,
     entry: Entry,
-    /// First address behind all that it uses before it has read its memory map.
+    /// First address past all memory that it uses before it has read its memory map.
     end: u64,
     initrd_max: u64,
     command_line_max: usize,
@@ -84,7 +84,7 @@ impl Initrd {
     /// Reads it.
     ///
     /// # Errors
-    /// It is not there, no file, empty, or larger than any guest could take.
+    /// It does not exist, is not a file, is empty, or is larger than any guest could take.
     pub fn open(path: &Path) -> Result<Self, LinuxError> {
         let name = || path.display().to_string();
         let fail = |source| LinuxError::Initrd { path: name(), source };
@@ -92,7 +92,7 @@ impl Initrd {
         let metadata = path.metadata().map_err(fail)?;
         let no = |what| Err(LinuxError::NoInitrd { path: name(), what });
         match metadata.len() {
-            _ if !metadata.is_file() => return no("no regular file"),
+            _ if !metadata.is_file() => return no("not a regular file"),
             0 => return no("empty"),
             bytes if bytes > MAX_INITRD => return no("larger than 3 GiB"),
             _ => {}
@@ -110,7 +110,7 @@ pub struct Setup<'a> {
     pub initrd: Option<&'a Initrd>,
     /// Its command line.
     pub command_line: &'a str,
-    /// What it is told of memory.
+    /// Its memory map.
     pub memory_map: &'a [map::Range],
     /// The ACPI tables, for [`map::ACPI_START`].
     pub acpi: &'a [u8],
@@ -184,11 +184,11 @@ impl LinuxKernel {
                 Some(needed) => {
                     return Err(LinuxError::Cut { name: name.into(), format: "ELF kernel", bytes, needed });
                 }
-                None => return Err(malformed("a segment lies behind the end of all files".to_owned())),
+                None => return Err(malformed("a segment's offset lies past the end of any file".to_owned())),
             }
             let segment_end = start.checked_add(in_memory.max(in_file)).filter(|end| *end < map::HOLE_START);
             let Some(segment_end) = segment_end.filter(|_| start >= HIGH_MEMORY) else {
-                return Err(malformed(format!("a segment lies at {start:#x}, outside of 1 MiB to 3 GiB")));
+                return Err(malformed(format!("a segment lies at {start:#x}, outside 1 MiB to 3 GiB")));
             };
             segments.push(start..segment_end);
             end = end.max(segment_end);
@@ -198,7 +198,7 @@ impl LinuxKernel {
             malformed("it has no PVH entry; use its bzImage (vmlinuz), or build it with CONFIG_PVH".to_owned())
         })?;
         if !segments.iter().any(|segment| segment.contains(&address)) {
-            return Err(malformed(format!("its PVH entry {address:#x} lies in no segment")));
+            return Err(malformed(format!("its PVH entry {address:#x} is not in any segment")));
         }
         Ok(Self {
             name: name.into(),
@@ -210,13 +210,13 @@ impl LinuxKernel {
         })
     }
 
-    /// What is left to know of it once it is in guest memory: all but the image.
+    /// What is still needed of it once it is in guest memory: all but the image.
     #[must_use]
     pub fn without_image(&self) -> Self {
         Self { name: self.name.clone(), image: Vec::new(), ..*self }
     }
 
-    /// What errors call it.
+    /// Its name in errors.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -231,7 +231,7 @@ impl LinuxKernel {
     /// Checks a command line.
     ///
     /// # Errors
-    /// It is too long for this kernel, or none at all.
+    /// It is too long for this kernel, or not a valid command line.
     pub fn check_command_line(&self, line: &str) -> Result<(), LinuxError> {
         match line.len() {
             bytes if bytes > self.command_line_max => {
@@ -266,10 +266,10 @@ impl LinuxKernel {
         Ok(if bytes == 0 { 0 } else { (top - bytes) & !(FRAME_SIZE - 1) })
     }
 
-    /// Copies the kernel and all it is told into `memory`; the initrd to `initrd_address`.
+    /// Copies the kernel and its boot data into `memory`, the initrd to `initrd_address`.
     ///
     /// # Errors
-    /// What does not fit, or a command line that is none.
+    /// Something does not fit, or the command line is not valid.
     pub fn load(&self, memory: &GuestMemoryMmap<()>, setup: &Setup<'_>, initrd_address: u64) -> Result<(), LinuxError> {
         let mut image = Cursor::new(self.image.as_slice());
         let line = command_line(setup.command_line)?;
@@ -295,7 +295,7 @@ impl LinuxKernel {
                 for (entry, range) in params.e820_table.iter_mut().zip(setup.memory_map) {
                     *entry = boot_e820_entry { addr: range.start, size: range.bytes, r#type: range.kind as u32 };
                 }
-                // There are six at most, and room for 128.
+                // Six at most; there is room for 128.
                 params.e820_entries = setup.memory_map.len() as u8;
                 let params = BootParams::new(&params, GuestAddress(BOOT_PARAMS));
                 LinuxBootConfigurator::write_bootparams(&params, memory).map_err(unplaced)
@@ -354,7 +354,7 @@ fn command_line(text: &str) -> Result<Cmdline, LinuxError> {
 fn is_bzimage(image: &[u8]) -> bool {
     match image.get(0x202..0x206) {
         Some(magic) => magic == MAGIC.to_le_bytes(),
-        // EFI stubs begin like a program for DOS.
+        // EFI stubs begin like a DOS program.
         None => image.starts_with(b"MZ"),
     }
 }
@@ -366,7 +366,7 @@ fn setup_header(image: &[u8]) -> Option<setup_header> {
     Some(header)
 }
 
-/// An ELF that is linked to where Linux runs, and none of our guests can.
+/// Whether an ELF is linked to where Linux runs, and none of our guests can.
 fn is_linked_high(image: &[u8]) -> bool {
     const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
     let Ok(header) = FileHeader64::<LittleEndian>::parse(image) else { return false };

@@ -1,4 +1,4 @@
-//! Where things lie in a Linux guest's physical memory, and what its kernel is told of it.
+//! The layout of a Linux guest's physical memory, and the memory map that its kernel gets.
 //!
 //! ```text
 //! 0      64K     640K       1M                  3G or less     0xd0000000   0xfec00000  4G
@@ -27,7 +27,7 @@ pub const KVM_PAGES: u64 = 0xfffb_d000;
 pub(super) const GDT: u64 = 0x500;
 /// boot_params, or the start info of a PVH kernel.
 pub(super) const BOOT_PARAMS: u64 = 0x7000;
-/// Page tables: one page a level.
+/// Page tables: one page per level.
 pub(super) const PAGE_TABLES: u64 = 0x9000;
 /// What PVH start info points to: modules, then the memory map.
 pub(super) const PVH_MODULES: u64 = 0xc000;
@@ -36,25 +36,25 @@ pub(super) const PVH_MEMORY_MAP: u64 = 0xd000;
 pub(super) const COMMAND_LINE: u64 = 0x2_0000;
 /// Room for it: more than any kernel takes.
 pub(super) const COMMAND_LINE_BYTES: usize = 0x1_0000;
-/// Where low memory ends for a kernel that believes in BIOSes.
+/// Where low memory ends for a kernel that expects a BIOS.
 const LOW_END: u64 = 0x9_fc00;
 /// ACPI tables: in the range that kernels search for the first one.
 pub const ACPI_START: u64 = 0xe_0000;
-/// RAM goes on here.
+/// RAM continues here.
 pub(super) const HIGH_MEMORY: u64 = 0x10_0000;
 
-/// Interrupt lines of the devices, in order: first those of which a PC has no idea, then those that
+/// Interrupt lines of the devices, in order: first those that a PC does not have, then those that
 /// nothing else uses here. The serial line has 4, ACPI 9.
 pub const DEVICE_GSIS: [u32; 13] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11];
 
-/// RAM of so many bytes, around the hole.
+/// The address map of `bytes` of RAM, around the hole.
 #[must_use]
 pub fn address_map(bytes: u64) -> AddressMap {
     AddressMap::with_hole(bytes, bytes.min(HOLE_START))
 }
 
-/// RAM whose first part is the guest's for good, and whose rest is one range that virtio-mem
-/// manages; both are multiples of 2 MiB, the first part at most [`HOLE_START`].
+/// The address map of RAM whose first part always stays with the guest, and whose rest is one range
+/// that virtio-mem manages; both are multiples of 2 MiB, the first part at most [`HOLE_START`].
 #[must_use]
 pub fn address_map_for_hotplug(bytes: u64, boot: u64) -> AddressMap {
     AddressMap::with_hole(bytes, boot.min(HOLE_START) / HUGE_SIZE * HUGE_SIZE)
@@ -66,7 +66,7 @@ pub fn device(slot: usize) -> Option<(u64, u32)> {
     Some((DEVICES_START + slot as u64 * DEVICE_BYTES, *DEVICE_GSIS.get(slot)?))
 }
 
-/// What a range of addresses is, by the numbers of e820.
+/// What a range of addresses is, as e820 numbers it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Kind {
@@ -83,7 +83,7 @@ pub struct Range {
     pub start: u64,
     /// Length.
     pub bytes: u64,
-    /// What is there.
+    /// Its kind.
     pub kind: Kind,
 }
 

@@ -3,11 +3,11 @@
 //! | file | what lives there |
 //! |---|---|
 //! | [`kernel`] | bzImage or ELF with a PVH entry: checked, and copied into RAM |
-//! | [`map`] | where everything lies, and what the kernel is told of it (e820) |
-//! | [`acpi`] | the tables by which it finds CPUs, devices, reset and power-off |
+//! | [`map`] | where everything lies, and the memory map for the kernel (e820) |
+//! | [`acpi`] | the tables from which it learns of CPUs, devices, reset and power-off |
 //! | `cpu` | CPUID with a topology, and the registers of the first CPU |
 //!
-//! All of it is written before the guest starts; what the guest makes of it later is never read.
+//! All of it is written before the guest starts and never read back.
 
 pub mod acpi;
 pub mod kernel;

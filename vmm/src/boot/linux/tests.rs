@@ -1,4 +1,4 @@
-//! Kernels that are none, kernels that are cut, and what a whole one is told.
+//! Files that are not kernels, kernels that are cut off, and the boot data of a whole one.
 
 use super::kernel::{Entry, LinuxKernel, Setup};
 use super::map::{self, Kind};
@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 const SETUP_SECTORS: u8 = 3;
 const PAYLOAD: usize = 4096;
 
-/// A bzImage with a real header and a payload that is none.
+/// A bzImage with a real header and no real payload.
 fn bzimage(change: impl FnOnce(&mut setup_header)) -> Vec<u8> {
     let mut header = setup_header {
         setup_sects: SETUP_SECTORS,
@@ -93,7 +93,7 @@ fn a_kernel_that_was_cut_says_so_wherever_it_was_cut() {
         let text = refused(image[..bytes].to_vec());
         assert!(text.contains("cut off") && text.contains("ELF kernel"), "{bytes}: {text}");
     }
-    // Its note too may be what is missing.
+    // The missing part may be its note.
     let text = refused(image[..0x100].to_vec());
     assert!(text.contains("cut off"), "{text}");
 }
@@ -112,7 +112,7 @@ fn kernels_that_cannot_be_started_say_what_they_lack() {
     assert!(refused(low).contains("0x1000"));
     let mut elsewhere = vmlinux();
     elsewhere[0x110..0x114].copy_from_slice(&[0; 4]);
-    assert!(refused(elsewhere).contains("in no segment"));
+    assert!(refused(elsewhere).contains("not in any segment"));
 }
 
 fn linux(image: Vec<u8>) -> LinuxKernel {
@@ -162,7 +162,7 @@ fn an_initrd_that_no_memory_could_hold_does_not_ask_for_more() {
 fn initrds_that_are_none_are_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let text = |path: &std::path::Path| llfree_base::error_line(&Initrd::open(path).expect_err("none"));
-    assert!(text(directory.path()).contains("no regular file"));
+    assert!(text(directory.path()).contains("not a regular file"));
     assert!(text(&directory.path().join("gone")).contains("cannot read the initrd"));
     let empty = directory.path().join("empty");
     std::fs::write(&empty, []).expect("room");
@@ -269,7 +269,11 @@ fn ours_and_theirs_have_errors_of_their_own() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_parser_panic(at in 0usize..0x800, bytes in prop::collection::vec(any::<u8>(), 0..64), cut in 0usize..9000) {
+    fn no_bytes_make_the_parser_panic(
+        at in 0usize..0x800,
+        bytes in prop::collection::vec(any::<u8>(), 0..64),
+        cut in 0usize..9000,
+    ) {
         for mut image in [bzimage(|_| {}), vmlinux()] {
             let end = (at + bytes.len()).min(image.len());
             image[at..end].copy_from_slice(&bytes[..end - at]);

@@ -1,15 +1,15 @@
-//! The balloon (virtio 1.3, 5.5): the guest's driver gives pages away by number, the host discards
-//! them; it takes them back likewise, and they come back as zeroes when they are touched.
+//! The balloon (virtio 1.3, 5.5): the guest's driver gives pages away by number, and the host discards
+//! them; the driver takes pages back likewise, and they read as zeroes when they are touched.
 //!
-//! The books are the device's own, a bit a page: a page that is given twice, or taken back without
-//! having been given, is counted and else ignored. So what is inflated is never more than RAM,
-//! whatever a driver says; but a driver that goes on using what it gave away gets memory for it
-//! from the host's kernel, unseen. That is the nature of balloons.
+//! The device keeps its own accounting, one bit per page: a page that is given twice, or taken back
+//! without having been given, is counted and otherwise ignored. So the balloon is never larger than RAM,
+//! whatever a driver says; but a driver that keeps using what it gave away gets memory for it from the
+//! host's kernel, undetected. That is the nature of balloons.
 //!
-//! The page numbers of one request are sorted and neighbours joined, so that a run of them costs
-//! one system call; Firecracker and crosvm join neighbours too. QEMU makes one call a page, which
-//! `coalesce: false` does. With 4 KiB pages the kernel splits huge pages on the way; the huge variant
-//! ([`BALLOON_F_HUGE`]) has blocks of 2 MiB instead.
+//! The page numbers of one request are sorted and neighbours joined, so that a run of them costs one
+//! system call; Firecracker and crosvm join neighbours too. QEMU makes one call per page, as does
+//! `coalesce: false`. With 4 KiB pages the kernel splits huge pages on the way; the huge variant
+//! ([`BALLOON_F_HUGE`]) has 2 MiB blocks instead.
 
 mod state;
 
@@ -36,7 +36,7 @@ const F_DEFLATE_ON_OOM: u32 = 2;
 const F_PAGE_POISON: u32 = 4;
 const F_REPORTING: u32 = 5;
 
-/// Where its configuration has what the driver fills free pages with.
+/// Offset in the configuration of the byte pattern that the driver fills free pages with.
 const POISON_OFFSET: u64 = 12;
 
 /// Descriptors of each queue.
@@ -48,14 +48,14 @@ const MOST_STATS: usize = 4 << 10;
 /// Bytes that one request may report as free; Linux reports 32 blocks of 4 MiB.
 const MOST_REPORTED: u64 = 1 << 30;
 
-/// What kind of balloon.
+/// The kind of balloon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BalloonConfig {
     /// Blocks of 2 MiB instead of pages.
     pub huge: bool,
     /// The guest may take pages back when it runs out of memory.
     pub deflate_on_oom: bool,
-    /// The guest reports free memory, which is discarded and stays the guest's. Off if nobody chose.
+    /// The guest reports free memory, which is discarded but stays the guest's. `None` means off.
     pub reporting: Option<bool>,
     /// Joins neighbours of one request into one discard.
     pub coalesce: bool,
@@ -77,10 +77,10 @@ pub struct Balloon {
     config: BalloonConfig,
     ram: Arc<GuestRam>,
     control: Arc<BalloonControl>,
-    /// A bit a page or block that the guest gave away.
+    /// One bit per page or block, set if the guest gave it away.
     given: Vec<u64>,
     features: u64,
-    /// What the driver says its free pages hold, in each byte of them.
+    /// What the driver says each byte of its free pages holds.
     poison: u32,
     /// The head of the statistics request that waits for its time, and its queue.
     stats_request: Option<(usize, u16)>,
@@ -89,7 +89,7 @@ pub struct Balloon {
 }
 
 impl Balloon {
-    /// A balloon for `ram`, steered and watched through `control`.
+    /// A balloon for `ram`, controlled and watched through `control`.
     #[must_use]
     pub fn new(config: BalloonConfig, ram: Arc<GuestRam>, control: Arc<BalloonControl>) -> Self {
         let mut balloon = Self {
@@ -117,9 +117,9 @@ impl Balloon {
         self.features & 1 << BALLOON_F_HUGE != 0
     }
 
-    /// What a queue is for. The standard numbers queues whatever features there are; Linux, and so
-    /// everybody, leaves those out that are not negotiated. There is no queue of free-page hints
-    /// here, so the standard's numbers and Linux' do not collide.
+    /// What a queue is for. The standard numbers queues regardless of features; Linux, and so everybody
+    /// else, leaves out those that are not negotiated. There is no queue of free-page hints here, so the
+    /// standard's numbers and Linux's do not collide.
     fn role(&self, queue: usize) -> Option<Role> {
         let has = |bit: u32| self.features & 1 << bit != 0;
         match queue {
@@ -131,13 +131,16 @@ impl Balloon {
         }
     }
 
-    /// The blocks of a request as indices into the books, which count in offsets: those in RAM and
-    /// aligned. The others are counted.
+    /// The blocks of a request that are in RAM and aligned, as indices into the bit map, which counts
+    /// in offsets. The others are counted as bad.
     fn blocks(&self, request: &Request<'_>) -> Result<Vec<u64>, DriverError> {
         let bytes = request.readable(MOST_NUMBERS)?;
         let (numbers, rest) = bytes.as_chunks::<4>();
         if !rest.is_empty() {
-            return Err(DriverError::Length { bytes: bytes.len() as u64, allowed: "no whole number of page numbers" });
+            return Err(DriverError::Length {
+                bytes: bytes.len() as u64,
+                allowed: "not a whole number of page numbers",
+            });
         }
         let (unit, map) = (self.unit() * FRAME_SIZE, self.ram.map());
         let block = |number: &[u8; 4]| {
@@ -152,7 +155,7 @@ impl Balloon {
         Ok(blocks)
     }
 
-    /// Notes a block as given or as taken back; false, and counted, if it was so already.
+    /// Marks a block as given or as taken back; false, and counted, if it already was.
     fn note(&mut self, block: u64, given: bool) -> bool {
         let (word, bit) = (&mut self.given[(block / 64) as usize], 1 << (block % 64));
         if (*word & bit != 0) == given {
@@ -185,8 +188,8 @@ impl Balloon {
         Ok(())
     }
 
-    /// Discards what the guest calls free; it stays the guest's. Not where the guest relies on what its
-    /// free pages hold, and that is not the zeroes that a discard leaves.
+    /// Discards what the guest reports as free; it stays the guest's. Does nothing if the guest relies on
+    /// contents of its free pages other than the zeroes that a discard leaves.
     fn report(&mut self, request: &Request<'_>) -> Result<(), DriverError> {
         let bytes: u64 = request.buffers().iter().map(|buffer| u64::from(buffer.bytes)).sum();
         if bytes > MOST_REPORTED {
@@ -195,7 +198,7 @@ impl Balloon {
         for buffer in request.buffers() {
             let (address, bytes) = (buffer.address, u64::from(buffer.bytes));
             if !address.is_multiple_of(FRAME_SIZE) || !bytes.is_multiple_of(FRAME_SIZE) {
-                return Err(DriverError::Length { bytes, allowed: "reported, but no whole pages" });
+                return Err(DriverError::Length { bytes, allowed: "reported, but not whole pages" });
             }
             let start =
                 self.ram.map().offset(address, bytes).ok_or(DriverError::Buffer { address, bytes: buffer.bytes })?;
@@ -213,7 +216,7 @@ impl Balloon {
         counters.discards.inc();
         match self.ram.discard_bytes(bytes.clone()) {
             Ok(()) => counters.discarded_bytes.add(bytes.end - bytes.start),
-            // The guest gave it away all the same; only the host's gain is missing.
+            // The guest gave it away all the same; only the host does not gain from it.
             Err(error) => {
                 counters.failed_discards.inc();
                 if let Some(number) = self.failures.tick() {
@@ -256,10 +259,13 @@ impl VirtioDevice for Balloon {
         self.given = vec![0; (self.ram.bytes() / FRAME_SIZE / self.unit()).div_ceil(64) as usize];
         self.control.started(features & 1 << F_DEFLATE_ON_OOM != 0);
         if features & 1 << F_PAGE_POISON != 0 && self.poison != 0 && self.poisoned.tick().is_some() {
-            log::warn!("the guest fills free pages with {:#x}, so what it reports as free stays with it", self.poison);
+            log::warn!(
+                "the guest fills free pages with {:#x}, so the pages that it reports as free stay with it",
+                self.poison
+            );
         }
         if self.config.huge && !self.is_huge() {
-            log::warn!("the guest's balloon driver does not know blocks of 2 MiB; it works with pages of 4 KiB");
+            log::warn!("the guest's balloon driver does not support 2 MiB blocks; it works with 4 KiB pages");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the host steers a balloon by and sees of it: target, what is inflated, counters, and the
+//! What the host controls a balloon with and sees of it: target, size, counters, and the
 //! guest's statistics. Shared between the device's thread and the control plane.
 
 use super::super::progress::Progress;
@@ -11,10 +11,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Intervals without an answer after which the last statistics say nothing about now; a guest that
-/// is busy is late.
+/// Intervals without an answer after which the last statistics count as stale; a busy guest may be
+/// late.
 const LATE_INTERVALS: u32 = 3;
-/// However short the interval is.
+/// Statistics are not stale before this time, however short the interval is.
 const LATE_AT_LEAST: Duration = Duration::from_secs(5);
 
 /// The host's side of a balloon.
@@ -26,7 +26,7 @@ pub struct BalloonControl {
     /// The driver may take pages back when the guest is out of memory.
     deflates_on_oom: AtomicBool,
     stats: Mutex<Option<(Instant, GuestStats)>>,
-    /// Statistics that are older are stale.
+    /// Statistics older than this are stale.
     late_after_ms: Gauge,
     /// Signalled when the balloon grew or shrank.
     pub progress: Progress,
@@ -35,24 +35,24 @@ pub struct BalloonControl {
 }
 
 impl BalloonControl {
-    /// How large the balloon shall be, in pages of 4 KiB. The driver must be told.
+    /// Sets the target size of the balloon, in pages of 4 KiB. The driver must be told.
     pub fn set_target(&self, pages: u32) {
         self.target.store(pages, Ordering::Relaxed);
     }
 
-    /// How large it shall be, in pages.
+    /// The target size, in pages of 4 KiB.
     #[must_use]
     pub fn target_pages(&self) -> u32 {
         self.target.load(Ordering::Relaxed)
     }
 
-    /// How large the driver says it is, in pages.
+    /// The size that the driver claims, in pages of 4 KiB.
     #[must_use]
     pub fn claimed_pages(&self) -> u32 {
         self.claimed.load(Ordering::Relaxed)
     }
 
-    /// How large it is by the device's own books, in bytes.
+    /// The size by the device's own accounting, in bytes.
     #[must_use]
     pub fn inflated_bytes(&self) -> u64 {
         u64::try_from(self.inflated.load(Ordering::Acquire)).unwrap_or(0) * FRAME_SIZE
@@ -63,24 +63,24 @@ impl BalloonControl {
         self.claimed.store(pages, Ordering::Relaxed);
     }
 
-    /// It grew or shrank by so many pages.
+    /// The balloon grew or shrank by this many pages.
     pub(super) fn moved(&self, pages: i64) {
         self.inflated.fetch_add(pages, Ordering::AcqRel);
         self.progress.made();
     }
 
-    /// Statistics come at this interval, if at all.
+    /// Sets the interval at which statistics are expected, if at all.
     pub(super) fn expect_stats(&self, interval: Option<Duration>) {
         let late = (interval.unwrap_or_default() * LATE_INTERVALS).max(LATE_AT_LEAST);
         self.late_after_ms.set(u64::try_from(late.as_millis()).unwrap_or(u64::MAX));
     }
 
-    /// A driver is at work.
+    /// A driver has started.
     pub(super) fn started(&self, deflates_on_oom: bool) {
         self.deflates_on_oom.store(deflates_on_oom, Ordering::Relaxed);
     }
 
-    /// A new driver has all pages, and has said nothing yet.
+    /// A new driver has all pages, and has sent nothing yet.
     pub(super) fn emptied(&self) {
         *lock(&self.stats) = None;
         self.deflates_on_oom.store(false, Ordering::Relaxed);
@@ -100,7 +100,7 @@ impl BalloonControl {
         stats.map(|(came, stats)| (came.elapsed(), stats))
     }
 
-    /// All of it, for a status.
+    /// The balloon's status.
     #[must_use]
     pub fn status(&self) -> BalloonStatus {
         BalloonStatus {

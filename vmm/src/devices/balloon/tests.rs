@@ -81,7 +81,7 @@ fn pages_behind_the_hole_leave_the_host_and_pages_in_it_are_nobodys() {
         let high = HOLE_END + 8 * MIB;
         driver.put(high, b"secret");
         driver.put(high + FRAME_SIZE, b"stays");
-        // The last page below the hole and the first behind it are neighbours for the host.
+        // The last page below the hole and the first above it are neighbours for the host.
         let pages = driver.words(&[page(high), page(HOLE_END), page(32 * MIB) - 1]);
         driver.send(INFLATE, &[pages]);
         assert_eq!(control.inflated_bytes(), 3 * FRAME_SIZE, "{backing}");
@@ -89,7 +89,7 @@ fn pages_behind_the_hole_leave_the_host_and_pages_in_it_are_nobodys() {
         assert_eq!(count(&control.counters.discards), 2);
         let read = |at| driver.ram.guest_memory().read_obj::<[u8; 6]>(GuestAddress(at)).expect("in RAM");
         assert_eq!((read(high), read(high + FRAME_SIZE)), ([0; 6], *b"stays\0"));
-        // In the hole, behind RAM, and where RAM would end without a hole.
+        // In the hole, past RAM, and where RAM would end without a hole.
         let nowhere = [page(32 * MIB), page(64 * MIB) - 1, page(HOLE_END) - 1, page(HOLE_END + 32 * MIB)];
         let pages = driver.words(&nowhere);
         driver.send(INFLATE, &[pages]);
@@ -112,7 +112,7 @@ fn reports_of_free_memory_count_guest_addresses() {
         );
         assert_eq!(resident(&driver.ram), (64 - 12) * MIB, "{backing}");
         assert_eq!((control.inflated_bytes(), driver.device.driver_errors()), (0, 0));
-        // Neighbours for the host are none for the guest.
+        // Neighbours for the host are not neighbours for the guest.
         driver.send(REPORTING, &[block(30 * MIB, 4 << 20)]);
         driver.assert_driver_errors(1);
         assert_eq!(resident(&driver.ram), (64 - 12) * MIB, "{backing}");
@@ -202,7 +202,7 @@ fn reported_memory_goes_back_and_stays_the_guests() {
     assert_eq!(resident(&driver.ram), 14 * MIB - 4096);
     assert_eq!(control.inflated_bytes(), 0);
     assert_eq!(count(&control.counters.reported_bytes), (2 << 20) + 4096);
-    // No part of a page is anybody's to discard.
+    // Parts of a page cannot be discarded.
     driver.send(REPORTING, &[block(6 * MIB + 8, 4096)]);
     driver.assert_driver_errors(1);
     assert_eq!(resident(&driver.ram), 14 * MIB - 4096);

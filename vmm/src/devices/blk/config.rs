@@ -1,4 +1,4 @@
-//! [`DiskConfig`]: what `--disk` says, and every reason why that is no disk.
+//! [`DiskConfig`]: what `--disk` says, and every reason to refuse it.
 //!
 //! Nothing here changes a file. What two disks of one VM must not share is found by
 //! [`check_disks`]; what two processes must not share, by the locks of [`super::file`].
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
-/// Disks of one VM.
+/// The most disks of one VM.
 pub const MOST_DISKS: usize = 8;
 /// Bytes of a serial number, by the standard.
 pub const SERIAL_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
@@ -24,25 +24,26 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// The guest must not write.
     pub read_only: bool,
-    /// What the guest calls it by, e.g. in `/dev/disk/by-id`; at most [`SERIAL_BYTES`].
+    /// The name that the guest sees, e.g. in `/dev/disk/by-id`; at most [`SERIAL_BYTES`].
     pub serial: Option<String>,
 }
 
-/// Why a text is no [`DiskConfig`].
+/// Why a text is not a [`DiskConfig`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DiskConfigError {
     /// Nothing before the first comma.
     #[error("a disk needs the path of a raw image or of a block device: PATH[,ro][,serial=TEXT]")]
     NoPath,
     /// No such option.
-    #[error("'{0}' is no option of a disk; there are ro and serial=TEXT, and a path cannot have a comma")]
+    #[error("'{0}' is not an option of a disk; the options are ro and serial=TEXT, and a path cannot contain a comma")]
     Option(String),
-    /// An option that was there before.
+    /// An option that was set before.
     #[error("'{0}' is set twice")]
     Twice(&'static str),
     /// Not fit for a guest's device names.
     #[error(
-        "'{0}' is no serial number; it has 1 to {SERIAL_BYTES} letters or digits of ASCII, or any of '-', '_' and '.'"
+        "'{0}' is not a serial number; one has 1 to {SERIAL_BYTES} letters or digits of ASCII, or any of '-', '_' and \
+        '.'"
     )]
     Serial(String),
 }
@@ -93,7 +94,7 @@ pub enum DiskError {
     Kind {
         /// As given.
         path: PathBuf,
-        /// What it is instead.
+        /// The kind of file found.
         what: &'static str,
     },
     /// Nothing in it.
@@ -104,7 +105,7 @@ pub enum DiskError {
     },
     /// Not whole sectors.
     #[error(
-        "the disk {path} has {bytes} bytes, which is no multiple of 512; only raw images are disks \
+        "the disk {path} has {bytes} bytes, which is not a multiple of 512; only raw images are disks \
          ('qemu-img convert -O raw' makes one)",
         path = path.display()
     )]
@@ -114,9 +115,10 @@ pub enum DiskError {
         /// Its size.
         bytes: u64,
     },
-    /// It may be read, perhaps, but not written.
+    /// It cannot be written, though perhaps read.
     #[error(
-        "the disk {path} cannot be opened for writing; add ,ro if the guest need only read it, or change its permissions",
+        "the disk {path} cannot be opened for writing; add ,ro if the guest need only read it, or change its \
+        permissions",
         path = path.display()
     )]
     NotWritable {
@@ -133,7 +135,7 @@ pub enum DiskError {
         /// The kernel's reason.
         source: io::Error,
     },
-    /// Another process has it.
+    /// Another process has it locked.
     #[error(
         "the disk {path} is in use by another process; end that, or, if neither need write, give it to both with ,ro",
         path = path.display()
@@ -182,7 +184,7 @@ pub fn check_disks(disks: &[DiskConfig]) -> Result<(), DiskError> {
 }
 
 impl DiskConfig {
-    /// What it means that the kernel does not open it.
+    /// The error for a refusal of the kernel to open it.
     pub(super) fn cannot_open(&self, source: io::Error) -> DiskError {
         let path = self.path.clone();
         match source.kind() {

@@ -1,9 +1,9 @@
-//! [`DiskFile`]: the file behind a disk, opened, checked and locked; bytes between it and guest memory.
+//! [`DiskFile`]: the file that backs a disk, opened, checked and locked; bytes between it and guest memory.
 //!
-//! Everything lies in the file's first [`DiskFile::bytes`] bytes, which the caller sees to. The kernel
-//! copies straight from and to guest memory; no reference to guest memory is made. One lock on the
-//! file, exclusive if it may be written, keeps VMs that use the same image apart; it is advisory,
-//! as all locks of files are.
+//! All accesses lie in the file's first [`DiskFile::bytes`] bytes, which the caller ensures. The kernel
+//! copies straight from and to guest memory; no reference to guest memory is made. A lock on the file,
+//! exclusive if it may be written, keeps VMs that use the same image apart; it is advisory, as all file
+//! locks are.
 
 use super::config::{DiskConfig, DiskError};
 use llfree_base::printable;
@@ -18,7 +18,7 @@ use vm_memory::VolatileSlice;
 pub(super) const SECTOR: u64 = 512;
 /// Slices that the kernel takes in one call (`UIO_MAXIOV`).
 const MOST_SLICES: usize = 1024;
-/// How much zeroes are written at once where the file system has no better way.
+/// How many zero bytes are written at once where the file system has no better way.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Between the file and guest memory.
@@ -46,10 +46,10 @@ impl DiskFile {
             Some(what) => Err(DiskError::Kind { path: path(), what }),
             None => Ok(()),
         };
-        // Looked at before, so that no driver of a device is asked to open it.
+        // Checked before opening, so that no device's driver is asked to open it.
         check(fs::metadata(&disk.path).map_err(failed)?.file_type())?;
         let mut options = File::options();
-        // O_NONBLOCK: should it be a pipe by now, nobody waits for its other end.
+        // O_NONBLOCK: if it has become a pipe, opening it does not wait for the other end.
         options.read(true).write(!disk.read_only).custom_flags(libc::O_NONBLOCK);
         let mut file = options.open(&disk.path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
@@ -68,8 +68,8 @@ impl DiskFile {
 
     /// `bytes` is the size of the disk.
     pub(super) fn new(file: File, bytes: u64, read_only: bool) -> Self {
-        // A hole behind the end changes nothing, and tells whether the file system makes holes. Block
-        // devices have nothing there: none of them is tried on what it holds.
+        // Punching a hole past the end changes nothing, and tells whether the file system can do so. Block
+        // devices have nothing there, so their contents are not touched.
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let punches = !read_only && rustix::fs::fallocate(&file, hole, bytes, 4096).is_ok();
         Self { file, bytes, punches }
@@ -90,7 +90,7 @@ impl DiskFile {
         let mut vectors: Vec<libc::iovec> =
             guards.iter().map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }).collect();
         let mut rest = vectors.as_mut_slice();
-        // At most the size of a file, which the kernel counts so.
+        // At most the size of a file, which fits the kernel's offset type.
         let mut at = offset as libc::off_t;
         while !rest.is_empty() {
             let count = rest.len().min(MOST_SLICES) as libc::c_int;
@@ -105,7 +105,7 @@ impl DiskFile {
                 }
             };
             match usize::try_from(done) {
-                // The file ends before the disk: somebody cut it.
+                // The file ends before the disk: it was truncated.
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(bytes) => {
                     at += done as libc::off_t;
@@ -122,18 +122,18 @@ impl DiskFile {
         Ok(())
     }
 
-    /// Everything that was written is on the disk of the host.
+    /// Makes sure that everything that was written is on the host's disk.
     pub(super) fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
     }
 
-    /// Gives back what lies behind a range; it reads as zeroes then.
+    /// Punches a hole: frees the storage of a range, which reads as zeroes afterwards.
     pub(super) fn punch(&self, offset: u64, bytes: u64) -> io::Result<()> {
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.file, hole, offset, bytes))?)
     }
 
-    /// Makes a range zeroes, and keeps the room for it.
+    /// Zeroes a range and keeps its storage allocated.
     pub(super) fn zero(&self, offset: u64, bytes: u64) -> io::Result<()> {
         let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
         match rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.file, zero, offset, bytes)) {
@@ -154,7 +154,7 @@ impl DiskFile {
     }
 }
 
-/// What is no file for a disk, and why.
+/// What a file is, if it cannot be a disk.
 fn wrong_kind(kind: FileType) -> Option<&'static str> {
     match kind {
         _ if kind.is_file() || kind.is_block_device() => None,
@@ -173,7 +173,7 @@ fn lock(file: &File, disk: &DiskConfig) -> Result<(), DiskError> {
     match rustix::fs::flock(file, how) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(DiskError::Locked { path: disk.path.clone() }),
-        // Some network file systems have no locks; that is no reason to do without the disk.
+        // Some network file systems have no locks; that is not a reason to refuse the disk.
         Err(error) => {
             let path = printable(&disk.path.to_string_lossy());
             log::warn!("the disk {path} cannot be locked, so nothing keeps another VM from writing to it: {error}");
@@ -182,7 +182,7 @@ fn lock(file: &File, disk: &DiskConfig) -> Result<(), DiskError> {
     }
 }
 
-/// What is left of `vectors` behind their first `bytes` bytes.
+/// What is left of `vectors` after their first `bytes` bytes.
 pub(super) fn skip(vectors: &mut [libc::iovec], mut bytes: usize) -> &mut [libc::iovec] {
     let mut whole = 0;
     for vector in vectors.iter_mut() {

@@ -1,14 +1,14 @@
 //! virtio-blk (virtio 1.3, 5.2): a raw image or a block device of the host as a disk of the guest.
 //!
 //! One queue, served on the device's own thread, one request after the other; data goes straight
-//! between guest memory and the file, through the host's page cache. A write is safe after a flush,
-//! or at once for a driver that knows no flush. Where the host's file system can make holes, the
-//! guest may discard: the file gets smaller as the guest deletes. What the host cannot do is the
-//! guest's I/O error, counted and logged; a request that makes no sense is an error of that
-//! request, or a [`DriverError`] if there is no place to say so.
+//! between guest memory and the file, through the host's page cache. A write is durable after a flush,
+//! or at once for a driver that did not negotiate flushes. Where the host's file system can punch holes,
+//! the guest may discard: the file gets smaller as the guest deletes. A failure of the host becomes the
+//! guest's I/O error, counted and logged; a request that makes no sense fails with a status, or as a
+//! [`DriverError`] if there is no place for the status.
 //!
 //! The transport's lock is held during a request, so a request is bounded: [`MOST_BYTES`] of data, or
-//! ranges of [`MOST_CLEARED_SECTORS`]. A driver that resets its device waits for the request at work.
+//! ranges of [`MOST_CLEARED_SECTORS`]. A driver that resets its device waits for the current request.
 
 mod config;
 mod file;
@@ -32,7 +32,7 @@ use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 const QUEUE_SIZE: u16 = 256;
-/// Buffers of a request besides header and status, and bytes of each: what drivers are told.
+/// The most buffers of a request besides header and status, and bytes of each, as told to drivers.
 const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 const SEGMENT_BYTES: u32 = 64 << 10;
 /// Data of one request: the product of what drivers are told, however they cut it.
@@ -57,7 +57,7 @@ pub struct Blk {
     file: DiskFile,
     control: Arc<DiskControl>,
     serial: [u8; SERIAL_BYTES],
-    /// The driver knows no flush, so that each write is one.
+    /// The driver did not negotiate flushes, so each write is flushed.
     write_through: bool,
     errors: RateLimit,
     refusals: RateLimit,
@@ -65,11 +65,11 @@ pub struct Blk {
 
 /// Why a request failed.
 enum Failure {
-    /// The transport's business.
+    /// An error for the transport to handle.
     Driver(DriverError),
-    /// No request that this disk knows.
+    /// A type of request that this disk does not support.
     Unsupported,
-    /// One that makes no sense.
+    /// A request that makes no sense.
     Refused(&'static str),
     /// The host could not do it.
     Host(io::Error),
@@ -91,7 +91,7 @@ impl Blk {
     /// Opens, checks and locks a disk.
     ///
     /// # Errors
-    /// Why that file is none.
+    /// Why the file cannot be a disk.
     pub fn open(disk: &DiskConfig) -> Result<Self, DiskError> {
         let path = printable(&disk.path.to_string_lossy());
         Ok(Self::new(DiskFile::open(disk)?, path, disk.read_only, disk.serial.as_deref().unwrap_or_default()))
@@ -113,14 +113,14 @@ impl Blk {
         }
     }
 
-    /// The host's side of it, which stays when the device is the transport's.
+    /// The host's side of the disk, which stays usable once the transport owns the device.
     #[must_use]
     pub fn control(&self) -> Arc<DiskControl> {
         self.control.clone()
     }
 
-    /// Carries out a request; bytes that it wrote for the driver before the status, which comes after
-    /// `room` bytes.
+    /// Carries out a request; returns how many bytes it wrote for the driver before the status, which
+    /// comes after `room` bytes.
     fn carry_out(&self, kind: u32, sector: u64, request: &Request<'_>, room: u64) -> Result<u64, Failure> {
         let payload = request.bytes(false) - HEADER_BYTES;
         match kind {
@@ -152,7 +152,7 @@ impl Blk {
             blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES if self.file.punches() => {
                 self.clear(kind == blk::VIRTIO_BLK_T_DISCARD, request, payload)
             }
-            // A disk that may not be written offers none of these, and says why it does none.
+            // A read-only disk offers none of these, and says why it refuses them.
             blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES => {
                 self.may_write()?;
                 Err(Failure::Unsupported)
@@ -165,7 +165,7 @@ impl Blk {
     fn clear(&self, discard: bool, request: &Request<'_>, payload: u64) -> Result<u64, Failure> {
         let most = if discard { DISCARDED_RANGES } else { ZEROED_RANGES };
         if payload == 0 || payload > u64::from(most) * RANGE_BYTES || !payload.is_multiple_of(RANGE_BYTES) {
-            return Err(Failure::Refused("no list of ranges to clear, or one that is too long"));
+            return Err(Failure::Refused("not a list of ranges to clear, or one that is too long"));
         }
         let mut list = [0; DISCARDED_RANGES as usize * RANGE_BYTES as usize];
         let list = &mut list[..payload as usize];
@@ -193,7 +193,7 @@ impl Blk {
         if discard { Ok(0) } else { self.settle() }
     }
 
-    /// After a write.
+    /// Flushes after a write if the driver cannot.
     fn settle(&self) -> Result<u64, Failure> {
         if self.write_through {
             self.file.flush()?;
@@ -208,7 +208,7 @@ impl Blk {
     /// Where the data of a read or write lies in the file.
     fn range(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
         if !bytes.is_multiple_of(SECTOR) {
-            return Err(Failure::Refused("data that is no whole sectors"));
+            return Err(Failure::Refused("data that is not whole sectors"));
         }
         if bytes > MOST_BYTES {
             return Err(Failure::Refused("more data than a request may have"));
@@ -219,7 +219,7 @@ impl Blk {
     fn within(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
         let offset = sector.checked_mul(SECTOR);
         let fits = |offset: &u64| offset.checked_add(bytes).is_some_and(|end| end <= self.file.bytes());
-        offset.filter(fits).ok_or(Failure::Refused("sectors behind the end of the disk"))
+        offset.filter(fits).ok_or(Failure::Refused("sectors past the end of the disk"))
     }
 
     /// The status of a request that failed.
@@ -231,13 +231,13 @@ impl Blk {
             Failure::Refused(what) => {
                 self.control.counters.refused_requests.inc();
                 if let Some(number) = self.refusals.tick() {
-                    log::warn!("disk {path}: refused a request of the guest ({number} so far): {what}");
+                    log::warn!("disk {path}: refused a guest request ({number} so far): {what}");
                 }
             }
             Failure::Host(error) => {
                 self.control.counters.io_errors.inc();
                 if let Some(number) = self.errors.tick() {
-                    log::error!("disk {path}: an I/O error, which the guest is told of ({number} so far): {error}");
+                    log::error!("disk {path}: an I/O error, reported to the guest ({number} so far): {error}");
                 }
             }
         }
@@ -256,7 +256,7 @@ fn read(request: &Request<'_>, skip: u64, bytes: &mut [u8]) -> Result<(), Driver
     Ok(())
 }
 
-/// A little-endian word; what lies behind the end is zeroes.
+/// A little-endian word; bytes past the end read as zeroes.
 fn word64(bytes: &[u8], at: usize) -> u64 {
     bytes.iter().skip(at).take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
@@ -306,7 +306,7 @@ impl VirtioDevice for Blk {
     }
 
     fn config(&self) -> Vec<u8> {
-        // capacity, size_max, seg_max; geometry, which nobody has any more; blk_size; topology.
+        // capacity, size_max, seg_max; geometry, which is obsolete; blk_size; topology.
         let mut config = (self.file.bytes() / SECTOR).to_le_bytes().to_vec();
         let word = |config: &mut Vec<u8>, word: u32| config.extend(word.to_le_bytes());
         [SEGMENT_BYTES, SEGMENTS, 0, SECTOR as u32].into_iter().for_each(|value| word(&mut config, value));
@@ -332,7 +332,7 @@ impl VirtioDevice for Blk {
         if readable < HEADER_BYTES {
             return Err(DriverError::Length { bytes: readable, allowed: "too few for the header of a request" });
         }
-        // The last byte is the status, wherever the driver cut its buffers.
+        // The last byte is the status, however the driver splits its buffers.
         let Some(room) = writable.checked_sub(1) else {
             return Err(DriverError::Length { bytes: 0, allowed: "too few for the status of a request" });
         };

@@ -1,4 +1,4 @@
-//! What the host sees of a disk: which one it is and what it did since the VM started. Shared between
+//! What the host sees of a disk: which file it is and what it did since the VM started. Shared between
 //! the device's thread and the control plane.
 
 use llfree_base::counters::DiskCounters;
@@ -18,7 +18,7 @@ pub struct DiskControl {
 }
 
 impl DiskControl {
-    /// All of it, for people.
+    /// The disk's status.
     #[must_use]
     pub fn status(&self) -> DiskStatus {
         DiskStatus {

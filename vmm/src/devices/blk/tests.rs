@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
 const MIB: u64 = 1 << 20;
-/// Where requests have their parts, behind what the tests' driver keeps in RAM.
+/// Where requests have their parts, past what the tests' driver keeps in RAM.
 const HEADER: u64 = CONTENTS;
 const STATUS: u64 = CONTENTS + 0x100;
 const DATA: u64 = CONTENTS + 0x1000;
@@ -26,7 +26,7 @@ const IOERR: u8 = blk::VIRTIO_BLK_S_IOERR as u8;
 const UNSUPP: u8 = blk::VIRTIO_BLK_S_UNSUPP as u8;
 const FLUSH: u64 = 1 << blk::VIRTIO_BLK_F_FLUSH;
 
-/// An image of so many bytes, where `byte` stands all over.
+/// An image of `bytes` bytes, all of them `byte`.
 fn image(bytes: u64, byte: u8) -> (TempDir, DiskConfig) {
     let dir = tempfile::tempdir().expect("a scratch directory");
     let path = dir.path().join("disk.img");
@@ -47,8 +47,8 @@ fn open(disk: &DiskConfig) -> (Driver, Arc<DiskControl>) {
     started(unlocked(disk))
 }
 
-/// Opens a disk that nobody has open. A process that another test starts has all our descriptors until
-/// it becomes another program, and with them the locks of disks that were closed here meanwhile.
+/// Opens a disk that nobody else has open. A process that another test starts has all our descriptors
+/// until it execs, and with them the locks of disks that were closed here in the meantime.
 fn unlocked(disk: &DiskConfig) -> Blk {
     let start = Instant::now();
     loop {
@@ -284,7 +284,7 @@ fn what_a_guest_discards_leaves_the_hosts_disk() {
     assert_eq!(clear(&mut driver, discard, &ranges), OK);
     assert!(used() + MIB <= before, "{} of {before} bytes are still there", used());
     assert_eq!(read_disk(&mut driver, 0, 512), (OK, vec![0; 512]));
-    // Zeroes, with and without the room behind them.
+    // Zeroes, with and without keeping their storage.
     for unmap in [0, UNMAP] {
         assert_eq!(write_disk(&mut driver, sectors(1).into(), &[9; 4096]), OK);
         assert_eq!(clear(&mut driver, zeroes, &[range(u64::from(sectors(1)) + 1, 6, unmap)]), OK);
@@ -292,7 +292,7 @@ fn what_a_guest_discards_leaves_the_hosts_disk() {
         assert_eq!(read_disk(&mut driver, sectors(1).into(), 4096), (OK, expected));
     }
     assert_eq!(get(&control.counters.cleared_bytes), 2 * MIB + 2 * 6 * 512);
-    // Neither behind the end, nor with flags that nobody knows, nor half of a list of ranges.
+    // Neither past the end, nor with unknown flags, nor half of a list of ranges.
     let end = 4 * MIB / SECTOR;
     assert_eq!(clear(&mut driver, discard, &[range(sectors(3).into(), 8, 0), range(end, 1, 0)]), IOERR);
     assert_eq!(read_disk(&mut driver, sectors(3).into(), 512), (OK, vec![7; 512]), "all or nothing");
@@ -344,7 +344,7 @@ fn what_is_no_disk_is_one_clear_line() {
     fs::write(at("empty").path, "").expect("a file");
     assert!(error_of(&at("empty")).contains("has a size of zero"));
     fs::write(at("odd").path, [0; 513]).expect("a file");
-    assert!(error_of(&at("odd")).contains("has 513 bytes, which is no multiple of 512"));
+    assert!(error_of(&at("odd")).contains("has 513 bytes, which is not a multiple of 512"));
     assert!(error_of(&DiskConfig { path: dir.path().into(), ..at("") }).contains("is a directory"));
     assert!(error_of(&DiskConfig { path: "/dev/null".into(), ..at("") }).contains("is a character device"));
     let pipe = at("pipe");
@@ -375,7 +375,7 @@ fn a_block_device_is_a_disk() {
     let (_dir, config) = image(MIB, 7);
     let device = match Loop::over(&config.path) {
         Ok(device) => device,
-        Err(reason) => return test_support::skipped(format!("no loop device to be had: {reason}")),
+        Err(reason) => return test_support::skipped(format!("no loop device is available: {reason}")),
     };
     let disk = DiskConfig { path: device.0.clone(), ..config.clone() };
     let (mut driver, _) = open(&disk);
@@ -437,15 +437,15 @@ fn the_command_line_describes_a_disk() {
     for (text, line) in [
         ("", "a disk needs the path"),
         (",ro", "a disk needs the path"),
-        ("a,rw", "'rw' is no option of a disk; there are ro and serial=TEXT"),
-        ("a,ro=on", "'ro=on' is no option"),
-        ("a,", "'' is no option"),
+        ("a,rw", "'rw' is not an option of a disk; the options are ro and serial=TEXT"),
+        ("a,ro=on", "'ro=on' is not an option"),
+        ("a,", "'' is not an option"),
         ("a,ro,ro", "'ro' is set twice"),
         ("a,serial=1,serial=1", "'serial' is set twice"),
-        ("a,serial=", "'' is no serial number; it has 1 to 20 letters"),
-        ("a,serial=123456789012345678901", "is no serial number"),
-        ("a,serial=a b", "is no serial number"),
-        ("a,serial=\u{1b}[2J", "'\\u{1b}[2J' is no serial number"),
+        ("a,serial=", "'' is not a serial number; one has 1 to 20 letters"),
+        ("a,serial=123456789012345678901", "is not a serial number"),
+        ("a,serial=a b", "is not a serial number"),
+        ("a,serial=\u{1b}[2J", "'\\u{1b}[2J' is not a serial number"),
     ] {
         let error = disk(text).expect_err(text).to_string();
         assert!(error.contains(line), "{text}: {error}");

@@ -1,11 +1,11 @@
-//! virtio-console (virtio 1.3, 5.3) with one named port that is no console: the channel between the
-//! host and an agent in the guest.
+//! virtio-console (virtio 1.3, 5.3) with one named port that is not a console: the channel between
+//! the host and an agent in the guest.
 //!
 //! Ports need `F_MULTIPORT`, and with it a pair of queues for control messages: the driver says that
 //! it is ready and hears of the port, says that the port is ready and hears its name and that the
 //! host has it open, and from then on says when a program opens or closes it. Until one does, Linux
-//! throws away what the host sends, so [`Port`] sends nothing before. What is due to the driver is a
-//! flag a message, so a driver that asks again and again and reads no answer costs nothing.
+//! throws away what the host sends, so [`Port`] sends nothing before. Pending messages to the driver are
+//! one flag each, so a driver that keeps asking and never reads an answer costs nothing.
 
 mod port;
 
@@ -29,7 +29,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const F_MULTIPORT: u64 = 1 << 1;
 const QUEUE_SIZE: u16 = 64;
 
-/// Queues as Linux' `init_vqs` numbers them: the first port's come before those for control.
+/// Queues as Linux's `init_vqs` numbers them: the first port's come before those for control.
 const TO_GUEST: usize = 0;
 const FROM_GUEST: usize = 1;
 const CONTROL_TO_GUEST: usize = 2;
@@ -37,7 +37,7 @@ const CONTROL_FROM_GUEST: usize = 3;
 
 /// The only port.
 const PORT: u32 = 0;
-/// Bytes of a control message: id, event and value; a name follows behind.
+/// Bytes of a control message: id, event and value; a name follows them.
 const CONTROL_BYTES: usize = 8;
 
 /// Events of control messages.
@@ -54,7 +54,7 @@ mod event {
     pub(super) const PORT_NAME: u16 = 7;
 }
 
-/// Messages that the driver is to get, in this order.
+/// Pending messages to the driver, sent in this order.
 #[derive(Clone, Copy, Default)]
 struct Due {
     add: bool,
@@ -73,7 +73,7 @@ impl Due {
         if std::mem::take(&mut self.add) {
             Some(message(event::PORT_ADD, 1))
         } else if std::mem::take(&mut self.name) {
-            // The driver knows where it ends by the length.
+            // The length tells the driver where it ends.
             Some([message(event::PORT_NAME, 1).as_slice(), PORT_NAME.as_bytes()].concat())
         } else if std::mem::take(&mut self.open) {
             Some(message(event::PORT_OPEN, 1))
@@ -87,8 +87,8 @@ impl Due {
 pub struct Console {
     port: Arc<Port>,
     due: Due,
-    /// Written when a message is due: the driver's buffers for it wait in another queue than the one
-    /// it was asked by.
+    /// Written when a message is due: the driver's buffers for it are in a different queue from the one
+    /// that asked for it.
     control: EventFd,
 }
 
@@ -96,7 +96,7 @@ impl Console {
     /// A device whose port is named [`PORT_NAME`], and the host's end of that.
     ///
     /// # Errors
-    /// If the host has no events to give.
+    /// The host cannot create events.
     pub fn new() -> io::Result<(Self, Arc<Port>)> {
         let port = Arc::new(Port::new()?);
         let control = EventFd::new(EFD_NONBLOCK)?;
@@ -109,11 +109,11 @@ impl Console {
             (event::PORT_READY, PORT, 1) => (self.due.name, self.due.open) = (true, true),
             (event::PORT_OPEN, PORT, 1) => self.port.open(),
             (event::PORT_OPEN, PORT, _) => self.port.close(),
-            // A driver that could not make the port, or one that knows more than we do.
+            // A driver that could not set up the port, or one that uses unknown events.
             _ => {}
         }
         if self.due.add || self.due.name {
-            // It fails only when nobody took 2^64 events.
+            // Fails only after 2^64 events that nobody read.
             let _ = self.control.write(1);
         }
     }
@@ -186,7 +186,7 @@ impl VirtioDevice for Console {
             _ => {
                 debug_assert_eq!(queue, CONTROL_FROM_GUEST);
                 let bytes = request.readable(CONTROL_BYTES)?;
-                let short = DriverError::Length { bytes: bytes.len() as u64, allowed: "no control message" };
+                let short = DriverError::Length { bytes: bytes.len() as u64, allowed: "not a control message" };
                 let [a, b, c, d, e, f, g, h]: [u8; CONTROL_BYTES] = bytes.try_into().map_err(|_| short)?;
                 let (event, value) = (u16::from_le_bytes([e, f]), u16::from_le_bytes([g, h]));
                 self.obey(u32::from_le_bytes([a, b, c, d]), event, value);

@@ -1,9 +1,9 @@
-//! [`Port`]: a stream of bytes each way between the host and whoever opened the port in the guest.
+//! [`Port`]: a stream of bytes each way between the host and the program that opened the port in the guest.
 //!
 //! The device's thread stands on one side, a thread of the host on the other, a lock between them.
-//! Both buffers are bounded: what a guest does not read fills one, and what nobody takes from a
-//! guest that writes on and on makes its requests wait. Each opening by the guest is a connection of
-//! its own; nothing of the last one is left in the buffers when it begins.
+//! Both buffers are bounded: a guest that does not read fills one, and a guest that writes faster than
+//! the host reads has its requests wait. Each opening by the guest is a new connection; it starts with
+//! empty buffers.
 
 use llfree_base::lock;
 use std::collections::VecDeque;
@@ -12,23 +12,23 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Bytes that wait for the guest, at most; and bytes of the guest from which on it has to wait.
+/// The most bytes that wait for the guest, and how many bytes of the guest make it wait.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
 /// Why bytes did not go through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PortError {
-    /// Nobody in the guest has it open.
+    /// No program in the guest has it open.
     #[error("no program in the guest has the port open")]
     Closed,
     /// The guest does not read.
-    #[error("the guest leaves what was sent before unread")]
+    #[error("the guest has not read what was sent before")]
     Full,
     /// The bytes did not come in time.
     #[error("the guest did not write in time")]
     TimedOut,
     /// The VM ends.
-    #[error("the VM ends")]
+    #[error("the VM is ending")]
     Stopped,
 }
 
@@ -38,7 +38,7 @@ struct State {
     from_guest: VecDeque<u8>,
     open: bool,
     connection: u64,
-    /// A request of the guest waits until somebody takes its bytes.
+    /// A request of the guest waits until its bytes are taken.
     starved: bool,
     ignored_bytes: u64,
     stopped: bool,
@@ -48,13 +48,13 @@ struct State {
 pub struct Port {
     state: Mutex<State>,
     changed: Condvar,
-    /// Sources of the device. Nobody reads them: each write is an edge by itself.
+    /// Sources of the device. They are never read: each write is an edge.
     for_guest: EventFd,
     room: EventFd,
 }
 
 impl Port {
-    /// A port that nobody has open.
+    /// A port that is not open.
     pub(crate) fn new() -> io::Result<Self> {
         let (for_guest, room) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
         Ok(Self { state: Mutex::default(), changed: Condvar::new(), for_guest, room })
@@ -66,19 +66,19 @@ impl Port {
         self.lock().open
     }
 
-    /// Whether nobody waits here any more.
+    /// Whether the port was stopped, so that no call waits any more.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.lock().stopped
     }
 
-    /// How often it was opened: the number of the connection, if it is open.
+    /// How often it was opened: the number of the current connection, if it is open.
     #[must_use]
     pub fn connection(&self) -> u64 {
         self.lock().connection
     }
 
-    /// Bytes of the guest that nobody will get: written while the port was closed, left over from a
+    /// Bytes of the guest that were dropped: written while the port was closed, left over from a
     /// connection that ended, or more than [`BUFFER_BYTES`] in one request.
     #[must_use]
     pub fn ignored_bytes(&self) -> u64 {
@@ -102,13 +102,13 @@ impl Port {
         }
         state.for_guest.extend(bytes);
         drop(state);
-        // It fails only when nobody took 2^64 events.
+        // Fails only after 2^64 events that nobody read.
         let _ = self.for_guest.write(1);
         Ok(())
     }
 
-    /// Fills `bytes`, at most [`BUFFER_BYTES`], waiting for them until `deadline`; the number of the
-    /// connection that they came by.
+    /// Fills `bytes`, at most [`BUFFER_BYTES`], waiting for them until `deadline`; returns the number of
+    /// the connection that they came from.
     ///
     /// # Errors
     /// If the guest closed the port and left fewer bytes, or none came in time.
@@ -118,7 +118,7 @@ impl Port {
             if state.stopped {
                 return Err(PortError::Stopped);
             }
-            // Before the bytes: a guest that writes on and on keeps nobody here.
+            // Checked before the bytes, so that a guest that never stops writing cannot keep the caller here.
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(PortError::TimedOut);
@@ -138,7 +138,7 @@ impl Port {
         }
     }
 
-    /// Waits until somebody in the guest has it open, at most until `deadline`.
+    /// Waits until a program in the guest has it open, at most until `deadline`.
     ///
     /// # Errors
     /// If nobody opened it in time, or the VM ends.
@@ -155,7 +155,7 @@ impl Port {
         }
     }
 
-    /// Wakes who waits, for good.
+    /// Wakes all waiters, for good.
     pub fn stop(&self) {
         self.lock().stopped = true;
         self.changed.notify_all();
@@ -166,7 +166,7 @@ impl Port {
         [&self.for_guest, &self.room]
     }
 
-    /// Device: somebody in the guest opened the port.
+    /// Device: a program in the guest opened the port.
     pub(crate) fn open(&self) {
         let mut state = self.lock();
         state.open = true;
@@ -180,7 +180,7 @@ impl Port {
         self.changed.notify_all();
     }
 
-    /// Device: nobody has it open any more. What they wrote before can still be received.
+    /// Device: the port was closed. What was written before can still be received.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.open = false;
@@ -215,13 +215,13 @@ impl Port {
         self.changed.notify_all();
     }
 
-    /// Device: so many bytes of the guest are for nobody.
+    /// Device: counts `bytes` of the guest as dropped.
     pub(crate) fn ignore(&self, bytes: u64) {
         let mut state = self.lock();
         state.ignored_bytes = state.ignored_bytes.saturating_add(bytes);
     }
 
-    /// Has the device look at a request that waits for room, if there is room now.
+    /// Has the device retry a request that waits for room, if there is room now.
     fn feed(&self, state: &mut State) {
         if state.starved && state.from_guest.len() < BUFFER_BYTES {
             state.starved = false;

@@ -1,4 +1,4 @@
-//! Promises of the port: Linux' driver finds it by its name, bytes go both ways in order, and what a
+//! Promises of the port: Linux's driver finds it by its name, bytes go both ways in order, and what a
 //! guest does not read or never stops to write is bounded.
 
 use super::*;
@@ -155,7 +155,7 @@ fn a_guest_that_never_stops_to_write_waits() {
         driver.descriptor(FROM_GUEST, index, piece, 0, 0);
         driver.offer(FROM_GUEST, index);
     }
-    // Two pieces fill it; the third comes when somebody took what was there, without a notification.
+    // Two pieces fill it; the third comes once the others were taken, without a notification.
     let used = driver.used(FROM_GUEST);
     assert_eq!(used, 2);
     let mut bytes = vec![0; 48 << 10];
@@ -164,7 +164,7 @@ fn a_guest_that_never_stops_to_write_waits() {
     }
     drop(worker);
     assert_eq!((driver.used(FROM_GUEST), port.ignored_bytes(), driver.device.driver_errors()), (4, 0, 0));
-    // What would never fit is nobody's.
+    // What could never fit is dropped.
     driver.send(FROM_GUEST, &[Buffer { bytes: (64 << 10) + 1, ..piece }]);
     assert_eq!((driver.used(FROM_GUEST), port.ignored_bytes()), (5, (64 << 10) + 1));
 }

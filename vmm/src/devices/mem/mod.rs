@@ -1,11 +1,11 @@
 //! virtio-mem (virtio 1.3, 5.15): the tail of RAM in blocks of 2 MiB that the guest's driver plugs
 //! and unplugs, towards a size that the host requests.
 //!
-//! The region is part of the one mapping of RAM: from the end of the boot part, which is always the
-//! guest's, to the end of RAM. For the guest it is one range of addresses. All of it is unplugged at first; a driver plugs what is requested. An
-//! unplugged block is discarded. As with most hypervisors, nothing keeps a guest from touching
-//! blocks that it unplugged: it gets memory for them from the host's kernel, unseen. The usable
-//! region is always the whole region.
+//! The region is part of the one mapping of RAM: from the end of the boot part, which always stays with
+//! the guest, to the end of RAM. For the guest it is one range of addresses. All of it is unplugged at
+//! first; a driver plugs what is requested. An unplugged block is discarded. As with most hypervisors,
+//! nothing keeps a guest from touching blocks that it unplugged: it gets memory for them from the host's
+//! kernel, undetected. The usable region is always the whole region.
 
 mod state;
 
@@ -28,7 +28,7 @@ const QUEUE_SIZE: u16 = 128;
 /// Bytes of a request: type, padding, and the largest of its bodies.
 const REQUEST_BYTES: usize = 24;
 
-/// What a driver can ask.
+/// The requests of a driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Ask {
     Plug,
@@ -37,18 +37,18 @@ enum Ask {
     State,
 }
 
-/// How it is answered.
+/// The answers to them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
 enum Answer {
     Ack = 0,
-    /// Not now: more than is requested.
+    /// Not now: more than the host requested.
     Nack = 1,
     /// Never: a range that makes no sense.
     Error = 3,
 }
 
-/// What a range of blocks is.
+/// The state of a range of blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
 enum Plugged {
@@ -63,14 +63,14 @@ pub struct Mem {
     control: Arc<MemControl>,
     /// First huge frame of the region.
     first: u32,
-    /// A block each: is it plugged?
+    /// For each block, whether it is plugged.
     plugged: Vec<bool>,
     failures: RateLimit,
 }
 
 impl Mem {
-    /// A device for all of `ram` behind the boot part that `control` states: of that, what the guest
-    /// sees in one piece from there on.
+    /// A device for the part of `ram` after the boot part that `control` states, as far as the guest
+    /// sees it in one piece.
     #[must_use]
     pub fn new(ram: Arc<GuestRam>, control: Arc<MemControl>) -> Self {
         // The boot part is at most RAM, whose huge frames fit a u32.
@@ -81,7 +81,7 @@ impl Mem {
         Self { ram, control, first, plugged: vec![false; blocks as usize], failures: RateLimit::default() }
     }
 
-    /// The blocks of a request; `None` if they are not all blocks of the region, or none.
+    /// The blocks of a request; `None` if there are none, or not all of them are in the region.
     fn blocks(&self, address: u64, count: u16) -> Option<Range<usize>> {
         let offset = self.ram.map().offset(address, u64::from(count) * HUGE_SIZE)?;
         let first = (offset / HUGE_SIZE).checked_sub(u64::from(self.first))? as usize;
@@ -163,7 +163,7 @@ impl VirtioDevice for Mem {
 
     fn start(&mut self, _: u64) {}
 
-    /// Plugged blocks stay so: a driver that comes anew asks for their state, or unplugs all.
+    /// Plugged blocks stay plugged: a new driver asks for their state, or unplugs all.
     fn reset(&mut self) {}
 
     fn config(&self) -> Vec<u8> {
@@ -182,7 +182,7 @@ impl VirtioDevice for Mem {
 
     fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, DriverError> {
         let bytes = request.readable(REQUEST_BYTES)?;
-        let short = DriverError::Length { bytes: bytes.len() as u64, allowed: "no request of virtio-mem" };
+        let short = DriverError::Length { bytes: bytes.len() as u64, allowed: "not a virtio-mem request" };
         let bytes: [u8; REQUEST_BYTES] = bytes.try_into().map_err(|_| short)?;
         let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let [_, address, _] = std::array::from_fn(|i| {

@@ -1,4 +1,4 @@
-//! What the host steers virtio-mem by and sees of it, shared between the device's thread and the
+//! What the host controls virtio-mem with and sees of it, shared between the device's thread and the
 //! control plane.
 
 use super::super::progress::Progress;
@@ -21,8 +21,8 @@ pub struct MemControl {
 }
 
 impl MemControl {
-    /// RAM of `memory_bytes`, of which the first `boot_bytes` are always the guest's; all of the
-    /// rest is requested. Both are multiples of 2 MiB.
+    /// For RAM of `memory_bytes`, of which the first `boot_bytes` always stay with the guest; all of
+    /// the rest is requested. Both are multiples of 2 MiB.
     #[must_use]
     pub fn new(memory_bytes: u64, boot_bytes: u64) -> Self {
         Self {
@@ -34,24 +34,24 @@ impl MemControl {
         }
     }
 
-    /// The part of RAM that is not the device's.
+    /// The part of RAM that the device does not manage, in bytes.
     #[must_use]
     pub fn boot_bytes(&self) -> u64 {
         self.boot_bytes
     }
 
-    /// How much shall be plugged. The driver must be told.
+    /// Sets how much should be plugged, in bytes. The driver must be told.
     pub fn request(&self, bytes: u64) {
         self.requested_bytes.set(bytes);
     }
 
-    /// How much shall be plugged, in bytes.
+    /// How much should be plugged, in bytes.
     #[must_use]
     pub fn requested_bytes(&self) -> u64 {
         self.requested_bytes.get()
     }
 
-    /// How much is, in bytes.
+    /// How much is plugged, in bytes.
     #[must_use]
     pub fn plugged_bytes(&self) -> u64 {
         u64::try_from(self.plugged_blocks.load(Ordering::Acquire)).unwrap_or(0) * HUGE_SIZE
@@ -72,7 +72,7 @@ impl MemControl {
         counter.inc();
     }
 
-    /// All of it, for a status.
+    /// The device's status.
     #[must_use]
     pub fn status(&self) -> MemStatus {
         MemStatus {

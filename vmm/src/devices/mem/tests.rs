@@ -91,7 +91,7 @@ fn a_region_behind_the_hole_counts_guest_addresses() {
         assert_eq!(resident(&driver), (64 - 30) * MIB, "{backing}");
         let read = |at| driver.ram.guest_memory().read_obj::<[u8; 5]>(GuestAddress(at)).expect("in RAM");
         assert_eq!((read(HOLE_END), read(30 * MIB)), (*b"stays", *b"boot\0"));
-        // The boot part, the hole, both sides of it, and what is behind RAM.
+        // The boot part, the hole, both sides of it, and past RAM.
         for (address, blocks) in [(30 * MIB, 1), (32 * MIB, 1), (30 * MIB, 2), (HOLE_END - 2 * MIB, 2)] {
             assert_eq!(ask(&mut driver, PLUG, address, blocks), ERROR, "{address:#x}");
         }
@@ -104,7 +104,7 @@ fn a_region_behind_the_hole_counts_guest_addresses() {
 
 #[test]
 fn a_region_is_what_the_guest_sees_in_one_piece() {
-    // Boot part of 16 MiB, and the hole 16 MiB further on: what lies behind it is out of reach.
+    // Boot part of 16 MiB, and the hole 16 MiB further on: what lies above it is out of reach.
     let map = AddressMap::with_hole(64 * MIB, 32 * MIB);
     let ram = Arc::new(GuestRam::with_map(64 * MIB, Backing::Anon, map).expect("small"));
     let device = Mem::new(ram, Arc::new(MemControl::new(64 * MIB, 16 * MIB)));

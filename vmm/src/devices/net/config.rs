@@ -1,13 +1,13 @@
-//! [`NetConfig`]: what `--net` says, and every reason why that is no network.
+//! [`NetConfig`]: what `--net` says, and every reason to refuse it.
 //!
-//! Nothing here asks the host: whether there is such a tap, and whose it is, is found when it is
+//! Nothing here asks the host: whether such a tap exists, and who may use it, turns out when it is
 //! opened (`tap.rs`).
 
 use llfree_base::units::shorten;
 use std::fmt;
 use std::str::FromStr;
 
-/// Networks of one VM.
+/// The most networks of one VM.
 pub const MOST_NETS: usize = 4;
 /// Bytes of an interface's name, as Linux has it: 16 with the zero at its end.
 pub const NAME_BYTES: usize = libc::IFNAMSIZ - 1;
@@ -25,36 +25,36 @@ pub struct NetConfig {
     pub mac: MacAddr,
 }
 
-/// Why a text is no [`NetConfig`].
+/// Why a text is not a [`NetConfig`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NetConfigError {
     /// No interface.
     #[error("a network needs the name of a tap: tap=NAME[,mac=ADDRESS]")]
     NoTap,
     /// No such option.
-    #[error("'{0}' is no option of a network; there are tap=NAME and mac=ADDRESS")]
+    #[error("'{0}' is not an option of a network; the options are tap=NAME and mac=ADDRESS")]
     Option(String),
-    /// An option that was there before.
+    /// An option that was set before.
     #[error("'{0}' is set twice")]
     Twice(&'static str),
-    /// Longer than the kernel's names.
-    #[error("'{name}' has {bytes} bytes, and an interface's name at most {NAME_BYTES}")]
+    /// Longer than the kernel's limit.
+    #[error("'{name}' has {bytes} bytes, but an interface name has at most {NAME_BYTES}")]
     TooLong {
-        /// What was written.
+        /// The text as written.
         name: String,
-        /// How long that is.
+        /// Its length in bytes.
         bytes: usize,
     },
-    /// No name that the kernel gives.
-    #[error("'{0}' is no name of an interface: it has letters, digits or any of '-', '_' and '.', and is not . or ..")]
+    /// Not a name that we accept.
+    #[error("'{0}' is not an interface name: use letters, digits, '-', '_' and '.', but not . or .. alone")]
     Name(String),
-    /// No address.
-    #[error("'{0}' is no address of a network card; write it like 02:00:00:00:00:01")]
+    /// Not an address.
+    #[error("'{0}' is not the address of a network card; write it like 02:00:00:00:00:01")]
     Mac(String),
-    /// An address that no card has.
-    #[error("{0} is an address of many; the first byte of a card's own is even and not all bytes are 0")]
+    /// An address that a single card cannot have.
+    #[error("{0} is not a single card's address; the first byte of one is even, and not all bytes are 0")]
     NotOne(MacAddr),
-    /// More than there are places.
+    /// More than a VM can have.
     #[error("{0} networks are too many; a VM has at most {MOST_NETS}")]
     TooMany(usize),
     /// Two networks on one tap.
@@ -66,11 +66,11 @@ pub enum NetConfigError {
 }
 
 impl MacAddr {
-    /// The address of a card that nobody gave one: the same for the same name, and marked as one that
-    /// no vendor gave. Networks that are joined need distinct names, or addresses of their own.
+    /// The default address of a card: the same for the same name, and marked as locally administered.
+    /// Networks that are joined need distinct names, or explicit addresses.
     #[must_use]
     pub fn of_name(name: &str) -> Self {
-        // FNV-1a: any hash will do that is the same tomorrow.
+        // FNV-1a: any hash that never changes will do.
         let hash = name
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
@@ -135,7 +135,7 @@ fn check_name(name: &str) -> Result<&str, NetConfigError> {
     if name.len() > NAME_BYTES {
         return Err(NetConfigError::TooLong { name: shorten(name), bytes: name.len() });
     }
-    // The kernel takes more. But a '%' makes it pick a name of its own, and nobody wants the rest.
+    // The kernel accepts more. But a '%' makes it pick a name of its own, and the rest is not useful.
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if !name.bytes().all(plain) || name == "." || name == ".." {
         return Err(NetConfigError::Name(shorten(name)));
@@ -146,7 +146,7 @@ fn check_name(name: &str) -> Result<&str, NetConfigError> {
 /// Checks what networks of one VM must not share.
 ///
 /// # Errors
-/// The first that is too many, or like one before it.
+/// Too many networks, or the first that is the same as an earlier one.
 pub fn check_nets(nets: &[NetConfig]) -> Result<(), NetConfigError> {
     if nets.len() > MOST_NETS {
         return Err(NetConfigError::TooMany(nets.len()));
@@ -196,12 +196,12 @@ mod tests {
         for text in ["", ",", "tap=", "mac=02:00:00:00:00:01"] {
             assert!(line(text).contains("needs the name of a tap: tap=NAME"), "{}", line(text));
         }
-        assert!(line("tap=sixteen_letters_").contains("has 16 bytes, and an interface's name at most 15"));
+        assert!(line("tap=sixteen_letters_").contains("has 16 bytes, but an interface name has at most 15"));
         for name in ["a b", "a/b", "tap%d", ".", "..", "t\u{e4}p", "a:1"] {
-            assert!(line(&format!("tap={name}")).contains("no name of an interface"), "{name}");
+            assert!(line(&format!("tap={name}")).contains("not an interface name"), "{name}");
         }
         for text in ["tap0", "tap=a,queues=2", "tap=a,mac", "bridge=br0"] {
-            assert!(line(text).contains("no option of a network"), "{text}");
+            assert!(line(text).contains("not an option of a network"), "{text}");
         }
         assert_eq!(line("tap=a,tap=b"), "'tap' is set twice");
         for mac in ["", "02:00", "02:00:00:00:00:01:02", "2:0:0:0:0:1", "+2:00:00:00:00:01", "0g:00:00:00:00:00"] {

@@ -1,10 +1,9 @@
 //! virtio-net (virtio 1.3, 5.1) on a tap: frames between the guest and a network of the host.
 //!
-//! No offloads: each frame is whole, with its checksums, at most [`MAX_FRAME`] bytes. The header
-//! before it says nothing then, so what the guest writes there never reaches the host's kernel, and
-//! what that writes there never reaches the guest. A frame that cannot be passed on is dropped, as
-//! networks do, and counted; what the tap itself dropped before anybody read it, its interface counts
-//! (`ip -s link`).
+//! No offloads: each frame is whole, with its checksums, at most [`MAX_FRAME`] bytes. The header before
+//! it carries no information then, so what the guest writes there never reaches the host's kernel, and
+//! what the kernel writes there never reaches the guest. A frame that cannot be passed on is dropped and
+//! counted; frames that the tap itself dropped are counted by its interface (`ip -s link`).
 
 mod config;
 mod frame;
@@ -35,7 +34,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP, virtio_net_hdr_v1,
 };
 
-/// Where in a header the number of buffers is: the one field that says something, to the guest.
+/// Offset in a header of the number of buffers: the one field that the guest reads.
 const NUM_BUFFERS: usize = std::mem::offset_of!(virtio_net_hdr_v1, num_buffers);
 
 const QUEUE_SIZE: u16 = 256;
@@ -49,7 +48,7 @@ pub struct NetCounters {
 }
 
 impl NetCounters {
-    /// What they are now.
+    /// Their current values.
     #[must_use]
     pub fn status(&self) -> NetStatus {
         NetStatus { to_guest: self.to_guest.counts(), from_guest: self.from_guest.counts() }
@@ -66,7 +65,7 @@ pub struct Net {
     tap: OwnedFd,
     mac: MacAddr,
     mtu: u16,
-    /// A header and a frame, and a byte more by which a longer one is known.
+    /// Room for a header and a frame, and one more byte, by which a longer one is detected.
     frame: Vec<u8>,
     counters: Arc<NetCounters>,
     failures: RateLimit,
@@ -76,17 +75,17 @@ impl Net {
     /// A device on the tap that `config` names.
     ///
     /// # Errors
-    /// Why the tap is not to be had, and what to do.
+    /// Why the tap is not available, and what to do.
     pub fn open(config: &NetConfig) -> Result<Self, NetError> {
         let tap = Tap::open(config)?;
         Ok(Self::with(tap.fd, config.mac, tap.mtu))
     }
 
-    /// A device over what gives and takes one frame with its header at a time, as a tap with
-    /// `IFF_VNET_HDR` or a socket of datagrams does. Packets in frames have at most `mtu` bytes.
+    /// A device over a descriptor that reads and writes one frame with its header at a time, as a tap with
+    /// `IFF_VNET_HDR` or a datagram socket does. Packets in frames have at most `mtu` bytes.
     ///
     /// # Errors
-    /// If it cannot be kept from blocking.
+    /// It cannot be made non-blocking.
     pub fn over(frames: OwnedFd, mac: MacAddr, mtu: u16) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&frames, true)?;
         Ok(Self::with(frames, mac, mtu))
@@ -97,7 +96,7 @@ impl Net {
         Self { tap, mac, mtu, frame, counters: Arc::default(), failures: RateLimit::default() }
     }
 
-    /// Its numbers, for who reports them.
+    /// Its counters, for reports.
     #[must_use]
     pub fn counters(&self) -> Arc<NetCounters> {
         self.counters.clone()
@@ -108,7 +107,7 @@ impl Net {
         let bytes = match retry_on_intr(|| rustix::io::read(&self.tap, &mut self.frame)) {
             Ok(0) | Err(Errno::AGAIN) => return Ok(Served::Later),
             Err(error) => {
-                // A tap that went away or is being changed: the next frame is a new event.
+                // The tap went away or is being reconfigured: the next frame is a new event.
                 counts.errors.inc();
                 self.failed("read", error);
                 return Ok(Served::Later);
@@ -116,8 +115,8 @@ impl Net {
             Ok(bytes) => bytes,
         };
         if bytes <= HEADER_BYTES || bytes > HEADER_BYTES + MAX_FRAME || bytes as u64 > request.bytes(true) {
-            // One request a frame, so that a host's peer who sends too much keeps nobody here. Linux
-            // counts an empty request as an error of length.
+            // One request per frame, so that a peer that sends too much cannot keep the thread here.
+            // Linux counts an empty request as a length error.
             counts.dropped.inc();
             return Ok(Served::Done(0));
         }
@@ -132,7 +131,7 @@ impl Net {
     fn transmit(&mut self, request: &Request<'_>) -> Result<Served, DriverError> {
         let mut frame = request.readable(HEADER_BYTES + MAX_FRAME)?;
         if frame.len() <= HEADER_BYTES {
-            return Err(DriverError::Length { bytes: frame.len() as u64, allowed: "no frame with its header" });
+            return Err(DriverError::Length { bytes: frame.len() as u64, allowed: "not a frame with its header" });
         }
         frame[..HEADER_BYTES].fill(0);
         let counts = &self.counters.from_guest;

@@ -1,4 +1,4 @@
-//! A tap of the host: opened, or refused with what to do about it.
+//! Opens a tap of the host, or says what to do about it.
 //!
 //! The only file here with ioctls. All of them are done before the guest starts; its thread reads
 //! and writes frames and nothing else.
@@ -14,39 +14,39 @@ use std::os::unix::fs::OpenOptionsExt;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
 const DEVICE: &str = "/dev/net/tun";
-/// What the host's kernel keeps of a guest's frames that nobody took yet, in its own count of bytes;
-/// without this a guest could make it 2 GiB.
+/// How much the host's kernel buffers of a guest's frames that were not taken yet, in its own count of
+/// bytes; without this limit a guest could make it 2 GiB.
 const SEND_BUFFER: libc::c_int = 1 << 20;
-/// The smallest of all networks, below which a driver does not go.
+/// The smallest MTU; drivers do not accept less.
 const LEAST_MTU: u16 = 68;
 
 /// Why there is no network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
-    /// No driver for taps.
+    /// The host has no driver for taps.
     #[error(
         "there is no {DEVICE} for tap '{tap}': load the tun module on the host, or pass the device on to this container"
     )]
     NoTun {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// Taps are not for this user.
+    /// This user may not open taps.
     #[error(
-        "this user may not open {DEVICE} for tap '{tap}': allow it by chmod 666 {DEVICE} (as root), as most systems \
+        "this user may not open {DEVICE} for tap '{tap}': allow it with chmod 666 {DEVICE} (as root), as most systems \
          have it"
     )]
     NoAccess {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// Somebody else's, or there is none and this user cannot make one.
+    /// Another user's, or missing and this user cannot create it.
     #[error(
         "tap '{tap}' is not there or not this user's: ip tuntap add dev {tap} mode tap user $USER && ip link set {tap} \
          up (as root), or run this with CAP_NET_ADMIN"
@@ -54,46 +54,46 @@ pub enum NetError {
     Permission {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// A process has it.
+    /// Another process has it.
     #[error("tap '{tap}' is in use by another process, maybe another VM; give each VM a tap of its own")]
     Busy {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
     /// An interface of another kind.
-    #[error("interface '{tap}' is no tap with one queue; make one by: ip tuntap add dev NAME mode tap")]
+    #[error("interface '{tap}' is not a tap with one queue; make one with: ip tuntap add dev NAME mode tap")]
     NoTap {
         /// The interface.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
     /// Anything else.
     #[error("the host could not {step} tap '{tap}'")]
     Host {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// A tap that is ours as long as the descriptor is open.
+/// A tap, ours as long as the descriptor is open.
 pub(super) struct Tap {
-    /// Non-blocking; a frame with its header a read and a write.
+    /// Non-blocking; each read or write moves one frame with its header.
     pub(super) fd: OwnedFd,
-    /// Bytes of the largest packet in a frame.
+    /// The size of the largest packet in a frame, in bytes.
     pub(super) mtu: u16,
 }
 
@@ -148,18 +148,18 @@ impl Tap {
         let is_up = i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0;
         if !was_there {
             log::warn!(
-                "tap '{0}' was not there and goes with this VM; give it an address: ip addr add ADDRESS dev {0} && ip \
-                 link set {0} up",
+                "tap '{0}' did not exist and goes away with this VM; give it an address: \
+                ip addr add ADDRESS dev {0} && ip link set {0} up",
                 config.tap
             );
         } else if !is_up {
-            log::warn!("tap '{0}' is down and takes no frames: ip link set {0} up", config.tap);
+            log::warn!("tap '{0}' is down and carries no frames: ip link set {0} up", config.tap);
         }
         Ok(Self { fd, mtu })
     }
 }
 
-/// What a frame of ours can carry, of what the interface says.
+/// The interface's MTU, limited to what one of our frames can carry.
 fn mtu(bytes: libc::c_int) -> u16 {
     // An Ethernet header, and one for a virtual network.
     const HEADERS: usize = 14 + 4;
@@ -170,7 +170,7 @@ fn mtu(bytes: libc::c_int) -> u16 {
 /// An interface's request for an ioctl; the rest of it is zero.
 fn request(name: &str) -> libc::ifreq {
     let mut ifr_name = [0; libc::IFNAMSIZ];
-    // The last byte stays zero: a name of the command line is shorter.
+    // The last byte stays zero: a name that passed the check is shorter.
     for (to, from) in ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }

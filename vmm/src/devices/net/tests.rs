@@ -22,7 +22,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 const FROM_GUEST: usize = 1;
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 7]);
-/// Bytes of a driver's buffer, as Linux' for packets of 1500.
+/// Bytes of a driver's buffer, as Linux's for packets of 1500.
 const ROOM: u32 = 1530;
 
 fn wait_until(what: &str, done: impl Fn() -> bool) {
@@ -40,7 +40,7 @@ fn driver(net: Net) -> (Driver, Arc<NetCounters>) {
     (driver, counters)
 }
 
-/// A device, and what stands for the host's network.
+/// A device, and a socket that stands in for the host's network.
 fn net() -> (Driver, UnixDatagram, Arc<NetCounters>) {
     let (ours, theirs) = UnixDatagram::pair().expect("sockets");
     theirs.set_nonblocking(true).expect("not to block");
@@ -179,8 +179,7 @@ fn no_frame_is_lost_while_the_driver_has_buffers() {
     assert_eq!((counters.status().to_guest.frames, driver.device.driver_errors()), (FRAMES.into(), 0));
 }
 
-/// Runs `test` where there is nothing but a network of its own, if this user may have one and make
-/// taps there.
+/// Runs `test` in a network namespace of its own, if this user may create one and taps in it.
 fn in_a_network_of_its_own(test: fn()) {
     if let Err(error) = std::fs::File::open("/dev/net/tun") {
         return skipped(format!("no /dev/net/tun: {error}"));
@@ -189,7 +188,7 @@ fn in_a_network_of_its_own(test: fn()) {
         return skipped(format!("no ip command: {error}"));
     }
     let run = move || {
-        // SAFETY: it concerns this thread, and those that it starts.
+        // SAFETY: it affects only this thread and those that it starts.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -288,7 +287,7 @@ fn a_tap_that_is_not_to_be_had_is_refused_with_what_to_do() {
             Err(error) => error.to_string(),
         };
         assert!(line("tap=tap0").contains("'tap0' is in use by another process"), "{}", line("tap=tap0"));
-        assert!(line("tap=lo").contains("'lo' is no tap"), "{}", line("tap=lo"));
+        assert!(line("tap=lo").contains("'lo' is not a tap"), "{}", line("tap=lo"));
         drop(first);
         // Not at once: a process that another test starts has all our descriptors until it becomes another
         // program.

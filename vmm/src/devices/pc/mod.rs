@@ -1,8 +1,8 @@
 //! [`Pc`]: the I/O ports that a Linux guest expects of a PC: a serial line, and the ways to reset the
-//! machine, to switch it off, and to say that it panicked.
+//! machine, to power it off, and to say that it panicked.
 //!
-//! vCPU threads read and write ports; each access touches one register. What a port does when
-//! nothing is behind it is what a bus does: reads give ones, writes are lost.
+//! vCPU threads read and write ports; each access touches one register. A port without a device behaves
+//! like a bus: reads give ones, writes are lost.
 
 pub mod ports;
 mod power;
@@ -23,7 +23,7 @@ pub struct Pc {
 }
 
 impl Pc {
-    /// Ports with this serial line, for this VM.
+    /// The ports of this VM, with this serial line.
     #[must_use]
     pub fn new(serial: Arc<Serial>, vm: Arc<VmFd>) -> Self {
         Self { serial, power: Power::default(), vm }
@@ -35,17 +35,17 @@ impl Pc {
         &self.serial
     }
 
-    /// A vCPU reads from `port` on.
+    /// A vCPU reads from `port`.
     pub fn read(&self, port: u16, data: &mut [u8]) {
         if let Some(register) = serial_register(port) {
-            // More than one are one access after another: a string instruction.
+            // More than one byte is a sequence of accesses: a string instruction.
             data.iter_mut().for_each(|byte| *byte = self.serial.read(register));
         } else if !self.power.read(port, data) {
             data.fill(0xff);
         }
     }
 
-    /// A vCPU writes to `port`; why its machine ends, if it does.
+    /// A vCPU writes to `port`. Returns why the machine ends, if it does.
     pub fn write(&self, port: u16, data: &[u8]) -> Option<ExitReason> {
         if let Some(register) = serial_register(port) {
             data.iter().for_each(|value| self.serial.write(register, *value));
@@ -63,11 +63,11 @@ impl Pc {
         })
     }
 
-    /// Whether the guest has any line of the I/O APIC open, by KVM's word.
+    /// Whether the guest has any line of the I/O APIC unmasked, according to KVM.
     fn takes_interrupts(&self) -> bool {
         const MASKED: u64 = 1 << 16;
-        // The mode in which the old controllers' interrupts come through: a kernel that shuts down
-        // opens it again.
+        // The mode that passes on the old controllers' interrupts: a kernel that shuts down
+        // unmasks it again.
         const EXTERNAL: u64 = 7 << 8;
         let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
         if let Err(error) = self.vm.get_irqchip(&mut chip) {

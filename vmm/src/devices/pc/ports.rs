@@ -1,8 +1,8 @@
-//! Where the registers of a PC are; ACPI tables tell the guest.
+//! The addresses of a PC's registers; ACPI tables tell them to the guest.
 
 /// The keyboard controller's command register, by which PCs are reset.
 pub const KEYBOARD: u16 = 0x64;
-/// What resets there.
+/// The value that resets the machine there.
 pub const KEYBOARD_RESET: u8 = 0xfe;
 /// A panic is written here: QEMU's pvpanic.
 pub const PANIC: u16 = 0x505;
@@ -14,11 +14,11 @@ pub const PM1_EVENT_BYTES: u8 = 4;
 pub const PM1_CONTROL: u16 = 0x604;
 /// Its length.
 pub const PM1_CONTROL_BYTES: u8 = 2;
-/// The sleep type by which a kernel says that it wants to be off.
+/// The sleep type by which a kernel powers the machine off.
 pub const SOFT_OFF: u8 = 5;
 /// ACPI's reset register.
 pub const RESET: u16 = 0x608;
-/// What resets there.
+/// The value that resets the machine there.
 pub const RESET_VALUE: u8 = 1;
 /// ACPI's interrupt line; nothing raises it.
 pub const SCI_GSI: u16 = 9;

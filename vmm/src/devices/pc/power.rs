@@ -1,5 +1,5 @@
 //! [`Power`]: ACPI's fixed registers, the reset registers and the panic register, as a state machine
-//! without side effects: a write gives the event that it stands for.
+//! without side effects: a write returns the event that it stands for.
 
 use super::ports;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -9,18 +9,18 @@ const SCI_ENABLED: u16 = 1;
 /// Where the sleep type is, and the bit that puts the machine to sleep.
 const SLEEP_TYPE_SHIFT: u16 = 10;
 const SLEEP: u16 = 1 << 13;
-/// Bits of the panic register: panicked, and a kernel that dumps itself after a crash.
+/// Bits of the panic register: panicked, and crashed with a dump to follow.
 const PANICKED: u8 = 1;
 const CRASH_LOADED: u8 = 2;
 
-/// What a guest wants of its machine.
+/// What a guest asks of its machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PowerEvent {
     /// Off.
     Off,
     /// Start over.
     Reset,
-    /// It panicked, and may still reset.
+    /// It has panicked, and may still reset.
     Panicked,
 }
 
@@ -54,7 +54,7 @@ impl Power {
         true
     }
 
-    /// Writes `data` to `port`; what the guest wants with that, if anything.
+    /// Writes `data` to `port`. Returns what the guest asks for by that, if anything.
     pub fn write(&self, port: u16, data: &[u8]) -> Option<PowerEvent> {
         let (first, word) = match *data {
             [first] => (first, None),
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(word, [0x20, 1]);
         let mut long = [0xff; 8];
         assert!(power.read(ports::PM1_CONTROL + 1, &mut long));
-        assert_eq!(long, [0; 8], "nothing behind it");
+        assert_eq!(long, [0; 8], "no register there");
         assert!(!power.read(0x80, &mut word));
     }
 

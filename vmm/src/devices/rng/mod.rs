@@ -2,7 +2,7 @@
 //! for entropy of its own when it boots.
 //!
 //! A request gets at most [`MOST_BYTES`], however much room it has: a guest that wants more asks
-//! again, and the host spends a bounded time on each.
+//! again, and the host spends a bounded time on each request.
 
 #[cfg(test)]
 mod tests;
@@ -26,16 +26,16 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// Fills `bytes`; how many of them.
+    /// Fills `bytes`; returns how many of them.
     fn fill(&self, bytes: &mut [u8]) -> usize {
         let mut filled = 0;
         while filled < bytes.len() {
-            // It waits only in the first seconds of the host.
+            // Blocks only in the first seconds after the host boots.
             match rustix::io::retry_on_intr(|| getrandom(&mut bytes[filled..], GetRandomFlags::empty())) {
                 Ok(more) if more > 0 => filled += more,
                 other => {
                     if let Some(number) = self.failures.tick() {
-                        log::error!("virtio-rng: the host has no random numbers ({number} so far): {other:?}");
+                        log::error!("virtio-rng: the host gave no random numbers ({number} so far): {other:?}");
                     }
                     break;
                 }

@@ -15,7 +15,7 @@ fn room(bytes: u32) -> Buffer {
     Buffer { address: CONTENTS, bytes, writable: true }
 }
 
-/// What the device says that it wrote for the first request.
+/// How many bytes the device says it wrote for the first request.
 fn written(driver: &Driver) -> u32 {
     let [head, bytes]: [u32; 2] =
         driver.ram.guest_memory().read_obj(GuestAddress(Driver::rings(0)[2] + 4)).expect("in RAM");

@@ -1,9 +1,9 @@
 //! [`Serial`]: the serial port of a PC, a 16550A at I/O ports 0x3f8 to 0x3ff.
 //!
-//! The registers are vm-superio's; here are the two ways in and out. Output goes through
-//! `output.rs`, whose thread alone writes to the host. Input waits in a queue until the guest takes
-//! it. The registers' lock is held for one access and never while somebody waits, so the event loop
-//! can bring input while a vCPU waits for room. Both queues are bounded, whatever the guest does.
+//! The registers are vm-superio's; this module handles input and output. Output goes through
+//! `output.rs`, whose thread alone writes to the host. Input waits in a queue until the guest takes it.
+//! The registers' lock is held for one access and never during a wait, so the event loop can bring input
+//! while a vCPU waits for room. Both queues are bounded, whatever the guest does.
 
 mod output;
 #[cfg(test)]
@@ -24,17 +24,16 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// The first of its I/O ports.
 pub const FIRST_PORT: u16 = 0x3f8;
-/// How many there are.
+/// The number of its I/O ports.
 pub const PORTS: u16 = 8;
 /// The line that its interrupt is on.
 pub const GSI: u32 = 4;
 
 /// Bytes that vm-superio's FIFO holds.
 const FIFO: usize = 64;
-/// Input that waits for the guest, beyond those in its FIFO.
+/// The most input bytes that wait for the guest, in addition to those in its FIFO.
 const MOST_INPUT: usize = 4096;
-/// A guest that looks at the line status so often in a row, and at nothing else, waits for input
-/// without interrupts.
+/// A guest that reads the line status this often in a row, and nothing else, polls for input.
 const POLLS: u8 = 16;
 
 const DATA: u8 = 0;
@@ -61,15 +60,15 @@ struct Port {
     registers: vm_superio::Serial<Line, NoEvents, Sender>,
     /// Input that is not in the FIFO.
     waiting: VecDeque<u8>,
-    /// The driver is at its set-up, where it reads and drops a byte or two: input waits.
+    /// The driver is setting up the port, and would read and drop a byte or two: input waits.
     held: bool,
-    /// What is in the FIFO the guest wrote itself, in loopback mode.
+    /// The FIFO holds what the guest wrote itself, in loopback mode.
     looped: bool,
-    /// Looks at the line status in a row.
+    /// Reads of the line status in a row.
     polls: u8,
-    /// Somebody had more input than there was room for.
+    /// There was more input than room for it.
     refused: bool,
-    /// The VM is paused: input stays outside.
+    /// The VM is paused: no input is taken.
     paused: bool,
 }
 
@@ -80,13 +79,13 @@ impl Trigger for Line {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
-        // It fails only when nobody took 2^64 events, and then the line is up anyway.
+        // Fails only after 2^64 events that nobody read, and then the line is up anyway.
         let _ = self.0.write(1);
         Ok(())
     }
 }
 
-/// What the registers write to.
+/// Where the registers write their output.
 struct Sender(Arc<Output>);
 
 impl Write for Sender {
@@ -104,7 +103,7 @@ impl Serial {
     /// A port after power-on, whose output a thread writes to `out`.
     ///
     /// # Errors
-    /// If the host has no thread or no event to give.
+    /// The host cannot start a thread or create an event.
     pub fn new(out: OwnedFd, threads: &Spawner) -> io::Result<Self> {
         let irq = EventFd::new(EFD_NONBLOCK)?;
         let room = EventFd::new(EFD_NONBLOCK)?;
@@ -145,11 +144,11 @@ impl Serial {
         self.tell_of_room(&mut port);
     }
 
-    /// Gives the guest input, and says how many bytes it takes: the rest has to wait until
-    /// [`room`](Self::room) is readable. In a pause it takes none.
+    /// Gives the guest input, and returns how many bytes it takes: the rest has to wait until
+    /// [`room`](Self::room) is readable. While paused, it takes none.
     pub fn input(&self, bytes: &[u8]) -> usize {
         let mut port = self.port();
-        // What the guest threw out of its FIFO came back on top.
+        // What the guest cleared from its FIFO went back into the queue, beyond its bound.
         let room = if port.paused { 0 } else { MOST_INPUT.saturating_sub(port.waiting.len()) };
         let taken = &bytes[..room.min(bytes.len())];
         port.waiting.extend(taken);
@@ -158,7 +157,7 @@ impl Serial {
         taken.len()
     }
 
-    /// An event at each interrupt: what KVM is given for line [`GSI`].
+    /// An event at each interrupt, for KVM's line [`GSI`].
     #[must_use]
     pub fn irq(&self) -> &EventFd {
         &self.irq
@@ -170,7 +169,7 @@ impl Serial {
         &self.room
     }
 
-    /// The VM pauses: no vCPU waits for room, and input waits outside until [`resume`](Self::resume).
+    /// The VM pauses: no vCPU waits for room, and no input is taken until [`resume`](Self::resume).
     pub fn pause(&self) {
         self.port().paused = true;
         self.output.set_paused(true);
@@ -184,22 +183,22 @@ impl Serial {
         self.tell_of_room(&mut port);
     }
 
-    /// From now on no vCPU waits for room: what does not fit is lost.
+    /// From now on no vCPU waits for room: output that does not fit is lost.
     pub fn stop(&self) {
         self.output.stop();
     }
 
-    /// Waits so long, at most, until all output is written, and ends the thread. Says how many
+    /// Waits for at most `patience` until all output is written, and ends the thread. Returns how many
     /// bytes were lost.
     pub fn finish(&self, patience: Duration) -> u64 {
         self.output.finish(patience)
     }
 
     fn tell_of_room(&self, port: &mut Port) {
-        // Half empty, so that a fast typist costs one event and not one a byte.
+        // Half empty, so that a flood of input costs one event and not one per byte.
         if port.refused && !port.paused && port.waiting.len() <= MOST_INPUT / 2 {
             port.refused = false;
-            // It can only be full, and then somebody will look.
+            // Fails only if the event is full, and then it is readable anyway.
             let _ = self.room.write(1);
         }
     }
@@ -231,13 +230,13 @@ impl Port {
             DATA => self.looped |= !divisor && self.registers.read(MCR) & MCR_LOOP != 0,
             // A driver that sets up its port empties the FIFO first. On a wire that costs what was
             // sent too early; here it waits, so that a script may come before the guest is up.
-            // A driver that takes interrupts already is behind its set-up: nothing would end the wait.
+            // A driver that already takes interrupts has finished its set-up: nothing would end the wait.
             FCR if value & FCR_CLEAR_RECEIVED != 0 => {
                 self.take_back();
                 self.held = !self.takes_interrupts();
             }
-            // What is in the FIFO by now raised no interrupt, and vm-superio raises none for it here: it
-            // goes in once more.
+            // What is already in the FIFO raised no interrupt, and vm-superio raises none for it here: it
+            // is put in again.
             IER if !divisor && value & IER_RECEIVED != 0 => {
                 self.take_back();
                 self.held = false;
@@ -248,32 +247,32 @@ impl Port {
         let _ = self.registers.write(offset, value);
     }
 
-    /// Moves what waits into the FIFO, if the guest emptied it: in one go, for one interrupt.
+    /// Moves waiting input into the FIFO, if the guest emptied it: all at once, for one interrupt.
     fn offer(&mut self) {
         if self.held || self.waiting.is_empty() || self.registers.fifo_capacity() < FIFO {
             return;
         }
         let (front, _) = self.waiting.as_slices();
-        // In loopback mode nothing comes from outside: it takes none.
+        // In loopback mode no input comes from outside.
         let taken = self.registers.enqueue_raw_bytes(front).unwrap_or(0);
         self.waiting.drain(..taken);
     }
 
-    /// Whether the guest hears of input by interrupts.
+    /// Whether the guest learns of input by interrupts.
     fn takes_interrupts(&mut self) -> bool {
         let control = self.registers.read(LCR);
-        // Where the divisor is, this register is not.
+        // With the divisor latch open, this register is hidden.
         let _ = self.registers.write(LCR, control & !LCR_DIVISOR);
         let enabled = self.registers.read(IER) & IER_RECEIVED != 0;
         let _ = self.registers.write(LCR, control);
         enabled
     }
 
-    /// Empties the FIFO; what the guest did not read will come again.
+    /// Empties the FIFO; what the guest did not read goes back into the queue.
     fn take_back(&mut self) {
         let unread = FIFO - self.registers.fifo_capacity();
         let control = self.registers.read(LCR);
-        // Where the divisor is, there is no FIFO.
+        // With the divisor latch open, the FIFO is hidden.
         let _ = self.registers.write(LCR, control & !LCR_DIVISOR);
         for index in 0..unread {
             let byte = self.registers.read(DATA);

@@ -14,31 +14,31 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// From so many bytes on vCPUs wait. As many again may be with the thread.
+/// At this many bytes vCPUs wait. The thread may hold as many again.
 pub(super) const CAPACITY: usize = 1 << 16;
-/// What vCPUs that are told to pause still have to say goes on top, up to this: an access that is cut
-/// short has some bytes more, and a VM may be paused again and again while nobody reads.
+/// The limit for vCPUs that are told to pause, which may exceed the buffer: an access that is cut short
+/// has a few more bytes, and a VM may be paused again and again while nobody reads.
 pub(super) const MOST_PAUSED: usize = 2 * CAPACITY;
 
 #[derive(Default)]
 pub(super) struct Output {
     state: Mutex<State>,
-    /// Any change that somebody may wait for.
+    /// Signalled at any change that a thread may wait for.
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     bytes: Vec<u8>,
-    /// How many the thread is at.
+    /// How many bytes the thread is writing.
     writing: usize,
-    /// Nobody waits for room any more.
+    /// No vCPU waits for room any more.
     stopped: bool,
-    /// Nobody waits for room for now.
+    /// No vCPU waits for room for now.
     paused: bool,
     /// The thread ends when all is written.
     ended: bool,
-    /// The descriptor takes no more, ever.
+    /// The descriptor has failed for good.
     broken: bool,
     lost: u64,
 }
@@ -64,7 +64,7 @@ impl Output {
         drop(self.changed.wait_while(state, full).unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Adds bytes; after [`stop`](Self::stop) only as many as fit, and in a pause not without an end.
+    /// Adds bytes; after [`stop`](Self::stop) only as many as fit, and in a pause only up to a limit.
     pub(super) fn push(&self, bytes: &[u8]) {
         let mut state = self.state();
         if state.broken || state.stopped && !state.has_room() || state.bytes.len() >= MOST_PAUSED {
@@ -79,7 +79,7 @@ impl Output {
         }
     }
 
-    /// Whether nobody waits for room for now.
+    /// Sets whether vCPUs skip the wait for room for now.
     pub(super) fn set_paused(&self, paused: bool) {
         self.state().paused = paused;
         self.changed.notify_all();
@@ -98,7 +98,7 @@ impl Output {
         self.changed.notify_all();
     }
 
-    /// Ends it and waits; gives the bytes that were lost, or are not written by then.
+    /// Ends the thread and waits for at most `patience`; returns how many bytes were lost or not written.
     pub(super) fn finish(&self, patience: Duration) -> u64 {
         self.end();
         let unwritten = |state: &mut State| !state.broken && state.bytes.len() + state.writing > 0;
@@ -131,13 +131,13 @@ impl Output {
                 }
             }
             at_work.clear();
-            // Who waits for the end of it all.
+            // For `finish`, which waits for the end.
             self.changed.notify_all();
         }
     }
 
     fn give_up(&self, error: Errno) {
-        log::warn!("the guest's console output goes nowhere from here on: {error}");
+        log::warn!("the guest's console output is discarded from here on: {error}");
         let mut state = self.state();
         state.lost += (state.bytes.len() + state.writing) as u64;
         (state.broken, state.bytes, state.writing) = (true, Vec::new(), 0);
@@ -150,11 +150,11 @@ impl Output {
     }
 }
 
-/// Writes at least a byte, though whoever shares the descriptor may have made it non-blocking.
+/// Writes at least one byte, even if another owner of the descriptor has made it non-blocking.
 fn write_some(out: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
     loop {
         match rustix::io::write(out, bytes) {
-            // Or the caller would try for ever.
+            // Otherwise the caller would retry for ever.
             Ok(0) => return Err(Errno::IO),
             Ok(written) => return Ok(written),
             Err(Errno::INTR) => {}

@@ -28,7 +28,7 @@ fn interrupts(serial: &Serial) -> u64 {
     serial.irq().read().unwrap_or(0)
 }
 
-/// What Linux' driver does to a port before it uses it (`serial8250_do_startup`).
+/// What Linux's driver does to a port before it uses it (`serial8250_do_startup`).
 fn start_up_as_linux(serial: &Serial) {
     for value in [FCR_ENABLE, FCR_ENABLE | FCR_CLEAR_ALL, 0] {
         serial.write(FCR, value);
@@ -50,7 +50,7 @@ fn read_all(serial: &Serial) -> Vec<u8> {
     std::iter::from_fn(|| (serial.read(LSR) & LSR_READY != 0).then(|| serial.read(DATA))).collect()
 }
 
-/// Takes so many bytes as the guest sends, from a pipe.
+/// Reads `bytes` bytes of the guest's output from a pipe.
 fn expect(out: &mut PipeReader, bytes: usize) -> Vec<u8> {
     let mut got = vec![0; bytes];
     out.read_exact(&mut got).expect("output");
@@ -219,14 +219,14 @@ fn chatter(serial: &Arc<Serial>, bytes: usize) -> mpsc::Receiver<usize> {
     thread::spawn(move || {
         for n in 0..bytes {
             serial.write(DATA, n as u8);
-            // Who asked may be gone.
+            // The receiver may be gone.
             let _ = tell.send(n + 1);
         }
     });
     sent
 }
 
-/// How far it got when nothing moves any more: the buffer, the pipe, what the thread is at.
+/// How far it got when nothing moves any more: the buffer, the pipe, what the thread is writing.
 fn stuck_at(sent: &mpsc::Receiver<usize>) -> usize {
     let mut last = 0;
     while let Ok(n) = sent.recv_timeout(Duration::from_millis(200)) {
@@ -281,7 +281,7 @@ fn a_vcpu_that_waits_for_room_comes_back_in_a_pause_and_loses_nothing() {
             parking.end();
         });
         for _ in 0..3 {
-            // Nobody reads: it is stuck by then, wherever.
+            // Nobody reads: it is stuck by then, somewhere.
             thread::sleep(Duration::from_millis(100));
             parking.give(Order::Pause);
             serial.pause();
@@ -305,7 +305,7 @@ fn input_waits_outside_a_paused_guest() {
     assert_eq!((serial.input(b"ls"), interrupts(&serial)), (0, 0));
     assert!(serial.room().read().is_err(), "not yet");
     serial.resume();
-    assert!(serial.room().read().is_ok(), "whoever had input tries again");
+    assert!(serial.room().read().is_ok(), "the event loop tries its input again");
     assert_eq!(serial.input(b"ls"), 2);
     assert_eq!(read_all(&serial), b"ls");
 }
