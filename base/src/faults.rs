@@ -1,7 +1,7 @@
 //! Places where a test makes the host fail: a system call that is refused, a thread that dies, a
 //! write that gets half of its bytes out.
 //!
-//! Without the Cargo feature `fault-injection` (only the tests of this crate turn it on) a point is
+//! Without the Cargo feature `fault-injection` (only tests turn it on) a point is
 //! nothing: it compiles to `Ok(())`. To add one: a name in the list below, `faults::point(NAME)?`
 //! right before the step that may fail (its errors take the same way as the kernel's), and a
 //! driver in `tests/faults.rs`, which fails while a point has none. Actions are those of the crate

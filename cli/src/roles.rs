@@ -80,11 +80,19 @@ const THREADS: &[Allow] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use llfree_harden::{Needs, Sandbox, Seccomp};
     use std::collections::BTreeSet;
 
     #[test]
     fn numbers_of_ioctls_are_the_kernels() {
         assert_eq!(ioc(WRITE, TTY, 0x2b, 44), libc::TCSETS2, "TCSETS2");
+    }
+
+    #[test]
+    fn every_role_compiles() {
+        if let Err(error) = Sandbox::prepare(Seccomp::On, &Needs::default(), all()) {
+            panic!("{}", llfree_base::error_line(&error));
+        }
     }
 
     #[test]

@@ -57,6 +57,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// often sends it twice: a terminal that closes, a service manager.
 const HARD_END: Duration = Duration::from_secs(3);
 
+/// Between two tries of a workload's step in a paused VM.
+const PAUSE_POLL: Duration = Duration::from_millis(50);
+
 /// How long a workload waits for a Linux guest to boot, up to the start of its agent.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -93,7 +96,8 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let (signals, second_is_hard) = watch_signals(&stop).map_err(host("watch for signals"))?;
     let claim = claim_name(global)?;
     warn_about_huge_pages(&config);
-    let Launched { vm, sandbox, _leave } = launch(config, args, &claim)?;
+    // Dropped from the last to the first: the VM goes before its cgroup is left.
+    let Launched { _leave, sandbox, vm } = launch(config, args, &claim)?;
     vm.auto_reclaim().switch(auto_reclaim)?;
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
     let done = EventFd::new(EFD_NONBLOCK).map_err(host("make an event"))?;
@@ -145,10 +149,10 @@ fn claim_name(global: &Global) -> Result<socket::Claim, RunError> {
 
 /// A VM within its cgroup and its sandbox.
 struct Launched {
-    vm: Arc<Vm>,
-    sandbox: Sandbox,
-    /// After the VM.
+    /// Leaves the cgroup; dropped after the VM, whose threads may share it.
     _leave: Option<Leave>,
+    sandbox: Sandbox,
+    vm: Arc<Vm>,
 }
 
 fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Result<Launched, RunError> {
@@ -165,7 +169,7 @@ fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Res
     if let Some(cgroup) = cgroup {
         vm.follow_with(cgroup);
     }
-    Ok(Launched { vm, sandbox, _leave: leave })
+    Ok(Launched { _leave: leave, sandbox, vm })
 }
 
 /// The control socket.
@@ -390,7 +394,7 @@ fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError>
     let verb = request.verb();
     let failed = |source| RunError::Workload { verb, source };
     vm.guest().wait_until_up(BOOT_PATIENCE).map_err(|error| failed(error.into()))?;
-    let report = vm.run_guest(request).map_err(failed)?;
+    let report = run_once_unpaused(vm, request).map_err(failed)?;
     let line = if json {
         let step = WorkloadStep { event: "workload", command: verb, report: &report };
         // Reports are plain data with string keys, which always serialize.
@@ -402,6 +406,17 @@ fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError>
     Ok(guest_exit_code(&report))
 }
 
+/// Runs a command of the guest; in a paused VM, after the resume.
+fn run_once_unpaused(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
+    loop {
+        match vm.run_guest(request) {
+            // Refused until the VM runs again or ends.
+            Err(VmError::Paused) => std::thread::sleep(PAUSE_POLL),
+            result => return result,
+        }
+    }
+}
+
 /// Prints what is ours: where stdout is a guest's console, it goes elsewhere.
 fn say(vm: &Vm, text: &str) -> io::Result<()> {
     if vm.guest().serial().is_some() {
@@ -409,4 +424,33 @@ fn say(vm: &Vm, text: &str) -> io::Result<()> {
     }
     let mut out = io::stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use llfree_monitor::memory::Backing;
+    use std::thread;
+    use test_machine::machine;
+
+    #[test]
+    fn a_step_of_a_workload_waits_for_the_resume_or_the_end() {
+        let Some(vm) = machine::launch(16, 1, Backing::Anon) else { return };
+        let verify = GuestRequest::Verify;
+        for resumes in [true, false] {
+            vm.pause().expect("it runs");
+            thread::scope(|scope| {
+                let step = scope.spawn(|| run_once_unpaused(&vm, &verify));
+                thread::sleep(4 * PAUSE_POLL);
+                assert!(!step.is_finished(), "it waits");
+                if resumes {
+                    vm.resume().expect("it was paused");
+                } else {
+                    vm.stop();
+                }
+                let result = step.join().expect("no panic");
+                assert_eq!(result.is_ok(), resumes, "{result:?}");
+            });
+        }
+    }
 }

@@ -6,7 +6,7 @@
 use llfree::{Allocation, Tenant};
 use llfree_base::thread::Spawner;
 use llfree_monitor::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
-use llfree_monitor::{Monitor, Region, Table, TenantStart};
+use llfree_monitor::{Direction, Monitor, Region, Table, TenantStart};
 use shared_layout::{HUGE_SIZE, HugeRange, Order, TableLayout};
 use std::error::Error;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut held = Vec::new();
     for _ in 0..16 {
-        // Nothing is behind a frame before the monitor installed it.
+        // A frame has no memory before the monitor installed it.
         let Allocation::Evicted(block) = tenant.alloc(Order::HUGE)? else { return Err("all of it was evicted".into()) };
         monitor.install(HugeRange::saturating(block.first_huge(), block.huge_frames()))?;
         let block = block.confirm(&tenant).map_err(|_| "it was installed")?;
@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         tenant.free(block.frame(), block.order())?;
     }
     println!("12 of 16 frames freed: {} MiB resident", ram.residency()?.resident_bytes >> 20);
-    let shrink = monitor.resize(8, || (), |_: Duration| false)?;
+    let shrink = monitor.resize(Direction::Shrink, 8, || (), |_: Duration| false)?;
     println!("limit of 16 MiB reached: {}", shrink.actual == shrink.target);
     println!("shrunk: {} MiB resident", ram.residency()?.resident_bytes >> 20);
     Ok(())

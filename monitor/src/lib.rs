@@ -24,7 +24,7 @@ pub mod roles;
 
 pub use memory::Backing;
 pub use monitor::{
-    Check, Finding, InstallError, Monitor, MonitorError, OnViolation, Pass, Resize, TenantStart, Validation, Violation,
-    Violations,
+    Check, Direction, Finding, InstallError, Monitor, MonitorError, OnViolation, Pass, Resize, TenantStart, Validation,
+    Violation, Violations,
 };
 pub use region::{Region, Table};

@@ -173,6 +173,14 @@ pub enum MemoryError {
         /// Why.
         source: io::Error,
     },
+    /// A frame table for RAM of another size.
+    #[error("the frame table describes {table} huge frames, but the RAM has {ram}")]
+    Table {
+        /// Huge frames of the table.
+        table: u32,
+        /// Huge frames of the RAM.
+        ram: u32,
+    },
     /// A userfaultfd was required but is unavailable.
     #[error("userfaultfd was required but is unavailable")]
     Userfault(#[source] UserfaultError),

@@ -18,7 +18,7 @@ mod violation;
 
 pub use install::InstallError;
 pub use llfree_base::choices::OnViolation;
-pub use resize::Resize;
+pub use resize::{Direction, Resize};
 pub use violation::{Violation, Violations};
 
 use crate::fair_lock::FairLock;
@@ -153,8 +153,12 @@ impl Monitor {
     /// that are occupied from the start.
     ///
     /// # Errors
-    /// If there is no memory for what is installed.
+    /// A table for RAM of another size, or no memory for what is installed.
     pub fn new(ram: Arc<GuestRam>, supply: Supply, table: Table, start: TenantStart) -> Result<Self, MemoryError> {
+        let frames = (table.layout().huge_frames, ram.huge_frames());
+        if frames.0 != frames.1 {
+            return Err(MemoryError::Table { table: frames.0, ram: frames.1 });
+        }
         let residency = (0..ram.huge_frames()).map(|_| AtomicU8::new(Residency::Evicted as u8)).collect();
         let monitor = Self {
             ram,

@@ -22,13 +22,20 @@ impl Region {
     /// # Errors
     /// If there is no room in this process.
     pub fn anonymous(bytes: usize) -> io::Result<Self> {
-        MmapRegion::new(bytes).map(Self::over).map_err(io::Error::other)
+        MmapRegion::new(bytes).map_err(io::Error::other).and_then(Self::over)
     }
 
-    /// A region in a mapping that somebody else made, such as one of a memory file.
-    #[must_use]
-    pub fn over(mapping: MmapRegion) -> Self {
-        Self { mapping }
+    /// A region in an existing mapping, such as one of a memory file. A file that the tenant can reach
+    /// must be sealed against shrinking first: an access past its end is a SIGBUS.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a mapping that is not both readable and writable.
+    pub fn over(mapping: MmapRegion) -> io::Result<Self> {
+        let needed = libc::PROT_READ | libc::PROT_WRITE;
+        if mapping.prot() & needed != needed {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the mapping is not readable and writable"));
+        }
+        Ok(Self { mapping })
     }
 
     /// Its first byte in this process.
@@ -160,6 +167,14 @@ mod tests {
         let region = Arc::new(Region::anonymous(4096).expect("room"));
         let text = Table::new(region, layout).expect_err("too small").to_string();
         assert!(text.contains("4096 bytes") && text.contains(&layout.total.to_string()), "{text}");
+    }
+
+    #[test]
+    fn a_mapping_that_cannot_be_written_is_refused() {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let mapping = MmapRegion::build(None, 4096, libc::PROT_READ, flags).expect("room");
+        let error = Region::over(mapping).expect_err("it is read-only");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -44,10 +44,10 @@ use llfree_base::units::Bytes;
 use llfree_base::{faults, kernel_stats};
 use llfree_monitor::auto::AutoReclaim;
 use llfree_monitor::memory::Backing;
-use llfree_monitor::{Monitor, Violations};
+use llfree_monitor::{Direction, Monitor, Violations};
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -64,7 +64,8 @@ struct ExitNotifier {
     end: Arc<End>,
     event: Arc<EventFd>,
     agents: Arc<Agents>,
-    guest: Arc<dyn Guest>,
+    /// Not its owner: the guest may share KVM's VM, which must go before guest memory does.
+    guest: Weak<dyn Guest>,
 }
 
 impl ExitNotifier {
@@ -73,7 +74,9 @@ impl ExitNotifier {
         lock(&self.end.reason).get_or_insert(reason);
         self.end.changed.notify_all();
         self.agents.stop();
-        self.guest.stop();
+        if let Some(guest) = self.guest.upgrade() {
+            guest.stop();
+        }
         if let Err(error) = faults::point(faults::EVENTFD).and_then(|()| self.event.write(1)) {
             log::error!("the guest's end could not be announced: {error}");
         }
@@ -258,7 +261,7 @@ impl Vm {
     /// # Errors
     /// If the VM is paused, or if the guest does not answer within `timeout` or has ended.
     pub fn command(&self, command: Command, timeout: Duration) -> Result<Report, VmError> {
-        if self.is_paused() {
+        if self.is_paused() && !self.is_over() {
             return Err(VmError::Paused);
         }
         match (self.guest.run(command, timeout), self.ended()) {
@@ -287,7 +290,8 @@ impl Vm {
             let limit = Bytes(self.limit());
             return Err(LimitError::ShrinkAboveLimit { target: Bytes(target), limit }.into());
         }
-        let resize = self.elastic.resize(target, &|elapsed| !self.is_over() && keep_waiting(elapsed))?;
+        let go_on = |elapsed| !self.is_over() && keep_waiting(elapsed);
+        let resize = self.elastic.resize(Direction::Shrink, target, &go_on)?;
         self.settle_cgroup();
         Ok(resize)
     }
@@ -305,7 +309,8 @@ impl Vm {
         if let Some(cgroup) = self.cgroup() {
             cgroup.raise(target)?;
         }
-        Ok(self.elastic.resize(target, &|elapsed| !self.is_over() && self.is_moving(elapsed))?)
+        let go_on = |elapsed| !self.is_over() && self.is_moving(elapsed);
+        Ok(self.elastic.resize(Direction::Grow, target, &go_on)?)
     }
 
     /// Whether a resize without a deadline that began `elapsed` ago is still making progress. False while

@@ -29,7 +29,7 @@ extern "C" {
 /* What a call returns: LLFREE_OK, LLFREE_EVICTED, or what is wrong (negative). */
 typedef int32_t llfree_status;
 #define LLFREE_OK 0
-/* The block is the caller's, but nothing is behind it: have the host install it, then
+/* The block is the caller's, but no memory backs it yet: have the host install it, then
  * llfree_confirm(); or free it. It must not be touched before. */
 #define LLFREE_EVICTED 1
 /* No free block of this order is left. */
@@ -152,7 +152,8 @@ llfree_status llfree_validate(const llfree_table *table, uint32_t *huge);
 
 /* ---- A CPU's handle: the fast way ---------------------------------------------------------- */
 
-/* Makes a handle. Any number may exist, each works best in one CPU's hands. */
+/* Makes a handle. Any number may exist, each works best on one CPU. One that was initialised before
+ * is overwritten: destroy it first, or the frames it has reserved stay taken. */
 llfree_status llfree_cpu_init(llfree_cpu *cpu, const llfree_table *table);
 
 /* Allocates a block in the usual class of its order: LLFREE_OK or LLFREE_EVICTED. */

@@ -10,6 +10,16 @@ use std::time::{Duration, Instant};
 /// Pause between two looks at a tenant that has to give memory up.
 const SHRINK_POLL: Duration = Duration::from_millis(5);
 
+/// Which way a limit moves. The caller says so: another resize may have moved the limit meanwhile, and
+/// a growth must not take memory away because of that, nor a shrink give any.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// Down to the target; nothing if the limit is there or below.
+    Shrink,
+    /// Up to the target; nothing if the limit is there or above.
+    Grow,
+}
+
 /// How a resize went; sizes in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Resize {
@@ -26,7 +36,7 @@ pub struct Resize {
 }
 
 impl Monitor {
-    /// Moves the limit to `frames` huge frames, in whichever direction that is. A growth is one pass.
+    /// Moves the limit to `frames` huge frames. A growth is one pass.
     /// A shrink takes what is free at once; if that is not enough, it has the tenant `drain` its
     /// caches, looks again, and goes on while `keep_waiting` says so, given the time since the start.
     ///
@@ -34,12 +44,13 @@ impl Monitor {
     /// A discard that the kernel refused. Falling short is no error.
     pub fn resize(
         &self,
+        direction: Direction,
         frames: u32,
         drain: impl FnOnce(),
         keep_waiting: impl Fn(Duration) -> bool,
     ) -> Result<Resize, MonitorError> {
         let start = Instant::now();
-        if frames > self.limit() {
+        if direction == Direction::Grow {
             let pass = self.grow(frames);
             return Ok(self.resized(frames, pass, start, start.elapsed()));
         }

@@ -12,7 +12,7 @@ use crate::devices::mmio::Transport;
 use crate::devices::progress::Progress;
 use llfree_control::report::{ElasticKind, ElasticStatus};
 use llfree_monitor::memory::GuestRam;
-use llfree_monitor::{MonitorError, Pass, Resize};
+use llfree_monitor::{Direction, MonitorError, Pass, Resize};
 use shared_layout::HUGE_SIZE;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -106,7 +106,7 @@ impl Elasticity for ByDevice {
         self.limit().saturating_sub(self.books.target(self.ram.bytes()))
     }
 
-    fn resize(&self, target: u64, keep_waiting: &dyn Fn(Duration) -> bool) -> Result<Resize, MoveError> {
+    fn resize(&self, _: Direction, target: u64, keep_waiting: &dyn Fn(Duration) -> bool) -> Result<Resize, MoveError> {
         let (before, resident) = (self.limit(), self.ram_resident()?);
         let start = Instant::now();
         let duration = self.drive(target, keep_waiting)?;

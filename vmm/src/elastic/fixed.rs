@@ -4,7 +4,7 @@ use super::error::{DeviceError, MoveError, ResizeError};
 use super::offers::Need;
 use super::way::{Elasticity, Parts, Way};
 use llfree_control::report::{ElasticKind, ElasticStatus};
-use llfree_monitor::Resize;
+use llfree_monitor::{Direction, Resize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ impl Elasticity for Unmoved {
         0
     }
 
-    fn resize(&self, _: u64, _: &dyn Fn(Duration) -> bool) -> Result<Resize, MoveError> {
+    fn resize(&self, _: Direction, _: u64, _: &dyn Fn(Duration) -> bool) -> Result<Resize, MoveError> {
         Err(ResizeError::NotElastic.into())
     }
 

@@ -7,7 +7,7 @@
 //! out how its memory moves.
 //!
 //! To add a way: a file with its configuration as a [`Way`], a variant of [`Elastic`] and its line in
-//! `KINDS`.
+//! `KINDS`, a word of the status report (`ElasticKind`), and its name in the help of `--elastic`.
 
 mod balloon;
 mod choice;

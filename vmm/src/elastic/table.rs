@@ -4,7 +4,7 @@ use super::error::{DeviceError, MoveError};
 use super::offers::Need;
 use super::way::{Elasticity, Parts, Way};
 use llfree_control::report::{ElasticKind, ElasticStatus};
-use llfree_monitor::{Monitor, Resize};
+use llfree_monitor::{Direction, Monitor, Resize};
 use shared_layout::HUGE_SIZE;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,9 +41,14 @@ impl Elasticity for ByTable {
         self.monitor.wanted().saturating_mul(HUGE_SIZE)
     }
 
-    fn resize(&self, target: u64, keep_waiting: &dyn Fn(Duration) -> bool) -> Result<Resize, MoveError> {
+    fn resize(
+        &self,
+        direction: Direction,
+        target: u64,
+        keep_waiting: &dyn Fn(Duration) -> bool,
+    ) -> Result<Resize, MoveError> {
         // At most RAM, whose huge frames fit a u32.
-        Ok(self.monitor.resize((target / HUGE_SIZE) as u32, &self.drain, keep_waiting)?)
+        Ok(self.monitor.resize(direction, (target / HUGE_SIZE) as u32, &self.drain, keep_waiting)?)
     }
 
     fn table(&self) -> Option<&Monitor> {

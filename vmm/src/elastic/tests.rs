@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use llfree_base::thread::Spawner;
 use llfree_monitor::memory::{PoolConfig, Supply, UseUserfaultfd};
-use llfree_monitor::{Region, TenantStart};
+use llfree_monitor::{Direction, Region, TenantStart};
 use shared_layout::TableLayout;
 use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_bindings::virtio_mmio as reg;
@@ -63,7 +63,7 @@ fn a_driver_that_rests_is_told_again_while_somebody_waits() {
     assert!(transport.is_driven());
     // All is requested and nothing is plugged: it waits for the driver, which does nothing.
     let told = || interrupts.load(Ordering::Relaxed);
-    device.resize(64 * MIB, &|_| told() < 2).expect("a target above the boot part");
+    device.resize(Direction::Shrink, 64 * MIB, &|_| told() < 2).expect("a target above the boot part");
     assert_eq!((told(), device.limit()), (2, 32 * MIB));
 }
 

@@ -8,7 +8,7 @@ use llfree_base::choices::{Settings, Switch};
 use llfree_base::units::Bytes;
 use llfree_control::report::{ElasticKind, ElasticStatus};
 use llfree_monitor::memory::{AddressMap, Backing, GuestRam};
-use llfree_monitor::{Monitor, Resize};
+use llfree_monitor::{Direction, Monitor, Resize};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,12 +149,17 @@ pub trait Elasticity: Send + Sync {
     /// How much of that the host still wants back.
     fn wanted(&self) -> u64;
 
-    /// Moves the limit up or down to `target`, a multiple of 2 MiB and at most RAM. Goes on while
+    /// Moves the limit to `target`, a multiple of 2 MiB and at most RAM. Goes on while
     /// `keep_waiting` says so, given the time since the start.
     ///
     /// # Errors
     /// A target that cannot be reached this way, or a refusal by the kernel. Falling short is not an error.
-    fn resize(&self, target: u64, keep_waiting: &dyn Fn(Duration) -> bool) -> Result<Resize, MoveError>;
+    fn resize(
+        &self,
+        direction: Direction,
+        target: u64,
+        keep_waiting: &dyn Fn(Duration) -> bool,
+    ) -> Result<Resize, MoveError>;
 
     /// Whether a resize without a deadline that began `elapsed` ago should go on.
     fn is_moving(&self, _elapsed: Duration) -> bool {

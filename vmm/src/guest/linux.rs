@@ -26,7 +26,7 @@ use llfree_control::report::LinuxAgentStatus;
 use llfree_monitor::memory::AddressMap;
 use std::fs::File;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The most CPUs that the ACPI tables can number.
@@ -58,8 +58,6 @@ pub(super) struct LinuxPlan<'a> {
     devices: Vec<Box<dyn VirtioDevice>>,
     disks: Vec<Arc<DiskControl>>,
     nets: Vec<Arc<NetCounters>>,
-    /// Made along with the devices; becomes the running guest.
-    running: OnceLock<Arc<Linux>>,
 }
 
 impl<'a> LinuxPlan<'a> {
@@ -98,7 +96,6 @@ impl<'a> LinuxPlan<'a> {
             devices: Vec::new(),
             disks: Vec::new(),
             nets: Vec::new(),
-            running: OnceLock::new(),
         };
         plan.open_devices()?;
         // Last, so that a wrong configuration is reported as such on any machine.
@@ -200,9 +197,8 @@ impl Plan for LinuxPlan<'_> {
         }
         let pc = Pc::new(self.serial(&hardware.vm)?, hardware.vm.clone());
         let agent = LinuxAgent::new(port);
-        // Set once: a launch asks for the devices once.
-        let _ = self.running.set(Arc::new(Linux { pc, agent }));
         Ok(Attached {
+            guest: Arc::new(Linux { pc, agent }),
             devices: Devices::new(map::DEVICES_START, all),
             disks: std::mem::take(&mut self.disks),
             nets: std::mem::take(&mut self.nets),
@@ -238,10 +234,6 @@ impl Plan for LinuxPlan<'_> {
             linux::start_other(vcpu)?;
         }
         Ok(())
-    }
-
-    fn guest(&self, _: &Hardware) -> Arc<dyn Guest> {
-        self.running.get().expect("the devices' step comes before the guest runs").clone()
     }
 }
 

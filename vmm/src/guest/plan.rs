@@ -48,6 +48,8 @@ pub struct Hardware {
 
 /// A machine's devices, and the host's ends of those that a status shows.
 pub struct Attached {
+    /// The guest that will run, with the ports and agents that it talks through.
+    pub guest: Arc<dyn Guest>,
     /// All devices.
     pub devices: Devices,
     /// Disks, in the order of their flags.
@@ -101,9 +103,6 @@ pub trait Plan {
     /// # Errors
     /// An image that does not fit, or a step that KVM refuses.
     fn load(&self, hardware: &Hardware, devices: &Devices, vcpus: &[VcpuFd]) -> Result<(), LaunchError>;
-
-    /// The guest, ready to run; called after [`load`](Self::load).
-    fn guest(&self, hardware: &Hardware) -> Arc<dyn Guest>;
 }
 
 /// A running guest.

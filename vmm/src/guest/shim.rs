@@ -88,7 +88,8 @@ impl Plan for ShimPlan<'_> {
         if devices.count() > 0 {
             hardware.platform.set_devices(devices.count());
         }
-        Ok(Attached { devices, disks: Vec::new(), nets: Vec::new() })
+        let guest = Arc::new(Shim { image: self.image.clone(), agents: hardware.agents.clone() });
+        Ok(Attached { guest, devices, disks: Vec::new(), nets: Vec::new() })
     }
 
     fn load(&self, hardware: &Hardware, _: &Devices, vcpus: &[VcpuFd]) -> Result<(), LaunchError> {
@@ -98,10 +99,6 @@ impl Plan for ShimPlan<'_> {
             hardware.platform.enter(vcpu, index as u32, self.kernel.entry())?;
         }
         Ok(())
-    }
-
-    fn guest(&self, hardware: &Hardware) -> Arc<dyn Guest> {
-        Arc::new(Shim { image: self.image.clone(), agents: hardware.agents.clone() })
     }
 }
 

@@ -13,7 +13,7 @@ use crate::doorbell::Doorbell;
 use crate::elastic::{Elasticity, Need, Parts};
 use crate::error::LaunchError;
 use crate::exit::ExitReason;
-use crate::guest::{self, Attached, Guest, Hardware, Plan};
+use crate::guest::{self, Attached, Hardware, Plan};
 use crate::parking::EndsWith;
 use crate::roles;
 use crate::vcpu::{self, VcpuContext, VcpuHandle};
@@ -60,9 +60,8 @@ impl Vm {
         let hardware = Hardware { vm, ram: memory.ram.clone(), platform, agents };
         let attached = plan.devices(&hardware, elastic.transport().cloned())?;
         plan.load(&hardware, &attached.devices, &vcpus)?;
-        let guest = plan.guest(&hardware);
         drop(plan);
-        let machine = Self::assemble(started, config, &memory, (hardware, attached), (guest, elastic))?;
+        let machine = Self::assemble(started, config, &memory, (hardware, attached), elastic)?;
         machine.start_vcpus(vcpus)?;
         Ok(machine)
     }
@@ -73,28 +72,32 @@ impl Vm {
         mut config: VmConfig,
         memory: &Memory,
         (hardware, attached): (Hardware, Attached),
-        (guest, elastic): (Arc<dyn Guest>, Arc<dyn Elasticity>),
+        elastic: Arc<dyn Elasticity>,
     ) -> Result<Self, LaunchError> {
         let host = |step| move |source| LaunchError::Host { step, source };
         config.forget_contents();
         vcpu::prepare_kick().map_err(|error| host("install the signal that stops vCPUs")(error.into()))?;
         let event = EventFd::new(EFD_NONBLOCK).map_err(host("create an event for the guest's end"))?;
         let Hardware { vm, platform, agents, .. } = hardware;
-        let Attached { devices, disks, nets } = attached;
+        let Attached { guest, devices, disks, nets } = attached;
         let devices = Arc::new(devices);
         let workers = devices::start(&vm, &devices, &config.threads)?;
         let monitor = memory.monitor.clone();
         let vcpus: Vec<_> = (0..config.cpus).map(|index| Arc::new(VcpuHandle::new(index))).collect();
-        let exit_notifier =
-            ExitNotifier { end: Arc::new(End::default()), event: Arc::new(event), agents: agents.clone(), guest };
+        let exit_notifier = ExitNotifier {
+            end: Arc::new(End::default()),
+            event: Arc::new(event),
+            agents: agents.clone(),
+            guest: Arc::downgrade(&guest),
+        };
         let on_end = exit_notifier.clone();
         let end = move |violation| on_end.notify(ExitReason::Violation(violation));
         let violations =
             Violations::watch(monitor.clone(), identify(vcpus.clone()), memory.on_violation, end, &config.threads)
                 .map_err(host("start the thread that handles violations"))?;
         Ok(Self {
-            guest: exit_notifier.guest.clone(),
             _vm: vm,
+            guest,
             auto_reclaim: AutoReclaim::new(monitor.clone(), config.threads.clone()),
             doorbell: Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone())),
             config,

@@ -1,8 +1,8 @@
 //! The life of a running VM: pause, resume, stop.
 //!
 //! **Pause**: vCPUs first, as they notify devices and wait for them; then devices, which finish their
-//! current requests. From then on nothing changes guest memory on the guest's behalf: no vCPU, no queue,
-//! no input. **Resume** is the reverse. A pause waits for a bounded time: a vCPU or device that does not
+//! current requests. From then on nothing changes guest RAM on the guest's behalf: no vCPU, no queue,
+//! no input. Words that the host publishes beside it (limit, device events) may still change. **Resume** is the reverse. A pause waits for a bounded time: a vCPU or device that does not
 //! settle is named, and the VM runs on as before. The owner of the memory keeps working all the while:
 //! it needs no guest to shrink, grow, reclaim, audit or validate, and what a vCPU would have given up
 //! in the meantime comes after the resume.
