@@ -277,11 +277,11 @@ fn a_kernel_that_is_none_is_refused() {
         (image("arm", Image { machine: 183, ..good.clone() }), &["AArch64", "x86_64"]),
         (image("pie", Image { kind: 3, ..good.clone() }), &["position-independent", "-no-pie"]),
         (image("low", Image { address: 0x1000, ..good.clone() }), &["below 0x200000"]),
-        (image("high", Image { address: 64 * MIB, ..good.clone() }), &["outside of 0x4000000 bytes of RAM"]),
-        (image("large", Image { memory_bytes: 62 * MIB + 1, ..good.clone() }), &["outside of 0x4000000 bytes of RAM"]),
+        (image("high", Image { address: 64 * MIB, ..good.clone() }), &["outside the 0x4000000 bytes of RAM"]),
+        (image("large", Image { memory_bytes: 62 * MIB + 1, ..good.clone() }), &["outside the 0x4000000 bytes of RAM"]),
         (image("twice", Image { again_at: Some(BASE + 1), ..good.clone() }), &["overlap"]),
         (image("stranger", Image { abi: None, ..good.clone() }), &["no ABI note"]),
-        (image("future", Image { abi: Some(7), ..good.clone() }), &["ABI version 7", "VMM 1"]),
+        (image("future", Image { abi: Some(7), ..good.clone() }), &["ABI version 7", "VMM speaks 1"]),
         ("/proc/self/exe".to_owned(), &["/proc/self/exe", "position-independent"]),
     ] {
         refused(&scratch, &["--mem", "64M", "--kernel", &path], words);

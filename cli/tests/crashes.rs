@@ -107,7 +107,7 @@ fn a_guest_of_another_abi_is_named_with_both_versions() {
     image.abi = Some(99);
     let output = run(&image).exits(1);
     let line = output.one_error_line();
-    assert!(line.contains("ABI version 99") && line.contains(&format!("VMM {ABI_VERSION}")), "{line}");
+    assert!(line.contains("ABI version 99") && line.contains(&format!("VMM speaks {ABI_VERSION}")), "{line}");
 }
 
 #[test]

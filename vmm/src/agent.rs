@@ -30,7 +30,7 @@ pub enum AgentError {
     /// The same, after waiting for it.
     #[error(
         "the guest's agent did not come up within {0:?}: have the guest start llfree-agent, with the virtio_console \
-        driver"
+         driver"
     )]
     NeverUp(Duration),
     /// The agent closed the port.

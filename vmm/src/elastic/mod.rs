@@ -1,5 +1,5 @@
-//! How a VM's memory is made smaller and larger, one file per way: by the shared [`table`], by a
-//! device ([`balloon`], [`mem`]), or not at all ([`fixed`]).
+//! How a VM's memory is made smaller and larger, one file per way: by the shared `table`, by a
+//! device (`balloon`, `mem`), or not at all (`fixed`).
 //!
 //! [`Elastic`] is what users choose. A choice is a [`Way`]: it says what it *needs* of a guest, and
 //! builds the [`Elasticity`] of a running VM. A kind of guest says what it [`Offers`], and

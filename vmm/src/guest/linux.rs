@@ -72,7 +72,7 @@ impl<'a> LinuxPlan<'a> {
         if unusable.0 > 0 {
             log::warn!(
                 "Linux cannot use the last {unusable} of the region that {} manages: it adds memory in larger blocks; \
-                a region that is a multiple of 128 MiB wastes nothing",
+                 a region that is a multiple of 128 MiB wastes nothing",
                 way.name()
             );
         }

@@ -1,4 +1,4 @@
-//! The kinds of guests: our bare-metal [`shim`], and [`linux`].
+//! The kinds of guests: our bare-metal `shim`, and `linux`.
 //!
 //! A guest is planned before there is a machine: a [`Plan`] checks the configuration, says where RAM
 //! lies, and then does its part of each step of a launch. What runs afterwards is a [`Guest`]. Each

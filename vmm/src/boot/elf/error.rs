@@ -98,7 +98,7 @@ pub enum KernelError {
     /// Not one of our guests.
     #[error(
         "{name}: has no ABI note (PT_NOTE with name {NOTE_NAME:?}, type {NOTE_TYPE}), so it is not a guest of this \
-        VMM: build it with guest-shim"
+         VMM: build it with guest-shim"
     )]
     NoNote { name: String },
     /// A note of the right name and the wrong size.

@@ -61,7 +61,7 @@ pub enum LinuxError {
     /// Too many characters.
     #[error(
         "the kernel's command line has {bytes} characters with those added for this VM, but the kernel takes at most \
-        {limit}"
+         {limit}"
     )]
     CommandLineLength {
         /// Its length, with what is added.

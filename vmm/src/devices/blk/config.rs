@@ -43,7 +43,7 @@ pub enum DiskConfigError {
     /// Not fit for a guest's device names.
     #[error(
         "'{0}' is not a serial number; one has 1 to {SERIAL_BYTES} letters or digits of ASCII, or any of '-', '_' and \
-        '.'"
+         '.'"
     )]
     Serial(String),
 }
@@ -118,7 +118,7 @@ pub enum DiskError {
     /// It cannot be written, though perhaps read.
     #[error(
         "the disk {path} cannot be opened for writing; add ,ro if the guest need only read it, or change its \
-        permissions",
+         permissions",
         path = path.display()
     )]
     NotWritable {

@@ -149,7 +149,7 @@ impl Tap {
         if !was_there {
             log::warn!(
                 "tap '{0}' did not exist and goes away with this VM; give it an address: \
-                ip addr add ADDRESS dev {0} && ip link set {0} up",
+                 ip addr add ADDRESS dev {0} && ip link set {0} up",
                 config.tap
             );
         } else if !is_up {
