@@ -182,9 +182,9 @@ mod tests {
 
     #[test]
     fn a_word_of_a_newer_vm_is_read_shown_and_passed_on() {
-        let word: Word<VcpuState> = serde_json::from_str("\"paused\"").expect("lenient");
-        assert_eq!((word.known(), word.to_string().as_str()), (None, "paused"));
-        assert_eq!(serde_json::to_string(&word).expect("a string"), "\"paused\"");
+        let word: Word<VcpuState> = serde_json::from_str("\"hibernating\"").expect("lenient");
+        assert_eq!((word.known(), word.to_string().as_str()), (None, "hibernating"));
+        assert_eq!(serde_json::to_string(&word).expect("a string"), "\"hibernating\"");
         let word: Word<VcpuState> = serde_json::from_str("\"waiting\"").expect("known");
         assert_eq!(word, VcpuState::Waiting);
         assert_eq!(serde_json::to_string(&word).expect("a string"), "\"waiting\"");
