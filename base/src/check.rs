@@ -57,14 +57,14 @@ impl Check {
     #[must_use]
     pub const fn meaning(self) -> &'static str {
         match self {
-            Self::InvalidEntry => "entries that no step of host or guest leads to",
-            Self::HeldEntry => "entries that contradict the host about who has the frame",
-            Self::EvictedEntry => "entries that contradict the host about memory behind the frame",
-            Self::ForgottenClaim => "frames that somebody claimed and never let go",
+            Self::InvalidEntry => "entries that no step of host or guest can produce",
+            Self::HeldEntry => "entries that contradict the host about the frame's owner",
+            Self::EvictedEntry => "entries that contradict the host about the memory backing the frame",
+            Self::ForgottenClaim => "frames that were claimed and never released",
             Self::UnaskedMemory => "frames with memory that the guest did not ask for",
-            Self::MissingMemory => "frames that should have memory, and have none by the kernel's account",
-            Self::Limit => "huge frames by which the published limit is not what the host's books say",
-            Self::Header => "header words that are not what the host wrote",
+            Self::MissingMemory => "frames that should have memory, but have none according to the kernel",
+            Self::Limit => "huge frames by which the published limit differs from the host's books",
+            Self::Header => "header words that differ from what the host wrote",
         }
     }
 

@@ -133,7 +133,7 @@ counters! {
         /// Reports that came when nobody waited for them any more.
         late_reports,
         /// Frames that were no hello and no report on anything that was asked.
-        garbage_frames = "messages made no sense",
+        garbage_frames = "malformed messages",
     }
 
     /// What a guest did with its virtio-balloon.

@@ -170,7 +170,7 @@ pub enum MemorySizeError {
     #[error("the size is 0; memory comes in steps of 2 MiB, so the smallest is 2M")]
     Zero,
     /// Between two steps.
-    #[error("{bytes} bytes are no multiple of 2 MiB; {}", neighbours(*.below, *.above))]
+    #[error("{bytes} bytes are not a multiple of 2 MiB; {}", neighbours(*.below, *.above))]
     NotAMultiple {
         /// What was asked for.
         bytes: u64,
@@ -185,7 +185,7 @@ fn neighbours(below: u64, above: u64) -> String {
     if below == above {
         format!("the nearest size is {}", exact(below))
     } else {
-        format!("the sizes next to it are {} and {}", exact(below), exact(above))
+        format!("the nearest sizes are {} and {}", exact(below), exact(above))
     }
 }
 
@@ -351,9 +351,9 @@ mod tests {
         assert_eq!(parse_memory("16G"), Ok(Bytes(16 << 30)));
         assert_eq!(parse_memory("0"), Err(MemorySizeError::Zero));
         for (text, message) in [
-            ("3M", "3145728 bytes are no multiple of 2 MiB; the sizes next to it are 2M and 4M"),
-            ("1023.5M", "1073217536 bytes are no multiple of 2 MiB; the sizes next to it are 1022M and 1G"),
-            ("1", "1 bytes are no multiple of 2 MiB; the nearest size is 2M"),
+            ("3M", "3145728 bytes are not a multiple of 2 MiB; the nearest sizes are 2M and 4M"),
+            ("1023.5M", "1073217536 bytes are not a multiple of 2 MiB; the nearest sizes are 1022M and 1G"),
+            ("1", "1 bytes are not a multiple of 2 MiB; the nearest size is 2M"),
         ] {
             assert_eq!(parse_memory(text).expect_err(text).to_string(), message);
         }

@@ -224,7 +224,7 @@ pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
             [] => return Err(BenchError::Cores(std::io::ErrorKind::NotFound.into())),
         };
         if guest == host {
-            log::warn!("there is only one core: the guest loses all that the host does for itself");
+            log::warn!("there is only one core: the guest loses all CPU time that the host spends on itself");
         }
         // All threads that the VMM starts inherit it, but vCPUs, which have a core of their own.
         let mut set = CpuSet::new();

@@ -22,7 +22,7 @@ use vmm::vm::{LaunchError, LimitError, VmError};
 pub type Advice = Cow<'static, str>;
 
 /// What to do about a system call that a thread's filter forbids, until that is fixed.
-pub const FORBIDDEN_CALL: &str = "use --seccomp log meanwhile";
+pub const FORBIDDEN_CALL: &str = "use --seccomp log in the meantime";
 
 const MORE_MEMORY: &str = "give it more with --mem";
 const FEWER_CPUS: &str = "use --cpus within that";
@@ -151,7 +151,7 @@ const fn linux_flag(what: LinuxOnly) -> &'static str {
 fn memory(error: &MemoryError) -> Option<Advice> {
     Some(match error {
         MemoryError::Pool { .. } => "ask for less with --install-pool, or 0 for none".into(),
-        MemoryError::Userfault(_) => "leave out --userfaultfd on to do without".into(),
+        MemoryError::Userfault(_) => "leave out --userfaultfd on to run without it".into(),
         MemoryError::UserfaultBacking(_) => "use --backing anon, or leave out --userfaultfd on".into(),
         _ => return None,
     })
@@ -209,7 +209,7 @@ pub fn resize(error: &ResizeError) -> Advice {
 }
 
 fn not_elastic() -> Advice {
-    "launch it with another kind than --elastic none".into()
+    "launch it with a kind other than --elastic none".into()
 }
 
 fn no_table(kind: &str) -> Advice {
@@ -230,9 +230,7 @@ pub fn cgroup(error: &CgroupError) -> Option<Advice> {
     Some(match error {
         CgroupError::NoV2(_) | CgroupError::NoMemoryController { .. } => WITHOUT_CGROUP.into(),
         CgroupError::NotACgroup { .. } => "give --cgroup a directory below the mount of cgroup2".into(),
-        CgroupError::Refused { .. } => {
-            "as this user --cgroup needs a cgroup that it may write, such as --cgroup=PATH".into()
-        }
+        CgroupError::Refused { .. } => "this user needs a cgroup it may write to: name one with --cgroup=PATH".into(),
     })
 }
 
@@ -254,7 +252,7 @@ pub fn vm(error: &VmError) -> Option<Advice> {
 /// Why a guest ended.
 #[must_use]
 pub fn exit(end: &ExitReason) -> Option<Advice> {
-    matches!(end, ExitReason::Violation(_)).then_some("with --on-violation log it would go on".into())
+    matches!(end, ExitReason::Violation(_)).then_some("with --on-violation log it would continue".into())
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub enum CommandError {
         status: Option<Box<StatusReport>>,
     },
     /// It said that it would stop, and did not.
-    #[error("the VM is still there {STOP:?} after it agreed to stop; find its process with 'pgrep -a llfree-vmm'")]
+    #[error("the VM is still running {STOP:?} after it agreed to stop; find its process with 'pgrep -a llfree-vmm'")]
     StillThere,
     /// Our output has nowhere to go.
     #[error("cannot write the output")]

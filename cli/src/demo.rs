@@ -174,7 +174,7 @@ impl Story<'_, '_> {
         self.check(good, || {
             format!("verify: {} of {} checked, {} wrong pages", Bytes(report.bytes), Bytes(expected), report.mismatches)
         });
-        self.tell(&format!("{} hold what the guest wrote", Bytes(report.bytes)), vm)?;
+        self.tell(&format!("{} still hold what the guest wrote", Bytes(report.bytes)), vm)?;
         Ok(())
     }
 
@@ -277,7 +277,7 @@ fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
     let shrunk = vm.shrink(shrink_target_bytes, |elapsed| elapsed < SHRINK_WAIT).map_err(failed("shrink"))?;
     story.report.shrink_ms = millis(shrunk.duration);
     story.report.shrink_us_per_frame = per_frame(shrunk.duration, shrunk.pass.discarded);
-    let what = format!("the host takes back all above {} in {:.1} ms", Bytes(shrunk.actual), story.report.shrink_ms);
+    let what = format!("the host takes back all but {} in {:.1} ms", Bytes(shrunk.actual), story.report.shrink_ms);
     let resident = story.tell(&what, vm)?;
     story.report.shrunk_resident_bytes = resident;
     story.check(shrunk.actual == shrink_target_bytes, || {
@@ -306,7 +306,7 @@ fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
     vm.monitor().audit().map_err(|e| failed("audit")(e.into()))?;
     story.report.violations = vm.monitor().counters.violations.get();
     let violations = story.report.violations;
-    story.check(violations == 0, || format!("{violations} frames were touched that the guest did not have"));
+    story.check(violations == 0, || format!("the guest touched {violations} frames that it did not have"));
     Ok(())
 }
 

@@ -96,7 +96,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let Launched { vm, sandbox, _leave } = launch(config, args, &claim)?;
     vm.auto_reclaim().switch(auto_reclaim)?;
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
-    let done = EventFd::new(EFD_NONBLOCK).map_err(host("make an event"))?;
+    let done = EventFd::new(EFD_NONBLOCK).map_err(host("create an event"))?;
     let mut events = EventLoop::new(signals)?;
     events.stop_on(vm.end_event(), Stop::GuestEnded, &stop)?;
     events.stop_on(&done, Stop::WorkloadDone, &stop)?;
@@ -131,7 +131,7 @@ fn open_terminal(config: &VmConfig) -> Result<Option<Arc<Terminal>>, RunError> {
     if !guest::facts(config.kernel.as_deref()).has_console {
         return Ok(None);
     }
-    let terminal = Terminal::open(io::stdin().as_fd()).map_err(host("take care of the terminal"))?;
+    let terminal = Terminal::open(io::stdin().as_fd()).map_err(host("set up the terminal"))?;
     Ok(terminal.map(Arc::new))
 }
 
@@ -211,7 +211,7 @@ fn take_down(vm: &Vm, reason: Stop, workload: JoinHandle<Result<u8, RunError>>) 
     if let Some(serial) = vm.guest().serial() {
         let lost = serial.finish(LAST_WORDS);
         if lost > 0 {
-            log::warn!("{lost} bytes of the guest's console were lost, as nobody read them");
+            log::warn!("{lost} bytes of the guest's console output were lost because nobody read them");
         }
     }
     // A workload that still prints into a pipe that nobody reads must not keep the VM from ending.
@@ -297,8 +297,8 @@ fn warn_about_enforcement(vm: &Vm) {
     if vm.is_enforced() || vm.elastic().table().is_none() {
         return;
     }
-    let consequence = "what the guest touches unasked is found by an audit once a second, not prevented; \
-                       installs take no memory from a pool";
+    let consequence = "memory that the guest touches without asking is found by an audit once a second, not \
+                       prevented; installs do not use a pool";
     match vm.monitor().supply().why_no_userfault() {
         Some(error) => log::warn!("{}; {consequence}", llfree_base::error_line(error)),
         // Somebody chose so.
@@ -349,7 +349,7 @@ fn start_workload(
     threads.spawn("workload", roles::WORKLOAD, move || {
         if let Err(error) = say(&vm, &first_words) {
             // Its clients need no word from it, and find it by its socket.
-            log::warn!("the VM is up, but cannot say so: {error}");
+            log::warn!("the VM is up, but cannot announce it: {error}");
         }
         let mut worst = exit::OK;
         for step in &steps {

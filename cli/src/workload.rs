@@ -33,7 +33,7 @@ pub struct Workload(pub Vec<Step>);
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum WorkloadError {
     /// No step at all.
-    #[error("no commands in it; write some, like \"alloc 8G, verify, free all\"")]
+    #[error("no commands given; write some, like \"alloc 8G, verify, free all\"")]
     Empty,
     /// A word that is no command.
     #[error(
@@ -76,10 +76,10 @@ pub enum WorkloadError {
         reason: DurationError,
     },
     /// No time.
-    #[error("'{0}' for no time does nothing")]
+    #[error("'{0}' for 0 seconds does nothing")]
     NoTime(&'static str),
     /// Not 0 to 10.
-    #[error("'{0}' is no order; orders are 0 (4 KiB blocks) to 10 (4 MiB blocks)")]
+    #[error("'{0}' is not an order; orders are 0 (4 KiB blocks) to 10 (4 MiB blocks)")]
     Order(String),
     /// A step that can never run.
     #[error("'stop' must be the last command")]
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn refusals_teach() {
         for (text, message) in [
-            (" , ;", "no commands in it; write some, like \"alloc 8G, verify, free all\""),
+            (" , ;", "no commands given; write some, like \"alloc 8G, verify, free all\""),
             (
                 "allok 8G",
                 "unknown command 'allok'; the commands are alloc, verify, free, churn, burst, stream, ftq, idle, stats and stop",
@@ -296,9 +296,9 @@ mod tests {
                 "in 'alloc': unknown unit 'X' in '8X'; the units are K, M, G and T (powers of 1024), or none for bytes",
             ),
             ("alloc 0", "'alloc' of 0 bytes does nothing"),
-            ("alloc 1G --order 11", "'11' is no order; orders are 0 (4 KiB blocks) to 10 (4 MiB blocks)"),
-            ("churn 0s", "'churn' for no time does nothing"),
-            ("ftq 0s", "'ftq' for no time does nothing"),
+            ("alloc 1G --order 11", "'11' is not an order; orders are 0 (4 KiB blocks) to 10 (4 MiB blocks)"),
+            ("churn 0s", "'churn' for 0 seconds does nothing"),
+            ("ftq 0s", "'ftq' for 0 seconds does nothing"),
             ("burst 0", "'burst' of 0 bytes does nothing"),
             ("stream", "'stream' needs a time, like 10s"),
             ("stop, verify", "'stop' must be the last command"),

@@ -178,7 +178,7 @@ fn a_pool_that_nobody_could_use_is_refused() {
     let scratch = Scratch::new();
     for (pool, words) in [
         ("128M", "128 MiB is larger than the guest's memory, 64 MiB"),
-        ("3M", "no multiple of 2 MiB"),
+        ("3M", "not a multiple of 2 MiB"),
         ("64M,rate=0/s", "at least 2M/s"),
         ("-2M", "negative"),
     ] {

@@ -50,7 +50,7 @@ pub enum ClientError {
         source: DecodeError,
     },
     /// A reply, but to something else.
-    #[error("the VM on {0} answered another question")]
+    #[error("the VM on {0} answered a different request")]
     Unexpected(PathBuf),
     /// The VM said no; its words.
     #[error("{message}")]

@@ -28,7 +28,7 @@ const LOCK_ATTEMPTS: u32 = 100;
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// A name that could not be a file name everywhere.
-    #[error("'{0}' is no VM name; use up to 64 letters, digits, '-', '_' and '.', and start with a letter or digit")]
+    #[error("'{0}' is not a VM name; use up to 64 letters, digits, '-', '_' and '.', and start with a letter or digit")]
     Name(String),
     /// Above [`MAX_SOCKET_PATH`].
     #[error("the socket path has {len} bytes, and the kernel takes at most {MAX_SOCKET_PATH}: {path}")]
@@ -57,7 +57,7 @@ pub enum SocketError {
         pid: Option<u32>,
     },
     /// Something else has that path.
-    #[error("{0} exists and is no socket; choose another path")]
+    #[error("{0} exists and is not a socket; choose another path")]
     NotASocket(PathBuf),
     /// What has the lock file's name holds something else than a pid.
     #[error("{0} is needed as a lock file, but is a file of another kind; choose another path")]
@@ -96,7 +96,7 @@ fn pid_text(pid: Option<u32>) -> String {
 }
 
 fn running_text(running: &[String]) -> String {
-    if running.is_empty() { "none is running".to_owned() } else { format!("there are {}", running.join(", ")) }
+    if running.is_empty() { "none is running".to_owned() } else { format!("running VMs: {}", running.join(", ")) }
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
@@ -155,7 +155,7 @@ fn check_dir(path: &Path) -> Result<(), SocketError> {
     let uid = rustix::process::geteuid().as_raw();
     let meta = std::fs::symlink_metadata(path).map_err(io_error("look at", path))?;
     let found = if !meta.is_dir() {
-        "it is no directory".to_owned()
+        "it is not a directory".to_owned()
     } else if meta.uid() != uid {
         format!("it belongs to user {}", meta.uid())
     } else if meta.mode() & 0o077 != 0 {
@@ -371,7 +371,7 @@ fn live_in_any(dirs: &[PathBuf]) -> Result<Vec<LiveVm>, SocketError> {
             Ok(()) => vms.extend(live_in(dir)?),
             // No VM of ours is in there, as none would have started; and whoever made it must not
             // keep us from those elsewhere.
-            Err(error) => log::warn!("not looking for VMs there: {}", llfree_base::error_line(&error)),
+            Err(error) => log::warn!("skipping a directory of sockets: {}", llfree_base::error_line(&error)),
         }
     }
     vms.sort();
@@ -461,7 +461,7 @@ mod tests {
         for (name, vms, message) in [
             (None, vec![], "no VM is running"),
             (None, vec![vm("a"), vm("b")], "2 VMs are running"),
-            (Some("c"), vec![vm("a"), vm("b")], "no VM is called 'c'; there are a, b"),
+            (Some("c"), vec![vm("a"), vm("b")], "no VM is called 'c'; running VMs: a, b"),
             (Some("c"), vec![], "no VM is called 'c'; none is running"),
         ] {
             assert_eq!(choose(name, vms).expect_err(message).to_string(), message);

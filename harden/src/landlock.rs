@@ -32,7 +32,7 @@ pub(super) fn prepare(needs: &Needs<'_>) -> Option<Files> {
     match rules(needs) {
         Ok(files) => Some(files),
         Err(error) => {
-            log::debug!("no Landlock: {}", llfree_base::error_line(&error));
+            log::debug!("Landlock is unavailable: {}", llfree_base::error_line(&error));
             None
         }
     }

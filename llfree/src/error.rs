@@ -124,7 +124,7 @@ impl fmt::Display for TableError {
                 write!(f, "length of the table's {part}: {found}, its huge frames need {needed}")
             }
             Self::Misaligned { address, align } => {
-                write!(f, "the table's region begins at {address:#x}, which is no multiple of {align}")
+                write!(f, "the table's region begins at {address:#x}, which is not a multiple of {align}")
             }
         }
     }

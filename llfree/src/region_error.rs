@@ -137,7 +137,7 @@ impl fmt::Display for OpenError {
                 write!(f, "the header says {found:#x} at byte {offset} where {expected:#x} fits its huge frames")
             }
             Self::Shorter { bytes, said } => {
-                write!(f, "the region has {bytes} bytes, its header says {said}: it was cut, restore the file")
+                write!(f, "the region has {bytes} bytes, its header says {said}: it was truncated, restore the file")
             }
             Self::Longer { bytes, said } => {
                 write!(f, "the region has {bytes} bytes, its header says only {said}: slice the map")
@@ -165,12 +165,15 @@ pub struct CloseError {
 impl fmt::Display for CloseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { opened, found } = self;
-        write!(f, "the region was opened as generation {opened} and is at {found}: it was opened twice, lock its file")
+        write!(
+            f,
+            "the region was opened as generation {opened} and is now at {found}: it was opened twice, lock its file"
+        )
     }
 }
 
 impl core::error::Error for CloseError {}
 
 fn misaligned(f: &mut fmt::Formatter<'_>, address: usize) -> fmt::Result {
-    write!(f, "the region begins at {address:#x}, which is no multiple of {REGION_ALIGN}")
+    write!(f, "the region begins at {address:#x}, which is not a multiple of {REGION_ALIGN}")
 }

@@ -321,7 +321,7 @@ fn a_region_that_was_opened_twice_is_not_marked_as_closed() {
     let second = open(&mut second).expect("nothing tells that the other still lives");
     let error = first.close().expect_err("opened since");
     assert_eq!(error, CloseError { opened: 1, found: 2 });
-    assert!(error.to_string().contains("generation 1 and is at 2"), "{error}");
+    assert!(error.to_string().contains("generation 1 and is now at 2"), "{error}");
     second.close().expect("the last one");
 }
 

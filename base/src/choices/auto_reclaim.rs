@@ -56,7 +56,7 @@ pub struct Switch(pub Option<Settings>);
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SettingsError {
     /// No `key=value` and neither `on` nor `off`.
-    #[error("'{0}' is no setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s")]
+    #[error("'{0}' is not a setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s")]
     NotASetting(String),
     /// A key that there is not.
     #[error("unknown setting '{0}'; the settings are interval, min-age, keep and rate")]
@@ -71,7 +71,7 @@ pub enum SettingsError {
     #[error("'interval={0}' is out of range; use 100ms to 1h")]
     IntervalRange(String),
     /// No number of scans.
-    #[error("'min-age={0}' is no number of scans; use 1 to 255")]
+    #[error("'min-age={0}' is not a number of scans; use 1 to 255")]
     MinAge(String),
     /// No size.
     #[error("in '{0}': {1}")]
@@ -200,19 +200,19 @@ mod tests {
     #[test]
     fn refusals_teach() {
         for (text, message) in [
-            ("", "'' is no setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s"),
-            ("yes", "'yes' is no setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s"),
+            ("", "'' is not a setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s"),
+            ("yes", "'yes' is not a setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s"),
             (
                 "on,keep=0",
-                "'on' is no setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s",
+                "'on' is not a setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s",
             ),
             ("speed=1", "unknown setting 'speed'; the settings are interval, min-age, keep and rate"),
             ("keep=1M,keep=2M", "'keep' is set twice"),
             ("interval=1ms", "'interval=1ms' is out of range; use 100ms to 1h"),
             ("interval=2h", "'interval=2h' is out of range; use 100ms to 1h"),
             ("interval=5", "in 'interval': '5' has no known unit; the units are ms, s, m (minutes) and h"),
-            ("min-age=0", "'min-age=0' is no number of scans; use 1 to 255"),
-            ("min-age=256", "'min-age=256' is no number of scans; use 1 to 255"),
+            ("min-age=0", "'min-age=0' is not a number of scans; use 1 to 255"),
+            ("min-age=256", "'min-age=256' is not a number of scans; use 1 to 255"),
             ("keep=-1", "in 'keep': '-1' is negative; a size starts at 0"),
             ("rate=0/s", "'rate=0/s' is too slow; use at least 2M/s"),
             (

@@ -112,7 +112,7 @@ impl Advised for RunError {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DemoSizeError {
     /// Too little memory.
-    #[error("--mem {memory} is too small for the story; use at least {least}")]
+    #[error("--mem {memory} is too small for the demo; use at least {least}")]
     Memory {
         /// What was asked for.
         memory: Bytes,
@@ -120,7 +120,7 @@ pub enum DemoSizeError {
         least: Bytes,
     },
     /// The guest would touch next to nothing.
-    #[error("--touch {touch} is too small for the story; use at least {least}")]
+    #[error("--touch {touch} is too small for the demo; use at least {least}")]
     TouchTooLittle {
         /// What was asked for.
         touch: Bytes,

@@ -37,7 +37,7 @@ impl EventLoop {
 
     /// Stops, for this reason, once `event` is readable.
     pub(super) fn stop_on(&mut self, event: &EventFd, reason: Stop, stop: &StopCell) -> Result<(), RunError> {
-        let source = event.try_clone().map_err(host("copy an event"))?;
+        let source = event.try_clone().map_err(host("duplicate an event"))?;
         self.add(StopOn { source, reason, cell: stop.clone() });
         Ok(())
     }

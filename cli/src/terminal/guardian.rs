@@ -49,7 +49,7 @@ impl Guardian {
     /// Says how the terminal is to be left from here on.
     pub(super) fn tell(&self, raw: bool) {
         if let Err(error) = (&self.pipe).write_all(&[if raw { RAW } else { COOKED }]) {
-            log::debug!("nobody guards the terminal any more: {error}");
+            log::debug!("the terminal is no longer guarded: {error}");
         }
     }
 }

@@ -19,6 +19,6 @@ pub use input::Input;
 pub use raw::Terminal;
 
 /// What a terminal is told at the start.
-pub const NOTICE: &str = "console: Ctrl-A X leaves";
+pub const NOTICE: &str = "console: press Ctrl-A X to leave";
 /// What Ctrl-A H shows.
-pub const HELP: &str = "console: Ctrl-A X leaves and ends the VM, Ctrl-A A sends one Ctrl-A, Ctrl-A H shows this";
+pub const HELP: &str = "console: Ctrl-A X leaves and ends the VM, Ctrl-A A sends a Ctrl-A, Ctrl-A H shows this help";

@@ -81,7 +81,7 @@ impl Terminal {
             match rustix::termios::tcsetattr(&self.fd, OptionalActions::Now, modes) {
                 Ok(()) => return,
                 Err(Errno::INTR) => {}
-                Err(error) => return log::debug!("the terminal keeps its modes: {error}"),
+                Err(error) => return log::debug!("cannot change the modes of the terminal: {error}"),
             }
         }
     }

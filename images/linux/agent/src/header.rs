@@ -28,7 +28,7 @@ pub enum LookError {
     #[error("the kernel's command line has no {PARAMETER}=ADDRESS; this VM shares no table")]
     NoParameter,
     /// What it says is no address.
-    #[error("{PARAMETER}={0} on the kernel's command line is no address of a page; it looks like 0x40000000")]
+    #[error("{PARAMETER}={0} on the kernel's command line is not the address of a page; write it like 0x40000000")]
     BadParameter(String),
     /// A file of the kernel that cannot be used.
     #[error("cannot use {0}; this needs root")]
@@ -45,7 +45,7 @@ pub enum LookError {
         source: io::Error,
     },
     /// No header, or another's.
-    #[error("what lies at {0:#x} is not this ABI's header")]
+    #[error("there is no header of this ABI at {0:#x}")]
     Header(u64, #[source] HeaderError),
     /// The host answered otherwise than it should.
     #[error("the doorbell, rung by {way}, answered {found:#x} instead of 0 for Ok")]
