@@ -2,7 +2,7 @@
 //!
 //! Libraries say what failed, with the value and the limit, and know no flags. Here their typed errors
 //! become one clause that names the flag, and [`line`] joins both. Pure: errors in, text out. An error
-//! without advice says all there is to say by itself.
+//! without advice says everything on its own.
 
 use llfree_base::printable;
 use llfree_control::protocol::{Request, ShrinkGoal};
@@ -89,7 +89,7 @@ fn request_target(request: &Request, limit: u64) -> Option<u64> {
     }
 }
 
-/// Why there is no control socket, or no VM behind it.
+/// Why there is no control socket, or no VM that listens on it.
 #[must_use]
 pub fn socket(error: &SocketError) -> Option<Advice> {
     Some(match error {
@@ -224,7 +224,7 @@ fn below_boot() -> Advice {
     "it is set at launch, with --elastic virtio-mem,boot=SIZE".into()
 }
 
-/// Why there is no cgroup.
+/// Advice where the cgroup could not be set up.
 #[must_use]
 pub fn cgroup(error: &CgroupError) -> Option<Advice> {
     Some(match error {

@@ -51,18 +51,18 @@ rebooted; 5 its kernel panicked; 130 interrupted; 159 the VMM's seccomp filter c
 #[command(disable_help_subcommand = true, subcommand_value_name = "COMMAND", infer_long_args = false)]
 #[command(override_usage = "llfree-vmm --mem SIZE [OPTIONS]\n       llfree-vmm COMMAND [OPTIONS]")]
 pub struct Cli {
-    /// What every command takes.
+    /// Options of every command.
     #[command(flatten)]
     pub global: Global,
-    /// What a launch takes.
+    /// Options of a launch.
     #[command(flatten)]
     pub launch: LaunchArgs,
-    /// What to do, other than a launch.
+    /// The command, unless it is a launch.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Args)]
 pub struct Global {
     /// Print JSON instead of text
@@ -79,7 +79,7 @@ pub struct Global {
     pub verbose: u8,
 }
 
-/// What to do, other than a launch.
+/// Everything but a launch.
 #[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
 pub enum Command {
     /// Send a request to a running VM.
@@ -89,7 +89,7 @@ pub enum Command {
     Demo(DemoArgs),
 }
 
-/// What is asked of a VM that runs already.
+/// Requests to a VM that is already running.
 #[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
 pub enum ClientCommand {
     /// Take memory from the guest: lower its limit
@@ -133,7 +133,7 @@ pub enum ClientCommand {
     Stop,
 }
 
-/// What a shrink takes.
+/// Arguments of a shrink.
 #[derive(Clone, PartialEq, Eq, Debug, Args)]
 #[command(group = clap::ArgGroup::new("goal").required(true).args(["to", "by"]))]
 pub struct ShrinkArgs {
@@ -149,7 +149,7 @@ pub struct ShrinkArgs {
     pub wait: Duration,
 }
 
-/// What the demo takes.
+/// Options of the demo.
 #[derive(Clone, PartialEq, Eq, Debug, Args)]
 pub struct DemoArgs {
     /// Maximum guest memory
@@ -177,7 +177,7 @@ impl DemoArgs {
     }
 }
 
-/// What the test guest can do.
+/// Commands of the test guest.
 #[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
 pub enum GuestCommand {
     /// Allocate memory, then touch and stamp every page of it
@@ -278,7 +278,7 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     if interval < Duration::from_millis(10) { Err("the shortest interval is 10ms".to_owned()) } else { Ok(interval) }
 }
 
-/// What a burst touches, by its name on the wire.
+/// The extent of a burst's touches, by its name on the wire.
 fn burst_touch() -> impl TypedValueParser<Value = BurstTouch> {
     let value = |touch: BurstTouch| {
         PossibleValue::new(touch.name()).help(match touch {
@@ -295,7 +295,7 @@ fn burst_touch() -> impl TypedValueParser<Value = BurstTouch> {
 /// An end without a run: help, a version, or a usage error.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Exit {
-    /// What to print, its newline included.
+    /// The text to print, its newline included.
     pub text: String,
     /// Help and version go to stdout with code 0, errors to stderr with code 1.
     pub code: u8,
@@ -313,7 +313,7 @@ where
     Cli::try_parse_from(args).and_then(check).map_err(|error| Exit::of("llfree-vmm", &error))
 }
 
-/// What clap's own rules cannot say, because launch flags and subcommands share a level.
+/// Checks that clap's own rules cannot express, because launch flags and subcommands share a level.
 fn check(cli: Cli) -> Result<Cli, clap::Error> {
     let refuse = |kind, message: String| Err(Cli::command().error(kind, message));
     if cli.global.name.is_some() && cli.global.socket.is_some() {

@@ -34,13 +34,13 @@ const SAMPLE: Duration = Duration::from_millis(20);
 const SMALLEST: u64 = 128 << 20;
 /// The least to touch: half of it is kept, in whole huge frames.
 const LEAST_TOUCH: u64 = 2 * HUGE_SIZE;
-/// What the guest needs besides the memory that it touches: its image and its records.
+/// Memory that the guest needs besides what it touches: its image and its records.
 const GUEST_OWN: u64 = 16 << 20;
-/// How far resident memory may lie above the limit: the VMM's own.
+/// Resident memory allowed above the limit: the VMM's own.
 const SLACK: u64 = 64 << 20;
 /// The part of it that the install pool may have.
 const POOL: Bytes = Bytes(32 << 20);
-/// How long a shrink may wait for the guest to drain its caches.
+/// Time that a shrink may wait for the guest to drain its caches.
 const SHRINK_WAIT: Duration = Duration::from_secs(10);
 
 /// What `demo --json` prints.
@@ -64,11 +64,11 @@ pub struct DemoReport {
     pub shrunk_resident_bytes: u64,
     /// Resident memory that is not the guest's, after the shrink, in bytes.
     pub vmm_overhead_bytes: u64,
-    /// What the shrink took, in milliseconds.
+    /// Duration of the shrink, in milliseconds.
     pub shrink_ms: f64,
-    /// Microseconds for each 2 MiB frame that had memory behind it.
+    /// Microseconds for each 2 MiB frame that was backed by memory.
     pub shrink_us_per_frame: f64,
-    /// What the growing took, in milliseconds.
+    /// Duration of the grow, in milliseconds.
     pub grow_ms: f64,
     /// Microseconds for each 2 MiB frame returned.
     pub grow_us_per_frame: f64,
@@ -78,7 +78,7 @@ pub struct DemoReport {
     pub violations: u64,
     /// Whether every check passed.
     pub passed: bool,
-    /// What did not.
+    /// The checks that did not.
     pub failures: Vec<String>,
 }
 

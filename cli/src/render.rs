@@ -1,6 +1,6 @@
 //! Reports as text for people. Pure functions: a report in, aligned lines out.
 //!
-//! What a guest or another process wrote is filtered on the way.
+//! Text from a guest or another process is filtered on the way.
 
 use crate::advice::{self, Advice};
 use llfree_base::counters::FrameCounts;
@@ -274,7 +274,7 @@ fn is_none(elastic: &ElasticStatus) -> bool {
     elastic.kind == ElasticKind::None
 }
 
-/// Who has how much memory.
+/// How much memory each party has.
 fn memory_rows(report: &StatusReport) -> Vec<Row> {
     let huge = percent(report.huge_page_bytes, report.resident_bytes);
     let resident = format!("by the host kernel's accounting; {huge} of it in huge pages");
@@ -295,7 +295,7 @@ fn memory_rows(report: &StatusReport) -> Vec<Row> {
     rows
 }
 
-/// What the guest says about its memory.
+/// The guest's own account of its memory.
 fn said_rows(report: &StatusReport) -> Vec<Row> {
     let stats = report.elastic.balloon.as_ref().and_then(|balloon| balloon.guest.as_ref());
     let said = |bytes: Option<u64>, note: &str| match bytes {
@@ -321,7 +321,7 @@ fn said_rows(report: &StatusReport) -> Vec<Row> {
     rows
 }
 
-/// What the VMM does unasked, and its own memory.
+/// The VMM's automatic work and its own memory.
 fn upkeep_rows(report: &StatusReport) -> Vec<Row> {
     let mut rows = Vec::new();
     if report.auto_reclaim.on || report.auto_reclaim.scans > 0 {
@@ -376,7 +376,7 @@ fn violations(report: &StatusReport) -> String {
     }
 }
 
-/// What is known of the device by which memory comes and goes; nothing without one.
+/// The state of the device that moves memory; nothing without one.
 fn elastic(report: &ElasticStatus) -> Vec<Row> {
     let mut rows = Vec::new();
     let driver = if report.driven || is_none(report) { "" } else { ", no driver in the guest" };
@@ -483,7 +483,7 @@ fn vcpus(report: &StatusReport) -> String {
     text
 }
 
-/// What `list` prints: one line a VM, or why there is none for it.
+/// What `list` prints: one line per VM, or the reason that it has none.
 #[must_use]
 pub fn list(vms: &[(String, Result<StatusReport, String>)]) -> String {
     if vms.is_empty() {

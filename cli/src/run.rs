@@ -50,14 +50,14 @@ use vmm::service::Service;
 use vmm::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// How long whoever reads a guest's console may take for its last lines.
+/// Time that a reader of the guest's console gets for the last lines.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// How long a clean end may take before one more signal ends the process hard. What sends a signal
+/// Time for a clean end before one more signal ends the process hard. A sender of signals
 /// often sends it twice: a terminal that closes, a service manager.
 const HARD_END: Duration = Duration::from_secs(3);
 
-/// How long a workload waits for a Linux guest to boot, up to the start of its agent.
+/// Time that a workload waits for a Linux guest to boot, up to the start of its agent.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The line that says that the VM is up.
@@ -72,7 +72,7 @@ struct Up<'a> {
     backing: &'static str,
 }
 
-/// What a workload's command did.
+/// The result of a workload's command.
 #[derive(Serialize)]
 struct WorkloadStep<'a> {
     event: &'static str,
@@ -119,7 +119,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let worked = take_down(&vm, reason, workload);
     service.finish();
     events.send_last_replies();
-    // The socket's files go before its clients hear of the end: whoever waits for it finds it gone.
+    // The socket's files go before its clients hear of the end: a client that waits for that finds them gone.
     drop(claim);
     events.remove(server);
     log::info!("stopped: {reason:?}");
@@ -195,7 +195,7 @@ fn console_input(
         .map_err(host("watch the console's input"))
 }
 
-/// What sends a signal twice ends the process hard from a moment on.
+/// Lets a repeated signal end the process hard once [`HARD_END`] has passed.
 fn start_hard_end(sandbox: &Sandbox, second_is_hard: Arc<AtomicBool>) -> Result<(), RunError> {
     let wait = move || {
         std::thread::sleep(HARD_END);
@@ -234,7 +234,7 @@ fn exit_code(vm: &Vm, reason: Stop, worked: Result<u8, RunError>) -> Result<u8, 
     }
 }
 
-/// What to launch, and whether free memory is taken back unasked.
+/// The VM to launch, and whether free memory is reclaimed automatically.
 fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
     let image = args.kernel.as_deref().map(Image::open).transpose().map_err(LaunchError::Image)?.map(Arc::new);
     let initrd = args.initrd.as_deref().map(Initrd::open).transpose().map_err(LaunchError::Linux)?.map(Arc::new);
@@ -275,7 +275,7 @@ impl Drop for Leave {
     }
 }
 
-/// A cgroup below `parent`, or where it likes to be if that is no path.
+/// A cgroup below `parent`, or in its default place if that is not a path.
 fn enter_cgroup(parent: &Path, memory: Bytes, besides: u64) -> Result<Arc<Cgroup>, CgroupError> {
     let parent = (parent != Path::new(AUTO)).then_some(parent);
     Cgroup::enter(parent, memory.0, besides).map(Arc::new)
@@ -306,7 +306,7 @@ fn warn_about_enforcement(vm: &Vm) {
     }
 }
 
-/// What says that the VM is up.
+/// The announcement that the VM is up.
 fn announcement(vm: &Vm, claim: &socket::Claim, json: bool) -> String {
     let config = vm.config();
     if json {
@@ -336,7 +336,7 @@ fn announcement(vm: &Vm, claim: &socket::Claim, json: bool) -> String {
 }
 
 /// Says the first words and runs the steps, printing each report. On a thread of its own: a pipe
-/// that nobody reads holds up whoever writes to it.
+/// that nobody reads blocks its writer.
 fn start_workload(
     vm: Arc<Vm>,
     first_words: String,

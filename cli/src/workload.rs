@@ -29,13 +29,13 @@ pub enum Step {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Workload(pub Vec<Step>);
 
-/// Why a text is no workload.
+/// The reason that a text is not a workload.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum WorkloadError {
     /// No step at all.
     #[error("no commands given; write some, like \"alloc 8G, verify, free all\"")]
     Empty,
-    /// A word that is no command.
+    /// A word that is not a command.
     #[error(
         "unknown command '{0}'; the commands are alloc, verify, free, churn, burst, stream, ftq, idle, stats and stop"
     )]
@@ -56,7 +56,7 @@ pub enum WorkloadError {
         /// The word.
         word: String,
     },
-    /// An argument that is no size.
+    /// An argument that is not a size.
     #[error("in '{command}': {reason}")]
     Size {
         /// The command.
@@ -67,7 +67,7 @@ pub enum WorkloadError {
     /// No bytes.
     #[error("'{0}' of 0 bytes does nothing")]
     NoBytes(&'static str),
-    /// An argument that is no time.
+    /// An argument that is not a time.
     #[error("in '{command}': {reason}")]
     Time {
         /// The command.
@@ -178,7 +178,7 @@ fn parse_free<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<GuestRequ
 /// A size but 0 for a command, in bytes.
 ///
 /// # Errors
-/// What is no size, and 0.
+/// If the text is not a size, or is 0.
 pub fn parse_some(command: &'static str, text: &str) -> Result<u64, WorkloadError> {
     match text.parse::<Bytes>() {
         Ok(Bytes(0)) => Err(WorkloadError::NoBytes(command)),
@@ -190,7 +190,7 @@ pub fn parse_some(command: &'static str, text: &str) -> Result<u64, WorkloadErro
 /// An amount to allocate: any size but 0. In bytes.
 ///
 /// # Errors
-/// What is no size, and 0.
+/// If the text is not a size, or is 0.
 pub fn parse_amount(text: &str) -> Result<u64, WorkloadError> {
     parse_some("alloc", text)
 }
@@ -204,18 +204,18 @@ pub fn parse_order(text: &str) -> Result<u8, WorkloadError> {
     order.map(Order::get).ok_or_else(|| WorkloadError::Order(shorten(text)))
 }
 
-/// How long to churn, in milliseconds.
+/// The time to churn, in milliseconds.
 ///
 /// # Errors
-/// What is no time, and none at all.
+/// If the text is not a time, or is 0.
 pub fn parse_millis(text: &str) -> Result<u64, WorkloadError> {
     parse_time("churn", text)
 }
 
-/// How long a command is to go on, in milliseconds.
+/// The duration of a command, in milliseconds.
 ///
 /// # Errors
-/// What is no time, and none at all.
+/// If the text is not a time, or is 0.
 pub fn parse_time(command: &'static str, text: &str) -> Result<u64, WorkloadError> {
     match parse_duration(text).map_err(|reason| WorkloadError::Time { command, reason })?.as_millis() as u64 {
         0 => Err(WorkloadError::NoTime(command)),

@@ -27,7 +27,7 @@ fn installs(vm: &Vm) -> u64 {
     vm.monitor().counters.installs.get()
 }
 
-/// Waits until so many scans more have looked.
+/// Waits for this many more scans.
 fn scans(vm: &Vm, more: u64) {
     let goal = vm.auto_reclaim().status().scans + more;
     wait_for("scans", || (vm.auto_reclaim().status().scans >= goal).then_some(()));

@@ -225,7 +225,7 @@ fn a_runtime_directory_that_others_may_enter_gets_no_vm_and_is_not_looked_into()
     refused_at_link(&scratch);
 }
 
-/// The link's target is not looked into: it is no directory of ours.
+/// The link's target is not looked into: it is not a directory of ours.
 #[track_caller]
 fn refused_at_link(scratch: &Scratch) {
     let output = scratch.run(&["--mem", "64M"]).exits(1);

@@ -1,4 +1,4 @@
-//! Names and sockets: who may listen where, and who takes over what a dead VM left.
+//! Names and sockets: which VM may listen where, and which takes over what a dead one left.
 
 use cli::advice;
 use cli::client_commands::CommandError;

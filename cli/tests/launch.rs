@@ -351,7 +351,7 @@ fn with_one_vm_no_name_is_needed_and_with_two_they_are_listed() {
     assert_eq!(scratch.run(&["status", "--json"]).exits(0).json()["name"], "one");
     assert_eq!(scratch.run(&["list", "--json"]).exits(0).json().as_array().map(Vec::len), Some(1));
 
-    // The name that comes by itself.
+    // The default name.
     let two = scratch.launch("--mem 64M --cpus 1");
     assert_eq!(two.up["name"], "vm0");
     let list = scratch.run(&["list"]).exits(0).stdout;

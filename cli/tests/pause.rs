@@ -46,7 +46,7 @@ fn a_paused_vm_refuses_work_at_once_and_gives_memory_up() {
     });
     vm.json("pause");
     let start = Instant::now();
-    // Not behind the command at work.
+    // Not queued after the command at work.
     let refused = vm.ask("guest stats").exits(1);
     assert_eq!(refused.one_error_line(), "llfree-vmm: error: the VM is paused; resume it first");
     assert!(start.elapsed() < Duration::from_secs(30));

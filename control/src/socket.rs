@@ -1,4 +1,4 @@
-//! Where control sockets live, and who owns a name.
+//! Where control sockets live, and which process owns a name.
 //!
 //! A VM called NAME listens on `NAME.sock` in a directory that only its user can enter. Next to it
 //! lies `NAME.lock`, locked for as long as the VM lives and holding its pid. The lock decides: who
@@ -21,7 +21,7 @@ pub const MAX_SOCKET_PATH: usize = 107;
 pub const MAX_NAME: usize = 64;
 /// Clients that may wait for the first accept.
 const BACKLOG: i32 = 256;
-/// How often a lock file may vanish between open and lock before we give up.
+/// The number of times that a lock file may vanish between open and lock before we give up.
 const LOCK_ATTEMPTS: u32 = 100;
 
 /// Why a control socket cannot be had or found.
@@ -43,9 +43,9 @@ pub enum SocketError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// Who we are.
+        /// Our user id.
         uid: u32,
-        /// What is there.
+        /// The entry found there.
         found: String,
     },
     /// A VM with that name runs.
@@ -59,7 +59,7 @@ pub enum SocketError {
     /// Something else has that path.
     #[error("{0} exists and is not a socket; choose another path")]
     NotASocket(PathBuf),
-    /// What has the lock file's name holds something else than a pid.
+    /// The file with the lock file's name holds something other than a pid.
     #[error("{0} is needed as a lock file, but is a file of another kind; choose another path")]
     NotALock(PathBuf),
     /// Nobody listens there.
@@ -82,7 +82,7 @@ pub enum SocketError {
     /// The kernel refused.
     #[error("cannot {action} {path}")]
     Io {
-        /// What was tried.
+        /// The action tried.
         action: &'static str,
         /// On what.
         path: PathBuf,
@@ -117,7 +117,7 @@ pub fn check_name(name: &str) -> Result<(), SocketError> {
     }
 }
 
-/// Where sockets may live, best place first.
+/// The directories that sockets may live in, best first.
 fn candidates() -> Vec<PathBuf> {
     let uid = rustix::process::geteuid();
     let mut places = Vec::new();
@@ -235,7 +235,7 @@ impl Claim {
         &self.name
     }
 
-    /// Where its socket is.
+    /// The path of its socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -369,7 +369,7 @@ fn live_in_any(dirs: &[PathBuf]) -> Result<Vec<LiveVm>, SocketError> {
     for dir in dirs.iter().filter(|dir| std::fs::symlink_metadata(dir).is_ok()) {
         match check_dir(dir) {
             Ok(()) => vms.extend(live_in(dir)?),
-            // No VM of ours is in there, as none would have started; and whoever made it must not
+            // No VM of ours is in there, as none would have started; and its creator must not
             // keep us from those elsewhere.
             Err(error) => log::warn!("skipping a directory of sockets: {}", llfree_base::error_line(&error)),
         }

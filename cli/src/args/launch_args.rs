@@ -17,7 +17,7 @@ use vmm::elastic::Elastic;
 /// The cgroup that needs no path.
 pub const AUTO: &str = "auto";
 
-/// What a launch takes.
+/// Options of a launch.
 #[derive(Clone, PartialEq, Eq, Debug, Args)]
 #[command(next_help_heading = "Launch a VM")]
 pub struct LaunchArgs {
@@ -83,7 +83,7 @@ pub struct LaunchArgs {
 }
 
 impl LaunchArgs {
-    /// How frames get their memory.
+    /// The way that frames get their memory.
     #[must_use]
     pub fn install_config(&self) -> InstallConfig {
         InstallConfig {
@@ -99,7 +99,7 @@ impl LaunchArgs {
         self.cpus.unwrap_or_else(default_cpus)
     }
 
-    /// What memory is made of, the default filled in.
+    /// The backing of guest memory, the default filled in.
     #[must_use]
     pub fn backing(&self) -> Backing {
         self.backing.unwrap_or_default()

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
-/// How long the loop goes on after the VM stopped, so that the last replies get out: at most so
+/// The loop runs on after the VM stopped, so that the last replies get out: at most this
 /// long, and until nothing moves for a while.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
 const REPLY_GAP: Duration = Duration::from_millis(20);

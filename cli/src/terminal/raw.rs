@@ -58,7 +58,7 @@ impl Terminal {
         // A read never waits, should somebody else take what was there.
         modes.special_codes[SpecialCodeIndex::VMIN] = 0;
         modes.special_codes[SpecialCodeIndex::VTIME] = 0;
-        // Before: who is killed between the two leaves a terminal as it was.
+        // First: a VMM killed between the two leaves the terminal as it was.
         self.guardian.tell(true);
         self.set(&modes);
         *raw = true;

@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 pub(crate) use test_machine::{DEADLINE, MIB, image, machine, need_kvm, no_kvm, no_userfaultfd, wait_for};
 
-/// What a finished process left.
+/// The output and exit status of a finished process.
 #[derive(Clone, Debug)]
 pub(crate) struct Output {
     pub(crate) status: ExitStatus,
