@@ -3,21 +3,21 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What was compared.
+/// The things compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Check {
     /// Entries that no transition leads to.
     InvalidEntry,
-    /// Entries and R, about who has the frame.
+    /// Entries and R, about the frame's owner.
     HeldEntry,
     /// Entries and R, about whether there is memory.
     EvictedEntry,
     /// Claims that nobody settles.
     ForgottenClaim,
-    /// Memory behind frames that R calls evicted or held.
+    /// Backed frames that R calls evicted or held.
     UnaskedMemory,
-    /// No memory behind frames that R calls installed.
+    /// Unbacked frames that R calls installed.
     MissingMemory,
     /// The limit that was published, and what R holds.
     Limit,
@@ -53,7 +53,7 @@ impl Check {
         }
     }
 
-    /// What a finding means, for people.
+    /// The meaning of a finding, for people.
     #[must_use]
     pub const fn meaning(self) -> &'static str {
         match self {
@@ -68,7 +68,7 @@ impl Check {
         }
     }
 
-    /// Whether a guest can bring this about by itself; otherwise it is a fault of the host.
+    /// Whether a guest can cause this on its own; otherwise it is a fault of the host.
     #[must_use]
     pub const fn is_claim(self) -> bool {
         !matches!(self, Self::ForgottenClaim | Self::MissingMemory | Self::Limit)

@@ -3,7 +3,7 @@
 use llfree_base::units::Bytes;
 use shared_layout::HUGE_SIZE;
 
-/// Why there is no figure.
+/// The reason that a figure was not measured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
     #[error(transparent)]

@@ -213,7 +213,7 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let start = Instant::now();
     let mut config = VmConfig::new(args.mem, args.cpus(), args.backing.unwrap_or_default());
     if config.backing == Backing::Anon {
-        // The story is about what the guest costs, and has little room for what is beside it.
+        // The story is about what the guest costs, and has little room for anything else.
         config.install.pool = Some(InstallPool::default_for(args.mem).at_most(POOL));
     }
     let sandbox = sandbox(args.seccomp, &Needs::default())?;

@@ -53,7 +53,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// Time that a reader of the guest's console gets for the last lines.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Time for a clean end before one more signal ends the process hard. A sender of signals
+/// Time for a clean end before one more signal ends the process hard. Whatever sends a signal
 /// often sends it twice: a terminal that closes, a service manager.
 const HARD_END: Duration = Duration::from_secs(3);
 

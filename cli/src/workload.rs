@@ -8,12 +8,12 @@ use llfree_control::protocol::{BurstTouch, GuestRequest};
 use shared_layout::Order;
 use std::str::FromStr;
 
-/// Blocks of this order are allocated unless another is asked for: 2 MiB.
+/// The default order of allocated blocks: 2 MiB.
 pub const DEFAULT_ORDER: u8 = Order::HUGE.get();
 
-/// STREAM's arrays, unless something else is asked for: more than caches hold.
+/// The default size of STREAM's arrays: more than caches hold.
 pub const STREAM_BYTES: u64 = 192 << 20;
-/// FTQ's quantum, unless another is asked for: a millisecond.
+/// FTQ's default quantum: a millisecond.
 pub const QUANTUM_US: u64 = 1000;
 
 /// One step of a workload.

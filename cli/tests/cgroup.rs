@@ -17,7 +17,7 @@ fn allowance(memory: u64) -> u64 {
     64 * MIB + memory / 128 + memory / 8
 }
 
-/// Why no cgroup can be made here, in the VMM's own words: one line, and nothing left.
+/// The reason that no cgroup can be created here, as the VMM puts it: one line, and nothing left.
 fn no_cgroup(scratch: &Scratch) -> Option<String> {
     let output = scratch.run(&["--mem", "64M", "--cpus", "1", "--workload", "stop", "--cgroup"]);
     if output.code() == 0 {

@@ -1,4 +1,4 @@
-//! `kill -9` at any moment leaves nothing that matters: the name can be had again, no process is
+//! `kill -9` at any moment leaves nothing that matters: the name is free again, no process is
 //! left, and the next VM of that name cleans up after the last one.
 
 mod common;

@@ -12,7 +12,7 @@ const SLACK: u64 = 24 * MIB;
 fn memory_goes_back_to_the_host_and_comes_again_with_contents_intact() {
     need_kvm!();
     let scratch = Scratch::new();
-    // The install pool is memory beside the guest's, and says so in its own field.
+    // The install pool is memory besides the guest's, and says so in its own field.
     let vm = scratch.launch("--mem 512M --name story --install-pool 8M");
     let status = vm.status();
     assert_eq!(number(&status, "limit_bytes"), 512 * MIB);

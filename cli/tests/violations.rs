@@ -22,7 +22,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm::exit::ExitReason;
 use vmm::vm::VmConfig;
 
-/// Writes to each page from 4 MiB to 16 MiB, again and again.
+/// Writes to each page from 4 MiB to 16 MiB, repeatedly.
 const STORM: &[u8] = &[
     0xb9, 0x00, 0x00, 0x40, 0x00, // mov ecx, 0x400000
     0x89, 0x09, // mov [rcx], ecx
@@ -32,7 +32,7 @@ const STORM: &[u8] = &[
     0xeb, 0xe9, // jmp to the start
 ];
 
-/// Returns where no userfaultfd can be had.
+/// Returns where userfaultfd is unavailable.
 macro_rules! need_userfaultfd {
     () => {
         need_kvm!();

@@ -1,7 +1,7 @@
 //! The client half: one blocking connection to a VM's control socket.
 //!
 //! Each step has a deadline, each reply a size limit: a VM that hangs, or something else that
-//! listens there, cannot hold a client for ever or fill its memory.
+//! listens there, cannot hold a client forever or fill its memory.
 
 use crate::protocol::{DecodeError, ErrorKind, MAX_REPLY, Reply, Request};
 use crate::socket::{self, SocketError};

@@ -80,7 +80,7 @@ pub enum Request {
     },
     /// Take back the memory of free frames; the limit stays, the guest may use them again.
     Reclaim {
-        /// At most this many bytes; all that is free if absent.
+        /// At most this many bytes; everything free if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bytes: Option<u64>,
     },

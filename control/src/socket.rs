@@ -205,7 +205,7 @@ impl Claim {
     /// Claims a path outside the runtime directory. The VM's name is the file's name.
     ///
     /// # Errors
-    /// As [`by_name`](Self::by_name), and when something else than a socket has that path.
+    /// As [`by_name`](Self::by_name), and when something other than a socket has that path.
     pub fn at_path(path: &Path) -> Result<Self, SocketError> {
         let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let mut lock = path.as_os_str().to_owned();

@@ -11,7 +11,7 @@ pub enum CreateError {
     HugeFrames(u32),
     /// The region does not begin at a cache line.
     Misaligned {
-        /// Where it begins.
+        /// Its start address.
         address: usize,
     },
     /// The region has not the size for its number of huge frames.
@@ -57,12 +57,12 @@ pub enum OpenError {
     },
     /// The region does not begin at a cache line.
     Misaligned {
-        /// Where it begins.
+        /// Its start address.
         address: usize,
     },
     /// This is something else, or was never formatted to the end (then the magic is 0).
     Magic {
-        /// What is there instead.
+        /// The word found instead.
         found: u64,
     },
     /// A version from before this program.
@@ -79,11 +79,11 @@ pub enum OpenError {
     HugeFrames(u64),
     /// A word of the header does not fit the number of huge frames.
     Header {
-        /// Where it lies, in bytes.
+        /// Its offset, in bytes.
         offset: usize,
-        /// What it says.
+        /// The value found.
         found: u64,
-        /// What it should say.
+        /// The value expected.
         expected: u64,
     },
     /// The file was cut.
@@ -102,14 +102,14 @@ pub enum OpenError {
     },
     /// A word that must be zero is not.
     Reserved {
-        /// Where it lies, in bytes.
+        /// Its offset, in bytes.
         offset: usize,
-        /// What it says.
+        /// The value found.
         found: u64,
     },
     /// Neither closed nor in use.
     State {
-        /// What the header says.
+        /// The state in the header.
         found: u64,
     },
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU8;
 const HUGE: u32 = 20;
 const FRAMES: u64 = HUGE as u64 * 512;
 const BYTES: usize = region_bytes(HUGE).expect("in range");
-/// Where the entries and the bitfields lie: the format says so.
+/// The offsets of the entries and the bitfields, as the format defines them.
 const ENTRIES: usize = 128;
 const BITFIELDS: usize = 192;
 
@@ -223,7 +223,7 @@ fn create_refuses_what_does_not_fit() {
     refused(memory.region(), HUGE, CreateError::Occupied { first: 5 }, &["0x0000000000000005"]);
     let mut memory = Region::created();
     refused(memory.region(), HUGE, CreateError::Occupied { first: MAGIC }, &[]);
-    // On purpose it can be had.
+    // On request it is available.
     memory.set(0, 0);
     assert_eq!(create(memory.region()).expect("zeroed").generation(), 1);
 }

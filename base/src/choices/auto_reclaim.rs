@@ -12,7 +12,7 @@ const SHORTEST: Duration = Duration::from_millis(100);
 /// The longest.
 const LONGEST: Duration = Duration::from_secs(60 * 60);
 
-/// How to reclaim automatically.
+/// The settings of automatic reclaim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Settings {
@@ -33,13 +33,13 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What always stays, in huge frames.
+    /// The headroom that always stays, in huge frames.
     #[must_use]
     pub fn keep_frames(&self) -> u32 {
         u32::try_from(self.keep_bytes.div_ceil(HUGE_SIZE)).unwrap_or(u32::MAX)
     }
 
-    /// What the rate allows between two scans, in huge frames: at least 1.
+    /// Frames that the rate allows between two scans, in huge frames: at least 1.
     #[must_use]
     pub fn frames_a_scan(&self) -> u32 {
         let bytes = u128::from(self.rate_bytes) * self.interval.as_millis() / 1000;
@@ -52,7 +52,7 @@ impl Settings {
 #[serde(try_from = "String", into = "String")]
 pub struct Switch(pub Option<Settings>);
 
-/// Why a text is no [`Switch`].
+/// The reason that a text is not a [`Switch`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SettingsError {
     /// No `key=value` and neither `on` nor `off`.

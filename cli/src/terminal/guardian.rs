@@ -27,7 +27,7 @@ impl Guardian {
         // SAFETY: what the child does are system calls on its own copies and its own stack.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            // Of a child's child nobody has to take the exit code but init.
+            // Only init has to reap a grandchild.
             // SAFETY: as above.
             if unsafe { libc::fork() } == 0 {
                 watch(&read, terminal.as_raw_fd(), saved);

@@ -64,7 +64,7 @@ impl Terminal {
         *raw = true;
     }
 
-    /// Back to the modes at first. May be called again and again.
+    /// Back to the original modes. May be called repeatedly.
     pub fn restore(&self) {
         let mut raw = lock(&self.raw);
         if !std::mem::take(&mut *raw) {

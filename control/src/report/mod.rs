@@ -177,7 +177,7 @@ pub struct SampleReport {
     pub beside_ns: u64,
 }
 
-/// A page that held something else than its stamp.
+/// A page that held something other than its stamp.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct BadPage {
     /// Guest-physical address.
