@@ -1,7 +1,7 @@
 //! Which flag to turn: what a user can do on the command line about an error of a library.
 //!
 //! Libraries say what failed, with the value and the limit, and know no flags. Here their typed errors
-//! become one clause that names the flag, and [`line`] joins both. Pure: errors in, text out. An error
+//! become one clause that names the flag, and [`line()`] joins both. Pure: errors in, text out. An error
 //! without advice says everything on its own.
 
 use llfree_base::printable;

@@ -213,7 +213,7 @@ impl<'a> Claim<'a> {
     }
 
     /// The way in which the frame's entry contradicts R. No other host thread is between two steps
-    /// at it; what is found, a guest wrote, or a caller of this crate forgot.
+    /// on it; a contradiction found was written by a guest, or left by a caller of this crate.
     ///
     /// # Errors
     /// The contradiction.

@@ -54,7 +54,8 @@ pub struct LaunchArgs {
     /// balloon,reporting=on,deflate-on-oom=on,stats=1s or virtio-mem,boot=256M
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub elastic: Option<Elastic>,
-    /// Reclaim free memory automatically: on, off (the default), or settings like interval=5s,min-age=2,keep=64M,rate=4G/s
+    /// Reclaim free memory automatically: on, off (the default), or settings like
+    /// interval=5s,min-age=2,keep=64M,rate=4G/s
     #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
     pub auto_reclaim: Option<Switch>,
     /// Cores to pin the vCPUs to, in turn, like 0,1; not pinned by default
