@@ -23,7 +23,7 @@ pub const HELLO: u64 = u64::MAX;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Frame {
-    /// What a report has in common with its command; the host gives each number once.
+    /// The number that a report has in common with its command; the host gives each number once.
     pub ticket: u64,
     /// A command, a report, or the words of a hello.
     pub words: Words,
@@ -65,7 +65,7 @@ impl Frame {
         (self.ticket == HELLO).then_some(self.words[0])
     }
 
-    /// Host half: a report, if this is no hello; every word is a claim and may hold anything.
+    /// Host half: a report, if this is not a hello; every word is a claim and may hold anything.
     #[must_use]
     pub fn to_report(&self) -> Report {
         Report::decode(&self.words)

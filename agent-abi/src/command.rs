@@ -33,7 +33,7 @@ pub enum Command {
     },
     /// Allocate, stamp, verify and free blocks of mixed orders and lifetimes.
     Churn {
-        /// How long.
+        /// The duration.
         millis: u64,
         /// Stop growing at this many bytes.
         bytes: u64,
@@ -51,7 +51,7 @@ pub enum Command {
     Burst {
         /// Bytes to allocate, rounded up to huge frames.
         bytes: u64,
-        /// What is touched of each.
+        /// The part of each to touch.
         touch: Touch,
         /// Keep and stamp them, instead of freeing them.
         keep: bool,
@@ -60,7 +60,7 @@ pub enum Command {
     },
     /// STREAM's triad over three arrays; samples are MB/s.
     Stream {
-        /// How long.
+        /// The duration.
         millis: u64,
         /// Bytes in the three arrays together.
         bytes: u64,
@@ -69,7 +69,7 @@ pub enum Command {
     },
     /// Fixed time quanta; samples are units of work done in one.
     Ftq {
-        /// How long.
+        /// The duration.
         millis: u64,
         /// A quantum in microseconds.
         quantum_us: u64,
@@ -78,7 +78,7 @@ pub enum Command {
     },
 }
 
-/// What a [`Command::Burst`] touches.
+/// The part of each block that a [`Command::Burst`] touches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
 pub enum Touch {
@@ -97,7 +97,7 @@ impl Touch {
 }
 
 impl Command {
-    /// Host half: the words behind the status word of a reply.
+    /// Host half: the words after the status word of a reply.
     #[must_use]
     pub fn encode(&self) -> Words {
         let mut words = [0; WORDS];
@@ -138,7 +138,7 @@ impl Command {
     }
 }
 
-/// How a command ended.
+/// The outcome of a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
 pub enum Outcome {
@@ -148,7 +148,7 @@ pub enum Outcome {
     OutOfMemory = 1,
     /// The host refused an install with the status in `detail`.
     InstallFailed = 2,
-    /// A page held something else than its stamp.
+    /// A page held something other than its stamp.
     Corrupt = 3,
     /// A command that this guest does not know.
     Unknown = 4,
@@ -164,7 +164,7 @@ impl Outcome {
     }
 }
 
-/// What one vCPU reports after a command. A claim, like all that a guest says.
+/// One vCPU's report after a command. A claim, like all that a guest says.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Report {
@@ -182,9 +182,9 @@ pub struct Report {
     pub mismatches: u64,
     /// Guest-physical address of the first of them.
     pub bad_address: u64,
-    /// What it should have held.
+    /// The stamp expected there.
     pub expected: u64,
-    /// What it held.
+    /// The word found there.
     pub found: u64,
     /// The status word of a failed install.
     pub detail: u64,
@@ -204,7 +204,7 @@ pub struct Report {
     pub ahead: u64,
     /// Not 0 if the vCPU's device drivers have more to do: the host calls them again.
     pub more: u64,
-    /// What a measuring command measured; of no samples otherwise.
+    /// The samples of a measuring command; empty otherwise.
     pub samples: Samples,
     /// Nanoseconds that it spent beside the samples: a burst on touching, the others on allocating,
     /// touching and freeing.
@@ -214,7 +214,7 @@ pub struct Report {
 }
 
 /// Samples of a measuring command, in the command's unit. Percentiles are by nearest rank: a sample
-/// that at most so many percent of the samples are below.
+/// that at most this percentage of the samples is below.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Samples {

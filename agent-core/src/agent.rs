@@ -12,7 +12,7 @@ use crate::tally::{Counters, Tally};
 use agent_abi::{Command, Report};
 use shared_layout::Order;
 
-/// What an agent owns and did. Each method is given the system that the first one was given.
+/// An agent's memory and its record of work. Each method is given the system that the first one was given.
 #[derive(Debug)]
 pub struct Agent<S: System> {
     number: u32,
@@ -33,7 +33,7 @@ impl<S: System> Agent<S> {
         &self.held
     }
 
-    /// Does what the host asks and reports on it; `None` stands for words that are no command. What only the system
+    /// Does what the host asks and reports on it; `None` stands for words that are not a command. What only the system
     /// knows, such as how much memory is free, is left 0.
     pub fn obey(&mut self, system: &mut S, command: Option<Command>) -> Report {
         self.report(system, |agent, system| agent.work(system, command))

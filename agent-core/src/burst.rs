@@ -11,12 +11,12 @@ use crate::tally::{Counters, Tally};
 use agent_abi::Touch;
 use shared_layout::Order;
 
-/// What to do.
+/// The command.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    /// At least so many bytes.
+    /// At least this many bytes.
     pub(crate) bytes: u64,
-    /// What of them is touched.
+    /// The part of them to touch.
     pub(crate) touch: Touch,
     /// Whether they are owned and stamped afterwards, instead of free.
     pub(crate) keep: bool,

@@ -14,20 +14,20 @@ use shared_layout::{HUGE_SIZE, Order};
 
 /// Steps that stand for a millisecond when there is no clock.
 const STEPS_PER_MILLI: u64 = 1000;
-/// A wish of the host that stands is answered again after so many steps.
+/// A standing request of the host is answered again after this many steps.
 const WISH_STEPS: u64 = 4096;
 /// Refused installs in a row, with nothing left to free, after which the churn ends: a host that
-/// has no memory must not be asked for ever.
+/// has no memory must not be asked forever.
 const PATIENCE: u32 = 64;
 /// Blocks freed after an allocation that found no memory.
 const OOM_FREES: u32 = 4;
 /// Spins before another attempt when others, or the host, have all memory: some microseconds.
 const OOM_SPINS: u32 = 1000;
 
-/// What to do.
+/// The command.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// How long.
+    /// The duration.
     pub millis: u64,
     /// The most bytes to hold.
     pub bytes: u64,

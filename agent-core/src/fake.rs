@@ -1,4 +1,4 @@
-//! A system that is a number: so many bytes may be used, and one page stands for all of a block.
+//! A system that is a number: a count of the bytes that may be used, and one page stands for all of a block.
 
 use crate::samples::Recorder;
 use crate::source::{Blocks, Clock, Refusal, Source, System};
@@ -18,7 +18,7 @@ pub(crate) struct Model {
     pub(crate) used: u64,
     /// The longest that a list was.
     pub(crate) most: u64,
-    /// Why there are no more.
+    /// The reason that there are no more.
     pub(crate) refusal: Refusal,
     clock: &'static AtomicU64,
 }

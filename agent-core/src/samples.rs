@@ -15,7 +15,7 @@ pub const CAPACITY: usize = (Order::MAX.bytes() / 8) as usize;
 pub struct Recorder<'s> {
     words: &'s mut [u64],
     kept: usize,
-    /// One sample in so many is kept.
+    /// One sample in this many is kept.
     stride: u64,
     count: u64,
     /// Wide enough for any samples: a mean is never less than the smallest.

@@ -10,7 +10,7 @@ use crate::stamp::{Damage, Tags};
 use agent_abi::{Samples, Touch};
 use shared_layout::Order;
 
-/// Why there is no block.
+/// The reason that there is no block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
     /// There is none of that order.
@@ -44,10 +44,10 @@ pub trait Blocks: Default {
 pub trait Source {
     /// Owned blocks, and what each is stamped with.
     type Blocks: Blocks;
-    /// A block that is in no list; memory is behind it.
+    /// A block that is in no list and is backed by memory.
     type Block;
 
-    /// Blocks that a list may hold if each was allocated by itself.
+    /// Blocks that a list may hold if each was allocated on its own.
     const MOST_SINGLE_BLOCKS: u64;
 
     /// Allocates up to `count` blocks of `order`, stamps all their pages and appends them to `blocks`: how many
@@ -73,7 +73,7 @@ pub trait Source {
     /// Why not.
     fn admit(&mut self, order: Order) -> Result<(), Refusal>;
 
-    /// Allocates one block and has memory put behind it. `alone`: nothing is asked of the host that this block does
+    /// Allocates one block and has it backed by memory. `alone`: nothing is asked of the host that this block does
     /// not need.
     ///
     /// # Errors
@@ -134,7 +134,7 @@ pub trait System: Source {
     /// there before it starts.
     ///
     /// # Errors
-    /// Why there is no memory for samples; the load did not run.
+    /// The reason that there is no memory for samples; the load did not run.
     fn measure(&mut self, most: usize, load: impl FnOnce(&mut Self, &mut Recorder<'_>)) -> Result<Samples, Refusal>;
 
     /// Gives every cache back, so that the host finds free memory to take.

@@ -1,4 +1,4 @@
-//! What each page of a block holds, so that a page that was swapped, zeroed, lost or is stale does not
+//! The contents of each page of a block, chosen so that a page that was swapped, zeroed, lost or is stale does not
 //! pass: words derived from a number that no other use of any page has.
 //!
 //! One word is the page's first, one lies in each further quarter, at a place that moves from
@@ -42,9 +42,9 @@ impl Tags {
 pub struct Wrong {
     /// Which word of the page.
     pub index: usize,
-    /// What it should have held.
+    /// The stamp expected there.
     pub expected: u64,
-    /// What it held.
+    /// The word found there.
     pub found: u64,
 }
 
@@ -55,9 +55,9 @@ pub struct Damage {
     pub pages: u64,
     /// Guest-physical address of the first wrong word; 0 if nobody knows.
     pub address: u64,
-    /// What it should have held.
+    /// The stamp expected there.
     pub expected: u64,
-    /// What it held.
+    /// The word found there.
     pub found: u64,
 }
 

@@ -13,7 +13,7 @@ pub struct Counters {
     pub frees: u64,
 }
 
-/// How one command went.
+/// The outcome of one command.
 #[derive(Clone, Copy, Debug)]
 pub struct Tally {
     outcome: Outcome,
@@ -22,7 +22,7 @@ pub struct Tally {
     detail: u64,
     samples: Samples,
     beside_nanos: u64,
-    /// What its checks found.
+    /// The findings of its checks.
     pub damage: Damage,
 }
 
@@ -77,12 +77,12 @@ impl Tally {
         self.blocks == 0
     }
 
-    /// Time that went by beside the samples.
+    /// Time that passed between the samples.
     pub fn add_beside(&mut self, nanos: u64) {
         self.beside_nanos = self.beside_nanos.saturating_add(nanos);
     }
 
-    /// What was measured, or why nothing could be.
+    /// The measurements, or the reason that there are none.
     pub fn measured(&mut self, samples: Result<Samples, Refusal>) {
         match samples {
             Ok(samples) => self.samples = samples,

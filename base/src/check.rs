@@ -3,21 +3,21 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What was compared.
+/// The things compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Check {
     /// Entries that no transition leads to.
     InvalidEntry,
-    /// Entries and R, about the holder of a frame.
+    /// Entries and R, about the frame's owner.
     HeldEntry,
     /// Entries and R, about whether there is memory.
     EvictedEntry,
     /// Claims that nobody settles.
     ForgottenClaim,
-    /// Memory behind frames that R calls evicted or held.
+    /// Backed frames that R calls evicted or held.
     UnaskedMemory,
-    /// No memory behind frames that R calls installed.
+    /// Unbacked frames that R calls installed.
     MissingMemory,
     /// The limit that was published, and what R holds.
     Limit,
@@ -53,22 +53,22 @@ impl Check {
         }
     }
 
-    /// What a finding means, for people.
+    /// The meaning of a finding, for people.
     #[must_use]
     pub const fn meaning(self) -> &'static str {
         match self {
-            Self::InvalidEntry => "entries that no step of host or guest leads to",
-            Self::HeldEntry => "entries that contradict the host about the holder of the frame",
-            Self::EvictedEntry => "entries that contradict the host about memory behind the frame",
-            Self::ForgottenClaim => "frames that somebody claimed and never let go",
+            Self::InvalidEntry => "entries that no step of host or guest can produce",
+            Self::HeldEntry => "entries that contradict the host about the frame's owner",
+            Self::EvictedEntry => "entries that contradict the host about the memory backing the frame",
+            Self::ForgottenClaim => "frames that were claimed and never released",
             Self::UnaskedMemory => "frames with memory that the guest did not ask for",
-            Self::MissingMemory => "frames that should have memory, and have none by the kernel's account",
-            Self::Limit => "huge frames by which the published limit is not what the host's books say",
-            Self::Header => "header words that are not what the host wrote",
+            Self::MissingMemory => "frames that should have memory, but have none according to the kernel",
+            Self::Limit => "huge frames by which the published limit differs from the host's books",
+            Self::Header => "header words that differ from what the host wrote",
         }
     }
 
-    /// Whether a guest can bring this about by itself; otherwise it is a fault of the host.
+    /// Whether a guest can cause this on its own; otherwise it is a fault of the host.
     #[must_use]
     pub const fn is_claim(self) -> bool {
         !matches!(self, Self::ForgottenClaim | Self::MissingMemory | Self::Limit)

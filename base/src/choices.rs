@@ -11,7 +11,7 @@ use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// What kind of memory guest RAM is made of.
+/// The kind of memory that backs guest RAM.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backing {
@@ -53,12 +53,12 @@ impl FromStr for Backing {
     }
 }
 
-/// A name that is no [`Backing`].
+/// A name that is not a [`Backing`].
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("unknown memory backing `{0}`: use anon, memfd or hugetlb")]
 pub struct UnknownBacking(String);
 
-/// What becomes of a guest that touches memory it does not have.
+/// The fate of a guest that touches memory it does not have.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnViolation {
@@ -100,7 +100,7 @@ impl FromStr for OnViolation {
     }
 }
 
-/// A name that is no [`OnViolation`].
+/// A name that is not an [`OnViolation`].
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("unknown violation policy `{0}`: use stop, install or log")]
 pub struct UnknownPolicy(String);

@@ -47,7 +47,7 @@ macro_rules! counters {
 counters! {
     /// What the monitor did for its guest, and what the guest did behind its back.
     MonitorCounters, MonitorCounts {
-        /// Huge frames that memory was put behind because a vCPU asked.
+        /// Huge frames that were backed with memory because a vCPU asked.
         installs,
         /// Install calls that ended with another status than `Ok`.
         install_failures,
@@ -58,7 +58,7 @@ counters! {
         held_violations,
     }
 
-    /// Where the memory for installs came from.
+    /// The sources of memory for installs.
     SupplyCounters, SupplyCounts {
         /// Huge frames that were installed from the pool.
         hits,
@@ -70,11 +70,11 @@ counters! {
 
     /// Calls that were refused.
     DoorbellCounters, DoorbellCounts {
-        /// Doorbell calls that were refused, and writes to the doorbell that are no call.
+        /// Doorbell calls that were refused, and writes to the doorbell that are not a call.
         bad_calls,
     }
 
-    /// How often a vCPU left the guest.
+    /// A vCPU's exits from the guest.
     ExitCounters, ExitCounts {
         /// For a memory-mapped device, the doorbell, or memory that is not there.
         mmio,
@@ -84,19 +84,19 @@ counters! {
         other,
     }
 
-    /// What a vCPU called for.
+    /// The calls of a vCPU.
     CallCounters, CallCounts {
         /// Doorbell calls it made, by MMIO or port.
         calls,
     }
 
-    /// What the driver of a virtio device did wrong.
+    /// Errors of a virtio device's driver.
     DriverCounters, DriverCounts {
-        /// What it did that no driver may do.
+        /// Violations of the specification.
         errors,
     }
 
-    /// What the guest did with a disk.
+    /// The guest's use of a disk.
     DiskCounters, DiskCounts {
         /// Reads that succeeded.
         reads,
@@ -116,7 +116,7 @@ counters! {
         refused_requests = "requests refused",
     }
 
-    /// What went through a network card in one direction.
+    /// Traffic of a network card in one direction.
     FrameCounters, FrameCounts {
         /// Frames that went through.
         frames,
@@ -128,15 +128,15 @@ counters! {
         errors,
     }
 
-    /// What the agent in a Linux guest sent without being asked.
+    /// Messages that the agent in a Linux guest sent unasked.
     AgentCounters, AgentCounts {
         /// Reports that came when nobody waited for them any more.
         late_reports,
-        /// Frames that were no hello and no report on anything that was asked.
-        garbage_frames = "messages made no sense",
+        /// Frames that were neither a hello nor a report on anything requested.
+        garbage_frames = "malformed messages",
     }
 
-    /// What a guest did with its virtio-balloon.
+    /// A guest's use of its virtio-balloon.
     BalloonCounters, BalloonCounts {
         /// Requests to inflate.
         inflate_requests,
@@ -144,11 +144,11 @@ counters! {
         deflate_requests,
         /// Runs of pages that were discarded, a system call each.
         discards,
-        /// What was discarded, in bytes, whether there was memory behind it or not.
+        /// Memory discarded, in bytes, whether it was backed or not.
         discarded_bytes,
         /// Discards that the kernel refused.
         failed_discards,
-        /// What the guest reported as free, in bytes.
+        /// Memory that the guest reported as free, in bytes.
         reported_bytes,
         /// Page numbers out of range, or not at the start of a block.
         bad_pages,
@@ -156,7 +156,7 @@ counters! {
         repeated_pages,
     }
 
-    /// What a guest's driver asked its virtio-mem for.
+    /// Requests of a guest's driver to its virtio-mem.
     MemCounters, MemCounts {
         /// Requests to plug that were granted.
         plug_requests,

@@ -20,7 +20,7 @@ macro_rules! points {
 points! {
     /// The kernel does not take guest memory back.
     DISCARD = "discard";
-    /// The kernel puts no memory behind guest RAM.
+    /// The kernel does not back guest RAM with memory.
     POPULATE = "populate";
     /// The same, but some came before it gave up.
     POPULATE_LATE = "populate-late";
@@ -30,7 +30,7 @@ points! {
     USERFAULT_READ = "userfault-read";
     /// The kernel does not say what is resident.
     RESIDENCY = "residency";
-    /// There is no thread to be had.
+    /// No thread can be started.
     THREAD_START = "thread-start";
     /// A thread that carries requests out ends in the middle of one.
     THREAD_DEATH = "thread-death";
@@ -51,7 +51,7 @@ points! {
 /// Fails if a test wants this point to: with the error number that it gave, or EIO.
 ///
 /// # Errors
-/// What the test asked for; never without the feature.
+/// The fault that the test asked for; never without the feature.
 #[cfg(not(feature = "fault-injection"))]
 #[inline(always)]
 pub const fn point(_: &'static str) -> std::io::Result<()> {
@@ -72,7 +72,7 @@ mod injection {
     /// Fails if a test wants this point to: with the error number that it gave, or EIO.
     ///
     /// # Errors
-    /// What the test asked for.
+    /// The fault that the test asked for.
     pub fn point(name: &'static str) -> io::Result<()> {
         match fail::eval(name, |number| number.and_then(|number| number.parse().ok()).unwrap_or(libc::EIO)) {
             None => Ok(()),
@@ -83,7 +83,7 @@ mod injection {
         }
     }
 
-    /// How often a point failed on purpose since the process started.
+    /// The number of times that a point failed on purpose since the process started.
     #[must_use]
     pub fn hits(name: &str) -> u64 {
         HITS.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied().unwrap_or(0)

@@ -1,4 +1,4 @@
-//! What the kernel says about this process's memory and about huge pages on this machine.
+//! The kernel's figures on this process's memory and on huge pages of this machine.
 //!
 //! Reads `/proc` and `/sys`, writes nothing. Each number comes from a parser that is a plain
 //! function over text, so that formats are tested without the machine being in a certain state.
@@ -12,7 +12,7 @@ const SMAPS_ROLLUP: &str = "/proc/self/smaps_rollup";
 const MEMINFO: &str = "/proc/meminfo";
 const SMAPS: &str = "/proc/self/smaps";
 const THP_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-/// Where the kernel keeps the pool of 2 MiB pages, whatever its default huge page size is.
+/// The directory of the pool of 2 MiB pages, whatever its default huge page size is.
 pub const POOL_DIR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// Resident memory of this process in bytes: the `Rss` of `/proc/self/smaps_rollup`.
@@ -68,7 +68,7 @@ pub fn huge_page_pool() -> io::Result<HugePagePool> {
     Ok(HugePagePool { total: read("nr_hugepages")?, free: read("free_hugepages")?, reserved: read("resv_hugepages")? })
 }
 
-/// When the kernel puts transparent huge pages behind anonymous memory.
+/// When the kernel backs anonymous memory with transparent huge pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ThpMode {
     /// Wherever 2 MiB fit.
@@ -104,7 +104,7 @@ pub fn huge_mapped_bytes(addresses: &Range<u64>) -> io::Result<u64> {
     Ok(parse_huge_mapped(&fs::read_to_string(SMAPS)?, addresses))
 }
 
-/// Where cgroup v2 is mounted, from `/proc/self/mountinfo`.
+/// The mount point of cgroup v2, from `/proc/self/mountinfo`.
 pub fn parse_cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         // Mount id, parent, device, root, mount point, options, tags ... - type, source, options.

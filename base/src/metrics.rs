@@ -56,7 +56,7 @@ impl Gauge {
     }
 }
 
-/// How a number changes over time.
+/// The way that a number changes over time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// It only rises while the VM runs.
@@ -65,7 +65,7 @@ pub enum Kind {
     Gauge,
 }
 
-/// What a number is measured in.
+/// The unit of a number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unit {
     /// Bytes: `_bytes` in the name.
@@ -98,9 +98,9 @@ pub struct Metric<'a> {
     pub labels: &'a [(&'static str, String)],
     /// Its unit.
     pub unit: Unit,
-    /// How it changes over time.
+    /// The way that it changes over time.
     pub kind: Kind,
-    /// What it means: a sentence or two.
+    /// Its meaning, in a sentence or two.
     pub help: &'static str,
     /// Its label in a table, which lists it if it is above 0. Without one, no table lists it.
     pub word: Option<&'static str>,

@@ -1,6 +1,6 @@
 //! [`RateLimit`]: how many of many like events reach the log.
 //!
-//! Every line that a guest or a client can cause again and again goes through one, so that none of
+//! Every line that a guest or a client can cause repeatedly goes through one, so that none of
 //! them fills the host's disk.
 
 use std::sync::atomic::{AtomicU64, Ordering};

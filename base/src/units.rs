@@ -32,7 +32,7 @@ const UNITS: [(&str, u64); 4] = [("TiB", Bytes::TIB), ("GiB", Bytes::GIB), ("MiB
 /// More digits than any number of bytes needs; a longer text is refused before it is added up.
 const MAX_DIGITS: usize = 30;
 
-/// Why a text is no size.
+/// The reason that a text is not a size.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SizeError {
     /// Nothing there.
@@ -44,12 +44,12 @@ pub enum SizeError {
     /// No digits in front, or letters among them.
     #[error("'{0}' is not a size; write a number and a unit, like 512M, 1.5G or 4096")]
     NotANumber(String),
-    /// Letters behind the number that are no unit.
+    /// Letters after the number that are not a unit.
     #[error("unknown unit '{unit}' in '{text}'; the units are K, M, G and T (powers of 1024), or none for bytes")]
     UnknownUnit {
-        /// What was written.
+        /// The text.
         text: String,
-        /// The part that is no unit.
+        /// The part that is not a unit.
         unit: String,
     },
     /// A point, but no unit.
@@ -96,7 +96,7 @@ impl FromStr for Bytes {
     }
 }
 
-/// The longest prefix of digits and points, and what stands behind it.
+/// The longest prefix of digits and points, and the rest.
 fn split_number(text: &str) -> (&str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     (&text[..end], text[end..].trim_start())
@@ -142,7 +142,7 @@ impl fmt::Display for Bytes {
             None => format!("{} B", self.0),
             Some((unit, factor)) if self.0.is_multiple_of(*factor) => format!("{} {unit}", self.0 / factor),
             Some((unit, factor)) => {
-                // Three digits are enough to read; fewer before the point leave more behind it.
+                // Three digits are enough to read; fewer before the point leave more after it.
                 let value = self.0 as f64 / *factor as f64;
                 let places = if value >= 100.0 {
                     0
@@ -170,9 +170,9 @@ pub enum MemorySizeError {
     #[error("the size is 0; memory comes in steps of 2 MiB, so the smallest is 2M")]
     Zero,
     /// Between two steps.
-    #[error("{bytes} bytes are no multiple of 2 MiB; {}", neighbours(*.below, *.above))]
+    #[error("{bytes} bytes are not a multiple of 2 MiB; {}", neighbours(*.below, *.above))]
     NotAMultiple {
-        /// What was asked for.
+        /// The size given.
         bytes: u64,
         /// The next size below that would do, at least 2 MiB.
         below: u64,
@@ -185,7 +185,7 @@ fn neighbours(below: u64, above: u64) -> String {
     if below == above {
         format!("the nearest size is {}", exact(below))
     } else {
-        format!("the sizes next to it are {} and {}", exact(below), exact(above))
+        format!("the nearest sizes are {} and {}", exact(below), exact(above))
     }
 }
 
@@ -203,7 +203,7 @@ pub fn exact(bytes: u64) -> String {
 /// Checks that `bytes` is an amount that guest memory can have or change by.
 ///
 /// # Errors
-/// Zero, and what is no multiple of 2 MiB.
+/// If the size is zero or not a multiple of 2 MiB.
 pub fn check_memory(bytes: Bytes) -> Result<Bytes, MemorySizeError> {
     let Bytes(bytes) = bytes;
     if bytes == 0 {
@@ -225,7 +225,7 @@ pub fn parse_memory(text: &str) -> Result<Bytes, MemorySizeError> {
     check_memory(text.parse()?)
 }
 
-/// Why a text is no time span.
+/// The reason that a text is not a time span.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DurationError {
     /// Nothing there.
@@ -237,7 +237,7 @@ pub enum DurationError {
     /// No digits in front.
     #[error("'{0}' is not a time; write a number and a unit, like 10s or 500ms")]
     NotANumber(String),
-    /// A number only, or letters behind it that are no unit.
+    /// A number only, or letters after it that are not a unit.
     #[error("'{0}' has no known unit; the units are ms, s, m (minutes) and h")]
     UnknownUnit(String),
     /// Beyond what any command waits.
@@ -351,9 +351,9 @@ mod tests {
         assert_eq!(parse_memory("16G"), Ok(Bytes(16 << 30)));
         assert_eq!(parse_memory("0"), Err(MemorySizeError::Zero));
         for (text, message) in [
-            ("3M", "3145728 bytes are no multiple of 2 MiB; the sizes next to it are 2M and 4M"),
-            ("1023.5M", "1073217536 bytes are no multiple of 2 MiB; the sizes next to it are 1022M and 1G"),
-            ("1", "1 bytes are no multiple of 2 MiB; the nearest size is 2M"),
+            ("3M", "3145728 bytes are not a multiple of 2 MiB; the nearest sizes are 2M and 4M"),
+            ("1023.5M", "1073217536 bytes are not a multiple of 2 MiB; the nearest sizes are 1022M and 1G"),
+            ("1", "1 bytes are not a multiple of 2 MiB; the nearest size is 2M"),
         ] {
             assert_eq!(parse_memory(text).expect_err(text).to_string(), message);
         }

@@ -27,7 +27,7 @@ use serde::Serialize;
 use shared_layout::Order;
 use std::fmt::Write as _;
 
-/// What to measure.
+/// The measurement.
 pub(crate) struct Plan {
     pub(crate) benches: Vec<Bench>,
     pub(crate) orders: Vec<Order>,

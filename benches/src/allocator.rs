@@ -49,7 +49,7 @@ impl Allocator {
         }
     }
 
-    /// A fresh instance over so many huge frames, all free.
+    /// A fresh instance over this many huge frames, all free.
     pub(crate) fn with<V: Visit>(self, huge_frames: u32, visit: V) -> V::Output {
         match self {
             Self::Llfree => visit.visit(&Llfree(Tables::new(huge_frames).tenant())),

@@ -1,6 +1,6 @@
-//! The command line: a command a figure, its arguments checked and typed.
+//! The command line: one command per figure, its arguments checked and typed.
 //!
-//! Text in, values out. What figures have in common stands in structures that several of them
+//! Text in, values out. Arguments that figures share live in structures that several of them
 //! flatten; `--help` shows no difference.
 
 use crate::allocator::Allocator;
@@ -15,7 +15,7 @@ use llfree_monitor::memory::Backing;
 use shared_layout::Order;
 use std::time::Duration;
 
-/// Measures llfree-vmm against the limits of the machine it runs on.
+/// Measures llfree-vmm against the limits of the machine that it runs on.
 #[derive(Parser)]
 #[command(name = "llfree-bench", version, max_term_width = 110)]
 #[command(after_help = "\
@@ -23,20 +23,20 @@ Examples:
   llfree-bench inflate --mem 4G --to 512M          reclaim, return and install, per 2 MiB frame
   llfree-bench inflate --iterations 15 --csv inflate.csv
   llfree-bench inflate --json 2>progress.log >rows.json
-  llfree-bench install --plot install.svg          what an allocation waits for memory, 1 and 2 vCPUs
-  llfree-bench interference --json                 what STREAM and FTQ lose while memory is resized
+  llfree-bench install --plot install.svg          how long an allocation waits for memory, 1 and 2 vCPUs
+  llfree-bench interference --json                 how much STREAM and FTQ lose while memory is resized
   llfree-bench boot --mem 16G --json               from the launch to the agent's first answer
-  llfree-bench idle --mem 16G                      host CPU of a VM that does nothing
+  llfree-bench idle --mem 16G                      host CPU time of an idle VM
   llfree-bench alloc --plot alloc.svg              allocators, all orders, over threads
   llfree-bench alloc --benches bulk,repeat --orders 0,9 --allocators llfree --threads 1
-  llfree-bench frag --plot frag.svg                huge frames that come back
-  llfree-bench fill --csv fill.csv                 order 0 in almost full memory
+  llfree-bench frag --plot frag.svg                huge frames that become free again
+  llfree-bench fill --csv fill.csv                 order 0 in nearly full memory
   llfree-bench recovery --mem 8G                   a persistent instance after a crash
 
-Progress goes to standard error: one line redrawn in place on a terminal, one line a candidate in a pipe, none \
-with --quiet. Standard output has the rows and nothing else.
+Progress goes to standard error: one line redrawn in place on a terminal, one line per candidate in a pipe, none \
+with --quiet. Standard output gets only the rows.
 
-Close what else uses the machine's cores: rows with a large spread between min and max were disturbed.")]
+Stop everything else that uses the machine's cores: a large spread between min and max means a disturbed row.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) figure: Figure,
@@ -50,21 +50,21 @@ pub(crate) enum Figure {
     /// Reclaim, return and install memory, against the raw system calls
     #[command(after_help = INFLATE_HELP)]
     Inflate(InflateArgs),
-    /// Allocate frames that have no memory yet, quiet and while the host reclaims
+    /// Allocate frames that have no memory yet, alone and while the host reclaims
     Install(InstallArgs),
     /// Run STREAM and FTQ in a guest while its memory shrinks and grows
     Interference(InterferenceArgs),
     /// Boot a guest, against a bare KVM machine
     Boot(BootArgs),
-    /// Let a VM idle, without and with automatic reclaim
+    /// Leave a VM idle, without and with automatic reclaim
     Idle(IdleArgs),
     /// Allocate and free blocks, against other allocators
     Alloc(AllocArgs),
     /// Exchange frames at random and count the free huge frames
     Frag(FragArgs),
-    /// Allocate frames in almost full memory
+    /// Allocate frames in nearly full memory
     Fill(FillArgs),
-    /// Open a persistent instance that was closed, or was not
+    /// Open a persistent instance that was closed cleanly, or was not
     Recovery(RecoveryArgs),
 }
 
@@ -72,20 +72,20 @@ const INFLATE_HELP: &str = "\
 Examples:
   llfree-bench inflate                             one to three minutes
   llfree-bench inflate --candidates llfree,virtio-mem --iterations 15
-  llfree-bench inflate --full                      some five minutes longer
+  llfree-bench inflate --full                      about five minutes longer
   llfree-bench inflate --json | jq '.[] | select(.op == \"return\")'
 
-All times are microseconds per 2 MiB frame, divided by the frames that moved. Each row says how many those were \
-(frames, the median of all rounds) and how many rounds min, median and max are of. A balloon of 4 KiB pages takes \
-some 10 ms a frame, so it has a smaller guest of the same proportions, at most 112 frames a round, and 3 rounds \
-spread over the run.";
+All times are microseconds per 2 MiB frame: the total divided by the frames that moved. Each row gives their number \
+(frames, the median of all rounds) and the number of rounds behind min, median and max. A balloon of 4 KiB pages \
+takes some 10 ms per frame, so it gets a smaller guest of the same proportions, at most 112 frames per round, and 3 \
+rounds spread over the run.";
 
 #[derive(Args)]
 pub(crate) struct InflateArgs {
     /// Guest memory
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "2G")]
     pub(crate) mem: Bytes,
-    /// The limit that it is shrunk to, again and again
+    /// The limit that each round shrinks to
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "256M")]
     pub(crate) to: Bytes,
     /// What guest memory is made of: anon, memfd or hugetlb
@@ -105,13 +105,13 @@ pub(crate) struct InflateArgs {
 
 #[derive(Args)]
 pub(crate) struct InstallArgs {
-    /// Guest memory; less, with what follows, where the host has less than twice of what is touched
+    /// Guest memory; scaled down, with the sizes below, if the host has less than twice what is touched
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "8G")]
     pub(crate) mem: Bytes,
-    /// What the guest allocates and touches in a round
+    /// Memory that the guest allocates and touches in a round
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "1G")]
     pub(crate) burst: Bytes,
-    /// What the host takes meanwhile; half of --mem by default, 0 for quiet rounds only
+    /// Memory that the host takes meanwhile; half of --mem by default, 0 for quiet rounds only
     #[arg(long, value_name = "SIZE")]
     pub(crate) reclaim: Option<Bytes>,
     /// vCPUs to compare
@@ -133,13 +133,13 @@ pub(crate) struct InterferenceArgs {
     /// Guest memory
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "4G")]
     pub(crate) mem: Bytes,
-    /// STREAM's three arrays together; more than caches hold
+    /// Total size of STREAM's three arrays; should exceed the caches
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "192M")]
     pub(crate) bytes: Bytes,
-    /// What the loads that allocate hold between two samples
+    /// Memory that the allocating loads hold between samples
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "64M")]
     pub(crate) beside: Bytes,
-    /// Length of a run; each load has two of them a round
+    /// Length of a run; each load has two runs per round
     #[arg(long, value_name = "TIME", value_parser = parse_millis, default_value = "2s")]
     pub(crate) time: u64,
     /// Ways to resize
@@ -169,10 +169,10 @@ pub(crate) struct IdleArgs {
     /// Guest memory
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "16G")]
     pub(crate) mem: Bytes,
-    /// How long a round lasts; by default two intervals of automatic reclaim
+    /// Length of a round; the default is two intervals of automatic reclaim
     #[arg(long, value_name = "TIME", value_parser = parse_round, default_value = "10s")]
     pub(crate) time: Duration,
-    /// Rounds to measure, after one to warm up
+    /// Rounds to measure, after a warm-up round
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = rounds())]
     pub(crate) iterations: u32,
     #[command(flatten)]
@@ -181,7 +181,7 @@ pub(crate) struct IdleArgs {
 
 #[derive(Args)]
 pub(crate) struct AllocArgs {
-    /// What the threads do
+    /// Workloads for the threads
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "bulk,repeat,random,cross,host")]
     pub(crate) benches: Vec<Bench>,
     /// Block sizes: orders like 0,9 or ranges like 0..=10
@@ -192,7 +192,7 @@ pub(crate) struct AllocArgs {
     pub(crate) threads: Vec<u32>,
     #[command(flatten)]
     pub(crate) tables: Tables,
-    /// Run the loops of one bench once, on one thread and untimed, for an instruction-counting profiler
+    /// Run the loops of one bench once, untimed and on one thread, for an instruction-counting profiler
     #[arg(long, value_name = "BENCH", value_parser = once_bench, conflicts_with_all = ["benches", "threads", "iterations", "json", "csv", "plot"])]
     pub(crate) once: Option<Bench>,
     #[command(flatten)]
@@ -206,7 +206,7 @@ pub(crate) struct FragArgs {
     /// Memory to manage; none of it is touched
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "8G")]
     pub(crate) mem: Bytes,
-    /// Rounds, each exchanging 10 % of the used frames
+    /// Rounds; each exchanges 10 % of the used frames
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = rounds())]
     pub(crate) rounds: u32,
     /// How a round exchanges frames
@@ -241,22 +241,22 @@ pub(crate) struct RecoveryArgs {
     /// Memory to manage; none of it is touched
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "8G")]
     pub(crate) mem: Bytes,
-    /// Rounds to measure, after one to warm up
+    /// Rounds to measure, after a warm-up round
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = rounds())]
     pub(crate) iterations: u32,
     #[command(flatten)]
     pub(crate) output: Output,
 }
 
-/// How often a figure of a VM is measured.
+/// The number of times that a figure of a VM is measured.
 #[derive(Args)]
 pub(crate) struct Rounds {
-    /// Rounds to measure, after one to warm up
+    /// Rounds to measure, after a warm-up round
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = rounds())]
     pub(crate) iterations: u32,
 }
 
-/// What figures of allocators alone compare.
+/// Arguments of figures that compare allocators alone.
 #[derive(Args)]
 pub(crate) struct Tables {
     /// Memory to manage; none of it is touched
@@ -270,7 +270,7 @@ pub(crate) struct Tables {
         default_value = "llfree,llfree-shared,buddy,per-core,queue,bitmap"
     )]
     pub(crate) allocators: Vec<Allocator>,
-    /// Rounds to measure, after one to warm up
+    /// Rounds to measure, after a warm-up round
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = rounds())]
     pub(crate) iterations: u32,
 }
@@ -303,7 +303,7 @@ impl std::str::FromStr for Orders {
     fn from_str(text: &str) -> Result<Self, String> {
         let order = |text: &str| {
             let order = text.trim().parse().ok().and_then(Order::new);
-            order.ok_or_else(|| format!("'{text}' is no order; orders are 0 to {}", Order::MAX.get()))
+            order.ok_or_else(|| format!("'{text}' is not an order; orders are 0 to {}", Order::MAX.get()))
         };
         let mut orders = Vec::new();
         for part in text.split(',') {
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn a_bad_value_costs_one_line() {
         for (line, word) in [
-            ("inflate --mem 3M", "no multiple of 2 MiB"),
+            ("inflate --mem 3M", "not a multiple of 2 MiB"),
             ("inflate --iterations 0", "1..=1000"),
             ("inflate --candidates tape", "tape"),
             ("alloc --orders 11", "orders are 0 to 10"),
@@ -357,7 +357,7 @@ mod tests {
             parsed.map(|orders| orders.0.iter().map(|order| order.get()).collect::<Vec<_>>())
         };
         assert_eq!(orders("9,0..=2,1"), Ok(vec![0, 1, 2, 9]));
-        assert_eq!(orders("11").expect_err("too large"), "'11' is no order; orders are 0 to 10");
+        assert_eq!(orders("11").expect_err("too large"), "'11' is not an order; orders are 0 to 10");
         assert!(orders("3..=1").expect_err("empty").contains("3..=1"));
         assert!(orders("").is_err());
     }

@@ -17,7 +17,8 @@ pub(crate) struct Candidate {
     configure: fn(&mut VmConfig),
 }
 
-/// What a candidate moves at a time. It sets how long a figure takes: page by page a frame costs milliseconds.
+/// The unit that a candidate moves at a time. It determines how long a figure takes: page by page a frame
+/// costs milliseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Moves {
     /// 2 MiB frames.
@@ -57,10 +58,10 @@ pub(crate) const ELASTIC: &[Candidate] = &[
     },
 ];
 
-/// Those of them that others publish figures of: what is compared unless somebody asks for more.
+/// The ones that others publish figures of: the default comparison.
 pub(crate) const PUBLISHED: &str = "llfree,balloon,balloon-huge,virtio-mem";
 
-/// Ways to put memory behind a frame that is asked for.
+/// Ways to back a requested frame with memory.
 pub(crate) const INSTALL: &[Candidate] = &[
     Candidate {
         name: "populate",
@@ -94,7 +95,7 @@ fn device(spec: &str) -> Elastic {
 }
 
 impl Candidate {
-    /// What to launch.
+    /// The VM to launch.
     pub(crate) fn config(&self, mem: Bytes, cpus: u32, backing: Backing) -> VmConfig {
         let mut config = VmConfig::new(mem, cpus, backing);
         (self.configure)(&mut config);

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 /// Compare-and-swaps in one measurement: half a millisecond.
 const CAS_COUNT: u64 = 100_000;
-/// Looks at the gate before the core is left to somebody else.
+/// Looks at the gate before the core is yielded.
 const SPINS: u32 = 20_000;
 
 /// Cores that this process may use.
@@ -23,7 +23,7 @@ pub(crate) fn cores() -> Result<Vec<usize>, BenchError> {
     Ok((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
 }
 
-/// Where the threads of a crew wait for each other, any number of times.
+/// A meeting point of a crew's threads, for use any number of times.
 pub(crate) struct Gate {
     threads: u32,
     arrived: AtomicU32,
@@ -40,7 +40,7 @@ impl Gate {
         let opened = self.opened.load(Ordering::Acquire);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
             self.arrived.store(0, Ordering::Relaxed);
-            // Release: whoever goes on sees what all others did before they came here.
+            // Release: a thread that goes on sees what all others did before they arrived.
             self.opened.store(opened.wrapping_add(1), Ordering::Release);
             return;
         }
@@ -104,7 +104,7 @@ pub(crate) fn nanoseconds(start: Instant, count: u64) -> f64 {
     start.elapsed().as_secs_f64() * 1e9 / count.max(1) as f64
 }
 
-/// What a lock protects; nobody panics while holding it.
+/// The contents of a lock; nobody panics while holding it.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,7 +3,7 @@
 use llfree_base::units::Bytes;
 use shared_layout::HUGE_SIZE;
 
-/// Why there is no figure.
+/// The reason that a figure was not measured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
     #[error(transparent)]
@@ -16,11 +16,11 @@ pub(crate) enum BenchError {
     Host(#[from] vmm::boot::BootError),
     #[error(transparent)]
     Size(#[from] SizeError),
-    #[error("no region for the frames could be made")]
+    #[error("cannot create a region for the frames")]
     Create(#[from] llfree::CreateError),
-    #[error("an instance could not be opened")]
+    #[error("cannot open an instance")]
     Open(#[from] llfree::OpenError),
-    #[error("an instance could not be closed")]
+    #[error("cannot close an instance")]
     Close(#[from] llfree::CloseError),
     #[error("the guest did not do its part: {0}")]
     Guest(String),
@@ -51,9 +51,9 @@ pub(crate) enum SizeError {
     NothingToResize { mem: Bytes, least: Bytes },
     #[error("--mem {0} has more huge frames than can be counted")]
     TooManyFrames(Bytes),
-    #[error("--to {to} is out of range; use {least} up to less than --mem {mem}")]
+    #[error("--to {to} is out of range; use at least {least} and less than --mem {mem}")]
     Target { to: Bytes, least: Bytes, mem: Bytes },
-    #[error("--burst {burst} is out of range; use 2M up to half of --mem, which is {half}")]
+    #[error("--burst {burst} is out of range; use 2M up to half of --mem ({half})")]
     Burst { burst: Bytes, half: Bytes },
     #[error("--reclaim {reclaim} is more than half of --mem, {half}")]
     Reclaim { reclaim: Bytes, half: Bytes },
@@ -61,7 +61,7 @@ pub(crate) enum SizeError {
 
 /// An allocator found no block although memory was free, or did not take one back.
 #[derive(Debug, thiserror::Error)]
-#[error("an allocation or a free of order {order} failed in {bench} although memory was left")]
+#[error("an allocation or free of order {order} failed in {bench} although memory was left")]
 pub(crate) struct Exhausted {
     pub(crate) bench: &'static str,
     pub(crate) order: u8,

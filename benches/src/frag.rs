@@ -18,7 +18,7 @@ use serde::Serialize;
 use shared_layout::Order;
 use std::fmt::Write as _;
 
-/// How a round exchanges frames.
+/// The way that a round exchanges frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Exchange {
     /// Free 10 %, then allocate as many
@@ -47,7 +47,7 @@ pub(crate) struct Row {
     percent: f64,
 }
 
-/// The table shows every so many rounds; JSON and CSV have all.
+/// Rounds per row of the table; JSON and CSV have all.
 const TABLE_STEP: u32 = 10;
 
 impl Table for Row {
@@ -114,7 +114,7 @@ fn huge_of(frame: u64) -> usize {
     (frame / Order::HUGE.frames()) as usize
 }
 
-/// How progress calls an allocator's rounds.
+/// The name of an allocator's rounds in the progress line.
 fn candidate(allocator: &str, exchange: Exchange) -> String {
     format!("{allocator}, {}", exchange.name())
 }

@@ -34,12 +34,12 @@ pub(crate) trait Visit {
     fn visit<F: Frames>(self, frames: &F) -> Self::Output;
 }
 
-/// Base frames in so many huge ones.
+/// Base frames in this many huge ones.
 pub(crate) fn frames(huge_frames: u32) -> u64 {
     u64::from(huge_frames) * Order::HUGE.frames()
 }
 
-/// Huge frames in so many bytes, if a `u32` counts them.
+/// Huge frames in this many bytes, if a `u32` counts them.
 pub(crate) fn huge_frames(bytes: u64) -> Option<u32> {
     u32::try_from(bytes / (FRAME_SIZE * Order::HUGE.frames())).ok()
 }

@@ -8,7 +8,7 @@ use shared_layout::HUGE_SIZE;
 use std::time::Duration;
 use vmm::vm::{Resize, Vm};
 
-/// How long a resize may wait for its guest.
+/// Time that a resize may wait for its guest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a command that must go well.
@@ -62,12 +62,12 @@ pub(crate) fn grow(vm: &Vm, to: u64) -> Result<Moved, BenchError> {
     Ok(Moved::new(before, &vm.grow(to)?))
 }
 
-/// What the guest may hold, in bytes.
+/// The guest's limit, in bytes.
 fn limit(vm: &Vm) -> u64 {
     vm.limit()
 }
 
-/// Takes the memory behind all that is free.
+/// Takes the memory of all free frames.
 pub(crate) fn evict_all(vm: &Vm) -> Result<u32, BenchError> {
     Ok(vm.monitor().evict(u32::MAX).map_err(vmm::vm::VmError::from)?.discarded)
 }

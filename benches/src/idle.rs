@@ -23,7 +23,7 @@ use vmm::vm::{Vm, VmConfig};
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub(crate) struct Row {
     bench: &'static str,
-    /// How automatic reclaim is set.
+    /// The setting of automatic reclaim.
     auto_reclaim: &'static str,
     memory_bytes: u64,
     /// CPU time of the process for each second that passed.

@@ -1,11 +1,11 @@
 //! Reclaim, return and install, per 2 MiB frame, and the raw system calls that limit them.
 //!
-//! A guest of each candidate is shrunk and grown again and again; beside them lies memory of the same
+//! A guest of each candidate is shrunk and grown repeatedly; next to them lies memory of the same
 //! kind and size that no guest uses, on which the bare system calls are made in the same round:
 //!
 //! | op | what is timed | its limit |
 //! |---|---|---|
-//! | `reclaim_touched` | shrink while all free frames have memory behind them | `discard_touched_bulk` |
+//! | `reclaim_touched` | shrink while all free frames are backed by memory | `discard_touched_bulk` |
 //! | | and of the same memory, mapped by the guest | `discard_mapped_bulk` |
 //! | `reclaim_untouched_first` | shrink a VM that booted just now | `discard_untouched_bulk` |
 //! | `reclaim_untouched_repeated` | shrink it again, after a grow | `discard_untouched_bulk` |
@@ -162,7 +162,7 @@ fn guest_round(subject: &Subject, book: &mut Book) -> Result<(), BenchError> {
 
     // The guest uses what comes back.
     let (time, frames) = burst(vm, mem - GUEST_OWN, BurstTouch::Frames)?;
-    // Behind a balloon of single pages the kernel gives a page a touch: that is no frame.
+    // After a balloon of single pages the kernel gives one page per touch, not a frame.
     if u64::from(frames) * HUGE_SIZE * 2 >= mem - to {
         book.add((name, "install", "populate_per_frame"), time, frames)?;
     }
@@ -217,7 +217,7 @@ fn evictions(vm: &Vm, share: Share, book: &mut Book) -> Result<(), BenchError> {
     book.add(("llfree", "reclaim_scattered", "discard_scattered_per_run"), start.elapsed(), pass.discarded)?;
     ask(vm, &GuestRequest::Free { bytes: None, random: false })?;
 
-    // What the guest has mapped costs the kernel more: KVM lets go of it first. One call a run, behind
+    // What the guest has mapped costs the kernel more: KVM lets go of it first. One call per run, after
     // the monitor's back, whose books the eviction of nothing then sets right.
     touch_and_free(vm, mem - GUEST_OWN)?;
     let runs = free_runs(vm);
@@ -229,7 +229,7 @@ fn evictions(vm: &Vm, share: Share, book: &mut Book) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// The runs of frames that are free with memory behind them.
+/// The runs of frames that are free and backed by memory.
 fn free_runs(vm: &Vm) -> Vec<HugeRange> {
     let mut runs: Vec<HugeRange> = Vec::new();
     for (word, huge) in vm.platform().table().entries().iter().zip((0..).map(HugeId)) {

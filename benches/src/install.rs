@@ -1,15 +1,15 @@
-//! Installs as a guest feels them: what each allocation of a 2 MiB frame with nothing behind it takes,
+//! Installs as a guest feels them: what each allocation of an unbacked 2 MiB frame takes,
 //! while nothing else goes on and while the host takes memory.
 //!
 //! A round of a VM: a burst warms the host's memory up (what was freed is gone after some two
 //! seconds, and then costs milliseconds to get back), the host evicts all of it, the next burst is
-//! measured. `reclaim` has more going on beside the burst: a second VM in the same process, whose
+//! measured. `reclaim` has more going on during the burst: a second VM in the same process, whose
 //! memory is touched and free, is shrunk slice by slice for as long as the burst takes, and between
 //! two slices the first VM's own limit goes down and up by as much. (Touched free memory in the first
 //! VM itself would be the first that its guest takes, and nothing would be installed.)
 //!
 //! The guest asks for each frame alone (`single`: the latency of an install), or for runs of them
-//! (`ahead`, as it does by itself: most allocations wait for nothing, few for many frames).
+//! (`ahead`, as it does on its own: most allocations wait for nothing, few for many frames).
 //!
 //! Limits in the same run: `MADV_POPULATE_WRITE` of single frames, `UFFDIO_MOVE` of frames that have
 //! memory, and between them an install out of a pool without a guest.
@@ -33,16 +33,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vmm::vm::{Vm, VmConfig};
 
-/// Frames that the host takes at once beside a burst.
+/// Frames that the host takes at once during a burst.
 const SLICE: u64 = 32 * HUGE_SIZE;
-/// How long a pool may take to be full.
+/// Time that a pool may take to fill.
 const REFILL: Duration = Duration::from_secs(5);
-/// How progress calls the raw calls.
+/// The name of the raw calls in the progress line.
 const RAW: &str = "raw";
 /// Frames of the raw calls.
 const RAW_FRAMES: u32 = 128;
 
-/// What to measure.
+/// The measurement.
 pub(crate) struct Plan {
     pub(crate) candidates: Vec<&'static Candidate>,
     pub(crate) cpus: Vec<u32>,
@@ -76,7 +76,7 @@ impl Plan {
 /// One line of the figure.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub(crate) struct Row {
-    /// How frames get their memory, or the raw call.
+    /// The way that frames get their memory, or the raw call.
     candidate: &'static str,
     /// 0 without a guest.
     vcpus: u32,
@@ -98,7 +98,7 @@ pub(crate) struct Row {
     us_per_frame_min: f64,
     us_per_frame_median: f64,
     us_per_frame_max: f64,
-    /// Frames with memory behind them that the host took meanwhile, the median.
+    /// Backed frames that the host took meanwhile, the median.
     reclaimed: f64,
     /// Median microseconds a frame over those of the raw populate.
     ratio_to_populate: f64,
@@ -154,7 +154,7 @@ impl Table for Row {
     }
 }
 
-/// What the rounds of one VM in one setting gave.
+/// The results of one VM's rounds in one setting.
 #[derive(Default)]
 struct Cell {
     p50: Series,
@@ -207,7 +207,7 @@ impl Cell {
     }
 }
 
-/// How a burst is measured.
+/// The way that a burst is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Setting {
     asks: &'static str,
@@ -299,7 +299,7 @@ fn compare(rows: &mut [Row], populate_us: f64) {
 }
 
 impl Subject {
-    /// How progress calls it.
+    /// Its name in the progress line.
     fn name(&self) -> String {
         let cpus = self.vm.config().cpus;
         format!("{}, {cpus} vCPU{}", self.candidate, if cpus == 1 { "" } else { "s" })
@@ -340,7 +340,7 @@ impl Subject {
         let over = AtomicBool::new(false);
         let (measured, reclaimed) = std::thread::scope(|scope| {
             let burst = scope.spawn(|| {
-                // Kept: who is through first must not free frames that the others then need no install for.
+                // Kept: the first to finish must not free frames that the others then need no install for.
                 let request = GuestRequest::Burst { bytes: plan.burst, touch: BurstTouch::Pages, keep: true, single };
                 let measured = measure(vm, &request);
                 over.store(true, Ordering::Relaxed);
@@ -371,7 +371,7 @@ impl Subject {
 }
 
 /// Shrinks the neighbour in slices until the burst is over, and the VM itself down and up between
-/// them; the frames that had memory behind them. The slices are spread over the time that the burst
+/// them; the frames that were backed. The slices are spread over the time that the burst
 /// took when it was `quiet`, if they need less.
 fn reclaim_beside(vm: &Vm, neighbour: &Vm, plan: &Plan, quiet: Duration, over: &AtomicBool) -> Result<u32, BenchError> {
     let slices = (plan.reclaim / SLICE).max(1);
@@ -393,7 +393,7 @@ fn reclaim_beside(vm: &Vm, neighbour: &Vm, plan: &Plan, quiet: Duration, over: &
     Ok(taken)
 }
 
-/// Waits until the VM's pool is full, if it has one; not for ever.
+/// Waits until the VM's pool is full, if it has one; not forever.
 fn fill_pool(vm: &Vm) {
     let start = Instant::now();
     let full = || {

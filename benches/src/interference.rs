@@ -6,7 +6,7 @@
 //! `+alloc` variants allocate, touch and free memory between their samples, so that resizes meet a
 //! guest that wants the very frames; the time for that is a figure of its own (`beside`).
 //!
-//! At the start of each disturbed run all free memory has memory behind it. In the first half it is
+//! At the start of each disturbed run all free frames are backed. In the first half it is
 //! taken slice by slice, evenly spread, so that the reclaim of touched memory falls on as many samples
 //! as there are slices; in the second half the limit goes up and down all the time.
 
@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vmm::vm::Vm;
 
-/// What the guest needs beside its arrays and what it allocates: image, records, samples.
+/// Memory that the guest needs besides its arrays and allocations: image, records, samples.
 const GUEST_OWN: u64 = 32 << 20;
 /// FTQ's quantum.
 const QUANTUM_US: u64 = 1000;
@@ -38,13 +38,13 @@ const SLICES: u64 = 64;
 /// Between two resizes: the host's time is not all theirs.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What to measure.
+/// The measurement.
 pub(crate) struct Plan {
     pub(crate) candidates: Vec<&'static Candidate>,
     pub(crate) mem: u64,
     /// Of STREAM's arrays.
     pub(crate) bytes: u64,
-    /// What the `+alloc` variants allocate.
+    /// Memory that the `+alloc` variants allocate.
     pub(crate) beside: u64,
     pub(crate) millis: u64,
     pub(crate) iterations: u32,
@@ -152,7 +152,7 @@ struct Side {
     beside_us: Series,
 }
 
-/// What the rounds of one candidate under one load gave.
+/// The results of one candidate's rounds under one load.
 #[derive(Default)]
 struct Cell {
     quiet: Side,
@@ -224,7 +224,7 @@ pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
             [] => return Err(BenchError::Cores(std::io::ErrorKind::NotFound.into())),
         };
         if guest == host {
-            log::warn!("there is only one core: the guest loses all that the host does for itself");
+            log::warn!("there is only one core: the guest loses all CPU time that the host spends on itself");
         }
         // All threads that the VMM starts inherit it, but vCPUs, which have a core of their own.
         let mut set = CpuSet::new();
@@ -256,7 +256,7 @@ fn run_pinned(plan: &Plan, guest_core: u32, show: Show) -> Result<Vec<Row>, Benc
         for subject in &mut subjects {
             for (load, cell) in LOADS.into_iter().zip(&mut subject.cells) {
                 let mut runs = [None, None];
-                // Whoever comes second has the other's warm caches and its throttled core.
+                // The second one gets the other's warm caches and its throttled core.
                 let order = if round % 2 == 0 { [false, true] } else { [true, false] };
                 for resized in order {
                     let detail = if resized { format!("{}, resized", load.name) } else { load.name.to_owned() };
@@ -283,7 +283,7 @@ fn least_limit(plan: &Plan) -> u64 {
 }
 
 fn one_run(vm: &Vm, plan: &Plan, load: Load, resized: bool) -> Result<Run, BenchError> {
-    // All that is free has memory behind it.
+    // All free frames are backed.
     touch_and_free(vm, plan.mem - GUEST_OWN)?;
     let over = AtomicBool::new(false);
     let (measured, resizes) = std::thread::scope(|scope| {
@@ -335,7 +335,7 @@ fn resize(vm: &Vm, plan: &Plan, over: &AtomicBool) -> Result<(u32, u64), BenchEr
 
 type Ratio = fn(&Row) -> f64;
 
-/// What is left of the pace, a panel for mean and one for the 1st percentile.
+/// The remaining pace, a panel for mean and one for the 1st percentile.
 pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
     let ratios: [(&str, Ratio); 2] = [
         ("mean while resized, over undisturbed", |row| row.mean_ratio_median),

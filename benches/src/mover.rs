@@ -28,7 +28,7 @@ pub(crate) struct Mover {
 }
 
 impl Mover {
-    /// Two mappings of so many huge frames.
+    /// Two mappings of this many huge frames.
     ///
     /// # Errors
     /// Where the kernel has no memory, no userfaultfd for us, or one that cannot move.

@@ -26,7 +26,7 @@ pub(crate) struct Picture {
     pub(crate) plot: Option<PathBuf>,
 }
 
-/// What is written besides the standard output. Opened before the first round: a file that cannot be
+/// Outputs besides the standard output. Opened before the first round: a file that cannot be
 /// written should not cost minutes of measuring first.
 pub(crate) struct Files {
     csv: Option<(File, String)>,

@@ -21,7 +21,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
 /// Pairs between two looks at the clock; as many warm up.
 const PAIRS: u64 = 1_000;
 
-/// What the threads do.
+/// The workloads of the threads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Bench {
     /// Allocate half the memory, free it in order
@@ -48,7 +48,7 @@ impl Bench {
     }
 }
 
-/// What one round of a cell found: nanoseconds an operation, averaged over the threads.
+/// The result of one round of a cell: nanoseconds per operation, averaged over the threads.
 #[derive(Default, Debug)]
 pub(crate) struct Measured {
     pub(crate) cas_ns: f64,
@@ -98,11 +98,11 @@ impl Visit for Blocks<'_> {
     }
 }
 
-/// What the threads of a cell share.
+/// State shared by the threads of a cell.
 struct Shared {
-    /// Written before the gate at the end of a pass, read behind it: all threads see the same.
+    /// Written before the gate at the end of a pass, read after it: all threads see the same.
     stop: AtomicBool,
-    /// Where a thread leaves its blocks for another to free.
+    /// Blocks that a thread leaves for another to free.
     slots: Vec<Mutex<Vec<u64>>>,
 }
 
@@ -123,7 +123,7 @@ impl Blocks<'_> {
         let mut blocks = vec![FAILED; count];
         let (mut alloc, mut free, mut ops) = (0.0, 0.0, 0);
         let mut ok = true;
-        // A short pass warms caches and branch predictors up; a long one does that by itself.
+        // A short pass warms caches and branch predictors up; a long one does that on its own.
         let mut warm_up = (count as u64) < LEAST_OPS;
         gate.wait();
         let cas_ns = cas_ns();

@@ -32,7 +32,7 @@ impl Track {
         self.steps.saturating_sub(self.done)
     }
 
-    /// How long a step has taken; `None` before the first.
+    /// The time that a step has taken; `None` before the first.
     fn mean(&self) -> Option<Duration> {
         self.spent.checked_div(self.done)
     }
@@ -52,7 +52,7 @@ enum Place {
     Nowhere,
 }
 
-/// What a figure still has to do. The line on the terminal goes when this does.
+/// The remaining work of a figure. The line on the terminal goes when this does.
 pub(crate) struct Progress {
     figure: &'static str,
     start: Instant,

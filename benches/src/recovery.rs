@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// What the region is like when it is opened.
+/// The state of the region when it is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Closed,
@@ -96,7 +96,7 @@ pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, B
     Ok(states.chain([row("(a sum of its words)", &read)]).collect())
 }
 
-/// How long it takes to open `image` as an instance, and to read what it then is.
+/// The time that it takes to open `image` as an instance, and to read what it then is.
 fn open_and_read(region: &mut [u8], image: &[u8]) -> Result<(Duration, Duration), BenchError> {
     region.copy_from_slice(image);
     let start = Instant::now();

@@ -110,7 +110,7 @@ impl Handle for &Tenant<'_> {
     }
 }
 
-/// What a host does to one huge frame; false if it was refused.
+/// A host's step on one huge frame; false if it was refused.
 pub(crate) trait StateChanges: Sync {
     fn evict(&self, huge: u32) -> bool;
     fn hold(&self, huge: u32) -> bool;

@@ -88,7 +88,7 @@ fn quiet_means_rows_and_nothing_else() {
     }
 }
 
-/// What a terminal gets on standard error, and the rows.
+/// The text that a terminal gets on standard error, and the rows.
 fn on_a_terminal(args: &[&str], term: &str) -> (String, Output) {
     let mut ours = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudoterminal"));
     grantpt(&ours).expect("it is ours");

@@ -1,8 +1,8 @@
 //! Which flag to turn: what a user can do on the command line about an error of a library.
 //!
 //! Libraries say what failed, with the value and the limit, and know no flags. Here their typed errors
-//! become one clause that names the flag, and [`line`] joins both. Pure: errors in, text out. An error
-//! without advice says all there is to say by itself.
+//! become one clause that names the flag, and [`line()`] joins both. Pure: errors in, text out. An error
+//! without advice says everything on its own.
 
 use llfree_base::printable;
 use llfree_control::protocol::{Request, ShrinkGoal};
@@ -22,7 +22,7 @@ use vmm::vm::{LaunchError, LimitError, VmError};
 pub type Advice = Cow<'static, str>;
 
 /// What to do about a system call that a thread's filter forbids, until that is fixed.
-pub const FORBIDDEN_CALL: &str = "use --seccomp log meanwhile";
+pub const FORBIDDEN_CALL: &str = "use --seccomp log in the meantime";
 
 const MORE_MEMORY: &str = "give it more with --mem";
 const FEWER_CPUS: &str = "use --cpus within that";
@@ -89,7 +89,7 @@ fn request_target(request: &Request, limit: u64) -> Option<u64> {
     }
 }
 
-/// Why there is no control socket, or no VM behind it.
+/// Why there is no control socket, or no VM that listens on it.
 #[must_use]
 pub fn socket(error: &SocketError) -> Option<Advice> {
     Some(match error {
@@ -151,7 +151,7 @@ const fn linux_flag(what: LinuxOnly) -> &'static str {
 fn memory(error: &MemoryError) -> Option<Advice> {
     Some(match error {
         MemoryError::Pool { .. } => "ask for less with --install-pool, or 0 for none".into(),
-        MemoryError::Userfault(_) => "leave out --userfaultfd on to do without".into(),
+        MemoryError::Userfault(_) => "leave out --userfaultfd on to run without it".into(),
         MemoryError::UserfaultBacking(_) => "use --backing anon, or leave out --userfaultfd on".into(),
         _ => return None,
     })
@@ -209,7 +209,7 @@ pub fn resize(error: &ResizeError) -> Advice {
 }
 
 fn not_elastic() -> Advice {
-    "launch it with another kind than --elastic none".into()
+    "launch it with a kind other than --elastic none".into()
 }
 
 fn no_table(kind: &str) -> Advice {
@@ -224,15 +224,13 @@ fn below_boot() -> Advice {
     "it is set at launch, with --elastic virtio-mem,boot=SIZE".into()
 }
 
-/// Why there is no cgroup.
+/// Advice where the cgroup could not be set up.
 #[must_use]
 pub fn cgroup(error: &CgroupError) -> Option<Advice> {
     Some(match error {
         CgroupError::NoV2(_) | CgroupError::NoMemoryController { .. } => WITHOUT_CGROUP.into(),
         CgroupError::NotACgroup { .. } => "give --cgroup a directory below the mount of cgroup2".into(),
-        CgroupError::Refused { .. } => {
-            "as this user --cgroup needs a cgroup that it may write, such as --cgroup=PATH".into()
-        }
+        CgroupError::Refused { .. } => "this user needs a cgroup it may write to: name one with --cgroup=PATH".into(),
     })
 }
 
@@ -254,7 +252,7 @@ pub fn vm(error: &VmError) -> Option<Advice> {
 /// Why a guest ended.
 #[must_use]
 pub fn exit(end: &ExitReason) -> Option<Advice> {
-    matches!(end, ExitReason::Violation(_)).then_some("with --on-violation log it would go on".into())
+    matches!(end, ExitReason::Violation(_)).then_some("with --on-violation log it would continue".into())
 }
 
 #[cfg(test)]

@@ -26,70 +26,70 @@ use launch_args::{default_cpus, parse_cpus};
 
 const HELP_TAIL: &str = "\
 Examples:
-  llfree-vmm --mem 16G                         launch a guest that costs what it touches
+  llfree-vmm --mem 16G                         launch a guest that costs only what it touches
   llfree-vmm --mem 4G --cpus 2 --name web --workload \"alloc 1G, verify\"
-  llfree-vmm guest alloc 8G                    in another terminal: let it use memory
+  llfree-vmm guest alloc 8G                    in another terminal: make it use memory
   llfree-vmm guest free all                    ... and free it again
   llfree-vmm shrink --to 4G --wait 10s         take memory back
-  llfree-vmm grow --to 16G                     and give it again
+  llfree-vmm grow --to 16G                     and give it back
   llfree-vmm status --watch 1s                 watch it
-  llfree-vmm pause                             let the guest stand still ...
-  llfree-vmm resume                            ... and go on
+  llfree-vmm pause                             freeze the guest ...
+  llfree-vmm resume                            ... and let it continue
   llfree-vmm demo --mem 16G                    all of this in one terminal
   llfree-vmm --mem 4G --kernel vmlinuz --initrd initrd.img --disk rootfs.img  an unmodified Linux
 
-Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory comes in steps of
-2 MiB. With one VM running no --name is needed.
+Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory is a multiple of
+2 MiB. With only one VM running, --name can be left out.
 
-Exit codes: 0 all went well; 1 an error; 2 a partial shrink, or a guest command that fell short
-(verify found wrong data, no memory left), or findings of validate; 3 the guest crashed; 4 a Linux
-guest rebooted; 5 its kernel panicked; 130 interrupted; 159 a system call that the VMM's own seccomp filter forbids.";
+Exit codes: 0 success; 1 error; 2 partial result: a shrink or guest command that fell short (verify
+found wrong data, no memory left), or findings from validate; 3 the guest crashed; 4 a Linux guest
+rebooted; 5 its kernel panicked; 130 interrupted; 159 the VMM's seccomp filter caught a system call.";
 
-/// Launches a guest whose unused memory the host takes back in microseconds, and controls it.
+/// Launches and controls a guest whose unused memory the host takes back in microseconds.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "llfree-vmm", version, after_help = HELP_TAIL, max_term_width = 110)]
 #[command(disable_help_subcommand = true, subcommand_value_name = "COMMAND", infer_long_args = false)]
 #[command(override_usage = "llfree-vmm --mem SIZE [OPTIONS]\n       llfree-vmm COMMAND [OPTIONS]")]
 pub struct Cli {
-    /// What every command takes.
+    /// Options of every command.
     #[command(flatten)]
     pub global: Global,
-    /// What a launch takes.
+    /// Options of a launch.
     #[command(flatten)]
     pub launch: LaunchArgs,
-    /// What to do, other than a launch.
+    /// The command, unless it is a launch.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Args)]
 pub struct Global {
     /// Print JSON instead of text
     #[arg(long, global = true)]
     pub json: bool,
-    /// The VM's name; for a launch the first free of vm0, vm1 ... by default
+    /// The VM's name; a launch defaults to the first unused one of vm0, vm1 ...
     #[arg(long, global = true, value_name = "NAME")]
     pub name: Option<String>,
     /// The VM's control socket, instead of a name
     #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Say more; twice for debugging
+    /// Log more; twice for debug output
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
 
-/// What to do, other than a launch.
+/// Everything but a launch.
 #[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
 pub enum Command {
-    /// Ask a running VM.
+    /// Send a request to a running VM.
     #[command(flatten)]
     Client(ClientCommand),
-    /// Play the whole story in one terminal: boot, touch, free, shrink, verify, grow
+    /// Run through the whole story in one terminal: boot, touch, free, shrink, verify, grow
     Demo(DemoArgs),
 }
 
-/// What is asked of a VM that runs already.
+/// Requests to a VM that is already running.
 #[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
 pub enum ClientCommand {
     /// Take memory from the guest: lower its limit
@@ -100,62 +100,62 @@ pub enum ClientCommand {
         #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
         to: Bytes,
     },
-    /// Take the memory behind free frames; the limit stays
+    /// Take back the memory of free frames; the limit stays the same
     Reclaim {
         /// At most this much; all that is free by default
         #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
         by: Option<Bytes>,
     },
-    /// Take back free memory by itself, from now on or no more
+    /// Switch automatic reclaim of free memory on or off
     AutoReclaim {
-        /// on, off, or how: interval=5s,min-age=2,keep=64M,rate=4G/s, what is left out as shown
+        /// on, off, or settings: interval=5s,min-age=2,keep=64M,rate=4G/s (shown with their defaults)
         #[arg(value_name = "SPEC", allow_hyphen_values = true)]
         settings: Switch,
     },
-    /// Check that no frame is lost or owned twice; exit code 2 if something is wrong
+    /// Check that no frame is lost or owned twice; exits with 2 if anything is wrong
     Validate,
     /// Show limit, resident memory, installs, exits and more
     Status {
-        /// Again and again, at this interval
+        /// Repeat at this interval
         #[arg(long, value_name = "TIME", value_parser = parse_interval, allow_hyphen_values = true)]
         watch: Option<Duration>,
     },
-    /// Show the VMs that are running
+    /// List the running VMs
     List,
-    /// Let the test guest do something
+    /// Run a command in the test guest
     #[command(subcommand)]
     Guest(GuestCommand),
-    /// Halt the guest where it is: vCPUs and devices stand still; its memory can still be resized
+    /// Pause the guest: vCPUs and devices stop, but its memory can still be resized
     Pause,
-    /// Let a paused guest go on
+    /// Resume a paused guest
     Resume,
-    /// End a VM cleanly; to a Linux guest it is as if the plug were pulled
+    /// Stop a VM cleanly; to a Linux guest this looks like a power cut
     Stop,
 }
 
-/// What a shrink takes.
+/// Arguments of a shrink.
 #[derive(Clone, PartialEq, Eq, Debug, Args)]
 #[command(group = clap::ArgGroup::new("goal").required(true).args(["to", "by"]))]
 pub struct ShrinkArgs {
     /// The new limit
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
     pub to: Option<Bytes>,
-    /// How much less than now
+    /// The amount to take off the current limit
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
     pub by: Option<Bytes>,
-    /// Give the guest this long to free memory; with a device (--elastic) as long as it gets somewhere
-    /// by default
+    /// Give the guest this long to free memory; with an --elastic device 0s means as long
+    /// as it makes progress
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "0s", allow_hyphen_values = true)]
     pub wait: Duration,
 }
 
-/// What the demo takes.
+/// Options of the demo.
 #[derive(Clone, PartialEq, Eq, Debug, Args)]
 pub struct DemoArgs {
-    /// Guest memory at most
+    /// Maximum guest memory
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "16G", allow_hyphen_values = true)]
     pub mem: Bytes,
-    /// How much of it the guest touches; half of it by default
+    /// How much of it the guest touches; half by default
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
     pub touch: Option<Bytes>,
     /// vCPUs; 2 by default, or 1 on a host with one core
@@ -164,7 +164,7 @@ pub struct DemoArgs {
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
-    /// What a thread's forbidden system call does: on (the default), log or off
+    /// How a forbidden system call is handled: on (the default), log or off
     #[arg(long, value_name = "MODE", hide_possible_values = true)]
     pub seccomp: Option<Seccomp>,
 }
@@ -177,15 +177,15 @@ impl DemoArgs {
     }
 }
 
-/// What the test guest can do.
+/// Commands of the test guest.
 #[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
 pub enum GuestCommand {
-    /// Allocate memory, touch and stamp every page of it
+    /// Allocate memory, then touch and stamp every page of it
     Alloc {
-        /// How much
+        /// Amount to allocate
         #[arg(value_name = "SIZE", value_parser = parse_amount, allow_hyphen_values = true)]
         bytes: u64,
-        /// In blocks of 2^K pages, 0 (4 KiB) to 10 (4 MiB)
+        /// Allocate blocks of 2^K pages, 0 (4 KiB) to 10 (4 MiB)
         #[arg(long, value_name = "K", value_parser = parse_order, default_value_t = DEFAULT_ORDER, allow_hyphen_values = true)]
         order: u8,
     },
@@ -193,59 +193,59 @@ pub enum GuestCommand {
     Verify,
     /// Free memory
     Free {
-        /// How much, or all
+        /// Amount to free, or all
         #[arg(value_name = "SIZE|all", allow_hyphen_values = true)]
         amount: FreeAmount,
-        /// Blocks at random instead of the newest first
+        /// Free blocks at random instead of newest first
         #[arg(long)]
         random: bool,
     },
     /// Allocate and free blocks of mixed sizes and lifetimes
     Churn {
-        /// For how long
+        /// How long to run
         #[arg(value_name = "TIME", value_parser = parse_millis, allow_hyphen_values = true)]
         millis: u64,
     },
-    /// Allocate 2 MiB frames one after another and time each
+    /// Allocate 2 MiB frames one by one and time each
     Burst {
-        /// How much
+        /// Amount to allocate
         #[arg(value_name = "SIZE", value_parser = parse_burst, allow_hyphen_values = true)]
         bytes: u64,
-        /// What to write to: a word of each page, of each 2 MiB frame, or nothing
+        /// What to write to: one word of each page, one of each 2 MiB frame, or nothing
         #[arg(long, value_name = "WHAT", value_parser = burst_touch(), default_value = "pages", hide_default_value = true)]
         touch: BurstTouch,
-        /// Keep and stamp it all, instead of freeing it
+        /// Keep and stamp the memory instead of freeing it
         #[arg(long)]
         keep: bool,
-        /// Ask the host for each frame alone, and for none ahead
+        /// Ask the host for one frame at a time and none in advance
         #[arg(long)]
         single: bool,
     },
     /// Measure memory bandwidth over time (STREAM triad)
     Stream {
-        /// For how long
+        /// How long to run
         #[arg(value_name = "TIME", value_parser = parse_stream_millis, allow_hyphen_values = true)]
         millis: u64,
-        /// In arrays of this size together
+        /// Total size of the arrays
         #[arg(long, value_name = "SIZE", value_parser = parse_stream_bytes, default_value = "192M", allow_hyphen_values = true)]
         bytes: u64,
-        /// Allocate, touch and free this much between two samples
+        /// Allocate, touch and free this much between samples
         #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
         beside: Bytes,
     },
-    /// Measure computing time over time (fixed time quanta)
+    /// Measure available CPU time over time (fixed time quanta)
     Ftq {
-        /// For how long
+        /// How long to run
         #[arg(value_name = "TIME", value_parser = parse_ftq_millis, allow_hyphen_values = true)]
         millis: u64,
-        /// A quantum
+        /// Length of a quantum
         #[arg(long, value_name = "TIME", value_parser = parse_quantum, default_value = "1ms", allow_hyphen_values = true)]
         quantum: Duration,
-        /// Allocate, touch and free this much between two quanta
+        /// Allocate, touch and free this much between quanta
         #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
         beside: Bytes,
     },
-    /// Give cached frames back, so that the host can take them
+    /// Give back cached frames so that the host can take them
     Idle,
     /// Report what is allocated and free
     Stats,
@@ -278,7 +278,7 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     if interval < Duration::from_millis(10) { Err("the shortest interval is 10ms".to_owned()) } else { Ok(interval) }
 }
 
-/// What a burst touches, by its name on the wire.
+/// The extent of a burst's touches, by its name on the wire.
 fn burst_touch() -> impl TypedValueParser<Value = BurstTouch> {
     let value = |touch: BurstTouch| {
         PossibleValue::new(touch.name()).help(match touch {
@@ -295,7 +295,7 @@ fn burst_touch() -> impl TypedValueParser<Value = BurstTouch> {
 /// An end without a run: help, a version, or a usage error.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Exit {
-    /// What to print, its newline included.
+    /// The text to print, its newline included.
     pub text: String,
     /// Help and version go to stdout with code 0, errors to stderr with code 1.
     pub code: u8,
@@ -313,7 +313,7 @@ where
     Cli::try_parse_from(args).and_then(check).map_err(|error| Exit::of("llfree-vmm", &error))
 }
 
-/// What clap's own rules cannot say, because launch flags and subcommands share a level.
+/// Checks that clap's own rules cannot express, because launch flags and subcommands share a level.
 fn check(cli: Cli) -> Result<Cli, clap::Error> {
     let refuse = |kind, message: String| Err(Cli::command().error(kind, message));
     if cli.global.name.is_some() && cli.global.socket.is_some() {
@@ -322,11 +322,11 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
     if cli.global.name.is_some() || cli.global.socket.is_some() {
         match cli.command {
             Some(Command::Demo(_)) => {
-                let message = "the demo has no control socket, so --name and --socket make no sense";
+                let message = "the demo has no control socket, so --name and --socket do not apply";
                 return refuse(ErrorKind::ArgumentConflict, message.to_owned());
             }
             Some(Command::Client(ClientCommand::List)) => {
-                let message = "list shows all VMs; --name and --socket make sense with status";
+                let message = "list shows all VMs; use --name and --socket with status";
                 return refuse(ErrorKind::ArgumentConflict, message.to_owned());
             }
             _ => {}
@@ -336,7 +336,7 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
     let given = launch.given();
     match (&cli.command, given) {
         (Some(Command::Demo(_)), Some(flag)) => {
-            refuse(ErrorKind::ArgumentConflict, format!("write {flag} behind 'demo', if it takes it"))
+            refuse(ErrorKind::ArgumentConflict, format!("write {flag} after 'demo', if it takes that flag"))
         }
         (Some(_), Some(flag)) => {
             refuse(ErrorKind::ArgumentConflict, format!("{flag} is for a launch and makes no sense before a command"))
@@ -365,7 +365,7 @@ impl Exit {
         } else {
             one_line(&text)
         };
-        Self { text: format!("{program}: error: {text} ({program} --help shows how)\n"), code: exit::ERROR }
+        Self { text: format!("{program}: error: {text} (see {program} --help)\n"), code: exit::ERROR }
     }
 }
 

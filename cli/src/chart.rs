@@ -11,9 +11,9 @@ use std::time::Duration;
 
 /// A bar's top cell, in eighths.
 const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-/// Where the limit lies above the bars.
+/// The limit where it lies above the bars.
 const LIMIT: char = '╌';
-/// Where it lies inside a bar: memory above the limit, until a shrink has taken it.
+/// The limit inside a bar: memory above the limit, until a shrink has taken it.
 const LIMIT_IN_BAR: char = '▓';
 
 /// Memory at one time.
@@ -32,14 +32,14 @@ pub struct Sample {
 pub struct Phase {
     /// Since the same start.
     pub at: Duration,
-    /// What begins, in a few words.
+    /// Its name, in a few words.
     pub label: String,
 }
 
 /// A picture's frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Chart {
-    /// What stands above it.
+    /// The line above it.
     pub title: String,
     /// Columns of the plot, without the axis: at least 10.
     pub width: usize,
@@ -53,7 +53,7 @@ impl Default for Chart {
     }
 }
 
-/// What one column shows, in bytes.
+/// The values of one column, in bytes.
 #[derive(Clone, Copy)]
 struct Column {
     resident: u64,

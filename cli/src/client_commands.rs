@@ -15,9 +15,9 @@ use serde::Serialize;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-/// How long a stopped VM may take to be gone.
+/// Time that a stopped VM has to disappear.
 const STOP: Duration = Duration::from_secs(30);
-/// How long a VM that refused something may take to say how it stands.
+/// Time that a VM which refused a request has to send its status.
 const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Why a command failed.
@@ -34,13 +34,13 @@ pub enum CommandError {
     Refused {
         /// For people.
         message: String,
-        /// What it was asked.
+        /// The request.
         request: Box<Request>,
-        /// How it stands, if it says so.
+        /// Its status, if it sent one.
         status: Option<Box<StatusReport>>,
     },
     /// It said that it would stop, and did not.
-    #[error("the VM is still there {STOP:?} after it agreed to stop; find its process with 'pgrep -a llfree-vmm'")]
+    #[error("the VM is still running {STOP:?} after it agreed to stop; find its process with 'pgrep -a llfree-vmm'")]
     StillThere,
     /// Our output has nowhere to go.
     #[error("cannot write the output")]
@@ -70,7 +70,7 @@ impl Advised for CommandError {
 
 /// Where output goes, and how.
 pub struct Output<'a> {
-    /// Where.
+    /// The writer.
     pub to: &'a mut dyn Write,
     /// JSON instead of text.
     pub json: bool,
@@ -235,14 +235,14 @@ fn status(mut client: Client, watch: Option<Duration>, output: &mut Output) -> R
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
         report = match ask_status(&mut client) {
             Ok(report) => report,
-            // Whoever watches a VM until it stops has seen all there was.
+            // A VM that stops has shown its watcher everything.
             Err(ClientError::Ended(_) | ClientError::Refused { kind: ErrorKind::Stopping, .. }) => return Ok(exit::OK),
             Err(error) => return Err(error.into()),
         };
     }
 }
 
-/// What `stop --json` prints.
+/// The output of `stop --json`.
 #[derive(Serialize)]
 struct Stopped {
     stopped: bool,

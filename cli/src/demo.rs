@@ -34,13 +34,13 @@ const SAMPLE: Duration = Duration::from_millis(20);
 const SMALLEST: u64 = 128 << 20;
 /// The least to touch: half of it is kept, in whole huge frames.
 const LEAST_TOUCH: u64 = 2 * HUGE_SIZE;
-/// What the guest needs besides the memory that it touches: its image and its records.
+/// Memory that the guest needs besides what it touches: its image and its records.
 const GUEST_OWN: u64 = 16 << 20;
-/// How far resident memory may lie above the limit: the VMM's own.
+/// Resident memory allowed above the limit: the VMM's own.
 const SLACK: u64 = 64 << 20;
 /// The part of it that the install pool may have.
 const POOL: Bytes = Bytes(32 << 20);
-/// How long a shrink may wait for the guest to drain its caches.
+/// Time that a shrink may wait for the guest to drain its caches.
 const SHRINK_WAIT: Duration = Duration::from_secs(10);
 
 /// What `demo --json` prints.
@@ -64,11 +64,11 @@ pub struct DemoReport {
     pub shrunk_resident_bytes: u64,
     /// Resident memory that is not the guest's, after the shrink, in bytes.
     pub vmm_overhead_bytes: u64,
-    /// What the shrink took, in milliseconds.
+    /// Duration of the shrink, in milliseconds.
     pub shrink_ms: f64,
-    /// Microseconds for each 2 MiB frame that had memory behind it.
+    /// Microseconds for each 2 MiB frame that was backed by memory.
     pub shrink_us_per_frame: f64,
-    /// What the growing took, in milliseconds.
+    /// Duration of the grow, in milliseconds.
     pub grow_ms: f64,
     /// Microseconds for each 2 MiB frame returned.
     pub grow_us_per_frame: f64,
@@ -78,7 +78,7 @@ pub struct DemoReport {
     pub violations: u64,
     /// Whether every check passed.
     pub passed: bool,
-    /// What did not.
+    /// The checks that did not.
     pub failures: Vec<String>,
 }
 
@@ -174,7 +174,7 @@ impl Story<'_, '_> {
         self.check(good, || {
             format!("verify: {} of {} checked, {} wrong pages", Bytes(report.bytes), Bytes(expected), report.mismatches)
         });
-        self.tell(&format!("{} hold what the guest wrote", Bytes(report.bytes)), vm)?;
+        self.tell(&format!("{} still hold what the guest wrote", Bytes(report.bytes)), vm)?;
         Ok(())
     }
 
@@ -213,7 +213,7 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let start = Instant::now();
     let mut config = VmConfig::new(args.mem, args.cpus(), args.backing.unwrap_or_default());
     if config.backing == Backing::Anon {
-        // The story is about what the guest costs, and has little room for what is beside it.
+        // The story is about what the guest costs, and has little room for anything else.
         config.install.pool = Some(InstallPool::default_for(args.mem).at_most(POOL));
     }
     let sandbox = sandbox(args.seccomp, &Needs::default())?;
@@ -277,7 +277,7 @@ fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
     let shrunk = vm.shrink(shrink_target_bytes, |elapsed| elapsed < SHRINK_WAIT).map_err(failed("shrink"))?;
     story.report.shrink_ms = millis(shrunk.duration);
     story.report.shrink_us_per_frame = per_frame(shrunk.duration, shrunk.pass.discarded);
-    let what = format!("the host takes back all above {} in {:.1} ms", Bytes(shrunk.actual), story.report.shrink_ms);
+    let what = format!("the host takes back all but {} in {:.1} ms", Bytes(shrunk.actual), story.report.shrink_ms);
     let resident = story.tell(&what, vm)?;
     story.report.shrunk_resident_bytes = resident;
     story.check(shrunk.actual == shrink_target_bytes, || {
@@ -306,7 +306,7 @@ fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
     vm.monitor().audit().map_err(|e| failed("audit")(e.into()))?;
     story.report.violations = vm.monitor().counters.violations.get();
     let violations = story.report.violations;
-    story.check(violations == 0, || format!("{violations} frames were touched that the guest did not have"));
+    story.check(violations == 0, || format!("the guest touched {violations} frames that it did not have"));
     Ok(())
 }
 

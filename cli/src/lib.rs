@@ -1,4 +1,4 @@
-//! What people see and type: the command line, and all that the binary `llfree-vmm` does with it.
+//! The user interface: the command line, and everything that the binary `llfree-vmm` does with it.
 //!
 //! This is the only crate that knows flags by name, prints to people, and gives up the process's
 //! rights. The library exists for the binary, for `llfree-bench` and for tests.

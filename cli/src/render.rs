@@ -1,6 +1,6 @@
 //! Reports as text for people. Pure functions: a report in, aligned lines out.
 //!
-//! What a guest or another process wrote is filtered on the way.
+//! Text from a guest or another process is filtered on the way.
 
 use crate::advice::{self, Advice};
 use llfree_base::counters::FrameCounts;
@@ -54,7 +54,7 @@ pub fn resize(verb: &str, report: &ResizeReport, advice: Option<Advice>) -> Stri
     let state = if report.complete { "complete" } else { "partial" };
     let speed = match report.huge_frames {
         0 => String::new(),
-        frames => format!(", {:.2} us a frame", report.duration_us as f64 / frames as f64),
+        frames => format!(", {:.2} us per frame", report.duration_us as f64 / frames as f64),
     };
     let waited = match report.waited_us {
         // Too short for people to have waited for anything.
@@ -110,7 +110,7 @@ fn auto_reclaim_line(report: &AutoReclaimReport) -> String {
             bytes => format!(", {} of it for recent installs", Bytes(bytes)),
         };
         let (free, headroom) = (Bytes(report.free_bytes), Bytes(report.headroom_bytes));
-        format!("; {} ago {free} free with memory, headroom {headroom}{back_off}", micros(ms.saturating_mul(1000)))
+        format!("; {} ago {free} free but backed, headroom {headroom}{back_off}", micros(ms.saturating_mul(1000)))
     });
     format!("on, {}; {evicted}{last}", printable(settings))
 }
@@ -122,9 +122,9 @@ pub fn life(report: &LifeReport) -> String {
     let paused = report.paused_ms.map(millis).unwrap_or_default();
     match (report.state.known(), report.changed) {
         (Some(VmState::Paused), true) => format!("paused in {took}\n"),
-        (Some(VmState::Paused), false) => format!("paused already, for {paused}\n"),
+        (Some(VmState::Paused), false) => format!("already paused, for {paused}\n"),
         (Some(VmState::Running), true) => format!("running again in {took}, after {paused}\n"),
-        (Some(VmState::Running), false) => "running already\n".to_owned(),
+        (Some(VmState::Running), false) => "already running\n".to_owned(),
         (None, _) => format!("{}\n", printable(&report.state.to_string())),
     }
 }
@@ -139,10 +139,10 @@ pub fn validate(report: &ValidateReport) -> String {
     };
     let mut rows = vec![
         ("validate", format!("{state}, {} huge frames in {}", report.huge_frames, micros(report.duration_us))),
-        ("by the host", format!("{} installed, {} evicted, {} held", report.installed, report.evicted, report.held)),
+        ("host's view", format!("{} installed, {} evicted, {} held", report.installed, report.evicted, report.held)),
     ];
     for finding in &report.findings {
-        let blame = if finding.guest_can_cause { "" } else { "; A FAULT OF THE HOST" };
+        let blame = if finding.guest_can_cause { "" } else { "; THE HOST'S FAULT" };
         let frames = match &finding.first_frames[..] {
             [] => String::new(),
             some => {
@@ -165,7 +165,7 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
         Some(GuestOutcome::OutOfMemory) => "out of memory",
         Some(GuestOutcome::InstallFailed) => "the host refused memory",
         Some(GuestOutcome::Corrupt) => "WRONG DATA",
-        Some(GuestOutcome::Unknown) => "the guest does not know that",
+        Some(GuestOutcome::Unknown) => "the guest does not know that command",
         None => &word(&report.outcome),
     };
     let mut rows = vec![(verb, format!("{outcome}, {}", micros(report.duration_us)))];
@@ -190,7 +190,7 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
     rows.push((
         "since boot",
         format!(
-            "{} allocs, {} frees, {} install calls, {} frames asked ahead",
+            "{} allocs, {} frees, {} install calls, {} frames requested ahead",
             report.allocs, report.frees, report.install_calls, report.ahead_frames
         ),
     ));
@@ -207,7 +207,7 @@ fn sample_rows(s: &SampleReport) -> Vec<Row> {
         ("percentiles", format!("1 %: {}, 50 %: {}, 99 %: {}, 99.9 %: {}", s.p1, s.p50, s.p99, s.p999)),
     ];
     if s.beside_ns > 0 {
-        rows.push(("beside them", micros(s.beside_ns / 1000)));
+        rows.push(("time between", micros(s.beside_ns / 1000)));
     }
     rows
 }
@@ -223,7 +223,7 @@ pub fn status(report: &StatusReport) -> String {
     rows.extend(device_rows(report));
     if report.corrupt_entries > 0 || report.doorbell.bad_calls > 0 {
         let calls = format!("table entries, {} refused calls", report.doorbell.bad_calls);
-        rows.push(("nonsense", counted(report.corrupt_entries, &calls)));
+        rows.push(("malformed requests", counted(report.corrupt_entries, &calls)));
     }
     let mut text = format!("{}  pid {}, up {}\n", printable(&report.name), report.pid, uptime(report.uptime_ms));
     text.push_str(&table(&rows));
@@ -274,28 +274,28 @@ fn is_none(elastic: &ElasticStatus) -> bool {
     elastic.kind == ElasticKind::None
 }
 
-/// Who has how much memory.
+/// How much memory each party has.
 fn memory_rows(report: &StatusReport) -> Vec<Row> {
     let huge = percent(report.huge_page_bytes, report.resident_bytes);
     let resident = format!("by the host kernel's accounting; {huge} of it in huge pages");
     let mut rows = vec![
         ("memory", sized(report.memory_bytes, &format!("backing {}", word(&report.backing)))),
-        ("limit", sized(report.limit_bytes, "the guest may hold this much")),
+        ("limit", sized(report.limit_bytes, "the most the guest may hold")),
         ("resident", sized(report.resident_bytes, &resident)),
     ];
     if report.installed_bytes > 0 {
-        rows.push(("installed", sized(report.installed_bytes, "has memory behind it")));
-        rows.push(("evicted", sized(report.evicted_bytes, "free for the guest, nothing behind it")));
+        rows.push(("installed", sized(report.installed_bytes, "backed by memory")));
+        rows.push(("evicted", sized(report.evicted_bytes, "free in the guest, not backed")));
     }
     rows.push(("held", sized(report.held_bytes, "taken by shrinks")));
     rows.extend(said_rows(report));
     if report.wanted_bytes > 0 {
-        rows.push(("wanted", sized(report.wanted_bytes, "asked of the guest until the next resize")));
+        rows.push(("wanted", sized(report.wanted_bytes, "requested of the guest until the next resize")));
     }
     rows
 }
 
-/// What the guest says about its memory.
+/// The guest's own account of its memory.
 fn said_rows(report: &StatusReport) -> Vec<Row> {
     let stats = report.elastic.balloon.as_ref().and_then(|balloon| balloon.guest.as_ref());
     let said = |bytes: Option<u64>, note: &str| match bytes {
@@ -303,8 +303,8 @@ fn said_rows(report: &StatusReport) -> Vec<Row> {
         None => format!("{:>10}  {}", "unknown", not_said(report, stats)).trim_end().to_owned(),
     };
     let by = match (report.guest_says.known(), stats) {
-        (Some(GuestSays::Statistics), Some(stats)) => format!("by its own words, {} ago", millis(stats.age_ms)),
-        _ => "by its own words".to_owned(),
+        (Some(GuestSays::Statistics), Some(stats)) => format!("by its own account, {} ago", millis(stats.age_ms)),
+        _ => "by its own account".to_owned(),
     };
     let mut rows = vec![
         ("guest uses", said(report.guest_used_bytes, &by)),
@@ -321,15 +321,15 @@ fn said_rows(report: &StatusReport) -> Vec<Row> {
     rows
 }
 
-/// What the VMM does unasked, and its own memory.
+/// The VMM's automatic work and its own memory.
 fn upkeep_rows(report: &StatusReport) -> Vec<Row> {
     let mut rows = Vec::new();
     if report.auto_reclaim.on || report.auto_reclaim.scans > 0 {
         rows.push(("auto-reclaim", auto_reclaim_line(&report.auto_reclaim)));
     }
-    rows.push(("VMM overhead", sized(report.vmm_overhead_bytes, "resident, without guest memory and pool")));
+    rows.push(("VMM overhead", sized(report.vmm_overhead_bytes, "resident, excluding guest memory and the pool")));
     if let Some(cgroup) = &report.cgroup {
-        let note = format!("in use of {} in {}", Bytes(cgroup.memory_max_bytes), printable(&cgroup.path));
+        let note = format!("of {} in use, in {}", Bytes(cgroup.memory_max_bytes), printable(&cgroup.path));
         rows.push(("cgroup", sized(cgroup.memory_current_bytes, &note)));
     }
     rows
@@ -347,7 +347,7 @@ fn install_rows(report: &StatusReport) -> Vec<Row> {
     let mut rows = vec![("installs", counted(report.monitor.installs, &failed))];
     let pool = report.install_pool;
     if pool.size_bytes > 0 {
-        let note = format!("of {} ready for installs, {} came from it", Bytes(pool.size_bytes), pool.counts.hits);
+        let note = format!("of {} ready for installs, {} taken from it", Bytes(pool.size_bytes), pool.counts.hits);
         rows.push(("install pool", sized(pool.resident_bytes, &note)));
     }
     rows.push(("violations", counted(report.monitor.violations, &violations(report))));
@@ -360,15 +360,14 @@ fn device_rows(report: &StatusReport) -> Vec<Row> {
     let nets = report.nets.iter().map(|net| ("network", net_line(net)));
     let agent = report.agent.iter().map(|agent| ("agent", agent_line(agent)));
     let erred = report.devices.iter().filter(|device| device.counts.errors > 0);
-    let devices = erred.map(|device| {
-        ("device", format!("{}: {} errors of its driver", printable(&device.name), device.counts.errors))
-    });
+    let devices =
+        erred.map(|device| ("device", format!("{}: {} driver errors", printable(&device.name), device.counts.errors)));
     disks.chain(nets).chain(agent).chain(devices).collect()
 }
 
 fn violations(report: &StatusReport) -> String {
     let seen = match report.enforcement.known() {
-        Some(Enforcement::Userfaultfd) => format!("seen in the act, policy {}", word(&report.on_violation)),
+        Some(Enforcement::Userfaultfd) => format!("caught in the act, policy {}", word(&report.on_violation)),
         Some(Enforcement::Audit | Enforcement::None) | None => "found afterwards, not prevented".to_owned(),
     };
     match report.monitor.held_violations {
@@ -377,13 +376,13 @@ fn violations(report: &StatusReport) -> String {
     }
 }
 
-/// What is known of the device by which memory comes and goes; nothing without one.
+/// The state of the device that moves memory; nothing without one.
 fn elastic(report: &ElasticStatus) -> Vec<Row> {
     let mut rows = Vec::new();
-    let driver = if report.driven || is_none(report) { "" } else { ", without a driver in the guest" };
+    let driver = if report.driven || is_none(report) { "" } else { ", no driver in the guest" };
     let errors = match report.device_errors {
         0 => String::new(),
-        errors => format!(", {errors} errors of its driver"),
+        errors => format!(", {errors} driver errors"),
     };
     if report.balloon.is_some() || report.mem.is_some() || is_none(report) {
         rows.push(("elastic", format!("{}{driver}{errors}", word(&report.kind))));
@@ -391,7 +390,7 @@ fn elastic(report: &ElasticStatus) -> Vec<Row> {
     rows.extend(report.balloon.iter().flat_map(balloon_rows));
     if let Some(m) = &report.mem {
         let (plugged, requested, boot) = (Bytes(m.plugged_bytes), Bytes(m.requested_bytes), Bytes(m.boot_bytes));
-        rows.push(("blocks", format!("{plugged} plugged, {requested} requested, behind {boot}{}", listed(&m.counts))));
+        rows.push(("blocks", format!("{plugged} plugged, {requested} requested, above {boot}{}", listed(&m.counts))));
     }
     rows
 }
@@ -439,8 +438,8 @@ fn agent_line(agent: &LinuxAgentStatus) -> String {
 /// Why a number that the guest should say is unknown.
 fn not_said(report: &StatusReport, stats: Option<&GuestStatsReport>) -> String {
     match stats {
-        Some(stats) if stats.stale => format!("the guest's last words are {} old", millis(stats.age_ms)),
-        _ if report.elastic.driven || is_none(&report.elastic) => "the guest does not say so".to_owned(),
+        Some(stats) if stats.stale => format!("the guest's last report is {} old", millis(stats.age_ms)),
+        _ if report.elastic.driven || is_none(&report.elastic) => "the guest does not report it".to_owned(),
         _ => "the guest has no driver for its device yet".to_owned(),
     }
 }
@@ -451,12 +450,12 @@ fn guest_says(guest: &GuestStatsReport) -> String {
         (guest.free_bytes, "free"),
         (guest.available_bytes, "available"),
         (guest.cache_bytes, "in caches"),
-        (guest.total_bytes, "in all"),
+        (guest.total_bytes, "in total"),
     ];
     let said: Vec<String> =
         said.into_iter().filter_map(|(bytes, what)| Some(format!("{} {what}", Bytes(bytes?)))).collect();
     let said = if said.is_empty() { "nothing".to_owned() } else { said.join(", ") };
-    let stale = if guest.stale { ": too old to be true now" } else { "" };
+    let stale = if guest.stale { ": out of date" } else { "" };
     format!("{said}; {} ago{stale}", millis(guest.age_ms))
 }
 
@@ -484,7 +483,7 @@ fn vcpus(report: &StatusReport) -> String {
     text
 }
 
-/// What `list` prints: one line a VM, or why there is none for it.
+/// What `list` prints: one line per VM, or the reason that it has none.
 #[must_use]
 pub fn list(vms: &[(String, Result<StatusReport, String>)]) -> String {
     if vms.is_empty() {
@@ -544,20 +543,20 @@ mod tests {
             ..linux(Some(guest))
         };
         let text = status(&report);
-        assert!(line(&text, "guest uses").ends_with("1 GiB  by its own words, 1.50 s ago"), "{text}");
-        assert!(line(&text, "guest says").ends_with("3 GiB free, 4 GiB in all; 1.50 s ago"), "{text}");
+        assert!(line(&text, "guest uses").ends_with("1 GiB  by its own account, 1.50 s ago"), "{text}");
+        assert!(line(&text, "guest says").ends_with("3 GiB free, 4 GiB in total; 1.50 s ago"), "{text}");
     }
 
     #[test]
     fn what_a_guest_did_not_say_is_unknown_and_never_zero() {
         let text = status(&linux(None));
-        assert!(line(&text, "guest uses").ends_with("unknown  the guest does not say so"), "{text}");
+        assert!(line(&text, "guest uses").ends_with("unknown  the guest does not report it"), "{text}");
         assert!(line(&text, "reclaimable").contains("unknown"), "{text}");
         let stale =
             GuestStatsReport { age_ms: 60_000, stale: true, free_bytes: Some(7), ..GuestStatsReport::default() };
         let text = status(&linux(Some(stale)));
-        assert!(line(&text, "guest has free").ends_with("unknown  the guest's last words are 60.00 s old"), "{text}");
-        assert!(line(&text, "guest says").contains("too old to be true now"), "{text}");
+        assert!(line(&text, "guest has free").ends_with("unknown  the guest's last report is 60.00 s old"), "{text}");
+        assert!(line(&text, "guest says").contains("out of date"), "{text}");
         let mut report = linux(None);
         report.elastic.driven = false;
         assert!(line(&status(&report), "guest uses").contains("no driver for its device yet"));

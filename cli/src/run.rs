@@ -50,17 +50,17 @@ use vmm::service::Service;
 use vmm::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// How long whoever reads a guest's console may take for its last lines.
+/// Time that a reader of the guest's console gets for the last lines.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// How long a clean end may take before one more signal ends the process hard. What sends a signal
+/// Time for a clean end before one more signal ends the process hard. Whatever sends a signal
 /// often sends it twice: a terminal that closes, a service manager.
 const HARD_END: Duration = Duration::from_secs(3);
 
 /// Between two tries of a workload's step in a paused VM.
 const PAUSE_POLL: Duration = Duration::from_millis(50);
 
-/// How long a workload waits for a Linux guest to boot, up to the start of its agent.
+/// Time that a workload waits for a Linux guest to boot, up to the start of its agent.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The line that says that the VM is up.
@@ -75,7 +75,7 @@ struct Up<'a> {
     backing: &'static str,
 }
 
-/// What a workload's command did.
+/// The result of a workload's command.
 #[derive(Serialize)]
 struct WorkloadStep<'a> {
     event: &'static str,
@@ -100,7 +100,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let Launched { _leave, sandbox, vm } = launch(config, args, &claim)?;
     vm.auto_reclaim().switch(auto_reclaim)?;
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
-    let done = EventFd::new(EFD_NONBLOCK).map_err(host("make an event"))?;
+    let done = EventFd::new(EFD_NONBLOCK).map_err(host("create an event"))?;
     let mut events = EventLoop::new(signals)?;
     events.stop_on(vm.end_event(), Stop::GuestEnded, &stop)?;
     events.stop_on(&done, Stop::WorkloadDone, &stop)?;
@@ -123,7 +123,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let worked = take_down(&vm, reason, workload);
     service.finish();
     events.send_last_replies();
-    // The socket's files go before its clients hear of the end: whoever waits for it finds it gone.
+    // The socket's files go before its clients hear of the end: a client that waits for that finds them gone.
     drop(claim);
     events.remove(server);
     log::info!("stopped: {reason:?}");
@@ -135,7 +135,7 @@ fn open_terminal(config: &VmConfig) -> Result<Option<Arc<Terminal>>, RunError> {
     if !guest::facts(config.kernel.as_deref()).has_console {
         return Ok(None);
     }
-    let terminal = Terminal::open(io::stdin().as_fd()).map_err(host("take care of the terminal"))?;
+    let terminal = Terminal::open(io::stdin().as_fd()).map_err(host("set up the terminal"))?;
     Ok(terminal.map(Arc::new))
 }
 
@@ -199,7 +199,7 @@ fn console_input(
         .map_err(host("watch the console's input"))
 }
 
-/// What sends a signal twice ends the process hard from a moment on.
+/// Lets a repeated signal end the process hard once [`HARD_END`] has passed.
 fn start_hard_end(sandbox: &Sandbox, second_is_hard: Arc<AtomicBool>) -> Result<(), RunError> {
     let wait = move || {
         std::thread::sleep(HARD_END);
@@ -215,7 +215,7 @@ fn take_down(vm: &Vm, reason: Stop, workload: JoinHandle<Result<u8, RunError>>) 
     if let Some(serial) = vm.guest().serial() {
         let lost = serial.finish(LAST_WORDS);
         if lost > 0 {
-            log::warn!("{lost} bytes of the guest's console were lost, as nobody read them");
+            log::warn!("{lost} bytes of the guest's console output were lost because nobody read them");
         }
     }
     // A workload that still prints into a pipe that nobody reads must not keep the VM from ending.
@@ -238,7 +238,7 @@ fn exit_code(vm: &Vm, reason: Stop, worked: Result<u8, RunError>) -> Result<u8, 
     }
 }
 
-/// What to launch, and whether free memory is taken back unasked.
+/// The VM to launch, and whether free memory is reclaimed automatically.
 fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
     let image = args.kernel.as_deref().map(Image::open).transpose().map_err(LaunchError::Image)?.map(Arc::new);
     let initrd = args.initrd.as_deref().map(Initrd::open).transpose().map_err(LaunchError::Linux)?.map(Arc::new);
@@ -279,7 +279,7 @@ impl Drop for Leave {
     }
 }
 
-/// A cgroup below `parent`, or where it likes to be if that is no path.
+/// A cgroup below `parent`, or in its default place if that is not a path.
 fn enter_cgroup(parent: &Path, memory: Bytes, besides: u64) -> Result<Arc<Cgroup>, CgroupError> {
     let parent = (parent != Path::new(AUTO)).then_some(parent);
     Cgroup::enter(parent, memory.0, besides).map(Arc::new)
@@ -301,8 +301,8 @@ fn warn_about_enforcement(vm: &Vm) {
     if vm.is_enforced() || vm.elastic().table().is_none() {
         return;
     }
-    let consequence = "what the guest touches unasked is found by an audit once a second, not prevented; \
-                       installs take no memory from a pool";
+    let consequence = "memory that the guest touches without asking is found by an audit once a second, not \
+                       prevented; installs do not use a pool";
     match vm.monitor().supply().why_no_userfault() {
         Some(error) => log::warn!("{}; {consequence}", llfree_base::error_line(error)),
         // Somebody chose so.
@@ -310,7 +310,7 @@ fn warn_about_enforcement(vm: &Vm) {
     }
 }
 
-/// What says that the VM is up.
+/// The announcement that the VM is up.
 fn announcement(vm: &Vm, claim: &socket::Claim, json: bool) -> String {
     let config = vm.config();
     if json {
@@ -340,7 +340,7 @@ fn announcement(vm: &Vm, claim: &socket::Claim, json: bool) -> String {
 }
 
 /// Says the first words and runs the steps, printing each report. On a thread of its own: a pipe
-/// that nobody reads holds up whoever writes to it.
+/// that nobody reads blocks its writer.
 fn start_workload(
     vm: Arc<Vm>,
     first_words: String,
@@ -353,7 +353,7 @@ fn start_workload(
     threads.spawn("workload", roles::WORKLOAD, move || {
         if let Err(error) = say(&vm, &first_words) {
             // Its clients need no word from it, and find it by its socket.
-            log::warn!("the VM is up, but cannot say so: {error}");
+            log::warn!("the VM is up, but cannot announce it: {error}");
         }
         let mut worst = exit::OK;
         for step in &steps {

@@ -8,12 +8,12 @@ use llfree_control::protocol::{BurstTouch, GuestRequest};
 use shared_layout::Order;
 use std::str::FromStr;
 
-/// Blocks of this order are allocated unless another is asked for: 2 MiB.
+/// The default order of allocated blocks: 2 MiB.
 pub const DEFAULT_ORDER: u8 = Order::HUGE.get();
 
-/// STREAM's arrays, unless something else is asked for: more than caches hold.
+/// The default size of STREAM's arrays: more than caches hold.
 pub const STREAM_BYTES: u64 = 192 << 20;
-/// FTQ's quantum, unless another is asked for: a millisecond.
+/// FTQ's default quantum: a millisecond.
 pub const QUANTUM_US: u64 = 1000;
 
 /// One step of a workload.
@@ -29,13 +29,13 @@ pub enum Step {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Workload(pub Vec<Step>);
 
-/// Why a text is no workload.
+/// The reason that a text is not a workload.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum WorkloadError {
     /// No step at all.
-    #[error("no commands in it; write some, like \"alloc 8G, verify, free all\"")]
+    #[error("no commands given; write some, like \"alloc 8G, verify, free all\"")]
     Empty,
-    /// A word that is no command.
+    /// A word that is not a command.
     #[error(
         "unknown command '{0}'; the commands are alloc, verify, free, churn, burst, stream, ftq, idle, stats and stop"
     )]
@@ -56,7 +56,7 @@ pub enum WorkloadError {
         /// The word.
         word: String,
     },
-    /// An argument that is no size.
+    /// An argument that is not a size.
     #[error("in '{command}': {reason}")]
     Size {
         /// The command.
@@ -67,7 +67,7 @@ pub enum WorkloadError {
     /// No bytes.
     #[error("'{0}' of 0 bytes does nothing")]
     NoBytes(&'static str),
-    /// An argument that is no time.
+    /// An argument that is not a time.
     #[error("in '{command}': {reason}")]
     Time {
         /// The command.
@@ -76,10 +76,10 @@ pub enum WorkloadError {
         reason: DurationError,
     },
     /// No time.
-    #[error("'{0}' for no time does nothing")]
+    #[error("'{0}' for 0 seconds does nothing")]
     NoTime(&'static str),
     /// Not 0 to 10.
-    #[error("'{0}' is no order; orders are 0 (4 KiB blocks) to 10 (4 MiB blocks)")]
+    #[error("'{0}' is not an order; orders are 0 (4 KiB blocks) to 10 (4 MiB blocks)")]
     Order(String),
     /// A step that can never run.
     #[error("'stop' must be the last command")]
@@ -178,7 +178,7 @@ fn parse_free<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<GuestRequ
 /// A size but 0 for a command, in bytes.
 ///
 /// # Errors
-/// What is no size, and 0.
+/// If the text is not a size, or is 0.
 pub fn parse_some(command: &'static str, text: &str) -> Result<u64, WorkloadError> {
     match text.parse::<Bytes>() {
         Ok(Bytes(0)) => Err(WorkloadError::NoBytes(command)),
@@ -190,7 +190,7 @@ pub fn parse_some(command: &'static str, text: &str) -> Result<u64, WorkloadErro
 /// An amount to allocate: any size but 0. In bytes.
 ///
 /// # Errors
-/// What is no size, and 0.
+/// If the text is not a size, or is 0.
 pub fn parse_amount(text: &str) -> Result<u64, WorkloadError> {
     parse_some("alloc", text)
 }
@@ -204,18 +204,18 @@ pub fn parse_order(text: &str) -> Result<u8, WorkloadError> {
     order.map(Order::get).ok_or_else(|| WorkloadError::Order(shorten(text)))
 }
 
-/// How long to churn, in milliseconds.
+/// The time to churn, in milliseconds.
 ///
 /// # Errors
-/// What is no time, and none at all.
+/// If the text is not a time, or is 0.
 pub fn parse_millis(text: &str) -> Result<u64, WorkloadError> {
     parse_time("churn", text)
 }
 
-/// How long a command is to go on, in milliseconds.
+/// The duration of a command, in milliseconds.
 ///
 /// # Errors
-/// What is no time, and none at all.
+/// If the text is not a time, or is 0.
 pub fn parse_time(command: &'static str, text: &str) -> Result<u64, WorkloadError> {
     match parse_duration(text).map_err(|reason| WorkloadError::Time { command, reason })?.as_millis() as u64 {
         0 => Err(WorkloadError::NoTime(command)),
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn refusals_teach() {
         for (text, message) in [
-            (" , ;", "no commands in it; write some, like \"alloc 8G, verify, free all\""),
+            (" , ;", "no commands given; write some, like \"alloc 8G, verify, free all\""),
             (
                 "allok 8G",
                 "unknown command 'allok'; the commands are alloc, verify, free, churn, burst, stream, ftq, idle, stats and stop",
@@ -296,9 +296,9 @@ mod tests {
                 "in 'alloc': unknown unit 'X' in '8X'; the units are K, M, G and T (powers of 1024), or none for bytes",
             ),
             ("alloc 0", "'alloc' of 0 bytes does nothing"),
-            ("alloc 1G --order 11", "'11' is no order; orders are 0 (4 KiB blocks) to 10 (4 MiB blocks)"),
-            ("churn 0s", "'churn' for no time does nothing"),
-            ("ftq 0s", "'ftq' for no time does nothing"),
+            ("alloc 1G --order 11", "'11' is not an order; orders are 0 (4 KiB blocks) to 10 (4 MiB blocks)"),
+            ("churn 0s", "'churn' for 0 seconds does nothing"),
+            ("ftq 0s", "'ftq' for 0 seconds does nothing"),
             ("burst 0", "'burst' of 0 bytes does nothing"),
             ("stream", "'stream' needs a time, like 10s"),
             ("stop, verify", "'stop' must be the last command"),

@@ -132,7 +132,7 @@ fn the_flag_and_the_command_switch_it_and_the_status_says_so() {
     let line = refused.one_error_line();
     assert!(line.contains("cannot keep 258 MiB free: the guest's memory is 256 MiB; use less"), "{line}");
     let refused = vm.ask("auto-reclaim min-age=0").exits(1);
-    assert!(refused.one_error_line().contains("'min-age=0' is no number of scans; use 1 to 255"), "{refused:?}");
+    assert!(refused.one_error_line().contains("'min-age=0' is not a number of scans; use 1 to 255"), "{refused:?}");
     assert_eq!(vm.json("validate")["clean"], true);
     vm.stop();
 }

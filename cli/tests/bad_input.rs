@@ -36,9 +36,9 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--mem ''", &["--mem"]),
         ("--mem 0", &["the size is 0", "2M"]),
         ("--mem 0G", &["the size is 0"]),
-        ("--mem 1", &["no multiple of 2 MiB", "the nearest size is 2M"]),
-        ("--mem 3M", &["no multiple of 2 MiB", "2M and 4M"]),
-        ("--mem 4097M", &["no multiple of 2 MiB", "4G and 4098M"]),
+        ("--mem 1", &["not a multiple of 2 MiB", "the nearest size is 2M"]),
+        ("--mem 3M", &["not a multiple of 2 MiB", "2M and 4M"]),
+        ("--mem 4097M", &["not a multiple of 2 MiB", "4G and 4098M"]),
         ("--mem 1.5", &["fraction of a byte"]),
         ("--mem 16X", &["unknown unit 'X'", "K, M, G and T"]),
         ("--mem 1E", &["unknown unit 'E'"]),
@@ -60,7 +60,7 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--frobnicate", &["--frobnicate"]),
         ("--mem 64M extra", &["extra"]),
         ("--mem 64M --backing tape", &["tape", "anon, memfd or hugetlb"]),
-        ("--mem 64M --auto-reclaim maybe", &["'maybe' is no setting", "on, off"]),
+        ("--mem 64M --auto-reclaim maybe", &["'maybe' is not a setting", "on, off"]),
         ("--mem 64M --auto-reclaim interval=1ms", &["'interval=1ms' is out of range", "100ms to 1h"]),
         ("--mem 64M --auto-reclaim keep=-1", &["'keep'", "negative"]),
         ("--auto-reclaim on", &["a launch needs --mem SIZE"]),
@@ -70,7 +70,7 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--mem 64M --elastic balloon,reporting=1", &["'1' is neither on nor off"]),
         ("--mem 64M --elastic balloon,stats=0s", &["stats", "10ms or more, or off"]),
         ("--mem 1G --elastic virtio-mem,boot=-1G", &["boot", "'-1G' is negative"]),
-        ("--mem 1G --elastic virtio-mem,boot=3M", &["boot", "no multiple of 2 MiB"]),
+        ("--mem 1G --elastic virtio-mem,boot=3M", &["boot", "not a multiple of 2 MiB"]),
         ("--mem 64M --elastic virtio-mem", &["leaves the first 256 MiB alone", "boot= with less"]),
         ("--mem 64M --elastic none,stats=1s", &["not an option of none"]),
         ("--mem 64M --elastic none --auto-reclaim on", &["--auto-reclaim needs the table", "--elastic none"]),
@@ -85,7 +85,7 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--elastic balloon", &["a launch needs --mem SIZE"]),
         // How frames get their memory.
         ("--mem 64M --install-pool 128M", &["128 MiB is larger than the guest's memory, 64 MiB"]),
-        ("--mem 64M --install-pool 3M", &["no multiple of 2 MiB", "2M and 4M"]),
+        ("--mem 64M --install-pool 3M", &["not a multiple of 2 MiB", "2M and 4M"]),
         ("--mem 64M --install-pool -8M", &["'-8M' is negative"]),
         ("--mem 64M --install-pool 8M,rate=1M/s", &["'1M/s' is no refill rate", "at least 2M/s"]),
         ("--mem 64M --install-pool 8M,rate=2M/s,rate=4M/s", &["the rate is set twice"]),
@@ -96,7 +96,7 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--mem 64M --userfaultfd maybe", &["use auto, on or off"]),
         ("--install-pool 8M", &["a launch needs --mem SIZE"]),
         ("--install-pool 8M status", &["--install-pool", "makes no sense before a command"]),
-        ("--on-violation log demo", &["--on-violation", "behind 'demo'"]),
+        ("--on-violation log demo", &["--on-violation", "after 'demo'"]),
         ("--userfaultfd on shrink --to 2M", &["--userfaultfd", "makes no sense before a command"]),
         // The sandbox, and cores.
         ("--mem 64M --seccomp loud", &["loud", "use on, log or off"]),
@@ -108,9 +108,9 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--cpus 2", &["a launch needs --mem SIZE"]),
         ("--mem 64M --name a --socket /tmp/a.sock", &["--name and --socket exclude each other"]),
         ("--mem 64M status", &["--mem", "makes no sense before a command"]),
-        ("--mem 64M demo", &["--mem", "behind 'demo'"]),
+        ("--mem 64M demo", &["--mem", "after 'demo'"]),
         ("--workload stop", &["a launch needs --mem SIZE"]),
-        ("--mem 64M --workload ''", &["no commands in it"]),
+        ("--mem 64M --workload ''", &["no commands given"]),
         ("--mem 64M --workload dance", &["unknown command 'dance'", "alloc, verify"]),
         ("--mem 64M --workload alloc", &["'alloc' needs a size"]),
         ("--mem 64M --workload stop,verify", &["'stop' must be the last command"]),
@@ -121,7 +121,7 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("shrink --by 0", &["the size is 0"]),
         ("shrink --to -1G", &["'-1G' is negative"]),
         ("shrink --by -1G", &["'-1G' is negative"]),
-        ("shrink --to 1M", &["no multiple of 2 MiB"]),
+        ("shrink --to 1M", &["not a multiple of 2 MiB"]),
         ("shrink --to 1G --wait", &["--wait"]),
         ("shrink --to 1G --wait 10", &["'10' has no known unit", "ms, s, m (minutes) and h"]),
         ("shrink --to 1G --wait -1s", &["negative"]),
@@ -144,24 +144,24 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("guest alloc", &["SIZE"]),
         ("guest alloc 0", &["0 bytes"]),
         ("guest alloc -4M", &["negative"]),
-        ("guest alloc 4M --order 11", &["'11' is no order", "0 (4 KiB blocks) to 10"]),
-        ("guest alloc 4M --order -1", &["'-1' is no order"]),
+        ("guest alloc 4M --order 11", &["'11' is not an order", "0 (4 KiB blocks) to 10"]),
+        ("guest alloc 4M --order -1", &["'-1' is not an order"]),
         ("guest free", &["SIZE"]),
         ("guest free some", &["'some' is not a size"]),
         ("guest free 0", &["0 bytes"]),
-        ("guest churn 0s", &["no time"]),
+        ("guest churn 0s", &["for 0 seconds"]),
         ("guest churn", &["TIME"]),
         ("guest burst 0", &["0 bytes"]),
-        ("guest stream 0s", &["no time"]),
+        ("guest stream 0s", &["for 0 seconds"]),
         ("guest ftq 1s --quantum 0s", &["a quantum is"]),
         // A VM that does not exist.
         ("status --name nobody", &["no VM is called 'nobody'"]),
-        ("status --name a/b", &["'a/b' is no VM name"]),
+        ("status --name a/b", &["'a/b' is not a VM name"]),
         ("stop --socket /nonexistent/x.sock", &["no VM listens on /nonexistent/x.sock"]),
         ("status --socket /dev/null", &["/dev/null"]),
         // A demo that could not show anything.
         ("demo --mem 0", &["the size is 0"]),
-        ("demo --mem 3M", &["no multiple of 2 MiB"]),
+        ("demo --mem 3M", &["not a multiple of 2 MiB"]),
         ("demo --mem 64M", &["--mem 64 MiB is too small", "128 MiB"]),
         ("demo --mem 256M --touch 0", &["the size is 0"]),
         ("demo --mem 256M --touch 2M", &["--touch 2 MiB is too small", "4 MiB"]),
@@ -189,15 +189,15 @@ fn a_name_or_socket_that_cannot_be_is_refused() {
     let scratch = Scratch::new();
     let launch = |args: &[&str], words: &[&str]| refused(&scratch, &[&["--mem", "64M"], args].concat(), words);
     for name in ["", ".", "..", "-", ".x", "a/b", "../x", "/tmp/x", "a b", "ä", &"x".repeat(65)] {
-        launch(&[&format!("--name={name}")], &["is no VM name", "up to 64 letters"]);
+        launch(&[&format!("--name={name}")], &["is not a VM name", "up to 64 letters"]);
     }
     launch(&["--socket", ""], &["--socket"]);
     launch(&["--socket", &format!("/tmp/{}", "x".repeat(103))], &["108 bytes", "107", "shorter"]);
     launch(&["--socket", "/nonexistent/dir/x.sock"], &["/nonexistent/dir/x.sock", "No such file or directory"]);
     let directory = scratch.path().display().to_string();
-    launch(&["--socket", &directory], &[&directory, "no socket"]);
+    launch(&["--socket", &directory], &[&directory, "not a socket"]);
     let file = scratch.file("precious", b"data").display().to_string();
-    launch(&["--socket", &file], &[&file, "no socket", "choose another path"]);
+    launch(&["--socket", &file], &[&file, "not a socket", "choose another path"]);
     assert_eq!(std::fs::read(&file).expect("still there"), b"data");
     let lock = scratch.file("Cargo.lock", b"# precious").display().to_string();
     launch(&["--socket", lock.trim_end_matches(".lock")], &["Cargo.lock", "choose another path"]);
@@ -229,7 +229,7 @@ fn a_runtime_directory_that_others_may_enter_gets_no_vm_and_is_not_looked_into()
 #[track_caller]
 fn refused_at_link(scratch: &Scratch) {
     let output = scratch.run(&["--mem", "64M"]).exits(1);
-    assert!(output.one_error_line().contains("it is no directory"), "{output:?}");
+    assert!(output.one_error_line().contains("it is not a directory"), "{output:?}");
 }
 
 #[test]

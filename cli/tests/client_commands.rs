@@ -154,7 +154,7 @@ fn a_complete_shrink_exits_0_and_a_partial_one_2_with_the_reason() {
     let vm = Vm::answering(resize(true));
     let text = vm.text("shrink --to 1G", 0);
     println!("{text}");
-    assert!(text.contains("complete in 42.0 ms, 6.00 us a frame"), "{text}");
+    assert!(text.contains("complete in 42.0 ms, 6.00 us per frame"), "{text}");
     vm.text("grow --to 16G", 0);
     let vm = Vm::answering(resize(false));
     let text = vm.text("shrink --by 1G --wait 10s", 2);
@@ -261,7 +261,7 @@ fn validate_exits_2_with_findings_and_says_whose_fault_they_are() {
     let text = vm.text("validate", 2);
     println!("{text}");
     assert!(text.contains("2 FINDINGS") && text.contains("9 frames like that: 1, 2 ...\n"), "{text}");
-    assert!(text.contains("9 frames like that; A FAULT OF THE HOST\n"), "{text}");
+    assert!(text.contains("9 frames like that; THE HOST'S FAULT\n"), "{text}");
     assert_eq!(serde_json::from_str::<ValidateReport>(&vm.text("validate --json", 2)).expect("one object"), dirty);
 }
 
@@ -273,7 +273,7 @@ fn what_the_vm_refuses_is_one_line() {
     let crashed = Vm::answering(Reply::error(ErrorKind::Crashed, "the guest crashed: page fault"));
     assert_eq!(crashed.text("guest verify", 3), "llfree-vmm: error: the guest crashed: page fault\n");
     let confused = Vm::answering(Reply::Reclaim(ReclaimReport::default()));
-    assert!(confused.text("status", 1).contains("answered another question"));
+    assert!(confused.text("status", 1).contains("answered a different request"));
     confused.text("reclaim", 0);
 }
 
@@ -306,7 +306,7 @@ fn a_vm_is_listed_and_found_by_its_name() {
     assert_eq!(run(&["status", "--name", &name]).0, Some(0));
     let (code, text) = run(&["status", "--name", "no-such-vm"]);
     assert!(
-        code == Some(1) && text.starts_with("llfree-vmm: error: no VM is called 'no-such-vm'; there are "),
+        code == Some(1) && text.starts_with("llfree-vmm: error: no VM is called 'no-such-vm'; running VMs: "),
         "{text}"
     );
 }

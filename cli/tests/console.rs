@@ -259,7 +259,7 @@ fn a_forbidden_system_call_leaves_the_terminal_as_it_was() {
 #[test]
 fn keys_reach_the_guest_and_ctrl_a_x_leaves() {
     let screen = Screen::new("console");
-    screen.shows("console: Ctrl-A X leaves\r\n");
+    screen.shows("console: press Ctrl-A X to leave\r\n");
     screen.goes_raw();
     // Ctrl-C, Ctrl-Z, Ctrl-S and Enter are the guest's.
     for (typed, echoed) in [(&b"who\x03\x1a\x13\r"[..], "who\x03\x1a\x13\r"), (b"[\x01\x01]", "[\x01]")] {

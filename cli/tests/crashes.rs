@@ -9,7 +9,7 @@ use guest_abi::Call;
 use guest_abi::header::ABI_VERSION;
 use rustix::process::Signal;
 
-/// Runs an image as a guest with one vCPU until it ends by itself.
+/// Runs an image as a guest with one vCPU until it ends on its own.
 #[track_caller]
 fn run(image: &Image) -> Output {
     let scratch = Scratch::new();

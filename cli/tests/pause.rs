@@ -14,11 +14,11 @@ fn a_pause_and_a_resume_say_what_they_did() {
     let scratch = Scratch::new();
     let vm = scratch.launch("--mem 64M --cpus 2");
     assert_eq!(vm.status()["state"], "running");
-    assert_eq!(vm.ask("resume").exits(0).stdout, "running already\n");
+    assert_eq!(vm.ask("resume").exits(0).stdout, "already running\n");
     let text = vm.ask("pause").exits(0).stdout;
     assert!(text.starts_with("paused in ") && text.ends_with("s\n"), "{text}");
     let text = vm.ask("pause").exits(0).stdout;
-    assert!(text.starts_with("paused already, for "), "{text}");
+    assert!(text.starts_with("already paused, for "), "{text}");
     let again = vm.json("pause");
     has_fields(&again, &["state", "changed", "duration_us", "paused_ms"]);
     assert_eq!((&again["state"], &again["changed"]), (&json!("paused"), &json!(false)));

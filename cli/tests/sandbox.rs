@@ -126,7 +126,7 @@ fn a_forbidden_call_ends_the_process_and_is_named() {
     let line = String::from_utf8_lossy(&forbidden.stderr);
     let socket = format!("thread 'vcpu' made system call {}, which its seccomp filter forbids", libc::SYS_socket);
     assert!(line.contains(&socket), "{line}");
-    assert!(line.contains("please report this, and use --seccomp log meanwhile\n"), "{line}");
+    assert!(line.contains("please report this, and use --seccomp log in the meantime\n"), "{line}");
     for mode in ["log", "off"] {
         let allowed = run(mode);
         assert!(allowed.status.success(), "{mode}: {allowed:?}");

@@ -22,7 +22,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm::exit::ExitReason;
 use vmm::vm::VmConfig;
 
-/// Writes to each page from 4 MiB to 16 MiB, again and again.
+/// Writes to each page from 4 MiB to 16 MiB, repeatedly.
 const STORM: &[u8] = &[
     0xb9, 0x00, 0x00, 0x40, 0x00, // mov ecx, 0x400000
     0x89, 0x09, // mov [rcx], ecx
@@ -178,7 +178,7 @@ fn a_pool_that_nobody_could_use_is_refused() {
     let scratch = Scratch::new();
     for (pool, words) in [
         ("128M", "128 MiB is larger than the guest's memory, 64 MiB"),
-        ("3M", "no multiple of 2 MiB"),
+        ("3M", "not a multiple of 2 MiB"),
         ("64M,rate=0/s", "at least 2M/s"),
         ("-2M", "negative"),
     ] {

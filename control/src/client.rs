@@ -1,7 +1,7 @@
 //! The client half: one blocking connection to a VM's control socket.
 //!
 //! Each step has a deadline, each reply a size limit: a VM that hangs, or something else that
-//! listens there, cannot hold a client for ever or fill its memory.
+//! listens there, cannot hold a client forever or fill its memory.
 
 use crate::protocol::{DecodeError, ErrorKind, MAX_REPLY, Reply, Request};
 use crate::socket::{self, SocketError};
@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long a VM may take to accept a connection.
+/// Time that a VM has to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Why a VM was not asked, or did not answer.
@@ -24,7 +24,7 @@ pub enum ClientError {
     Io {
         /// The socket.
         path: PathBuf,
-        /// How.
+        /// The kernel's error.
         source: io::Error,
     },
     /// No whole reply in time.
@@ -32,7 +32,7 @@ pub enum ClientError {
     Timeout {
         /// The socket.
         path: PathBuf,
-        /// How long we waited.
+        /// The time waited.
         waited: Duration,
     },
     /// The VM closed the connection without a reply: it stopped or was killed.
@@ -46,11 +46,11 @@ pub enum ClientError {
     Decode {
         /// The socket.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The mistake in it.
         source: DecodeError,
     },
     /// A reply, but to something else.
-    #[error("the VM on {0} answered another question")]
+    #[error("the VM on {0} answered a different request")]
     Unexpected(PathBuf),
     /// The VM said no; its words.
     #[error("{message}")]
@@ -67,7 +67,7 @@ pub enum ClientError {
 pub struct Client {
     stream: UnixStream,
     path: PathBuf,
-    /// Read, but behind the last reply's newline.
+    /// Bytes read past the last reply's newline.
     input: Vec<u8>,
 }
 

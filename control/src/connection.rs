@@ -11,10 +11,10 @@ use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// How much one read takes.
+/// The size of one read.
 const CHUNK: usize = 16 << 10;
 
-/// What the input holds.
+/// The state of the input.
 pub(super) enum Input {
     /// A line without its newline.
     Line(Vec<u8>),

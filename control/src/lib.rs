@@ -1,7 +1,7 @@
 //! The control plane: how a running VM is asked, and how it answers.
 //!
 //! One request a line, one reply a line, both JSON. [`protocol`] and [`report`] are what server
-//! and client share; [`socket`] says where sockets live and who owns a name; [`server`] answers on
+//! and client share; [`socket`] says where sockets live and which process owns a name; [`server`] answers on
 //! the event loop, one connection a client; [`client`] asks. What a peer sends is bounded before
 //! it is read and checked before it is believed.
 

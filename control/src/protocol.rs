@@ -37,7 +37,7 @@ pub const MAX_REPLY: usize = 1 << 20;
 /// FTQ's quanta in microseconds: below, reading the clock would be most of the work.
 pub const QUANTUM_US: std::ops::RangeInclusive<u64> = 10..=1_000_000;
 
-/// What stands on a line. The version is checked before the rest is read, and so not kept.
+/// The contents of a line. The version is checked before the rest is read, and so not kept.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RequestLine {
@@ -58,7 +58,7 @@ struct VersionOnly {
     version: u32,
 }
 
-/// What a client asks of a VM.
+/// A request from a client to a VM.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -68,9 +68,9 @@ pub enum Request {
     Status,
     /// Lower the limit: free memory goes back to the host and stays away from the guest.
     Shrink {
-        /// How far.
+        /// The goal.
         goal: ShrinkGoal,
-        /// How long to wait for a guest that must first give memory up, in milliseconds.
+        /// Time to wait for a guest that must first give up memory, in milliseconds.
         wait_ms: u64,
     },
     /// Raise the limit. Memory comes back as the guest uses it.
@@ -78,9 +78,9 @@ pub enum Request {
         /// The new limit in bytes.
         to_bytes: u64,
     },
-    /// Take the memory behind free frames; the limit stays, the guest may use them again.
+    /// Take back the memory of free frames; the limit stays, the guest may use them again.
     Reclaim {
-        /// At most this many bytes; all that is free if absent.
+        /// At most this many bytes; everything free if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bytes: Option<u64>,
     },
@@ -101,7 +101,7 @@ pub enum Request {
     Stop,
 }
 
-/// How far to shrink.
+/// The goal of a shrink.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ShrinkGoal {
@@ -117,7 +117,7 @@ pub enum ShrinkGoal {
 pub enum GuestRequest {
     /// Allocate, touch and stamp memory.
     Alloc {
-        /// How much, in bytes.
+        /// The amount, in bytes.
         bytes: u64,
         /// In blocks of `4 KiB << order`, 0 to 10.
         order: u8,
@@ -126,7 +126,7 @@ pub enum GuestRequest {
     Verify,
     /// Free memory.
     Free {
-        /// How much, in bytes; all if absent.
+        /// The amount, in bytes; everything if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bytes: Option<u64>,
         /// Blocks at random, not the newest first.
@@ -143,9 +143,9 @@ pub enum GuestRequest {
     Stats,
     /// Allocate huge frames one after another, and time each.
     Burst {
-        /// How much, in bytes.
+        /// The amount, in bytes.
         bytes: u64,
-        /// What is touched.
+        /// The words to touch.
         touch: BurstTouch,
         /// Keep it all, instead of freeing it.
         keep: bool,
@@ -156,7 +156,7 @@ pub enum GuestRequest {
     Stream {
         /// For how long, in milliseconds.
         millis: u64,
-        /// In arrays of together so many bytes.
+        /// The total size of its arrays, in bytes.
         bytes: u64,
         /// Bytes to allocate, touch and free between samples.
         beside_bytes: u64,
@@ -172,7 +172,7 @@ pub enum GuestRequest {
     },
 }
 
-/// What a burst touches of what it allocates.
+/// The part of its allocations that a burst touches.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BurstTouch {
@@ -201,7 +201,7 @@ impl BurstTouch {
 }
 
 impl GuestRequest {
-    /// The time that it takes by itself, in milliseconds.
+    /// The time that it takes on its own, in milliseconds.
     #[must_use]
     pub const fn millis(&self) -> u64 {
         match *self {
@@ -227,7 +227,7 @@ impl GuestRequest {
     }
 }
 
-/// What a VM answers.
+/// A VM's answer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
@@ -290,7 +290,7 @@ pub enum ErrorKind {
     Other,
 }
 
-/// Why a line is no request, or no reply.
+/// The reason that a line is not a request, or not a reply.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// No JSON, or another shape than expected; the text says where.
@@ -299,7 +299,7 @@ pub enum DecodeError {
     /// The peer speaks another version.
     #[error("protocol version {found}, but this side speaks version {PROTOCOL_VERSION}; use the same release on both")]
     Version {
-        /// What the peer speaks.
+        /// The peer's version.
         found: u32,
     },
     /// A size that memory cannot have.
@@ -307,7 +307,7 @@ pub enum DecodeError {
     Size {
         /// The field with that size.
         field: &'static str,
-        /// What is wrong with it.
+        /// The mistake in it.
         source: MemorySizeError,
     },
     /// A number out of its range.
@@ -317,7 +317,7 @@ pub enum DecodeError {
         field: &'static str,
         /// Its value.
         value: u64,
-        /// What it must be.
+        /// The values allowed.
         range: &'static str,
     },
 }
@@ -355,7 +355,7 @@ impl Request {
         matches!(self, Self::Ping | Self::Stop)
     }
 
-    /// What does not depend on the VM that is asked.
+    /// The checks that do not depend on the VM asked.
     fn check(&self) -> Result<(), DecodeError> {
         let size = |field, bytes: u64| {
             check_memory(Bytes(bytes)).map(drop).map_err(|source| DecodeError::Size { field, source })
@@ -403,7 +403,7 @@ impl Request {
         }
     }
 
-    /// How long a client should wait for the reply. Work that touches memory may take minutes on
+    /// Time that a client should wait for the reply. Work that touches memory may take minutes on
     /// a host that must first find it; what only asks is answered at once.
     #[must_use]
     pub fn patience(&self) -> Duration {

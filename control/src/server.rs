@@ -22,14 +22,14 @@ use vmm_sys_util::timerfd::TimerFd;
 /// Lines of one client, and clients, handled before others get their turn.
 const TURN: usize = 32;
 
-/// What clients may take.
+/// The limits on clients.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Clients at once; one more is told `busy`.
     pub clients: usize,
     /// Requests that the VM works on at once, those of clients that hung up included.
     pub requests: usize,
-    /// How long a client may leave a line unfinished or a reply unread. A client that has been
+    /// Time that a client may leave a line unfinished or a reply unread. A client that has been
     /// idle for longer makes room for a new one when there are too many.
     pub stall: Duration,
 }
@@ -171,7 +171,7 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
         self.clients.insert(fd, client);
     }
 
-    /// Makes room by closing whoever has been idle longest, if that is long enough.
+    /// Makes room by closing the client that has been idle longest, if that is long enough.
     fn drop_an_idle_client(&mut self, ops: &mut EventOps) -> bool {
         let now = Instant::now();
         let longest = self.clients.iter().filter_map(|(fd, client)| Some((client.idle_for(now)?, *fd))).max();
@@ -278,7 +278,7 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
         let stalled: Vec<RawFd> = self.clients.iter().filter(|(_, c)| late(c)).map(|(fd, _)| *fd).collect();
         for fd in stalled {
             if let Some(client) = self.clients.get_mut(&fd) {
-                // Half a line gets an explanation; whoever leaves a reply unread would not read it.
+                // Half a line gets an explanation; a client that leaves a reply unread would not read it.
                 if matches!(client.flush(), Ok(true)) && !client.is_closing() {
                     let message = format!("a request line must end within {:?}", self.limits.stall);
                     client.reply_and_close(&Reply::error(ErrorKind::BadRequest, message));

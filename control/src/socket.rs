@@ -1,4 +1,4 @@
-//! Where control sockets live, and who owns a name.
+//! Where control sockets live, and which process owns a name.
 //!
 //! A VM called NAME listens on `NAME.sock` in a directory that only its user can enter. Next to it
 //! lies `NAME.lock`, locked for as long as the VM lives and holding its pid. The lock decides: who
@@ -21,14 +21,14 @@ pub const MAX_SOCKET_PATH: usize = 107;
 pub const MAX_NAME: usize = 64;
 /// Clients that may wait for the first accept.
 const BACKLOG: i32 = 256;
-/// How often a lock file may vanish between open and lock before we give up.
+/// The number of times that a lock file may vanish between open and lock before we give up.
 const LOCK_ATTEMPTS: u32 = 100;
 
 /// Why a control socket cannot be had or found.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// A name that could not be a file name everywhere.
-    #[error("'{0}' is no VM name; use up to 64 letters, digits, '-', '_' and '.', and start with a letter or digit")]
+    #[error("'{0}' is not a VM name; use up to 64 letters, digits, '-', '_' and '.', and start with a letter or digit")]
     Name(String),
     /// Above [`MAX_SOCKET_PATH`].
     #[error("the socket path has {len} bytes, and the kernel takes at most {MAX_SOCKET_PATH}: {path}")]
@@ -43,9 +43,9 @@ pub enum SocketError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// Who we are.
+        /// Our user id.
         uid: u32,
-        /// What is there.
+        /// The entry found there.
         found: String,
     },
     /// A VM with that name runs.
@@ -57,9 +57,9 @@ pub enum SocketError {
         pid: Option<u32>,
     },
     /// Something else has that path.
-    #[error("{0} exists and is no socket; choose another path")]
+    #[error("{0} exists and is not a socket; choose another path")]
     NotASocket(PathBuf),
-    /// What has the lock file's name holds something else than a pid.
+    /// The file with the lock file's name holds something other than a pid.
     #[error("{0} is needed as a lock file, but is a file of another kind; choose another path")]
     NotALock(PathBuf),
     /// Nobody listens there.
@@ -82,7 +82,7 @@ pub enum SocketError {
     /// The kernel refused.
     #[error("cannot {action} {path}")]
     Io {
-        /// What was tried.
+        /// The action tried.
         action: &'static str,
         /// On what.
         path: PathBuf,
@@ -96,7 +96,7 @@ fn pid_text(pid: Option<u32>) -> String {
 }
 
 fn running_text(running: &[String]) -> String {
-    if running.is_empty() { "none is running".to_owned() } else { format!("there are {}", running.join(", ")) }
+    if running.is_empty() { "none is running".to_owned() } else { format!("running VMs: {}", running.join(", ")) }
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
@@ -117,7 +117,7 @@ pub fn check_name(name: &str) -> Result<(), SocketError> {
     }
 }
 
-/// Where sockets may live, best place first.
+/// The directories that sockets may live in, best first.
 fn candidates() -> Vec<PathBuf> {
     let uid = rustix::process::geteuid();
     let mut places = Vec::new();
@@ -155,7 +155,7 @@ fn check_dir(path: &Path) -> Result<(), SocketError> {
     let uid = rustix::process::geteuid().as_raw();
     let meta = std::fs::symlink_metadata(path).map_err(io_error("look at", path))?;
     let found = if !meta.is_dir() {
-        "it is no directory".to_owned()
+        "it is not a directory".to_owned()
     } else if meta.uid() != uid {
         format!("it belongs to user {}", meta.uid())
     } else if meta.mode() & 0o077 != 0 {
@@ -205,7 +205,7 @@ impl Claim {
     /// Claims a path outside the runtime directory. The VM's name is the file's name.
     ///
     /// # Errors
-    /// As [`by_name`](Self::by_name), and when something else than a socket has that path.
+    /// As [`by_name`](Self::by_name), and when something other than a socket has that path.
     pub fn at_path(path: &Path) -> Result<Self, SocketError> {
         let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let mut lock = path.as_os_str().to_owned();
@@ -235,7 +235,7 @@ impl Claim {
         &self.name
     }
 
-    /// Where its socket is.
+    /// The path of its socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -369,9 +369,9 @@ fn live_in_any(dirs: &[PathBuf]) -> Result<Vec<LiveVm>, SocketError> {
     for dir in dirs.iter().filter(|dir| std::fs::symlink_metadata(dir).is_ok()) {
         match check_dir(dir) {
             Ok(()) => vms.extend(live_in(dir)?),
-            // No VM of ours is in there, as none would have started; and whoever made it must not
+            // No VM of ours is in there, as none would have started; and its creator must not
             // keep us from those elsewhere.
-            Err(error) => log::warn!("not looking for VMs there: {}", llfree_base::error_line(&error)),
+            Err(error) => log::warn!("skipping a directory of sockets: {}", llfree_base::error_line(&error)),
         }
     }
     vms.sort();
@@ -461,7 +461,7 @@ mod tests {
         for (name, vms, message) in [
             (None, vec![], "no VM is running"),
             (None, vec![vm("a"), vm("b")], "2 VMs are running"),
-            (Some("c"), vec![vm("a"), vm("b")], "no VM is called 'c'; there are a, b"),
+            (Some("c"), vec![vm("a"), vm("b")], "no VM is called 'c'; running VMs: a, b"),
             (Some("c"), vec![], "no VM is called 'c'; none is running"),
         ] {
             assert_eq!(choose(name, vms).expect_err(message).to_string(), message);

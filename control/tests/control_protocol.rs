@@ -167,7 +167,7 @@ fn refusals_name_what_is_wrong() {
         (br#"{"version":1,"request":{"grow":{"to_bytes":-1}}}"#, "invalid value: integer `-1`"),
         (br#"{"version":1,"request":{"grow":{"to_bytes":1e30}}}"#, "not understood"),
         (br#"{"version":1,"request":{"grow":{"to_bytes":0}}}"#, "in 'to_bytes': the size is 0"),
-        (br#"{"version":1,"request":{"grow":{"to_bytes":2097153}}}"#, "the sizes next to it are 2M and 4M"),
+        (br#"{"version":1,"request":{"grow":{"to_bytes":2097153}}}"#, "the nearest sizes are 2M and 4M"),
         (br#"{"version":1,"request":{"grow":{"to_bytes":2097152,"now":true}}}"#, "unknown field `now`"),
         (br#"{"version":1,"request":{"guest":{"alloc":{"bytes":1,"order":11}}}}"#, "'order' is 11; it must be 0 to 10"),
         (br#"{"version":1,"request":{"guest":{"churn":{"millis":0}}}}"#, "'millis' is 0"),

@@ -168,7 +168,7 @@ fn a_line_that_never_ends_is_cut_off() {
     let server = Server::start(Limits::default());
     let mut stream = server.connect();
     let junk = [b'x'; 4096];
-    // A closed socket ends this; without the cut it would go on for ever.
+    // A closed socket ends this; without the cut it would go on forever.
     let mut sent = 0;
     while stream.write_all(&junk).is_ok() {
         sent += junk.len();

@@ -19,7 +19,7 @@ pub const DOORBELL_PORTS: Range<u16> = DOORBELL_PORT..DOORBELL_PORT + (DOORBELL_
 /// Makes the calls, and the list of them, from one table.
 macro_rules! calls {
     ($($(#[$doc:meta])* $name:ident = $offset:literal,)*) => {
-        /// What is asked; the value is the offset in the doorbell page.
+        /// The request; the value is the offset in the doorbell page.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[repr(u64)]
         pub enum Call {
@@ -40,7 +40,7 @@ calls! {
     Wait = 0x08,
     /// The result of that command.
     Done = 0x10,
-    /// Put zeroed memory behind a range of huge frames.
+    /// Back a range of huge frames with zeroed memory.
     Install = 0x18,
     /// A line for the host's log.
     Log = 0x20,
@@ -66,7 +66,7 @@ impl Call {
     }
 }
 
-/// How a call ended: the first word of every reply.
+/// The outcome of a call: the first word of every reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
 pub enum Status {

@@ -8,7 +8,7 @@ use shared_layout::units::FRAME_SIZE;
 
 /// Bytes from one device's registers to the next one's.
 pub const DEVICE_BYTES: u64 = FRAME_SIZE;
-/// The most devices: so many pages are mapped for the guest, used or not.
+/// The most devices: this many pages are mapped for the guest, used or not.
 pub const DEVICE_SLOTS: u32 = 8;
 
 /// A feature bit of the balloon, from the range that the standard leaves to a device: each page

@@ -1,7 +1,7 @@
 //! [`Header`]: the first page of the shared region, and [`Layout`], where all else lies.
 //!
 //! The header is written by the host before the guest starts and read by the guest. The plain
-//! fields never change after that; the [`ControlWord`]s behind them are updated by the host
+//! fields never change after that; the [`ControlWord`]s after them are updated by the host
 //! while the guest runs and are read as atomics. The host never reads any of them back.
 //!
 //! # When to raise [`ABI_VERSION`]
@@ -21,7 +21,7 @@ pub use shared_layout::table::{HUGE_PER_TREE, MAX_HUGE_FRAMES};
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LLFREEVM");
 /// The number both sides must agree on; the module says when to raise it.
 pub const ABI_VERSION: u32 = 1;
-/// Bytes reserved for the header and the control words behind it.
+/// Bytes reserved for the header and the control words after it.
 pub const HEADER_BYTES: u64 = FRAME_SIZE;
 /// Name of the ELF note with which a guest image states its ABI (type [`NOTE_TYPE`], one u32).
 pub const NOTE_NAME: &str = "llfree-vmm";
@@ -51,13 +51,13 @@ pub struct Header {
     pub huge_frames: u32,
     /// vCPUs, and so mailboxes.
     pub vcpus: u32,
-    /// Where the mailboxes start.
+    /// The start of the mailboxes.
     pub mailboxes_offset: u64,
-    /// Where the huge entries start.
+    /// The start of the huge entries.
     pub entries_offset: u64,
-    /// Where the bitfields start.
+    /// The start of the bitfields.
     pub bitfields_offset: u64,
-    /// Where the tenant area starts: the guest's own business.
+    /// The start of the tenant area: the guest's own business.
     pub tenant_offset: u64,
     /// Bytes of the tenant area.
     pub tenant_bytes: u64,
@@ -71,7 +71,7 @@ pub struct Header {
     pub tsc_khz: u64,
     /// Guest-physical address of the first device's page, if [`FEATURE_DEVICES`] is set.
     pub devices_gpa: u64,
-    /// Devices, each in a page of its own, one behind the other.
+    /// Devices, each in a page of its own, one after the other.
     pub devices: u32,
     /// Free for later; zero.
     pub reserved: u32,
@@ -121,13 +121,13 @@ pub struct Layout {
     pub huge_frames: u32,
     /// vCPUs, `1..=MAX_VCPUS`.
     pub vcpus: u32,
-    /// Where the mailboxes start.
+    /// The start of the mailboxes.
     pub mailboxes: u64,
-    /// Where the huge entries start.
+    /// The start of the huge entries.
     pub entries: u64,
-    /// Where the bitfields start.
+    /// The start of the bitfields.
     pub bitfields: u64,
-    /// Where the tenant area starts.
+    /// The start of the tenant area.
     pub tenant: u64,
     /// Bytes of the tenant area.
     pub tenant_bytes: u64,
@@ -151,7 +151,7 @@ impl Layout {
         }
     }
 
-    /// Where [`TableLayout`] finds the words of its host.
+    /// The place where [`TableLayout`] finds the words of its host.
     const HOST_WORDS: [u64; 3] =
         [ControlWord::Limit.offset(), ControlWord::Wanted.offset(), ControlWord::ReturnEpoch.offset()];
 
@@ -168,7 +168,7 @@ impl Layout {
         TableLayout { huge_frames, limit, wanted, return_epoch, entries, bitfields, tenant, tenant_bytes, total }
     }
 
-    /// Where the mailbox of `vcpu` starts; `None` if there is no such vCPU.
+    /// The start of the mailbox of `vcpu`; `None` if there is no such vCPU.
     #[must_use]
     pub const fn mailbox(&self, vcpu: u32) -> Option<u64> {
         if vcpu < self.vcpus { Some(self.mailboxes + vcpu as u64 * size_of::<Mailbox>() as u64) } else { None }
@@ -205,7 +205,7 @@ impl Header {
     /// Guest: check a header that a host left, and rebuild its layout.
     ///
     /// # Errors
-    /// What does not fit, with the number found; the layout is that of this crate or none.
+    /// The mismatch, with the number found; the layout is that of this crate or none.
     pub const fn check(&self) -> Result<Layout, HeaderError> {
         if self.magic != MAGIC {
             return Err(HeaderError::Magic(self.magic));

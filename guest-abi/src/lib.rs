@@ -1,4 +1,4 @@
-//! What a guest and its VMM agree on beside the frame table.
+//! The contract between a guest and its VMM besides the frame table.
 //!
 //! Bytes only, as in [`shared_layout`], which a tenant without a VMM links alone: where each word lies,
 //! who may write it and what its bits mean. `no_std`, and without Cargo features, so that nothing in a

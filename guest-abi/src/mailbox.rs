@@ -26,7 +26,7 @@ const _: () = assert!(size_of::<Mailbox>() == 512);
 const _: () = assert!(core::mem::offset_of!(Mailbox, request) == 0);
 const _: () = assert!(core::mem::offset_of!(Mailbox, reply) == 256);
 
-/// Longest text that fits behind one length word.
+/// Longest text that fits after one length word.
 pub const TEXT_BYTES: usize = (WORDS - 1) * 8;
 
 /// Packs as much of `text` as fits, cut at a character boundary: `words[0]` is its length.

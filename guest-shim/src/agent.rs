@@ -41,7 +41,7 @@ impl<'a, D: Doorbell> Agent<'a, D> {
         self.guest.attach(devices, self.vcpu);
     }
 
-    /// Greets the host and obeys it for ever.
+    /// Greets the host and obeys it forever.
     pub fn run(mut self) -> ! {
         self.hello();
         loop {

@@ -37,7 +37,7 @@ const BATCH: usize = 256;
 /// Free huge frames in one report.
 const REPORT: usize = 32;
 
-/// What a statistics record is about.
+/// The subject of a statistics record.
 const TAG_FREE: u16 = 4;
 const TAG_TOTAL: u16 = 5;
 const TAG_AVAILABLE: u16 = 6;
@@ -52,11 +52,11 @@ pub(crate) struct Balloon {
     deflate: Queue,
     stats: Option<Queue>,
     reporting: Option<Queue>,
-    /// Where the next report begins to look.
+    /// The frame at which the next report starts to look.
     cursor: u32,
     order: Order,
     on_oom: bool,
-    /// What was given away.
+    /// The frames given away.
     given: Records,
     /// Blocks that the host wants to have.
     target: u64,
@@ -226,7 +226,7 @@ impl Balloon {
                     taken[count] = frame;
                     count += 1;
                 }
-                // Nothing is behind it, or somebody was faster.
+                // It is not backed, or somebody was faster.
                 Ok(Allocation::Evicted(block)) => {
                     let (frame, order) = block.release();
                     memory.give(frame, order);
@@ -236,7 +236,7 @@ impl Balloon {
         }
         let told = if count > 0 { queue.call(&mut memory.host, &batch[..count]) } else { Ok(()) };
         for frame in &taken[..count] {
-            // Before it is free: whoever takes it clears the mark again.
+            // Before it is free: its next owner clears the mark again.
             reported.set(HugeId((frame.0 / FRAMES_PER_HUGE) as u32));
             memory.give(*frame, Order::HUGE);
         }

@@ -38,7 +38,7 @@ impl Blocks {
     /// given back on an error.
     ///
     /// # Errors
-    /// Why there is no frame for its record.
+    /// The reason that there is no frame for its record.
     pub(crate) fn put<D: Doorbell>(
         &mut self,
         memory: &mut Memory<'_, D>,
@@ -80,7 +80,7 @@ impl Blocks {
         (frame, order)
     }
 
-    /// Where block `index` begins, which must be below the list's length.
+    /// The start of block `index`, which must be below the list's length.
     pub(crate) fn frame<D: Doorbell>(&self, memory: &Memory<'_, D>, index: u64) -> FrameId {
         self.records.get(memory, index).frame
     }

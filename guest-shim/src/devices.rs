@@ -21,7 +21,7 @@ use guest_abi::header::FEATURE_DEVICES;
 use shared_layout::FrameId;
 use spin::Mutex;
 
-/// How long a turn of the drivers lasts.
+/// The duration of a turn of the drivers.
 const TURN_MILLIS: u64 = 10;
 /// The same in batches, without a clock.
 const TURN_STEPS: u32 = 64;

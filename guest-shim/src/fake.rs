@@ -1,5 +1,5 @@
 //! A host in a test's process: a shared region and RAM on the heap, and a doorbell that is a
-//! function. Evicted frames hold junk and an install zeroes them, so that whoever touches a frame
+//! function. Evicted frames hold junk and an install zeroes them, so that a user who touches a frame
 //! too early loses what it wrote.
 
 use crate::fake_device::FakeBalloon;
@@ -206,7 +206,7 @@ impl Table {
         self.paste(frame, &[with; FRAME_SIZE as usize]);
     }
 
-    /// What a page holds.
+    /// The contents of a page.
     pub(crate) fn copy(&self, frame: FrameId) -> Vec<u8> {
         let mut bytes = vec![0; FRAME_SIZE as usize];
         // SAFETY: `page` checked the range; the tests look while no agent runs.

@@ -23,7 +23,7 @@ pub(crate) struct FakeBalloon {
     pub(crate) extra: u32,
     /// Pages that the host wants, in the driver's configuration.
     pub(crate) num_pages: u32,
-    /// What the driver says of itself.
+    /// The driver's status.
     pub(crate) actual: u32,
     /// Numbers that are given away, of pages or of blocks.
     pub(crate) given: BTreeSet<u32>,

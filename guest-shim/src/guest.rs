@@ -1,6 +1,6 @@
 //! [`Guest`]: what one vCPU works with, as the system of an [`agent_core::Agent`].
 //!
-//! Blocks come from the vCPU's [`Memory`], so that what is touched has memory behind it. The vCPU that runs the
+//! Blocks come from the vCPU's [`Memory`], so that what is touched is backed by memory. The vCPU that runs the
 //! drivers runs them between any two blocks, as an interrupt would make it.
 
 use crate::blocks::Blocks;

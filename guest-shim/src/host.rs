@@ -10,7 +10,7 @@ use guest_abi::mailbox::{Mailbox, WORDS, Words};
 use guest_abi::{Call, Request, Status};
 use shared_layout::{HugeId, HugeRange};
 
-/// What makes the host look at a vCPU's mailbox, or answer for a device.
+/// The signal that makes the host look at a vCPU's mailbox, or answer for a device.
 pub trait Doorbell {
     /// Rings; returns when the reply is in the mailbox.
     fn ring(&mut self, call: Call);
@@ -80,7 +80,7 @@ impl<D: Doorbell> Host<D> {
         assert!(status == Status::Ok as u64, "the host answers Done with status {status}");
     }
 
-    /// Has memory put behind `count` huge frames.
+    /// Has `count` huge frames backed with memory.
     ///
     /// # Errors
     /// The status word, if it is not [`Status::Ok`].

@@ -29,7 +29,7 @@ struct Note {
     value: u32,
 }
 
-/// How the VMM knows, before it loads anything, that this image speaks its ABI.
+/// Tells the VMM, before it loads anything, that this image speaks its ABI.
 #[used]
 #[unsafe(link_section = ".note.llfree")]
 static NOTE: Note = Note {
@@ -98,7 +98,7 @@ extern "C" fn start(header: *mut u8, vcpu: u64, stack: u64) -> ! {
     match unsafe { Agent::new(&shared, &tenant, vcpu, doorbell) } {
         Some(mut agent) => {
             agent.attach(&DEVICES);
-            // Release: whoever sees the flag sees the recounted hints.
+            // Release: a vCPU that sees the flag sees the recounted hints.
             READY.store(true, Ordering::Release);
             agent.run()
         }
@@ -106,7 +106,7 @@ extern "C" fn start(header: *mut u8, vcpu: u64, stack: u64) -> ! {
     }
 }
 
-/// The doorbell page above RAM, and the devices' pages behind it.
+/// The doorbell page above RAM, and the devices' pages after it.
 struct Mmio {
     page: u64,
 }

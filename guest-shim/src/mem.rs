@@ -20,7 +20,7 @@ const ADDRESS: u64 = 16;
 const REGION_SIZE: u64 = 24;
 const REQUESTED_SIZE: u64 = 48;
 
-/// What can be asked.
+/// The possible requests.
 const PLUG: u16 = 0;
 const UNPLUG: u16 = 1;
 const UNPLUG_ALL: u16 = 2;
@@ -30,7 +30,7 @@ const ACK: u16 = 0;
 const GROUP: u32 = 64;
 /// A request: type and padding, address, number of blocks and padding.
 const REQUEST_BYTES: u32 = 24;
-/// Where the answer goes, in halves of words.
+/// The place of the answer, in halves of words.
 const ANSWER: usize = 16;
 const ANSWER_BYTES: u32 = 10;
 
@@ -104,7 +104,7 @@ impl Mem {
         Ok(())
     }
 
-    /// Unplugs what can be had of the highest group of which anything can.
+    /// Unplugs whatever is available of the highest group that has anything available.
     fn unplug<D: Doorbell>(&mut self, memory: &mut Memory<'_, D>) -> Result<(), Broken> {
         memory.drain();
         let before = self.plugged;

@@ -1,5 +1,5 @@
-//! [`Memory`]: the frames of one vCPU. It is the only door to them: what comes out has memory
-//! behind it, because an evicted block is installed here or given back.
+//! [`Memory`]: the frames of one vCPU. It is the only door to them: what comes out is backed by
+//! memory, because an evicted block is installed here or given back.
 //!
 //! It knows no device. A driver that can part with memory is handed in as a [`Relief`] and called when an
 //! allocation finds none; drivers, in turn, work with a `Memory` like every other caller.
@@ -13,10 +13,10 @@ use guest_abi::Status;
 use llfree::{Allocation, Block, Cpu, EvictedBlock, Stats, Tenant};
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
-/// How often a [`Relief`] is asked for one allocation.
+/// The number of times that a [`Relief`] is asked for one allocation.
 const RELIEFS: u32 = 32;
 
-/// Where a vCPU turns when the table has no memory left.
+/// The last resort of a vCPU when the table has no memory left.
 pub(crate) trait Relief<D> {
     /// Gives memory back to the table of `memory`; false if there is none to give. Never called while a
     /// driver works with that memory.
@@ -32,7 +32,7 @@ pub(crate) struct Memory<'a, D> {
     ram: Ram,
     /// Install calls since boot.
     pub(crate) installs: u64,
-    /// How much to ask for in one of them: for small blocks and for huge ones, which come from
+    /// The amount to ask for in one of them: for small blocks and for huge ones, which come from
     /// different places.
     ahead: [Ahead; 2],
     /// Asks for nothing ahead of its use.
@@ -202,7 +202,7 @@ impl<'a, D: Doorbell> Memory<'a, D> {
     /// # Panics
     /// If the frame is not in RAM: a word that named it was damaged.
     pub(crate) unsafe fn page(&self, frame: FrameId) -> Page {
-        // SAFETY: taken by contract, and `take` returns no block without memory behind it.
+        // SAFETY: taken by contract, and `take` returns only blocks that are backed by memory.
         unsafe { self.ram.page(frame) }
     }
 }

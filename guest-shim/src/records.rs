@@ -40,7 +40,7 @@ impl Record {
             | u64::from(self.tag.get()) << (FRAME_BITS + ORDER_BITS)
     }
 
-    /// `None` for a word that is no record. Frame 0 is the null guard, so a page that lost its
+    /// `None` for a word that is not a record. Frame 0 is the null guard, so a page that lost its
     /// content holds none.
     fn unpack(word: u64) -> Option<Self> {
         let frame = FrameId(word & ((1 << FRAME_BITS) - 1));
@@ -82,7 +82,7 @@ impl Records {
     /// Appends a record.
     ///
     /// # Errors
-    /// Why there is no frame for it; the list is as it was.
+    /// The reason that there is no frame for it; the list is unchanged.
     pub(crate) fn push<D: Doorbell>(&mut self, memory: &mut Memory<'_, D>, record: Record) -> Result<(), Refusal> {
         let index = self.len;
         // Nodes on the path to `index` whose first record this is: always the lowest levels.

@@ -1,7 +1,7 @@
 //! [`Reported`]: which free huge frames the host knows to be free, a bit each.
 //!
-//! A frame that is taken loses its mark, whoever takes it: afterwards there is memory behind it
-//! again. The bits lie in a block of RAM that is theirs for ever.
+//! A frame that is taken loses its mark, no matter who takes it: afterwards it is backed by memory
+//! again. The bits permanently own a block of RAM.
 
 use core::ptr::with_exposed_provenance;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ impl Reported {
         Self { bits: AtomicUsize::new(0) }
     }
 
-    /// The order of the block that marks for so many huge frames need.
+    /// The order of the block that marks for this many huge frames need.
     pub(crate) fn order(huge_frames: u32) -> Order {
         let bytes = u64::from(huge_frames.div_ceil(64)) * 8;
         // 2^25 huge frames need 4 MiB, the largest block.
@@ -32,7 +32,7 @@ impl Reported {
     /// `address` is that of zeroed words, one for 64 huge frames of RAM, that nobody else uses for
     /// as long as the value lives.
     pub(crate) unsafe fn keep_in(&self, address: u64) {
-        // Release: who sees the address sees the zeroes.
+        // Release: a reader of the address sees the zeroes.
         self.bits.store(address as usize, Ordering::Release);
     }
 

@@ -21,7 +21,7 @@ impl Store {
     /// A recorder without samples; all of its memory was touched.
     ///
     /// # Errors
-    /// Why there is no memory.
+    /// The reason that there is no memory.
     pub(crate) fn record<D: Doorbell>(&mut self, memory: &mut Memory<'_, D>) -> Result<Recorder<'_>, Refusal> {
         let block = match self.0 {
             Some(block) => block,

@@ -30,7 +30,7 @@ impl Shared {
     /// value or a copy of it lives.
     ///
     /// # Errors
-    /// What does not fit: there is no header, or another ABI's.
+    /// The mismatch: there is no header, or another ABI's.
     pub unsafe fn attach(base: *mut u8) -> Result<Self, HeaderError> {
         // SAFETY: mapped and aligned by contract; the host changes these words no more.
         let header = unsafe { base.cast::<Header>().read_volatile() };
@@ -50,7 +50,7 @@ impl Shared {
         &self.header
     }
 
-    /// Where the parts of the region lie.
+    /// The layout of the region.
     #[must_use]
     pub const fn layout(&self) -> &Layout {
         &self.layout
@@ -91,7 +91,7 @@ impl Ram {
     /// The page of a frame.
     ///
     /// # Safety
-    /// The frame was allocated to the caller, who saw that memory is behind it, and is not freed
+    /// The frame was allocated to the caller, who saw that it is backed, and is not freed
     /// as long as the page is used.
     ///
     /// # Panics

@@ -10,7 +10,7 @@ use shared_layout::FrameId;
 /// Bits of a [`Tag`].
 pub(crate) const TAG_BITS: u32 = 26;
 
-/// What tells one use of a frame from the next.
+/// Tells one use of a frame from the next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Tag(u32);
 

@@ -3,7 +3,7 @@
 //!
 //! Both can allocate, touch and free memory *beside* their samples, so that what the host does to
 //! free frames at the same time meets a guest that wants them. Memory that is not there at the moment
-//! is no fault of a load: it goes on with less. All that a load allocated is free when it ends.
+//! is not a failure of a load: it goes on with less. All that a load allocated is free when it ends.
 
 use crate::blocks::Blocks;
 use crate::guest::Guest;
@@ -112,7 +112,7 @@ impl<D: Doorbell> Steady<'_, '_, D> {
     pub(crate) fn ftq(self, quantum_us: u64) -> Tally {
         let quantum = self.guest.clock().ticks(quantum_us).unwrap_or(0) / 1000;
         self.measure(|this, samples, tally| {
-            // A guest whose quantum is no tick of its clock has none to fill.
+            // A guest whose quantum is shorter than a tick of its clock has none to fill.
             if quantum > 0 {
                 this.run_ftq(quantum, samples, tally);
             }

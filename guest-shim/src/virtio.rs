@@ -1,6 +1,6 @@
 //! virtio from the driver's side: a device's registers (virtio-mmio version 2) and its split queues.
 //!
-//! A queue has one request under way at a time, and whoever made it waits for it in a loop: the
+//! A queue has one request in flight at a time, and its caller waits for it in a loop: the
 //! guest has no interrupts. Rings and a page for requests lie in one block of RAM that the driver
 //! allocated. Why not a crate: `virtio-drivers` gets its memory through functions without a `self`,
 //! and so without the vCPU's allocator, and wants references to memory that is given away.
@@ -55,7 +55,7 @@ const NO_INTERRUPT: u16 = 1;
 
 /// Descriptors of a queue, at most.
 const SIZE: u32 = 256;
-/// Rings, and a page behind them for the requests' contents.
+/// Rings, followed by a page for the requests' contents.
 const BLOCK: Order = match Order::new(2) {
     Some(order) => order,
     None => Order::BASE,
@@ -172,7 +172,7 @@ pub(crate) struct Queue {
     device: Device,
     index: u32,
     size: u16,
-    /// Address of the block, which is the queue's for ever.
+    /// Address of the block, which the queue owns forever.
     base: u64,
     /// Requests made so far.
     made: u16,
@@ -239,7 +239,7 @@ impl Queue {
 
     /// Whether the device is done with what was asked.
     pub(crate) fn is_done(&self) -> bool {
-        // Acquire: who sees the request used sees what the device wrote into it.
+        // Acquire: a reader that sees the request used sees what the device wrote into it.
         self.half(USED + 2).load(Ordering::Acquire) == self.made
     }
 

@@ -1,7 +1,7 @@
 //! Capabilities: none is needed once the VM runs, so each thread drops all of its own, and
 //! `no_new_privs` sees to it that no program it might start gets any.
 //!
-//! The one exception is root who has to remove the control socket, or the VM's cgroup, from a
+//! The one exception is root, which has to remove the control socket, or the VM's cgroup, from a
 //! directory that is somebody else's or is not writable by its mode, as the topmost cgroup is: for
 //! that, main keeps `CAP_DAC_OVERRIDE`.
 

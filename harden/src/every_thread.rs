@@ -1,4 +1,4 @@
-//! What every thread of a Rust program needs.
+//! The system calls that every thread of a Rust program needs.
 
 use Allow::{Call, Null, Signal, With, Without};
 use llfree_base::thread::rights::Allow;

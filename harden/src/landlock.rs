@@ -14,7 +14,7 @@ use std::path::Path;
 /// Newest version of Landlock whose rights we know.
 const KNOWN: ABI = ABI::V5;
 
-/// What may be read: the kernel's account of this process, of pressure and of huge pages, and the
+/// Files that may be read: the kernel's account of this process, of pressure and of huge pages, and the
 /// list of CPUs that some C libraries look at before they make an arena.
 const READ: [&str; 5] =
     ["/proc/self", "/proc/pressure", "/proc/meminfo", "/sys/kernel/mm", "/sys/devices/system/cpu/online"];
@@ -27,12 +27,12 @@ pub(super) struct Files {
     _pins: Vec<PathFd>,
 }
 
-/// Makes the rule set; `None`, with a line for who debugs, where the kernel has no Landlock.
+/// Makes the rule set; `None`, with a debug line, where the kernel has no Landlock.
 pub(super) fn prepare(needs: &Needs<'_>) -> Option<Files> {
     match rules(needs) {
         Ok(files) => Some(files),
         Err(error) => {
-            log::debug!("no Landlock: {}", llfree_base::error_line(&error));
+            log::debug!("Landlock is unavailable: {}", llfree_base::error_line(&error));
             None
         }
     }

@@ -108,7 +108,7 @@ fn keep_heaps() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it sets a number that the allocator reads.
     if unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX) } == 0 {
-        log::debug!("the C library's allocator may still shrink its heaps");
+        log::debug!("the C library's allocator can still shrink its heaps");
     }
 }
 

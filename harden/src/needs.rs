@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// What of the file system is needed after the start.
+/// The parts of the file system that are needed after the start.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Needs<'a> {
     /// The directory that a socket must be removed from.

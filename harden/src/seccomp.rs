@@ -45,12 +45,12 @@ impl FromStr for Seccomp {
     }
 }
 
-/// A word that is no [`Seccomp`].
+/// A word that is not a [`Seccomp`] mode.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("unknown seccomp mode `{0}`: use on, log or off")]
 pub struct UnknownMode(String);
 
-/// Why there are no filters.
+/// The reason that filters could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
     /// The kernel, or the container that we run in, has no filters to give.
@@ -210,7 +210,7 @@ extern "C" fn on_forbidden(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     line.end();
     // SAFETY: the bytes are there; nobody is left to tell if it fails.
     unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len) };
-    // SAFETY: it ends the process and touches nothing of it.
+    // SAFETY: it ends the process and touches none of its memory.
     unsafe { libc::_exit(EXIT_FORBIDDEN.into()) };
 }
 
@@ -228,7 +228,7 @@ impl Line {
         self.len += room.zip(text).map(|(to, from)| *to = *from).count();
     }
 
-    /// Ends the line; nothing is pushed behind that.
+    /// Ends the line; nothing is pushed after that.
     fn end(&mut self) {
         self.bytes[self.len] = b'\n';
         self.len += 1;

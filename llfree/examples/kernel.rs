@@ -9,7 +9,7 @@ const HUGE: u32 = 128;
 /// The kernel's image lies at 2 MiB, 5 MiB and a bit long.
 const IMAGE: (FrameId, u64) = (FrameId(512), 1300);
 
-/// What a boot loader or a linker script sets aside for the table.
+/// The memory that a boot loader or a linker script sets aside for the table.
 #[repr(align(64))]
 struct Region([u8; BYTES]);
 
@@ -31,7 +31,7 @@ fn main() {
                     let class = if i % 100 == 0 { Class::IMMOVABLE } else { Class::MOVABLE };
                     match cpu.alloc_class(Order::BASE, class) {
                         Ok(Allocation::Ready(block)) => pages.push(block),
-                        // Without a host that evicts, every frame has memory behind it.
+                        // Without a host that evicts, every frame is backed by memory.
                         Ok(Allocation::Evicted(block)) => panic!("{block:?}"),
                         Err(error) => panic!("{error}"),
                     }

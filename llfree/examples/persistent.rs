@@ -15,7 +15,7 @@ use std::process::ExitCode;
 /// 8 MiB of notes.
 const HUGE_FRAMES: u32 = 4;
 const REGION: usize = region_bytes(HUGE_FRAMES).expect("not zero");
-/// The notes lie behind the allocator's region, page aligned.
+/// The notes follow the allocator's region, page aligned.
 const FRAMES: usize = REGION.next_multiple_of(FRAME_SIZE as usize);
 const BYTES: u64 = FRAMES as u64 + HUGE_FRAMES as u64 * HUGE_SIZE;
 

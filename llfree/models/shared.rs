@@ -1,4 +1,4 @@
-//! What tenant and host share, and the host's own R, against whatever atomics `crate::sync` names.
+//! State shared by tenant and host, and the host's own R, against whatever atomics `crate::sync` names.
 
 use crate::host::{Host, Residency};
 use crate::sync::{AtomicU8, AtomicU16, AtomicU64};

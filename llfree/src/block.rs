@@ -6,7 +6,7 @@
 use crate::lower::Taken;
 use shared_layout::{FrameId, HugeId, HugeRange, Order};
 
-/// A block that has memory behind it and may be touched.
+/// A block that is backed by memory and may be touched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Block {
     frame: FrameId,
@@ -54,7 +54,7 @@ impl EvictedBlock {
         self.huge_range().count()
     }
 
-    /// The block, now that the host put memory behind all of it.
+    /// The block, now that the host backed all of it with memory.
     pub(crate) fn installed(self) -> Block {
         self.block
     }
@@ -82,7 +82,7 @@ impl Allocation {
         if taken.evicted { Self::Evicted(EvictedBlock { block }) } else { Self::Ready(block) }
     }
 
-    /// The block's first frame and order, whatever is behind it.
+    /// The block's first frame and order, backed or not.
     #[must_use]
     pub fn position(&self) -> (FrameId, Order) {
         match self {

@@ -10,7 +10,7 @@ use shared_layout::Order;
 /// Classes that a policy tells apart, at most.
 pub const CLASSES: usize = 7;
 
-/// What an allocation is for.
+/// The purpose of an allocation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Class(u8);
 
@@ -96,7 +96,7 @@ impl Policy {
         self
     }
 
-    /// How allocations of `asked` see trees of class `tree`.
+    /// The view that allocations of `asked` have of trees of class `tree`.
     #[must_use]
     pub const fn rank(&self, asked: Class, tree: Class) -> Rank {
         self.ranks[asked.0 as usize][tree.0 as usize]

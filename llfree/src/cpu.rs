@@ -27,7 +27,7 @@ use shared_layout::{FrameId, HugeId, Order};
 /// was freed into the row meanwhile, and a row of freed ones.
 pub const HANDLE_FRAMES: u64 = 192;
 
-/// A row with so many freed frames is served again before another is taken.
+/// A row with this many freed frames is served again before another is taken.
 const REUSED_FRAMES: u32 = 16;
 
 /// No row: it lies beyond every table, so no free ever matches it.
@@ -40,13 +40,13 @@ pub struct Cpu<'a> {
     row: TakenRow,
     /// Frames that were freed, on their way back.
     freed: TakenRow,
-    /// Where the last frame was freed that went straight back: the first frame of its row.
+    /// The row of the last frame that went straight back: its first frame.
     last_freed: u64,
     /// More rows of the huge frame that `row` lies in: what was left of it when it was emptied.
     rest: [u64; ROWS],
     /// Which of these have bits.
     rest_rows: u8,
-    /// What `row` was taken for.
+    /// The class that `row` was taken for.
     class: Class,
     spot: Spot,
 }
@@ -114,10 +114,10 @@ impl<'a> Cpu<'a> {
         self.alloc_slow(order, class)
     }
 
-    /// Frees a block, whoever allocated it.
+    /// Frees a block, no matter which CPU allocated it.
     ///
     /// # Errors
-    /// What is wrong with the block; nothing changed unless [`FreeError::Corrupt`].
+    /// The error in the block; nothing changed unless [`FreeError::Corrupt`].
     #[inline]
     pub fn free(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError> {
         if order == Order::HUGE {
@@ -389,7 +389,7 @@ impl<'a> Cpu<'a> {
             || rest.any(|(i, bits)| inside(base + 64 * i as u64, *bits))
     }
 
-    /// What is wrong with a block that was not freed.
+    /// The error in a block that was not freed.
     #[cold]
     #[inline(never)]
     fn refuse(&self, frame: FrameId, order: Order) -> Result<(), FreeError> {

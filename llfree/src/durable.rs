@@ -6,7 +6,7 @@
 //! change of a huge frame, and for neither where the mapping does not need it: one test of a byte
 //! in volatile instances, nothing at all on a handle's fast path.
 
-/// What a mapping needs for a change to be durable.
+/// The steps that a mapping needs for a change to be durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WriteBack(Kind);
 
@@ -58,7 +58,7 @@ impl WriteBack {
         let _ = words;
     }
 
-    /// What was written back before is durable before anything that is stored later.
+    /// Everything written back before is durable before anything stored later.
     pub(crate) fn fence(self) {
         #[cfg(target_arch = "x86_64")]
         if self.is_needed() {

@@ -5,7 +5,7 @@ use core::fmt;
 use shared_layout::table::MAX_HUGE_FRAMES;
 use shared_layout::{FrameId, HugeId, Order};
 
-/// Why there is no block.
+/// The reason that there is no block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AllocError {
     /// A pass over every huge entry found no free block of this order.
@@ -61,7 +61,7 @@ impl fmt::Display for FreeError {
 
 impl core::error::Error for FreeError {}
 
-/// What a table is made of.
+/// The parts of a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
     /// All of it: one region of memory, in bytes.
@@ -107,9 +107,9 @@ pub enum TableError {
     },
     /// The region does not begin at a cache line.
     Misaligned {
-        /// Where it begins.
+        /// Its start address.
         address: usize,
-        /// What that must be a multiple of.
+        /// The alignment required.
         align: usize,
     },
 }
@@ -124,7 +124,7 @@ impl fmt::Display for TableError {
                 write!(f, "length of the table's {part}: {found}, its huge frames need {needed}")
             }
             Self::Misaligned { address, align } => {
-                write!(f, "the table's region begins at {address:#x}, which is no multiple of {align}")
+                write!(f, "the table's region begins at {address:#x}, which is not a multiple of {align}")
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What a persistent region looks like: the words of its header, and where its parts lie.
+//! The format of a persistent region: the words of its header, and the layout of its parts.
 //!
 //! Numbers only, no memory touched. Everything here is on disk: a change needs another [`VERSION`].
 
@@ -11,7 +11,7 @@ use shared_layout::table::MAX_HUGE_FRAMES;
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LLFREEPM");
 /// Version of the region; the [module](crate::persist) says when to raise it.
 pub const VERSION: u32 = 1;
-/// What a region must be aligned to: a cache line, so that a bitfield lies in one.
+/// The alignment of a region: a cache line, so that a bitfield lies in one.
 pub const REGION_ALIGN: usize = LINE;
 
 /// Words of the header: two cache lines.
@@ -36,7 +36,7 @@ const VERSION_WORD: u64 = (HEADER_BYTES as u64) << 32 | VERSION as u64;
 pub(crate) const IN_USE: u64 = 1;
 pub(crate) const CLEAN: u64 = 2;
 
-/// Where the parts of a region lie.
+/// The layout of a region's parts.
 #[derive(Clone, Copy)]
 pub(crate) struct Geometry {
     pub(crate) huge_frames: u32,
@@ -63,7 +63,7 @@ impl Geometry {
         1 + TableLayout::summary_words(huge_frames) as usize
     }
 
-    /// What the first line of the header says, word by word.
+    /// The first line of the header, word by word.
     pub(crate) const fn words(&self) -> [u64; 7] {
         let mut words = [0; 7];
         words[W_MAGIC] = MAGIC;

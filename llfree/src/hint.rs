@@ -11,7 +11,7 @@
 //! +-------+----------+-------+------+-----------+------+
 //! | zero  | reserved | class | room | installed | free |
 //! +-------+----------+-------+------+-----------+------+
-//! free: some huge frame is; installed: one of these has memory behind it
+//! free: some huge frame is; installed: one of these is backed by memory
 //! room: 0 no huge frame in use has any, 1 sparse, 2 mixed, 3 crowded
 //! ```
 //!
@@ -25,7 +25,7 @@ use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use shared_layout::table::{BITMAPS, HUGE_PER_TREE};
 use shared_layout::{FRAMES_PER_HUGE, HugeEntry, HugeId, HugeRange, TableLayout};
 
-/// What was free in a tree when somebody last counted.
+/// The free frames of a tree at the last count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct TreeHint(u16);
 
@@ -37,7 +37,7 @@ const CLASS_SHIFT: u16 = 4;
 const CLASS_MASK: u16 = 7 << CLASS_SHIFT;
 const RESERVED: u16 = 1 << 7;
 
-/// What a search is after: room in huge frames that are in use already, from the fullest trees to
+/// The goal of a search: room in huge frames that are in use already, from the fullest trees to
 /// the emptiest (so that what is nearly empty gets a chance to become free), or free huge frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Want {
@@ -47,7 +47,7 @@ pub(crate) enum Want {
     Mixed = 1,
     /// In any tree.
     Sparse = 2,
-    /// A free huge frame with memory behind it.
+    /// A free huge frame that is backed by memory.
     Installed = 3,
     /// Any free huge frame.
     Free = 4,
@@ -121,7 +121,7 @@ impl TreeHint {
         self.0 & RESERVED != 0
     }
 
-    /// What the tree is for.
+    /// The purpose of the tree.
     #[inline]
     pub(crate) fn class(self) -> Class {
         Class::from_bits(self.0 >> CLASS_SHIFT)
@@ -220,7 +220,7 @@ impl<'a> Trees<'a> {
         }
     }
 
-    /// Empties the bitmaps, bits behind the last tree included.
+    /// Empties the bitmaps, bits past the last tree included.
     pub(crate) fn unlist_all(&self) {
         self.summary.iter().for_each(|bits| bits.store(0, Ordering::Relaxed));
     }

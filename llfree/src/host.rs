@@ -3,7 +3,7 @@
 //! [`Host`] touches one shared word a huge frame, its [`HugeEntry`], and trusts none of its bits.
 //! What it believes lies in a table of its own, the residency R, that no guest can reach. Each
 //! operation first [claims](Host::claim) the frame (a busy bit in R), and only the claimant may
-//! change the memory behind it; the types below let the steps happen in the right order only:
+//! change the memory that backs it; the types below let the steps happen in the right order only:
 //!
 //! ```text
 //! claim -> reclaim: CAS entry  -> [caller discards memory]  -> done   (or undone)
@@ -26,7 +26,7 @@ use shared_layout::{HugeEntry, HugeId};
 /// Attempts at one entry before a guest that keeps changing it is called [`Refused::Contended`].
 const PATIENCE: u32 = 64;
 
-/// How memory is taken back.
+/// The way that memory is taken back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reclaim {
     /// Evict: the frame stays free for the guest.
@@ -51,15 +51,15 @@ pub enum Refused {
 pub struct Census {
     /// Huge frames in the table.
     pub huge_frames: u64,
-    /// R: memory behind them.
+    /// R: backed by memory.
     pub installed: u64,
-    /// R: nothing behind them, not held.
+    /// R: not backed, not held.
     pub evicted: u64,
     /// R: held.
     pub held: u64,
-    /// Claimed: wholly free, with memory behind them: what a reclaim would gain.
+    /// Claimed: wholly free and backed by memory: what a reclaim would gain.
     pub free_installed: u64,
-    /// Claimed: wholly free, with nothing behind them.
+    /// Claimed: wholly free, not backed.
     pub free_evicted: u64,
     /// Claimed: free 4 KiB frames inside partly used huge frames.
     pub fragmented_frames: u64,
@@ -96,13 +96,13 @@ impl<'a> Host<'a> {
         self.entries.len() as u32
     }
 
-    /// What the guest claims about a huge frame; `None` beyond the table.
+    /// The guest's claim about a huge frame; `None` beyond the table.
     #[must_use]
     pub fn entry(&self, huge: HugeId) -> Option<HugeEntry> {
         self.entries.get(huge.index()).map(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)))
     }
 
-    /// What the host knows about a huge frame; `None` beyond the table.
+    /// The host's knowledge of a huge frame; `None` beyond the table.
     #[must_use]
     pub fn residency(&self, huge: HugeId) -> Option<Residency> {
         self.residency.get(huge.index()).map(|r| Residency::from_bits(r.load(Ordering::Acquire)))
@@ -206,14 +206,14 @@ impl<'a> Claim<'a> {
         self.huge
     }
 
-    /// What was behind it when it was claimed.
+    /// Its residency when it was claimed.
     #[must_use]
     pub fn residency(&self) -> Residency {
         self.state
     }
 
-    /// What is wrong with the frame's entry by what R says. No other host thread is between two steps
-    /// at it; what is found, a guest wrote, or a caller of this crate forgot.
+    /// The way in which the frame's entry contradicts R. No other host thread is between two steps
+    /// on it; a contradiction found was written by a guest, or left by a caller of this crate.
     ///
     /// # Errors
     /// The contradiction.
@@ -222,7 +222,7 @@ impl<'a> Claim<'a> {
         Violation::of_residency(self.huge, entry, self.state, false).map_or(Ok(()), Err)
     }
 
-    /// Takes the frame from the guest's free memory; the caller then discards what is behind it.
+    /// Takes the frame from the guest's free memory; the caller then discards its memory.
     ///
     /// # Errors
     /// [`Refused`]; the claim is over and nothing changed.
@@ -262,7 +262,7 @@ impl<'a> Claim<'a> {
         Ok(transition(self.entry, PATIENCE, HugeEntry::release).is_ok())
     }
 
-    /// Begins to put memory behind the frame.
+    /// Begins to back the frame with memory.
     ///
     /// # Errors
     /// [`Refused::Residency`] if the frame is held.
@@ -358,14 +358,14 @@ impl Installing<'_> {
         self.claim.huge
     }
 
-    /// Whether memory must be put behind it first; not so if another vCPU asked before us.
+    /// Whether it must be backed with memory first; not so if another vCPU asked before us.
     #[must_use]
     #[inline]
     pub fn needs_memory(&self) -> bool {
         self.claim.state == Residency::Evicted
     }
 
-    /// Zeroed memory is behind the frame: only now may the guest see `evicted` go.
+    /// The frame is backed with zeroed memory: only now may the guest see `evicted` go.
     #[inline]
     pub fn done(mut self) {
         self.claim.state = Residency::Installed;

@@ -4,7 +4,7 @@
 //! parties work on it at once, each through a type of its own:
 //!
 //! * [`Tenant`] and its per-CPU handles [`Cpu`] allocate and free blocks of order 0 to 10. They
-//!   need no lock and no help from the host, save for a frame that has nothing behind it:
+//!   need no lock and no help from the host, except for a frame that is not backed:
 //!   allocating one yields an [`EvictedBlock`], which has no address until the host installed it.
 //! * [`Host`] takes free huge frames with one compare-and-swap each, returns and installs them. It
 //!   believes its own table R and treats every shared word as hostile.
@@ -45,7 +45,7 @@
 //!
 //! # Misuse
 //! No call panics, and what is wrong with it is a typed error wherever the table can tell. Two bits
-//! a frame would be needed to tell the rest, which harms the caller and whoever he takes frames
+//! a frame would be needed to tell the rest, which harms the caller and those whose frames it takes
 //! from, but never the table itself ([`Tenant::validate`] still holds):
 //!
 //! * freeing a block that has a new owner by now, or one that only a CPU's handle caches: to the
@@ -58,7 +58,7 @@
 //! use core::sync::atomic::AtomicU8;
 //! use llfree::{Allocation, HugeId, Initial, Order, Reclaim, Table};
 //!
-//! // Four huge frames (8 MiB), nothing behind them yet.
+//! // Four huge frames (8 MiB), not backed yet.
 //! const BYTES: usize = Table::bytes_for(4).unwrap();
 //! #[repr(align(64))]
 //! struct Region([u8; BYTES]);
@@ -67,7 +67,7 @@
 //! let table = Table::new(&mut region.0, 4, Initial::Evicted)?;
 //! let (tenant, host) = (table.tenant(), table.host(&residency)?);
 //!
-//! // The guest takes a frame; the host puts memory behind it; the guest may use it.
+//! // The guest takes a frame; the host backs it with memory; the guest may use it.
 //! let mut cpu = tenant.cpu();
 //! let Allocation::Evicted(block) = cpu.alloc(Order::BASE)? else { panic!() };
 //! host.claim(block.first_huge()).expect("idle").install().expect("not held").done();

@@ -1,6 +1,6 @@
 //! The lower level: huge entries and bitfields. They alone decide who owns a frame.
 //!
-//! A huge frame's counter (in its [`HugeEntry`]) is a budget: whoever lowers it by n has the right
+//! A huge frame's counter (in its [`HugeEntry`]) is a budget: a party that lowers it by n has the right
 //! to set n bits. So a take lowers the counter *before* it sets bits and a give clears bits *before*
 //! it raises the counter; at any instant there are at least as many clear bits as the counter says,
 //! and a crash between the two steps loses frames at worst, it never gives one out twice. Blocks of
@@ -50,7 +50,7 @@ const FOREVER: u32 = u32::MAX;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Taken {
     pub(crate) frame: FrameId,
-    /// Nothing is behind (one of) the huge frames.
+    /// (One of) the huge frames is not backed.
     pub(crate) evicted: bool,
 }
 
@@ -118,11 +118,11 @@ impl<'a> Lower<'a> {
     }
 
     pub(crate) fn entry(&self, huge: HugeId) -> Option<HugeEntry> {
-        // Relaxed: a look only guides; whoever acts on it goes through `transition`.
+        // Relaxed: a look only guides; every change goes through `transition`.
         self.entries.get(huge.index()).map(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)))
     }
 
-    /// Whether there is nothing behind a huge frame of which the caller owns a part; true beyond
+    /// Whether a huge frame of which the caller owns a part is not backed; true beyond
     /// the table. Nothing sets the bit meanwhile.
     #[inline]
     pub(crate) fn is_evicted(&self, huge: HugeId) -> bool {
@@ -183,7 +183,7 @@ impl<'a> Lower<'a> {
     #[inline]
     pub(crate) fn is_taken(&self, frame: FrameId, mask: u64) -> bool {
         // Relaxed: the caller frees a block it owns, so the bits were set before, by itself or by
-        // whoever handed the block over.
+        // the party that handed the block over.
         self.rows
             .get((frame.0 / ROW_FRAMES as u64) as usize)
             .is_some_and(|row| row.load(Ordering::Relaxed) & mask == mask)

@@ -1,7 +1,7 @@
 //! [`Persistent`]: an allocator whose lower level lies in a file or on persistent memory.
 //!
 //! The caller maps the region and hands in its bytes; nothing here makes a system call. Entries and
-//! bitfields are what persists. The hints lie behind them, mean nothing to the next opener and are
+//! bitfields are what persists. The hints follow them, mean nothing to the next opener and are
 //! rebuilt by it, so that one pointer and one length are all an instance needs:
 //!
 //! ```text
@@ -48,16 +48,16 @@ use crate::tenant::Tenant;
 use core::fmt;
 use shared_layout::{FrameId, HugeEntry, HugeRange, Order};
 
-/// What [`inspect`] found in a region.
+/// Findings of [`inspect`] in a region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Inspection {
     /// Huge frames of memory that the region describes.
     pub huge_frames: u32,
-    /// How often it was opened, its creation included.
+    /// The number of times it was opened, its creation included.
     pub generation: u64,
     /// It was closed. If not it is in use now, or its user crashed.
     pub clean: bool,
-    /// What its entries say.
+    /// Statistics of its entries.
     pub stats: Stats,
     /// Huge frames whose entry is invalid or contradicts its bits: some after a crash, none in an
     /// instance that was closed.
@@ -115,13 +115,13 @@ impl fmt::Debug for Persistent<'_> {
 }
 
 impl<'a> Persistent<'a> {
-    /// Formats a region for `huge_frames` of memory, all of it free and with memory behind it, and
+    /// Formats a region for `huge_frames` of memory, all of it free and backed by memory, and
     /// opens it. The region must have [`region_bytes`], be aligned to [`REGION_ALIGN`] and begin
     /// with eight zero bytes: zero them to format over something else. A crash on the way leaves a
     /// region that can be formatted again.
     ///
     /// # Errors
-    /// What does not fit; the region is as it was.
+    /// The mismatch; the region is unchanged.
     pub fn create(region: &'a mut [u8], huge_frames: u32, write_back: WriteBack) -> Result<Self, CreateError> {
         let geometry = Geometry::new(huge_frames).ok_or(CreateError::HugeFrames(huge_frames))?;
         let address = region.as_ptr().addr();
@@ -167,7 +167,7 @@ impl<'a> Persistent<'a> {
     /// closed, which [`recovery`](Self::recovery) tells.
     ///
     /// # Errors
-    /// Why this is no such region; then no byte of it was changed.
+    /// The reason that this is not such a region; then no byte of it was changed.
     pub fn open(region: &'a mut [u8], write_back: WriteBack) -> Result<Self, OpenError> {
         let (geometry, header) = check(share(&mut *region))?;
         let was_clean = header[W_STATE].load(Ordering::Relaxed) == CLEAN;
@@ -222,14 +222,14 @@ impl<'a> Persistent<'a> {
         self.tenant
     }
 
-    /// How often the region was opened, its creation included: owners can stamp their records with
+    /// The number of times the region was opened, its creation included: owners can stamp their records with
     /// it, to tell those of a run that crashed from their own.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// What `open` repaired, if the region had not been closed; `None` if it had, or is new.
+    /// The repairs of `open`, if the region had not been closed; `None` if it had, or is new.
     #[must_use]
     pub fn recovery(&self) -> Option<Recovery> {
         self.recovery
@@ -335,7 +335,7 @@ fn tables<'a>(region: &'a [AtomicU8], geometry: &Geometry) -> (&'a [AtomicU16], 
     (&entries[..geometry.huge_frames as usize], as_u64s(&region[geometry.bitfields..geometry.hints]))
 }
 
-/// The same for somebody who is alone with it.
+/// The same for an exclusive user.
 fn tables_mut<'a>(region: &'a mut [u8], geometry: &Geometry) -> (&'a mut [AtomicU16], &'a mut [AtomicU64]) {
     let (front, bitfields) = region[..geometry.hints].split_at_mut(geometry.bitfields);
     // SAFETY: an atomic integer has the layout of its integer and takes any bits; `align_to_mut`

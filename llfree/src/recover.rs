@@ -3,7 +3,7 @@
 //!
 //! The protocol of `lower` makes this a recount. A take lowers the counter before it sets bits and
 //! a give clears bits before it raises the counter, so wherever a party stopped, every bit of a
-//! frame that has an owner is set, and the counter, which may be too low, can be had from the
+//! frame that has an owner is set, and the counter, which may be too low, can be derived from the
 //! bits. A huge frame's `huge` and `held` are set and cleared in one step while all its bits are
 //! clear, so they are believed as they are. The rule, for any bytes at all:
 //!
@@ -24,7 +24,7 @@ use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeEntry, Order};
 
 const HELD: HugeEntry = HugeEntry::FREE_EVICTED.hold().expect("a free frame can be held");
 
-/// What [`recover`] had to change.
+/// The changes that [`recover`] had to make.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Recovery {
     /// Counters that did not fit their bits: a take or a give was on its way.
@@ -98,7 +98,7 @@ fn repaired(found: HugeEntry, clear: u16) -> HugeEntry {
     if found.is_huge() {
         return free.take_huge().unwrap_or(free);
     }
-    // Taking nothing is no transition: a frame that is free as a whole stays as it is.
+    // Taking nothing is not a transition: a frame that is free as a whole stays as it is.
     free.take(FRAMES_PER_HUGE as u16 - clear).unwrap_or(free)
 }
 

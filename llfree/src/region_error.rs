@@ -11,7 +11,7 @@ pub enum CreateError {
     HugeFrames(u32),
     /// The region does not begin at a cache line.
     Misaligned {
-        /// Where it begins.
+        /// Its start address.
         address: usize,
     },
     /// The region has not the size for its number of huge frames.
@@ -57,12 +57,12 @@ pub enum OpenError {
     },
     /// The region does not begin at a cache line.
     Misaligned {
-        /// Where it begins.
+        /// Its start address.
         address: usize,
     },
     /// This is something else, or was never formatted to the end (then the magic is 0).
     Magic {
-        /// What is there instead.
+        /// The word found instead.
         found: u64,
     },
     /// A version from before this program.
@@ -79,11 +79,11 @@ pub enum OpenError {
     HugeFrames(u64),
     /// A word of the header does not fit the number of huge frames.
     Header {
-        /// Where it lies, in bytes.
+        /// Its offset, in bytes.
         offset: usize,
-        /// What it says.
+        /// The value found.
         found: u64,
-        /// What it should say.
+        /// The value expected.
         expected: u64,
     },
     /// The file was cut.
@@ -102,14 +102,14 @@ pub enum OpenError {
     },
     /// A word that must be zero is not.
     Reserved {
-        /// Where it lies, in bytes.
+        /// Its offset, in bytes.
         offset: usize,
-        /// What it says.
+        /// The value found.
         found: u64,
     },
     /// Neither closed nor in use.
     State {
-        /// What the header says.
+        /// The state in the header.
         found: u64,
     },
 }
@@ -137,7 +137,7 @@ impl fmt::Display for OpenError {
                 write!(f, "the header says {found:#x} at byte {offset} where {expected:#x} fits its huge frames")
             }
             Self::Shorter { bytes, said } => {
-                write!(f, "the region has {bytes} bytes, its header says {said}: it was cut, restore the file")
+                write!(f, "the region has {bytes} bytes, its header says {said}: it was truncated, restore the file")
             }
             Self::Longer { bytes, said } => {
                 write!(f, "the region has {bytes} bytes, its header says only {said}: slice the map")
@@ -165,12 +165,15 @@ pub struct CloseError {
 impl fmt::Display for CloseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { opened, found } = self;
-        write!(f, "the region was opened as generation {opened} and is at {found}: it was opened twice, lock its file")
+        write!(
+            f,
+            "the region was opened as generation {opened} and is now at {found}: it was opened twice, lock its file"
+        )
     }
 }
 
 impl core::error::Error for CloseError {}
 
 fn misaligned(f: &mut fmt::Formatter<'_>, address: usize) -> fmt::Result {
-    write!(f, "the region begins at {address:#x}, which is no multiple of {REGION_ALIGN}")
+    write!(f, "the region begins at {address:#x}, which is not a multiple of {REGION_ALIGN}")
 }

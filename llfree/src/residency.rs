@@ -1,6 +1,6 @@
 //! [`Residency`]: what the host knows about one huge frame, as a byte of its table R. Plain values.
 
-/// What is behind a huge frame: the host's own knowledge.
+/// The backing of a huge frame: the host's own knowledge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Residency {

@@ -1,7 +1,7 @@
 //! One row: 64 frames of a huge frame as the bits of a word, set where taken.
 //!
 //! Arithmetic on such words, and the two steps that change some bits of a shared one all at once or
-//! not at all. Knows nothing of entries or of who has a right to a frame.
+//! not at all. Knows nothing of entries or of the right to a frame.
 
 use crate::sync::{AtomicU64, Ordering};
 use shared_layout::Order;

@@ -2,9 +2,9 @@
 //!
 //! A [`Spot`] remembers where a CPU found its last blocks; callers without a handle, who come in by
 //! [`Tenant::alloc`], share one. When that place is used up, trees are tried in the order of the policy's ranks, and in
-//! each rank frames with memory behind them before evicted ones. Only after a recount of all hints
+//! each rank backed frames before evicted ones. Only after a recount of all hints
 //! from the entries, a look at every tree that they then list, reserved or not, and a last one at
-//! the entries themselves is there nothing left. The search changes no owner by itself: it calls
+//! the entries themselves is there nothing left. The search itself changes no owner: it calls
 //! the lower level, which does.
 
 use crate::block::Allocation;
@@ -25,7 +25,7 @@ const PARTIAL_TREES: u32 = 8;
 /// A huge frame with no more free frames than this is emptied in one go.
 pub(crate) const CROWDED_FRAMES: u16 = 64;
 
-/// What to try, in this order: a want, and the worst rank that a tree may have for it.
+/// The attempts, in this order: a want, and the worst rank that a tree may have for it.
 const SMALL_STEPS: [(Want, Rank); 13] = [
     (Want::Crowded, Rank::Match),
     (Want::Mixed, Rank::Match),
@@ -50,7 +50,7 @@ const HUGE_STEPS: [(Want, Rank); 6] = [
     (Want::Free, Rank::Steal),
 ];
 
-/// What a search is for.
+/// The goal of a search.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Query {
     order: Order,
@@ -135,7 +135,7 @@ impl Tenant<'_> {
         self.lower.take_huge_if(huge, |e| any || !e.is_evicted())
     }
 
-    /// The next huge frames behind the last one, and those of the next tree if it will do as well.
+    /// The next huge frames after the last one, and those of the next tree if it will do as well.
     fn take_near(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
         let order = query.order;
         let want = if spot.any { Want::Free } else { Want::Installed };
@@ -146,7 +146,7 @@ impl Tenant<'_> {
         {
             at = tree * HUGE_PER_TREE;
         }
-        // Two trees at most: what is left of one, and the one behind it.
+        // Two trees at most: the rest of one, and the one after it.
         for _ in 0..2 {
             if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, at / HUGE_PER_TREE, want, query.reserve) {
                 break;

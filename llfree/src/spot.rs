@@ -6,22 +6,22 @@ use crate::class::{CLASSES, Class};
 use shared_layout::HugeId;
 use shared_layout::table::HUGE_PER_TREE;
 
-/// Where the last blocks were found.
+/// The place where the last blocks were found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spot {
     /// For each class, the huge frame that small blocks come from.
     pub(crate) small: [Option<HugeId>; CLASSES],
-    /// Where to look for the next huge frame.
+    /// The place to look for the next huge frame.
     pub(crate) huge: HugeId,
-    /// Where to look for small blocks while there is no such huge frame.
+    /// The place to look for small blocks while there is no such huge frame.
     pub(crate) home: u32,
     /// The first tree that was full until this CPU freed a huge frame in it: its lines are near.
     pub(crate) back: Option<u32>,
     /// The tree that this CPU takes huge frames from, if it reserved one.
     pub(crate) tree: Option<u32>,
-    /// A huge frame with memory behind it that was freed just now: it is warm.
+    /// A backed huge frame that was freed just now: it is warm.
     pub(crate) freed: Option<HugeId>,
-    /// No free huge frame with memory behind it was found lately: evicted ones will do.
+    /// No free, backed huge frame was found lately: evicted ones will do.
     pub(crate) any: bool,
     /// `return_epoch` when the hints were last believed.
     pub(crate) epoch: u64,

@@ -1,4 +1,4 @@
-//! What a monitor asks each second: [`Stats`], the same by class, and free blocks by order.
+//! Figures for a monitor to ask for each second: [`Stats`], the same by class, and free blocks by order.
 //!
 //! All of it is added up from entries and bitfields when somebody asks; the allocator keeps no
 //! counter. Exact when nobody is at work, else a snapshot torn between huge frames. 16 GiB cost
@@ -20,13 +20,13 @@ pub struct Stats {
     pub free_frames: u64,
     /// Huge frames that are wholly free.
     pub free_huge: u64,
-    /// Of those, the ones with nothing behind them.
+    /// Of those, the ones that are not backed.
     pub free_evicted_huge: u64,
     /// Huge frames allocated as a whole.
     pub allocated_huge: u64,
     /// Huge frames with both free and allocated base frames.
     pub partial_huge: u64,
-    /// Huge frames with nothing behind them, held ones included.
+    /// Huge frames that are not backed, held ones included.
     pub evicted_huge: u64,
     /// Huge frames that the host took.
     pub held_huge: u64,

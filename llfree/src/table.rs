@@ -16,16 +16,16 @@ use shared_layout::{HugeEntry, TableLayout};
 /// The state that a table begins in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Initial {
-    /// All memory is free, and there is memory behind all of it: a kernel's RAM.
+    /// All frames are free and backed by memory: a kernel's RAM.
     Free,
-    /// All memory is free, and nothing is behind it until a host [installs](Host) it.
+    /// All frames are free, and none is backed until a host [installs](Host) it.
     Evicted,
-    /// All memory is allocated, as blocks of order 9 with memory behind them: free what may be used.
+    /// All memory is allocated, as backed blocks of order 9: free what may be used.
     Allocated,
-    /// What entries and bitfields say, from whatever used them before and is gone by now. Only the
+    /// Entries and bitfields as a previous user, gone by now, left them. Only the
     /// hints are rebuilt. After a crash [`recover`](crate::recover()) comes first.
     Kept,
-    /// What others made of it, who may be at work right now. Nothing is written.
+    /// The table as others left it, and may still be using it. Nothing is written.
     Joined,
 }
 
@@ -52,7 +52,7 @@ pub struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    /// What a region must be aligned to: a cache line.
+    /// The alignment of a region: a cache line.
     pub const ALIGN: usize = TABLE_ALIGN as usize;
 
     /// Bytes of a region for `huge_frames` of 2 MiB, some 33 KiB a GiB; `None` for zero or more than
@@ -70,7 +70,7 @@ impl<'a> Table<'a> {
     /// [`Initial::Joined`] only.
     ///
     /// # Errors
-    /// What does not fit; the region is as it was.
+    /// The mismatch; the region is unchanged.
     pub fn new(region: &'a mut [u8], huge_frames: u32, initial: Initial) -> Result<Self, TableError> {
         // SAFETY: exclusively borrowed for as long as the table lives, and of this length.
         unsafe { Self::from_raw(region.as_mut_ptr(), region.len(), huge_frames, initial) }

@@ -21,7 +21,7 @@ pub struct Tenant<'a> {
     pub(crate) lower: Lower<'a>,
     pub(crate) trees: Trees<'a>,
     pub(crate) return_epoch: &'a AtomicU64,
-    /// Where allocations without a handle look first: a [`Spot`], packed.
+    /// The place where allocations without a handle look first: a [`Spot`], packed.
     pub(crate) spot: &'a AtomicU64,
     /// Handles made so far: each begins somewhere else.
     handles: &'a AtomicU64,
@@ -80,7 +80,7 @@ impl<'a> Tenant<'a> {
         self.lower.huge_frames()
     }
 
-    /// What a huge frame's entry says now; `None` beyond the table.
+    /// The current contents of a huge frame's entry; `None` beyond the table.
     #[must_use]
     pub fn entry(&self, huge: HugeId) -> Option<HugeEntry> {
         self.lower.entry(huge)
@@ -127,7 +127,7 @@ impl<'a> Tenant<'a> {
     /// Frees a block without a handle.
     ///
     /// # Errors
-    /// What is wrong with the block; nothing changed unless [`FreeError::Corrupt`].
+    /// The error in the block; nothing changed unless [`FreeError::Corrupt`].
     pub fn free(&self, frame: FrameId, order: Order) -> Result<(), FreeError> {
         let after = self.lower.give(frame, order)?;
         if let Some(huge) = frame.huge() {
@@ -160,14 +160,14 @@ impl<'a> Tenant<'a> {
         violation.map_or(Ok(()), Err)
     }
 
-    /// Whether there is memory behind each huge frame of a range of which the caller owns a part; false
+    /// Whether every huge frame of a range, of which the caller owns a part, is backed by memory; false
     /// beyond the table. [`EvictedBlock::confirm`] asks this for a block.
     #[must_use]
     pub fn is_installed(&self, range: HugeRange) -> bool {
         !self.is_evicted(range)
     }
 
-    /// Whether there is nothing behind one of a block's huge frames.
+    /// Whether one of a block's huge frames is not backed.
     pub(crate) fn is_evicted(&self, range: HugeRange) -> bool {
         range.iter().any(|huge| self.lower.is_evicted(huge))
     }
@@ -191,7 +191,7 @@ impl<'a> Tenant<'a> {
         }
     }
 
-    /// Whatever the hints' words say is no longer believed.
+    /// The contents of the hints' words are no longer trusted.
     pub(crate) fn forget(&self) {
         self.spot.store(Spot::START.pack(), Ordering::Relaxed);
         self.handles.store(0, Ordering::Relaxed);
@@ -224,7 +224,7 @@ impl<'a> Tenant<'a> {
         news
     }
 
-    // Not counted: that costs a look at 32 entries, and who searches here will count.
+    // Not counted: that costs a look at 32 entries, and a search here will count.
     #[cold]
     #[inline(never)]
     fn note_news(&self, tree: u32, hint: TreeHint, after: HugeEntry) {

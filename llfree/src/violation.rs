@@ -2,7 +2,7 @@
 //!
 //! Two checks, one for each side: the tenant's compares an entry with its bits, the host's with R.
 //! Both are exact when nobody is at work. The tenant's holds whatever callers did wrong through
-//! this crate; the host's holds unless a guest wrote entries by itself.
+//! this crate; the host's holds unless a guest wrote entries on its own.
 
 use crate::residency::Residency;
 use core::fmt;
@@ -11,15 +11,15 @@ use shared_layout::{HugeEntry, HugeId};
 /// A huge frame whose words contradict each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Violation {
-    /// Where.
+    /// The huge frame.
     pub huge: HugeId,
     /// Its entry.
     pub entry: HugeEntry,
-    /// What the entry contradicts.
+    /// The fact that the entry contradicts.
     pub contradiction: Contradiction,
 }
 
-/// What an entry contradicts.
+/// A fact that an entry contradicts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Contradiction {
     /// Itself: no sequence of transitions leads to it.
@@ -30,7 +30,7 @@ pub enum Contradiction {
     Bits(u32),
     /// R, about whether the host holds the frame.
     Held(Residency),
-    /// R, about whether there is memory behind the frame.
+    /// R, about whether the frame is backed by memory.
     Evicted(Residency),
     /// R says that somebody is at work: a claim was forgotten.
     Busy,

@@ -1,4 +1,4 @@
-//! What a tenant may rely on: exhaustion to the last frame, preferences, misuse, two threads.
+//! Promises to a tenant: exhaustion to the last frame, preferences, misuse, two threads.
 
 mod common;
 

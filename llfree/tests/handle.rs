@@ -1,5 +1,5 @@
 //! What the registers of a CPU's handle must never do: give out a frame without memory as usable,
-//! a frame twice, or keep one for ever.
+//! a frame twice, or keep one forever.
 
 mod common;
 

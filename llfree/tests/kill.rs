@@ -1,7 +1,7 @@
-//! A process that allocates and frees with two threads is killed, again and again; each time the
+//! A process that allocates and frees with two threads is killed repeatedly; each time the
 //! next one opens what it left.
 //!
-//! The file holds the allocator's region and, behind it, the owners' records: a word a block, written
+//! The file holds the allocator's region and, after it, the owners' records: a word per block, written
 //! after the block was allocated and cleared before it is freed. The parent kills its child
 //! (this test's own binary) at a random moment and checks the region against the records.
 
@@ -25,7 +25,7 @@ const THREADS: usize = 2;
 const RECORDS: usize = 1024;
 const BYTES: usize = REGION + THREADS * RECORDS * 8;
 const KILLS: u64 = 40;
-/// Where the child finds the file.
+/// Tells the child where the file is.
 const FILE: &str = "LLFREE_KILL_TEST_FILE";
 
 /// A block as a word; 0 is none.
@@ -78,7 +78,7 @@ fn work(tenant: &Tenant<'_>, records: &[AtomicU64], seed: u64) {
     }
 }
 
-/// Not a test by itself: what the parent starts, and kills.
+/// Not a test on its own: the child that the parent starts and kills.
 #[test]
 fn child() {
     let Some(path) = std::env::var_os(FILE) else { return };

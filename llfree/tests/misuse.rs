@@ -90,7 +90,7 @@ fn huge_blocks_are_neither_freed_piecewise_nor_put_together() {
     ready(table.tenant().alloc_at(FrameId(0), Order::HUGE).expect("free"));
     (0..=8).for_each(|o| refuse_both_ways(&table, 0, o, FreeError::NotAllocated));
     refuse_both_ways(&table, 0, 10, FreeError::NotAllocated);
-    // 512 base frames are no huge block.
+    // 512 base frames are not a huge block.
     (512..1024).for_each(|f| {
         ready(table.tenant().alloc_at(FrameId(f), Order::BASE).expect("free"));
     });
@@ -202,7 +202,7 @@ fn tables_above_the_maximum_are_refused() {
     assert_eq!(Tenant::new(&entries, &rows, &hints, &summary, &epoch).err(), too_many);
     let summary = &summary[..Tenant::summary_len(most as u32)];
     let tenant = Tenant::new(&entries[1..], &rows[8..], &hints[1..], summary, &epoch).expect("lengths fit");
-    // Its very last block can be had, and what a handle remembers behind it does no harm.
+    // Its very last block can be allocated, and what a handle remembers past it does no harm.
     entries[most].store(HugeEntry::FREE_INSTALLED.bits(), Ordering::Relaxed);
     tenant.recount();
     let mut cpu = tenant.cpu();
@@ -253,7 +253,7 @@ fn freeing_frames_that_a_handle_caches_leaves_the_table_sound() {
     tenant.validate().expect("sound");
 }
 
-/// Two parties free overlapping blocks again and again: one of them is wrong each time.
+/// Two parties free overlapping blocks repeatedly: one of them is wrong each time.
 #[test]
 fn racing_double_frees_lose_no_frame() {
     let table = Table::installed(1);

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU8;
 const HUGE: u32 = 20;
 const FRAMES: u64 = HUGE as u64 * 512;
 const BYTES: usize = region_bytes(HUGE).expect("in range");
-/// Where the entries and the bitfields lie: the format says so.
+/// The offsets of the entries and the bitfields, as the format defines them.
 const ENTRIES: usize = 128;
 const BITFIELDS: usize = 192;
 
@@ -223,7 +223,7 @@ fn create_refuses_what_does_not_fit() {
     refused(memory.region(), HUGE, CreateError::Occupied { first: 5 }, &["0x0000000000000005"]);
     let mut memory = Region::created();
     refused(memory.region(), HUGE, CreateError::Occupied { first: MAGIC }, &[]);
-    // On purpose it can be had.
+    // On request it is available.
     memory.set(0, 0);
     assert_eq!(create(memory.region()).expect("zeroed").generation(), 1);
 }
@@ -321,7 +321,7 @@ fn a_region_that_was_opened_twice_is_not_marked_as_closed() {
     let second = open(&mut second).expect("nothing tells that the other still lives");
     let error = first.close().expect_err("opened since");
     assert_eq!(error, CloseError { opened: 1, found: 2 });
-    assert!(error.to_string().contains("generation 1 and is at 2"), "{error}");
+    assert!(error.to_string().contains("generation 1 and is now at 2"), "{error}");
     second.close().expect("the last one");
 }
 

@@ -219,7 +219,7 @@ mod tests {
         for (text, words) in [
             ("", "an empty size"),
             ("-1M", "negative"),
-            ("3M", "no multiple of 2 MiB; the sizes next to it are 2M and 4M"),
+            ("3M", "not a multiple of 2 MiB; the nearest sizes are 2M and 4M"),
             ("64M,rate=4G", "'4G' is no refill rate"),
             ("64M,rate=0/s", "at least 2M/s"),
             ("64M,rate=1M/s", "at least 2M/s"),

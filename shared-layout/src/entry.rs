@@ -26,13 +26,13 @@ const HELD: u16 = 1 << 15;
 const ALL_FREE: u16 = FRAMES_PER_HUGE as u16;
 
 impl HugeEntry {
-    /// All frames free, host memory behind them.
+    /// All frames free, backed by host memory.
     pub const FREE_INSTALLED: Self = Self(ALL_FREE);
-    /// All frames free, nothing behind them: how every frame starts.
+    /// All frames free, not backed: the initial state of every frame.
     pub const FREE_EVICTED: Self = Self(ALL_FREE | EVICTED);
-    /// Allocated as a whole, host memory behind it: how a boot image's frames start.
+    /// Allocated as a whole, backed by host memory: the initial state of a boot image's frames.
     pub const HUGE_INSTALLED: Self = Self(HUGE);
-    /// Allocated as a whole, nothing behind it: an address range that is never to be used.
+    /// Allocated as a whole, not backed: an address range that is never to be used.
     pub const HUGE_EVICTED: Self = Self(HUGE | EVICTED);
 
     /// Any bits, unchecked: the transitions check.
@@ -59,7 +59,7 @@ impl HugeEntry {
         self.0 & HELD != 0
     }
 
-    /// No host memory behind it: install before use.
+    /// Not backed by host memory: install before use.
     #[must_use]
     pub const fn is_evicted(self) -> bool {
         self.0 & EVICTED != 0
@@ -147,7 +147,7 @@ impl HugeEntry {
         if self.0 == HELD | EVICTED { Some(Self::FREE_EVICTED) } else { None }
     }
 
-    /// Host: memory was put behind an evicted frame.
+    /// Host: an evicted frame was backed with memory.
     #[must_use]
     pub const fn installed(self) -> Option<Self> {
         if self.is_valid() && self.is_evicted() && !self.is_held() { Some(Self(self.0 & !EVICTED)) } else { None }

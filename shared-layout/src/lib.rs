@@ -1,6 +1,6 @@
 //! The bytes of a frame table that a tenant and its host share.
 //!
-//! Where each word lies, who may write it and what its bits mean, whoever the tenant is: a guest or a
+//! Where each word lies, who may write it and what its bits mean, whatever the tenant is: a guest or a
 //! process. The crate holds no algorithm and touches no memory; `llfree` does the work over these
 //! bytes. What only a VMM and its guests need is in `guest-abi`. Everything here is `no_std` and has
 //! no Cargo features, so that nothing in a workspace can pull `std` into a guest.

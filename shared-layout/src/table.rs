@@ -12,7 +12,7 @@ pub const MAX_HUGE_FRAMES: u32 = 1 << 25;
 pub const HUGE_PER_TREE: u32 = 32;
 /// Bitmaps of one bit a tree in the tenant area.
 pub const BITMAPS: u32 = 5;
-/// What a region must be aligned to: a cache line, so that a bitfield lies in one.
+/// The alignment of a region: a cache line, so that a bitfield lies in one.
 pub const TABLE_ALIGN: u64 = 64;
 
 /// Words that the host writes and the tenant reads: each is a u64.
@@ -39,17 +39,17 @@ pub enum HostWord {
 pub struct TableLayout {
     /// Huge frames that the table describes, `1..=MAX_HUGE_FRAMES`.
     pub huge_frames: u32,
-    /// Where [`HostWord::Limit`] is.
+    /// The place of [`HostWord::Limit`].
     pub limit: u64,
-    /// Where [`HostWord::Wanted`] is.
+    /// The place of [`HostWord::Wanted`].
     pub wanted: u64,
-    /// Where [`HostWord::ReturnEpoch`] is.
+    /// The place of [`HostWord::ReturnEpoch`].
     pub return_epoch: u64,
-    /// Where the huge entries start, one u16 each.
+    /// The start of the huge entries, one u16 each.
     pub entries: u64,
-    /// Where the bitfields start, eight u64 a huge frame.
+    /// The start of the bitfields, eight u64 per huge frame.
     pub bitfields: u64,
-    /// Where the tenant area starts: [`summary_words`](Self::summary_words), then the hints.
+    /// The start of the tenant area: [`summary_words`](Self::summary_words), then the hints.
     pub tenant: u64,
     /// Bytes of the tenant area.
     pub tenant_bytes: u64,
@@ -100,7 +100,7 @@ impl TableLayout {
         Some(Self { huge_frames, limit, wanted, return_epoch, entries, bitfields, tenant, tenant_bytes, total })
     }
 
-    /// Where a word of the host's is.
+    /// The place of a word of the host's.
     #[must_use]
     pub const fn host_word(&self, word: HostWord) -> u64 {
         match word {
@@ -110,7 +110,7 @@ impl TableLayout {
         }
     }
 
-    /// Where the hints start, one u16 a tree.
+    /// The start of the hints, one u16 per tree.
     #[must_use]
     pub const fn hints(&self) -> u64 {
         self.tenant + Self::summary_words(self.huge_frames) * 8

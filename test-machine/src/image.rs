@@ -6,7 +6,7 @@
 use guest_abi::header::{ABI_VERSION, HEADER_BYTES, Header, NOTE_NAME, NOTE_TYPE};
 use guest_abi::{Call, mailbox};
 
-/// Where the code lies: the lowest address a guest may use.
+/// The address of the code: the lowest address a guest may use.
 pub const BASE: u64 = 0x20_0000;
 
 /// `ud2`.
@@ -58,7 +58,7 @@ pub struct Image {
     pub kind: u16,
     /// 62 is x86-64.
     pub machine: u16,
-    /// Where the code is loaded and starts.
+    /// The address at which the code is loaded and starts.
     pub address: u64,
     /// Bytes of memory that the segment takes, if more than the code.
     pub memory_bytes: u64,

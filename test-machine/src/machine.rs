@@ -14,7 +14,7 @@ use shared_layout::{HUGE_SIZE, HugeId};
 use std::sync::atomic::Ordering;
 use vmm::vm::{Vm, VmConfig};
 
-/// The entry of a free frame with memory behind it.
+/// The entry of a free, backed frame.
 pub const FREE_INSTALLED: u16 = 0x0200;
 /// The entry of a free frame without.
 pub const FREE_EVICTED: u16 = 0x4200;

@@ -1,4 +1,4 @@
-//! What tests of several crates share: how a test says that it cannot run here.
+//! Helpers that tests of several crates share: how a test says that it cannot run here.
 
 use std::fmt::Display;
 use std::io::Write;

@@ -12,7 +12,7 @@ const SHORTEST: Duration = Duration::from_millis(100);
 /// The longest.
 const LONGEST: Duration = Duration::from_secs(60 * 60);
 
-/// How to reclaim automatically.
+/// The settings of automatic reclaim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Settings {
@@ -33,13 +33,13 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What always stays, in huge frames.
+    /// The headroom that always stays, in huge frames.
     #[must_use]
     pub fn keep_frames(&self) -> u32 {
         u32::try_from(self.keep_bytes.div_ceil(HUGE_SIZE)).unwrap_or(u32::MAX)
     }
 
-    /// What the rate allows between two scans, in huge frames: at least 1.
+    /// Frames that the rate allows between two scans, in huge frames: at least 1.
     #[must_use]
     pub fn frames_a_scan(&self) -> u32 {
         let bytes = u128::from(self.rate_bytes) * self.interval.as_millis() / 1000;
@@ -52,11 +52,11 @@ impl Settings {
 #[serde(try_from = "String", into = "String")]
 pub struct Switch(pub Option<Settings>);
 
-/// Why a text is no [`Switch`].
+/// The reason that a text is not a [`Switch`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SettingsError {
     /// No `key=value` and neither `on` nor `off`.
-    #[error("'{0}' is no setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s")]
+    #[error("'{0}' is not a setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s")]
     NotASetting(String),
     /// A key that there is not.
     #[error("unknown setting '{0}'; the settings are interval, min-age, keep and rate")]
@@ -71,7 +71,7 @@ pub enum SettingsError {
     #[error("'interval={0}' is out of range; use 100ms to 1h")]
     IntervalRange(String),
     /// No number of scans.
-    #[error("'min-age={0}' is no number of scans; use 1 to 255")]
+    #[error("'min-age={0}' is not a number of scans; use 1 to 255")]
     MinAge(String),
     /// No size.
     #[error("in '{0}': {1}")]
@@ -200,19 +200,19 @@ mod tests {
     #[test]
     fn refusals_teach() {
         for (text, message) in [
-            ("", "'' is no setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s"),
-            ("yes", "'yes' is no setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s"),
+            ("", "'' is not a setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s"),
+            ("yes", "'yes' is not a setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s"),
             (
                 "on,keep=0",
-                "'on' is no setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s",
+                "'on' is not a setting; write on, off, or settings like interval=5s,min-age=2,keep=64M,rate=4G/s",
             ),
             ("speed=1", "unknown setting 'speed'; the settings are interval, min-age, keep and rate"),
             ("keep=1M,keep=2M", "'keep' is set twice"),
             ("interval=1ms", "'interval=1ms' is out of range; use 100ms to 1h"),
             ("interval=2h", "'interval=2h' is out of range; use 100ms to 1h"),
             ("interval=5", "in 'interval': '5' has no known unit; the units are ms, s, m (minutes) and h"),
-            ("min-age=0", "'min-age=0' is no number of scans; use 1 to 255"),
-            ("min-age=256", "'min-age=256' is no number of scans; use 1 to 255"),
+            ("min-age=0", "'min-age=0' is not a number of scans; use 1 to 255"),
+            ("min-age=256", "'min-age=256' is not a number of scans; use 1 to 255"),
             ("keep=-1", "in 'keep': '-1' is negative; a size starts at 0"),
             ("rate=0/s", "'rate=0/s' is too slow; use at least 2M/s"),
             (

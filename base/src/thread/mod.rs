@@ -36,7 +36,7 @@ impl Role {
         self.name
     }
 
-    /// What its threads may ask of the kernel.
+    /// The system calls that its threads may make.
     #[must_use]
     pub const fn rights(self) -> &'static [&'static [rights::Allow]] {
         self.rights

@@ -8,16 +8,16 @@ use llfree_base::units::Bytes;
 use llfree_monitor::memory::Backing;
 use shared_layout::HUGE_SIZE;
 
-/// What the guest needs for itself: its image, the first frame that stays unused, records, samples.
+/// Memory that the guest needs for itself: its image, the first frame that stays unused, records, samples.
 pub(super) const GUEST_OWN: u64 = 16 << 20;
-/// What is measured.
+/// The measurement.
 pub(crate) struct Plan {
     pub(crate) candidates: Vec<&'static Candidate>,
     pub(crate) mem: Bytes,
     pub(crate) to: Bytes,
     pub(crate) backing: Backing,
     pub(crate) iterations: u32,
-    /// What candidates that move single pages are held to.
+    /// The limits on candidates that move single pages.
     pub(crate) pages: Allowance,
 }
 
@@ -37,7 +37,7 @@ impl Allowance {
     pub(crate) const ALL: Self = Self { frames: u32::MAX, rounds: u32::MAX };
 }
 
-/// What a candidate does of a plan.
+/// A candidate's share of a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Share {
     pub(super) mem: Bytes,

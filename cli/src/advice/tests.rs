@@ -124,7 +124,7 @@ fn a_guest_without_room_is_told_to_ask_for_more_and_an_initrd_without_any_is_not
 fn a_violation_names_the_policy_that_permits_it() {
     let violation = Violation { address: 0, held: true, write: true, vcpu: Some(0) };
     let text = line(&RunError::Guest(ExitReason::Violation(violation)));
-    assert!(text.ends_with("; with --on-violation log it would go on"), "{text}");
+    assert!(text.ends_with("; with --on-violation log it would continue"), "{text}");
 }
 
 #[test]

@@ -17,17 +17,17 @@ use vmm::elastic::Elastic;
 /// The cgroup that needs no path.
 pub const AUTO: &str = "auto";
 
-/// What a launch takes.
+/// Options of a launch.
 #[derive(Clone, PartialEq, Eq, Debug, Args)]
 #[command(next_help_heading = "Launch a VM")]
 pub struct LaunchArgs {
-    /// Guest memory at most; it costs what the guest touches
+    /// Maximum guest memory; only what the guest touches costs host memory
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
     pub mem: Option<Bytes>,
     /// vCPUs; 2 by default, or 1 on a host with one core
     #[arg(long, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
     pub cpus: Option<u32>,
-    /// What to run instead of the built-in guest: Linux (bzImage or PVH vmlinux), or an ELF of your own
+    /// What to run instead of the built-in guest: Linux (bzImage or PVH vmlinux), or your own ELF file
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Linux: the initial RAM file system
@@ -36,54 +36,55 @@ pub struct LaunchArgs {
     /// Linux: the kernel's command line [default: "console=ttyS0"]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
-    /// Linux: a raw disk image or block device, like rootfs.img or data.img,ro; once for each disk
+    /// Linux: a raw disk image or block device, like rootfs.img or data.img,ro; may be repeated
     #[arg(long, value_name = "PATH[,ro][,serial=TEXT]", action = clap::ArgAction::Append)]
     pub disk: Vec<DiskConfig>,
-    /// Linux: a network card on a tap device of the host, like tap=tap0; once for each card
+    /// Linux: a network card on a host tap device, like tap=tap0; may be repeated
     #[arg(long, value_name = "tap=NAME[,mac=MAC]", action = clap::ArgAction::Append)]
     pub net: Vec<NetConfig>,
     /// Guest commands to run at boot, like "alloc 8G, verify, free all"; may end in "stop". With
-    /// Linux they wait until its agent is up, two minutes at most
+    /// Linux they wait for its agent, for at most two minutes
     #[arg(long, value_name = "SPEC")]
     pub workload: Option<Workload>,
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
-    /// How memory is taken and given: llfree (the default), balloon (the default of Linux guests, with
-    /// reporting and deflate-on-oom), balloon-huge, virtio-mem or none; with options, like
+    /// How memory is taken and given back: llfree (the default), balloon (the default for Linux guests,
+    /// with reporting and deflate-on-oom), balloon-huge, virtio-mem or none; options follow, like
     /// balloon,reporting=on,deflate-on-oom=on,stats=1s or virtio-mem,boot=256M
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub elastic: Option<Elastic>,
-    /// Take back free memory by itself: on, off (the default), or how, like interval=5s,min-age=2,keep=64M,rate=4G/s
+    /// Reclaim free memory automatically: on, off (the default), or settings like
+    /// interval=5s,min-age=2,keep=64M,rate=4G/s
     #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
     pub auto_reclaim: Option<Switch>,
-    /// Cores for the vCPUs, in turn, like 0,1; any by default
+    /// Cores to pin the vCPUs to, in turn, like 0,1; not pinned by default
     #[arg(long, value_name = "CORES", value_delimiter = ',', value_parser = parse_core, allow_hyphen_values = true)]
     pub pin: Vec<u32>,
     /// Zeroed memory kept ready for installs, like 64M or 64M,rate=4G/s; 0 for none [default: 64M, or an
     /// eighth of --mem if that is less]
     #[arg(long, value_name = "SIZE[,rate=SIZE/s]", allow_hyphen_values = true)]
     pub install_pool: Option<InstallPool>,
-    /// What touching memory unasked comes to. stop: the guest's end; install (the default): it gets
-    /// what its limit includes, else it ends; log: neither ends it, and what is beyond the limit is
-    /// lent for a moment
+    /// What happens when the guest touches memory without asking. stop: it is stopped; install (the
+    /// default): it gets memory within its limit, and is stopped beyond it; log: it is never stopped,
+    /// and gets memory beyond the limit on loan for a moment
     #[arg(long, value_name = "POLICY")]
     pub on_violation: Option<OnViolation>,
-    /// What sees such touches: auto (the default: where it is permitted), on (or no launch), off
+    /// Catch such touches with userfaultfd: auto (the default: where permitted), on (required), off
     #[arg(long, value_name = "WHEN", value_parser = parse_userfaultfd)]
     pub userfaultfd: Option<UseUserfaultfd>,
-    /// What a thread's forbidden system call does: on (the default) ends the VM, log only notes it
-    /// in the kernel's audit log, off turns all sandboxing off
+    /// How a forbidden system call is handled: on (the default) ends the VM, log only records it in
+    /// the kernel's audit log, off disables all sandboxing
     #[arg(long, value_name = "MODE", hide_possible_values = true)]
     pub seccomp: Option<Seccomp>,
-    /// Run in a memory cgroup (v2) of its own whose memory.max follows the limit, made below PATH,
-    /// or beside the cgroup of whoever launches (auto)
+    /// Run in a dedicated memory cgroup (v2) whose memory.max follows the limit, created below PATH,
+    /// or next to the caller's cgroup (auto)
     #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = AUTO)]
     pub cgroup: Option<PathBuf>,
 }
 
 impl LaunchArgs {
-    /// How frames get their memory.
+    /// The way that frames get their memory.
     #[must_use]
     pub fn install_config(&self) -> InstallConfig {
         InstallConfig {
@@ -99,7 +100,7 @@ impl LaunchArgs {
         self.cpus.unwrap_or_else(default_cpus)
     }
 
-    /// What memory is made of, the default filled in.
+    /// The backing of guest memory, the default filled in.
     #[must_use]
     pub fn backing(&self) -> Backing {
         self.backing.unwrap_or_default()
@@ -154,7 +155,5 @@ pub(super) fn parse_cpus(text: &str) -> Result<u32, String> {
 }
 
 fn parse_core(text: &str) -> Result<u32, String> {
-    text.trim()
-        .parse()
-        .map_err(|_| "not the number of a core; write numbers with commas between them, like 0,1".to_owned())
+    text.trim().parse().map_err(|_| "not the number of a core; write comma-separated numbers, like 0,1".to_owned())
 }

@@ -30,7 +30,7 @@ pub enum RunError {
     /// No filters for the threads.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
-    /// The guest ended by itself, and not well.
+    /// The guest ended on its own, and not well.
     #[error(transparent)]
     Guest(#[from] ExitReason),
     /// The demo's story does not fit.
@@ -47,7 +47,7 @@ pub enum RunError {
     /// The host refused something the loop needs.
     #[error("the host could not {step}")]
     Host {
-        /// What.
+        /// The step that it refused.
         step: &'static str,
         /// The kernel's answer.
         source: io::Error,
@@ -77,7 +77,7 @@ impl RunError {
         }
     }
 
-    /// What to print: one line, and below it the registers of a guest that crashed.
+    /// The text to print: one line, and below it the registers of a guest that crashed.
     #[must_use]
     pub fn report(&self) -> String {
         let line = advice::line(self);
@@ -112,25 +112,25 @@ impl Advised for RunError {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DemoSizeError {
     /// Too little memory.
-    #[error("--mem {memory} is too small for the story; use at least {least}")]
+    #[error("--mem {memory} is too small for the demo; use at least {least}")]
     Memory {
-        /// What was asked for.
+        /// The size given.
         memory: Bytes,
-        /// What would do.
+        /// The smallest size that works.
         least: Bytes,
     },
     /// The guest would touch next to nothing.
-    #[error("--touch {touch} is too small for the story; use at least {least}")]
+    #[error("--touch {touch} is too small for the demo; use at least {least}")]
     TouchTooLittle {
-        /// What was asked for.
+        /// The size given.
         touch: Bytes,
-        /// What would do.
+        /// The smallest size that works.
         least: Bytes,
     },
     /// The guest would touch all there is.
     #[error("--touch {touch} leaves the guest no memory of its own; use at most {most} with --mem {memory}")]
     TouchTooMuch {
-        /// What was asked for.
+        /// The size given.
         touch: Bytes,
         /// The most there can be.
         most: Bytes,
@@ -139,7 +139,7 @@ pub enum DemoSizeError {
     },
 }
 
-/// What failed on the host, in a form that `map_err` takes.
+/// The step that failed on the host, in a form that `map_err` takes.
 pub(super) fn host(step: &'static str) -> impl FnOnce(io::Error) -> RunError {
     move |source| RunError::Host { step, source }
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
-/// How long the loop goes on after the VM stopped, so that the last replies get out: at most so
+/// The loop runs on after the VM stopped, so that the last replies get out: at most this
 /// long, and until nothing moves for a while.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
 const REPLY_GAP: Duration = Duration::from_millis(20);
@@ -37,7 +37,7 @@ impl EventLoop {
 
     /// Stops, for this reason, once `event` is readable.
     pub(super) fn stop_on(&mut self, event: &EventFd, reason: Stop, stop: &StopCell) -> Result<(), RunError> {
-        let source = event.try_clone().map_err(host("copy an event"))?;
+        let source = event.try_clone().map_err(host("duplicate an event"))?;
         self.add(StopOn { source, reason, cell: stop.clone() });
         Ok(())
     }

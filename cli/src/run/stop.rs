@@ -21,7 +21,7 @@ pub(super) enum Stop {
     WorkloadDone,
 }
 
-/// Where the reason to stop is put; the first one counts.
+/// Keeps the reason to stop; the first one counts.
 #[derive(Clone, Default)]
 pub(super) struct StopCell(Arc<Mutex<Option<Stop>>>);
 
@@ -65,7 +65,7 @@ pub(super) fn watch_signals(stop: &StopCell) -> io::Result<(Vec<StopOn<UnixStrea
         signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), second_is_hard.clone())?;
         Ok(StopOn { source: read, reason: Stop::Signal(signal), cell: stop.clone() })
     };
-    // Whoever starts us under nohup wants us to outlive the terminal.
+    // A process started under nohup is meant to outlive the terminal.
     let signals: &[i32] = if is_ignored(SIGHUP) { &[SIGTERM, SIGINT] } else { &[SIGTERM, SIGINT, SIGHUP] };
     // A signal that comes between two steps has to wait: with a handler, but without its pipe, it
     // would be lost. One that is blocked already is unblocked all the same.

@@ -27,7 +27,7 @@ impl Guardian {
         // SAFETY: what the child does are system calls on its own copies and its own stack.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            // Of a child's child nobody has to take the exit code but init.
+            // Only init has to reap a grandchild.
             // SAFETY: as above.
             if unsafe { libc::fork() } == 0 {
                 watch(&read, terminal.as_raw_fd(), saved);
@@ -49,7 +49,7 @@ impl Guardian {
     /// Says how the terminal is to be left from here on.
     pub(super) fn tell(&self, raw: bool) {
         if let Err(error) = (&self.pipe).write_all(&[if raw { RAW } else { COOKED }]) {
-            log::debug!("nobody guards the terminal any more: {error}");
+            log::debug!("the terminal is no longer guarded: {error}");
         }
     }
 }

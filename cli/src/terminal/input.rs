@@ -26,7 +26,7 @@ pub struct Input<L> {
     terminal: Option<Arc<Terminal>>,
     jobs: Option<Jobs>,
     escape: Escape,
-    /// What was read and does not fit yet.
+    /// Bytes that were read but do not fit yet.
     waiting: Vec<u8>,
     ended: bool,
     on_leave: L,
@@ -100,7 +100,7 @@ impl<L: FnMut()> Input<L> {
             if !self.waiting.is_empty() || self.ended {
                 return;
             }
-            // Who reads another job's terminal is stopped.
+            // A process that reads another job's terminal is stopped.
             if self.terminal.as_ref().is_some_and(|terminal| !terminal.is_ours()) {
                 return;
             }

@@ -18,7 +18,7 @@ mod tests;
 pub use input::Input;
 pub use raw::Terminal;
 
-/// What a terminal is told at the start.
-pub const NOTICE: &str = "console: Ctrl-A X leaves";
-/// What Ctrl-A H shows.
-pub const HELP: &str = "console: Ctrl-A X leaves and ends the VM, Ctrl-A A sends one Ctrl-A, Ctrl-A H shows this";
+/// The notice printed on a terminal at the start.
+pub const NOTICE: &str = "console: press Ctrl-A X to leave";
+/// The help that Ctrl-A H prints.
+pub const HELP: &str = "console: Ctrl-A X leaves and ends the VM, Ctrl-A A sends a Ctrl-A, Ctrl-A H shows this help";

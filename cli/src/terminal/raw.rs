@@ -58,13 +58,13 @@ impl Terminal {
         // A read never waits, should somebody else take what was there.
         modes.special_codes[SpecialCodeIndex::VMIN] = 0;
         modes.special_codes[SpecialCodeIndex::VTIME] = 0;
-        // Before: who is killed between the two leaves a terminal as it was.
+        // First: a VMM killed between the two leaves the terminal as it was.
         self.guardian.tell(true);
         self.set(&modes);
         *raw = true;
     }
 
-    /// Back to the modes at first. May be called again and again.
+    /// Back to the original modes. May be called repeatedly.
     pub fn restore(&self) {
         let mut raw = lock(&self.raw);
         if !std::mem::take(&mut *raw) {
@@ -81,7 +81,7 @@ impl Terminal {
             match rustix::termios::tcsetattr(&self.fd, OptionalActions::Now, modes) {
                 Ok(()) => return,
                 Err(Errno::INTR) => {}
-                Err(error) => return log::debug!("the terminal keeps its modes: {error}"),
+                Err(error) => return log::debug!("cannot change the modes of the terminal: {error}"),
             }
         }
     }

@@ -44,7 +44,7 @@ impl Bed {
         rounds
     }
 
-    /// What the guest reads until there is no more.
+    /// Everything that the guest can read.
     fn guest_reads(&mut self) -> Vec<u8> {
         let mut got = Vec::new();
         loop {

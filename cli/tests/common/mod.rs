@@ -153,7 +153,7 @@ impl Drop for Process {
     }
 }
 
-/// A scratch directory that is also the runtime directory of all that is started in it.
+/// A scratch directory that is also the runtime directory of everything started in it.
 pub(crate) struct Scratch {
     dir: tempfile::TempDir,
 }

@@ -1,7 +1,7 @@
 //! What a VM reports, as it travels in a [`Reply`](crate::protocol::Reply) and as `--json` prints it.
 //!
 //! Plain data, every field with its unit. "Of the kernel" means: by the host kernel's accounting;
-//! "by its own words" means that a guest said so, who may say anything. Reports
+//! "by its own account" means that a guest said so, which may say anything. Reports
 //! are read leniently: unknown fields are skipped, unknown words kept as a [`Word`], and fields that were
 //! added after the first release have a default, as older VMs do not send them. [`status`] has the
 //! status and its metrics, [`words`] the words; the replies to other commands are here.
@@ -18,14 +18,14 @@ pub use words::{ElasticKind, Enforcement, GuestOutcome, GuestSays, SampleUnit, V
 use llfree_base::check::Check;
 use serde::{Deserialize, Serialize};
 
-/// How a shrink or a grow went.
+/// The outcome of a shrink or a grow.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct ResizeReport {
     /// The limit that was asked for, in bytes.
     pub target_bytes: u64,
     /// The limit that was reached, in bytes.
     pub actual_bytes: u64,
-    /// What a shrink could take right now, in bytes; by a Linux guest's own words, if it says so.
+    /// Memory that a shrink could take right now, in bytes; by a Linux guest's own account, if it gives one.
     pub reclaimable_now_bytes: Option<u64>,
     /// Whether the target was reached.
     pub complete: bool,
@@ -35,11 +35,11 @@ pub struct ResizeReport {
     pub huge_frames: u64,
     /// Resident memory that went back to the host, in bytes.
     pub freed_bytes: u64,
-    /// Spent at it, in microseconds, without the time that a shrink waited for its guest.
+    /// Time spent on it, in microseconds, without the time that a shrink waited for its guest.
     pub duration_us: u64,
     /// That time, in microseconds.
     pub waited_us: u64,
-    /// What the guest said of its memory last, where nothing better is known.
+    /// The guest's last statement about its memory, where nothing better is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestStatsReport>,
 }
@@ -55,7 +55,7 @@ pub struct Shortfall {
     pub wording: String,
 }
 
-/// How a soft reclaim went.
+/// The outcome of a soft reclaim.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct ReclaimReport {
     /// Huge frames that lost their memory.
@@ -66,21 +66,21 @@ pub struct ReclaimReport {
     pub duration_us: u64,
 }
 
-/// How a pause or a resume went.
+/// The outcome of a pause or a resume.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct LifeReport {
-    /// What the VM is now.
+    /// The VM's state now.
     pub state: Word<VmState>,
     /// Whether it was something else before.
     pub changed: bool,
     /// From the request to the result, in microseconds.
     pub duration_us: u64,
-    /// How long it was paused before this, in milliseconds; absent if it ran.
+    /// Time that it was paused before this, in milliseconds; absent if it ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_ms: Option<u64>,
 }
 
-/// What a check of a live VM found.
+/// Findings of a check of a live VM.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct ValidateReport {
     /// Whether nothing was found.
@@ -102,7 +102,7 @@ pub struct ValidateReport {
 /// One kind of contradiction.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FindingReport {
-    /// What was compared.
+    /// The things compared.
     pub check: Word<Check>,
     /// How many frames, or words, are concerned.
     pub count: u64,
@@ -111,11 +111,11 @@ pub struct FindingReport {
     /// A guest can bring this about by writing or touching what it should not; otherwise it is a
     /// fault of the host.
     pub guest_can_cause: bool,
-    /// What it means.
+    /// Its meaning.
     pub wording: String,
 }
 
-/// How the guest's work went, added up over its vCPUs. All of it is the guest's own claim.
+/// The outcome of the guest's work, added up over its vCPUs. All of it is the guest's own claim.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GuestReport {
     /// Did it do what was asked?
@@ -146,7 +146,7 @@ pub struct GuestReport {
     pub free_huge_bytes: u64,
     /// From the request to the last vCPU's report, in microseconds.
     pub duration_us: u64,
-    /// What a measuring request measured: only those have it, so peers that do not know them never see
+    /// The samples of a measuring request: only those have it, so peers that do not know them never see
     /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<SampleReport>,
@@ -155,7 +155,7 @@ pub struct GuestReport {
 /// Samples of a measuring request: of several vCPUs the worst percentiles, mean and median averaged.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct SampleReport {
-    /// What they count.
+    /// Their unit.
     pub unit: Word<SampleUnit>,
     /// How many there are; 0 where the guest has no clock.
     pub count: u64,
@@ -177,13 +177,13 @@ pub struct SampleReport {
     pub beside_ns: u64,
 }
 
-/// A page that held something else than its stamp.
+/// A page that held something other than its stamp.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct BadPage {
     /// Guest-physical address.
     pub address: u64,
-    /// What it should have held.
+    /// The word expected there.
     pub expected: u64,
-    /// What it held.
+    /// The word found there.
     pub found: u64,
 }

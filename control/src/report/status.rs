@@ -29,13 +29,13 @@ metered! {
         /// For how long it has been paused, in milliseconds, if it is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub paused_ms: Option<u64> => gauge,
-        /// What its memory is made of.
+        /// The kind of memory that backs it.
         pub backing: Word<Backing>,
         /// Guest memory at start, in bytes; no limit can be above.
         pub memory_bytes: u64 => gauge,
         /// Memory that the guest may hold now, in bytes.
         pub limit_bytes: u64 => gauge,
-        /// What the last resize, a shrink, still lacks, in bytes: the guest is asked for it until the next
+        /// Memory that the last resize, a shrink, is still short of, in bytes: the guest is asked for it until the next
         /// resize, but nobody takes what it frees meanwhile.
         pub wanted_bytes: u64 => gauge,
         /// Resident guest memory of the kernel, in bytes, with what the guest touched without asking
@@ -45,28 +45,28 @@ metered! {
         pub huge_page_bytes: u64 => gauge,
         /// Memory that a shrink took, in bytes; with a device, what its driver gave away.
         pub held_bytes: u64 => gauge,
-        /// Free for the guest, but nothing behind it, in bytes.
+        /// Memory free in the guest but not backed, in bytes.
         pub evicted_bytes: u64 => gauge,
-        /// Memory with something behind it by the VMM's own books, in bytes; 0 where it keeps none, as with
+        /// Memory that is backed by the VMM's own books, in bytes; 0 where it keeps none, as with
         /// a device.
         pub installed_bytes: u64 => gauge,
-        /// Where the guest says what follows.
+        /// The source of the guest's figures below.
         #[serde(default)]
         pub guest_says: Word<GuestSays>,
-        /// What the guest has allocated, by its own words, in bytes.
+        /// Memory that the guest has allocated, by its own account, in bytes.
         pub guest_used_bytes: Option<u64> => gauge,
-        /// What the guest has free, by its own words, in bytes.
+        /// Memory that the guest has free, by its own account, in bytes.
         pub guest_free_bytes: Option<u64> => gauge,
-        /// What a shrink could take right now, in bytes.
+        /// Memory that a shrink could take right now, in bytes.
         pub reclaimable_now_bytes: Option<u64> => gauge,
         /// The VMM's resident memory without the guest's and the install pool's, in bytes.
         pub vmm_overhead_bytes: u64 => gauge,
         /// What the monitor did for the guest, and what the guest did behind its back.
         #[serde(flatten)]
         pub monitor: MonitorCounts => inline,
-        /// What sees violations.
+        /// The mechanism that sees violations.
         pub enforcement: Word<Enforcement>,
-        /// What becomes of the guest then, with userfaultfd.
+        /// The fate of the guest then, with userfaultfd.
         pub on_violation: Word<OnViolation>,
         /// Memory kept ready for installs.
         pub install_pool: InstallPoolStatus => part,
@@ -82,7 +82,7 @@ metered! {
         pub cgroup: Option<CgroupStatus> => part,
         /// One a vCPU.
         pub vcpus: Vec<VcpuStatus> => part,
-        /// How memory is made smaller and larger.
+        /// The way that memory is made smaller and larger.
         #[serde(default)]
         pub elastic: ElasticStatus => part,
         /// One a disk.
@@ -108,7 +108,7 @@ metered! {
         pub name: String => label,
         /// Whether a driver is at work with it.
         pub driven: bool,
-        /// What its driver did wrong.
+        /// Errors of its driver.
         #[serde(flatten)]
         pub counts: DriverCounts => inline,
     }
@@ -139,12 +139,12 @@ metered! {
 }
 
 metered! {
-    /// What an agent sent, and whether it is there.
+    /// Messages from an agent, and whether it is there.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
     pub struct LinuxAgentStatus {
         /// Whether a program in the guest has the port open.
         pub open: bool,
-        /// What it sent without being asked.
+        /// Messages that it sent unasked.
         #[serde(flatten)]
         pub counts: AgentCounts => inline,
         /// Bytes that could not be taken for frames: too many at once, or from no connection.
@@ -162,21 +162,21 @@ metered! {
         pub size_bytes: u64 => gauge,
         /// Whether the guest must not write.
         pub read_only: bool,
-        /// What the guest did with it.
+        /// The guest's use of it.
         #[serde(flatten)]
         pub counts: DiskCounts => inline,
     }
 }
 
 metered! {
-    /// How the VM's memory is made smaller and larger, and what that way knows.
+    /// The way that the VM's memory is made smaller and larger, and its own figures.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
     pub struct ElasticStatus {
         /// In which way.
         pub kind: Word<ElasticKind>,
         /// Whether the guest has a driver at work; true for `llfree`, which has no device.
         pub driven: bool,
-        /// What the guest's driver did that no driver may do.
+        /// Violations of the specification by the guest's driver.
         pub device_errors: u64 => counter,
         /// The balloon, if it is one.
         pub balloon: Option<BalloonStatus> => part,
@@ -189,25 +189,25 @@ metered! {
     /// A virtio-balloon.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
     pub struct BalloonStatus {
-        /// How large it shall be, in bytes.
+        /// Its target size, in bytes.
         pub target_bytes: u64 => gauge,
-        /// How large it is by the device's own books, in bytes.
+        /// Its size by the device's own books, in bytes.
         pub inflated_bytes: u64 => gauge,
-        /// How large the driver says it is, in bytes.
+        /// Its size according to the driver, in bytes.
         pub claimed_bytes: u64 => gauge,
-        /// What the guest did with it.
+        /// The guest's use of it.
         #[serde(flatten)]
         pub counts: BalloonCounts => inline,
         /// Whether the driver may take pages back when the guest is out of memory.
         #[serde(default)]
         pub deflates_on_oom: bool,
-        /// The guest's statistics, if it sent some; by its own words.
+        /// The guest's statistics, if it sent some; by its own account.
         pub guest: Option<GuestStatsReport> => part,
     }
 }
 
 metered! {
-    /// What a guest says about its memory through the balloon; absent what it does not say.
+    /// A guest's report on its memory through the balloon; figures that it leaves out are absent.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
     pub struct GuestStatsReport {
         /// Milliseconds since it said so.
@@ -217,7 +217,7 @@ metered! {
         pub stale: bool,
         /// Memory that nobody uses, in bytes.
         pub free_bytes: Option<u64> => gauge,
-        /// What could be used without swapping, in bytes.
+        /// Memory that could be used without swapping, in bytes.
         pub available_bytes: Option<u64> => gauge,
         /// All of its memory, in bytes.
         pub total_bytes: Option<u64> => gauge,
@@ -236,11 +236,11 @@ metered! {
     pub struct MemStatus {
         /// The part of RAM that is always the guest's, in bytes.
         pub boot_bytes: u64 => gauge,
-        /// How much of the rest shall be plugged, in bytes.
+        /// The part of the rest that is to be plugged, in bytes.
         pub requested_bytes: u64 => gauge,
-        /// How much of it is, in bytes.
+        /// The part that is plugged, in bytes.
         pub plugged_bytes: u64 => gauge,
-        /// What its driver asked for.
+        /// Requests of its driver.
         #[serde(flatten)]
         pub counts: MemCounts => inline,
     }
@@ -250,11 +250,11 @@ metered! {
     /// Memory kept ready for installs.
     #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
     pub struct InstallPoolStatus {
-        /// What it holds when it is full, in bytes; 0 without a pool.
+        /// Its size when full, in bytes; 0 without a pool.
         pub size_bytes: u64 => gauge,
-        /// What it holds now, in bytes: host memory beside the guest's.
+        /// Its size now, in bytes: host memory besides the guest's.
         pub resident_bytes: u64 => gauge,
-        /// Where the memory for installs came from.
+        /// The sources of memory for installs.
         #[serde(flatten)]
         pub counts: SupplyCounts => inline,
     }
@@ -266,22 +266,22 @@ metered! {
     pub struct CgroupStatus {
         /// Its directory.
         pub path: String => label,
-        /// What it allows the whole process, in bytes.
+        /// The memory it allows the whole process, in bytes.
         pub memory_max_bytes: u64 => gauge,
-        /// What is in use of that, in bytes.
+        /// The part of that in use, in bytes.
         pub memory_current_bytes: u64 => gauge,
     }
 }
 
 metered! {
-    /// What automatic reclaim is at.
+    /// The state of automatic reclaim.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
     pub struct AutoReclaimReport {
         /// Whether it runs.
         pub on: bool,
         /// Its settings as the command line takes them, if it runs.
         pub settings: Option<String>,
-        /// What it took back since the VM started, in bytes.
+        /// Memory that it took back since the VM started, in bytes.
         pub evicted_bytes: u64 => counter,
         /// Scans since the VM started.
         pub scans: u64 => counter,
@@ -289,7 +289,7 @@ metered! {
         pub last_scan_ms_ago: Option<u64> => gauge,
         /// Free memory that the host still pays for, at the last scan, in bytes.
         pub free_bytes: u64 => gauge,
-        /// How much of that stays with the guest, in bytes.
+        /// The part of that which stays with the guest, in bytes.
         pub headroom_bytes: u64 => gauge,
         /// The part of the headroom that recent installs called for, in bytes.
         pub back_off_bytes: u64 => gauge,
@@ -307,7 +307,7 @@ metered! {
         /// What it called for.
         #[serde(flatten)]
         pub counts: CallCounts => inline,
-        /// What it does now.
+        /// Its current state.
         pub state: Word<VcpuState>,
     }
 }

@@ -85,7 +85,7 @@ macro_rules! words {
 }
 
 words! {
-    /// Where a guest says what it does with its memory.
+    /// The channel over which a guest reports its memory use.
     #[derive(Default)]
     GuestSays {
         /// In the table that it shares with the host: true at any moment, if it is honest.
@@ -97,7 +97,7 @@ words! {
         Nowhere = "nowhere",
     }
 
-    /// What sees a guest touch memory that it does not have.
+    /// The mechanism that sees a guest touch memory that it does not have.
     #[derive(Default)]
     Enforcement {
         /// A userfaultfd, in the act.
@@ -109,7 +109,7 @@ words! {
         None = "none",
     }
 
-    /// How a VM's memory is made smaller and larger.
+    /// The way that a VM's memory is made smaller and larger.
     #[derive(Default)]
     ElasticKind {
         /// By the table that guest and host share.
@@ -135,7 +135,7 @@ words! {
         Paused = "paused",
     }
 
-    /// What a vCPU does now.
+    /// The current state of a vCPU.
     #[derive(Default)]
     VcpuState {
         /// It runs the guest, or serves a call of it.
@@ -147,7 +147,7 @@ words! {
         Paused = "paused",
     }
 
-    /// What the samples of a measurement count.
+    /// The unit of a measurement's samples.
     #[derive(Default)]
     SampleUnit {
         /// Nanoseconds.
@@ -159,7 +159,7 @@ words! {
         Work = "units",
     }
 
-    /// How a guest command ended; the worst of the vCPUs' outcomes.
+    /// The outcome of a guest command; the worst of the vCPUs' outcomes.
     GuestOutcome {
         /// As asked.
         Ok = "ok",
@@ -167,11 +167,11 @@ words! {
         FellShort = "fell_short",
         /// The guest ran out of memory on the way.
         OutOfMemory = "out_of_memory",
-        /// The host refused to put memory behind a frame.
+        /// The host refused to back a frame with memory.
         InstallFailed = "install_failed",
-        /// A page held something else than its stamp.
+        /// A page held something other than its stamp.
         Corrupt = "corrupt",
-        /// The guest does not know the command, or answered nonsense.
+        /// The guest does not know the command, or sent a malformed answer.
         Unknown = "unknown",
     }
 }

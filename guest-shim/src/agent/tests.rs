@@ -119,7 +119,7 @@ fn a_long_run_is_asked_for_in_few_calls() {
     assert!(report.installs <= 12, "{report:?}");
     assert!(report.ahead >= 90, "{report:?}");
     assert_eq!(outcome(&table.order(&mut agent, Command::Verify)), Outcome::Ok);
-    // What is ahead of its use is free, and goes like all that is free.
+    // Frames installed ahead of use are free, and go like all free ones.
     let installed = u64::from(table.reclaim(Reclaim::Soft));
     assert!(installed < 32, "{installed}");
     assert_eq!(outcome(&table.order(&mut agent, Command::Verify)), Outcome::Ok);

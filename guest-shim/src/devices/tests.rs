@@ -23,7 +23,7 @@ fn devices() -> &'static Devices {
     Box::leak(Box::default())
 }
 
-/// Wants so many pages in the balloon, and calls the drivers until they have no more to do.
+/// Requests this many pages in the balloon, and calls the drivers until they have no more to do.
 fn want(table: &Table, agent: &mut Agent<'_, Bell<'_>>, pages: u32) {
     table.balloon().num_pages = pages;
     let events = table.shared().control(ControlWord::DeviceEvents);
@@ -112,7 +112,7 @@ fn free_memory_is_reported_once_until_somebody_used_it() {
     let tenant = table.tenant();
     let mut agent = table.agent(&tenant, 0);
     agent.attach(devices());
-    // Only frames with memory behind them are worth a report.
+    // Only backed frames are worth a report.
     table.order(&mut agent, Command::Alloc { bytes: 8 * HUGE_SIZE, order: Order::HUGE, seed: 1 });
     table.order(&mut agent, Command::Free { bytes: u64::MAX, random: false, seed: 0 });
     want(&table, &mut agent, 0);

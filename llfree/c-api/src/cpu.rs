@@ -5,7 +5,7 @@ use crate::status::Status;
 use crate::table::{TableSlot, order};
 use llfree::{Class, Cpu, FrameId, Order};
 
-/// What a `llfree_cpu` holds.
+/// The contents of a `llfree_cpu`.
 pub type CpuSlot = Slot<Cpu<'static>>;
 
 impl Kind for Cpu<'static> {

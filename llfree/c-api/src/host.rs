@@ -7,7 +7,7 @@ use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU8, Ordering};
 use llfree::{Claim, Host, HugeId, Reclaim, Table};
 
-/// What a `llfree_host` holds.
+/// The contents of a `llfree_host`.
 pub type HostSlot = Slot<Side>;
 
 /// A table and what its host knows.
@@ -124,7 +124,7 @@ pub unsafe extern "C" fn llfree_host_release(host: *const HostSlot, huge: u32) -
     Status::of(release())
 }
 
-/// Puts memory behind a huge frame.
+/// Backs a huge frame with memory.
 ///
 /// # Safety
 /// Unless null or misaligned, `host` is readable; `populate` may be called with `context`.

@@ -24,7 +24,7 @@ pub use slot::{Kind, Slot};
 pub use status::Status;
 pub use table::*;
 
-/// What a status means; never null.
+/// The meaning of a status; never null.
 #[unsafe(no_mangle)]
 pub extern "C" fn llfree_strerror(status: i32) -> *const c_char {
     let known = Status::ALL.into_iter().find(|(known, _)| *known as i32 == status);

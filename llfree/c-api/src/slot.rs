@@ -3,7 +3,7 @@
 use crate::status::Status;
 use core::mem::MaybeUninit;
 
-/// A value behind a word that says whether it is there: zeroed memory, or whatever a stack held
+/// A value after a word that says whether it is there: zeroed memory, or whatever a stack held
 /// before, is told from one that was initialised.
 #[repr(C)]
 pub struct Slot<T> {
@@ -11,7 +11,7 @@ pub struct Slot<T> {
     value: MaybeUninit<T>,
 }
 
-/// What kind of value a slot has, in the word in front of it.
+/// The kind of value in a slot, in the word before it.
 pub trait Kind {
     /// No pattern that memory has by chance.
     const MAGIC: u64;

@@ -49,7 +49,7 @@ impl Status {
         (Self::Callback, "LLFREE_ERR_CALLBACK"),
     ];
 
-    /// What it means, for people.
+    /// Its meaning, for people.
     pub(crate) const fn text(self) -> &'static CStr {
         match self {
             Self::Ok => c"success",

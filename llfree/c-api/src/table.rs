@@ -5,7 +5,7 @@ use crate::status::Status;
 use core::ffi::c_void;
 use llfree::{FrameId, HugeId, HugeRange, Initial, Order, Stats, Table};
 
-/// What a `llfree_table` holds. Its region lives as long as the program says.
+/// The contents of a `llfree_table`. Its region lives as long as the program says.
 pub type TableSlot = Slot<Table<'static>>;
 
 impl Kind for Table<'static> {
@@ -149,7 +149,7 @@ pub unsafe extern "C" fn llfree_free(table: *const TableSlot, frame: u64, order:
     Status::of(free().map(|()| Status::Ok))
 }
 
-/// Whether there is memory behind a block.
+/// Whether a block is backed by memory.
 ///
 /// # Safety
 /// Unless null or misaligned, `table` is readable.

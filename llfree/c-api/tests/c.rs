@@ -86,7 +86,7 @@ fn the_example_runs() {
     assert!(text.contains("64236 of 65536 frames free"), "{text}");
 }
 
-/// What the header must say, by the library: names and numbers.
+/// The names and numbers that the header must have, according to the library.
 fn numbers() -> Vec<(String, i64)> {
     let mut numbers: Vec<_> = Status::ALL.iter().map(|(status, name)| ((*name).to_owned(), *status as i64)).collect();
     for (number, initial) in INITIAL.iter().enumerate() {
@@ -111,7 +111,7 @@ fn numbers() -> Vec<(String, i64)> {
     numbers
 }
 
-/// What a slot's value sets aside.
+/// The space that a slot's value takes.
 fn words<S: Words>() -> u64 {
     S::WORDS
 }

@@ -25,7 +25,7 @@ use std::mem::ManuallyDrop;
 const HUGE: u32 = 5;
 const FRAMES: u64 = HUGE as u64 * FRAMES_PER_HUGE;
 const BYTES: usize = region_bytes(HUGE).expect("in range");
-/// Entries and bitfields in the region: header before, hints behind.
+/// Entries and bitfields in the region: header before, hints after.
 const TABLE: std::ops::Range<usize> = 128..192 + HUGE as usize * 64;
 const CPUS: usize = 2;
 
@@ -33,7 +33,7 @@ fn order(order: u8) -> Order {
     Order::new(order).expect("in range")
 }
 
-/// What the owners know. Like any owner's records, they are changed after an allocation and before
+/// The knowledge of the owners. Like any owner's records, they are changed after an allocation and before
 /// a free.
 #[derive(Clone, Default)]
 struct Owners {
@@ -142,7 +142,7 @@ fn check(region: &mut [u8], owners: &Owners) -> u64 {
     let bound = CPUS as u64 * HANDLE_FRAMES + owners.in_flight;
     assert!(lost <= bound, "{lost} frames are lost, {} of them in flight", owners.in_flight);
 
-    // All that is free can be had, and is nobody's.
+    // Everything free can be allocated, and has no owner.
     let mut cpu = tenant.cpu();
     let mut taken = Vec::new();
     while let Ok(allocation) = cpu.alloc(Order::BASE) {
@@ -316,7 +316,7 @@ fn what_was_written_back_survives_a_power_failure() {
     eprintln!("{failures} power failures, at most {worst} frames lost");
 }
 
-/// What a party can be stopped in: a step of the lower level.
+/// A point at which a party can be stopped: a step of the lower level.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Take(u32, u8),

@@ -11,7 +11,7 @@ thread_local! {
     static CACHE: RefCell<Option<Cache>> = const { RefCell::new(None) };
 }
 
-/// What a run ends with.
+/// The end of a run.
 struct Stopped;
 
 /// Runs `f` up to its change number `stop`; whether it came to its end.
@@ -36,7 +36,7 @@ pub(crate) fn step() {
     }
 }
 
-/// What memory holds beneath the caches.
+/// The contents of memory beneath the caches.
 struct Cache {
     base: usize,
     image: Vec<u8>,
@@ -65,7 +65,7 @@ pub(crate) fn power_on(region: &mut [u8], seed: u64, chance: u16) {
     CACHE.set(Some(Cache { base, image: region.to_vec(), pending: Vec::new(), random, chance }));
 }
 
-/// What is left of it without power.
+/// The contents that survive a power loss.
 pub(crate) fn power_off() -> Vec<u8> {
     CACHE.take().expect("on").image
 }

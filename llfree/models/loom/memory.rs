@@ -1,5 +1,5 @@
-//! What lies in a frame: its next owner, and a host that takes it, see all that the last owner did.
-//! One cell stands for the memory; an access that nothing orders behind the one before fails.
+//! The contents of a frame: its next owner, and a host that takes it, see all that the last owner did.
+//! One cell stands for the memory; an access that nothing orders after the previous one fails.
 
 use super::{H0, Table, order, race};
 use crate::host::{Reclaim, Residency};

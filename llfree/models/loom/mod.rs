@@ -289,7 +289,7 @@ fn release_against_take() {
     }
 }
 
-/// What a vCPU's install does: true if it put memory behind the frame itself.
+/// A vCPU's install: true if it backed the frame itself.
 fn install(t: &Table) -> bool {
     let claim = loop {
         match t.host().claim(H0) {

@@ -52,7 +52,7 @@ fn rest_against_take() {
 
 #[test]
 fn rest_against_take_of_a_given_frame() {
-    // A rest leaves the low bits to others: who asks for the highest one gets in its way.
+    // A rest leaves the low bits to others: a request for the highest one gets in its way.
     race(
         || Table::one_row(0b1111),
         take_rest,

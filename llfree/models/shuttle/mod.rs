@@ -2,7 +2,7 @@
 //!
 //! With `cfg(shuttle)` the crate's atomics are shuttle's: each of their operations may be where another
 //! thread goes on. What is checked lies in ordinary memory, which only one thread at a time can
-//! reach: who owns a frame, and what is behind it.
+//! reach: who owns a frame, and whether it is backed.
 //!
 //! `cargo test -p llfree-shuttle` runs them.
 
@@ -19,11 +19,11 @@ use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use std::sync::{Arc, Mutex};
 
-/// What is true: nobody but the checks looks here.
+/// The truth: only the checks look here.
 struct Truth {
-    /// Who owns each base frame, 0 for nobody.
+    /// The owner of each base frame, 0 for nobody.
     owner: Vec<u8>,
-    /// Whether there is memory behind each huge frame.
+    /// Whether each huge frame is backed by memory.
     memory: Vec<bool>,
     /// Blocks that one CPU allocated for another one to free.
     handed_over: Vec<(FrameId, Order)>,
@@ -35,7 +35,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// All free; with memory behind every other huge frame.
+    /// All free; every other huge frame is backed.
     fn new(huge_frames: u32) -> Self {
         let installed = |huge: u32| huge.is_multiple_of(2);
         let state = |huge| match installed(huge) {

@@ -30,7 +30,7 @@ impl Table {
         table
     }
 
-    /// All frames free with memory behind them.
+    /// All frames free and backed by memory.
     pub(crate) fn installed(huge_frames: usize) -> Self {
         let table = Self::evicted(huge_frames);
         (0..huge_frames as u32).for_each(|huge| table.install(huge));

@@ -113,7 +113,7 @@ pub(crate) fn run(huge_frames: usize, ops: impl IntoIterator<Item = Op>) {
     assert_eq!(tenant.stats().free_frames, model.free());
     assert_eq!((tenant.validate(), table.host().validate()), (Ok(()), Ok(())));
     assert_eq!(table.host().census().corrupt, 0);
-    // And the last frame of it can be had.
+    // And its last frame can be allocated.
     let [cpu, ..] = &mut cpus;
     let free = model.free();
     for _ in 0..free {

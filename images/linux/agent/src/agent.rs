@@ -23,7 +23,7 @@ impl Agent {
         Self { process: Process::new(room), work: agent_core::Agent::new(0) }
     }
 
-    /// Does what the host asks; `None` stands for words that are no command.
+    /// Does what the host asks; `None` stands for words that are not a command.
     pub fn obey(&mut self, command: Option<Command>) -> Report {
         let report = self.work.obey(&mut self.process, command);
         Report { free_frames: Meminfo::now().free / FRAME_SIZE, free_huge: system::free_huge_frames(), ..report }

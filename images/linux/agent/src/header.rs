@@ -18,17 +18,17 @@ use std::ptr;
 
 /// The kernel parameter with the header's address.
 pub const PARAMETER: &str = "llfree.header";
-/// What no host writes as a status: so a reply is told from none.
+/// A status that no host writes, to tell a reply from none.
 const NO_REPLY: u64 = 0x6e6f_2072_6570_6c79;
 
-/// What is wrong.
+/// The mistake.
 #[derive(Debug, thiserror::Error)]
 pub enum LookError {
     /// The command line does not say where.
     #[error("the kernel's command line has no {PARAMETER}=ADDRESS; this VM shares no table")]
     NoParameter,
-    /// What it says is no address.
-    #[error("{PARAMETER}={0} on the kernel's command line is no address of a page; it looks like 0x40000000")]
+    /// Its value is not an address.
+    #[error("{PARAMETER}={0} on the kernel's command line is not the address of a page; write it like 0x40000000")]
     BadParameter(String),
     /// A file of the kernel that cannot be used.
     #[error("cannot use {0}; this needs root")]
@@ -45,14 +45,14 @@ pub enum LookError {
         source: io::Error,
     },
     /// No header, or another's.
-    #[error("what lies at {0:#x} is not this ABI's header")]
+    #[error("there is no header of this ABI at {0:#x}")]
     Header(u64, #[source] HeaderError),
     /// The host answered otherwise than it should.
     #[error("the doorbell, rung by {way}, answered {found:#x} instead of 0 for Ok")]
     Answer {
-        /// How it was rung.
+        /// The way that it was rung.
         way: &'static str,
-        /// What it said.
+        /// Its answer.
         found: u64,
     },
 }
@@ -141,7 +141,7 @@ struct Mapping {
 impl Mapping {
     fn new(memory: &File, address: u64, bytes: u64) -> Result<Self, LookError> {
         let (flags, access) = (MapFlags::SHARED, ProtFlags::READ | ProtFlags::WRITE);
-        // SAFETY: a new mapping wherever the kernel likes; physical memory behind it is no memory of this process.
+        // SAFETY: a new mapping wherever the kernel likes; its physical memory does not belong to this process.
         let base = unsafe { rustix::mm::mmap(ptr::null_mut(), bytes as usize, access, flags, memory, address) };
         let base = base.map_err(|error| LookError::Map { address, bytes, source: error.into() })?;
         Ok(Self { base: base.cast(), bytes })

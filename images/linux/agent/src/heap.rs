@@ -15,13 +15,13 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-/// What one mapping reserves at most.
+/// The most that one mapping reserves.
 const MAPPING: u64 = 256 << 20;
 
 /// A range of anonymous memory, aligned to its blocks as far as Linux' page sizes go.
 #[derive(Debug)]
 struct Mapping {
-    /// What was mapped.
+    /// The mappings.
     base: *mut u8,
     mapped: usize,
     /// The aligned part that is used, in pages from `base`.
@@ -89,7 +89,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// A block of `order` in a mapping of its own; no memory is behind it yet.
+    /// A block of `order` in a mapping of its own; it is not backed yet.
     ///
     /// # Errors
     /// The kernel's, if it has no room for the mapping.
@@ -108,7 +108,7 @@ impl Block {
         pages.map(|index| (self.mapping.address(index), self.mapping.page(index)))
     }
 
-    /// Writes a word of its first page, or of each: the kernel puts memory behind it.
+    /// Writes a word of its first page, or of each: the kernel backs it with memory.
     pub fn touch(&self, all: bool) {
         let count = if all { usize::MAX } else { 1 };
         for (address, page) in self.pages().take(count) {
@@ -132,7 +132,7 @@ impl Block {
     }
 }
 
-/// What the page at `address` is stamped with as part of a block with this tag: a number that no other use of a
+/// The stamp of the page at `address` as part of a block with this tag: a number that no other use of a
 /// page has.
 const fn name_use(address: u64, tag: u64) -> u64 {
     mix(tag) ^ address

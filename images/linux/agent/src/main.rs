@@ -14,7 +14,7 @@ usage: llfree-agent           serve the virtio port org.llfree.agent, for ever
        llfree-agent header    check the header and the doorbell that the host shares
        llfree-agent --help    this text";
 
-/// How long the port may take to appear.
+/// Time that the port has to appear.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two attempts when the host went away.
 const PAUSE: Duration = Duration::from_millis(200);

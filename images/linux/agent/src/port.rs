@@ -10,10 +10,10 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How often the port is looked for.
+/// The interval at which the port is looked for.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Why there is no port.
+/// The reason that the port could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
     /// None has the name.

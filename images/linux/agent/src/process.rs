@@ -2,7 +2,7 @@
 //!
 //! Linux allocates when memory is touched, so a block is taken when the first word of its mapping is written: the
 //! page fault, with whatever the host has to do for it, is part of the allocation. The kernel looks after devices and
-//! gives way to a host that wants memory by itself, and what is freed is the kernel's at once.
+//! gives way on its own to a host that wants memory, and what is freed is the kernel's at once.
 
 use crate::heap::{Block, Heap};
 use crate::room::Room;

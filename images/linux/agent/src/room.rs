@@ -1,12 +1,12 @@
-//! How much may be allocated: what the kernel says is available, less a reserve for the system.
+//! The room for allocations: the memory that the kernel calls available, less a reserve for the system.
 //!
-//! Linux never fails a page fault; it kills somebody. So whoever touches new memory asks here
+//! Linux never fails a page fault; it kills somebody. So a caller that touches new memory asks here
 //! first, and what is not there is reported as out of memory. The kernel is asked anew every 16
 //! MiB, as a host may take memory meanwhile.
 
 use crate::system::Meminfo;
 
-/// What one look at the kernel's numbers allows at most.
+/// The most that one look at the kernel's numbers allows.
 const STRIDE: u64 = 16 << 20;
 /// The least that stays with the system.
 const LEAST_RESERVE: u64 = 32 << 20;

@@ -13,9 +13,9 @@ use std::os::unix::fs::FileExt;
 pub struct Meminfo {
     /// All that the kernel manages.
     pub total: u64,
-    /// What nobody uses.
+    /// Memory that nobody uses.
     pub free: u64,
-    /// What can be had without swapping: free, or a cache.
+    /// Memory available without swapping: free, or a cache.
     pub available: u64,
 }
 
@@ -54,7 +54,7 @@ fn parse_buddyinfo(text: &str) -> u64 {
 /// Gives caches back and moves pages together, so that the host finds whole huge frames.
 ///
 /// # Errors
-/// What the kernel said to the first write that it refused.
+/// The kernel's answer to the first write that it refused.
 pub fn drain() -> io::Result<()> {
     rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "3")?;
@@ -65,12 +65,12 @@ pub fn drain() -> io::Result<()> {
 /// the highest value, with which a kernel without other victims panics.
 ///
 /// # Errors
-/// The kernel's, for who is not root.
+/// The kernel's, for users other than root.
 pub fn be_killed_last() -> io::Result<()> {
     fs::write("/proc/self/oom_score_adj", "-999")
 }
 
-/// The physical address behind a virtual one of this process, for root.
+/// The physical address of a virtual one of this process, for root.
 #[must_use]
 pub fn physical(address: u64) -> Option<u64> {
     const PRESENT: u64 = 1 << 63;
