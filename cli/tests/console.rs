@@ -267,7 +267,7 @@ fn keys_reach_the_guest_and_ctrl_a_x_leaves() {
         screen.shows(echoed);
     }
     screen.types(b"\x01h");
-    screen.shows("Ctrl-A A sends one Ctrl-A");
+    screen.shows("Ctrl-A A sends a Ctrl-A");
     screen.types(b"last\x01x");
     screen.ends(7);
 }
