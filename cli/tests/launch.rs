@@ -359,7 +359,7 @@ fn with_one_vm_no_name_is_needed_and_with_two_they_are_listed() {
     let refused = scratch.run(&["stop"]).exits(1);
     assert!(refused.one_error_line().contains("choose one with --name: one, vm0"), "{refused:?}");
     let unknown = scratch.run(&["status", "--name", "three"]).exits(1);
-    assert!(unknown.one_error_line().contains("no VM is called 'three'; there are one, vm0"), "{unknown:?}");
+    assert!(unknown.one_error_line().contains("no VM is called 'three'; running VMs: one, vm0"), "{unknown:?}");
     for name in ["one", "vm0"] {
         assert_eq!(scratch.run(&["status", "--name", name, "--json"]).exits(0).json()["name"], name);
     }
