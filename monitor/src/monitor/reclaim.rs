@@ -14,13 +14,19 @@ use std::time::{Duration, Instant};
 /// Frames in a batch of discards at most. Each batch costs 20 us beyond its frames, for KVM and all
 /// CPUs let go of the range together: with 32 frames that is a tenth of a reclaim.
 const LARGEST_BATCH: u32 = 128;
-/// A batch that took longer is not followed by a larger one, as where memory lies in 4 KiB pages.
+/// After a batch that took longer, batches do not grow.
 const QUICK: Duration = Duration::from_micros(500);
+/// After a batch that took longer, they are small again, as where memory lies in 4 KiB pages.
+const SLOW: Duration = Duration::from_millis(1);
 
 /// The size of the batch after one of `frames` that took so long: a guest that needs one of its
 /// frames waits for about a millisecond, or for the smallest batch.
 fn next_batch(frames: u32, took: Duration) -> u32 {
-    if took < QUICK { (2 * frames).min(LARGEST_BATCH) } else { BATCH }
+    match took {
+        _ if took < QUICK => (2 * frames).min(LARGEST_BATCH),
+        _ if took < SLOW => frames,
+        _ => BATCH,
+    }
 }
 
 impl Monitor {
@@ -202,10 +208,10 @@ mod tests {
 
     #[test]
     fn quick_batches_grow_and_a_slow_one_ends_that() {
-        let sizes = [1, 1, 1, 600, 1].map(Duration::from_micros).into_iter().scan(BATCH, |size, took| {
+        let sizes = [1, 600, 1, 1, 600, 1100, 1].map(Duration::from_micros).into_iter().scan(BATCH, |size, took| {
             *size = next_batch(*size, took);
             Some(*size)
         });
-        assert_eq!(sizes.collect::<Vec<_>>(), [64, 128, 128, 32, 64]);
+        assert_eq!(sizes.collect::<Vec<_>>(), [64, 64, 128, 128, 128, 32, 64]);
     }
 }
