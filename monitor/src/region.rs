@@ -140,7 +140,7 @@ impl Table {
     }
 
     /// What a control word says now: a claim, for the tenant can write it too. To compare with the
-    /// host's own copy, and for nothing else.
+    /// host's own copy, and nothing else.
     #[must_use]
     pub fn claimed_control(&self, word: HostWord) -> u64 {
         self.region.word(self.layout.host_word(word)).load(Ordering::Relaxed)
