@@ -3,7 +3,7 @@
 
 use llfree_control::protocol::GuestRequest;
 use llfree_monitor::memory::Backing;
-use llfree_monitor::{InstallError, MonitorError};
+use llfree_monitor::{Direction, InstallError, MonitorError};
 use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,6 +38,20 @@ fn a_waiting_shrink_ends_when_the_vm_stops() {
         assert!(shrink.join().expect("no panic").expect("in range").actual > 16 * MIB);
         assert!(begin.elapsed() < PATIENCE, "it waited to the end");
     });
+}
+
+#[test]
+fn a_resize_that_another_one_overtook_does_not_turn_around() {
+    let Some(vm) = launch_unwatched(64, 1, Backing::Anon) else { return };
+    let monitor = vm.monitor();
+    let resize = |direction, frames| {
+        let resize = monitor.resize(direction, frames, || (), |_| false).expect("the kernel takes it");
+        (resize.pass.frames, monitor.limit())
+    };
+    assert_eq!(resize(Direction::Shrink, 16), (16, 16));
+    assert_eq!(resize(Direction::Shrink, 24), (0, 16), "the limit is below already");
+    assert_eq!(resize(Direction::Grow, 28), (12, 28));
+    assert_eq!(resize(Direction::Grow, 20), (0, 28), "the limit is above already");
 }
 
 #[test]
