@@ -120,9 +120,11 @@ impl Screen {
         let mut command = Command::new(std::env::current_exe().expect("this test"));
         command.args(["--exact", "a_vmm_on_a_terminal", "--nocapture"]).env(CHILD, mode).env("RUST_BACKTRACE", "0");
         command.stdin(copy()).stdout(copy()).stderr(copy());
-        // SAFETY: two system calls on the child's own side.
+        // SAFETY: three system calls on the child's own side.
         unsafe {
             command.pre_exec(|| {
+                // Ignored in the background jobs of a script, which is where some CI runs tests.
+                libc::signal(libc::SIGQUIT, libc::SIG_DFL);
                 rustix::process::setsid()?;
                 Ok(rustix::process::ioctl_tiocsctty(io::stdin())?)
             });
