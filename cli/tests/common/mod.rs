@@ -9,7 +9,7 @@
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -188,6 +188,15 @@ impl Scratch {
         if no_userfaultfd().is_some() {
             // Every VM would warn about it, which has its own test; the other tests read all of stderr.
             command.env("RUST_LOG", "warn,cli::run=error");
+        }
+        // SAFETY: two system calls on the child's own side.
+        unsafe {
+            command.pre_exec(|| {
+                // Ignored in the background jobs of a script, which is where some CI runs tests.
+                libc::signal(libc::SIGINT, libc::SIG_DFL);
+                libc::signal(libc::SIGQUIT, libc::SIG_DFL);
+                Ok(())
+            });
         }
         command.stdout(Stdio::piped()).stderr(Stdio::piped())
     }
