@@ -7,8 +7,11 @@
 //! |---|---|
 //! | [`args`] | flags and subcommands |
 //! | [`exit`] | what an exit code means |
+//! | [`failure`] | an error as a program reads it |
 //! | [`advice`] | which flag to turn when something fails |
 //! | [`run`] | a launch: from flags to a VM that serves its socket |
+//! | [`background`] | a launch that goes on after its caller |
+//! | [`log_ring`] | the newest lines of the log, in memory |
 //! | [`client_commands`] | the subcommands that ask a running VM |
 //! | [`demo`] | the whole story in one terminal |
 //! | [`workload`] | what a guest is told to do, as text |
@@ -18,10 +21,13 @@
 
 pub mod advice;
 pub mod args;
+pub mod background;
 pub mod chart;
 pub mod client_commands;
 pub mod demo;
 pub mod exit;
+pub mod failure;
+pub mod log_ring;
 pub mod render;
 pub mod roles;
 pub mod run;

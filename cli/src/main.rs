@@ -2,8 +2,12 @@
 //! registers below it).
 
 use cli::args::{self, Cli, Command};
+use cli::background::{self, Background, CallerEnd, Side};
 use cli::client_commands::{self, Output};
-use cli::{advice, demo, exit, run};
+use cli::failure::{Fails, Failure};
+use cli::log_ring::ToStderr;
+use cli::run::{self, RunError};
+use cli::{demo, exit};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -13,42 +17,81 @@ fn main() -> ExitCode {
     let _scenario = llfree_base::faults::Scenario::start();
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
-        Err(end) => {
-            // Nobody is left to tell if these fail.
-            let _ = if end.code == exit::OK {
-                std::io::stdout().write_all(end.text.as_bytes())
-            } else {
-                std::io::stderr().write_all(end.text.as_bytes())
-            };
-            return ExitCode::from(end.code);
-        }
+        Err(end) => return ExitCode::from(refuse(&end)),
+    };
+    // A fork: there must be no other thread yet, and no log that two processes write.
+    let background = match (&cli.command, cli.launch.detach) {
+        (None, true) => match background::fork() {
+            Ok(Side::Launch(background)) => Some(background),
+            Ok(Side::Caller(end)) => return ExitCode::from(end_caller(&end, cli.global.json)),
+            Err(error) => {
+                let error = RunError::Host { step: "start a process in the background", source: error };
+                return ExitCode::from(fail(&error, cli.global.json));
+            }
+        },
+        _ => None,
     };
     start_logging(cli.global.verbose);
-    ExitCode::from(execute(&cli))
+    ExitCode::from(execute(&cli, background))
 }
 
 fn start_logging(verbose: u8) {
     let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .target(env_logger::Target::Pipe(Box::new(ToStderr)))
+        .init();
 }
 
-fn execute(cli: &Cli) -> u8 {
+fn execute(cli: &Cli, background: Option<Background>) -> u8 {
     // Not locked: a workload prints from a thread of its own.
     let mut stdout = std::io::stdout();
-    let mut output = Output { terminal: stdout.is_terminal(), to: &mut stdout, json: cli.global.json };
+    let json = cli.global.json;
+    let mut output = Output { terminal: stdout.is_terminal(), to: &mut stdout, json };
     let result = match &cli.command {
-        None => run::run(&cli.global, &cli.launch, &mut output),
+        None => run::run(&cli.global, &cli.launch, background, &mut output),
         Some(Command::Demo(args)) => demo::run(args, &mut output),
         Some(Command::Client(command)) => match client_commands::run(&cli.global, command, &mut output) {
             Ok(code) => return code,
-            Err(error) => return fail(&advice::line(&error), error.exit_code()),
+            Err(error) => return fail(&error, json),
         },
     };
-    result.unwrap_or_else(|error| fail(&error.report(), error.exit_code()))
+    result.unwrap_or_else(|error| fail(&error, json))
 }
 
-/// Prints an error, which is one line unless a guest crashed.
-fn fail(error: &str, code: u8) -> u8 {
-    let _ = writeln!(std::io::stderr(), "llfree-vmm: error: {error}");
-    code
+/// Prints an error: for people on stderr, in one line unless a guest crashed; for programs on stdout, too.
+fn fail(error: &impl Fails, json: bool) -> u8 {
+    let failure = error.failure();
+    report(&failure, json);
+    failure.exit_code
+}
+
+fn report(failure: &Failure, json: bool) {
+    // Nobody is left to tell if these fail.
+    if json {
+        let _ = std::io::stdout().write_all(failure.to_line().as_bytes());
+    }
+    let _ = writeln!(std::io::stderr(), "llfree-vmm: error: {}", failure.message);
+}
+
+/// Prints help, a version or a usage error.
+fn refuse(end: &args::Exit) -> u8 {
+    if end.code == exit::OK {
+        let _ = std::io::stdout().write_all(end.text.as_bytes());
+        return end.code;
+    }
+    let message = end.text.trim_end().trim_start_matches("llfree-vmm: error: ").to_owned();
+    let failure = Failure { kind: "usage".to_owned(), reason: None, message, exit_code: end.code };
+    // What was not understood is not there to be asked.
+    report(&failure, std::env::args_os().any(|arg| arg == "--json"));
+    end.code
+}
+
+/// The end of the process that launched a VM in the background.
+fn end_caller(end: &CallerEnd, json: bool) -> u8 {
+    if end.is_silent {
+        let source = std::io::Error::other("the launch ended when it had left the terminal; see its log file");
+        fail(&RunError::Host { step: "go on in the background", source }, json);
+    }
+    let _ = std::io::stdout().write_all(&end.words);
+    end.code
 }

@@ -14,6 +14,10 @@ use llfree_control::report::{
 };
 use std::fmt::{Display, Write};
 
+mod watch;
+
+pub use watch::{in_place, list, rates, terminal_size};
+
 /// Rows of a label and a value, the values under each other.
 fn table(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0) + 2;
@@ -76,6 +80,9 @@ pub fn resize(verb: &str, report: &ResizeReport, advice: Option<Advice>) -> Stri
             rows.push(("fragmented", Bytes(fragmented).to_string()));
         }
         rows.push(("why", advice::join(printable(&shortfall.wording), advice)));
+    }
+    if report.pursued {
+        rows.push(("then", "the VM goes on until the target is reached or replaced; status shows it".to_owned()));
     }
     table(&rows)
 }
@@ -289,7 +296,10 @@ fn memory_rows(report: &StatusReport) -> Vec<Row> {
     }
     rows.push(("held", sized(report.held_bytes, "taken by shrinks")));
     rows.extend(said_rows(report));
-    if report.wanted_bytes > 0 {
+    if let Some(target) = report.target_bytes {
+        let (left, age) = (target.abs_diff(report.limit_bytes), millis(report.target_age_ms.unwrap_or_default()));
+        rows.push(("target", sized(target, &format!("{} to go; pursued for {age}", Bytes(left)))));
+    } else if report.wanted_bytes > 0 {
         rows.push(("wanted", sized(report.wanted_bytes, "requested of the guest until the next resize")));
     }
     rows
@@ -479,32 +489,6 @@ fn vcpus(report: &StatusReport) -> String {
             exits.pio,
             exits.other
         );
-    }
-    text
-}
-
-/// What `list` prints: one line per VM, or the reason that it has none.
-#[must_use]
-pub fn list(vms: &[(String, Result<StatusReport, String>)]) -> String {
-    if vms.is_empty() {
-        return "no VM is running\n".to_owned();
-    }
-    let name_width = vms.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(4) + 2;
-    let mut text =
-        format!("{:<name_width$}{:>8}{:>12}{:>12}{:>12}{:>12}\n", "name", "pid", "memory", "limit", "resident", "up");
-    for (name, status) in vms {
-        let line = match status {
-            Ok(status) => format!(
-                "{:>8}{:>12}{:>12}{:>12}{:>12}",
-                status.pid,
-                Bytes(status.memory_bytes),
-                Bytes(status.limit_bytes),
-                Bytes(status.resident_bytes),
-                uptime(status.uptime_ms)
-            ),
-            Err(why) => format!("    {}", printable(why)),
-        };
-        let _ = writeln!(text, "{name:<name_width$}{line}");
     }
     text
 }

@@ -82,6 +82,7 @@ fn resize(complete: bool) -> Reply {
             fragmented_bytes: Some(512 << 20),
             wording: "the guest uses 1 GiB, and 512 MiB of free memory lie in partly used frames".to_owned(),
         }),
+        pursued: false,
         huge_frames: 7000,
         freed_bytes: 7 << 30,
         duration_us: 42_000,

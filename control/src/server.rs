@@ -6,6 +6,7 @@
 //! Every request gets one reply, or its connection is gone.
 
 use crate::connection::{Connection, Input};
+use crate::feed::{Subscription, Wake};
 use crate::protocol::{ErrorKind, MAX_LINE, Reply, Request};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use llfree_base::faults;
@@ -51,6 +52,8 @@ struct Answer {
     fd: RawFd,
     id: u64,
     line: String,
+    /// What follows the line.
+    stream: Option<Subscription>,
 }
 
 /// The right, and the duty, to answer one request. One that is dropped says so to the client.
@@ -67,13 +70,39 @@ impl Responder {
         self.send(reply);
     }
 
+    /// Answers with a stream: from then on the connection carries what comes from there.
+    pub fn stream(mut self, subscription: Subscription) {
+        self.send_with(&Reply::Stream, Some(subscription));
+    }
+
     fn send(&mut self, reply: &Reply) {
+        self.send_with(reply, None);
+    }
+
+    fn send_with(&mut self, reply: &Reply, stream: Option<Subscription>) {
         self.answered = true;
-        let answer = Answer { fd: self.fd, id: self.id, line: reply.to_line() };
+        let answer = Answer { fd: self.fd, id: self.id, line: reply.to_line(), stream };
         // A Vec is whole even if a thread died while it held the lock.
         lock(&self.queue.lines).push(answer);
+        self.queue.wake();
+    }
+}
+
+impl ReplyQueue {
+    fn wake(&self) {
         // It fails only when its counter is full, and then the loop is awake already.
-        let _ = faults::point(faults::EVENTFD).and_then(|()| self.queue.wake.write(1));
+        let _ = faults::point(faults::EVENTFD).and_then(|()| self.wake.write(1));
+    }
+}
+
+/// Makes the server look after its streams again: after a sink of one of them has room for more.
+#[derive(Clone)]
+pub struct Waker(Arc<ReplyQueue>);
+
+impl Waker {
+    /// Does so, soon.
+    pub fn wake(&self) {
+        self.0.wake();
     }
 }
 
@@ -94,6 +123,8 @@ pub struct ControlServer<D> {
     limits: Limits,
     dispatch: D,
     queue: Arc<ReplyQueue>,
+    /// What feeds call when there is something for a stream.
+    wake: Wake,
     timer: TimerFd,
     ticking: bool,
     accepting: bool,
@@ -111,11 +142,14 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
         listener.set_nonblocking(true)?;
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let timer = TimerFd::new().map_err(|error| std::io::Error::from_raw_os_error(error.errno()))?;
+        let queue = Arc::new(ReplyQueue { lines: Mutex::new(Vec::new()), wake });
+        let of_feeds = Arc::clone(&queue);
         Ok(Self {
             listener,
             limits,
             dispatch,
-            queue: Arc::new(ReplyQueue { lines: Mutex::new(Vec::new()), wake }),
+            queue,
+            wake: Arc::new(move || of_feeds.wake()),
             timer,
             ticking: false,
             accepting: true,
@@ -123,6 +157,12 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
             next_id: 0,
             at_work: 0,
         })
+    }
+
+    /// What makes it look after its streams again.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        Waker(Arc::clone(&self.queue))
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
@@ -202,6 +242,13 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
                 break true;
             }
             turn -= 1;
+            if client.is_stream() {
+                match client.next_of_stream(&self.wake) {
+                    Ok(true) => continue,
+                    Ok(false) => break true,
+                    Err(_) => break false,
+                }
+            }
             match client.next_line() {
                 Ok(Input::Line(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
                 Ok(Input::Line(line)) => match Request::from_line(&line) {
@@ -252,15 +299,25 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
         // Read before the queue is emptied: a reply that comes in between wakes the loop again.
         let _ = self.queue.wake.read();
         let answers = std::mem::take(&mut *lock(&self.queue.lines));
-        for Answer { fd, id, line } in answers {
+        for Answer { fd, id, line, stream } in answers {
             self.at_work = self.at_work.saturating_sub(1);
             match self.clients.get_mut(&fd) {
-                Some(client) if client.id == id => client.reply(&line),
+                Some(client) if client.id == id => {
+                    client.reply(&line);
+                    if let Some(stream) = stream {
+                        client.start_stream(stream);
+                    }
+                }
                 _ => {
                     log::debug!("control socket: a client left before its reply");
                     continue;
                 }
             }
+            self.pump(fd, ops);
+        }
+        // The wake may have been a feed's: each stream looks whether it was its own.
+        let streams: Vec<RawFd> = self.clients.iter().filter(|(_, c)| c.is_stream()).map(|(fd, _)| *fd).collect();
+        for fd in streams {
             self.pump(fd, ops);
         }
     }
@@ -317,8 +374,13 @@ impl<D: FnMut(Request, Responder)> MutEventSubscriber for ControlServer<D> {
             self.tick(ops);
         } else if let Some(client) = self.clients.get(&fd) {
             let gone = events.event_set().intersects(EventSet::HANG_UP | EventSet::ERROR);
+            let is_stream = client.is_stream();
+            if gone && is_stream {
+                // What was typed before it left still arrives.
+                self.pump(fd, ops);
+                self.close(fd, ops);
             // What a client sent before it left is still carried out, unless one is at work.
-            if gone && (client.is_waiting() || !events.event_set().contains(EventSet::IN)) {
+            } else if gone && (client.is_waiting() || !events.event_set().contains(EventSet::IN)) {
                 self.close(fd, ops);
             } else {
                 self.pump(fd, ops);

@@ -22,9 +22,9 @@ const OWNER_WRITES: u32 = 0o200;
 /// What main needs to clean up at the end.
 pub(super) fn needed_for(needs: &Needs<'_>) -> Kept {
     let us = rustix::process::geteuid().as_raw();
-    let foreign = [needs.socket_dir, needs.cgroup.and_then(Path::parent)]
-        .into_iter()
-        .flatten()
+    let foreign = needs
+        .changed_dirs()
+        .chain(needs.cgroup.and_then(Path::parent))
         .any(|dir| std::fs::metadata(dir).is_ok_and(|dir| dir.uid() != us || dir.mode() & OWNER_WRITES == 0));
     if foreign { CapabilitySet::DAC_OVERRIDE } else { NONE }
 }

@@ -4,7 +4,7 @@
 //! Files that are open already (KVM, memory files, the socket, the terminal) stay usable: that is
 //! why threads enter after the start. Best effort: an older kernel enforces what it knows.
 
-use crate::needs::Needs;
+use crate::needs::{Needs, named};
 use ::landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError, RulesetStatus,
@@ -54,9 +54,11 @@ fn rules(needs: &Needs<'_>) -> Result<Files, RulesetError> {
     for path in READ {
         allow(Path::new(path), AccessFs::ReadFile.into())?;
     }
-    if let Some(dir) = needs.socket_dir {
-        // The parent of a mere file name is the empty path.
-        allow(if dir.as_os_str().is_empty() { Path::new(".") } else { dir }, AccessFs::RemoveFile.into())?;
+    for dir in needs.socket_dir.into_iter().chain(needs.pid_dir) {
+        allow(named(dir), AccessFs::RemoveFile.into())?;
+    }
+    if let Some(dir) = needs.log_dir {
+        allow(named(dir), AccessFs::WriteFile | AccessFs::MakeReg)?;
     }
     // Its files are open; what is left is to remove it.
     if let Some(parent) = needs.cgroup.and_then(Path::parent) {
@@ -97,7 +99,7 @@ mod tests {
         let path = scratch.path().join("secret");
         std::fs::write(&path, "x").expect("scratch");
         let other = tempfile::tempdir().expect("a scratch directory");
-        let needs = Needs { socket_dir: Some(other.path()), cgroup: None };
+        let needs = Needs { socket_dir: Some(other.path()), ..Needs::default() };
         std::fs::write(other.path().join("socket"), "").expect("scratch");
         let Some(files) = prepare(&needs) else { return test_support::skipped("no Landlock") };
         let (inner, socket) = (path.clone(), other.path().join("socket"));

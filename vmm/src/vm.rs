@@ -9,6 +9,7 @@
 //! | `launch` | the steps of a launch |
 //! | `life`, `life_state` | pause, resume, stop |
 //! | `devices` | starts the devices' threads |
+//! | `pursuit`, `target` | a limit that was not reached yet |
 //! | `request` | requests for the guest's agents |
 //! | `view` | what the guest says about its memory |
 
@@ -16,13 +17,17 @@ mod devices;
 mod launch;
 mod life;
 mod life_state;
+mod pursuit;
 mod request;
+mod target;
 mod view;
 
 pub use crate::config::{LinuxConfig, VmConfig};
 pub use crate::error::{LaunchError, LimitError, PauseError, VmError};
 pub use life::{LifeChange, PAUSE};
 pub use llfree_monitor::Resize;
+pub use pursuit::Step;
+pub use target::Target;
 
 use crate::agent::Agents;
 use crate::boot::Platform;
@@ -49,6 +54,7 @@ use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use target::Pursuit;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Why the guest ended, once it has, and the condition that waiters sleep on.
@@ -107,6 +113,7 @@ pub struct Vm {
     /// `None` if nothing detects violations.
     violations: Option<Violations>,
     life: LifeState,
+    pursuit: Pursuit,
     exit_notifier: ExitNotifier,
     started: Instant,
     next_seed: AtomicU32,

@@ -2,11 +2,13 @@
 
 use crate::advice::{self, Advice, Advised};
 use crate::exit;
+use crate::failure::{self, Fails, Failure};
 use llfree_base::units::Bytes;
 use llfree_control::socket::SocketError;
 use llfree_harden::SeccompError;
 use llfree_monitor::auto::SwitchError;
 use std::io;
+use std::path::PathBuf;
 use vmm::cgroup::CgroupError;
 use vmm::elastic::ResizeError;
 use vmm::exit::ExitReason;
@@ -30,6 +32,20 @@ pub enum RunError {
     /// No filters for the threads.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
+    /// The limit to start with.
+    #[error("the VM cannot start with that limit")]
+    Limit(#[source] VmError),
+    /// A file for the serial line.
+    #[error("cannot open {path} for the serial line")]
+    SerialFile {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A serial line of a guest that has none.
+    #[error("this kind of guest has no serial line; leave --serial out, or name a Linux with --kernel")]
+    NoSerial,
     /// The guest ended on its own, and not well.
     #[error(transparent)]
     Guest(#[from] ExitReason),
@@ -93,6 +109,22 @@ impl RunError {
     }
 }
 
+impl Fails for RunError {
+    fn failure(&self) -> Failure {
+        let kind = match self {
+            Self::Socket(error) => failure::of_socket(error),
+            Self::Guest(_) | Self::Workload { source: VmError::Ended(_), .. } => "guest".to_owned(),
+            Self::Flags(_) | Self::DemoSize(_) | Self::NoSerial | Self::Limit(_) => "usage".to_owned(),
+            Self::Host { .. } | Self::Loop(_) | Self::SerialFile { .. } => "host".to_owned(),
+            Self::Output(_) => "output".to_owned(),
+            Self::Launch(_) | Self::Cgroup(_) | Self::Seccomp(_) | Self::AutoReclaim(_) | Self::Workload { .. } => {
+                "launch".to_owned()
+            }
+        };
+        Failure { kind, reason: None, message: self.report(), exit_code: self.exit_code() }
+    }
+}
+
 impl Advised for RunError {
     fn advice(&self) -> Option<Advice> {
         match self {
@@ -101,7 +133,8 @@ impl Advised for RunError {
             Self::Cgroup(error) => advice::cgroup(error),
             Self::Flags(error) => Some(advice::resize(error)),
             Self::Guest(end) => advice::exit(end),
-            Self::Workload { source, .. } => advice::vm(source),
+            Self::Workload { source, .. } | Self::Limit(source) => advice::vm(source),
+            Self::SerialFile { .. } | Self::NoSerial => None,
             Self::Seccomp(_) | Self::AutoReclaim(_) | Self::Host { .. } => None,
             Self::DemoSize(_) | Self::Loop(_) | Self::Output(_) => None,
         }

@@ -56,8 +56,18 @@ impl<F: AsRawFd> MutEventSubscriber for StopOn<F> {
     }
 }
 
-/// SIGTERM, SIGINT and SIGHUP end the VM cleanly. Once the flag is set, one more ends it hard.
-pub(super) fn watch_signals(stop: &StopCell) -> io::Result<(Vec<StopOn<UnixStream>>, Arc<AtomicBool>)> {
+/// The signals as descriptors.
+pub(super) struct Signals {
+    /// Those that end the VM cleanly.
+    pub(super) stops: Vec<StopOn<UnixStream>>,
+    /// SIGHUP, if it opens the log anew.
+    pub(super) reopen: Option<UnixStream>,
+    /// Once it is set, one more signal ends the VM hard.
+    pub(super) second_is_hard: Arc<AtomicBool>,
+}
+
+/// SIGTERM, SIGINT and SIGHUP end the VM cleanly; with a log file, SIGHUP opens that anew instead.
+pub(super) fn watch_signals(stop: &StopCell, has_log_file: bool) -> io::Result<Signals> {
     let second_is_hard = Arc::new(AtomicBool::new(false));
     let watch = |signal| {
         let (read, write) = UnixStream::pair()?;
@@ -65,14 +75,22 @@ pub(super) fn watch_signals(stop: &StopCell) -> io::Result<(Vec<StopOn<UnixStrea
         signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), second_is_hard.clone())?;
         Ok(StopOn { source: read, reason: Stop::Signal(signal), cell: stop.clone() })
     };
+    let reopen = || {
+        let (read, write) = UnixStream::pair()?;
+        signal_hook::low_level::pipe::register(SIGHUP, write)?;
+        io::Result::Ok(read)
+    };
     // A process started under nohup is meant to outlive the terminal.
-    let signals: &[i32] = if is_ignored(SIGHUP) { &[SIGTERM, SIGINT] } else { &[SIGTERM, SIGINT, SIGHUP] };
+    let hang_up_stops = !has_log_file && !is_ignored(SIGHUP);
+    let signals: &[i32] = if hang_up_stops { &[SIGTERM, SIGINT, SIGHUP] } else { &[SIGTERM, SIGINT] };
+    let handled: &[i32] = &[SIGTERM, SIGINT, SIGHUP];
     // A signal that comes between two steps has to wait: with a handler, but without its pipe, it
     // would be lost. One that is blocked already is unblocked all the same.
-    signals.iter().for_each(|signal| drop(block_signal(*signal)));
-    let watched = signals.iter().copied().map(watch).collect::<io::Result<_>>();
-    signals.iter().for_each(|signal| drop(unblock_signal(*signal)));
-    Ok((watched?, second_is_hard))
+    handled.iter().for_each(|signal| drop(block_signal(*signal)));
+    let stops = signals.iter().copied().map(watch).collect::<io::Result<_>>();
+    let reopen = has_log_file.then(reopen).transpose();
+    handled.iter().for_each(|signal| drop(unblock_signal(*signal)));
+    Ok(Signals { stops: stops?, reopen: reopen?, second_is_hard })
 }
 
 fn is_ignored(signal: i32) -> bool {

@@ -184,7 +184,9 @@ impl Scratch {
 
     /// Gives a command this directory, pipes, and no setting of the user's own.
     pub(crate) fn prepare<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env("XDG_RUNTIME_DIR", self.path()).env_remove("RUST_LOG").current_dir(self.path());
+        // Not only the first place for a socket but the only one: no test sees, or stops, a VM of somebody else.
+        command.env("LLFREE_VMM_DIR", self.path().join("llfree-vmm"));
+        command.env_remove("RUST_LOG").current_dir(self.path());
         if no_userfaultfd().is_some() {
             // Every VM would warn about it, which has its own test; the other tests read all of stderr.
             command.env("RUST_LOG", "warn,cli::run=error");

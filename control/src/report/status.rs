@@ -36,8 +36,15 @@ metered! {
         /// Memory that the guest may hold now, in bytes.
         pub limit_bytes: u64 => gauge,
         /// Memory that the last resize, a shrink, is still short of, in bytes: the guest is asked for it until the next
-        /// resize, but nobody takes what it frees meanwhile.
+        /// resize.
         pub wanted_bytes: u64 => gauge,
+        /// The limit that a resize asked for and that is not reached yet, in bytes: it is pursued until it is, or until
+        /// another resize replaces it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub target_bytes: Option<u64> => gauge,
+        /// For how long it has been pursued, in milliseconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub target_age_ms: Option<u64> => gauge,
         /// Resident guest memory of the kernel, in bytes, with what the guest touched without asking
         /// and what is taken back while this report is made.
         pub resident_bytes: u64 => gauge,
@@ -75,6 +82,9 @@ metered! {
         /// Calls that were refused.
         #[serde(flatten)]
         pub doorbell: DoorbellCounts => inline,
+        /// The commands that the guest's agent has got, and those that wait for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub guest_commands: Option<GuestCommandsReport> => part,
         /// Reclaim without being asked.
         pub auto_reclaim: AutoReclaimReport => part,
         /// The VM's own cgroup, if it has one.
@@ -97,6 +107,19 @@ metered! {
         /// One a virtio device.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub devices: Vec<DeviceStatus> => part,
+    }
+}
+
+metered! {
+    /// Commands for the guest's agent: one at a time.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct GuestCommandsReport {
+        /// The one at work.
+        pub at_work: Option<String>,
+        /// For how long, in milliseconds.
+        pub age_ms: Option<u64> => gauge,
+        /// How many wait behind it.
+        pub queued: u64 => gauge,
     }
 }
 

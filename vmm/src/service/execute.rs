@@ -11,20 +11,18 @@ use crate::vm::{LimitError, Vm, VmError};
 use llfree_base::choices::Switch;
 use llfree_base::error_line;
 use llfree_base::units::Bytes;
-use llfree_control::protocol::{ErrorKind, Reply, ShrinkGoal};
-use llfree_control::report::{AutoReclaimReport, FindingReport, ReclaimReport, ResizeReport, ValidateReport};
-use llfree_monitor::Finding;
+use llfree_control::protocol::{ErrorKind, Reply, ResizeGoal};
+use llfree_control::report::{AutoReclaimReport, FindingReport, Reason, ReclaimReport, ResizeReport, ValidateReport};
 use llfree_monitor::auto::SwitchError;
+use llfree_monitor::{Direction, Finding};
 use shared_layout::HUGE_SIZE;
 use std::time::{Duration, Instant};
 
 /// Requests that move memory between guest and host.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Resizing {
-    /// Lower the limit; wait this long for the guest.
-    Shrink { goal: ShrinkGoal, wait: Duration },
-    /// Raise the limit.
-    Grow { to_bytes: u64 },
+    /// Move the limit; wait this long for the guest, and pursue what is missing then unless this is `once`.
+    Move { goal: ResizeGoal, wait: Duration, once: bool },
     /// Take the memory of free frames, at most this many bytes.
     Reclaim { bytes: Option<u64> },
 }
@@ -44,23 +42,69 @@ pub(super) fn answer(result: Result<Reply, VmError>) -> Reply {
             | VmError::Cgroup(_)
             | VmError::Pause(_) => ErrorKind::Internal,
         };
-        Reply::error(kind, error_line(&error))
+        Reply::refusal(kind, reason(&error), error_line(&error))
+    })
+}
+
+/// What a program may want to know about a refusal.
+fn reason(error: &VmError) -> Option<Reason> {
+    Some(match error {
+        VmError::Size(error) => match error {
+            LimitError::NotAMultiple { .. } => Reason::NotAMultiple,
+            LimitError::AboveMemory { .. } => Reason::AboveMemory,
+            LimitError::ShrinkAboveLimit { .. } => Reason::AboveLimit,
+            LimitError::GrowBelowLimit { .. } => Reason::BelowLimit,
+            LimitError::ShrinkByAll { .. } | LimitError::ShrinkByMore { .. } => Reason::ByTooMuch,
+        },
+        VmError::Resize(error) => match error {
+            ResizeError::NotElastic => Reason::NotElastic,
+            ResizeError::NoReclaim(_) | ResizeError::NoTable { .. } => Reason::NoTable,
+            ResizeError::BelowBoot { .. } => Reason::BelowBoot,
+            ResizeError::ReportingContradicted
+            | ResizeError::ReportingHasNoSettings
+            | ResizeError::ReportingAtLaunch => Reason::SetAtLaunch,
+        },
+        VmError::Order(_) => Reason::Order,
+        VmError::Paused => Reason::Paused,
+        VmError::AutoReclaim(SwitchError::KeepTooLarge(_)) => Reason::KeepTooLarge,
+        VmError::Cgroup(_) => Reason::Cgroup,
+        VmError::Agent(AgentError::Timeout(_)) => Reason::NoAnswer,
+        VmError::Agent(AgentError::Gone) => return None,
+        VmError::Agent(_) => Reason::NoAgent,
+        VmError::Monitor(_) | VmError::AutoReclaim(_) | VmError::Ended(_) | VmError::Pause(_) => return None,
     })
 }
 
 /// Carries out a resize or a reclaim. A shrink that is only waiting stops when it is `superseded`.
 pub(super) fn resize(vm: &Vm, job: Resizing, superseded: &dyn Fn() -> bool) -> Reply {
     answer(match job {
-        Resizing::Shrink { goal, wait } => shrink(vm, goal, wait, superseded).map(Reply::Resize),
-        Resizing::Grow { to_bytes } => {
-            vm.grow(to_bytes).map(|resize| Reply::Resize(report::resize_report(vm, &resize, "")))
-        }
+        Resizing::Move { goal, wait, once } => move_limit(vm, goal, wait, once, superseded).map(Reply::Resize),
         Resizing::Reclaim { bytes } => reclaim(vm, bytes).map(Reply::Reclaim),
     })
 }
 
-fn shrink(vm: &Vm, goal: ShrinkGoal, wait: Duration, superseded: &dyn Fn() -> bool) -> Result<ResizeReport, VmError> {
-    let target = target(vm, goal)?;
+fn move_limit(
+    vm: &Vm,
+    goal: ResizeGoal,
+    wait: Duration,
+    once: bool,
+    superseded: &dyn Fn() -> bool,
+) -> Result<ResizeReport, VmError> {
+    let (direction, target) = target(vm, goal)?;
+    let report = match direction {
+        Direction::Shrink => shrink(vm, target, wait, superseded)?,
+        Direction::Grow => report::resize_report(vm, &vm.grow(target)?, ""),
+    };
+    // Whatever was pursued before: this took its place.
+    if report.complete || once {
+        vm.stop_pursuing();
+    } else {
+        vm.pursue(target, direction);
+    }
+    Ok(ResizeReport { pursued: !report.complete && !once, ..report })
+}
+
+fn shrink(vm: &Vm, target: u64, wait: Duration, superseded: &dyn Fn() -> bool) -> Result<ResizeReport, VmError> {
     // A device's driver always needs time: it gets as long as it makes progress, unless the
     // request says how long.
     let more = |elapsed| elapsed < wait || wait.is_zero() && vm.is_moving(elapsed);
@@ -72,6 +116,14 @@ fn shrink(vm: &Vm, goal: ShrinkGoal, wait: Duration, superseded: &dyn Fn() -> bo
         () => "free memory in the guest",
     };
     Ok(report::resize_report(vm, &resize, advice))
+}
+
+/// Sets the limit that a VM starts with, and pursues what the guest does not give up yet.
+///
+/// # Errors
+/// A limit that this VM cannot have.
+pub fn start_with_limit(vm: &Vm, limit: u64) -> Result<ResizeReport, VmError> {
+    move_limit(vm, ResizeGoal::DownToBytes(limit), Duration::ZERO, false, &|| true)
 }
 
 fn reclaim(vm: &Vm, bytes: Option<u64>) -> Result<ReclaimReport, VmError> {
@@ -86,16 +138,19 @@ fn reclaim(vm: &Vm, bytes: Option<u64>) -> Result<ReclaimReport, VmError> {
     })
 }
 
-fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
+fn target(vm: &Vm, goal: ResizeGoal) -> Result<(Direction, u64), VmError> {
     let limit = vm.limit();
     // A balloon of small pages may have left the limit at any page.
     let whole = |bytes: u64| bytes - bytes % HUGE_SIZE;
     match goal {
-        ShrinkGoal::ToBytes(to) => Ok(to),
-        ShrinkGoal::ByBytes(by) => match limit.checked_sub(by).map(whole) {
+        ResizeGoal::ToBytes(to) if to > limit => Ok((Direction::Grow, to)),
+        ResizeGoal::ToBytes(to) | ResizeGoal::DownToBytes(to) => Ok((Direction::Shrink, to)),
+        ResizeGoal::UpToBytes(to) => Ok((Direction::Grow, to)),
+        ResizeGoal::UpByBytes(by) => Ok((Direction::Grow, whole(limit.saturating_add(by)))),
+        ResizeGoal::DownByBytes(by) => match limit.checked_sub(by).map(whole) {
             Some(0) => Err(LimitError::ShrinkByAll { by: Bytes(by) }.into()),
             None => Err(LimitError::ShrinkByMore { by: Bytes(by), limit: Bytes(limit) }.into()),
-            Some(left) => Ok(left),
+            Some(left) => Ok((Direction::Shrink, left)),
         },
     }
 }

@@ -5,14 +5,16 @@
 //! up on the wrong thread. Every job is answered: by its thread or, if that is gone, by its responder
 //! when it is dropped. Between jobs, the reports thread audits the guest's memory.
 
+use super::events::Events;
 use super::execute::{self, Resizing, answer};
 use super::life::{self, Change};
 use super::report;
 use crate::roles;
-use crate::vm::Vm;
+use crate::vm::{Step, Vm};
 use llfree_base::thread::Role;
 use llfree_base::{RateLimit, error_line, faults};
 use llfree_control::protocol::{GuestRequest, Reply};
+use llfree_control::report::LifeReport;
 use llfree_control::server::Responder;
 use std::io;
 use std::sync::Arc;
@@ -27,6 +29,10 @@ const AUDIT_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_AUDIT_PAUSE: Duration = Duration::from_secs(10);
 /// Pause for each unit of time that an audit took: at most 1/2000 of a CPU.
 const PAUSE_PER_AUDIT: u32 = 2000;
+
+/// The pauses between two looks at a target that was not reached.
+const SHORTEST_LOOK: Duration = Duration::from_millis(5);
+const LONGEST_LOOK: Duration = Duration::from_millis(250);
 
 /// Requests that only look at the VM.
 #[derive(Clone, Copy, Debug)]
@@ -74,25 +80,31 @@ pub(super) struct Queues {
 
 impl Queues {
     /// Starts the threads. `name` is the VM's.
-    pub(super) fn start(vm: &Arc<Vm>, name: &str) -> io::Result<Self> {
+    pub(super) fn start(vm: &Arc<Vm>, name: &str, events: &Arc<Events>) -> io::Result<Self> {
         let queued_resizes = Arc::new(AtomicUsize::new(0));
         let (queued, name) = (queued_resizes.clone(), name.to_owned());
         let mut threads = Vec::new();
+        let of_resizes = events.clone();
         let resizes = Queue::start(vm, &mut threads, "resizes", roles::RESIZES, move |vm, jobs| {
-            serve(jobs, |job| {
-                queued.fetch_sub(1, Ordering::Relaxed);
-                execute::resize(vm, job, &|| queued.load(Ordering::Relaxed) > 0)
-            });
+            resize_and_pursue(vm, jobs, &queued, &of_resizes);
         })?;
         let guest = Queue::start(vm, &mut threads, "guest-commands", roles::GUEST_COMMANDS, |vm, jobs| {
             serve(jobs, |command: GuestRequest| answer(vm.run_guest(&command).map(Reply::Guest)));
         })?;
+        let of_looks = events.clone();
         let looks = Queue::start(vm, &mut threads, "reports", roles::REPORTS, move |vm, jobs| {
-            look_and_audit(vm, &name, jobs);
+            look_and_audit(vm, &name, jobs, &of_looks);
         })?;
+        let of_life = events.clone();
         // A pause waits for vCPUs and devices: neither a waiting shrink nor a command may hold it up.
-        let life = Queue::start(vm, &mut threads, "life", roles::LIFE, |vm, jobs| {
-            serve(jobs, |change| answer(life::change(vm, change).map(Reply::Life)));
+        let life = Queue::start(vm, &mut threads, "life", roles::LIFE, move |vm, jobs| {
+            serve(jobs, |change| {
+                let result = life::change(vm, change);
+                if let (Ok(LifeReport { changed: true, .. }), change) = (&result, change) {
+                    of_life.say(&change.event());
+                }
+                answer(result.map(Reply::Life))
+            });
         })?;
         Ok(Self { resizes, guest, looks, life, threads, queued_resizes })
     }
@@ -137,9 +149,48 @@ fn serve<J>(jobs: &Receiver<(J, Responder)>, mut execute: impl FnMut(J) -> Reply
     }
 }
 
+/// The resizes thread. Between jobs it pursues what the last resize did not reach: soon after something moved, and
+/// ever more rarely while nothing does.
+fn resize_and_pursue(vm: &Vm, jobs: &Receiver<(Resizing, Responder)>, queued: &AtomicUsize, events: &Events) {
+    let failures = RateLimit::default();
+    let mut pause = SHORTEST_LOOK;
+    loop {
+        let next = match vm.target() {
+            Some(_) => jobs.recv_timeout(pause),
+            None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match next {
+            Ok((job, responder)) => {
+                queued.fetch_sub(1, Ordering::Relaxed);
+                if faults::point(faults::THREAD_DEATH).is_err() {
+                    return;
+                }
+                let reply = execute::resize(vm, job, &|| queued.load(Ordering::Relaxed) > 0);
+                if let Reply::Resize(report) = &reply {
+                    events.resized(vm, report);
+                    pause = SHORTEST_LOOK;
+                }
+                responder.answer(&reply);
+            }
+            Err(RecvTimeoutError::Timeout) => match vm.look_again() {
+                Ok(Step::Reached(target)) => events.reached(vm, target),
+                Ok(Step::Closer(_) | Step::None) => pause = SHORTEST_LOOK,
+                Ok(Step::Same) => pause = (pause * 2).min(LONGEST_LOOK),
+                Err(error) => {
+                    pause = LONGEST_LOOK;
+                    if let Some(number) = failures.tick() {
+                        log::warn!("the limit could not be pursued ({number} so far): {}", error_line(&error));
+                    }
+                }
+            },
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
 /// The reports thread. A status audits on its own; the audits in between find a guest that uses memory it
 /// does not have even if nobody asks.
-fn look_and_audit(vm: &Vm, name: &str, jobs: &Receiver<(Look, Responder)>) {
+fn look_and_audit(vm: &Vm, name: &str, jobs: &Receiver<(Look, Responder)>, events: &Events) {
     let failures = RateLimit::default();
     let mut pause = AUDIT_PAUSE;
     loop {
@@ -156,6 +207,7 @@ fn look_and_audit(vm: &Vm, name: &str, jobs: &Receiver<(Look, Responder)>) {
             Err(RecvTimeoutError::Timeout) => pause = audit(vm, &failures),
             Err(RecvTimeoutError::Disconnected) => break,
         }
+        events.look(vm);
     }
 }
 

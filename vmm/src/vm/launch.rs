@@ -112,6 +112,7 @@ impl Vm {
             vcpus,
             violations,
             life: Default::default(),
+            pursuit: Default::default(),
             exit_notifier,
             started,
             next_seed: AtomicU32::new(1),
