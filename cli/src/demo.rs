@@ -5,10 +5,13 @@
 //! it prints is resident memory by the kernel's accounting, sampled all along for the chart at the
 //! end. The verdict is a list of checks; one that fails is named and makes the exit code 2.
 
+mod sign;
+
 use crate::args::DemoArgs;
 use crate::chart::{Chart, Phase, Sample};
 use crate::client_commands::Output;
 use crate::exit;
+use crate::render;
 use crate::roles;
 use crate::run::{DemoSizeError, RunError, sandbox};
 use crate::workload::DEFAULT_ORDER;
@@ -22,6 +25,7 @@ use llfree_monitor::install_config::InstallPool;
 use llfree_monitor::memory::Backing;
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
+use sign::Sign;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -88,6 +92,7 @@ struct Samples {
     vm: Arc<Vm>,
     start: Instant,
     taken: Arc<Mutex<Vec<Sample>>>,
+    sign: Sign,
 }
 
 impl Samples {
@@ -97,6 +102,7 @@ impl Samples {
             let limit_bytes = u64::from(self.vm.monitor().limit()) * HUGE_SIZE;
             let sample = Sample { at: self.start.elapsed(), resident_bytes: ram.resident_bytes, limit_bytes };
             lock(&self.taken).push(sample);
+            self.sign.go_on(ram.resident_bytes);
         }
     }
 
@@ -140,11 +146,14 @@ struct Story<'a, 'b> {
     samples: Samples,
     phases: Vec<Phase>,
     report: DemoReport,
+    /// Of the terminal.
+    columns: usize,
 }
 
 impl Story<'_, '_> {
     fn begin(&mut self, label: &str) {
         self.phases.push(Phase { at: self.samples.start.elapsed(), label: label.to_owned() });
+        self.samples.sign.begin(label);
     }
 
     /// One line about what just happened; nothing in JSON mode.
@@ -154,7 +163,9 @@ impl Story<'_, '_> {
         self.samples.take();
         if !self.output.json {
             let label = self.phases.last().map_or("", |phase| phase.label.as_str());
-            writeln!(self.output.to, "{label:<8} {what:<58} resident {:>10}", Bytes(resident).to_string())
+            let numbers = format!("resident {:>10}", Bytes(resident).to_string());
+            self.samples.sign.clear();
+            writeln!(self.output.to, "{}", line(label, what, &numbers, self.columns))
                 .and_then(|()| self.output.to.flush())
                 .map_err(RunError::Output)?;
         }
@@ -189,6 +200,28 @@ impl Story<'_, '_> {
     }
 }
 
+/// A step's line; in a narrow terminal it is wrapped, and its numbers have a line of their own.
+fn line(label: &str, what: &str, numbers: &str, columns: usize) -> String {
+    const INDENT: usize = 9;
+    let wide = format!("{label:<8} {what:<58} {numbers}");
+    if wide.chars().count() <= columns {
+        return wide;
+    }
+    let mut lines = vec![String::new()];
+    for word in what.split(' ') {
+        let now = lines.last().map_or(0, |line| line.chars().count());
+        if now > 0 && INDENT + now + 1 + word.chars().count() > columns {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push_str(if line.is_empty() { "" } else { " " });
+            line.push_str(word);
+        }
+    }
+    lines.push(numbers.split_whitespace().collect::<Vec<_>>().join(" "));
+    format!("{label:<8} {}", lines.join(&format!("\n{:INDENT$}", "")))
+}
+
 /// Plays the story. The exit code is 0 if every check passed, else 2.
 ///
 /// # Errors
@@ -216,6 +249,8 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
         // The story is about what the guest costs, and has little room for anything else.
         config.install.pool = Some(InstallPool::default_for(args.mem).at_most(POOL));
     }
+    let sign = Sign::new(!output.json);
+    let columns = if output.terminal { render::terminal_size().1 } else { usize::MAX };
     let sandbox = sandbox(args.seccomp, &Needs::default())?;
     config.threads = sandbox.spawner();
     let vm = Arc::new(Vm::launch(config)?);
@@ -223,7 +258,8 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let boot_ms = millis(start.elapsed());
     let mut story = Story {
         output,
-        samples: Samples { vm: vm.clone(), start, taken: Arc::default() },
+        samples: Samples { vm: vm.clone(), start, taken: Arc::default(), sign },
+        columns,
         phases: vec![Phase { at: Duration::ZERO, label: "boot".to_owned() }],
         report: DemoReport {
             memory_bytes: memory,
@@ -244,12 +280,12 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     result?;
 
     let samples = story.samples.all();
-    let Story { output, phases, mut report, .. } = story;
+    let Story { output, phases, mut report, columns, .. } = story;
     report.passed = report.failures.is_empty();
     let text = if output.json {
         serde_json::to_string(&report).map_err(|e| RunError::Output(e.into()))? + "\n"
     } else {
-        let chart = Chart { title: "guest memory resident on the host".to_owned(), ..Chart::default() };
+        let chart = Chart::fitting("guest memory resident on the host", columns);
         format!("\n{}\n{}", chart.draw(&samples, &phases), verdict(&report))
     };
     output.to.write_all(text.as_bytes()).and_then(|()| output.to.flush()).map_err(RunError::Output)?;
@@ -345,4 +381,24 @@ fn millis(duration: Duration) -> f64 {
 
 fn per_frame(duration: Duration, frames: u32) -> f64 {
     if frames == 0 { 0.0 } else { duration.as_secs_f64() * 1e6 / f64::from(frames) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_fits_a_narrow_terminal() {
+        let what = "the guest frees all but 512 MiB; the host keeps paying";
+        let text = line("free", what, "resident    8.01 GiB", 60);
+        assert_eq!(
+            text,
+            "free     the guest frees all but 512 MiB; the host keeps\n         paying\n         resident 8.01 GiB"
+        );
+        for columns in [30, 40, 60, 80] {
+            let text = line("free", what, "resident    8.01 GiB", columns);
+            assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}:\n{text}");
+        }
+        assert_eq!(line("free", what, "resident    8.01 GiB", usize::MAX).lines().count(), 1);
+    }
 }

@@ -34,6 +34,11 @@ pub fn micros(us: u64) -> String {
     }
 }
 
+/// A number of things.
+fn plural(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 fn uptime(ms: u64) -> String {
     let seconds = ms / 1000;
     match seconds {
@@ -95,7 +100,7 @@ fn size_or_unknown(bytes: Option<u64>) -> String {
 #[must_use]
 pub fn reclaim(report: &ReclaimReport) -> String {
     table(&[
-        ("reclaim", format!("{} frames of 2 MiB in {}", report.huge_frames, micros(report.duration_us))),
+        ("reclaim", format!("{} of 2 MiB in {}", plural(report.huge_frames, "frame"), micros(report.duration_us))),
         ("freed on host", Bytes(report.freed_bytes).to_string()),
     ])
 }
@@ -107,7 +112,7 @@ pub fn auto_reclaim(report: &AutoReclaimReport) -> String {
 }
 
 fn auto_reclaim_line(report: &AutoReclaimReport) -> String {
-    let evicted = format!("{} taken back in {} scans", Bytes(report.evicted_bytes), report.scans);
+    let evicted = format!("{} taken back in {}", Bytes(report.evicted_bytes), plural(report.scans, "scan"));
     let Some(settings) = report.settings.as_deref().filter(|_| report.on) else {
         return if report.scans > 0 { format!("off; {evicted}") } else { "off".to_owned() };
     };
@@ -177,12 +182,12 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
     };
     let mut rows = vec![(verb, format!("{outcome}, {}", micros(report.duration_us)))];
     if report.blocks > 0 || report.bytes > 0 {
-        rows.push(("done", format!("{} in {} blocks", Bytes(report.bytes), report.blocks)));
+        rows.push(("done", format!("{} in {}", Bytes(report.bytes), plural(report.blocks, "block"))));
     }
     if let Some(samples) = &report.samples {
         rows.extend(sample_rows(samples));
     }
-    rows.push(("holds", format!("{} in {} blocks", Bytes(report.held_bytes), report.held_blocks)));
+    rows.push(("holds", format!("{} in {}", Bytes(report.held_bytes), plural(report.held_blocks, "block"))));
     if report.mismatches > 0 {
         rows.push(("wrong pages", report.mismatches.to_string()));
     }
@@ -197,8 +202,11 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
     rows.push((
         "since boot",
         format!(
-            "{} allocs, {} frees, {} install calls, {} frames requested ahead",
-            report.allocs, report.frees, report.install_calls, report.ahead_frames
+            "{}, {}, {}, {} requested ahead",
+            plural(report.allocs, "alloc"),
+            plural(report.frees, "free"),
+            plural(report.install_calls, "install call"),
+            plural(report.ahead_frames, "frame")
         ),
     ));
     table(&rows)
@@ -370,8 +378,9 @@ fn device_rows(report: &StatusReport) -> Vec<Row> {
     let nets = report.nets.iter().map(|net| ("network", net_line(net)));
     let agent = report.agent.iter().map(|agent| ("agent", agent_line(agent)));
     let erred = report.devices.iter().filter(|device| device.counts.errors > 0);
-    let devices =
-        erred.map(|device| ("device", format!("{}: {} driver errors", printable(&device.name), device.counts.errors)));
+    let devices = erred.map(|device| {
+        ("device", format!("{}: {}", printable(&device.name), plural(device.counts.errors, "driver error")))
+    });
     disks.chain(nets).chain(agent).chain(devices).collect()
 }
 
@@ -392,7 +401,7 @@ fn elastic(report: &ElasticStatus) -> Vec<Row> {
     let driver = if report.driven || is_none(report) { "" } else { ", no driver in the guest" };
     let errors = match report.device_errors {
         0 => String::new(),
-        errors => format!(", {errors} driver errors"),
+        errors => format!(", {}", plural(errors, "driver error")),
     };
     if report.balloon.is_some() || report.mem.is_some() || is_none(report) {
         rows.push(("elastic", format!("{}{driver}{errors}", word(&report.kind))));
@@ -418,7 +427,7 @@ fn balloon_rows(balloon: &BalloonStatus) -> Vec<Row> {
     let discarded = Bytes(counts.discarded_bytes);
     let mut rows = vec![
         ("balloon", format!("{} of {}{bad}", Bytes(balloon.inflated_bytes), Bytes(balloon.target_bytes))),
-        ("discarded", format!("{discarded} in {} calls{reported}", counts.discards)),
+        ("discarded", format!("{discarded} in {}{reported}", plural(counts.discards, "call"))),
     ];
     rows.extend(balloon.guest.iter().map(|guest| ("guest says", guest_says(guest))));
     rows
@@ -435,7 +444,7 @@ fn net_line(net: &NetReport) -> String {
             0 => String::new(),
             lost => format!(" ({lost} lost)"),
         };
-        format!("{} in {} frames{lost}", Bytes(counts.bytes), counts.frames)
+        format!("{} in {}{lost}", Bytes(counts.bytes), plural(counts.frames, "frame"))
     };
     let (tap, mac) = (printable(&net.tap), printable(&net.mac));
     format!("{tap}, {mac}: {} to the guest, {} from it", way(&net.traffic.to_guest), way(&net.traffic.from_guest))
@@ -510,6 +519,16 @@ mod tests {
             ..ElasticStatus::default()
         };
         StatusReport { guest_says: GuestSays::Nowhere.into(), elastic, ..StatusReport::default() }
+    }
+
+    #[test]
+    fn one_thing_is_not_many() {
+        assert_eq!(
+            (plural(0, "block"), plural(1, "block"), plural(2, "block")),
+            ("0 blocks".to_owned(), "1 block".to_owned(), "2 blocks".to_owned())
+        );
+        let report = ReclaimReport { huge_frames: 1, ..ReclaimReport::default() };
+        assert!(reclaim(&report).contains("1 frame of 2 MiB in"), "{}", reclaim(&report));
     }
 
     #[test]

@@ -207,7 +207,7 @@ fn refusals_are_one_line_and_teach() {
         ("guest alloc 1G --order 11", "'11' is not an order"),
         ("guest free", "<SIZE|all>"),
         ("guest churn 0s", "for 0 seconds does nothing"),
-        ("guest ftq 1s --quantum 2s", "a quantum is 0.01ms to 1s"),
+        ("guest ftq 1s --quantum 2s", "a quantum is 10us to 1s"),
         ("guest stream 1s --bytes 0", "'stream' of 0 bytes does nothing"),
         ("guest burst 1G --touch all", "invalid value 'all'"),
         ("status --pin 1", "--pin"),

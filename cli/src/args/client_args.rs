@@ -417,7 +417,7 @@ fn parse_ftq_millis(text: &str) -> Result<u64, WorkloadError> {
 fn parse_quantum(text: &str) -> Result<Duration, String> {
     let quantum = parse_duration(text).map_err(|error| error.to_string())?;
     let possible = u64::try_from(quantum.as_micros()).is_ok_and(|us| QUANTUM_US.contains(&us));
-    if possible { Ok(quantum) } else { Err("a quantum is 0.01ms to 1s".to_owned()) }
+    if possible { Ok(quantum) } else { Err("a quantum is 10us to 1s".to_owned()) }
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
