@@ -13,6 +13,7 @@
 //! | [`demo`] | the whole story in one terminal |
 //! | [`workload`] | what a guest is told to do, as text |
 //! | [`render`], [`chart`] | reports and curves as text |
+//! | [`log_writer`] | the one way to stderr, which holds nobody up |
 //! | [`terminal`] | the terminal in front of a guest's serial port |
 //! | [`roles`] | the threads of the process, by what they may ask of the kernel |
 
@@ -22,6 +23,7 @@ pub mod chart;
 pub mod client_commands;
 pub mod demo;
 pub mod exit;
+pub mod log_writer;
 pub mod render;
 pub mod roles;
 pub mod run;

@@ -3,7 +3,10 @@
 
 use cli::args::{self, Cli, Command};
 use cli::client_commands::{self, Output};
+use cli::log_writer::LOG;
 use cli::{advice, demo, exit, run};
+use env_logger::{Builder, Env, Logger, Target, WriteStyle};
+use log::{Log, Metadata, Record};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -24,12 +27,51 @@ fn main() -> ExitCode {
         }
     };
     start_logging(cli.global.verbose);
-    ExitCode::from(execute(&cli))
+    report_panics();
+    let code = execute(&cli);
+    LOG.finish();
+    ExitCode::from(code)
 }
 
 fn start_logging(verbose: u8) {
     let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    let mut builder = Builder::from_env(Env::default().default_filter_or(level));
+    // The logger cannot see what lies behind a writer of ours, and would use no colour.
+    let plain = std::env::var_os("TERM").is_none_or(|term| term == "dumb") || std::env::var_os("NO_COLOR").is_some();
+    if std::env::var_os("RUST_LOG_STYLE").is_none() && std::io::stderr().is_terminal() && !plain {
+        builder.write_style(WriteStyle::Always);
+    }
+    let logger = builder.target(Target::Pipe(Box::new(&LOG))).build();
+    log::set_max_level(logger.filter());
+    // It fails if there is a logger already, and here is the only place that sets one.
+    let _ = log::set_boxed_logger(Box::new(ToTheEnd(logger)));
+}
+
+/// A logger whose flush waits for the lines to be written, for a moment: what a thread says just before it
+/// ends the process is said.
+struct ToTheEnd(Logger);
+
+impl Log for ToTheEnd {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.0.log(record);
+    }
+
+    fn flush(&self) {
+        LOG.finish();
+    }
+}
+
+/// A panic ends the process, whether or not somebody reads of it.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("?").to_owned();
+        LOG.print_last(format!("llfree-vmm: thread '{name}' {panic}; please report this\n").as_bytes());
+    }));
 }
 
 fn execute(cli: &Cli) -> u8 {
@@ -49,6 +91,6 @@ fn execute(cli: &Cli) -> u8 {
 
 /// Prints an error, which is one line unless a guest crashed.
 fn fail(error: &str, code: u8) -> u8 {
-    let _ = writeln!(std::io::stderr(), "llfree-vmm: error: {error}");
+    LOG.print_last(format!("llfree-vmm: error: {error}\n").as_bytes());
     code
 }

@@ -14,13 +14,13 @@ use crate::advice;
 use crate::args::{AUTO, Global, LaunchArgs};
 use crate::client_commands::{Output, guest_exit_code};
 use crate::exit;
+use crate::log_writer::LOG;
 use crate::render;
 use crate::roles;
 use crate::terminal::{Input, Terminal};
 use crate::workload::{Step, Workload};
 use error::host;
-use event_manager::MutEventSubscriber;
-use events::EventLoop;
+use events::{EventLoop, Part};
 use llfree_base::choices::Switch;
 use llfree_base::kernel_stats;
 use llfree_base::thread::Spawner;
@@ -104,10 +104,10 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let mut events = EventLoop::new(signals)?;
     events.stop_on(vm.end_event(), Stop::GuestEnded, &stop)?;
     events.stop_on(&done, Stop::WorkloadDone, &stop)?;
-    let server = events.add(serve(&claim, &service, &stop)?);
+    let server = events.add(serve(&claim, &service, &stop)?)?;
     let first_words = announcement(&vm, &claim, output.json);
     if let Some(serial) = vm.guest().serial() {
-        events.add(console_input(terminal.as_ref(), serial, &stop)?);
+        events.add(console_input(terminal.as_ref(), serial, &stop)?)?;
     }
     let workload = args.workload.clone().unwrap_or_default();
     let workload =
@@ -164,6 +164,8 @@ fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Res
     let needs = Needs { socket_dir: claim.path().parent(), cgroup: cgroup.as_ref().map(|cgroup| cgroup.path()) };
     let sandbox = sandbox(args.seccomp, &needs)?;
     config.threads = sandbox.spawner();
+    // Before there is anybody who could wait for a line of the log.
+    LOG.start(&config.threads).map_err(host("start a thread"))?;
     let vm = Arc::new(Vm::launch(config)?);
     warn_about_enforcement(&vm);
     if let Some(cgroup) = cgroup {
@@ -173,18 +175,14 @@ fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Res
 }
 
 /// The control socket.
-fn serve(
-    claim: &socket::Claim,
-    service: &Arc<Service>,
-    stop: &StopCell,
-) -> Result<impl MutEventSubscriber + 'static, RunError> {
+fn serve(claim: &socket::Claim, service: &Arc<Service>, stop: &StopCell) -> Result<impl Part + 'static, RunError> {
     let (service, stop) = (service.clone(), stop.clone());
     let dispatch = move |request, responder| {
         if service.dispatch(request, responder) {
             stop.set(Stop::Asked);
         }
     };
-    ControlServer::new(claim.listener()?, Limits::default(), dispatch).map_err(host("serve the control socket"))
+    ControlServer::new(claim.listener()?, Limits::of_this_process(), dispatch).map_err(host("serve the control socket"))
 }
 
 /// Keys on their way to a guest's console.
@@ -192,7 +190,7 @@ fn console_input(
     terminal: Option<&Arc<Terminal>>,
     serial: &Arc<Serial>,
     stop: &StopCell,
-) -> Result<impl MutEventSubscriber + use<>, RunError> {
+) -> Result<impl Part + use<>, RunError> {
     let stop = stop.clone();
     let on_leave = move || stop.set(Stop::Asked);
     Input::new(io::stdin().as_fd(), terminal.cloned(), serial.clone(), on_leave)
@@ -420,7 +418,8 @@ fn run_once_unpaused(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmE
 /// Prints what is ours: where stdout is a guest's console, it goes elsewhere.
 fn say(vm: &Vm, text: &str) -> io::Result<()> {
     if vm.guest().serial().is_some() {
-        return io::stderr().write_all(text.as_bytes());
+        LOG.print(text.as_bytes());
+        return Ok(());
     }
     let mut out = io::stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush())

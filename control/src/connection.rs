@@ -9,6 +9,8 @@ use event_manager::EventSet;
 use llfree_base::faults;
 use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// The size of one read.
@@ -41,6 +43,10 @@ pub(super) struct Connection {
     written: usize,
     /// The VM works on a request of this client.
     waiting: bool,
+    /// On one that may take long.
+    on_work: bool,
+    /// Set when the client is gone, for whoever works for it.
+    pub(super) left: Arc<AtomicBool>,
     /// Close when the output is written.
     closing: bool,
     /// There may be lines left in the input that nothing else will wake us for.
@@ -61,6 +67,8 @@ impl Connection {
             output: Vec::new(),
             written: 0,
             waiting: false,
+            on_work: false,
+            left: Arc::default(),
             closing: false,
             unfinished: false,
             since: Instant::now(),
@@ -103,8 +111,13 @@ impl Connection {
     }
 
     /// The VM has a request of this client now.
-    pub(super) fn start_waiting(&mut self) {
-        self.waiting = true;
+    pub(super) fn start_waiting(&mut self, on_work: bool) {
+        (self.waiting, self.on_work) = (true, on_work);
+    }
+
+    /// Whether it waits for a request that may take long.
+    pub(super) fn waits_for_work(&self) -> bool {
+        self.waiting && self.on_work
     }
 
     /// The number of lines handled in one go is bounded; come back soon.

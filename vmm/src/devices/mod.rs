@@ -45,6 +45,8 @@ pub mod worker;
 #[cfg(test)]
 mod driver;
 #[cfg(test)]
+mod resize_tests;
+#[cfg(test)]
 mod source_tests;
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,9 @@ use llfree_monitor::auto::SwitchError;
 use shared_layout::HUGE_SIZE;
 use std::time::{Duration, Instant};
 
+/// What a resize that gave way to a newer one says.
+const OVERTAKEN: &str = "another resize took over";
+
 /// Requests that move memory between guest and host.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Resizing {
@@ -29,6 +32,13 @@ pub(super) enum Resizing {
     Reclaim { bytes: Option<u64> },
 }
 
+impl Resizing {
+    /// Whether it sets another limit.
+    pub(super) fn moves_limit(&self) -> bool {
+        !matches!(self, Self::Reclaim { .. })
+    }
+}
+
 /// The reply to a request that succeeded, or the error reply to one that failed.
 pub(super) fn answer(result: Result<Reply, VmError>) -> Reply {
     result.unwrap_or_else(|error| {
@@ -37,6 +47,7 @@ pub(super) fn answer(result: Result<Reply, VmError>) -> Reply {
             VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(ExitReason::Exited(0)) => ErrorKind::Stopping,
+            VmError::Ended(ExitReason::Unwatched(_)) => ErrorKind::Internal,
             VmError::Ended(_) => ErrorKind::Crashed,
             VmError::AutoReclaim(SwitchError::KeepTooLarge(_)) => ErrorKind::Refused,
             VmError::Monitor(_)
@@ -48,12 +59,14 @@ pub(super) fn answer(result: Result<Reply, VmError>) -> Reply {
     })
 }
 
-/// Carries out a resize or a reclaim. A shrink that is only waiting stops when it is `superseded`.
+/// Carries out a resize or a reclaim. One that is only waiting for its guest stops when it is `superseded`.
 pub(super) fn resize(vm: &Vm, job: Resizing, superseded: &dyn Fn() -> bool) -> Reply {
     answer(match job {
         Resizing::Shrink { goal, wait } => shrink(vm, goal, wait, superseded).map(Reply::Resize),
         Resizing::Grow { to_bytes } => {
-            vm.grow(to_bytes).map(|resize| Reply::Resize(report::resize_report(vm, &resize, "")))
+            let advice = || if superseded() { OVERTAKEN } else { "" };
+            let resize = vm.grow_while(to_bytes, || !superseded());
+            resize.map(|resize| Reply::Resize(report::resize_report(vm, &resize, advice())))
         }
         Resizing::Reclaim { bytes } => reclaim(vm, bytes).map(Reply::Reclaim),
     })
@@ -66,7 +79,7 @@ fn shrink(vm: &Vm, goal: ShrinkGoal, wait: Duration, superseded: &dyn Fn() -> bo
     let more = |elapsed| elapsed < wait || wait.is_zero() && vm.is_moving(elapsed);
     let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
     let advice = match () {
-        () if superseded() => "another resize took over",
+        () if superseded() => OVERTAKEN,
         () if vm.is_paused() => "resume the VM, so that its guest can free some",
         () if vm.shares_table() && !vm.elastic().status().driven => "it has no driver for its device",
         () => "free memory in the guest",

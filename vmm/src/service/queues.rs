@@ -1,9 +1,8 @@
 //! The threads that carry out requests that may take long, and their queues.
 //!
-//! One thread each for resizes, guest commands, pauses and reports, so that a status is answered while
-//! the guest churns and a shrink waits for neither. Each queue has its own job type, so a job cannot end
-//! up on the wrong thread. Every job is answered: by its thread or, if that is gone, by its responder
-//! when it is dropped. Between jobs, the reports thread audits the guest's memory.
+//! One thread each for resizes, guest commands, pauses, checks and reports, so that a status is answered
+//! while the guest churns and a shrink waits for neither. Each queue has its own job type, so a job cannot
+//! end up on the wrong thread. Between jobs, the reports thread audits the guest's memory.
 
 use super::execute::{self, Resizing, answer};
 use super::life::{self, Change};
@@ -12,12 +11,11 @@ use crate::roles;
 use crate::vm::Vm;
 use llfree_base::thread::Role;
 use llfree_base::{RateLimit, error_line, faults};
+use llfree_control::jobs::{JobSender, Jobs, NoJob, jobs};
 use llfree_control::protocol::{GuestRequest, Reply};
 use llfree_control::server::Responder;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,17 +26,16 @@ const LONGEST_AUDIT_PAUSE: Duration = Duration::from_secs(10);
 /// Pause for each unit of time that an audit took: at most 1/2000 of a CPU.
 const PAUSE_PER_AUDIT: u32 = 2000;
 
-/// Requests that only look at the VM.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Look {
-    /// All the numbers.
-    Status,
-    /// Is any frame lost, or owned twice?
-    Validate,
-}
+/// How long the threads may take for their current jobs, all together, once the VM has stopped.
+const LAST_JOBS: Duration = Duration::from_secs(5);
+
+/// A request for all the numbers.
+struct Status;
+/// A request to check that no frame is lost, or owned twice.
+struct Validate;
 
 /// Jobs for one thread, in their order.
-struct Queue<J>(Sender<(J, Responder)>);
+struct Queue<J>(JobSender<J>);
 
 impl<J: Send + 'static> Queue<J> {
     /// Starts the thread that serves the queue until its sender is dropped.
@@ -47,17 +44,16 @@ impl<J: Send + 'static> Queue<J> {
         threads: &mut Vec<JoinHandle<()>>,
         name: &str,
         role: Role,
-        serve: impl FnOnce(&Vm, &Receiver<(J, Responder)>) + Send + 'static,
+        serve: impl FnOnce(&Vm, &Jobs<J>) + Send + 'static,
     ) -> io::Result<Self> {
-        let (sender, jobs) = channel();
+        let (sender, jobs) = jobs();
         let of_thread = vm.clone();
         threads.push(vm.config().threads.spawn(name, role, move || serve(&of_thread, &jobs))?);
         Ok(Self(sender))
     }
 
     fn push(&self, job: J, responder: Responder) {
-        // If the thread is gone, the job is dropped, and its responder tells the client.
-        let _ = self.0.send((job, responder));
+        self.0.push(job, responder);
     }
 }
 
@@ -65,40 +61,43 @@ impl<J: Send + 'static> Queue<J> {
 pub(super) struct Queues {
     resizes: Queue<Resizing>,
     guest: Queue<GuestRequest>,
-    looks: Queue<Look>,
+    reports: Queue<Status>,
+    checks: Queue<Validate>,
     life: Queue<Change>,
     threads: Vec<JoinHandle<()>>,
-    /// Resizes in the queue: a shrink that is only waiting for its guest makes way for them.
-    queued_resizes: Arc<AtomicUsize>,
 }
 
 impl Queues {
     /// Starts the threads. `name` is the VM's.
     pub(super) fn start(vm: &Arc<Vm>, name: &str) -> io::Result<Self> {
-        let queued_resizes = Arc::new(AtomicUsize::new(0));
-        let (queued, name) = (queued_resizes.clone(), name.to_owned());
+        let name = name.to_owned();
         let mut threads = Vec::new();
-        let resizes = Queue::start(vm, &mut threads, "resizes", roles::RESIZES, move |vm, jobs| {
-            serve(jobs, |job| {
-                queued.fetch_sub(1, Ordering::Relaxed);
-                execute::resize(vm, job, &|| queued.load(Ordering::Relaxed) > 0)
-            });
+        let resizes = Queue::start(vm, &mut threads, "resizes", roles::RESIZES, |vm, jobs| {
+            // One that is only waiting for its guest makes way for the next.
+            let superseded = || jobs.has_waiting(Resizing::moves_limit);
+            serve(jobs, |job, _| execute::resize(vm, job, &superseded));
         })?;
         let guest = Queue::start(vm, &mut threads, "guest-commands", roles::GUEST_COMMANDS, |vm, jobs| {
-            serve(jobs, |command: GuestRequest| answer(vm.run_guest(&command).map(Reply::Guest)));
+            serve(jobs, |command: GuestRequest, responder| {
+                let result = vm.run_guest_while(&command, &|| !responder.is_abandoned());
+                answer(result.map(Reply::Guest))
+            });
         })?;
-        let looks = Queue::start(vm, &mut threads, "reports", roles::REPORTS, move |vm, jobs| {
-            look_and_audit(vm, &name, jobs);
+        let reports = Queue::start(vm, &mut threads, "reports", roles::REPORTS, move |vm, jobs| {
+            report_and_audit(vm, &name, jobs);
+        })?;
+        // Waits for installs at work, for seconds if need be, and a status does not.
+        let checks = Queue::start(vm, &mut threads, "checks", roles::CHECKS, |vm, jobs| {
+            serve(jobs, |Validate, _| answer(execute::validate(vm).map(Reply::Validate)));
         })?;
         // A pause waits for vCPUs and devices: neither a waiting shrink nor a command may hold it up.
         let life = Queue::start(vm, &mut threads, "life", roles::LIFE, |vm, jobs| {
-            serve(jobs, |change| answer(life::change(vm, change).map(Reply::Life)));
+            serve(jobs, |change, _| answer(life::change(vm, change).map(Reply::Life)));
         })?;
-        Ok(Self { resizes, guest, looks, life, threads, queued_resizes })
+        Ok(Self { resizes, guest, reports, checks, life, threads })
     }
 
     pub(super) fn resize(&self, job: Resizing, responder: Responder) {
-        self.queued_resizes.fetch_add(1, Ordering::Relaxed);
         self.resizes.push(job, responder);
     }
 
@@ -106,21 +105,33 @@ impl Queues {
         self.guest.push(command, responder);
     }
 
-    pub(super) fn look(&self, job: Look, responder: Responder) {
-        self.looks.push(job, responder);
+    pub(super) fn status(&self, responder: Responder) {
+        self.reports.push(Status, responder);
+    }
+
+    pub(super) fn validate(&self, responder: Responder) {
+        self.checks.push(Validate, responder);
     }
 
     pub(super) fn change(&self, job: Change, responder: Responder) {
         self.life.push(job, responder);
     }
 
-    /// Ends the threads after their current jobs.
+    /// Ends the threads after their current jobs. One whose job does not finish, because the host does not
+    /// answer, is left behind: it owns all it uses.
     pub(super) fn finish(self) {
-        let Self { resizes, guest, looks, life, threads, .. } = self;
+        let Self { resizes, guest, reports, checks, life, threads } = self;
         // Without senders the threads run out of jobs.
-        drop((resizes, guest, looks, life));
+        drop((resizes, guest, reports, checks, life));
+        let deadline = Instant::now() + LAST_JOBS;
         for thread in threads {
-            if thread.join().is_err() {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            if !thread.is_finished() {
+                let name = thread.thread().name().unwrap_or("control");
+                log::warn!("{name}: a request did not finish within {LAST_JOBS:?}; the VM ends without it");
+            } else if thread.join().is_err() {
                 log::error!("a thread of the control service panicked");
             }
         }
@@ -128,33 +139,31 @@ impl Queues {
 }
 
 /// Carries out one job after the other.
-fn serve<J>(jobs: &Receiver<(J, Responder)>, mut execute: impl FnMut(J) -> Reply) {
-    for (job, responder) in jobs {
+fn serve<J>(jobs: &Jobs<J>, mut execute: impl FnMut(J, &Responder) -> Reply) {
+    while let Some((job, responder)) = jobs.next() {
         if faults::point(faults::THREAD_DEATH).is_err() {
             return;
         }
-        responder.answer(&execute(job));
+        let reply = execute(job, &responder);
+        responder.answer(&reply);
     }
 }
 
 /// The reports thread. A status audits on its own; the audits in between find a guest that uses memory it
 /// does not have even if nobody asks.
-fn look_and_audit(vm: &Vm, name: &str, jobs: &Receiver<(Look, Responder)>) {
+fn report_and_audit(vm: &Vm, name: &str, jobs: &Jobs<Status>) {
     let failures = RateLimit::default();
     let mut pause = AUDIT_PAUSE;
     loop {
-        match jobs.recv_timeout(pause) {
-            Ok((Look::Validate, responder)) => {
-                responder.answer(&answer(execute::validate(vm).map(Reply::Validate)));
-            }
-            Ok((Look::Status, responder)) => {
+        match jobs.next_within(pause) {
+            Ok((Status, responder)) => {
                 if faults::point(faults::THREAD_DEATH).is_err() {
                     return;
                 }
                 responder.answer(&answer(report::status(vm, name).map(|report| Reply::Status(Box::new(report)))));
             }
-            Err(RecvTimeoutError::Timeout) => pause = audit(vm, &failures),
-            Err(RecvTimeoutError::Disconnected) => break,
+            Err(NoJob::Yet) => pause = audit(vm, &failures),
+            Err(NoJob::AnyMore) => break,
         }
     }
 }
