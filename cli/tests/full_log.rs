@@ -3,7 +3,9 @@
 
 mod common;
 
+use common::image::{Image, hello, say};
 use common::{Scratch, need_kvm, number};
+use guest_abi::Call;
 use std::io::PipeReader;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -69,4 +71,41 @@ fn an_error_that_nobody_reads_keeps_no_process() {
     let vm = scratch.launch_command(&mut command);
     vm.process.signal(rustix::process::Signal::TERM);
     vm.ends(0);
+}
+
+/// Code that does this again and again.
+fn forever(code: &[u8]) -> Vec<u8> {
+    // jmp rel32, from behind it to the start.
+    let back = -(i32::try_from(code.len()).expect("short") + 5);
+    [code, &[0xe9], &back.to_le_bytes()].concat()
+}
+
+#[test]
+fn a_guest_that_floods_the_log_holds_up_neither_its_clients_nor_its_end() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let greets = forever(&hello());
+    let logs = [hello(), forever(&say(Call::Log, "and another line of the guest's"))].concat();
+    for (name, code) in [("greets", greets), ("logs", logs)] {
+        let image = scratch.file(name, &Image::new(&[&code]).bytes()).to_string_lossy().into_owned();
+        let (_reader, stderr) = full_pipe();
+        let mut command = scratch.command(&["--mem", "64M", "--cpus", "1", "--kernel", &image, "-vv"]);
+        command.env_remove("RUST_LOG").stderr(stderr);
+        let mut vm = scratch.launch_command(&mut command);
+        soon("status", || vm.status());
+        soon("shrink", || vm.ask("shrink --to 32M --json").json());
+        soon("stop", || assert_eq!(vm.json("stop")["stopped"], true));
+        soon("the end", || {
+            while vm.process.is_running() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        vm.ends(0);
+        // And where somebody reads, there is not much to read.
+        let mut vm = scratch.launch(&format!("--mem 64M --cpus 1 --kernel {image} -vv"));
+        std::thread::sleep(Duration::from_millis(300));
+        let said = vm.process.stderr().lines().count();
+        assert!(vm.process.is_running() && said <= 10_200, "{said} lines: {name}");
+        vm.stop();
+    }
 }

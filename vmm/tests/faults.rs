@@ -441,6 +441,30 @@ fn after_any_fault_no_frame_is_lost_and_the_vmm_serves_or_stops() {
     }
 }
 
+/// A host that does not answer: who ends the VM does not wait for it.
+#[test]
+fn a_vm_ends_though_a_request_does_not() {
+    if let Err(error) = vmm::boot::open_kvm() {
+        return skipped(llfree_base::error_line(&error));
+    }
+    let scenario = Scenario::start();
+    let served = Served::start();
+    let mut client = served.client();
+    assert!(matches!(client.call_within(&Request::Status, PATIENCE), Ok(Reply::Status(_))));
+    scenario.set(faults::RESIDENCY, "1*sleep(30000)->off").expect("actions");
+    let asks = std::thread::spawn(move || client.call_within(&Request::Status, Duration::from_secs(100)));
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!asks.is_finished(), "the kernel does not say what is resident");
+    let start = std::time::Instant::now();
+    served.vm.stop();
+    served.service.finish();
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    // It is still at work, and finds all that it needs.
+    assert!(!asks.is_finished());
+    assert!(asks.join().expect("no panic").is_ok());
+    served.stop();
+}
+
 /// A slow host: the pause says what did not settle, and the VM runs on as before.
 #[test]
 fn a_pause_that_does_not_come_about_names_who_is_late_and_leaves_the_vm_running() {
