@@ -11,6 +11,7 @@ use crate::args::DemoArgs;
 use crate::chart::{Chart, Phase, Sample};
 use crate::client_commands::Output;
 use crate::exit;
+use crate::log_writer::LOG;
 use crate::render;
 use crate::roles;
 use crate::run::{DemoSizeError, RunError, sandbox};
@@ -253,6 +254,7 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let columns = if output.terminal { render::terminal_size().1 } else { usize::MAX };
     let sandbox = sandbox(args.seccomp, &Needs::default())?;
     config.threads = sandbox.spawner();
+    LOG.start(&config.threads).map_err(|source| RunError::Host { step: "start a thread", source })?;
     let vm = Arc::new(Vm::launch(config)?);
     guest(&vm, &GuestRequest::Stats)?;
     let boot_ms = millis(start.elapsed());

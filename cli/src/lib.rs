@@ -16,6 +16,7 @@
 //! | [`demo`] | the whole story in one terminal |
 //! | [`workload`] | what a guest is told to do, as text |
 //! | [`render`], [`chart`] | reports and curves as text |
+//! | [`log_writer`] | the one way to stderr, which holds nobody up |
 //! | [`terminal`] | the terminal in front of a guest's serial port |
 //! | [`roles`] | the threads of the process, by what they may ask of the kernel |
 
@@ -28,6 +29,7 @@ pub mod demo;
 pub mod exit;
 pub mod failure;
 pub mod log_ring;
+pub mod log_writer;
 pub mod render;
 pub mod roles;
 pub mod run;

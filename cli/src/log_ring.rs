@@ -1,5 +1,6 @@
 //! The log in memory: the newest lines, for `llfree-vmm logs`, whatever became of stderr.
 
+use crate::log_writer::LOG;
 use llfree_control::feed::{Feed, Subscription};
 use std::io;
 use std::sync::{Arc, LazyLock};
@@ -44,13 +45,13 @@ fn without_colour(line: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// For a logger: stderr, and the ring.
-pub struct ToStderr;
+/// For a logger, which hands over a whole line with each call: the log's writer, and the ring.
+pub struct Tee;
 
-impl io::Write for ToStderr {
+impl io::Write for Tee {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         keep(line);
-        io::stderr().write_all(line)?;
+        LOG.print(line);
         Ok(line.len())
     }
 

@@ -5,9 +5,12 @@ use cli::args::{self, Cli, Command};
 use cli::background::{self, Background, CallerEnd, Side};
 use cli::client_commands::{self, Output};
 use cli::failure::{Fails, Failure};
-use cli::log_ring::ToStderr;
+use cli::log_ring;
+use cli::log_writer::LOG;
 use cli::run::{self, RunError};
 use cli::{demo, exit};
+use env_logger::{Builder, Env, Logger, Target, WriteStyle};
+use log::{Log, Metadata, Record};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -32,14 +35,51 @@ fn main() -> ExitCode {
         _ => None,
     };
     start_logging(cli.global.verbose);
-    ExitCode::from(execute(&cli, background))
+    report_panics();
+    let code = execute(&cli, background);
+    LOG.finish();
+    ExitCode::from(code)
 }
 
 fn start_logging(verbose: u8) {
     let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
-        .target(env_logger::Target::Pipe(Box::new(ToStderr)))
-        .init();
+    let mut builder = Builder::from_env(Env::default().default_filter_or(level));
+    // The logger cannot see what lies behind a writer of ours, and would use no colour.
+    let plain = std::env::var_os("TERM").is_none_or(|term| term == "dumb") || std::env::var_os("NO_COLOR").is_some();
+    if std::env::var_os("RUST_LOG_STYLE").is_none() && std::io::stderr().is_terminal() && !plain {
+        builder.write_style(WriteStyle::Always);
+    }
+    let logger = builder.target(Target::Pipe(Box::new(log_ring::Tee))).build();
+    log::set_max_level(logger.filter());
+    // It fails if there is a logger already, and here is the only place that sets one.
+    let _ = log::set_boxed_logger(Box::new(ToTheEnd(logger)));
+}
+
+/// A logger whose flush waits for the lines to be written, for a moment: what a thread says just before it
+/// ends the process is said.
+struct ToTheEnd(Logger);
+
+impl Log for ToTheEnd {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.0.log(record);
+    }
+
+    fn flush(&self) {
+        LOG.finish();
+    }
+}
+
+/// A panic ends the process, whether or not somebody reads of it.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("?").to_owned();
+        LOG.print_last(format!("llfree-vmm: thread '{name}' {panic}; please report this\n").as_bytes());
+    }));
 }
 
 fn execute(cli: &Cli, background: Option<Background>) -> u8 {
@@ -70,7 +110,7 @@ fn report(failure: &Failure, json: bool) {
     if json {
         let _ = std::io::stdout().write_all(failure.to_line().as_bytes());
     }
-    let _ = writeln!(std::io::stderr(), "llfree-vmm: error: {}", failure.message);
+    LOG.print_last(format!("llfree-vmm: error: {}\n", failure.message).as_bytes());
 }
 
 /// Prints help, a version or a usage error.

@@ -19,11 +19,13 @@ pub const STORY: Role = Role::new("story", &[MEMORY, READ_FILES, THREADS]);
 pub const WORKLOAD: Role = Role::new("workload", &[]);
 /// Waits while the VM ends, for the moment from which one more signal is obeyed at once.
 pub const HARD_END: Role = Role::new("hard-end", &[]);
+/// Writes the log.
+pub const LOG: Role = Role::new("log", &[WAIT]);
 /// Watches resident memory for the chart of `demo`.
 pub const SAMPLER: Role = Role::new("sampler", &[READ_FILES]);
 
 /// The threads of this crate.
-const OWN: [Role; 5] = [MAIN, STORY, WORKLOAD, HARD_END, SAMPLER];
+const OWN: [Role; 6] = [MAIN, STORY, WORKLOAD, HARD_END, LOG, SAMPLER];
 
 /// Every kind of thread in the process.
 pub fn all() -> impl Iterator<Item = Role> {
@@ -88,7 +90,6 @@ const THREADS: &[Allow] = &[
     With(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u64, libc::PR_CAP_AMBIENT as u64]),
     Call(libc::SYS_capget),
     Call(libc::SYS_capset),
-    With(libc::SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u64]),
     Call(libc::SYS_landlock_restrict_self),
 ];
 

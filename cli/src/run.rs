@@ -19,12 +19,12 @@ use crate::background::Background;
 use crate::client_commands::Output;
 use crate::exit;
 use crate::log_ring;
+use crate::log_writer::LOG;
 use crate::roles;
 use crate::terminal::{Input, Terminal};
 use console::{Carrier, Line};
 use error::host;
-use event_manager::MutEventSubscriber;
-use events::EventLoop;
+use events::{EventLoop, Part};
 use files::{LogFile, PidFile, Reopen};
 use llfree_base::choices::Switch;
 use llfree_base::kernel_stats;
@@ -119,9 +119,9 @@ pub fn run(
     let server = serve(&claim, &service, &stop, &vm, line.as_ref())?;
     let stdin = (args.serial() == SerialLine::Stdio).then_some(terminal.as_ref());
     add_console(&mut events, &vm, line.as_ref(), server.waker(), stdin, &stop)?;
-    let server = events.add(server);
+    let server = events.add(server)?;
     if let (Some(log), Some(signal)) = (&log, reopen) {
-        events.add(Reopen { signal, path: log.path().to_owned() });
+        events.add(Reopen::new(signal, log.path()).map_err(host("watch for SIGHUP"))?)?;
     }
     let pid_file = args.pid_file.as_deref().map(PidFile::write).transpose().map_err(host("write the pid file"))?;
     service.say(&up_event(&vm, &claim));
@@ -174,6 +174,7 @@ fn say_to_both(log: &LogFile, error: Option<&RunError>) {
     if let Some(error) = error {
         log::error!("{}", error.report());
     }
+    LOG.finish();
     log.give_back();
 }
 
@@ -201,10 +202,10 @@ fn add_console(
     let Some(serial) = vm.guest().serial() else { return Ok(()) };
     match (line, stdin) {
         (Some(line), _) => {
-            events.add(Carrier { line: line.clone(), serial: serial.clone(), waker });
+            events.add(Carrier::new(line.clone(), serial.clone(), waker))?;
         }
         (None, Some(terminal)) => {
-            events.add(console_input(terminal, serial, stop)?);
+            events.add(console_input(terminal, serial, stop)?)?;
         }
         // Nobody types into a file.
         (None, None) => {}
@@ -247,6 +248,8 @@ fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Res
     let needs = Needs { socket_dir: claim.path().parent(), cgroup: cgroup_dir, pid_dir, log_dir };
     let sandbox = sandbox(args.seccomp, &needs)?;
     config.threads = sandbox.spawner();
+    // Before there is anybody who could wait for a line of the log.
+    LOG.start(&config.threads).map_err(host("start a thread"))?;
     let vm = Arc::new(Vm::launch(config)?);
     warn_about_enforcement(&vm);
     if let Some(cgroup) = cgroup {
@@ -279,7 +282,7 @@ fn serve(
             }
         }
     };
-    ControlServer::new(claim.listener()?, Limits::default(), dispatch).map_err(host("serve the control socket"))
+    ControlServer::new(claim.listener()?, Limits::of_this_process(), dispatch).map_err(host("serve the control socket"))
 }
 
 fn no_console(has_serial: bool) -> Reply {
@@ -297,7 +300,7 @@ fn console_input(
     terminal: Option<&Arc<Terminal>>,
     serial: &Arc<Serial>,
     stop: &StopCell,
-) -> Result<impl MutEventSubscriber + use<>, RunError> {
+) -> Result<impl Part + use<>, RunError> {
     let stop = stop.clone();
     let on_leave = move || stop.set(Stop::Asked);
     Input::new(io::stdin().as_fd(), terminal.cloned(), serial.clone(), on_leave)

@@ -529,3 +529,50 @@ fn a_launch_needs_nothing_of_the_runtime_directory_with_a_socket_of_its_own() {
     Process::spawn(command.arg(&socket).env("XDG_RUNTIME_DIR", "/nonexistent")).wait().exits(0);
     assert!(!socket.exists());
 }
+
+#[test]
+fn a_launch_waits_for_no_listener_whose_queue_is_full() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let path = scratch.path().join("full.sock");
+    // Somebody who listens and never accepts, and clients until there is no place for another one.
+    let listener = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None);
+    let listener = listener.expect("a socket");
+    let address = rustix::net::SocketAddrUnix::new(&path).expect("short");
+    rustix::net::bind(&listener, &address).expect("a scratch directory");
+    rustix::net::listen(&listener, 0).expect("it is bound");
+    let mut clients = Vec::new();
+    loop {
+        let flags = rustix::net::SocketFlags::NONBLOCK;
+        let (family, kind) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM);
+        let client = rustix::net::socket_with(family, kind, flags, None).expect("a socket");
+        if rustix::net::connect(&client, &address).is_err() {
+            break;
+        }
+        clients.push(client);
+    }
+    let socket = path.to_str().expect("plain");
+    let output = scratch.run(&["--mem", "64M", "--cpus", "1", "--socket", socket]).exits(1);
+    assert!(output.one_error_line().contains("already listens"), "{output:?}");
+}
+
+#[test]
+fn a_launch_whose_loop_would_be_deaf_fails() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let mut deaf = 0;
+    loop {
+        let mut command = scratch.command(&["--mem", "64M", "--cpus", "1", "--workload", "stop"]);
+        command.env("FAILPOINTS", format!("epoll-add={deaf}*off->1*return(12)->off"));
+        let output = Process::spawn(&mut command).wait();
+        if output.code() == 0 {
+            break;
+        }
+        let output = output.exits(1);
+        assert!(output.one_error_line().contains("could not watch a descriptor"), "{output:?}");
+        assert_eq!(scratch.leftovers(), [] as [String; 0]);
+        deaf += 1;
+    }
+    // Three signals, the guest's end, the workload's, and three of the control socket.
+    assert!(deaf >= 7, "{deaf}");
+}

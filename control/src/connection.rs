@@ -10,6 +10,8 @@ use event_manager::EventSet;
 use llfree_base::faults;
 use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// The size of one read, and about that of one write of a stream.
@@ -44,6 +46,10 @@ pub(super) struct Connection {
     written: usize,
     /// The VM works on a request of this client.
     waiting: bool,
+    /// On one that may take long.
+    on_work: bool,
+    /// Set when the client is gone, for whoever works for it.
+    pub(super) left: Arc<AtomicBool>,
     /// Close when the output is written.
     closing: bool,
     /// There may be lines left in the input that nothing else will wake us for.
@@ -66,6 +72,8 @@ impl Connection {
             output: Vec::new(),
             written: 0,
             waiting: false,
+            on_work: false,
+            left: Arc::default(),
             closing: false,
             unfinished: false,
             since: Instant::now(),
@@ -121,8 +129,14 @@ impl Connection {
     }
 
     /// The VM has a request of this client now.
-    pub(super) fn start_waiting(&mut self) {
-        self.waiting = true;
+    pub(super) fn start_waiting(&mut self, on_work: bool) {
+        (self.waiting, self.on_work) = (true, on_work);
+    }
+
+    /// Whether it waits for a request that may take long, or follows a stream: either may last, and must leave
+    /// places for those who ask what is prompt.
+    pub(super) fn waits_for_work(&self) -> bool {
+        self.waiting && self.on_work || self.is_stream()
     }
 
     /// The number of lines handled in one go is bounded; come back soon.

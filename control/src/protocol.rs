@@ -410,6 +410,12 @@ impl Request {
         matches!(self, Self::Ping | Self::Stop)
     }
 
+    /// Whether it is answered at once, whatever else the VM is at: nobody can keep anybody from asking.
+    #[must_use]
+    pub const fn is_prompt(&self) -> bool {
+        matches!(self, Self::Ping | Self::Status | Self::Stop)
+    }
+
     /// The checks that do not depend on the VM asked.
     fn check(&self) -> Result<(), DecodeError> {
         let size = |field, bytes: u64| {

@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 mod error;
@@ -261,7 +261,7 @@ fn listen_on(path: &Path, lock_path: &Path, mut lock: &File) -> Result<UnixListe
         Err(error) => return Err(io_error("look at", path)(error)),
         Ok(meta) if !meta.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
         // A program that knows nothing of our lock may listen on a path that the user chose.
-        Ok(_) if UnixStream::connect(path).is_ok() => {
+        Ok(_) if listens(path) => {
             return Err(SocketError::InUse { path: path.to_owned(), pid: None });
         }
         Ok(_) => {

@@ -16,10 +16,11 @@ mod resize;
 mod validate;
 mod violation;
 
+pub use audit::Picture;
 pub use install::InstallError;
 pub use llfree_base::choices::OnViolation;
 pub use resize::{Direction, Resize};
-pub use violation::{Violation, Violations};
+pub use violation::{Ending, Violation, Violations};
 
 use crate::fair_lock::FairLock;
 use crate::memory::{GuestRam, MemoryError, Supply};

@@ -15,6 +15,8 @@ pub const GUEST_COMMANDS: Role = Role::new("guest-commands", &[]);
 pub const LIFE: Role = Role::new("life", &[]);
 /// Status and audits.
 pub const REPORTS: Role = Role::new("reports", &[MEMORY, READ_FILES, CGROUP]);
+/// Looks for lost frames.
+pub const CHECKS: Role = Role::new("checks", &[MEMORY, READ_FILES]);
 /// Serves the queues of a device.
 pub const DEVICE: Role = Role::new("device", &[MEMORY, EVENTS]);
 /// Moves bytes between the queues of a device and a tap, or another thread; every thread may write.
@@ -25,7 +27,7 @@ pub const DISK: Role = Role::new("disk", &[FILE, EVENTS]);
 pub const CONSOLE_OUT: Role = Role::new("console-out", &[WAIT]);
 
 /// All of them.
-pub const ALL: [Role; 9] = [VCPU, RESIZES, GUEST_COMMANDS, LIFE, REPORTS, DEVICE, STREAM, DISK, CONSOLE_OUT];
+pub const ALL: [Role; 10] = [VCPU, RESIZES, GUEST_COMMANDS, LIFE, REPORTS, CHECKS, DEVICE, STREAM, DISK, CONSOLE_OUT];
 
 const KVM: u64 = 0xae;
 const PUNCH_HOLE: u64 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;

@@ -57,6 +57,10 @@ use std::time::{Duration, Instant};
 use target::Pursuit;
 use vmm_sys_util::eventfd::EventFd;
 
+/// The longest time for a resize without a deadline, however steadily it comes nearer to its target: a
+/// driver may do so as slowly as it likes. Less than a client's patience.
+pub const LONGEST_RESIZE: Duration = Duration::from_secs(9 * 60);
+
 /// Why the guest ended, once it has, and the condition that waiters sleep on.
 #[derive(Default)]
 struct End {
@@ -268,10 +272,14 @@ impl Vm {
     /// # Errors
     /// If the VM is paused, or if the guest does not answer within `timeout` or has ended.
     pub fn command(&self, command: Command, timeout: Duration) -> Result<Report, VmError> {
+        self.command_while(command, timeout, &|| true)
+    }
+
+    fn command_while(&self, command: Command, timeout: Duration, wanted: &dyn Fn() -> bool) -> Result<Report, VmError> {
         if self.is_paused() && !self.is_over() {
             return Err(VmError::Paused);
         }
-        match (self.guest.run(command, timeout), self.ended()) {
+        match (self.guest.run(command, timeout, wanted), self.ended()) {
             (Ok(report), _) => Ok(report),
             (Err(_), Some(end)) => Err(end.into()),
             (Err(error), None) => Err(error.into()),
@@ -308,6 +316,14 @@ impl Vm {
     /// # Errors
     /// A size out of range, a VM whose memory stays as it is, or a cgroup that does not make room.
     pub fn grow(&self, target: u64) -> Result<Resize, VmError> {
+        self.grow_while(target, || true)
+    }
+
+    /// The same, but only while `wanted` says so.
+    ///
+    /// # Errors
+    /// As [`grow`](Self::grow). Falling short is not an error.
+    pub fn grow_while(&self, target: u64, wanted: impl Fn() -> bool) -> Result<Resize, VmError> {
         self.check_size(target)?;
         if target < self.limit() {
             let limit = Bytes(self.limit());
@@ -316,15 +332,15 @@ impl Vm {
         if let Some(cgroup) = self.cgroup() {
             cgroup.raise(target)?;
         }
-        let go_on = |elapsed| !self.is_over() && self.is_moving(elapsed);
+        let go_on = |elapsed| !self.is_over() && self.is_moving(elapsed) && wanted();
         Ok(self.elastic.resize(Direction::Grow, target, &go_on)?)
     }
 
-    /// Whether a resize without a deadline that began `elapsed` ago is still making progress. False while
-    /// the VM is paused, as the guest's driver is paused, too.
+    /// Whether a resize without a deadline that began `elapsed` ago should go on: its driver makes progress,
+    /// and has not had [`LONGEST_RESIZE`] for it. False while the VM is paused, as the driver is, too.
     #[must_use]
     pub fn is_moving(&self, elapsed: Duration) -> bool {
-        !self.is_paused() && self.elastic.is_moving(elapsed)
+        elapsed < LONGEST_RESIZE && !self.is_paused() && self.elastic.is_moving(elapsed)
     }
 
     fn is_over(&self) -> bool {

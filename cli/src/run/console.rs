@@ -4,9 +4,11 @@
 //! feed: a reader who is slow, or nobody at all, holds up no guest. What readers type goes to the port, as
 //! far as it takes it; the port's event says when there is room again.
 
+use super::events::Part;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use llfree_control::feed::{Feed, Subscription};
 use llfree_control::server::Waker;
+use llfree_control::watch::watch;
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -70,10 +72,23 @@ fn lost(_: u64, bytes: u64) -> Vec<u8> {
 
 /// The line on the event loop.
 pub(super) struct Carrier {
-    pub(super) line: Line,
-    pub(super) serial: Arc<Serial>,
+    line: Line,
+    serial: Arc<Serial>,
     /// Looks again after what readers typed.
-    pub(super) waker: Waker,
+    waker: Waker,
+    deaf: Option<io::Error>,
+}
+
+impl Carrier {
+    pub(super) fn new(line: Line, serial: Arc<Serial>, waker: Waker) -> Self {
+        Self { line, serial, waker, deaf: None }
+    }
+}
+
+impl Part for Carrier {
+    fn take_failure(&mut self) -> Option<io::Error> {
+        self.deaf.take()
+    }
 }
 
 impl MutEventSubscriber for Carrier {
@@ -89,10 +104,7 @@ impl MutEventSubscriber for Carrier {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        for fd in [self.line.from_guest.as_raw_fd(), self.serial.room().as_raw_fd()] {
-            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
-                log::error!("the event loop cannot watch the console: {error:?}");
-            }
-        }
+        let fds = [self.line.from_guest.as_raw_fd(), self.serial.room().as_raw_fd()];
+        self.deaf = fds.into_iter().try_for_each(|fd| watch(ops, Events::new_raw(fd, EventSet::IN))).err();
     }
 }

@@ -85,6 +85,8 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Guest(end) | Self::Workload { source: VmError::Ended(end), .. } => match end {
+                // Not the guest's fault.
+                ExitReason::Unwatched(_) => exit::ERROR,
                 ExitReason::Rebooted => exit::REBOOTED,
                 ExitReason::KernelPanic(_) => exit::PANICKED,
                 _ => exit::CRASHED,

@@ -1,8 +1,10 @@
 //! Files that a launch leaves for others: the log, and the process id.
 
+use super::events::Part;
 use crate::background::replace;
 use crate::roles::LOG_FLAGS;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use llfree_control::watch::watch;
 use rustix::fs::{CWD, FileType, Mode};
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
@@ -63,8 +65,22 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
 
 /// Opens the log anew at each SIGHUP, on the event loop.
 pub(super) struct Reopen {
-    pub(super) signal: UnixStream,
-    pub(super) path: PathBuf,
+    signal: UnixStream,
+    path: PathBuf,
+    deaf: Option<io::Error>,
+}
+
+impl Reopen {
+    pub(super) fn new(signal: UnixStream, path: &Path) -> io::Result<Self> {
+        signal.set_nonblocking(true)?;
+        Ok(Self { signal, path: path.to_owned(), deaf: None })
+    }
+}
+
+impl Part for Reopen {
+    fn take_failure(&mut self) -> Option<io::Error> {
+        self.deaf.take()
+    }
 }
 
 impl MutEventSubscriber for Reopen {
@@ -78,14 +94,7 @@ impl MutEventSubscriber for Reopen {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        if let Err(error) = self
-            .signal
-            .set_nonblocking(true)
-            .map_err(|error| error.to_string())
-            .and_then(|()| ops.add(Events::new(&self.signal, EventSet::IN)).map_err(|error| format!("{error:?}")))
-        {
-            log::error!("the event loop cannot watch for SIGHUP: {error}");
-        }
+        self.deaf = watch(ops, Events::new(&self.signal, EventSet::IN)).err();
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::exit;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use llfree_base::lock;
+use llfree_control::watch::watch;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -37,9 +38,17 @@ impl StopCell {
 
 /// A descriptor whose readability is a reason to stop.
 pub(super) struct StopOn<F> {
-    pub(super) source: F,
-    pub(super) reason: Stop,
-    pub(super) cell: StopCell,
+    source: F,
+    reason: Stop,
+    cell: StopCell,
+    /// Why the loop does not watch it.
+    pub(super) deaf: Option<io::Error>,
+}
+
+impl<F> StopOn<F> {
+    pub(super) fn new(source: F, reason: Stop, cell: &StopCell) -> Self {
+        Self { source, reason, cell: cell.clone(), deaf: None }
+    }
 }
 
 impl<F: AsRawFd> MutEventSubscriber for StopOn<F> {
@@ -50,9 +59,7 @@ impl<F: AsRawFd> MutEventSubscriber for StopOn<F> {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        if let Err(error) = ops.add(Events::new(&self.source, EventSet::IN)) {
-            log::error!("the event loop cannot watch for {:?}: {error}", self.reason);
-        }
+        self.deaf = watch(ops, Events::new(&self.source, EventSet::IN)).err();
     }
 }
 
@@ -73,7 +80,7 @@ pub(super) fn watch_signals(stop: &StopCell, has_log_file: bool) -> io::Result<S
         let (read, write) = UnixStream::pair()?;
         signal_hook::low_level::pipe::register(signal, write)?;
         signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), second_is_hard.clone())?;
-        Ok(StopOn { source: read, reason: Stop::Signal(signal), cell: stop.clone() })
+        Ok(StopOn::new(read, Stop::Signal(signal), stop))
     };
     let reopen = || {
         let (read, write) = UnixStream::pair()?;

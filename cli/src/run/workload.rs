@@ -5,6 +5,7 @@ use super::error::RunError;
 use crate::advice;
 use crate::client_commands::guest_exit_code;
 use crate::exit;
+use crate::log_writer::LOG;
 use crate::render;
 use crate::roles;
 use crate::workload::{Step, Workload};
@@ -116,7 +117,8 @@ fn run_once_unpaused(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmE
 /// Prints what is ours: where stdout is a guest's console, it goes elsewhere.
 fn say(vm: &Vm, text: &str) -> io::Result<()> {
     if vm.guest().serial().is_some() {
-        return io::stderr().write_all(text.as_bytes());
+        LOG.print(text.as_bytes());
+        return Ok(());
     }
     let mut out = io::stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush())

@@ -10,8 +10,8 @@ use super::mapping::Mapping;
 use super::pressure::Pressure;
 use crate::roles;
 use llfree_base::counters::SupplyCounters;
-use llfree_base::faults;
 use llfree_base::thread::Spawner;
+use llfree_base::{RateLimit, faults};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{Errno, retry_on_intr};
@@ -369,7 +369,13 @@ fn discard(mapping: &Mapping, slots: Range<usize>) {
         rustix::mm::madvise(mapping.pointer(slots.start * SLOT), slots.len() * SLOT, Advice::LinuxDontNeed)
     });
     if let Err(error) = result {
-        log::warn!("{} huge frames of the install pool could not be given back: {error}", slots.len());
+        static FAILURES: RateLimit = RateLimit::new();
+        if let Some(number) = FAILURES.tick() {
+            let count = slots.len();
+            log::warn!(
+                "{count} huge frames of the install pool could not be given back ({number} times so far): {error}"
+            );
+        }
     }
 }
 

@@ -94,7 +94,11 @@ impl Monitor {
                     check_entry(&claim, seen);
                     break;
                 }
-                if Instant::now() > deadline || self.is_stopping() {
+                // An install that finds the monitor stopping may be at it till the end, which is near.
+                if self.is_stopping() {
+                    break;
+                }
+                if Instant::now() > deadline {
                     seen.note(Check::ForgottenClaim, Some(huge));
                     break;
                 }

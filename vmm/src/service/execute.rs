@@ -18,6 +18,9 @@ use llfree_monitor::{Direction, Finding};
 use shared_layout::HUGE_SIZE;
 use std::time::{Duration, Instant};
 
+/// What a resize that gave way to a newer one says.
+const OVERTAKEN: &str = "another resize took over";
+
 /// Requests that move memory between guest and host.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Resizing {
@@ -25,6 +28,13 @@ pub(super) enum Resizing {
     Move { goal: ResizeGoal, wait: Duration, once: bool },
     /// Take the memory of free frames, at most this many bytes.
     Reclaim { bytes: Option<u64> },
+}
+
+impl Resizing {
+    /// Whether it sets another limit.
+    pub(super) fn moves_limit(&self) -> bool {
+        !matches!(self, Self::Reclaim { .. })
+    }
 }
 
 /// The reply to a request that succeeded, or the error reply to one that failed.
@@ -35,6 +45,7 @@ pub(super) fn answer(result: Result<Reply, VmError>) -> Reply {
             VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(ExitReason::Exited(0)) => ErrorKind::Stopping,
+            VmError::Ended(ExitReason::Unwatched(_)) => ErrorKind::Internal,
             VmError::Ended(_) => ErrorKind::Crashed,
             VmError::AutoReclaim(SwitchError::KeepTooLarge(_)) => ErrorKind::Refused,
             VmError::Monitor(_)
@@ -75,7 +86,7 @@ fn reason(error: &VmError) -> Option<Reason> {
     })
 }
 
-/// Carries out a resize or a reclaim. A shrink that is only waiting stops when it is `superseded`.
+/// Carries out a resize or a reclaim. One that is only waiting for its guest stops when it is `superseded`.
 pub(super) fn resize(vm: &Vm, job: Resizing, superseded: &dyn Fn() -> bool) -> Reply {
     answer(match job {
         Resizing::Move { goal, wait, once } => move_limit(vm, goal, wait, once, superseded).map(Reply::Resize),
@@ -93,7 +104,10 @@ fn move_limit(
     let (direction, target) = target(vm, goal)?;
     let report = match direction {
         Direction::Shrink => shrink(vm, target, wait, superseded)?,
-        Direction::Grow => report::resize_report(vm, &vm.grow(target)?, ""),
+        Direction::Grow => {
+            let resize = vm.grow_while(target, || !superseded())?;
+            report::resize_report(vm, &resize, if superseded() { OVERTAKEN } else { "" })
+        }
     };
     // Whatever was pursued before: this took its place.
     if report.complete || once {
@@ -110,7 +124,7 @@ fn shrink(vm: &Vm, target: u64, wait: Duration, superseded: &dyn Fn() -> bool) -
     let more = |elapsed| elapsed < wait || wait.is_zero() && vm.is_moving(elapsed);
     let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
     let advice = match () {
-        () if superseded() => "another resize took over",
+        () if superseded() => OVERTAKEN,
         () if vm.is_paused() => "resume the VM, so that its guest can free some",
         () if vm.shares_table() && !vm.elastic().status().driven => "it has no driver for its device",
         () => "free memory in the guest",

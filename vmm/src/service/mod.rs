@@ -1,7 +1,7 @@
 //! Requests from the control socket, carried out.
 //!
 //! [`Service::dispatch`] runs on the event loop and only sorts: whatever may take long goes to one of
-//! four threads, each with its own queue.
+//! five threads, each with its own queue.
 //!
 //! | file | what lives there |
 //! |---|---|
@@ -29,7 +29,7 @@ use llfree_base::lock;
 use llfree_control::protocol::{ErrorKind, Reply, Request, ResizeGoal};
 use llfree_control::report::{Event, Reason};
 use llfree_control::server::Responder;
-use queues::{Look, Queues};
+use queues::Queues;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -73,8 +73,8 @@ impl Service {
             Request::AutoReclaim { settings } => {
                 responder.answer(&answer(auto_reclaim(&self.vm, settings).map(Reply::AutoReclaim)));
             }
-            Request::Status => queues.look(Look::Status, responder),
-            Request::Validate => queues.look(Look::Validate, responder),
+            Request::Status => queues.status(responder),
+            Request::Validate => queues.validate(responder),
             Request::Shrink { goal, wait_ms } => {
                 queues.resize(resizing(goal.into(), wait_ms, false), responder);
             }
@@ -108,8 +108,8 @@ impl Service {
         self.events.end(&self.vm, reason, exit_code);
     }
 
-    /// Ends the threads after their current jobs: every request has its answer then. Call it once
-    /// the VM has stopped, as their jobs may take long before that.
+    /// Ends the threads after their current jobs: every request has its answer then, or is known not to
+    /// come to an end. Call it once the VM has stopped, as their jobs may take long before that.
     pub fn finish(&self) {
         let queues = lock(&self.queues).take();
         if let Some(queues) = queues {

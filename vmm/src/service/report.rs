@@ -8,7 +8,7 @@ use llfree_control::report::{
     AutoReclaimReport, CgroupStatus, DeviceStatus, Enforcement, InstallPoolStatus, NetReport, ResizeReport, Shortfall,
     StatusReport, VcpuState, VcpuStatus, VmState,
 };
-use llfree_monitor::MonitorError;
+use llfree_monitor::Picture;
 use llfree_monitor::auto::AutoStatus;
 use llfree_monitor::memory::Supply;
 use shared_layout::HUGE_SIZE;
@@ -63,12 +63,17 @@ pub(super) fn auto_report(status: &AutoStatus) -> AutoReclaimReport {
 pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
     let paused_for = vm.paused_since().map(|since| since.elapsed());
     let monitor = vm.monitor();
-    let ram = monitor.ram().residency().map_err(MonitorError::Residency)?;
+    let limit_before = vm.limit();
+    let Picture { residency: ram, limit, census } = monitor.picture()?;
+    // A device's driver moves its limit at any time: the larger one held at some moment of the look.
+    let limit = match vm.elastic().table() {
+        Some(_) => u64::from(limit) * HUGE_SIZE,
+        None => limit_before.max(vm.limit()),
+    };
     let install_pool = pool_status(monitor.supply());
     let of_others = ram.resident_bytes.saturating_add(install_pool.resident_bytes);
     let overhead = vm.resident_bytes().map(|all| all.saturating_sub(of_others));
     monitor.audit()?;
-    let census = monitor.census();
     let elastic = vm.elastic().status();
     let view = vm.view(&elastic, &census);
     Ok(StatusReport {
@@ -79,13 +84,13 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         paused_ms: paused_for.map(millis),
         backing: vm.config().backing.into(),
         memory_bytes: vm.config().memory.0,
-        limit_bytes: vm.limit(),
+        limit_bytes: limit,
         wanted_bytes: vm.elastic().wanted(),
         target_bytes: vm.target().map(|target| target.bytes),
         target_age_ms: vm.target().map(|target| millis(target.since.elapsed())),
         resident_bytes: ram.resident_bytes,
         huge_page_bytes: ram.huge_bytes,
-        held_bytes: vm.config().memory.0.saturating_sub(vm.limit()),
+        held_bytes: vm.config().memory.0.saturating_sub(limit),
         evicted_bytes: census.evicted * HUGE_SIZE,
         installed_bytes: vm.elastic().table().map_or(0, |_| census.installed * HUGE_SIZE),
         guest_says: view.says.into(),

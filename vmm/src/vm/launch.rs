@@ -21,8 +21,8 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use llfree_base::units::Bytes;
 use llfree_monitor::auto::AutoReclaim;
-use llfree_monitor::memory::{GuestRam, Supply};
-use llfree_monitor::{Monitor, OnViolation, TenantStart, Violations};
+use llfree_monitor::memory::{GuestRam, Supply, UseUserfaultfd};
+use llfree_monitor::{Ending, Monitor, OnViolation, TenantStart, Violations};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -91,10 +91,23 @@ impl Vm {
             guest: Arc::downgrade(&guest),
         };
         let on_end = exit_notifier.clone();
-        let end = move |violation| on_end.notify(ExitReason::Violation(violation));
-        let violations =
-            Violations::watch(monitor.clone(), identify(vcpus.clone()), memory.on_violation, end, &config.threads)
-                .map_err(host("start the thread that handles violations"))?;
+        // Whoever asked for a userfaultfd does not want to go on without one.
+        let must = config.install.userfaultfd == UseUserfaultfd::On;
+        let end = move |ending| {
+            on_end.notify(match ending {
+                Ending::Violation(violation) => ExitReason::Violation(violation),
+                Ending::Unwatched(error) => ExitReason::Unwatched(error),
+            });
+        };
+        let violations = Violations::watch(
+            monitor.clone(),
+            identify(vcpus.clone()),
+            memory.on_violation,
+            must,
+            end,
+            &config.threads,
+        )
+        .map_err(host("start the thread that handles violations"))?;
         Ok(Self {
             _vm: vm,
             guest,
