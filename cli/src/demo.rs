@@ -13,6 +13,7 @@ use crate::roles;
 use crate::run::{DemoSizeError, RunError, sandbox};
 use crate::workload::DEFAULT_ORDER;
 use llfree_base::lock;
+use llfree_base::memory_room::Room;
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::GuestRequest;
@@ -189,32 +190,86 @@ impl Story<'_, '_> {
     }
 }
 
+/// The sizes of the story.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Sizes {
+    memory: u64,
+    touch: u64,
+    /// What the guest keeps while the host shrinks it to `target`.
+    kept: u64,
+    target: u64,
+}
+
+impl Sizes {
+    /// The sizes that were asked for.
+    fn of(memory: Bytes, touch: Option<Bytes>) -> Result<Self, DemoSizeError> {
+        let touch = touch.map_or(memory.0 / 2 / HUGE_SIZE * HUGE_SIZE, |touch| touch.0);
+        if memory.0 < SMALLEST {
+            return Err(DemoSizeError::Memory { memory, least: Bytes(SMALLEST) });
+        }
+        if touch < LEAST_TOUCH {
+            return Err(DemoSizeError::TouchTooLittle { touch: Bytes(touch), least: Bytes(LEAST_TOUCH) });
+        }
+        if touch > memory.0 - GUEST_OWN {
+            let most = Bytes(memory.0 - GUEST_OWN);
+            return Err(DemoSizeError::TouchTooMuch { touch: Bytes(touch), most, memory });
+        }
+        // 1/16 of memory (1 GiB of 16), of which the guest keeps half. The limit has room for what the
+        // guest needs besides.
+        let target = (memory.0 / 16 / HUGE_SIZE * HUGE_SIZE).max(2 * GUEST_OWN);
+        let kept = (target / 2).min(touch / 2) / HUGE_SIZE * HUGE_SIZE;
+        Ok(Self { memory: memory.0, touch, kept, target })
+    }
+
+    /// The same, or the half, the quarter and so on of the memory, of which there is enough for what the
+    /// guest then touches. What somebody said it should touch is not changed.
+    fn fitted(memory: Bytes, touch: Option<Bytes>, room: &Room) -> Result<Self, DemoSizeError> {
+        let mut sizes = Self::of(memory, touch)?;
+        // Others use memory too, and a machine on its last page is no place for a demonstration.
+        let most = room.available - room.available / 8;
+        while sizes.touch + SLACK > most {
+            let half = sizes.memory / 2 / HUGE_SIZE * HUGE_SIZE;
+            if touch.is_some() || half < SMALLEST {
+                let (touch, available) = (Bytes(sizes.touch), Bytes(room.available));
+                return Err(DemoSizeError::Room { touch, available, place: room.available_in.to_string() });
+            }
+            sizes = Self::of(Bytes(half), None)?;
+        }
+        Ok(sizes)
+    }
+}
+
+/// The sizes for this machine as it is now; says so where they are not those that were asked for.
+fn sizes(args: &DemoArgs) -> Result<Sizes, RunError> {
+    // Its pool is reserved at the launch, or the launch fails.
+    if args.backing == Some(Backing::Hugetlb) {
+        return Ok(Sizes::of(args.mem, args.touch)?);
+    }
+    let host = |source| RunError::Host { step: "say how much memory is available", source };
+    let room = Room::now().map_err(host)?;
+    let sizes = Sizes::fitted(args.mem, args.touch, &room)?;
+    if sizes.memory != args.mem.0 {
+        let (memory, available) = (Bytes(sizes.memory), Bytes(room.available));
+        log::warn!(
+            "{} has {available} available, too little for --mem {}: the demo uses {memory}",
+            room.available_in,
+            args.mem
+        );
+    }
+    Ok(sizes)
+}
+
 /// Plays the story. The exit code is 0 if every check passed, else 2.
 ///
 /// # Errors
 /// If there is no VM, or the guest does not answer.
 pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
-    let memory = args.mem.0;
-    let touch = args.touch.map_or(memory / 2 / HUGE_SIZE * HUGE_SIZE, |touch| touch.0);
-    if memory < SMALLEST {
-        return Err(DemoSizeError::Memory { memory: args.mem, least: Bytes(SMALLEST) }.into());
-    }
-    if touch < LEAST_TOUCH {
-        return Err(DemoSizeError::TouchTooLittle { touch: Bytes(touch), least: Bytes(LEAST_TOUCH) }.into());
-    }
-    if touch > memory - GUEST_OWN {
-        let most = Bytes(memory - GUEST_OWN);
-        return Err(DemoSizeError::TouchTooMuch { touch: Bytes(touch), most, memory: args.mem }.into());
-    }
-    // 1/16 of memory (1 GiB of 16), of which the guest keeps half. The limit has room for what the
-    // guest needs besides.
-    let target = (memory / 16 / HUGE_SIZE * HUGE_SIZE).max(2 * GUEST_OWN);
-    let kept = (target / 2).min(touch / 2) / HUGE_SIZE * HUGE_SIZE;
+    let Sizes { memory, touch, kept, target } = sizes(args)?;
     let start = Instant::now();
-    let mut config = VmConfig::new(args.mem, args.cpus(), args.backing.unwrap_or_default());
+    let mut config = VmConfig::new(Bytes(memory), args.cpus(), args.backing.unwrap_or_default());
     if config.backing == Backing::Anon {
         // The story is about what the guest costs, and has little room for anything else.
-        config.install.pool = Some(InstallPool::default_for(args.mem).at_most(POOL));
+        config.install.pool = Some(InstallPool::default_for(Bytes(memory)).at_most(POOL));
     }
     let sandbox = sandbox(args.seccomp, &Needs::default())?;
     config.threads = sandbox.spawner();
@@ -345,4 +400,31 @@ fn millis(duration: Duration) -> f64 {
 
 fn per_frame(duration: Duration, frames: u32) -> f64 {
     if frames == 0 { 0.0 } else { duration.as_secs_f64() * 1e6 / f64::from(frames) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use llfree_base::memory_room::Place;
+
+    const MIB: u64 = 1 << 20;
+
+    fn fitted(mem: u64, touch: Option<u64>, available: u64) -> Result<(u64, u64), DemoSizeError> {
+        let room =
+            Room { available: available * MIB, available_in: Place::Host, total: u64::MAX, total_in: Place::Host };
+        Sizes::fitted(Bytes(mem * MIB), touch.map(|touch| Bytes(touch * MIB)), &room)
+            .map(|sizes| (sizes.memory / MIB, sizes.touch / MIB))
+    }
+
+    #[test]
+    fn the_story_fits_into_the_memory_that_there_is() {
+        assert_eq!(fitted(16384, None, 12000), Ok((16384, 8192)), "as it was asked for");
+        assert_eq!(fitted(16384, None, 9000), Ok((8192, 4096)));
+        assert_eq!(fitted(16384, None, 200), Ok((128, 64)), "the smallest there is");
+        assert_eq!(fitted(256, Some(200), 400), Ok((256, 200)));
+        for (mem, touch, available) in [(16384, None, 100), (4096, Some(2048), 2200), (128, None, 0)] {
+            let refusal = fitted(mem, touch, available).expect_err("it would be killed").to_string();
+            assert!(refusal.contains("the host has only"), "{refusal}");
+        }
+    }
 }

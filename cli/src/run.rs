@@ -23,6 +23,7 @@ use event_manager::MutEventSubscriber;
 use events::EventLoop;
 use llfree_base::choices::Switch;
 use llfree_base::kernel_stats;
+use llfree_base::memory_room::Room;
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::GuestRequest;
@@ -30,6 +31,7 @@ use llfree_control::report::GuestReport;
 use llfree_control::server::{ControlServer, Limits};
 use llfree_control::socket;
 use llfree_harden::{Needs, Sandbox, Seccomp, SeccompError};
+use llfree_monitor::memory::Backing;
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
 use signal_hook::consts::SIGINT;
@@ -96,6 +98,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let (signals, second_is_hard) = watch_signals(&stop).map_err(host("watch for signals"))?;
     let claim = claim_name(global)?;
     warn_about_huge_pages(&config);
+    warn_about_size(&config);
     // Dropped from the last to the first: the VM goes before its cgroup is left.
     let Launched { _leave, sandbox, vm } = launch(config, args, &claim)?;
     vm.auto_reclaim().switch(auto_reclaim)?;
@@ -286,12 +289,30 @@ fn enter_cgroup(parent: &Path, memory: Bytes, besides: u64) -> Result<Arc<Cgroup
 }
 
 fn warn_about_huge_pages(config: &VmConfig) {
-    if config.backing == llfree_monitor::memory::Backing::Anon
+    if config.backing == Backing::Anon
         && let Ok(kernel_stats::ThpMode::Never) = kernel_stats::thp_mode()
     {
         log::warn!(
             "transparent huge pages are off: installs and reclaim will be many times slower; \
              'echo madvise > /sys/kernel/mm/transparent_hugepage/enabled' turns them on"
+        );
+    }
+}
+
+/// Says so if the guest may come to use more than there is. That is no error: most never do, and a lower
+/// limit sees to it.
+fn warn_about_size(config: &VmConfig) {
+    // A pool of huge pages is checked when it is reserved.
+    if config.backing != Backing::Hugetlb
+        && let Ok(room) = Room::now()
+        && config.memory.0 > room.total
+    {
+        log::warn!(
+            "--mem {} is more than the {} of {}: if the guest uses it all, the kernel kills this process; \
+             'llfree-vmm shrink' keeps the guest below that",
+            config.memory,
+            Bytes(room.total),
+            room.total_in
         );
     }
 }
@@ -429,7 +450,6 @@ fn say(vm: &Vm, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use llfree_monitor::memory::Backing;
     use std::thread;
     use test_machine::machine;
 
