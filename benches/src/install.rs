@@ -26,7 +26,7 @@ use crate::series::{Series, Table};
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
-use llfree_monitor::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
+use llfree_monitor::memory::{Backing, Fill, GuestRam, PoolConfig, Supply, UseUserfaultfd};
 use serde::Serialize;
 use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::fmt::Write as _;
@@ -434,7 +434,7 @@ impl Raw {
     fn new() -> Result<Self, BenchError> {
         let ram = || GuestRam::new(u64::from(RAW_FRAMES) * HUGE_SIZE, Backing::Anon);
         let target = Arc::new(ram()?);
-        let pool = PoolConfig { huge_frames: RAW_FRAMES, rate: 0 };
+        let pool = PoolConfig { huge_frames: RAW_FRAMES, rate: 0, fill: Fill::Always };
         // Without userfaultfd there is no such limit, and nothing to compare with it.
         let supply = Supply::new(target.clone(), pool, UseUserfaultfd::On, &Spawner::default())
             .ok()

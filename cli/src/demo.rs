@@ -1,9 +1,9 @@
 //! `llfree-vmm demo`: the whole story in one terminal.
 //!
 //! Boots a guest, lets it touch memory and free most of it, takes that memory back, checks that
-//! what the guest kept is intact, gives the limit back and lets the guest use it again. Every size
-//! it prints is resident memory by the kernel's accounting, sampled all along for the chart at the
-//! end. The verdict is a list of checks; one that fails is named and makes the exit code 2.
+//! what the guest kept is intact, gives the limit back and lets the guest use it again. The sizes that it
+//! prints are by the kernel's accounting: resident memory of the guest, which is sampled all along for the
+//! chart at the end, and what the VM costs in all. The verdict is a list of checks; one that fails is named and makes the exit code 2.
 
 use crate::args::DemoArgs;
 use crate::chart::{Chart, Phase, Sample};
@@ -27,7 +27,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use vmm::vm::{Vm, VmConfig, VmError};
+use vmm::vm::{Cost, Vm, VmConfig, VmError};
 
 /// Between two samples for the chart.
 const SAMPLE: Duration = Duration::from_millis(20);
@@ -37,7 +37,7 @@ const SMALLEST: u64 = 128 << 20;
 const LEAST_TOUCH: u64 = 2 * HUGE_SIZE;
 /// Memory that the guest needs besides what it touches: its image and its records.
 const GUEST_OWN: u64 = 16 << 20;
-/// Resident memory allowed above the limit: the VMM's own.
+/// What may be there above the limit: the VMM and its page tables.
 const SLACK: u64 = 64 << 20;
 /// The part of it that the install pool may have.
 const POOL: Bytes = Bytes(32 << 20);
@@ -57,13 +57,19 @@ pub struct DemoReport {
     pub shrink_target_bytes: u64,
     /// From the launch to the agent's first answer, in milliseconds.
     pub boot_ms: f64,
-    /// Resident memory of the whole process then, in bytes.
+    /// Resident guest memory then, in bytes.
     pub boot_resident_bytes: u64,
-    /// The same after the guest touched its memory.
+    /// All that the VM costs the host then, in bytes: guest, pool, VMM and page tables.
+    pub boot_cost_bytes: u64,
+    /// Resident guest memory after the guest touched some, in bytes.
     pub touched_resident_bytes: u64,
-    /// The same after the shrink.
+    /// The cost then, in bytes.
+    pub touched_cost_bytes: u64,
+    /// Resident guest memory after the shrink, in bytes.
     pub shrunk_resident_bytes: u64,
-    /// Resident memory that is not the guest's, after the shrink, in bytes.
+    /// The cost then, in bytes.
+    pub shrunk_cost_bytes: u64,
+    /// The part of it that is the VMM's own, in bytes.
     pub vmm_overhead_bytes: u64,
     /// Duration of the shrink, in milliseconds.
     pub shrink_ms: f64,
@@ -149,17 +155,18 @@ impl Story<'_, '_> {
     }
 
     /// One line about what just happened; nothing in JSON mode.
-    fn tell(&mut self, what: &str, vm: &Vm) -> Result<u64, RunError> {
+    fn tell(&mut self, what: &str, vm: &Vm) -> Result<Cost, RunError> {
         let host = |source| RunError::Host { step: "read its own memory use", source };
-        let resident = vm.resident_bytes().map_err(host)?;
+        let cost = vm.cost().map_err(host)?;
         self.samples.take();
         if !self.output.json {
             let label = self.phases.last().map_or("", |phase| phase.label.as_str());
-            writeln!(self.output.to, "{label:<8} {what:<58} resident {:>10}", Bytes(resident).to_string())
+            let (resident, all) = (Bytes(cost.resident).to_string(), Bytes(cost.total()).to_string());
+            writeln!(self.output.to, "{label:<8} {what:<56} resident {resident:>9}  cost {all:>9}")
                 .and_then(|()| self.output.to.flush())
                 .map_err(RunError::Output)?;
         }
-        Ok(resident)
+        Ok(cost)
     }
 
     fn check(&mut self, ok: bool, failure: impl FnOnce() -> String) {
@@ -179,7 +186,7 @@ impl Story<'_, '_> {
         Ok(())
     }
 
-    fn alloc(&mut self, vm: &Vm, bytes: u64) -> Result<u64, RunError> {
+    fn alloc(&mut self, vm: &Vm, bytes: u64) -> Result<Cost, RunError> {
         let start = Instant::now();
         let report = guest(vm, &GuestRequest::Alloc { bytes, order: DEFAULT_ORDER })?;
         self.check(report.outcome == GuestOutcome::Ok && report.bytes >= bytes, || {
@@ -314,13 +321,15 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
 fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
     let DemoReport { memory_bytes, touch_bytes, kept_bytes, shrink_target_bytes, boot_ms, .. } = story.report;
     let boot = story.tell(&format!("a guest of {} answers after {boot_ms:.0} ms", Bytes(memory_bytes)), vm)?;
-    story.report.boot_resident_bytes = boot;
-    story.check(boot <= SLACK, || format!("resident at boot: {}, more than {}", Bytes(boot), Bytes(SLACK)));
+    (story.report.boot_resident_bytes, story.report.boot_cost_bytes) = (boot.resident, boot.total());
+    story.check(boot.total() <= SLACK, || format!("cost at boot: {}, more than {}", Bytes(boot.total()), Bytes(SLACK)));
 
     story.begin("touch");
     let touched = story.alloc(vm, touch_bytes)?;
-    story.report.touched_resident_bytes = touched;
-    story.check(touched >= touch_bytes, || format!("resident after the touch: only {}", Bytes(touched)));
+    (story.report.touched_resident_bytes, story.report.touched_cost_bytes) = (touched.resident, touched.total());
+    story.check(touched.resident >= touch_bytes, || {
+        format!("resident after the touch: only {}", Bytes(touched.resident))
+    });
 
     story.begin("free");
     // At random, so that what is kept lies scattered over all of the memory.
@@ -333,17 +342,16 @@ fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
     story.report.shrink_ms = millis(shrunk.duration);
     story.report.shrink_us_per_frame = per_frame(shrunk.duration, shrunk.pass.discarded);
     let what = format!("the host takes back all but {} in {:.1} ms", Bytes(shrunk.actual), story.report.shrink_ms);
-    let resident = story.tell(&what, vm)?;
-    story.report.shrunk_resident_bytes = resident;
+    let cost = story.tell(&what, vm)?;
+    (story.report.shrunk_resident_bytes, story.report.shrunk_cost_bytes) = (cost.resident, cost.total());
+    story.report.vmm_overhead_bytes = cost.vmm;
     story.check(shrunk.actual == shrink_target_bytes, || {
         format!("the limit is {} instead of {}", Bytes(shrunk.actual), Bytes(shrink_target_bytes))
     });
-    story.check(resident <= shrink_target_bytes + SLACK, || {
-        format!("resident after the shrink: {}, more than {} + {}", Bytes(resident), Bytes(shrunk.actual), Bytes(SLACK))
+    story.check(cost.total() <= shrink_target_bytes + SLACK, || {
+        let (all, limit) = (Bytes(cost.total()), Bytes(shrunk.actual));
+        format!("cost after the shrink: {all}, more than {limit} + {}", Bytes(SLACK))
     });
-    let ram = vm.monitor().ram().residency().map_err(|e| monitor_failed("shrink", e))?;
-    let pool = vm.monitor().supply().pool_status();
-    story.report.vmm_overhead_bytes = resident.saturating_sub(ram.resident_bytes + pool.resident_bytes);
     story.verify(vm, kept_bytes)?;
 
     story.begin("grow");
@@ -388,10 +396,6 @@ fn guest(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, RunError> {
 
 fn failed(verb: &'static str) -> impl FnOnce(VmError) -> RunError {
     move |source| RunError::Workload { verb, source }
-}
-
-fn monitor_failed(verb: &'static str, error: llfree_monitor::memory::MemoryError) -> RunError {
-    failed(verb)(llfree_monitor::MonitorError::Residency(error).into())
 }
 
 fn millis(duration: Duration) -> f64 {

@@ -282,6 +282,7 @@ fn memory_rows(report: &StatusReport) -> Vec<Row> {
         ("memory", sized(report.memory_bytes, &format!("backing {}", word(&report.backing)))),
         ("limit", sized(report.limit_bytes, "the most the guest may hold")),
         ("resident", sized(report.resident_bytes, &resident)),
+        ("cost", sized(report.cost_bytes, &cost_parts(report))),
     ];
     if report.installed_bytes > 0 {
         rows.push(("installed", sized(report.installed_bytes, "backed by memory")));
@@ -293,6 +294,12 @@ fn memory_rows(report: &StatusReport) -> Vec<Row> {
         rows.push(("wanted", sized(report.wanted_bytes, "requested of the guest until the next resize")));
     }
     rows
+}
+
+/// What the cost is made of, beside the guest's memory.
+fn cost_parts(report: &StatusReport) -> String {
+    let (pool, vmm) = (Bytes(report.install_pool.resident_bytes), Bytes(report.vmm_overhead_bytes));
+    format!("with {pool} of install pool, {vmm} of VMM, {} of page tables", Bytes(report.page_table_bytes))
 }
 
 /// The guest's own account of its memory.
@@ -327,7 +334,6 @@ fn upkeep_rows(report: &StatusReport) -> Vec<Row> {
     if report.auto_reclaim.on || report.auto_reclaim.scans > 0 {
         rows.push(("auto-reclaim", auto_reclaim_line(&report.auto_reclaim)));
     }
-    rows.push(("VMM overhead", sized(report.vmm_overhead_bytes, "resident, excluding guest memory and the pool")));
     if let Some(cgroup) = &report.cgroup {
         let note = format!("of {} in use, in {}", Bytes(cgroup.memory_max_bytes), printable(&cgroup.path));
         rows.push(("cgroup", sized(cgroup.memory_current_bytes, &note)));
@@ -347,7 +353,7 @@ fn install_rows(report: &StatusReport) -> Vec<Row> {
     let mut rows = vec![("installs", counted(report.monitor.installs, &failed))];
     let pool = report.install_pool;
     if pool.size_bytes > 0 {
-        let note = format!("of {} ready for installs, {} taken from it", Bytes(pool.size_bytes), pool.counts.hits);
+        let note = format!("of at most {} ready for installs, {} taken", Bytes(pool.size_bytes), pool.counts.hits);
         rows.push(("install pool", sized(pool.resident_bytes, &note)));
     }
     rows.push(("violations", counted(report.monitor.violations, &violations(report))));
@@ -483,30 +489,36 @@ fn vcpus(report: &StatusReport) -> String {
     text
 }
 
-/// What `list` prints: one line per VM, or the reason that it has none.
+/// What `list` prints: one line per VM, or the reason that it has none, and the sum of several.
 #[must_use]
 pub fn list(vms: &[(String, Result<StatusReport, String>)]) -> String {
     if vms.is_empty() {
         return "no VM is running\n".to_owned();
     }
-    let name_width = vms.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(4) + 2;
-    let mut text =
-        format!("{:<name_width$}{:>8}{:>12}{:>12}{:>12}{:>12}\n", "name", "pid", "memory", "limit", "resident", "up");
+    let name_width = vms.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(5) + 2;
+    let mut text = format!("{:<name_width$}{:>8}", "name", "pid");
+    text.extend(["memory", "limit", "resident", "cost", "up"].map(|head| format!("{head:>12}")));
+    text.push('\n');
     for (name, status) in vms {
         let line = match status {
-            Ok(status) => format!(
-                "{:>8}{:>12}{:>12}{:>12}{:>12}",
-                status.pid,
-                Bytes(status.memory_bytes),
-                Bytes(status.limit_bytes),
-                Bytes(status.resident_bytes),
-                uptime(status.uptime_ms)
-            ),
+            Ok(status) => format!("{:>8}{}{:>12}", status.pid, sizes(&[status]), uptime(status.uptime_ms)),
             Err(why) => format!("    {}", printable(why)),
         };
         let _ = writeln!(text, "{name:<name_width$}{line}");
     }
+    let known: Vec<&StatusReport> = vms.iter().filter_map(|(_, status)| status.as_ref().ok()).collect();
+    if known.len() > 1 {
+        let _ = writeln!(text, "{:<name_width$}{:>8}{}", "total", known.len(), sizes(&known));
+    }
     text
+}
+
+/// The columns of sizes in `list`, added up.
+fn sizes(vms: &[&StatusReport]) -> String {
+    let columns: [fn(&StatusReport) -> u64; 4] =
+        [|vm| vm.memory_bytes, |vm| vm.limit_bytes, |vm| vm.resident_bytes, |vm| vm.cost_bytes];
+    let sum = |column: fn(&StatusReport) -> u64| vms.iter().fold(0_u64, |sum, vm| sum.saturating_add(column(vm)));
+    columns.map(|column| format!("{:>12}", Bytes(sum(column)).to_string())).concat()
 }
 
 #[cfg(test)]
@@ -515,6 +527,25 @@ mod tests {
 
     fn line<'a>(text: &'a str, label: &str) -> &'a str {
         text.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("no {label} in\n{text}"))
+    }
+
+    #[test]
+    fn a_list_has_a_sum_if_there_is_something_to_add() {
+        let vm = |mib: u64| StatusReport {
+            memory_bytes: 64 << 20,
+            limit_bytes: 32 << 20,
+            resident_bytes: mib << 20,
+            cost_bytes: (mib + 5) << 20,
+            ..StatusReport::default()
+        };
+        let mut vms = vec![("a".to_owned(), Ok(vm(2))), ("b".to_owned(), Err("it hangs".to_owned()))];
+        assert!(!list(&vms).contains("total"), "{}", list(&vms));
+        vms.push(("c".to_owned(), Ok(vm(8))));
+        let text = list(&vms);
+        let words: Vec<&str> = line(&text, "total").split_whitespace().collect();
+        assert_eq!(words, ["total", "2", "128", "MiB", "64", "MiB", "10", "MiB", "20", "MiB"], "{text}");
+        let ends = |label: &str, word: &str| line(&text, label).find(word).map(|at| at + word.len());
+        assert_eq!(ends("name", "cost"), ends("total", "20 MiB"), "{text}");
     }
 
     fn linux(guest: Option<GuestStatsReport>) -> StatusReport {

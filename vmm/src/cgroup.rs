@@ -83,6 +83,7 @@ pub struct Cgroup {
     path: PathBuf,
     max: File,
     current: File,
+    stat: File,
     /// `cgroup.procs` of the cgroup that this process came from.
     home: File,
     /// The most guest memory there can be; the allowance depends on it.
@@ -143,10 +144,12 @@ impl Cgroup {
         };
         let entered = (|| {
             let (max, current) = (open("memory.max", true)?, open("memory.current", false)?);
+            let stat = open("memory.stat", false)?;
             let cgroup = Self {
                 path: path.clone(),
                 max,
                 current,
+                stat,
                 home,
                 memory,
                 besides,
@@ -211,6 +214,16 @@ impl Cgroup {
         Ok(Usage { path: self.path.clone(), max, current: self.read_current()? })
     }
 
+    /// Bytes of page tables in it, the kernel's for this process and, where it counts those (Linux 6.0), the
+    /// hypervisor's for the guest; `None` where it does not say.
+    #[must_use]
+    pub fn page_tables(&self) -> Option<u64> {
+        // Some forty lines of a name and a number.
+        let mut text = [0; 4096];
+        let length = self.stat.read_at(&mut text, 0).ok()?;
+        page_tables(str::from_utf8(&text[..length]).ok()?)
+    }
+
     /// Moves this process back to where it came from and removes the cgroup. Further calls do nothing.
     pub fn leave(&self) {
         if self.left.swap(true, Ordering::AcqRel) {
@@ -261,6 +274,15 @@ fn write(file: &File, text: &str) -> io::Result<()> {
 /// The maximum for a limit.
 fn maximum(limit: u64, memory: u64, besides: u64) -> u64 {
     limit.saturating_add(besides).saturating_add(FIXED_ALLOWANCE + memory / BYTES_PER_ALLOWANCE)
+}
+
+/// The page tables in a `memory.stat`.
+fn page_tables(stat: &str) -> Option<u64> {
+    let field = |name| {
+        let line = stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|number| number.parse::<u64>().ok())
+    };
+    Some(field("pagetables")?.saturating_add(field("sec_pagetables").unwrap_or(0)))
 }
 
 fn has_memory(controllers: &str) -> bool {
