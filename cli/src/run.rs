@@ -50,7 +50,7 @@ use vmm::exit::ExitReason;
 use vmm::guest;
 use vmm::service::Service;
 use vmm::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Time that a reader of the guest's console gets for the last lines.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -103,7 +103,7 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let Launched { _leave, sandbox, vm } = launch(config, args, &claim)?;
     vm.auto_reclaim().switch(auto_reclaim)?;
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
-    let done = EventFd::new(EFD_NONBLOCK).map_err(host("create an event"))?;
+    let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an event"))?;
     let mut events = EventLoop::new(signals)?;
     events.stop_on(vm.end_event(), Stop::GuestEnded, &stop)?;
     events.stop_on(&done, Stop::WorkloadDone, &stop)?;
@@ -167,6 +167,9 @@ fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Res
     let needs = Needs { socket_dir: claim.path().parent(), cgroup: cgroup.as_ref().map(|cgroup| cgroup.path()) };
     let sandbox = sandbox(args.seccomp, &needs)?;
     config.threads = sandbox.spawner();
+    if let Some(cgroup) = &cgroup {
+        cgroup.confine(&config.threads);
+    }
     let vm = Arc::new(Vm::launch(config)?);
     warn_about_enforcement(&vm);
     if let Some(cgroup) = cgroup {
