@@ -146,7 +146,7 @@ fn no_descriptor_outlives_an_exec() {
     need_kvm!();
     for kind in ["llfree", "balloon", "virtio-mem"] {
         let scratch = Scratch::new();
-        let vm = scratch.launch(&format!("--mem 128M --cpus 2 --elastic {kind}"));
+        let vm = scratch.launch(&format!("--mem 512M --cpus 2 --elastic {kind}"));
         vm.is_fine();
         let pid = vm.process.pid();
         let mut checked = 0;
