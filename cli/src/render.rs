@@ -297,6 +297,7 @@ fn memory_rows(report: &StatusReport) -> Vec<Row> {
         ("memory", sized(report.memory_bytes, &format!("backing {}", word(&report.backing)))),
         ("limit", sized(report.limit_bytes, "the most the guest may hold")),
         ("resident", sized(report.resident_bytes, &resident)),
+        ("cost", sized(report.cost_bytes, &cost_parts(report))),
     ];
     if report.installed_bytes > 0 {
         rows.push(("installed", sized(report.installed_bytes, "backed by memory")));
@@ -311,6 +312,12 @@ fn memory_rows(report: &StatusReport) -> Vec<Row> {
         rows.push(("wanted", sized(report.wanted_bytes, "requested of the guest until the next resize")));
     }
     rows
+}
+
+/// What the cost is made of, beside the guest's memory.
+fn cost_parts(report: &StatusReport) -> String {
+    let (pool, vmm) = (Bytes(report.install_pool.resident_bytes), Bytes(report.vmm_overhead_bytes));
+    format!("with {pool} of install pool, {vmm} of VMM, {} of page tables", Bytes(report.page_table_bytes))
 }
 
 /// The guest's own account of its memory.
@@ -345,7 +352,6 @@ fn upkeep_rows(report: &StatusReport) -> Vec<Row> {
     if report.auto_reclaim.on || report.auto_reclaim.scans > 0 {
         rows.push(("auto-reclaim", auto_reclaim_line(&report.auto_reclaim)));
     }
-    rows.push(("VMM overhead", sized(report.vmm_overhead_bytes, "resident, excluding guest memory and the pool")));
     if let Some(cgroup) = &report.cgroup {
         let note = format!("of {} in use, in {}", Bytes(cgroup.memory_max_bytes), printable(&cgroup.path));
         rows.push(("cgroup", sized(cgroup.memory_current_bytes, &note)));
@@ -365,7 +371,7 @@ fn install_rows(report: &StatusReport) -> Vec<Row> {
     let mut rows = vec![("installs", counted(report.monitor.installs, &failed))];
     let pool = report.install_pool;
     if pool.size_bytes > 0 {
-        let note = format!("of {} ready for installs, {} taken from it", Bytes(pool.size_bytes), pool.counts.hits);
+        let note = format!("of at most {} ready for installs, {} taken", Bytes(pool.size_bytes), pool.counts.hits);
         rows.push(("install pool", sized(pool.resident_bytes, &note)));
     }
     rows.push(("violations", counted(report.monitor.violations, &violations(report))));
@@ -508,6 +514,25 @@ mod tests {
 
     fn line<'a>(text: &'a str, label: &str) -> &'a str {
         text.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("no {label} in\n{text}"))
+    }
+
+    #[test]
+    fn a_list_has_a_sum_if_there_is_something_to_add() {
+        let vm = |mib: u64| StatusReport {
+            memory_bytes: 64 << 20,
+            limit_bytes: 32 << 20,
+            resident_bytes: mib << 20,
+            cost_bytes: (mib + 5) << 20,
+            ..StatusReport::default()
+        };
+        let mut vms = vec![("a".to_owned(), Ok(vm(2))), ("b".to_owned(), Err("it hangs".to_owned()))];
+        assert!(!list(&vms, &[]).contains("total"), "{}", list(&vms, &[]));
+        vms.push(("c".to_owned(), Ok(vm(8))));
+        let text = list(&vms, &[]);
+        let words: Vec<&str> = line(&text, "total").split_whitespace().collect();
+        assert_eq!(words, ["total", "2", "128", "MiB", "64", "MiB", "10", "MiB", "20", "MiB"], "{text}");
+        let ends = |label: &str, word: &str| line(&text, label).find(word).map(|at| at + word.len());
+        assert_eq!(ends("name", "cost"), ends("total", "20 MiB"), "{text}");
     }
 
     fn linux(guest: Option<GuestStatsReport>) -> StatusReport {

@@ -7,12 +7,12 @@ use llfree_base::thread::Role;
 use llfree_base::thread::rights::{Allow, READ_FILES, WAIT, WRITE, ioc};
 use llfree_monitor::roles::MEMORY;
 use rustix::fs::OFlags;
-use vmm::roles::CGROUP;
+use vmm::roles::REMOVE_CGROUP;
 
 /// The event loop, and the end of the VM. Memory: automatic reclaim can be switched on later, and
 /// its thread inherits this filter.
 pub const MAIN: Role =
-    Role::new("main", &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY, WAIT, TERMINAL, REOPEN_LOG]);
+    Role::new("main", &[EVENT_LOOP, THREADS, READ_FILES, REMOVE_CGROUP, MEMORY, WAIT, TERMINAL, REOPEN_LOG]);
 /// The main thread of `demo`: it plays the story instead of serving a socket.
 pub const STORY: Role = Role::new("story", &[MEMORY, READ_FILES, THREADS]);
 /// Runs `--workload`.

@@ -28,6 +28,7 @@ use events::{EventLoop, Part};
 use files::{LogFile, PidFile, Reopen};
 use llfree_base::choices::Switch;
 use llfree_base::kernel_stats;
+use llfree_base::memory_room::Room;
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{ErrorKind, Reply, Request};
@@ -35,6 +36,7 @@ use llfree_control::report::{Event, Reason};
 use llfree_control::server::{ControlServer, Limits, Responder, Waker};
 use llfree_control::socket;
 use llfree_harden::{Needs, Sandbox, Seccomp, SeccompError};
+use llfree_monitor::memory::Backing;
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
@@ -54,7 +56,7 @@ use vmm::exit::ExitReason;
 use vmm::guest;
 use vmm::service::{self, Service};
 use vmm::vm::{LaunchError, LinuxConfig, Vm, VmConfig};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use workload::start_workload;
 
 /// Time that a reader of the guest's console gets for the last lines.
@@ -107,12 +109,14 @@ pub fn run(
     warn_about_huge_pages(&config);
     // Dropped from the last to the first: the VM goes before its cgroup is left.
     let Launched { _leave, sandbox, vm } = launch(config, args, &claim)?;
+    // A launch that is refused has one line to say.
+    warn_about_size(vm.config());
     vm.auto_reclaim().switch(auto_reclaim)?;
     if let Some(limit) = args.limit {
         service::start_with_limit(&vm, limit.0).map_err(RunError::Limit)?;
     }
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
-    let done = EventFd::new(EFD_NONBLOCK).map_err(host("create an event"))?;
+    let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an event"))?;
     let mut events = EventLoop::new(stops)?;
     events.stop_on(vm.end_event(), Stop::GuestEnded, &stop)?;
     events.stop_on(&done, Stop::WorkloadDone, &stop)?;
@@ -248,6 +252,9 @@ fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Res
     let needs = Needs { socket_dir: claim.path().parent(), cgroup: cgroup_dir, pid_dir, log_dir };
     let sandbox = sandbox(args.seccomp, &needs)?;
     config.threads = sandbox.spawner();
+    if let Some(cgroup) = &cgroup {
+        cgroup.confine(&config.threads);
+    }
     // Before there is anybody who could wait for a line of the log.
     LOG.start(&config.threads).map_err(host("start a thread"))?;
     let vm = Arc::new(Vm::launch(config)?);
@@ -442,12 +449,30 @@ fn enter_cgroup(parent: &Path, memory: Bytes, besides: u64) -> Result<Arc<Cgroup
 }
 
 fn warn_about_huge_pages(config: &VmConfig) {
-    if config.backing == llfree_monitor::memory::Backing::Anon
+    if config.backing == Backing::Anon
         && let Ok(kernel_stats::ThpMode::Never) = kernel_stats::thp_mode()
     {
         log::warn!(
             "transparent huge pages are off: installs and reclaim will be many times slower; \
              'echo madvise > /sys/kernel/mm/transparent_hugepage/enabled' turns them on"
+        );
+    }
+}
+
+/// Says so if the guest may come to use more than there is. That is no error: most never do, and a lower
+/// limit sees to it.
+fn warn_about_size(config: &VmConfig) {
+    // A pool of huge pages is checked when it is reserved.
+    if config.backing != Backing::Hugetlb
+        && let Ok(room) = Room::now()
+        && config.memory.0 > room.total
+    {
+        log::warn!(
+            "--mem {} is more than the {} of {}: if the guest uses it all, the kernel kills this process; \
+             'llfree-vmm shrink' keeps the guest below that",
+            config.memory,
+            Bytes(room.total),
+            room.total_in
         );
     }
 }

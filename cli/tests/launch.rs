@@ -57,6 +57,30 @@ fn memory_goes_back_to_the_host_and_comes_again_with_contents_intact() {
 }
 
 #[test]
+fn an_idle_vm_costs_a_few_mebibytes() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let first = scratch.launch("--mem 64M --cpus 1 --name a");
+    let second = scratch.launch("--mem 64M --cpus 1 --name b");
+    let statuses = [first.status(), second.status()];
+    for status in &statuses {
+        let [cost, resident, vmm, tables] =
+            ["cost_bytes", "resident_bytes", "vmm_overhead_bytes", "page_table_bytes"].map(|key| number(status, key));
+        assert_eq!(number(&status["install_pool"], "resident_bytes"), 0, "nobody installs anything: {status:#}");
+        assert_eq!(cost, resident + vmm + tables, "{status:#}");
+        assert!(tables > 0 && cost <= 8 * MIB, "{status:#}");
+    }
+    // A burst makes use of one.
+    first.json("guest burst 48M");
+    wait_for("the pool is kept ready", || {
+        (number(&first.status()["install_pool"], "resident_bytes") > 0).then_some(())
+    });
+    scratch.run(&["stop", "--name", "b"]).exits(0);
+    second.process.wait().exits(0);
+    first.stop();
+}
+
+#[test]
 fn every_json_output_has_its_fields() {
     need_kvm!();
     let scratch = Scratch::new();
@@ -86,6 +110,8 @@ fn every_json_output_has_its_fields() {
         "guest_free_bytes",
         "reclaimable_now_bytes",
         "vmm_overhead_bytes",
+        "cost_bytes",
+        "page_table_bytes",
         "installs",
         "install_failures",
         "violations",
@@ -102,7 +128,10 @@ fn every_json_output_has_its_fields() {
     let status = vm.status();
     has_fields(&status, &status_fields);
     assert_eq!(status["backing"], "anon");
-    has_fields(&status["install_pool"], &["size_bytes", "resident_bytes", "hits", "misses", "given_back"]);
+    has_fields(
+        &status["install_pool"],
+        &["size_bytes", "goal_bytes", "resident_bytes", "hits", "misses", "given_back", "stale"],
+    );
     let vcpus = status["vcpus"].as_array().expect("a list");
     assert_eq!(vcpus.len(), 1);
     has_fields(&vcpus[0], &["index", "exits", "calls", "state"]);
@@ -333,38 +362,6 @@ fn status_and_resizes_are_answered_while_the_guest_churns() {
     assert_eq!(number(&vm.json("guest verify"), "mismatches"), 0);
     assert_eq!(number(&vm.status(), "violations"), 0);
     vm.stop();
-}
-
-#[test]
-fn with_one_vm_no_name_is_needed_and_with_two_they_are_listed() {
-    need_kvm!();
-    let scratch = Scratch::new();
-    let none = scratch.run(&["list"]).exits(0);
-    assert!(none.stdout.starts_with("no VM is running (looked in /tmp/"), "{none:?}");
-    assert_eq!(scratch.run(&["list", "--json"]).exits(0).stdout, "[]\n");
-    assert!(scratch.run(&["status"]).exits(1).one_error_line().contains("; start one with"));
-    assert!(scratch.run(&["stop", "--name", "one"]).exits(1).one_error_line().contains("no VM is called 'one'"));
-
-    let one = scratch.launch("--mem 64M --cpus 1 --name one");
-    assert_eq!(scratch.run(&["status", "--json"]).exits(0).json()["name"], "one");
-    assert_eq!(scratch.run(&["list", "--json"]).exits(0).json().as_array().map(Vec::len), Some(1));
-
-    // The default name.
-    let two = scratch.launch("--mem 64M --cpus 1");
-    assert_eq!(two.up["name"], "vm0");
-    let list = scratch.run(&["list"]).exits(0).stdout;
-    assert!(list.lines().count() == 4 && list.contains("one") && list.contains("vm0"), "{list}");
-    let refused = scratch.run(&["stop"]).exits(1);
-    assert!(refused.one_error_line().contains("name one of them: one, vm0"), "{refused:?}");
-    let unknown = scratch.run(&["status", "--name", "three"]).exits(1);
-    assert!(unknown.one_error_line().contains("no VM is called 'three'; running VMs: one, vm0"), "{unknown:?}");
-    for name in ["one", "vm0"] {
-        assert_eq!(scratch.run(&["status", "--name", name, "--json"]).exits(0).json()["name"], name);
-    }
-    scratch.run(&["stop", "--name", "one"]).exits(0);
-    one.process.wait().exits(0);
-    assert_eq!(scratch.run(&["status", "--json"]).exits(0).json()["name"], "vm0");
-    two.stop();
 }
 
 #[test]

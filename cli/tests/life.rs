@@ -150,6 +150,23 @@ fn wait_tells_start_agent_and_end() {
 }
 
 #[test]
+fn a_status_says_what_the_guest_is_at_and_who_waits_for_it() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 64M --cpus 1 --name web");
+    assert_eq!(vm.status().get("guest_commands"), None, "an idle guest");
+    let churn = vm.start("guest churn 5s");
+    wait_for("it works", || (vm.status()["guest_commands"]["at_work"] == "churn").then_some(()));
+    let waiting = [vm.start("guest stats"), vm.start("guest verify")];
+    wait_for("two wait", || (vm.status()["guest_commands"]["queued"] == 2).then_some(()));
+    drop(waiting);
+    wait_for("who left waits for nothing", || (vm.status()["guest_commands"]["queued"] == 0).then_some(()));
+    churn.wait().exits(0);
+    wait_for("it is idle again", || vm.status().get("guest_commands").is_none().then_some(()));
+    vm.stop();
+}
+
+#[test]
 fn fifty_vms_start_in_a_row_are_listed_and_stop_at_once() {
     need_kvm!();
     let scratch = Scratch::new();
@@ -187,4 +204,39 @@ fn a_vm_that_hangs_holds_up_no_list_and_is_killed_by_force() {
     let stopped = scratch.run(&["stop", "--force", "hung", "a", "b", "c", "other"]).exits(0).stdout;
     assert!(stopped.contains("hung  killed\n") && stopped.contains("other  stopped\n"), "{stopped}");
     hung.ends();
+}
+
+#[test]
+fn with_one_vm_no_name_is_needed_and_with_two_they_are_listed() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let none = scratch.run(&["list"]).exits(0);
+    assert!(none.stdout.starts_with("no VM is running (looked in /tmp/"), "{none:?}");
+    assert_eq!(scratch.run(&["list", "--json"]).exits(0).stdout, "[]\n");
+    assert!(scratch.run(&["status"]).exits(1).one_error_line().contains("; start one with"));
+    assert!(scratch.run(&["stop", "--name", "one"]).exits(1).one_error_line().contains("no VM is called 'one'"));
+
+    let one = scratch.launch("--mem 64M --cpus 1 --name one");
+    assert_eq!(scratch.run(&["status", "--json"]).exits(0).json()["name"], "one");
+    assert_eq!(scratch.run(&["list", "--json"]).exits(0).json().as_array().map(Vec::len), Some(1));
+
+    // The default name.
+    let two = scratch.launch("--mem 64M --cpus 1");
+    assert_eq!(two.up["name"], "vm0");
+    let list = scratch.run(&["list"]).exits(0).stdout;
+    assert!(
+        list.lines().count() == 4 && list.contains("total") && list.contains("one") && list.contains("vm0"),
+        "{list}"
+    );
+    let refused = scratch.run(&["stop"]).exits(1);
+    assert!(refused.one_error_line().contains("name one of them: one, vm0"), "{refused:?}");
+    let unknown = scratch.run(&["status", "--name", "three"]).exits(1);
+    assert!(unknown.one_error_line().contains("no VM is called 'three'; running VMs: one, vm0"), "{unknown:?}");
+    for name in ["one", "vm0"] {
+        assert_eq!(scratch.run(&["status", "--name", name, "--json"]).exits(0).json()["name"], name);
+    }
+    scratch.run(&["stop", "--name", "one"]).exits(0);
+    one.process.wait().exits(0);
+    assert_eq!(scratch.run(&["status", "--json"]).exits(0).json()["name"], "vm0");
+    two.stop();
 }

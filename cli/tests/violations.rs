@@ -194,7 +194,7 @@ fn a_pool_that_nobody_could_use_is_refused() {
 
 /// A machine through the library.
 fn machine(mib: u64, cpus: u32, kernel: Option<&Path>, policy: OnViolation) -> vmm::vm::Vm {
-    let pool = Some(InstallPool { size: Bytes(8 * MIB), rate: Bytes(0) });
+    let pool = Some(InstallPool { size: Bytes(8 * MIB), ..InstallPool::NONE });
     let install = InstallConfig { pool, on_violation: Some(policy), userfaultfd: UseUserfaultfd::On };
     let kernel = kernel.map(|path| Arc::new(vmm::boot::Image::open(path).expect("an image")));
     let config = VmConfig { install, kernel, ..VmConfig::new(Bytes(mib * MIB), cpus, Backing::Anon) };

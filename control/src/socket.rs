@@ -3,15 +3,19 @@
 //! A VM called NAME listens on `NAME.sock` in a directory that only its user can enter. Next to it
 //! lies `NAME.lock`, locked for as long as the VM lives and holding its pid. The lock decides: who
 //! has it may remove a socket that a killed VM left and bind its own, so two starters cannot both
-//! believe that they own a name. A clean stop removes both files.
+//! believe that they own a name. A clean stop removes both files, if they are still those that it made; a
+//! start removes what killed VMs left in the same directory. A lock file has a pid from its first moment, so
+//! one without is somebody else's file.
+
+mod lock;
 
 use llfree_base::units::shorten;
-use rustix::fs::{FlockOperation, Mode};
+use lock::{Identity, Lock, LockError, remove};
+use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -23,8 +27,6 @@ pub use error::{MAX_NAME, MAX_SOCKET_PATH, SocketError};
 
 /// Clients that may wait for the first accept.
 const BACKLOG: i32 = 256;
-/// The number of times that a lock file may vanish between open and lock before we give up.
-const LOCK_ATTEMPTS: u32 = 100;
 
 /// Checks a VM's name.
 ///
@@ -45,9 +47,11 @@ pub struct Claim {
     name: String,
     path: PathBuf,
     lock_path: PathBuf,
+    /// The socket's file, whatever has its name by now.
+    socket: Identity,
     listener: UnixListener,
     /// Locked until it is closed, after both files are gone.
-    _lock: File,
+    lock: Lock,
 }
 
 impl Claim {
@@ -57,7 +61,9 @@ impl Claim {
     /// When a live VM has it, or no socket can be made there.
     pub fn by_name(dir: &Path, name: &str) -> Result<Self, SocketError> {
         check_name(name)?;
-        Self::new(name.to_owned(), dir.join(format!("{name}.sock")), dir.join(format!("{name}.lock")))
+        let claim = Self::new(name.to_owned(), dir.join(format!("{name}.sock")), dir.join(format!("{name}.lock")))?;
+        sweep_dead(dir);
+        Ok(claim)
     }
 
     /// Claims the lowest of `vm0`, `vm1` ... that is free in `dir`.
@@ -88,7 +94,7 @@ impl Claim {
         let claim = Self::by_name(dir, name)?;
         for other in others.iter().filter(|other| places::check(other).is_ok()) {
             let path = other.join(format!("{name}.sock"));
-            if let Some(pid) = lock_holder(&other.join(format!("{name}.lock"))) {
+            if let Some(pid) = lock::holder(&other.join(format!("{name}.lock"))) {
                 return Err(SocketError::InUse { path, pid });
             }
         }
@@ -124,10 +130,14 @@ impl Claim {
         }
         let lock = take_lock(&lock_path, &path)?;
         // From here on the lock file is ours to remove, whatever fails.
-        match listen_on(&path, &lock_path, &lock) {
-            Ok(listener) => Ok(Self { name, path, lock_path, listener, _lock: lock }),
+        let listening = listen_on(&path).and_then(|listener| {
+            let socket = std::fs::symlink_metadata(&path).map_err(io_error("look at", &path))?;
+            Ok((listener, Identity::of(&socket)))
+        });
+        match listening {
+            Ok((listener, socket)) => Ok(Self { name, path, lock_path, socket, listener, lock }),
             Err(error) => {
-                remove(&lock_path);
+                lock.remove(&lock_path);
                 Err(error)
             }
         }
@@ -157,73 +167,37 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         // The lock goes last: until then nobody else may touch the socket's path.
-        remove(&self.path);
-        remove(&self.lock_path);
+        remove(&self.path, self.socket);
+        self.lock.remove(&self.lock_path);
     }
 }
 
-fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        log::warn!("cannot remove {}: {error}", path.display());
-    }
+/// Takes the lock of a socket's path.
+fn take_lock(lock_path: &Path, socket_path: &Path) -> Result<Lock, SocketError> {
+    Lock::take(lock_path).map_err(|error| match error {
+        LockError::Held(pid) => SocketError::InUse { path: socket_path.to_owned(), pid },
+        LockError::NotALock => SocketError::NotALock(lock_path.to_owned()),
+        LockError::Io(step, source) => io_error(step, lock_path)(source),
+    })
 }
 
-/// Opens and locks `lock_path`; `socket_path` is only for the message.
-fn take_lock(lock_path: &Path, socket_path: &Path) -> Result<File, SocketError> {
-    for _ in 0..LOCK_ATTEMPTS {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(lock_path)
-            .map_err(io_error("open the lock file", lock_path))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                // A starter may not have written its pid yet.
-                let pid = read_pid(&file).ok().flatten();
-                return Err(SocketError::InUse { path: socket_path.to_owned(), pid });
-            }
-            Err(error) => return Err(io_error("lock", lock_path)(error.into())),
-        }
-        // The file that we locked may have been removed by a VM that just stopped; then a newer one
-        // may lie there, with another owner. Only a lock on the file that has the name counts.
-        let ours = file.metadata().map_err(io_error("look at", lock_path))?;
-        if std::fs::symlink_metadata(lock_path)
-            .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()))
+/// Removes what killed VMs left in a directory of sockets. A live VM has its lock, and keeps its files.
+fn sweep_dead(dir: &Path) {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.and_then(|name| name.strip_suffix(".lock").or_else(|| name.strip_suffix(".sock")));
+        let Some(name) = name.filter(|name| check_name(name).is_ok()) else { continue };
+        let (socket, lock_path) = (dir.join(format!("{name}.sock")), dir.join(format!("{name}.lock")));
+        let Ok(lock) = take_lock(&lock_path, &socket) else { continue };
+        if let Ok(meta) = std::fs::symlink_metadata(&socket)
+            && meta.file_type().is_socket()
+            && !listens(&socket)
         {
-            // `--socket Cargo` must not cost anyone a Cargo.lock.
-            return match read_pid(&file) {
-                Ok(_) => Ok(file),
-                Err(_) => Err(SocketError::NotALock(lock_path.to_owned())),
-            };
+            log::info!("removing {}: its VM is gone", socket.display());
+            remove(&socket, Identity::of(&meta));
         }
-    }
-    Err(SocketError::InUse { path: socket_path.to_owned(), pid: None })
-}
-
-/// The pid in a lock file, `None` if it is empty; an error if it holds anything else.
-fn read_pid(file: &File) -> io::Result<Option<u32>> {
-    let mut text = String::new();
-    file.take(32).read_to_string(&mut text)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
-    text.trim_end().parse().map(Some).map_err(io::Error::other)
-}
-
-/// Who holds a lock file: the pid in it, `None` if it is not written yet. `None` if nobody does.
-fn lock_holder(lock_path: &Path) -> Option<Option<u32>> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(lock_path).ok()?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-        Err(rustix::io::Errno::WOULDBLOCK) => Some(read_pid(&file).ok().flatten()),
-        _ => None,
+        lock.remove(&lock_path);
     }
 }
 
@@ -232,7 +206,7 @@ fn lock_holder(lock_path: &Path) -> Option<Option<u32>> {
 pub fn owner(path: &Path) -> Option<u32> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".lock");
-    [path.with_extension("lock"), PathBuf::from(beside)].iter().find_map(|lock| lock_holder(lock).flatten())
+    [path.with_extension("lock"), PathBuf::from(beside)].iter().find_map(|lock| lock::holder(lock).flatten())
 }
 
 /// Removes what a VM left that was killed. Nothing happens while a live one has the socket.
@@ -249,13 +223,8 @@ pub fn sweep(path: &Path) {
     }
 }
 
-/// Writes our pid, clears away what a dead VM left, and listens.
-fn listen_on(path: &Path, lock_path: &Path, mut lock: &File) -> Result<UnixListener, SocketError> {
-    // At offset 0, wherever reading an old pid has left the file's position.
-    lock.set_len(0)
-        .and_then(|()| lock.rewind())
-        .and_then(|()| writeln!(lock, "{}", std::process::id()))
-        .map_err(io_error("write", lock_path))?;
+/// Clears away what a dead VM left, and listens. The lock is ours.
+fn listen_on(path: &Path) -> Result<UnixListener, SocketError> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(io_error("look at", path)(error)),

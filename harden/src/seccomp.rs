@@ -200,6 +200,9 @@ extern "C" fn on_forbidden(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     line.push(b"llfree-vmm: error: thread '");
     line.push(ROLE.get().as_bytes());
     line.push(b"' made system call ");
+    if call < 0 {
+        line.push(b"-");
+    }
     line.push_number(call.unsigned_abs());
     line.push(b", which its seccomp filter forbids; please report this");
     // A look at what was set once is an atomic load.

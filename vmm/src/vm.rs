@@ -6,6 +6,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
+//! | `cost` | what the VM costs its host |
 //! | `launch` | the steps of a launch |
 //! | `life`, `life_state` | pause, resume, stop |
 //! | `devices` | starts the devices' threads |
@@ -13,6 +14,7 @@
 //! | `request` | requests for the guest's agents |
 //! | `view` | what the guest says about its memory |
 
+mod cost;
 mod devices;
 mod launch;
 mod life;
@@ -24,6 +26,7 @@ mod view;
 
 pub use crate::config::{LinuxConfig, VmConfig};
 pub use crate::error::{LaunchError, LimitError, PauseError, VmError};
+pub use cost::Cost;
 pub use life::{LifeChange, PAUSE};
 pub use llfree_monitor::Resize;
 pub use pursuit::Step;
@@ -44,11 +47,10 @@ use crate::vcpu::VcpuHandle;
 use agent_abi::{Command, Report};
 use kvm_ioctls::VmFd;
 use life_state::LifeState;
+use llfree_base::faults;
 use llfree_base::lock;
 use llfree_base::units::Bytes;
-use llfree_base::{faults, kernel_stats};
 use llfree_monitor::auto::AutoReclaim;
-use llfree_monitor::memory::Backing;
 use llfree_monitor::{Direction, Monitor, Violations};
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -249,21 +251,6 @@ impl Vm {
     #[must_use]
     pub fn ended(&self) -> Option<ExitReason> {
         lock(&self.exit_notifier.end.reason).clone()
-    }
-
-    /// All resident memory of the VM in bytes, guest RAM and the VMM's own, according to the
-    /// kernel.
-    ///
-    /// # Errors
-    /// If the kernel does not answer.
-    pub fn resident_bytes(&self) -> std::io::Result<u64> {
-        let process = kernel_stats::process_resident_bytes()?;
-        if self.config.backing == Backing::Hugetlb {
-            // A process's Rss does not include hugetlbfs pages.
-            let ram = self.monitor.ram().residency().map_err(std::io::Error::other)?;
-            return Ok(process + ram.resident_bytes);
-        }
-        Ok(process)
     }
 
     /// Has the guest's agent carry out a command, on all vCPUs. A command that a pause interrupts goes on

@@ -35,7 +35,7 @@ fn io() -> std::io::Error {
 fn a_pool_or_policy_without_userfaultfd_names_both_flags() {
     let memory = Bytes(32 << 20);
     let chosen = InstallConfig {
-        pool: Some(InstallPool { size: Bytes(64 << 20), rate: Bytes(0) }),
+        pool: Some(InstallPool { size: Bytes(64 << 20), ..InstallPool::NONE }),
         on_violation: Some(OnViolation::Stop),
         userfaultfd: UseUserfaultfd::Auto,
     };

@@ -64,8 +64,8 @@ pub struct LaunchArgs {
     /// Cores to pin the vCPUs to, in turn, like 0,2 or 0-3; not pinned by default
     #[arg(long, value_name = "CORES", value_parser = parse_cores, allow_hyphen_values = true)]
     pub pin: Vec<Cores>,
-    /// Zeroed memory kept ready for installs, like 64M or 64M,rate=4G/s; 0 for none [default: 64M, or an
-    /// eighth of --mem if that is less]
+    /// Zeroed memory kept ready for installs, like 64M or 64M,rate=4G/s; 0 for none [default: as recent installs
+    /// call for, at most 64M or an eighth of --mem; none in an idle VM]
     #[arg(long, value_name = "SIZE[,rate=SIZE/s]", allow_hyphen_values = true)]
     pub install_pool: Option<InstallPool>,
     /// What happens when the guest touches memory without asking. stop: it is stopped; install (the

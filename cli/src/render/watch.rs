@@ -70,18 +70,12 @@ pub fn list(vms: &[(String, Result<StatusReport, String>)], looked: &[PathBuf]) 
         return format!("no VM is running (looked in {})\n", looked.join(", "));
     }
     let name_width = vms.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(5) + 2;
-    let mut text =
-        format!("{:<name_width$}{:>8}{:>12}{:>12}{:>12}{:>12}\n", "name", "pid", "memory", "limit", "resident", "up");
+    let mut text = format!("{:<name_width$}{:>8}", "name", "pid");
+    text.extend(["memory", "limit", "resident", "cost", "up"].map(|head| format!("{head:>12}")));
+    text.push('\n');
     for (name, status) in vms {
         let line = match status {
-            Ok(status) => format!(
-                "{:>8}{:>12}{:>12}{:>12}{:>12}",
-                status.pid,
-                Bytes(status.memory_bytes),
-                Bytes(status.limit_bytes),
-                Bytes(status.resident_bytes),
-                uptime(status.uptime_ms)
-            ),
+            Ok(status) => format!("{:>8}{}{:>12}", status.pid, sizes(&[status]), uptime(status.uptime_ms)),
             Err(why) => format!("    {}", printable(why)),
         };
         // Writing to a String cannot fail.
@@ -89,18 +83,17 @@ pub fn list(vms: &[(String, Result<StatusReport, String>)], looked: &[PathBuf]) 
     }
     let known: Vec<&StatusReport> = vms.iter().filter_map(|(_, status)| status.as_ref().ok()).collect();
     if known.len() > 1 {
-        let sum = |of: fn(&StatusReport) -> u64| Bytes(known.iter().map(|status| of(status)).sum());
-        let _ = writeln!(
-            text,
-            "{:<name_width$}{:>8}{:>12}{:>12}{:>12}",
-            "total",
-            known.len(),
-            sum(|status| status.memory_bytes),
-            sum(|status| status.limit_bytes),
-            sum(|status| status.resident_bytes),
-        );
+        let _ = writeln!(text, "{:<name_width$}{:>8}{}", "total", known.len(), sizes(&known));
     }
     text
+}
+
+/// The columns of sizes in `list`, added up.
+fn sizes(vms: &[&StatusReport]) -> String {
+    let columns: [fn(&StatusReport) -> u64; 4] =
+        [|vm| vm.memory_bytes, |vm| vm.limit_bytes, |vm| vm.resident_bytes, |vm| vm.cost_bytes];
+    let sum = |column: fn(&StatusReport) -> u64| vms.iter().fold(0_u64, |sum, vm| sum.saturating_add(column(vm)));
+    columns.map(|column| format!("{:>12}", Bytes(sum(column)).to_string())).concat()
 }
 
 #[cfg(test)]
@@ -149,7 +142,7 @@ mod tests {
         };
         let text = list(&[("a".to_owned(), status(64)), ("b".to_owned(), status(128))], &[]);
         let total: Vec<&str> = text.lines().last().unwrap_or_default().split_whitespace().collect();
-        assert_eq!(total, ["total", "2", "192", "MiB", "192", "MiB", "2", "MiB"], "{text}");
+        assert_eq!(total, ["total", "2", "192", "MiB", "192", "MiB", "2", "MiB", "0", "B"], "{text}");
         let text = list(&[("a".to_owned(), status(64)), ("b".to_owned(), Err("hangs".to_owned()))], &[]);
         assert!(!text.contains("total"), "{text}");
     }

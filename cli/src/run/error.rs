@@ -144,7 +144,7 @@ impl Advised for RunError {
 }
 
 /// A size that the demo's story does not fit in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DemoSizeError {
     /// Too little memory.
     #[error("--mem {memory} is too small for the demo; use at least {least}")]
@@ -161,6 +161,16 @@ pub enum DemoSizeError {
         touch: Bytes,
         /// The smallest size that works.
         least: Bytes,
+    },
+    /// The guest would touch more than can be had.
+    #[error("the demo's guest touches {touch} with these sizes, and {place} has only {available} available")]
+    Room {
+        /// What it would touch.
+        touch: Bytes,
+        /// What can be had.
+        available: Bytes,
+        /// Who has no more.
+        place: String,
     },
     /// The guest would touch all there is.
     #[error("--touch {touch} leaves the guest no memory of its own; use at most {most} with --mem {memory}")]

@@ -50,6 +50,14 @@ metered! {
         pub resident_bytes: u64 => gauge,
         /// The part of it in huge pages, in bytes.
         pub huge_page_bytes: u64 => gauge,
+        /// All host memory that the VM costs, in bytes: resident guest memory, the install pool, the VMM, and
+        /// page tables. An older VM does not say, which is 0.
+        #[serde(default)]
+        pub cost_bytes: u64 => gauge,
+        /// The kernel's page tables for the VM, in bytes; those of the hypervisor are among them only in a cgroup
+        /// of the VM's own. No limit counts them but that of such a cgroup.
+        #[serde(default)]
+        pub page_table_bytes: u64 => gauge,
         /// Memory that a shrink took, in bytes; with a device, what its driver gave away.
         pub held_bytes: u64 => gauge,
         /// Memory free in the guest but not backed, in bytes.
@@ -66,7 +74,8 @@ metered! {
         pub guest_free_bytes: Option<u64> => gauge,
         /// Memory that a shrink could take right now, in bytes.
         pub reclaimable_now_bytes: Option<u64> => gauge,
-        /// The VMM's resident memory without the guest's and the install pool's, in bytes.
+        /// The VMM's resident memory without the guest's and the install pool's, in bytes; of its code, which
+        /// all VMMs share, its share.
         pub vmm_overhead_bytes: u64 => gauge,
         /// What the monitor did for the guest, and what the guest did behind its back.
         #[serde(flatten)]
@@ -273,8 +282,11 @@ metered! {
     /// Memory kept ready for installs.
     #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
     pub struct InstallPoolStatus {
-        /// Its size when full, in bytes; 0 without a pool.
+        /// Its size at most, in bytes; 0 without a pool.
         pub size_bytes: u64 => gauge,
+        /// The size that it is kept at, in bytes: 0 while the guest hardly installs anything.
+        #[serde(default)]
+        pub goal_bytes: u64 => gauge,
         /// Its size now, in bytes: host memory besides the guest's.
         pub resident_bytes: u64 => gauge,
         /// The sources of memory for installs.

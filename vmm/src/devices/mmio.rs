@@ -25,7 +25,7 @@ use std::time::Duration;
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How many requests of one queue are served before the others get their turn.
 const MOST_REQUESTS: u32 = 256;
@@ -70,7 +70,8 @@ impl Transport {
     pub fn new(device: Box<dyn VirtioDevice>, ram: Arc<GuestRam>, notifier: Notifier) -> io::Result<Self> {
         let name = device.name();
         let state = State::new(device);
-        let events = state.queues.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<_>>()?;
+        let events =
+            state.queues.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<_>>()?;
         Ok(Self {
             name,
             turn: Mutex::new(()),

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 const ORDER: u64 = u64::MAX;
 /// Set in the number of a queue that one of the device's sources has work for.
@@ -87,7 +87,7 @@ impl Worker {
     /// # Errors
     /// The host cannot start a thread or create an event.
     pub fn start(device: Arc<Transport>, threads: &Spawner) -> io::Result<Self> {
-        let event = EventFd::new(EFD_NONBLOCK)?;
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let control = Arc::new(WorkerControl { name: device.name(), parking: Parking::default(), event });
         let epoll = Epoll::new()?;
         let add = |fd: RawFd, events: EventSet, number: u64| {

@@ -114,7 +114,7 @@ impl Elasticity for ByDevice {
         let (actual, freed) = (self.limit(), resident.saturating_sub(self.ram_resident()?));
         // Both are at most RAM, whose huge frames fit a u32.
         let frames = |bytes: u64| (bytes / HUGE_SIZE) as u32;
-        let pass = Pass { frames: frames(before.abs_diff(actual)), discarded: frames(freed) };
+        let pass = Pass { frames: frames(before.abs_diff(actual)), discarded: frames(freed), freed_bytes: freed };
         Ok(Resize { target, actual, pass, duration, waited })
     }
 

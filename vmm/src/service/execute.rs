@@ -147,7 +147,7 @@ fn reclaim(vm: &Vm, bytes: Option<u64>) -> Result<ReclaimReport, VmError> {
     let pass = monitor.evict(frames)?;
     Ok(ReclaimReport {
         huge_frames: pass.frames.into(),
-        freed_bytes: u64::from(pass.discarded) * HUGE_SIZE,
+        freed_bytes: pass.freed_bytes,
         duration_us: micros(start.elapsed()),
     })
 }

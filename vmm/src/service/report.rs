@@ -34,7 +34,7 @@ pub fn resize_report(vm: &Vm, resize: &Resize, advice: &str) -> ResizeReport {
         shortfall,
         pursued: false,
         huge_frames: resize.pass.frames.into(),
-        freed_bytes: u64::from(resize.pass.discarded) * HUGE_SIZE,
+        freed_bytes: resize.pass.freed_bytes,
         duration_us: micros(resize.duration),
         waited_us: micros(resize.waited),
         guest: elastic.balloon.and_then(|balloon| balloon.guest).filter(|_| !vm.shares_table()),
@@ -71,8 +71,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         None => limit_before.max(vm.limit()),
     };
     let install_pool = pool_status(monitor.supply());
-    let of_others = ram.resident_bytes.saturating_add(install_pool.resident_bytes);
-    let overhead = vm.resident_bytes().map(|all| all.saturating_sub(of_others));
+    let cost = vm.cost().unwrap_or_default();
     monitor.audit()?;
     let elastic = vm.elastic().status();
     let view = vm.view(&elastic, &census);
@@ -90,6 +89,8 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         target_age_ms: vm.target().map(|target| millis(target.since.elapsed())),
         resident_bytes: ram.resident_bytes,
         huge_page_bytes: ram.huge_bytes,
+        cost_bytes: cost.total(),
+        page_table_bytes: cost.page_tables,
         held_bytes: vm.config().memory.0.saturating_sub(limit),
         evicted_bytes: census.evicted * HUGE_SIZE,
         installed_bytes: vm.elastic().table().map_or(0, |_| census.installed * HUGE_SIZE),
@@ -97,7 +98,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         guest_used_bytes: view.used,
         guest_free_bytes: view.free,
         reclaimable_now_bytes: view.reclaimable,
-        vmm_overhead_bytes: overhead.unwrap_or_default(),
+        vmm_overhead_bytes: cost.vmm,
         monitor: monitor.counters.counts(),
         enforcement: enforcement(vm).into(),
         on_violation: vm.config().install.on_violation.unwrap_or_default().into(),
@@ -118,8 +119,8 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
 
 fn pool_status(supply: &Supply) -> InstallPoolStatus {
     let pool = supply.pool_status();
-    let (size_bytes, resident_bytes) = (pool.size_bytes, pool.resident_bytes);
-    InstallPoolStatus { size_bytes, resident_bytes, counts: supply.counters().counts() }
+    let (size_bytes, goal_bytes, resident_bytes) = (pool.size_bytes, pool.goal_bytes, pool.resident_bytes);
+    InstallPoolStatus { size_bytes, goal_bytes, resident_bytes, counts: supply.counters().counts() }
 }
 
 fn enforcement(vm: &Vm) -> Enforcement {

@@ -28,7 +28,7 @@ use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How long an idle vCPU may take to give its cached frames back during a shrink.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
@@ -77,7 +77,7 @@ impl Vm {
         let host = |step| move |source| LaunchError::Host { step, source };
         config.forget_contents();
         vcpu::prepare_kick().map_err(|error| host("install the signal that stops vCPUs")(error.into()))?;
-        let event = EventFd::new(EFD_NONBLOCK).map_err(host("create an event for the guest's end"))?;
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an event for the guest's end"))?;
         let Hardware { vm, platform, agents, .. } = hardware;
         let Attached { guest, devices, disks, nets } = attached;
         let devices = Arc::new(devices);
