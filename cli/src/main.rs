@@ -11,6 +11,7 @@ use cli::run::{self, RunError};
 use cli::{demo, exit};
 use env_logger::{Builder, Env, Logger, Target, WriteStyle};
 use log::{Log, Metadata, Record};
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -78,7 +79,9 @@ fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("?").to_owned();
-        LOG.print_last(format!("llfree-vmm: thread '{name}' {panic}; please report this\n").as_bytes());
+        let trace = Backtrace::capture();
+        let trace = if trace.status() == BacktraceStatus::Captured { format!("{trace}") } else { String::new() };
+        LOG.print_last(format!("llfree-vmm: thread '{name}' {panic}; please report this\n{trace}").as_bytes());
     }));
 }
 

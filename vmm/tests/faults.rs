@@ -6,6 +6,7 @@
 //! never reaches, fails it.
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use llfree_base::check::Check;
 use llfree_base::faults::{self, Scenario};
 use llfree_base::units::Bytes;
 use llfree_control::client::{Client, ClientError};
@@ -439,6 +440,27 @@ fn after_any_fault_no_frame_is_lost_and_the_vmm_serves_or_stops() {
         scenario.set(point, "off").expect("actions");
         assert!(faults::hits(point) > 0, "the point '{point}' was never reached");
     }
+}
+
+/// An install that the host does not finish is at its frames till the end of the VM: that is no forgotten claim.
+#[test]
+fn a_vm_that_stops_has_forgotten_no_claim() {
+    if let Err(error) = vmm::boot::open_kvm() {
+        return skipped(llfree_base::error_line(&error));
+    }
+    let scenario = Scenario::start();
+    let vm = launch();
+    let installing = [faults::MOVE, faults::POPULATE];
+    std::thread::scope(|scope| {
+        installing.iter().for_each(|point| scenario.set(point, "1*sleep(3000)->off").expect("actions"));
+        let alloc = scope.spawn(|| vm.run_guest(&GuestRequest::Alloc { bytes: 64 * MIB, order: 9 }));
+        std::thread::sleep(Duration::from_millis(200));
+        vm.monitor().stop();
+        let seen = vm.monitor().validate().expect("the kernel answers");
+        assert!(seen.findings.iter().all(|finding| finding.check != Check::ForgottenClaim), "{seen:?}");
+        vm.stop();
+        drop(alloc.join().expect("no panic"));
+    });
 }
 
 /// A host that does not answer: who ends the VM does not wait for it.

@@ -250,6 +250,12 @@ impl Transport {
         self.outside.helpers()
     }
 
+    /// Whether somebody has its lock.
+    #[cfg(test)]
+    pub(super) fn is_locked(&self) -> bool {
+        self.state.try_lock().is_err()
+    }
+
     /// A helper's work, until the VM [ends](Self::release).
     pub fn help(&self) {
         self.outside.add_helper();

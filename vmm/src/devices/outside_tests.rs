@@ -1,6 +1,7 @@
 //! Requests that the host does not answer: nobody waits for them but a driver that resets its device.
 
 use super::driver::{DRIVER_OK, Driver};
+use super::mmio::Transport;
 use super::request::{Buffer, Request};
 use super::worker::{self, Worker};
 use super::{DriverError, Notes, Served, VirtioDevice};
@@ -9,6 +10,7 @@ use llfree_base::thread::Spawner;
 use log::Level;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_mmio as reg;
 
@@ -181,4 +183,36 @@ fn the_end_of_a_vm_lets_go_of_who_waits_for_storage_that_does_not_answer() {
     storage.answer();
     std::thread::sleep(MOMENT);
     assert_eq!(driver.used(0), 0, "what was reset gets no answers");
+}
+
+/// Looks, at each line of one thread, whether a device is locked.
+struct Watcher(Mutex<Option<(ThreadId, Arc<Transport>)>>, Mutex<Vec<bool>>);
+
+static WATCHER: Watcher = Watcher(Mutex::new(None), Mutex::new(Vec::new()));
+
+impl log::Log for Watcher {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, _: &log::Record<'_>) {
+        if let Some((thread, device)) = &*lock(&self.0)
+            && std::thread::current().id() == *thread
+        {
+            lock(&self.1).push(device.is_locked());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_device_has_its_lines_written_once_its_lock_is_free() {
+    log::set_logger(&WATCHER).expect("no other test has one");
+    log::set_max_level(log::LevelFilter::Debug);
+    // Nobody else uses it.
+    let driver = Driver::new(4, |_| Box::new(Slow(Arc::default(), Notes::default())));
+    *lock(&WATCHER.0) = Some((std::thread::current().id(), driver.device.clone()));
+    driver.write(reg::VIRTIO_MMIO_STATUS, 0);
+    assert_eq!(*lock(&WATCHER.1), [false], "one line, and no lock");
 }

@@ -88,7 +88,10 @@ impl Service {
                 let message = "there is no such stream here";
                 responder.answer(&Reply::refusal(ErrorKind::Refused, Some(Reason::NoConsole), message));
             }
-            Request::Reclaim { bytes } => queues.resize(Resizing::Reclaim { bytes }, responder),
+            Request::Reclaim { bytes } => match execute::check_reclaim(&self.vm) {
+                Ok(_) => queues.resize(Resizing::Reclaim { bytes }, responder),
+                Err(error) => responder.answer(&answer(Err(error))),
+            },
             // Queued after a running command it would wait for the resume.
             Request::Guest(_) if self.vm.is_paused() => responder.answer(&answer(Err(VmError::Paused))),
             Request::Guest(command) => queues.guest(command, responder),
