@@ -4,12 +4,15 @@ use crate::error::BenchError;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
 use llfree_control::report::{GuestOutcome, GuestReport, SampleReport};
+use llfree_monitor::memory::Supply;
 use shared_layout::HUGE_SIZE;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmm::vm::{Resize, Vm};
 
 /// Time that a resize may wait for its guest.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Time that a pool may take to fill.
+const REFILL: Duration = Duration::from_secs(5);
 
 /// Runs a command that must go well.
 pub(crate) fn ask(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, BenchError> {
@@ -34,6 +37,20 @@ pub(crate) fn measure(vm: &Vm, request: &GuestRequest) -> Result<(GuestReport, S
 pub(crate) fn touch_and_free(vm: &Vm, bytes: u64) -> Result<(), BenchError> {
     ask(vm, &GuestRequest::Burst { bytes, touch: BurstTouch::Pages, keep: false, single: false })?;
     ask(vm, &GuestRequest::Idle).map(drop)
+}
+
+/// Waits until the pool is full, if there is one; not forever. Until then its thread has a CPU that
+/// is not counted.
+pub(crate) fn fill_pool(supply: &Supply) {
+    let start = Instant::now();
+    let full = || {
+        let pool = supply.pool_status();
+        // One that follows demand may have less to keep.
+        pool.resident_bytes >= pool.goal_bytes
+    };
+    while !full() && start.elapsed() < REFILL {
+        std::thread::sleep(Duration::from_micros(200));
+    }
 }
 
 /// A resize and the huge frames that it moved, by the limit.

@@ -25,7 +25,7 @@ pub(crate) use plan::{Allowance, Plan};
 
 use crate::candidates::Candidate;
 use crate::error::{BenchError, SizeError};
-use crate::guest::{Moved, ask, grow, measure, shrink, touch_and_free};
+use crate::guest::{Moved, ask, fill_pool, grow, measure, shrink, touch_and_free};
 use crate::interrupt;
 use crate::progress::{Progress, Show};
 use crate::room;
@@ -169,6 +169,8 @@ fn guest_round(subject: &Subject, book: &mut Book) -> Result<(), BenchError> {
     grow(vm, mem)?;
     // Everything that the guest can have is touched and free.
     touch_and_free(vm, mem - GUEST_OWN)?;
+    // The raw calls have no other thread beside them either.
+    fill_pool(vm.monitor().supply());
     let Moved { duration, frames } = shrink(vm, to)?;
     book.add((name, "reclaim_touched", "discard_touched_bulk"), duration, frames)?;
     let Moved { duration, frames } = grow(vm, mem)?;
@@ -234,6 +236,7 @@ fn evictions(vm: &Vm, share: Share, book: &mut Book) -> Result<(), BenchError> {
     // What the guest has mapped costs the kernel more: KVM lets go of it first. One call per run, after
     // the monitor's back, whose books the eviction of nothing then sets right.
     touch_and_free(vm, mem - GUEST_OWN)?;
+    fill_pool(vm.monitor().supply());
     let runs = free_runs(vm);
     let frames = runs.iter().map(|run| run.count()).sum();
     book.raw("discard_mapped_bulk", "discard_touched_bulk", frames, || {

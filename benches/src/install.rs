@@ -16,7 +16,7 @@
 
 use crate::candidates::Candidate;
 use crate::error::{BenchError, SizeError};
-use crate::guest::{ask, evict_all, grow, measure, touch_and_free};
+use crate::guest::{ask, evict_all, fill_pool, grow, measure, touch_and_free};
 use crate::interrupt;
 use crate::mover::Mover;
 use crate::plot::Panel;
@@ -37,8 +37,6 @@ use vmm::vm::{Vm, VmConfig};
 
 /// Frames that the host takes at once during a burst.
 const SLICE: u64 = 32 * HUGE_SIZE;
-/// Time that a pool may take to fill.
-const REFILL: Duration = Duration::from_secs(5);
 /// At most so much more than the usual pool has a candidate with a large one.
 const LARGE_POOLS: u64 = 512 << 20;
 /// The name of the raw calls in the progress line.
@@ -349,7 +347,7 @@ impl Subject {
         let vm = &self.vm;
         touch_and_free(vm, plan.burst)?;
         evict_all(vm)?;
-        fill_pool(vm);
+        fill_pool(vm.monitor().supply());
         let installs = || vm.monitor().counters.installs.get();
         let calls = ask(vm, &GuestRequest::Stats)?.install_calls;
         let before = installs();
@@ -410,18 +408,6 @@ fn reclaim_beside(vm: &Vm, neighbour: &Vm, plan: &Plan, quiet: Duration, over: &
     Ok(taken)
 }
 
-/// Waits until the VM's pool is full, if it has one; not forever.
-fn fill_pool(vm: &Vm) {
-    let start = Instant::now();
-    let full = || {
-        let pool = vm.monitor().supply().pool_status();
-        pool.resident_bytes >= pool.size_bytes
-    };
-    while !full() && start.elapsed() < REFILL {
-        std::thread::sleep(Duration::from_micros(200));
-    }
-}
-
 /// Memory without a guest, for the calls that limit an install.
 struct Raw {
     populated: GuestRam,
@@ -448,10 +434,7 @@ impl Raw {
         populate.raw(timed(|huge| Ok(self.populated.populate(huge)?))?);
         self.populated.discard(HugeRange::saturating(HugeId(0), RAW_FRAMES))?;
         if let Some((ram, supply)) = &self.supply {
-            let start = Instant::now();
-            while supply.pool_status().resident_bytes < supply.pool_status().size_bytes && start.elapsed() < REFILL {
-                std::thread::sleep(Duration::from_micros(200));
-            }
+            fill_pool(supply);
             let install = |huge| supply.install(huge).map_err(|shortfall| shortfall.error.into());
             from_pool.raw(timed(install)?);
             ram.discard(HugeRange::saturating(HugeId(0), RAW_FRAMES))?;

@@ -14,8 +14,10 @@ use guest_abi::Call;
 use guest_abi::mailbox::WORDS;
 use runtime::Vcpu;
 
+/// Huge frames from the first on that are left alone: the image is there, and what is called free is taken.
+const IMAGE_FRAMES: u64 = 8;
 /// Where RAM begins that is not the image's.
-const BEHIND_IMAGE: u64 = 16 << 20;
+const BEHIND_IMAGE: u64 = IMAGE_FRAMES << 21;
 /// Entries that look right.
 const LIKELY: [u16; 8] = [0x4200, 0x0200, 0xc000, 0x2000, 0x6000, 0x0000, 0x01ff, 0xffff];
 
@@ -47,16 +49,20 @@ fn main(vcpu: &mut Vcpu) -> u32 {
     }
 }
 
-/// Any byte of the shared region.
+/// Any byte of the shared region, but those that call the frames of this guest's image its own.
 fn scribble(vcpu: &Vcpu, random: &mut Random) {
     let offset = random.below(vcpu.layout.total) as usize;
+    let image = vcpu.layout.entries as usize..vcpu.layout.entries as usize + 2 * IMAGE_FRAMES as usize;
+    if image.contains(&offset) {
+        return;
+    }
     // SAFETY: in the region; all parties access it atomically, and this vCPU's own words may have any value.
     unsafe { AtomicU8::from_ptr(vcpu.region.add(offset)) }.store(random.below(256) as u8, Ordering::Relaxed);
 }
 
 /// An entry, with a value that looks right.
 fn lie(vcpu: &Vcpu, random: &mut Random) {
-    let index = random.below(vcpu.layout.huge_frames.into()) as usize;
+    let index = (IMAGE_FRAMES + random.below(u64::from(vcpu.layout.huge_frames) - IMAGE_FRAMES)) as usize;
     // SAFETY: an entry of the table in the region; as above.
     let entry = unsafe { AtomicU16::from_ptr(vcpu.region.add(vcpu.layout.entries as usize).cast::<u16>().add(index)) };
     entry.store(LIKELY[random.below(8) as usize], Ordering::Relaxed);

@@ -13,20 +13,15 @@ use std::time::{Duration, Instant};
 
 /// Frames in a batch of discards at most. Each batch costs 20 us beyond its frames, for KVM and all
 /// CPUs let go of the range together: with 32 frames that is a tenth of a reclaim.
-const LARGEST_BATCH: u32 = 128;
-/// After a batch that took longer, batches do not grow.
-const QUICK: Duration = Duration::from_micros(500);
-/// After a batch that took longer, they are small again, as where memory lies in 4 KiB pages.
-const SLOW: Duration = Duration::from_millis(1);
+const LARGEST_BATCH: u32 = 256;
+/// The length of a batch: so long may a guest that needs one of its frames have to wait, or for the
+/// smallest batch where memory lies in 4 KiB pages.
+const AIM: Duration = Duration::from_millis(1);
 
-/// The size of the batch after one of `frames` that took so long: a guest that needs one of its
-/// frames waits for about a millisecond, or for the smallest batch.
+/// The size of the batch after one of `frames` that took so long.
 fn next_batch(frames: u32, took: Duration) -> u32 {
-    match took {
-        _ if took < QUICK => (2 * frames).min(LARGEST_BATCH),
-        _ if took < SLOW => frames,
-        _ => BATCH,
-    }
+    let aimed = u128::from(frames) * AIM.as_nanos() / took.as_nanos().max(1);
+    aimed.clamp(BATCH.into(), LARGEST_BATCH.into()) as u32
 }
 
 impl Monitor {
@@ -132,7 +127,7 @@ impl Monitor {
             if over {
                 break;
             }
-            size = next_batch(size, start.elapsed());
+            size = next_batch(due, start.elapsed());
         }
         Ok(pass)
     }
@@ -215,11 +210,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quick_batches_grow_and_a_slow_one_ends_that() {
-        let sizes = [1, 600, 1, 1, 600, 1100, 1].map(Duration::from_micros).into_iter().scan(BATCH, |size, took| {
-            *size = next_batch(*size, took);
-            Some(*size)
-        });
-        assert_eq!(sizes.collect::<Vec<_>>(), [64, 64, 128, 128, 128, 32, 64]);
+    fn batches_take_a_millisecond_or_are_as_small_as_can_be() {
+        let next = |frames, micros| next_batch(frames, Duration::from_micros(micros));
+        assert_eq!(next(BATCH, 160), 200);
+        assert_eq!(next(200, 1000), 200);
+        assert_eq!(next(200, 4000), 50);
+        assert_eq!(next(50, 20_000), BATCH, "4 KiB pages");
+        assert_eq!(next(BATCH, 0), LARGEST_BATCH, "no memory behind it");
     }
 }
