@@ -247,8 +247,14 @@ fn bind(path: &Path) -> rustix::io::Result<OwnedFd> {
     // Linux gives the file the mode of the unbound socket: at no time can others connect.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket)
+    match rustix::net::listen(&socket, BACKLOG) {
+        Ok(()) => Ok(socket),
+        Err(error) => {
+            // The lock is ours, so the file is the one that was just made.
+            let _ = std::fs::remove_file(path);
+            Err(error)
+        }
+    }
 }
 
 /// A VM that accepts connections.
