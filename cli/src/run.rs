@@ -4,7 +4,7 @@
 //! event loop; nothing in it blocks. The loop runs until somebody gives a reason to stop, then
 //! everything is taken down in order: vCPUs, requests at work, socket files.
 
-mod console;
+pub mod console;
 mod error;
 mod events;
 mod files;

@@ -24,14 +24,17 @@ const READS: usize = 16;
 
 /// The host's end of a serial line.
 #[derive(Clone)]
-pub(super) struct Line {
+pub struct Line {
     feed: Arc<Feed>,
     from_guest: Arc<OwnedFd>,
 }
 
 impl Line {
     /// A line, and the descriptor that the port writes to.
-    pub(super) fn new() -> io::Result<(Self, OwnedFd)> {
+    ///
+    /// # Errors
+    /// The host has no pipe to give.
+    pub fn new() -> io::Result<(Self, OwnedFd)> {
         let (read, write) = io::pipe()?;
         let from_guest = OwnedFd::from(read);
         rustix::io::ioctl_fionbio(&from_guest, true)?;
@@ -39,13 +42,15 @@ impl Line {
     }
 
     /// What one who attaches gets and types.
-    pub(super) fn attach(&self, serial: &Arc<Serial>) -> Subscription {
+    #[must_use]
+    pub fn attach(&self, serial: &Arc<Serial>) -> Subscription {
         let serial = serial.clone();
         Subscription::to(self.feed.clone()).with_sink(Box::new(move |bytes| serial.input(bytes)))
     }
 
     /// Brings what the guest wrote to those who read; true if that was something.
-    pub(super) fn drain(&self) -> bool {
+    #[must_use]
+    pub fn drain(&self) -> bool {
         let mut any = false;
         let mut bytes = [0; AT_ONCE];
         for _ in 0..READS {
@@ -71,7 +76,7 @@ fn lost(_: u64, bytes: u64) -> Vec<u8> {
 }
 
 /// The line on the event loop.
-pub(super) struct Carrier {
+pub struct Carrier {
     line: Line,
     serial: Arc<Serial>,
     /// Looks again after what readers typed.
@@ -80,7 +85,9 @@ pub(super) struct Carrier {
 }
 
 impl Carrier {
-    pub(super) fn new(line: Line, serial: Arc<Serial>, waker: Waker) -> Self {
+    /// Carries between the line and the port; `waker` is of the server that serves those who attach.
+    #[must_use]
+    pub fn new(line: Line, serial: Arc<Serial>, waker: Waker) -> Self {
         Self { line, serial, waker, deaf: None }
     }
 }
