@@ -13,8 +13,8 @@ use llfree_base::error_line;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{ErrorKind, Reply, ShrinkGoal};
 use llfree_control::report::{AutoReclaimReport, FindingReport, ReclaimReport, ResizeReport, ValidateReport};
-use llfree_monitor::Finding;
 use llfree_monitor::auto::SwitchError;
+use llfree_monitor::{Finding, Monitor};
 use shared_layout::HUGE_SIZE;
 use std::time::{Duration, Instant};
 
@@ -30,13 +30,6 @@ pub(super) enum Resizing {
     Grow { to_bytes: u64 },
     /// Take the memory of free frames, at most this many bytes.
     Reclaim { bytes: Option<u64> },
-}
-
-impl Resizing {
-    /// Whether it sets another limit.
-    pub(super) fn moves_limit(&self) -> bool {
-        !matches!(self, Self::Reclaim { .. })
-    }
 }
 
 /// The reply to a request that succeeded, or the error reply to one that failed.
@@ -87,8 +80,13 @@ fn shrink(vm: &Vm, goal: ShrinkGoal, wait: Duration, superseded: &dyn Fn() -> bo
     Ok(report::resize_report(vm, &resize, advice))
 }
 
+/// Checks that a reclaim is possible: one that is not must not make a waiting resize give way.
+pub(super) fn check_reclaim(vm: &Vm) -> Result<&Monitor, VmError> {
+    Ok(vm.elastic().table().ok_or(ResizeError::NoReclaim(vm.config().elastic.name()))?)
+}
+
 fn reclaim(vm: &Vm, bytes: Option<u64>) -> Result<ReclaimReport, VmError> {
-    let monitor = vm.elastic().table().ok_or(ResizeError::NoReclaim(vm.config().elastic.name()))?;
+    let monitor = check_reclaim(vm)?;
     let start = Instant::now();
     let frames = bytes.map_or(u32::MAX, |bytes| u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX));
     let pass = monitor.evict(frames)?;

@@ -73,7 +73,10 @@ impl Service {
                 queues.resize(Resizing::Shrink { goal, wait: Duration::from_millis(wait_ms) }, responder);
             }
             Request::Grow { to_bytes } => queues.resize(Resizing::Grow { to_bytes }, responder),
-            Request::Reclaim { bytes } => queues.resize(Resizing::Reclaim { bytes }, responder),
+            Request::Reclaim { bytes } => match execute::check_reclaim(&self.vm) {
+                Ok(_) => queues.resize(Resizing::Reclaim { bytes }, responder),
+                Err(error) => responder.answer(&answer(Err(error))),
+            },
             // Queued after a running command it would wait for the resume.
             Request::Guest(_) if self.vm.is_paused() => responder.answer(&answer(Err(VmError::Paused))),
             Request::Guest(command) => queues.guest(command, responder),
