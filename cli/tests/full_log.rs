@@ -4,25 +4,12 @@
 mod common;
 
 use common::image::{Image, hello, say};
-use common::{Scratch, need_kvm, number};
+use common::{Scratch, full_pipe, need_kvm, number};
 use guest_abi::Call;
-use std::io::PipeReader;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// How long a command may take. Measured from the start of the client's process.
 const SOON: Duration = Duration::from_secs(1);
-
-/// A pipe without room for one more byte. Its reader, which reads nothing, must stay.
-fn full_pipe() -> (PipeReader, Stdio) {
-    let (reader, writer) = std::io::pipe().expect("a pipe");
-    rustix::io::ioctl_fionbio(&writer, true).expect("a pipe");
-    while rustix::io::write(&writer, &[b'\n'; 4096]).is_ok() {}
-    while rustix::io::write(&writer, b"\n").is_ok() {}
-    // As a shell or a service manager hands it over: whoever writes waits.
-    rustix::io::ioctl_fionbio(&writer, false).expect("a pipe");
-    (reader, writer.into())
-}
 
 /// Does something that must not take long.
 fn soon<T>(what: &str, mut act: impl FnMut() -> T) -> T {

@@ -6,11 +6,11 @@ mod common;
 use cli::advice;
 use cli::exit;
 use cli::roles;
-use common::{Scratch, need_kvm, number, wait_for};
+use common::{Process, Scratch, full_pipe, need_kvm, number, wait_for};
 use llfree_harden::{Needs, Sandbox, Seccomp};
 use rustix::process::Signal;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use test_support::skipped;
 use vmm::roles::VCPU;
 
@@ -183,6 +183,12 @@ fn a_forbidden_call_ends_the_process_and_is_named() {
     let socket = format!("thread 'vcpu' made system call {}, which its seccomp filter forbids", libc::SYS_socket);
     assert!(line.contains(&socket), "{line}");
     assert!(line.contains("please report this, and use --seccomp log in the meantime\n"), "{line}");
+    // The process ends all the same if nobody reads the line.
+    let (_reader, stderr) = full_pipe();
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "a_thread_that_opens_a_socket", "--nocapture"]).env(CHILD, "on");
+    let unread = Process::spawn(command.stdout(Stdio::null()).stderr(stderr)).wait();
+    assert_eq!(unread.status.code(), Some(exit::FORBIDDEN.into()), "{unread:?}");
     for mode in ["log", "off"] {
         let allowed = run(mode);
         assert!(allowed.status.success(), "{mode}: {allowed:?}");

@@ -217,6 +217,22 @@ fn a_machine_stops_while_its_vcpus_sleep_in_a_fault() {
 }
 
 #[test]
+fn an_audit_finds_nothing_that_was_seen_in_the_act() {
+    need_userfaultfd!();
+    let scratch = Scratch::new();
+    let kernel = scratch.file("guest.elf", &Image::new(&[STORM]).bytes());
+    let vm = machine(16, 2, Some(&kernel), OnViolation::Log);
+    assert_eq!(vm.shrink(4 * MIB, |_| false).expect("in range").actual, 4 * MIB);
+    let counters = &vm.monitor().counters;
+    wait_for("it storms", || (counters.held_violations.get() > 1000).then_some(()));
+    // A page is lent and taken back at any moment of an audit.
+    for _ in 0..50_000 {
+        assert_eq!(vm.monitor().audit().expect("the kernel answers"), 0);
+    }
+    assert!(resident(&vm) <= (4 + 2) * MIB);
+}
+
+#[test]
 fn a_thread_of_the_vmm_that_the_guest_sends_to_held_memory_does_not_hang() {
     need_userfaultfd!();
     for (policy, ends) in [(OnViolation::Stop, true), (OnViolation::Install, true), (OnViolation::Log, false)] {

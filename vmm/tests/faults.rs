@@ -463,6 +463,31 @@ fn a_vm_that_stops_has_forgotten_no_claim() {
     });
 }
 
+/// A validation waits for an install at a frame, and a status for neither.
+#[test]
+fn a_status_does_not_wait_for_a_validation() {
+    if let Err(error) = vmm::boot::open_kvm() {
+        return skipped(llfree_base::error_line(&error));
+    }
+    let scenario = Scenario::start();
+    let served = Served::start();
+    let [mut allocates, mut validates, mut asks] = std::array::from_fn(|_| served.client());
+    let installing = [faults::MOVE, faults::POPULATE];
+    std::thread::scope(|scope| {
+        installing.iter().for_each(|point| scenario.set(point, "1*sleep(5000)->off").expect("actions"));
+        let alloc = Request::Guest(GuestRequest::Alloc { bytes: 64 * MIB, order: 9 });
+        scope.spawn(move || drop(allocates.call_within(&alloc, PATIENCE)));
+        std::thread::sleep(Duration::from_millis(200));
+        let check = scope.spawn(move || validates.call_within(&Request::Validate, PATIENCE));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(matches!(asks.call_within(&Request::Status, PATIENCE), Ok(Reply::Status(_))));
+        assert!(!check.is_finished(), "the validation waits for the frame");
+        let Ok(Reply::Validate(report)) = check.join().expect("no panic") else { panic!("no report") };
+        assert!(report.clean, "{report:?}");
+    });
+    served.stop();
+}
+
 /// A host that does not answer: who ends the VM does not wait for it.
 #[test]
 fn a_vm_ends_though_a_request_does_not() {

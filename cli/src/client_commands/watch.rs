@@ -9,12 +9,15 @@ use llfree_control::protocol::ErrorKind;
 use llfree_control::report::StatusReport;
 use llfree_control::socket::{self, LiveVm};
 use serde::Serialize;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Time that a VM has to send its status.
 const STATUS: Duration = Duration::from_secs(5);
 /// The same in a list: one that hangs is listed as such, and holds up nobody for long.
 const LISTED: Duration = Duration::from_secs(2);
+/// Time that the kernel may take to close the files of a killed process: its memory goes first.
+const LAST_FILES: Duration = Duration::from_secs(2);
 /// VMs that are asked at once for a list.
 const AT_ONCE: usize = 64;
 
@@ -65,7 +68,7 @@ pub(super) fn status(mut client: Client, watch: Option<Duration>, output: &mut O
         clock.wait();
         let now = match ask_status(&mut client, STATUS) {
             Ok(now) => now,
-            Err(error) => return end_of_watch(&client, report.pid, error),
+            Err(error) => return end_of_watch(report.pid, error),
         };
         last = Some((std::mem::replace(&mut report, now), at.elapsed()));
         at = Instant::now();
@@ -73,15 +76,29 @@ pub(super) fn status(mut client: Client, watch: Option<Duration>, output: &mut O
 }
 
 /// A VM that stops has shown its watcher everything. One that was killed has not, and leaves its socket.
-fn end_of_watch(client: &Client, pid: u32, error: ClientError) -> Result<u8, CommandError> {
+fn end_of_watch(pid: u32, error: ClientError) -> Result<u8, CommandError> {
     match error {
         ClientError::Refused { kind: ErrorKind::Stopping, .. } => Ok(exit::OK),
-        ClientError::Ended(path) if path.symlink_metadata().is_ok() && socket::owner(client.path()).is_none() => {
-            Err(CommandError::Killed(Some(pid)))
-        }
+        ClientError::Ended(path) if is_left_behind(&path) => Err(CommandError::Killed(Some(pid))),
         ClientError::Ended(_) => Ok(exit::OK),
         error => Err(error.into()),
     }
+}
+
+/// Whether a socket lies there that is nobody's any more. The kernel closes what a killed process had open one by one,
+/// the lock maybe last.
+fn is_left_behind(path: &Path) -> bool {
+    let start = Instant::now();
+    while path.symlink_metadata().is_ok() {
+        if socket::owner(path).is_none() {
+            return path.symlink_metadata().is_ok();
+        }
+        if start.elapsed() > LAST_FILES {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
 }
 
 /// A row of `list --json`.
