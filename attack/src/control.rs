@@ -1,8 +1,8 @@
 //! Lines on the control socket that are no requests, or nearly some: cut, doubled, with bytes changed, too long,
 //! half sent, many on one connection. The VM must answer a good one all the while, and end when it is asked to.
 
+use crate::outcome::{Outcome, Round};
 use crate::vm::{self, PATIENCE, PING, STATUS, Vmm};
-use crate::{Outcome, Round};
 use fastrand::Rng;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! Fewer descriptors than clients: a VM that has few keeps those that it needs, answers some of its clients, and ends
 //! well when it is asked to.
 
+use crate::outcome::{Outcome, Round};
 use crate::vm::{self, PING, Vmm};
-use crate::{Outcome, Round};
 use fastrand::Rng;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use std::os::unix::process::CommandExt;

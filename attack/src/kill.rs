@@ -1,8 +1,8 @@
 //! `kill -9` at any moment, from before there is a socket to a guest at work: nothing that is left may keep the next
 //! VM from taking the same place.
 
+use crate::outcome::{Outcome, Round};
 use crate::vm::{self, Vmm};
-use crate::{Outcome, Round};
 use fastrand::Rng;
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! A launch under which the kernel refuses any one system call, with any of some errors: it comes up without what
 //! that is for, or ends with an error. It neither hangs nor crashes, and leaves no file behind.
 
+use crate::outcome::{Outcome, Round};
 use crate::vm::{self, Vmm};
-use crate::{Outcome, Round};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use std::collections::BTreeMap;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -21,6 +21,9 @@ const VITAL: &[i64] = &[
     libc::SYS_futex,
     libc::SYS_arch_prctl,
     libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigaction,
+    // Keys of the hash maps of the standard library.
+    libc::SYS_getrandom,
     libc::SYS_rt_sigprocmask,
     libc::SYS_read,
     libc::SYS_write,

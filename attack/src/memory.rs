@@ -3,7 +3,7 @@
 //! hang nor believe anything; its own books agree with the kernel's at the end, and no guest has more memory
 //! than its limit, where that is enforced.
 
-use crate::{Outcome, Round};
+use crate::outcome::{Outcome, Round};
 use fastrand::Rng;
 use llfree_base::error_line;
 use llfree_base::units::Bytes;
