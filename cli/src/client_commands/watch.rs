@@ -105,7 +105,7 @@ fn is_left_behind(path: &Path) -> bool {
 #[derive(Serialize)]
 struct Listed<'a> {
     name: &'a str,
-    socket: &'a std::path::Path,
+    socket: &'a Path,
     /// Absent if the VM did not answer.
     status: Option<&'a StatusReport>,
     error: Option<&'a str>,
