@@ -98,7 +98,6 @@ pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8
     let (signals, second_is_hard) = watch_signals(&stop).map_err(host("watch for signals"))?;
     let claim = claim_name(global)?;
     warn_about_huge_pages(&config);
-    warn_about_size(&config);
     // Dropped from the last to the first: the VM goes before its cgroup is left.
     let Launched { _leave, sandbox, vm } = launch(config, args, &claim)?;
     vm.auto_reclaim().switch(auto_reclaim)?;
@@ -172,6 +171,8 @@ fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Res
     }
     let vm = Arc::new(Vm::launch(config)?);
     warn_about_enforcement(&vm);
+    // Not before: what cannot be at all is an error alone.
+    warn_about_size(vm.config());
     if let Some(cgroup) = cgroup {
         vm.follow_with(cgroup);
     }
