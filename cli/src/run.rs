@@ -109,8 +109,6 @@ pub fn run(
     warn_about_huge_pages(&config);
     // Dropped from the last to the first: the VM goes before its cgroup is left.
     let Launched { _leave, sandbox, vm } = launch(config, args, &claim)?;
-    // A launch that is refused has one line to say.
-    warn_about_size(vm.config());
     vm.auto_reclaim().switch(auto_reclaim)?;
     if let Some(limit) = args.limit {
         service::start_with_limit(&vm, limit.0).map_err(RunError::Limit)?;
@@ -259,6 +257,8 @@ fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Res
     LOG.start(&config.threads).map_err(host("start a thread"))?;
     let vm = Arc::new(Vm::launch(config)?);
     warn_about_enforcement(&vm);
+    // Not before: what cannot be at all is an error alone.
+    warn_about_size(vm.config());
     if let Some(cgroup) = cgroup {
         vm.follow_with(cgroup);
     }

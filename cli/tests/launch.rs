@@ -81,6 +81,18 @@ fn an_idle_vm_costs_a_few_mebibytes() {
 }
 
 #[test]
+fn a_launch_of_more_than_there_is_says_so() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let gib = llfree_base::kernel_stats::meminfo_bytes("MemTotal").expect("/proc is mounted").div_ceil(1 << 30);
+    for (memory, says) in [("64M".to_owned(), false), (format!("{}G", gib + 1), true)] {
+        let output = scratch.run(&["--mem", &memory, "--cpus", "1", "--workload", "stop"]).exits(0);
+        assert_eq!(output.stderr.contains("is more than the"), says, "{output:?}");
+        assert!(output.stderr.lines().count() == usize::from(says), "{output:?}");
+    }
+}
+
+#[test]
 fn every_json_output_has_its_fields() {
     need_kvm!();
     let scratch = Scratch::new();
