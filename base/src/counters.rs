@@ -66,6 +66,8 @@ counters! {
         misses,
         /// Times that the pool gave back all it held because the host was short of memory.
         given_back,
+        /// Huge frames of the pool that the kernel had emptied by itself, and that no guest got.
+        stale,
     }
 
     /// Calls that were refused.

@@ -36,6 +36,8 @@ points! {
     THREAD_DEATH = "thread-death";
     /// `KVM_RUN` fails.
     VCPU_RUN = "vcpu-run";
+    /// The event loop cannot watch a descriptor.
+    EPOLL_ADD = "epoll-add";
     /// An eventfd takes no more events.
     EVENTFD = "eventfd";
     /// A client's socket cannot be read.

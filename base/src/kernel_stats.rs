@@ -9,23 +9,31 @@ use std::path::PathBuf;
 use std::{fmt, fs, io};
 
 const SMAPS_ROLLUP: &str = "/proc/self/smaps_rollup";
+const STATUS: &str = "/proc/self/status";
 const MEMINFO: &str = "/proc/meminfo";
 const SMAPS: &str = "/proc/self/smaps";
 const THP_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 /// The directory of the pool of 2 MiB pages, whatever its default huge page size is.
 pub const POOL_DIR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// Resident memory of this process in bytes: the `Rss` of `/proc/self/smaps_rollup`.
-///
-/// This walks the page tables and is exact, unlike `VmRSS` in `/proc/self/status`, which lags by
-/// a per-CPU batch. It counts pages of shared files that this process maps (memfd), but **not**
-/// hugetlb pages: those show up only as [`HugePagePool::free`] falling.
+/// What this process costs, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ProcessMemory {
+    /// Its resident memory; of pages that other processes map too, such as code, its share of them (`Pss`).
+    /// Pages of memory files count, hugetlb pages do **not**: those show up only as [`HugePagePool::free`]
+    /// falling.
+    pub share: u64,
+    /// The kernel's page tables for it (`VmPTE`). Tables of a hypervisor for its guest are not among them.
+    pub page_tables: u64,
+}
+
+/// Reads `/proc/self/smaps_rollup`, which walks the page tables and is exact, and `/proc/self/status`.
 ///
 /// # Errors
-/// `/proc` is not mounted, or the file has no `Rss` line.
-pub fn process_resident_bytes() -> io::Result<u64> {
-    let text = fs::read_to_string(SMAPS_ROLLUP)?;
-    kib_field(&text, "Rss").ok_or_else(|| malformed(SMAPS_ROLLUP, "Rss"))
+/// `/proc` is not mounted, or a line is missing.
+pub fn process_memory() -> io::Result<ProcessMemory> {
+    let field = |path, name| kib_field(&fs::read_to_string(path)?, name).ok_or_else(|| malformed(path, name));
+    Ok(ProcessMemory { share: field(SMAPS_ROLLUP, "Pss")?, page_tables: field(STATUS, "VmPTE")? })
 }
 
 /// A field of `/proc/meminfo`, such as `MemAvailable`, in bytes.
@@ -211,6 +219,7 @@ mod tests {
 
     #[test]
     fn this_process_is_resident() {
-        assert!(process_resident_bytes().expect("/proc is mounted") > 64 * 1024);
+        let ProcessMemory { share, page_tables } = process_memory().expect("/proc is mounted");
+        assert!(share > 64 * 1024 && page_tables > 0);
     }
 }

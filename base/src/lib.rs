@@ -14,6 +14,7 @@
 //! | [`sync`] | a mutex that a panic does not poison |
 //! | [`thread`] | the one place that starts threads: name, role, fault point |
 //! | [`kernel_stats`] | what the host kernel says about this process and its huge pages |
+//! | [`memory_room`] | how much memory this process can still have |
 //! | [`faults`] | places where tests make the host fail |
 
 pub mod check;
@@ -21,6 +22,7 @@ pub mod choices;
 pub mod counters;
 pub mod faults;
 pub mod kernel_stats;
+pub mod memory_room;
 pub mod metrics;
 pub mod rate_limit;
 pub mod sync;

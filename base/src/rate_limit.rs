@@ -10,6 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct RateLimit(AtomicU64);
 
 impl RateLimit {
+    /// One that has counted nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
     /// Counts one more event; returns its number, from 1, if it should be logged.
     pub fn tick(&self) -> Option<u64> {
         let number = self.0.fetch_add(1, Ordering::Relaxed).wrapping_add(1);

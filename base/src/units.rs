@@ -138,7 +138,9 @@ pub fn shorten(text: &str) -> String {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match UNITS.iter().find(|(_, factor)| self.0 >= *factor) {
+        // What would round to 1024 of a unit is one of the next.
+        let reaches = |factor: u64| self.0 >= factor - if factor > Bytes::KIB { factor / 2048 } else { 0 };
+        let text = match UNITS.iter().find(|(_, factor)| reaches(*factor)) {
             None => format!("{} B", self.0),
             Some((unit, factor)) if self.0.is_multiple_of(*factor) => format!("{} {unit}", self.0 / factor),
             Some((unit, factor)) => {
@@ -238,7 +240,7 @@ pub enum DurationError {
     #[error("'{0}' is not a time; write a number and a unit, like 10s or 500ms")]
     NotANumber(String),
     /// A number only, or letters after it that are not a unit.
-    #[error("'{0}' has no known unit; the units are ms, s, m (minutes) and h")]
+    #[error("'{0}' has no known unit; the units are us, ms, s, m (minutes) and h")]
     UnknownUnit(String),
     /// Beyond what any command waits.
     #[error("'{0}' is too long; the longest time is 24h")]
@@ -248,7 +250,7 @@ pub enum DurationError {
 /// The longest time that any command takes.
 pub const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A time span: a number, perhaps with a fraction, and `ms`, `s`, `m` or `h`.
+/// A time span: a number, perhaps with a fraction, and `us`, `ms`, `s`, `m` or `h`.
 ///
 /// # Errors
 /// See [`DurationError`].
@@ -267,6 +269,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
         return Err(DurationError::NotANumber(quoted()));
     }
     let micros: u128 = match unit.to_ascii_lowercase().as_str() {
+        "us" | "µs" => 1,
         "ms" => 1_000,
         "s" | "sec" => 1_000_000,
         "m" | "min" => 60_000_000,
@@ -338,6 +341,10 @@ mod tests {
             (3 << 29, "1.5 GiB"),
             (512 << 20, "512 MiB"),
             ((1 << 30) + (64 << 20), "1.06 GiB"),
+            ((1 << 40) - (1 << 29), "1 TiB"),
+            ((1 << 40) - (1 << 29) - 1, "1023 GiB"),
+            ((1 << 30) - 1, "1 GiB"),
+            (1023, "1023 B"),
             (123 * 1024 * 1024 + 512, "123 MiB"),
             (u64::MAX, "16777216 TiB"),
         ] {
@@ -367,6 +374,7 @@ mod tests {
         {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
+        assert_eq!(parse_duration("50us"), Ok(Duration::from_micros(50)));
         for text in ["", "10", "-1s", "s", "25h", "1d", "99999999999999999999999999999999999999s", "1.s"] {
             parse_duration(text).expect_err(text);
         }

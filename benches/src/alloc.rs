@@ -18,6 +18,7 @@
 use crate::allocator::Allocator;
 use crate::error::{BenchError, Exhausted};
 use crate::frames::frames;
+use crate::interrupt;
 use crate::passes::{Bench, Blocks, Measured, Once, state_changes};
 use crate::plot::{Line, Panel};
 use crate::progress::{Progress, Show};
@@ -73,6 +74,10 @@ impl Table for Row {
             );
         }
         text
+    }
+
+    fn is_measured(&self) -> bool {
+        !self.ns_median.is_nan()
     }
 }
 
@@ -169,7 +174,7 @@ pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let rounds = plan.iterations + 1;
     let mut progress = Progress::new(show, "alloc", cells.iter().map(|cell| (cell.subject.name(), rounds)));
     for round in 0..rounds {
-        for cell in &mut cells {
+        for cell in cells.iter_mut().take_while(|_| !interrupt::requested()) {
             let detail = format!("{}, order {}, threads {}", cell.bench.name(), cell.order.get(), cell.threads);
             let measured = progress.step(cell.subject.name(), &detail, || cell.measure(plan))?;
             if round == 0 {

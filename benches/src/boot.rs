@@ -4,6 +4,7 @@
 //! KVM itself needs, whatever the VMM above it does.
 
 use crate::error::BenchError;
+use crate::interrupt;
 use crate::progress::{Progress, Show};
 use crate::series::{Row, Series};
 use kvm_bindings::kvm_userspace_memory_region;
@@ -22,6 +23,9 @@ pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, B
     let rounds = iterations + 1;
     let mut progress = Progress::new(show, "boot", [("llfree", rounds), ("raw", rounds)]);
     for round in 0..rounds {
+        if interrupt::requested() {
+            break;
+        }
         let guest = progress.step("llfree", "", || guest_boot(mem))?;
         let kvm = progress.step("raw", "", || bare_boot(mem))?;
         if round > 0 {

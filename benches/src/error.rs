@@ -27,7 +27,15 @@ pub(crate) enum BenchError {
     #[error("KVM could not {step}")]
     Kvm { step: &'static str, source: kvm_ioctls::Error },
     #[error("cannot write {path}")]
-    File { path: String, source: csv::Error },
+    File { path: String, source: std::io::Error },
+    #[error("cannot write the rows as CSV")]
+    Csv(#[from] csv::Error),
+    #[error("--json and --csv - both need the standard output; give --csv a file")]
+    OneStdout,
+    #[error("this figure needs up to {needed} at once, and {place} has {available} available; use a smaller --mem")]
+    Room { needed: Bytes, available: Bytes, place: String },
+    #[error("interrupted: the rows are of the rounds until then, and files are as they were")]
+    Interrupted,
     #[error("cannot pin a thread to a core")]
     Cores(#[source] std::io::Error),
     #[error("--threads {threads} needs a core for each, and this process may use {cores}")]

@@ -10,6 +10,7 @@ use crate::allocator::Allocator;
 use crate::crew::{cas_ns, nanoseconds, on_cores};
 use crate::error::{BenchError, Exhausted, SizeError};
 use crate::frames::{FAILED, Frames, Visit, frames};
+use crate::interrupt;
 use crate::passes::{LEAST_OPS, Measured, PATIENCE, alloc_loop, free_loop};
 use crate::plot::{Line, Panel};
 use crate::progress::{Progress, Show};
@@ -59,6 +60,10 @@ impl Table for Row {
             );
         }
         text
+    }
+
+    fn is_measured(&self) -> bool {
+        !self.ns_median.is_nan()
     }
 }
 
@@ -134,7 +139,7 @@ pub(crate) fn run(
     let rounds = iterations + 1;
     let mut progress = Progress::new(show, "fill", cells.iter().map(|(_, allocator, ..)| (allocator.name(), rounds)));
     for round in 0..rounds {
-        for (per_mille, allocator, series, cas) in &mut cells {
+        for (per_mille, allocator, series, cas) in cells.iter_mut().take_while(|_| !interrupt::requested()) {
             let level = Level { per_mille: *per_mille, huge_frames, seed: u64::from(round), cores };
             let detail = format!("{} % full", percent(*per_mille));
             let measured = progress.step(allocator.name(), &detail, || allocator.with(huge_frames, level))?;

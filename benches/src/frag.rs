@@ -10,6 +10,7 @@
 use crate::allocator::Allocator;
 use crate::error::{BenchError, Exhausted};
 use crate::frames::{FAILED, Frames, Handle, Visit, frames};
+use crate::interrupt;
 use crate::plot::Panel;
 use crate::progress::{Progress, Show};
 use crate::series::Table;
@@ -66,6 +67,11 @@ impl Table for Row {
             );
         }
         text
+    }
+
+    fn is_measured(&self) -> bool {
+        // A row is a round.
+        true
     }
 }
 
@@ -148,7 +154,7 @@ impl Visit for Rounds<'_> {
         })?;
         let possible = huge_frames - held.frames.len().div_ceil(Order::HUGE.frames() as usize) as u32;
         let mut rows = Vec::new();
-        for round in 0..=rounds {
+        for round in (0..=rounds).take_while(|_| !interrupt::requested()) {
             if round > 0 {
                 progress.step(&candidate, "", || served(held.exchange(exchange, &mut handle, &mut random)))?;
             }
@@ -179,7 +185,7 @@ pub(crate) fn run(
     let steps = all().map(|(_, name, exchange)| (candidate(name, exchange), rounds + 1));
     let mut progress = Progress::new(show, "frag", steps);
     let mut rows = Vec::new();
-    for (allocator, name, exchange) in all() {
+    for (allocator, name, exchange) in all().take_while(|_| !interrupt::requested()) {
         let visit = Rounds { name, exchange, huge_frames, rounds, progress: &mut progress };
         rows.extend(allocator.with(huge_frames, visit)?);
     }

@@ -6,6 +6,7 @@
 //! a pause between two scans leaves them.
 
 use crate::error::BenchError;
+use crate::interrupt;
 use crate::progress::{Progress, Show};
 use crate::series::{Series, Table};
 use llfree_base::choices::{Settings, Switch};
@@ -61,6 +62,10 @@ impl Table for Row {
         }
         text
     }
+
+    fn is_measured(&self) -> bool {
+        !self.cpu_us_per_s_median.is_nan()
+    }
 }
 
 struct Candidate {
@@ -107,7 +112,7 @@ pub(crate) fn run(mem: Bytes, time: Duration, iterations: u32, show: Show) -> Re
     let rounds = iterations + 1;
     let mut progress = Progress::new(show, "idle", candidates.each_ref().map(|candidate| (candidate.name, rounds)));
     for round in 0..rounds {
-        for candidate in &mut candidates {
+        for candidate in candidates.iter_mut().take_while(|_| !interrupt::requested()) {
             progress.step(candidate.name, "", || candidate.wait(&vm, time, round > 0))?;
         }
     }

@@ -26,7 +26,9 @@ pub(crate) use plan::{Allowance, Plan};
 use crate::candidates::Candidate;
 use crate::error::{BenchError, SizeError};
 use crate::guest::{Moved, ask, fill_pool, grow, measure, shrink, touch_and_free};
+use crate::interrupt;
 use crate::progress::{Progress, Show};
+use crate::room;
 use crate::series::{Row, Series};
 use cli::workload::DEFAULT_ORDER;
 use llfree_base::units::Bytes;
@@ -124,6 +126,11 @@ pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
         return Err(SizeError::Target { to, least: Bytes(2 * GUEST_OWN), mem }.into());
     }
     let frames = u32::try_from((mem.0 - to.0) / HUGE_SIZE).map_err(|_| SizeError::TooManyFrames(mem))?;
+    // One guest has all of its memory, the others are at their limit.
+    let bytes = mem.0.saturating_add(to.0.saturating_mul(plan.candidates.len() as u64));
+    if plan.backing != Backing::Hugetlb {
+        room::check(room::of_guests(plan.candidates.len() + 1, bytes))?;
+    }
     let mut subjects = Vec::new();
     for candidate in &plan.candidates {
         let share = Share::of(plan, candidate.moves);
@@ -135,15 +142,22 @@ pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let steps = subjects.iter().map(|subject| (subject.candidate.name, subject.share.rounds.1 + 1));
     let mut progress = Progress::new(show, "inflate", steps.chain([(RAW, plan.iterations + 1)]));
     for round in 0..=plan.iterations {
-        for subject in subjects.iter().filter(|subject| subject.share.takes_part(round)) {
+        let taking_part = subjects.iter().filter(|subject| subject.share.takes_part(round));
+        for subject in taking_part.take_while(|_| !interrupt::requested()) {
             progress.step(subject.candidate.name, "", || {
                 guest_round(subject, &mut book)?;
                 fresh_round(subject, plan.backing, &mut book)
             })?;
         }
-        progress.step(RAW, "", || raw_round(&raw, frames, &mut book))?;
+        let interrupted = interrupt::requested();
+        if !interrupted {
+            progress.step(RAW, "", || raw_round(&raw, frames, &mut book))?;
+        }
         if round == 0 {
             book.clear();
+        }
+        if interrupted {
+            break;
         }
     }
     Ok(book.rows())

@@ -17,14 +17,16 @@
 use crate::candidates::Candidate;
 use crate::error::{BenchError, SizeError};
 use crate::guest::{ask, evict_all, fill_pool, grow, measure, touch_and_free};
+use crate::interrupt;
 use crate::mover::Mover;
 use crate::plot::Panel;
 use crate::progress::{Progress, Show};
+use crate::room;
 use crate::series::{Series, Table};
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
-use llfree_monitor::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
+use llfree_monitor::memory::{Backing, Fill, GuestRam, PoolConfig, Supply, UseUserfaultfd};
 use serde::Serialize;
 use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::fmt::Write as _;
@@ -35,6 +37,8 @@ use vmm::vm::{Vm, VmConfig};
 
 /// Frames that the host takes at once during a burst.
 const SLICE: u64 = 32 * HUGE_SIZE;
+/// At most so much more than the usual pool has a candidate with a large one.
+const LARGE_POOLS: u64 = 512 << 20;
 /// The name of the raw calls in the progress line.
 const RAW: &str = "raw";
 /// Frames of the raw calls.
@@ -150,6 +154,10 @@ impl Table for Row {
         }
         text
     }
+
+    fn is_measured(&self) -> bool {
+        !self.us_per_frame_median.is_nan()
+    }
 }
 
 /// The results of one VM's rounds in one setting.
@@ -231,6 +239,9 @@ struct Subject {
 
 /// Measures `plan.iterations` rounds after one to warm up.
 pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
+    let guests = plan.candidates.len() * plan.cpus.len() + usize::from(plan.reclaim > 0);
+    // One candidate has the largest pool there is.
+    room::check(room::of_guests(guests, plan.burst + plan.reclaim + LARGE_POOLS * plan.cpus.len() as u64))?;
     let mut subjects = Vec::new();
     for candidate in &plan.candidates {
         for cpus in &plan.cpus {
@@ -248,14 +259,20 @@ pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let names = subjects.iter().map(Subject::name).chain([RAW.to_owned()]);
     let mut progress = Progress::new(show, "install", names.map(|name| (name, rounds)));
     for round in 0..rounds {
-        for subject in &mut subjects {
+        for subject in subjects.iter_mut().take_while(|_| !interrupt::requested()) {
             let name = subject.name();
             progress.step(&name, "", || subject.round(plan, neighbour.as_ref()))?;
         }
-        progress.step(RAW, "", || raw.round(&mut limits))?;
+        let interrupted = interrupt::requested();
+        if !interrupted {
+            progress.step(RAW, "", || raw.round(&mut limits))?;
+        }
         if round == 0 {
             subjects.iter_mut().for_each(|subject| subject.cells = Default::default());
             limits = Default::default();
+        }
+        if interrupted {
+            break;
         }
     }
     let mut rows = Vec::new();
@@ -403,7 +420,7 @@ impl Raw {
     fn new() -> Result<Self, BenchError> {
         let ram = || GuestRam::new(u64::from(RAW_FRAMES) * HUGE_SIZE, Backing::Anon);
         let target = Arc::new(ram()?);
-        let pool = PoolConfig { huge_frames: RAW_FRAMES, rate: 0 };
+        let pool = PoolConfig { huge_frames: RAW_FRAMES, rate: 0, fill: Fill::Always };
         // Without userfaultfd there is no such limit, and nothing to compare with it.
         let supply = Supply::new(target.clone(), pool, UseUserfaultfd::On, &Spawner::default())
             .ok()

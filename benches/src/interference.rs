@@ -14,8 +14,10 @@ use crate::candidates::Candidate;
 use crate::crew;
 use crate::error::{BenchError, SizeError};
 use crate::guest::{ask, grow, measure, shrink, touch_and_free};
+use crate::interrupt;
 use crate::plot::{Line, Panel};
 use crate::progress::{Progress, Show};
+use crate::room;
 use crate::series::{Series, Table};
 use llfree_base::units::Bytes;
 use llfree_control::protocol::GuestRequest;
@@ -142,6 +144,10 @@ impl Table for Row {
         }
         text
     }
+
+    fn is_measured(&self) -> bool {
+        !self.mean_ratio_median.is_nan()
+    }
 }
 
 /// Runs of one kind.
@@ -242,6 +248,9 @@ fn run_pinned(plan: &Plan, guest_core: u32, show: Show) -> Result<Vec<Row>, Benc
         let (mem, least) = (Bytes(plan.mem), Bytes(2 * least));
         return Err(SizeError::NothingToResize { mem, least }.into());
     }
+    // A run without resizes leaves all of its guest's memory there for the others' turns.
+    let bytes = plan.mem.saturating_mul(plan.candidates.len() as u64);
+    room::check(room::of_guests(plan.candidates.len(), bytes))?;
     let mut subjects = Vec::new();
     for candidate in &plan.candidates {
         let mut config = candidate.config(Bytes(plan.mem), 1, Backing::Anon);
@@ -254,7 +263,8 @@ fn run_pinned(plan: &Plan, guest_core: u32, show: Show) -> Result<Vec<Row>, Benc
     let mut progress = Progress::new(show, "interference", subjects.iter().map(|subject| (subject.candidate, steps)));
     for round in 0..rounds {
         for subject in &mut subjects {
-            for (load, cell) in LOADS.into_iter().zip(&mut subject.cells) {
+            let loads = LOADS.into_iter().zip(&mut subject.cells);
+            for (load, cell) in loads.take_while(|_| !interrupt::requested()) {
                 let mut runs = [None, None];
                 // The second one gets the other's warm caches and its throttled core.
                 let order = if round % 2 == 0 { [false, true] } else { [true, false] };

@@ -21,19 +21,22 @@ mod idle;
 mod inflate;
 mod install;
 mod interference;
+mod interrupt;
 mod mover;
 mod output;
 mod passes;
 mod plot;
 mod progress;
 mod recovery;
+mod room;
 mod series;
 mod tables;
 
-use args::{AllocArgs, Cli, Figure, InstallArgs};
+use args::{AllocArgs, Cli, Figure, InstallArgs, Tables};
 use clap::Parser;
 use cli::args::Exit;
 use error::{BenchError, SizeError};
+use llfree_base::memory_room::Room;
 use llfree_base::units::Bytes;
 use output::Files;
 use progress::Show;
@@ -55,11 +58,11 @@ fn main() -> ExitCode {
             return ExitCode::from(exit.code);
         }
     };
-    match run(&cli) {
+    match interrupt::watch().map_err(BenchError::from).and_then(|()| run(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "llfree-bench: error: {}", llfree_base::error_line(&error));
-            ExitCode::FAILURE
+            if matches!(error, BenchError::Interrupted) { ExitCode::from(interrupt::EXIT) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -77,8 +80,7 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
                 iterations: args.rounds.iterations,
                 pages: if args.full { inflate::Allowance::ALL } else { inflate::Allowance::PAGES },
             };
-            let rows = inflate::run(&plan, show)?;
-            files.write(&rows, &args.output)
+            files.publish_rows(inflate::run(&plan, show)?, &args.output)
         }
         Figure::Install(args) => run_install(args, show),
         Figure::Interference(args) => {
@@ -92,40 +94,39 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
             };
             let files = Files::open(&args.output, Some(&args.picture))?;
             let rows = interference::run(&plan, show)?;
-            files.draw("A guest's pace while its memory is resized", &interference::panels(&rows))?;
-            files.write(&rows, &args.output)
+            files.publish(rows, &args.output, |rows| {
+                ("A guest's pace while its memory is resized".to_owned(), interference::panels(rows))
+            })
         }
         Figure::Boot(args) => {
             let files = Files::open(&args.output, None)?;
-            files.write(&boot::run(args.mem, args.rounds.iterations, show)?, &args.output)
+            files.publish_rows(boot::run(args.mem, args.rounds.iterations, show)?, &args.output)
         }
         Figure::Idle(args) => {
             let files = Files::open(&args.output, None)?;
-            files.write(&idle::run(args.mem, args.time, args.iterations, show)?, &args.output)
+            files.publish_rows(idle::run(args.mem, args.time, args.iterations, show)?, &args.output)
         }
         Figure::Alloc(args) => run_alloc(args, show),
         Figure::Frag(args) => {
             let files = Files::open(&args.output, Some(&args.picture))?;
             let rows = frag::run(&args.allocators, &args.exchange, huge_frames(args.mem)?, args.rounds, show)?;
-            files
-                .draw("Free huge frames while 10 % of the frames are exchanged in each round", &frag::panels(&rows))?;
-            files.write(&rows, &args.output)
+            files.publish(rows, &args.output, |rows| {
+                let title = "Free huge frames while 10 % of the frames are exchanged in each round";
+                (title.to_owned(), frag::panels(rows))
+            })
         }
         Figure::Fill(args) => {
             let files = Files::open(&args.output, Some(&args.picture))?;
-            let rows = fill::run(
-                &args.tables.allocators,
-                huge_frames(args.tables.mem)?,
-                args.tables.iterations,
-                &crew::cores()?,
-                show,
-            )?;
-            files.draw("Order 0 in almost full memory, median", &fill::panels(&rows))?;
-            files.write(&rows, &args.output)
+            let Tables { mem, allocators, iterations } = &args.tables;
+            let rows = fill::run(allocators, huge_frames(*mem)?, *iterations, &crew::cores()?, show)?;
+            files.publish(rows, &args.output, |rows| {
+                ("Order 0 in almost full memory, median".to_owned(), fill::panels(rows))
+            })
         }
         Figure::Recovery(args) => {
             let files = Files::open(&args.output, None)?;
-            files.write(&recovery::run(args.mem, args.iterations, show)?, &args.output)
+            room::check(room::of_regions(args.mem))?;
+            files.publish_rows(recovery::run(args.mem, args.iterations, show)?, &args.output)
         }
     }
 }
@@ -142,23 +143,20 @@ fn run_install(args: &InstallArgs, show: Show) -> Result<(), BenchError> {
         reclaim: args.reclaim.map_or(mem, |bytes| bytes.0 / HUGE_SIZE * HUGE_SIZE),
         iterations: args.rounds.iterations,
     };
-    let plan = plan.fitted(available_bytes()?)?;
+    let room = Room::now()?;
+    let plan = plan.fitted(room.available)?;
     if plan.mem != args.mem.0 {
-        log::warn!("the host has too little free memory for --mem {}: measuring with {}", args.mem, Bytes(plan.mem));
+        let (available, less) = (Bytes(room.available), Bytes(plan.mem));
+        log::warn!(
+            "{} has {available} available, too little for --mem {}: measuring with {less}",
+            room.available_in,
+            args.mem
+        );
     }
     let files = Files::open(&args.output, Some(&args.picture))?;
     let rows = install::run(&plan, show)?;
     let title = format!("Allocations of 2 MiB frames without memory, {} in a row", Bytes(plan.burst));
-    files.draw(&title, &install::panels(&rows))?;
-    files.write(&rows, &args.output)
-}
-
-/// Memory that the host could give without swapping.
-fn available_bytes() -> Result<u64, BenchError> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| std::io::Error::other("/proc/meminfo has no MemAvailable").into())
+    files.publish(rows, &args.output, |rows| (title, install::panels(rows)))
 }
 
 fn run_alloc(args: &AllocArgs, show: Show) -> Result<(), BenchError> {
@@ -180,14 +178,16 @@ fn run_alloc(args: &AllocArgs, show: Show) -> Result<(), BenchError> {
         cores,
     };
     if let Some(bench) = args.once {
-        return output::print(&alloc::once(&plan, bench)?);
+        return output::print(alloc::once(&plan, bench)?.as_bytes());
     }
     let files = Files::open(&args.output, Some(&args.picture))?;
     let rows = alloc::run(&plan, show)?;
-    files.draw(&format!("Nanoseconds an operation, {} of frames, median", args.tables.mem), &alloc::panels(&rows))?;
-    files.write(&rows, &args.output)
+    let title = format!("Nanoseconds an operation, {} of frames, median", args.tables.mem);
+    files.publish(rows, &args.output, |rows| (title, alloc::panels(rows)))
 }
 
+/// The frames of tables that fit into the host's memory.
 fn huge_frames(mem: Bytes) -> Result<u32, BenchError> {
+    room::check(room::of_tables(mem))?;
     frames::huge_frames(mem.0).ok_or(BenchError::Size(SizeError::TooManyFrames(mem)))
 }

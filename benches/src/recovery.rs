@@ -4,6 +4,7 @@
 //! limit in the same run is a plain sum over the same bytes, which is what reading them costs.
 
 use crate::error::{BenchError, SizeError};
+use crate::interrupt;
 use crate::progress::{Progress, Show};
 use crate::series::{Series, Table};
 use llfree::persist::{REGION_ALIGN, region_bytes};
@@ -60,6 +61,10 @@ impl Table for Row {
         }
         text
     }
+
+    fn is_measured(&self) -> bool {
+        !self.us_median.is_nan()
+    }
 }
 
 /// Measures every state `iterations` times, after one round to warm up.
@@ -75,7 +80,8 @@ pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, B
     let mut read = Series::default();
     let mut progress = Progress::new(show, "recovery", STATES.map(|(_, name)| (name, iterations + 1)));
     for round in 0..=iterations {
-        for ((image, series), (_, name)) in images.iter().zip(&mut series).zip(STATES) {
+        let states = images.iter().zip(&mut series).zip(STATES);
+        for ((image, series), (_, name)) in states.take_while(|_| !interrupt::requested()) {
             let (opened, summed) = progress.step(name, "", || open_and_read(region, image))?;
             if round > 0 {
                 read.add(summed, 1);

@@ -87,6 +87,9 @@ pub(crate) struct Row {
 pub(crate) trait Table: Serialize + Sized {
     /// The rows as an aligned table.
     fn table(rows: &[Self]) -> String;
+
+    /// Whether there is anything in it: a figure that was interrupted may have rows without a round.
+    fn is_measured(&self) -> bool;
 }
 
 impl Table for Row {
@@ -111,13 +114,17 @@ impl Table for Row {
         }
         text
     }
+
+    fn is_measured(&self) -> bool {
+        self.rounds > 0
+    }
 }
 
 /// The rows as CSV with a header line.
-pub(crate) fn write_csv(rows: &[impl Serialize], to: impl std::io::Write) -> Result<(), csv::Error> {
-    let mut writer = csv::Writer::from_writer(to);
+pub(crate) fn csv(rows: &[impl Serialize]) -> Result<Vec<u8>, csv::Error> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
     rows.iter().try_for_each(|row| writer.serialize(row))?;
-    Ok(writer.flush()?)
+    writer.into_inner().map_err(|error| error.into_error().into())
 }
 
 #[cfg(test)]
@@ -140,9 +147,7 @@ mod tests {
     #[test]
     fn csv_has_the_columns_of_json() {
         let rows = [series(&[4]).row("raw", "discard", 1, &series(&[4]))];
-        let mut csv = Vec::new();
-        write_csv(&rows, &mut csv).expect("memory is writable");
-        let csv = String::from_utf8(csv).expect("text");
+        let csv = String::from_utf8(csv(&rows).expect("memory is writable")).expect("text");
         assert_eq!(
             csv,
             "candidate,op,rounds,frames,us_per_frame_min,us_per_frame_median,us_per_frame_max,ratio_to_limit\n\

@@ -4,9 +4,8 @@
 //! become one clause that names the flag, and [`line()`] joins both. Pure: errors in, text out. An error
 //! without advice says everything on its own.
 
-use llfree_base::printable;
-use llfree_control::protocol::{Request, ShrinkGoal};
-use llfree_control::report::{ElasticKind, StatusReport};
+use llfree_control::protocol::Request;
+use llfree_control::report::Reason;
 use llfree_control::socket::SocketError;
 use llfree_monitor::install_config::{InstallConfigError, Obstacle, Wanted};
 use llfree_monitor::memory::MemoryError;
@@ -54,39 +53,26 @@ pub fn join(text: String, advice: Option<Advice>) -> String {
 /// What may help a shrink that fell short, unless it was tried already.
 #[must_use]
 pub fn shortfall(request: &Request) -> Option<Advice> {
-    matches!(request, Request::Shrink { wait_ms: 0, .. }).then_some("--wait gives the guest more time".into())
+    matches!(request, Request::Shrink { wait_ms: 0, .. } | Request::Resize { wait_ms: 0, .. })
+        .then_some("--wait gives the guest more time".into())
 }
 
-/// Why a VM refused a request, by its status: the refusal itself carries words for people only.
+/// What to do about a refusal, by the reason that the VM gave.
 #[must_use]
-pub fn refusal(request: &Request, status: &StatusReport) -> Option<Advice> {
-    let kind = &status.elastic.kind;
-    let limit = status.limit_bytes;
-    let has_table = *kind == ElasticKind::Llfree;
-    match *request {
-        _ if request_target(request, limit).is_some_and(|target| target > status.memory_bytes) => None,
-        Request::Shrink { goal: ShrinkGoal::ToBytes(to), .. } if to > limit => Some(RAISE.into()),
-        Request::Grow { to_bytes } if to_bytes < limit => Some(LOWER.into()),
-        Request::Shrink { .. } | Request::Grow { .. } if *kind == ElasticKind::None => Some(not_elastic()),
-        Request::Shrink { .. } => {
-            let (target, boot) = (request_target(request, limit)?, status.elastic.mem.as_ref()?.boot_bytes);
-            (target < boot).then(below_boot)
-        }
-        Request::Reclaim { .. } | Request::Validate if !has_table => Some(no_table(&printable(&kind.to_string()))),
-        Request::AutoReclaim { .. } if status.elastic.balloon.is_some() => Some(reporting_at_launch()),
-        Request::AutoReclaim { .. } if !has_table => Some(no_table(&printable(&kind.to_string()))),
-        _ => None,
-    }
-}
-
-/// The limit that a resize is to reach.
-fn request_target(request: &Request, limit: u64) -> Option<u64> {
-    match *request {
-        Request::Shrink { goal: ShrinkGoal::ToBytes(to), .. } => Some(to),
-        Request::Shrink { goal: ShrinkGoal::ByBytes(by), .. } => limit.checked_sub(by),
-        Request::Grow { to_bytes } => Some(to_bytes),
-        _ => None,
-    }
+pub fn refusal(reason: Reason) -> Option<Advice> {
+    Some(match reason {
+        Reason::AboveLimit => RAISE.into(),
+        Reason::BelowLimit => LOWER.into(),
+        Reason::NotElastic => not_elastic(),
+        Reason::NoTable => "only a VM launched with --elastic llfree can do that".into(),
+        Reason::BelowBoot => below_boot(),
+        Reason::SetAtLaunch => reporting_at_launch(),
+        Reason::NoConsole => "launch it with --serial socket, or with --detach".into(),
+        Reason::Cgroup => "raise what is above it, or launch without --cgroup".into(),
+        // Their words name the remedy.
+        Reason::NotAMultiple | Reason::AboveMemory | Reason::ByTooMuch | Reason::KeepTooLarge => return None,
+        Reason::Order | Reason::Paused | Reason::NoAgent | Reason::NoAnswer => return None,
+    })
 }
 
 /// Why there is no control socket, or no VM that listens on it.
@@ -94,10 +80,10 @@ fn request_target(request: &Request, limit: u64) -> Option<u64> {
 pub fn socket(error: &SocketError) -> Option<Advice> {
     Some(match error {
         SocketError::PathTooLong { .. } => "choose a shorter --name or --socket".into(),
-        SocketError::Directory { .. } => "remove it or use --socket".into(),
+        SocketError::Directory { .. } | SocketError::NoDirectory(_) => "remove it or use --socket".into(),
         SocketError::InUse { .. } => "choose another --name or stop that one".into(),
-        SocketError::NoneRunning => "start one with 'llfree-vmm --mem 16G'".into(),
-        SocketError::SeveralRunning(names) => format!("choose one with --name: {}", names.join(", ")).into(),
+        SocketError::NoneRunning(_) => "start one with 'llfree-vmm --mem 16G'".into(),
+        SocketError::SeveralRunning(names) => format!("name one of them: {}", names.join(", ")).into(),
         _ => return None,
     })
 }
@@ -209,7 +195,7 @@ pub fn resize(error: &ResizeError) -> Advice {
 }
 
 fn not_elastic() -> Advice {
-    "launch it with a kind other than --elastic none".into()
+    "launch it without --elastic none".into()
 }
 
 fn no_table(kind: &str) -> Advice {

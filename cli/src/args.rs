@@ -4,24 +4,21 @@
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
 use crate::exit;
-use crate::workload::{
-    DEFAULT_ORDER, FreeAmount, WorkloadError, parse_amount, parse_millis, parse_order, parse_some, parse_time,
-};
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use llfree_base::choices::Switch;
-use llfree_base::units::{Bytes, parse_duration, parse_memory};
-use llfree_control::protocol::{BurstTouch, QUANTUM_US};
+use llfree_base::units::{Bytes, parse_memory};
 use llfree_harden::Seccomp;
 use llfree_monitor::memory::Backing;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
+mod client_args;
 mod launch_args;
 
-pub use launch_args::{AUTO, LaunchArgs};
+pub use client_args::{
+    ClientCommand, GrowArgs, GuestCommand, Patience, ResizeArgs, ShrinkArgs, StopArgs, VmArgs, WaitFor,
+};
+pub use launch_args::{AUTO, LaunchArgs, SerialLine};
 use launch_args::{default_cpus, parse_cpus};
 
 const HELP_TAIL: &str = "\
@@ -32,14 +29,17 @@ Examples:
   llfree-vmm guest free all                    ... and free it again
   llfree-vmm shrink --to 4G --wait 10s         take memory back
   llfree-vmm grow --to 16G                     and give it back
+  llfree-vmm resize --to 8G                    either, whichever it is
   llfree-vmm status --watch 1s                 watch it
+  llfree-vmm --mem 4G --name web --detach      launch in the background: returns when the VM answers
+  llfree-vmm stop web                          all commands take a name; stop --all stops all VMs
   llfree-vmm pause                             freeze the guest ...
   llfree-vmm resume                            ... and let it continue
   llfree-vmm demo --mem 16G                    all of this in one terminal
   llfree-vmm --mem 4G --kernel vmlinuz --initrd initrd.img --disk rootfs.img  an unmodified Linux
 
 Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory is a multiple of
-2 MiB. With only one VM running, --name can be left out.
+2 MiB. With only one VM running, its name can be left out.
 
 Exit codes: 0 success; 1 error; 2 partial result: a shrink or guest command that fell short (verify
 found wrong data, no memory left), or findings from validate; 3 the guest crashed; 4 a Linux guest
@@ -48,7 +48,7 @@ rebooted; 5 its kernel panicked; 130 interrupted; 159 the VMM's seccomp filter c
 /// Launches and controls a guest whose unused memory the host takes back in microseconds.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "llfree-vmm", version, after_help = HELP_TAIL, max_term_width = 110)]
-#[command(disable_help_subcommand = true, subcommand_value_name = "COMMAND", infer_long_args = false)]
+#[command(subcommand_value_name = "COMMAND", infer_long_args = false)]
 #[command(override_usage = "llfree-vmm --mem SIZE [OPTIONS]\n       llfree-vmm COMMAND [OPTIONS]")]
 pub struct Cli {
     /// Options of every command.
@@ -62,17 +62,17 @@ pub struct Cli {
     pub command: Option<Command>,
 }
 
-/// Options of every command.
+/// Options of every command, and the VM that it is about.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Args)]
 pub struct Global {
-    /// Print JSON instead of text
+    /// Print JSON instead of text, errors too
     #[arg(long, global = true)]
     pub json: bool,
     /// The VM's name; a launch defaults to the first unused one of vm0, vm1 ...
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// The VM's control socket, instead of a name
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Log more; twice for debug output
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -87,66 +87,6 @@ pub enum Command {
     Client(ClientCommand),
     /// Run through the whole story in one terminal: boot, touch, free, shrink, verify, grow
     Demo(DemoArgs),
-}
-
-/// Requests to a VM that is already running.
-#[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
-pub enum ClientCommand {
-    /// Take memory from the guest: lower its limit
-    Shrink(ShrinkArgs),
-    /// Give memory to the guest: raise its limit
-    Grow {
-        /// The new limit
-        #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
-        to: Bytes,
-    },
-    /// Take back the memory of free frames; the limit stays the same
-    Reclaim {
-        /// At most this much; all that is free by default
-        #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
-        by: Option<Bytes>,
-    },
-    /// Switch automatic reclaim of free memory on or off
-    AutoReclaim {
-        /// on, off, or settings: interval=5s,min-age=2,keep=64M,rate=4G/s (shown with their defaults)
-        #[arg(value_name = "SPEC", allow_hyphen_values = true)]
-        settings: Switch,
-    },
-    /// Check that no frame is lost or owned twice; exits with 2 if anything is wrong
-    Validate,
-    /// Show limit, resident memory, installs, exits and more
-    Status {
-        /// Repeat at this interval
-        #[arg(long, value_name = "TIME", value_parser = parse_interval, allow_hyphen_values = true)]
-        watch: Option<Duration>,
-    },
-    /// List the running VMs
-    List,
-    /// Run a command in the test guest
-    #[command(subcommand)]
-    Guest(GuestCommand),
-    /// Pause the guest: vCPUs and devices stop, but its memory can still be resized
-    Pause,
-    /// Resume a paused guest
-    Resume,
-    /// Stop a VM cleanly; to a Linux guest this looks like a power cut
-    Stop,
-}
-
-/// Arguments of a shrink.
-#[derive(Clone, PartialEq, Eq, Debug, Args)]
-#[command(group = clap::ArgGroup::new("goal").required(true).args(["to", "by"]))]
-pub struct ShrinkArgs {
-    /// The new limit
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
-    pub to: Option<Bytes>,
-    /// The amount to take off the current limit
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
-    pub by: Option<Bytes>,
-    /// Give the guest this long to free memory; with an --elastic device 0s means as long
-    /// as it makes progress
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "0s", allow_hyphen_values = true)]
-    pub wait: Duration,
 }
 
 /// Options of the demo.
@@ -177,121 +117,6 @@ impl DemoArgs {
     }
 }
 
-/// Commands of the test guest.
-#[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
-pub enum GuestCommand {
-    /// Allocate memory, then touch and stamp every page of it
-    Alloc {
-        /// Amount to allocate
-        #[arg(value_name = "SIZE", value_parser = parse_amount, allow_hyphen_values = true)]
-        bytes: u64,
-        /// Allocate blocks of 2^K pages, 0 (4 KiB) to 10 (4 MiB)
-        #[arg(long, value_name = "K", value_parser = parse_order, default_value_t = DEFAULT_ORDER, allow_hyphen_values = true)]
-        order: u8,
-    },
-    /// Check every stamp
-    Verify,
-    /// Free memory
-    Free {
-        /// Amount to free, or all
-        #[arg(value_name = "SIZE|all", allow_hyphen_values = true)]
-        amount: FreeAmount,
-        /// Free blocks at random instead of newest first
-        #[arg(long)]
-        random: bool,
-    },
-    /// Allocate and free blocks of mixed sizes and lifetimes
-    Churn {
-        /// How long to run
-        #[arg(value_name = "TIME", value_parser = parse_millis, allow_hyphen_values = true)]
-        millis: u64,
-    },
-    /// Allocate 2 MiB frames one by one and time each
-    Burst {
-        /// Amount to allocate
-        #[arg(value_name = "SIZE", value_parser = parse_burst, allow_hyphen_values = true)]
-        bytes: u64,
-        /// What to write to: one word of each page, one of each 2 MiB frame, or nothing
-        #[arg(long, value_name = "WHAT", value_parser = burst_touch(), default_value = "pages", hide_default_value = true)]
-        touch: BurstTouch,
-        /// Keep and stamp the memory instead of freeing it
-        #[arg(long)]
-        keep: bool,
-        /// Ask the host for one frame at a time and none in advance
-        #[arg(long)]
-        single: bool,
-    },
-    /// Measure memory bandwidth over time (STREAM triad)
-    Stream {
-        /// How long to run
-        #[arg(value_name = "TIME", value_parser = parse_stream_millis, allow_hyphen_values = true)]
-        millis: u64,
-        /// Total size of the arrays
-        #[arg(long, value_name = "SIZE", value_parser = parse_stream_bytes, default_value = "192M", allow_hyphen_values = true)]
-        bytes: u64,
-        /// Allocate, touch and free this much between samples
-        #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
-        beside: Bytes,
-    },
-    /// Measure available CPU time over time (fixed time quanta)
-    Ftq {
-        /// How long to run
-        #[arg(value_name = "TIME", value_parser = parse_ftq_millis, allow_hyphen_values = true)]
-        millis: u64,
-        /// Length of a quantum
-        #[arg(long, value_name = "TIME", value_parser = parse_quantum, default_value = "1ms", allow_hyphen_values = true)]
-        quantum: Duration,
-        /// Allocate, touch and free this much between quanta
-        #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, allow_hyphen_values = true)]
-        beside: Bytes,
-    },
-    /// Give back cached frames so that the host can take them
-    Idle,
-    /// Report what is allocated and free
-    Stats,
-}
-
-fn parse_burst(text: &str) -> Result<u64, WorkloadError> {
-    parse_some("burst", text)
-}
-
-fn parse_stream_bytes(text: &str) -> Result<u64, WorkloadError> {
-    parse_some("stream", text)
-}
-
-fn parse_stream_millis(text: &str) -> Result<u64, WorkloadError> {
-    parse_time("stream", text)
-}
-
-fn parse_ftq_millis(text: &str) -> Result<u64, WorkloadError> {
-    parse_time("ftq", text)
-}
-
-fn parse_quantum(text: &str) -> Result<Duration, String> {
-    let quantum = parse_duration(text).map_err(|error| error.to_string())?;
-    let possible = u64::try_from(quantum.as_micros()).is_ok_and(|us| QUANTUM_US.contains(&us));
-    if possible { Ok(quantum) } else { Err("a quantum is 0.01ms to 1s".to_owned()) }
-}
-
-fn parse_interval(text: &str) -> Result<Duration, String> {
-    let interval = parse_duration(text).map_err(|error| error.to_string())?;
-    if interval < Duration::from_millis(10) { Err("the shortest interval is 10ms".to_owned()) } else { Ok(interval) }
-}
-
-/// The extent of a burst's touches, by its name on the wire.
-fn burst_touch() -> impl TypedValueParser<Value = BurstTouch> {
-    let value = |touch: BurstTouch| {
-        PossibleValue::new(touch.name()).help(match touch {
-            BurstTouch::Nothing => "Nothing",
-            BurstTouch::Frames => "One word of each 2 MiB frame",
-            BurstTouch::Pages => "One word of each 4 KiB page",
-        })
-    };
-    PossibleValuesParser::new(BurstTouch::ALL.map(value))
-        // The parser takes no other name.
-        .map(|name| BurstTouch::ALL.into_iter().find(|touch| touch.name() == name).unwrap_or_default())
-}
-
 /// An end without a run: help, a version, or a usage error.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Exit {
@@ -313,9 +138,23 @@ where
     Cli::try_parse_from(args).and_then(check).map_err(|error| Exit::of("llfree-vmm", &error))
 }
 
-/// Checks that clap's own rules cannot express, because launch flags and subcommands share a level.
-fn check(cli: Cli) -> Result<Cli, clap::Error> {
+/// Checks that clap's own rules cannot express, because launch flags and subcommands share a level. A VM that is named
+/// after the command is as good as one named before it.
+fn check(mut cli: Cli) -> Result<Cli, clap::Error> {
     let refuse = |kind, message: String| Err(Cli::command().error(kind, message));
+    if let Some(Command::Client(command)) = &cli.command {
+        for vm in command.vm_args() {
+            let twice = |given: bool| given && (cli.global.name.is_some() || cli.global.socket.is_some());
+            if twice(vm.given() > 0) || vm.given() > 1 {
+                return refuse(
+                    ErrorKind::ArgumentConflict,
+                    "name the VM once: NAME, --name NAME or --socket PATH".to_owned(),
+                );
+            }
+            cli.global.name = cli.global.name.or_else(|| vm.name().map(str::to_owned));
+            cli.global.socket = cli.global.socket.or_else(|| vm.socket.clone());
+        }
+    }
     if cli.global.name.is_some() && cli.global.socket.is_some() {
         return refuse(ErrorKind::ArgumentConflict, "--name and --socket exclude each other".to_owned());
     }
@@ -325,7 +164,7 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
                 let message = "the demo has no control socket, so --name and --socket do not apply";
                 return refuse(ErrorKind::ArgumentConflict, message.to_owned());
             }
-            Some(Command::Client(ClientCommand::List)) => {
+            Some(Command::Client(ClientCommand::List { .. })) => {
                 let message = "list shows all VMs; use --name and --socket with status";
                 return refuse(ErrorKind::ArgumentConflict, message.to_owned());
             }
@@ -345,6 +184,9 @@ fn check(cli: Cli) -> Result<Cli, clap::Error> {
             ErrorKind::MissingRequiredArgument,
             "nothing to do; launch a VM with --mem SIZE, or give a command".to_owned(),
         ),
+        (None, Some(_)) if launch.limit.zip(launch.mem).is_some_and(|(limit, mem)| limit > mem) => {
+            refuse(ErrorKind::ArgumentConflict, "--limit is above --mem, the most that the guest can have".to_owned())
+        }
         (None, Some(_)) if launch.mem.is_none() => {
             refuse(ErrorKind::MissingRequiredArgument, "a launch needs --mem SIZE, like --mem 16G".to_owned())
         }

@@ -16,6 +16,9 @@ const LIMIT: char = '╌';
 /// The limit inside a bar: memory above the limit, until a shrink has taken it.
 const LIMIT_IN_BAR: char = '▓';
 
+/// Columns that an axis takes at most: a number, and the line.
+const AXIS: usize = 8;
+
 /// Memory at one time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sample {
@@ -45,6 +48,15 @@ pub struct Chart {
     pub width: usize,
     /// Rows of the plot: at least 2.
     pub height: usize,
+}
+
+impl Chart {
+    /// A chart that fits a terminal of so many columns, with its axis.
+    #[must_use]
+    pub fn fitting(title: &str, columns: usize) -> Self {
+        let usual = Self::default();
+        Self { title: title.to_owned(), width: usual.width.min(columns.saturating_sub(AXIS)), ..usual }
+    }
 }
 
 impl Default for Chart {
@@ -273,6 +285,18 @@ mod tests {
         let picture = chart.draw(&samples, &phases);
         println!("{picture}");
         assert_eq!(picture, include_str!("../tests/golden/chart.txt"));
+    }
+
+    #[test]
+    fn a_chart_fits_its_terminal() {
+        let (samples, phases) = story();
+        for columns in [30, 40, 60, 80, 200] {
+            let chart = Chart::fitting("resident", columns);
+            let picture = chart.draw(&samples, &phases);
+            let widest = picture.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+            assert!(widest <= columns, "{columns} columns:\n{picture}");
+        }
+        assert_eq!(Chart::fitting("t", 200).width, Chart::default().width);
     }
 
     #[test]

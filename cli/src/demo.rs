@@ -1,18 +1,23 @@
 //! `llfree-vmm demo`: the whole story in one terminal.
 //!
 //! Boots a guest, lets it touch memory and free most of it, takes that memory back, checks that
-//! what the guest kept is intact, gives the limit back and lets the guest use it again. Every size
-//! it prints is resident memory by the kernel's accounting, sampled all along for the chart at the
-//! end. The verdict is a list of checks; one that fails is named and makes the exit code 2.
+//! what the guest kept is intact, gives the limit back and lets the guest use it again. The sizes that it
+//! prints are by the kernel's accounting: resident memory of the guest, which is sampled all along for the
+//! chart at the end, and what the VM costs in all. The verdict is a list of checks; one that fails is named and makes the exit code 2.
+
+mod sign;
 
 use crate::args::DemoArgs;
 use crate::chart::{Chart, Phase, Sample};
 use crate::client_commands::Output;
 use crate::exit;
+use crate::log_writer::LOG;
+use crate::render;
 use crate::roles;
 use crate::run::{DemoSizeError, RunError, sandbox};
 use crate::workload::DEFAULT_ORDER;
 use llfree_base::lock;
+use llfree_base::memory_room::Room;
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::GuestRequest;
@@ -22,11 +27,12 @@ use llfree_monitor::install_config::InstallPool;
 use llfree_monitor::memory::Backing;
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
+use sign::Sign;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use vmm::vm::{Vm, VmConfig, VmError};
+use vmm::vm::{Cost, Vm, VmConfig, VmError};
 
 /// Between two samples for the chart.
 const SAMPLE: Duration = Duration::from_millis(20);
@@ -36,7 +42,7 @@ const SMALLEST: u64 = 128 << 20;
 const LEAST_TOUCH: u64 = 2 * HUGE_SIZE;
 /// Memory that the guest needs besides what it touches: its image and its records.
 const GUEST_OWN: u64 = 16 << 20;
-/// Resident memory allowed above the limit: the VMM's own.
+/// What may be there above the limit: the VMM and its page tables.
 const SLACK: u64 = 64 << 20;
 /// The part of it that the install pool may have.
 const POOL: Bytes = Bytes(32 << 20);
@@ -56,13 +62,19 @@ pub struct DemoReport {
     pub shrink_target_bytes: u64,
     /// From the launch to the agent's first answer, in milliseconds.
     pub boot_ms: f64,
-    /// Resident memory of the whole process then, in bytes.
+    /// Resident guest memory then, in bytes.
     pub boot_resident_bytes: u64,
-    /// The same after the guest touched its memory.
+    /// All that the VM costs the host then, in bytes: guest, pool, VMM and page tables.
+    pub boot_cost_bytes: u64,
+    /// Resident guest memory after the guest touched some, in bytes.
     pub touched_resident_bytes: u64,
-    /// The same after the shrink.
+    /// The cost then, in bytes.
+    pub touched_cost_bytes: u64,
+    /// Resident guest memory after the shrink, in bytes.
     pub shrunk_resident_bytes: u64,
-    /// Resident memory that is not the guest's, after the shrink, in bytes.
+    /// The cost then, in bytes.
+    pub shrunk_cost_bytes: u64,
+    /// The part of it that is the VMM's own, in bytes.
     pub vmm_overhead_bytes: u64,
     /// Duration of the shrink, in milliseconds.
     pub shrink_ms: f64,
@@ -88,6 +100,7 @@ struct Samples {
     vm: Arc<Vm>,
     start: Instant,
     taken: Arc<Mutex<Vec<Sample>>>,
+    sign: Sign,
 }
 
 impl Samples {
@@ -97,6 +110,7 @@ impl Samples {
             let limit_bytes = u64::from(self.vm.monitor().limit()) * HUGE_SIZE;
             let sample = Sample { at: self.start.elapsed(), resident_bytes: ram.resident_bytes, limit_bytes };
             lock(&self.taken).push(sample);
+            self.sign.go_on(ram.resident_bytes);
         }
     }
 
@@ -140,25 +154,31 @@ struct Story<'a, 'b> {
     samples: Samples,
     phases: Vec<Phase>,
     report: DemoReport,
+    /// Of the terminal.
+    columns: usize,
 }
 
 impl Story<'_, '_> {
     fn begin(&mut self, label: &str) {
         self.phases.push(Phase { at: self.samples.start.elapsed(), label: label.to_owned() });
+        self.samples.sign.begin(label);
     }
 
     /// One line about what just happened; nothing in JSON mode.
-    fn tell(&mut self, what: &str, vm: &Vm) -> Result<u64, RunError> {
+    fn tell(&mut self, what: &str, vm: &Vm) -> Result<Cost, RunError> {
         let host = |source| RunError::Host { step: "read its own memory use", source };
-        let resident = vm.resident_bytes().map_err(host)?;
+        let cost = vm.cost().map_err(host)?;
         self.samples.take();
         if !self.output.json {
             let label = self.phases.last().map_or("", |phase| phase.label.as_str());
-            writeln!(self.output.to, "{label:<8} {what:<58} resident {:>10}", Bytes(resident).to_string())
+            let (resident, all) = (Bytes(cost.resident).to_string(), Bytes(cost.total()).to_string());
+            let numbers = format!("resident {resident:>9}  cost {all:>9}");
+            self.samples.sign.clear();
+            writeln!(self.output.to, "{}", line(label, what, &numbers, self.columns))
                 .and_then(|()| self.output.to.flush())
                 .map_err(RunError::Output)?;
         }
-        Ok(resident)
+        Ok(cost)
     }
 
     fn check(&mut self, ok: bool, failure: impl FnOnce() -> String) {
@@ -178,7 +198,7 @@ impl Story<'_, '_> {
         Ok(())
     }
 
-    fn alloc(&mut self, vm: &Vm, bytes: u64) -> Result<u64, RunError> {
+    fn alloc(&mut self, vm: &Vm, bytes: u64) -> Result<Cost, RunError> {
         let start = Instant::now();
         let report = guest(vm, &GuestRequest::Alloc { bytes, order: DEFAULT_ORDER })?;
         self.check(report.outcome == GuestOutcome::Ok && report.bytes >= bytes, || {
@@ -189,41 +209,121 @@ impl Story<'_, '_> {
     }
 }
 
+/// A step's line; in a narrow terminal it is wrapped, and its numbers have a line of their own.
+fn line(label: &str, what: &str, numbers: &str, columns: usize) -> String {
+    const INDENT: usize = 9;
+    let wide = format!("{label:<8} {what:<56} {numbers}");
+    if wide.chars().count() <= columns {
+        return wide;
+    }
+    let mut lines = vec![String::new()];
+    for word in what.split(' ') {
+        let now = lines.last().map_or(0, |line| line.chars().count());
+        if now > 0 && INDENT + now + 1 + word.chars().count() > columns {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push_str(if line.is_empty() { "" } else { " " });
+            line.push_str(word);
+        }
+    }
+    lines.push(numbers.split_whitespace().collect::<Vec<_>>().join(" "));
+    format!("{label:<8} {}", lines.join(&format!("\n{:INDENT$}", "")))
+}
+
+/// The sizes of the story.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Sizes {
+    memory: u64,
+    touch: u64,
+    /// What the guest keeps while the host shrinks it to `target`.
+    kept: u64,
+    target: u64,
+}
+
+impl Sizes {
+    /// The sizes that were asked for.
+    fn of(memory: Bytes, touch: Option<Bytes>) -> Result<Self, DemoSizeError> {
+        let touch = touch.map_or(memory.0 / 2 / HUGE_SIZE * HUGE_SIZE, |touch| touch.0);
+        if memory.0 < SMALLEST {
+            return Err(DemoSizeError::Memory { memory, least: Bytes(SMALLEST) });
+        }
+        if touch < LEAST_TOUCH {
+            return Err(DemoSizeError::TouchTooLittle { touch: Bytes(touch), least: Bytes(LEAST_TOUCH) });
+        }
+        if touch > memory.0 - GUEST_OWN {
+            let most = Bytes(memory.0 - GUEST_OWN);
+            return Err(DemoSizeError::TouchTooMuch { touch: Bytes(touch), most, memory });
+        }
+        // 1/16 of memory (1 GiB of 16), of which the guest keeps half. The limit has room for what the
+        // guest needs besides.
+        let target = (memory.0 / 16 / HUGE_SIZE * HUGE_SIZE).max(2 * GUEST_OWN);
+        let kept = (target / 2).min(touch / 2) / HUGE_SIZE * HUGE_SIZE;
+        Ok(Self { memory: memory.0, touch, kept, target })
+    }
+
+    /// The same, or the half, the quarter and so on of the memory, of which there is enough for what the
+    /// guest then touches. What somebody said it should touch is not changed.
+    fn fitted(memory: Bytes, touch: Option<Bytes>, room: &Room) -> Result<Self, DemoSizeError> {
+        let mut sizes = Self::of(memory, touch)?;
+        // Others use memory too, and a machine on its last page is no place for a demonstration.
+        let most = room.available - room.available / 8;
+        while sizes.touch + SLACK > most {
+            let half = sizes.memory / 2 / HUGE_SIZE * HUGE_SIZE;
+            if touch.is_some() || half < SMALLEST {
+                let (touch, available) = (Bytes(sizes.touch), Bytes(room.available));
+                return Err(DemoSizeError::Room { touch, available, place: room.available_in.to_string() });
+            }
+            sizes = Self::of(Bytes(half), None)?;
+        }
+        Ok(sizes)
+    }
+}
+
+/// The sizes for this machine as it is now; says so where they are not those that were asked for.
+fn sizes(args: &DemoArgs) -> Result<Sizes, RunError> {
+    // Its pool is reserved at the launch, or the launch fails.
+    if args.backing == Some(Backing::Hugetlb) {
+        return Ok(Sizes::of(args.mem, args.touch)?);
+    }
+    let host = |source| RunError::Host { step: "say how much memory is available", source };
+    let room = Room::now().map_err(host)?;
+    let sizes = Sizes::fitted(args.mem, args.touch, &room)?;
+    if sizes.memory != args.mem.0 {
+        let (memory, available) = (Bytes(sizes.memory), Bytes(room.available));
+        log::warn!(
+            "{} has {available} available, too little for --mem {}: the demo uses {memory}",
+            room.available_in,
+            args.mem
+        );
+    }
+    Ok(sizes)
+}
+
 /// Plays the story. The exit code is 0 if every check passed, else 2.
 ///
 /// # Errors
 /// If there is no VM, or the guest does not answer.
 pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
-    let memory = args.mem.0;
-    let touch = args.touch.map_or(memory / 2 / HUGE_SIZE * HUGE_SIZE, |touch| touch.0);
-    if memory < SMALLEST {
-        return Err(DemoSizeError::Memory { memory: args.mem, least: Bytes(SMALLEST) }.into());
-    }
-    if touch < LEAST_TOUCH {
-        return Err(DemoSizeError::TouchTooLittle { touch: Bytes(touch), least: Bytes(LEAST_TOUCH) }.into());
-    }
-    if touch > memory - GUEST_OWN {
-        let most = Bytes(memory - GUEST_OWN);
-        return Err(DemoSizeError::TouchTooMuch { touch: Bytes(touch), most, memory: args.mem }.into());
-    }
-    // 1/16 of memory (1 GiB of 16), of which the guest keeps half. The limit has room for what the
-    // guest needs besides.
-    let target = (memory / 16 / HUGE_SIZE * HUGE_SIZE).max(2 * GUEST_OWN);
-    let kept = (target / 2).min(touch / 2) / HUGE_SIZE * HUGE_SIZE;
+    let Sizes { memory, touch, kept, target } = sizes(args)?;
     let start = Instant::now();
-    let mut config = VmConfig::new(args.mem, args.cpus(), args.backing.unwrap_or_default());
+    let mut config = VmConfig::new(Bytes(memory), args.cpus(), args.backing.unwrap_or_default());
     if config.backing == Backing::Anon {
         // The story is about what the guest costs, and has little room for anything else.
-        config.install.pool = Some(InstallPool::default_for(args.mem).at_most(POOL));
+        config.install.pool = Some(InstallPool::default_for(Bytes(memory)).at_most(POOL));
     }
+    let sign = Sign::new(!output.json);
+    let columns = if output.terminal { render::terminal_size().1 } else { usize::MAX };
     let sandbox = sandbox(args.seccomp, &Needs::default())?;
     config.threads = sandbox.spawner();
+    LOG.start(&config.threads).map_err(|source| RunError::Host { step: "start a thread", source })?;
     let vm = Arc::new(Vm::launch(config)?);
     guest(&vm, &GuestRequest::Stats)?;
     let boot_ms = millis(start.elapsed());
     let mut story = Story {
         output,
-        samples: Samples { vm: vm.clone(), start, taken: Arc::default() },
+        samples: Samples { vm: vm.clone(), start, taken: Arc::default(), sign },
+        columns,
         phases: vec![Phase { at: Duration::ZERO, label: "boot".to_owned() }],
         report: DemoReport {
             memory_bytes: memory,
@@ -244,12 +344,12 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     result?;
 
     let samples = story.samples.all();
-    let Story { output, phases, mut report, .. } = story;
+    let Story { output, phases, mut report, columns, .. } = story;
     report.passed = report.failures.is_empty();
     let text = if output.json {
         serde_json::to_string(&report).map_err(|e| RunError::Output(e.into()))? + "\n"
     } else {
-        let chart = Chart { title: "guest memory resident on the host".to_owned(), ..Chart::default() };
+        let chart = Chart::fitting("guest memory resident on the host", columns);
         format!("\n{}\n{}", chart.draw(&samples, &phases), verdict(&report))
     };
     output.to.write_all(text.as_bytes()).and_then(|()| output.to.flush()).map_err(RunError::Output)?;
@@ -259,13 +359,15 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
 fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
     let DemoReport { memory_bytes, touch_bytes, kept_bytes, shrink_target_bytes, boot_ms, .. } = story.report;
     let boot = story.tell(&format!("a guest of {} answers after {boot_ms:.0} ms", Bytes(memory_bytes)), vm)?;
-    story.report.boot_resident_bytes = boot;
-    story.check(boot <= SLACK, || format!("resident at boot: {}, more than {}", Bytes(boot), Bytes(SLACK)));
+    (story.report.boot_resident_bytes, story.report.boot_cost_bytes) = (boot.resident, boot.total());
+    story.check(boot.total() <= SLACK, || format!("cost at boot: {}, more than {}", Bytes(boot.total()), Bytes(SLACK)));
 
     story.begin("touch");
     let touched = story.alloc(vm, touch_bytes)?;
-    story.report.touched_resident_bytes = touched;
-    story.check(touched >= touch_bytes, || format!("resident after the touch: only {}", Bytes(touched)));
+    (story.report.touched_resident_bytes, story.report.touched_cost_bytes) = (touched.resident, touched.total());
+    story.check(touched.resident >= touch_bytes, || {
+        format!("resident after the touch: only {}", Bytes(touched.resident))
+    });
 
     story.begin("free");
     // At random, so that what is kept lies scattered over all of the memory.
@@ -278,17 +380,16 @@ fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
     story.report.shrink_ms = millis(shrunk.duration);
     story.report.shrink_us_per_frame = per_frame(shrunk.duration, shrunk.pass.discarded);
     let what = format!("the host takes back all but {} in {:.1} ms", Bytes(shrunk.actual), story.report.shrink_ms);
-    let resident = story.tell(&what, vm)?;
-    story.report.shrunk_resident_bytes = resident;
+    let cost = story.tell(&what, vm)?;
+    (story.report.shrunk_resident_bytes, story.report.shrunk_cost_bytes) = (cost.resident, cost.total());
+    story.report.vmm_overhead_bytes = cost.vmm;
     story.check(shrunk.actual == shrink_target_bytes, || {
         format!("the limit is {} instead of {}", Bytes(shrunk.actual), Bytes(shrink_target_bytes))
     });
-    story.check(resident <= shrink_target_bytes + SLACK, || {
-        format!("resident after the shrink: {}, more than {} + {}", Bytes(resident), Bytes(shrunk.actual), Bytes(SLACK))
+    story.check(cost.total() <= shrink_target_bytes + SLACK, || {
+        let (all, limit) = (Bytes(cost.total()), Bytes(shrunk.actual));
+        format!("cost after the shrink: {all}, more than {limit} + {}", Bytes(SLACK))
     });
-    let ram = vm.monitor().ram().residency().map_err(|e| monitor_failed("shrink", e))?;
-    let pool = vm.monitor().supply().pool_status();
-    story.report.vmm_overhead_bytes = resident.saturating_sub(ram.resident_bytes + pool.resident_bytes);
     story.verify(vm, kept_bytes)?;
 
     story.begin("grow");
@@ -335,14 +436,52 @@ fn failed(verb: &'static str) -> impl FnOnce(VmError) -> RunError {
     move |source| RunError::Workload { verb, source }
 }
 
-fn monitor_failed(verb: &'static str, error: llfree_monitor::memory::MemoryError) -> RunError {
-    failed(verb)(llfree_monitor::MonitorError::Residency(error).into())
-}
-
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
 fn per_frame(duration: Duration, frames: u32) -> f64 {
     if frames == 0 { 0.0 } else { duration.as_secs_f64() * 1e6 / f64::from(frames) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use llfree_base::memory_room::Place;
+
+    const MIB: u64 = 1 << 20;
+
+    fn fitted(mem: u64, touch: Option<u64>, available: u64) -> Result<(u64, u64), DemoSizeError> {
+        let room =
+            Room { available: available * MIB, available_in: Place::Host, total: u64::MAX, total_in: Place::Host };
+        Sizes::fitted(Bytes(mem * MIB), touch.map(|touch| Bytes(touch * MIB)), &room)
+            .map(|sizes| (sizes.memory / MIB, sizes.touch / MIB))
+    }
+
+    #[test]
+    fn the_story_fits_into_the_memory_that_there_is() {
+        assert_eq!(fitted(16384, None, 12000), Ok((16384, 8192)), "as it was asked for");
+        assert_eq!(fitted(16384, None, 9000), Ok((8192, 4096)));
+        assert_eq!(fitted(16384, None, 200), Ok((128, 64)), "the smallest there is");
+        assert_eq!(fitted(256, Some(200), 400), Ok((256, 200)));
+        for (mem, touch, available) in [(16384, None, 100), (4096, Some(2048), 2200), (128, None, 0)] {
+            let refusal = fitted(mem, touch, available).expect_err("it would be killed").to_string();
+            assert!(refusal.contains("the host has only"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_step_fits_a_narrow_terminal() {
+        let what = "the guest frees all but 512 MiB; the host keeps paying";
+        let text = line("free", what, "resident    8.01 GiB", 60);
+        assert_eq!(
+            text,
+            "free     the guest frees all but 512 MiB; the host keeps\n         paying\n         resident 8.01 GiB"
+        );
+        for columns in [30, 40, 60, 80] {
+            let text = line("free", what, "resident    8.01 GiB", columns);
+            assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}:\n{text}");
+        }
+        assert_eq!(line("free", what, "resident    8.01 GiB", usize::MAX).lines().count(), 1);
+    }
 }

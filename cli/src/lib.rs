@@ -7,21 +7,29 @@
 //! |---|---|
 //! | [`args`] | flags and subcommands |
 //! | [`exit`] | what an exit code means |
+//! | [`failure`] | an error as a program reads it |
 //! | [`advice`] | which flag to turn when something fails |
 //! | [`run`] | a launch: from flags to a VM that serves its socket |
+//! | [`background`] | a launch that goes on after its caller |
+//! | [`log_ring`] | the newest lines of the log, in memory |
 //! | [`client_commands`] | the subcommands that ask a running VM |
 //! | [`demo`] | the whole story in one terminal |
 //! | [`workload`] | what a guest is told to do, as text |
 //! | [`render`], [`chart`] | reports and curves as text |
+//! | [`log_writer`] | the one way to stderr, which holds nobody up |
 //! | [`terminal`] | the terminal in front of a guest's serial port |
 //! | [`roles`] | the threads of the process, by what they may ask of the kernel |
 
 pub mod advice;
 pub mod args;
+pub mod background;
 pub mod chart;
 pub mod client_commands;
 pub mod demo;
 pub mod exit;
+pub mod failure;
+pub mod log_ring;
+pub mod log_writer;
 pub mod render;
 pub mod roles;
 pub mod run;

@@ -2,8 +2,16 @@
 //! registers below it).
 
 use cli::args::{self, Cli, Command};
+use cli::background::{self, Background, CallerEnd, Side};
 use cli::client_commands::{self, Output};
-use cli::{advice, demo, exit, run};
+use cli::failure::{Fails, Failure};
+use cli::log_ring;
+use cli::log_writer::LOG;
+use cli::run::{self, RunError};
+use cli::{demo, exit};
+use env_logger::{Builder, Env, Logger, Target, WriteStyle};
+use log::{Log, Metadata, Record};
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -13,42 +21,120 @@ fn main() -> ExitCode {
     let _scenario = llfree_base::faults::Scenario::start();
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
-        Err(end) => {
-            // Nobody is left to tell if these fail.
-            let _ = if end.code == exit::OK {
-                std::io::stdout().write_all(end.text.as_bytes())
-            } else {
-                std::io::stderr().write_all(end.text.as_bytes())
-            };
-            return ExitCode::from(end.code);
-        }
+        Err(end) => return ExitCode::from(refuse(&end)),
+    };
+    // A fork: there must be no other thread yet, and no log that two processes write.
+    let background = match (&cli.command, cli.launch.detach) {
+        (None, true) => match background::fork() {
+            Ok(Side::Launch(background)) => Some(background),
+            Ok(Side::Caller(end)) => return ExitCode::from(end_caller(&end, cli.global.json)),
+            Err(error) => {
+                let error = RunError::Host { step: "start a process in the background", source: error };
+                return ExitCode::from(fail(&error, cli.global.json));
+            }
+        },
+        _ => None,
     };
     start_logging(cli.global.verbose);
-    ExitCode::from(execute(&cli))
+    report_panics();
+    let code = execute(&cli, background);
+    LOG.finish();
+    ExitCode::from(code)
 }
 
 fn start_logging(verbose: u8) {
     let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    let mut builder = Builder::from_env(Env::default().default_filter_or(level));
+    // The logger cannot see what lies behind a writer of ours, and would use no colour.
+    let plain = std::env::var_os("TERM").is_none_or(|term| term == "dumb") || std::env::var_os("NO_COLOR").is_some();
+    if std::env::var_os("RUST_LOG_STYLE").is_none() && std::io::stderr().is_terminal() && !plain {
+        builder.write_style(WriteStyle::Always);
+    }
+    let logger = builder.target(Target::Pipe(Box::new(log_ring::Tee))).build();
+    log::set_max_level(logger.filter());
+    // It fails if there is a logger already, and here is the only place that sets one.
+    let _ = log::set_boxed_logger(Box::new(ToTheEnd(logger)));
 }
 
-fn execute(cli: &Cli) -> u8 {
+/// A logger whose flush waits for the lines to be written, for a moment: what a thread says just before it
+/// ends the process is said.
+struct ToTheEnd(Logger);
+
+impl Log for ToTheEnd {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.0.log(record);
+    }
+
+    fn flush(&self) {
+        LOG.finish();
+    }
+}
+
+/// A panic ends the process, whether or not somebody reads of it.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("?").to_owned();
+        let trace = Backtrace::capture();
+        let trace = if trace.status() == BacktraceStatus::Captured { format!("{trace}") } else { String::new() };
+        LOG.print_last(format!("llfree-vmm: thread '{name}' {panic}; please report this\n{trace}").as_bytes());
+    }));
+}
+
+fn execute(cli: &Cli, background: Option<Background>) -> u8 {
     // Not locked: a workload prints from a thread of its own.
     let mut stdout = std::io::stdout();
-    let mut output = Output { terminal: stdout.is_terminal(), to: &mut stdout, json: cli.global.json };
+    let json = cli.global.json;
+    let mut output = Output { terminal: stdout.is_terminal(), to: &mut stdout, json };
     let result = match &cli.command {
-        None => run::run(&cli.global, &cli.launch, &mut output),
+        None => run::run(&cli.global, &cli.launch, background, &mut output),
         Some(Command::Demo(args)) => demo::run(args, &mut output),
         Some(Command::Client(command)) => match client_commands::run(&cli.global, command, &mut output) {
             Ok(code) => return code,
-            Err(error) => return fail(&advice::line(&error), error.exit_code()),
+            Err(error) => return fail(&error, json),
         },
     };
-    result.unwrap_or_else(|error| fail(&error.report(), error.exit_code()))
+    result.unwrap_or_else(|error| fail(&error, json))
 }
 
-/// Prints an error, which is one line unless a guest crashed.
-fn fail(error: &str, code: u8) -> u8 {
-    let _ = writeln!(std::io::stderr(), "llfree-vmm: error: {error}");
-    code
+/// Prints an error: for people on stderr, in one line unless a guest crashed; for programs on stdout, too.
+fn fail(error: &impl Fails, json: bool) -> u8 {
+    let failure = error.failure();
+    report(&failure, json);
+    failure.exit_code
+}
+
+fn report(failure: &Failure, json: bool) {
+    // Nobody is left to tell if these fail.
+    if json {
+        let _ = std::io::stdout().write_all(failure.to_line().as_bytes());
+    }
+    LOG.print_last(format!("llfree-vmm: error: {}\n", failure.message).as_bytes());
+}
+
+/// Prints help, a version or a usage error.
+fn refuse(end: &args::Exit) -> u8 {
+    if end.code == exit::OK {
+        let _ = std::io::stdout().write_all(end.text.as_bytes());
+        return end.code;
+    }
+    let message = end.text.trim_end().trim_start_matches("llfree-vmm: error: ").to_owned();
+    let failure = Failure { kind: "usage".to_owned(), reason: None, message, exit_code: end.code };
+    // What was not understood is not there to be asked.
+    report(&failure, std::env::args_os().any(|arg| arg == "--json"));
+    end.code
+}
+
+/// The end of the process that launched a VM in the background.
+fn end_caller(end: &CallerEnd, json: bool) -> u8 {
+    if end.is_silent {
+        let source = std::io::Error::other("the launch ended when it had left the terminal; see its log file");
+        fail(&RunError::Host { step: "go on in the background", source }, json);
+    }
+    let _ = std::io::stdout().write_all(&end.words);
+    end.code
 }

@@ -14,6 +14,10 @@ use llfree_control::report::{
 };
 use std::fmt::{Display, Write};
 
+mod watch;
+
+pub use watch::{in_place, list, rates, terminal_size};
+
 /// Rows of a label and a value, the values under each other.
 fn table(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0) + 2;
@@ -28,6 +32,11 @@ pub fn micros(us: u64) -> String {
         1_000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
         _ => format!("{:.2} s", us as f64 / 1e6),
     }
+}
+
+/// A number of things.
+fn plural(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 fn uptime(ms: u64) -> String {
@@ -77,6 +86,9 @@ pub fn resize(verb: &str, report: &ResizeReport, advice: Option<Advice>) -> Stri
         }
         rows.push(("why", advice::join(printable(&shortfall.wording), advice)));
     }
+    if report.pursued {
+        rows.push(("then", "the VM goes on until the target is reached or replaced; status shows it".to_owned()));
+    }
     table(&rows)
 }
 
@@ -88,7 +100,7 @@ fn size_or_unknown(bytes: Option<u64>) -> String {
 #[must_use]
 pub fn reclaim(report: &ReclaimReport) -> String {
     table(&[
-        ("reclaim", format!("{} frames of 2 MiB in {}", report.huge_frames, micros(report.duration_us))),
+        ("reclaim", format!("{} of 2 MiB in {}", plural(report.huge_frames, "frame"), micros(report.duration_us))),
         ("freed on host", Bytes(report.freed_bytes).to_string()),
     ])
 }
@@ -100,7 +112,7 @@ pub fn auto_reclaim(report: &AutoReclaimReport) -> String {
 }
 
 fn auto_reclaim_line(report: &AutoReclaimReport) -> String {
-    let evicted = format!("{} taken back in {} scans", Bytes(report.evicted_bytes), report.scans);
+    let evicted = format!("{} taken back in {}", Bytes(report.evicted_bytes), plural(report.scans, "scan"));
     let Some(settings) = report.settings.as_deref().filter(|_| report.on) else {
         return if report.scans > 0 { format!("off; {evicted}") } else { "off".to_owned() };
     };
@@ -170,12 +182,12 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
     };
     let mut rows = vec![(verb, format!("{outcome}, {}", micros(report.duration_us)))];
     if report.blocks > 0 || report.bytes > 0 {
-        rows.push(("done", format!("{} in {} blocks", Bytes(report.bytes), report.blocks)));
+        rows.push(("done", format!("{} in {}", Bytes(report.bytes), plural(report.blocks, "block"))));
     }
     if let Some(samples) = &report.samples {
         rows.extend(sample_rows(samples));
     }
-    rows.push(("holds", format!("{} in {} blocks", Bytes(report.held_bytes), report.held_blocks)));
+    rows.push(("holds", format!("{} in {}", Bytes(report.held_bytes), plural(report.held_blocks, "block"))));
     if report.mismatches > 0 {
         rows.push(("wrong pages", report.mismatches.to_string()));
     }
@@ -190,8 +202,11 @@ pub fn guest(verb: &str, report: &GuestReport) -> String {
     rows.push((
         "since boot",
         format!(
-            "{} allocs, {} frees, {} install calls, {} frames requested ahead",
-            report.allocs, report.frees, report.install_calls, report.ahead_frames
+            "{}, {}, {}, {} requested ahead",
+            plural(report.allocs, "alloc"),
+            plural(report.frees, "free"),
+            plural(report.install_calls, "install call"),
+            plural(report.ahead_frames, "frame")
         ),
     ));
     table(&rows)
@@ -282,6 +297,7 @@ fn memory_rows(report: &StatusReport) -> Vec<Row> {
         ("memory", sized(report.memory_bytes, &format!("backing {}", word(&report.backing)))),
         ("limit", sized(report.limit_bytes, "the most the guest may hold")),
         ("resident", sized(report.resident_bytes, &resident)),
+        ("cost", sized(report.cost_bytes, &cost_parts(report))),
     ];
     if report.installed_bytes > 0 {
         rows.push(("installed", sized(report.installed_bytes, "backed by memory")));
@@ -289,10 +305,19 @@ fn memory_rows(report: &StatusReport) -> Vec<Row> {
     }
     rows.push(("held", sized(report.held_bytes, "taken by shrinks")));
     rows.extend(said_rows(report));
-    if report.wanted_bytes > 0 {
+    if let Some(target) = report.target_bytes {
+        let (left, age) = (target.abs_diff(report.limit_bytes), millis(report.target_age_ms.unwrap_or_default()));
+        rows.push(("target", sized(target, &format!("{} to go; pursued for {age}", Bytes(left)))));
+    } else if report.wanted_bytes > 0 {
         rows.push(("wanted", sized(report.wanted_bytes, "requested of the guest until the next resize")));
     }
     rows
+}
+
+/// What the cost is made of, beside the guest's memory.
+fn cost_parts(report: &StatusReport) -> String {
+    let (pool, vmm) = (Bytes(report.install_pool.resident_bytes), Bytes(report.vmm_overhead_bytes));
+    format!("with {pool} of install pool, {vmm} of VMM, {} of page tables", Bytes(report.page_table_bytes))
 }
 
 /// The guest's own account of its memory.
@@ -327,7 +352,6 @@ fn upkeep_rows(report: &StatusReport) -> Vec<Row> {
     if report.auto_reclaim.on || report.auto_reclaim.scans > 0 {
         rows.push(("auto-reclaim", auto_reclaim_line(&report.auto_reclaim)));
     }
-    rows.push(("VMM overhead", sized(report.vmm_overhead_bytes, "resident, excluding guest memory and the pool")));
     if let Some(cgroup) = &report.cgroup {
         let note = format!("of {} in use, in {}", Bytes(cgroup.memory_max_bytes), printable(&cgroup.path));
         rows.push(("cgroup", sized(cgroup.memory_current_bytes, &note)));
@@ -347,7 +371,7 @@ fn install_rows(report: &StatusReport) -> Vec<Row> {
     let mut rows = vec![("installs", counted(report.monitor.installs, &failed))];
     let pool = report.install_pool;
     if pool.size_bytes > 0 {
-        let note = format!("of {} ready for installs, {} taken from it", Bytes(pool.size_bytes), pool.counts.hits);
+        let note = format!("of at most {} ready for installs, {} taken", Bytes(pool.size_bytes), pool.counts.hits);
         rows.push(("install pool", sized(pool.resident_bytes, &note)));
     }
     rows.push(("violations", counted(report.monitor.violations, &violations(report))));
@@ -360,8 +384,9 @@ fn device_rows(report: &StatusReport) -> Vec<Row> {
     let nets = report.nets.iter().map(|net| ("network", net_line(net)));
     let agent = report.agent.iter().map(|agent| ("agent", agent_line(agent)));
     let erred = report.devices.iter().filter(|device| device.counts.errors > 0);
-    let devices =
-        erred.map(|device| ("device", format!("{}: {} driver errors", printable(&device.name), device.counts.errors)));
+    let devices = erred.map(|device| {
+        ("device", format!("{}: {}", printable(&device.name), plural(device.counts.errors, "driver error")))
+    });
     disks.chain(nets).chain(agent).chain(devices).collect()
 }
 
@@ -382,7 +407,7 @@ fn elastic(report: &ElasticStatus) -> Vec<Row> {
     let driver = if report.driven || is_none(report) { "" } else { ", no driver in the guest" };
     let errors = match report.device_errors {
         0 => String::new(),
-        errors => format!(", {errors} driver errors"),
+        errors => format!(", {}", plural(errors, "driver error")),
     };
     if report.balloon.is_some() || report.mem.is_some() || is_none(report) {
         rows.push(("elastic", format!("{}{driver}{errors}", word(&report.kind))));
@@ -408,7 +433,7 @@ fn balloon_rows(balloon: &BalloonStatus) -> Vec<Row> {
     let discarded = Bytes(counts.discarded_bytes);
     let mut rows = vec![
         ("balloon", format!("{} of {}{bad}", Bytes(balloon.inflated_bytes), Bytes(balloon.target_bytes))),
-        ("discarded", format!("{discarded} in {} calls{reported}", counts.discards)),
+        ("discarded", format!("{discarded} in {}{reported}", plural(counts.discards, "call"))),
     ];
     rows.extend(balloon.guest.iter().map(|guest| ("guest says", guest_says(guest))));
     rows
@@ -425,7 +450,7 @@ fn net_line(net: &NetReport) -> String {
             0 => String::new(),
             lost => format!(" ({lost} lost)"),
         };
-        format!("{} in {} frames{lost}", Bytes(counts.bytes), counts.frames)
+        format!("{} in {}{lost}", Bytes(counts.bytes), plural(counts.frames, "frame"))
     };
     let (tap, mac) = (printable(&net.tap), printable(&net.mac));
     format!("{tap}, {mac}: {} to the guest, {} from it", way(&net.traffic.to_guest), way(&net.traffic.from_guest))
@@ -483,38 +508,31 @@ fn vcpus(report: &StatusReport) -> String {
     text
 }
 
-/// What `list` prints: one line per VM, or the reason that it has none.
-#[must_use]
-pub fn list(vms: &[(String, Result<StatusReport, String>)]) -> String {
-    if vms.is_empty() {
-        return "no VM is running\n".to_owned();
-    }
-    let name_width = vms.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(4) + 2;
-    let mut text =
-        format!("{:<name_width$}{:>8}{:>12}{:>12}{:>12}{:>12}\n", "name", "pid", "memory", "limit", "resident", "up");
-    for (name, status) in vms {
-        let line = match status {
-            Ok(status) => format!(
-                "{:>8}{:>12}{:>12}{:>12}{:>12}",
-                status.pid,
-                Bytes(status.memory_bytes),
-                Bytes(status.limit_bytes),
-                Bytes(status.resident_bytes),
-                uptime(status.uptime_ms)
-            ),
-            Err(why) => format!("    {}", printable(why)),
-        };
-        let _ = writeln!(text, "{name:<name_width$}{line}");
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn line<'a>(text: &'a str, label: &str) -> &'a str {
         text.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("no {label} in\n{text}"))
+    }
+
+    #[test]
+    fn a_list_has_a_sum_if_there_is_something_to_add() {
+        let vm = |mib: u64| StatusReport {
+            memory_bytes: 64 << 20,
+            limit_bytes: 32 << 20,
+            resident_bytes: mib << 20,
+            cost_bytes: (mib + 5) << 20,
+            ..StatusReport::default()
+        };
+        let mut vms = vec![("a".to_owned(), Ok(vm(2))), ("b".to_owned(), Err("it hangs".to_owned()))];
+        assert!(!list(&vms, &[]).contains("total"), "{}", list(&vms, &[]));
+        vms.push(("c".to_owned(), Ok(vm(8))));
+        let text = list(&vms, &[]);
+        let words: Vec<&str> = line(&text, "total").split_whitespace().collect();
+        assert_eq!(words, ["total", "2", "128", "MiB", "64", "MiB", "10", "MiB", "20", "MiB"], "{text}");
+        let ends = |label: &str, word: &str| line(&text, label).find(word).map(|at| at + word.len());
+        assert_eq!(ends("name", "cost"), ends("total", "20 MiB"), "{text}");
     }
 
     fn linux(guest: Option<GuestStatsReport>) -> StatusReport {
@@ -526,6 +544,16 @@ mod tests {
             ..ElasticStatus::default()
         };
         StatusReport { guest_says: GuestSays::Nowhere.into(), elastic, ..StatusReport::default() }
+    }
+
+    #[test]
+    fn one_thing_is_not_many() {
+        assert_eq!(
+            (plural(0, "block"), plural(1, "block"), plural(2, "block")),
+            ("0 blocks".to_owned(), "1 block".to_owned(), "2 blocks".to_owned())
+        );
+        let report = ReclaimReport { huge_frames: 1, ..ReclaimReport::default() };
+        assert!(reclaim(&report).contains("1 frame of 2 MiB in"), "{}", reclaim(&report));
     }
 
     #[test]

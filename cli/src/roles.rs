@@ -6,22 +6,26 @@ use libc::c_ulong;
 use llfree_base::thread::Role;
 use llfree_base::thread::rights::{Allow, READ_FILES, WAIT, WRITE, ioc};
 use llfree_monitor::roles::MEMORY;
-use vmm::roles::CGROUP;
+use rustix::fs::OFlags;
+use vmm::roles::REMOVE_CGROUP;
 
 /// The event loop, and the end of the VM. Memory: automatic reclaim can be switched on later, and
 /// its thread inherits this filter.
-pub const MAIN: Role = Role::new("main", &[EVENT_LOOP, THREADS, READ_FILES, CGROUP, MEMORY, WAIT, TERMINAL]);
+pub const MAIN: Role =
+    Role::new("main", &[EVENT_LOOP, THREADS, READ_FILES, REMOVE_CGROUP, MEMORY, WAIT, TERMINAL, REOPEN_LOG]);
 /// The main thread of `demo`: it plays the story instead of serving a socket.
 pub const STORY: Role = Role::new("story", &[MEMORY, READ_FILES, THREADS]);
 /// Runs `--workload`.
 pub const WORKLOAD: Role = Role::new("workload", &[]);
 /// Waits while the VM ends, for the moment from which one more signal is obeyed at once.
 pub const HARD_END: Role = Role::new("hard-end", &[]);
+/// Writes the log.
+pub const LOG: Role = Role::new("log", &[WAIT]);
 /// Watches resident memory for the chart of `demo`.
 pub const SAMPLER: Role = Role::new("sampler", &[READ_FILES]);
 
 /// The threads of this crate.
-const OWN: [Role; 5] = [MAIN, STORY, WORKLOAD, HARD_END, SAMPLER];
+const OWN: [Role; 6] = [MAIN, STORY, WORKLOAD, HARD_END, LOG, SAMPLER];
 
 /// Every kind of thread in the process.
 pub fn all() -> impl Iterator<Item = Role> {
@@ -62,6 +66,19 @@ const EVENT_LOOP: &[Allow] = &[
     With(libc::SYS_unlinkat, 2, &[0]),
 ];
 
+/// How the log is opened: the one way in which the event loop may open a file for writing.
+pub(crate) const LOG_FLAGS: OFlags =
+    OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::APPEND).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+/// The kernel's `O_LARGEFILE`, which some open files with; the C library's is 0.
+const LARGEFILE: u64 = 0o100_000;
+
+/// A new file in the place of the log, which is stderr. Landlock says where such a file may lie: nowhere, without
+/// a log file.
+const REOPEN_LOG: &[Allow] = &[
+    With(libc::SYS_openat, 2, &[LOG_FLAGS.bits() as u64, LOG_FLAGS.bits() as u64 | LARGEFILE]),
+    With(libc::SYS_dup3, 1, &[libc::STDERR_FILENO as u64]),
+];
+
 /// Starting threads, never processes, and what a sandbox does on them: all of it only ever
 /// takes rights away.
 const THREADS: &[Allow] = &[
@@ -73,7 +90,6 @@ const THREADS: &[Allow] = &[
     With(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u64, libc::PR_CAP_AMBIENT as u64]),
     Call(libc::SYS_capget),
     Call(libc::SYS_capset),
-    With(libc::SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u64]),
     Call(libc::SYS_landlock_restrict_self),
 ];
 

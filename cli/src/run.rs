@@ -4,51 +4,60 @@
 //! event loop; nothing in it blocks. The loop runs until somebody gives a reason to stop, then
 //! everything is taken down in order: vCPUs, requests at work, socket files.
 
+pub mod console;
 mod error;
 mod events;
+mod files;
 mod stop;
+mod workload;
 
 pub use error::{DemoSizeError, RunError};
 
 use crate::advice;
-use crate::args::{AUTO, Global, LaunchArgs};
-use crate::client_commands::{Output, guest_exit_code};
+use crate::args::{AUTO, Global, LaunchArgs, SerialLine};
+use crate::background::Background;
+use crate::client_commands::Output;
 use crate::exit;
-use crate::render;
+use crate::log_ring;
+use crate::log_writer::LOG;
 use crate::roles;
 use crate::terminal::{Input, Terminal};
-use crate::workload::{Step, Workload};
+use console::{Carrier, Line};
 use error::host;
-use event_manager::MutEventSubscriber;
-use events::EventLoop;
+use events::{EventLoop, Part};
+use files::{LogFile, PidFile, Reopen};
 use llfree_base::choices::Switch;
 use llfree_base::kernel_stats;
+use llfree_base::memory_room::Room;
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
-use llfree_control::protocol::GuestRequest;
-use llfree_control::report::GuestReport;
-use llfree_control::server::{ControlServer, Limits};
+use llfree_control::protocol::{ErrorKind, Reply, Request};
+use llfree_control::report::{Event, Reason};
+use llfree_control::server::{ControlServer, Limits, Responder, Waker};
 use llfree_control::socket;
 use llfree_harden::{Needs, Sandbox, Seccomp, SeccompError};
+use llfree_monitor::memory::Backing;
+use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
 use signal_hook::consts::SIGINT;
-use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
-use stop::{Stop, StopCell, watch_signals};
+use std::time::{Duration, Instant};
+use stop::{Signals, Stop, StopCell, watch_signals};
 use vmm::boot::{Image, Initrd};
 use vmm::cgroup::{Cgroup, CgroupError};
 use vmm::devices::serial::Serial;
 use vmm::exit::ExitReason;
 use vmm::guest;
-use vmm::service::Service;
-use vmm::vm::{LaunchError, LinuxConfig, Vm, VmConfig, VmError};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm::service::{self, Service};
+use vmm::vm::{LaunchError, LinuxConfig, Vm, VmConfig};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use workload::start_workload;
 
 /// Time that a reader of the guest's console gets for the last lines.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -57,11 +66,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// often sends it twice: a terminal that closes, a service manager.
 const HARD_END: Duration = Duration::from_secs(3);
 
-/// Between two tries of a workload's step in a paused VM.
-const PAUSE_POLL: Duration = Duration::from_millis(50);
-
-/// Time that a workload waits for a Linux guest to boot, up to the start of its agent.
-const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks at the last output of a serial line that somebody may be attached to.
+const DRAIN: Duration = Duration::from_millis(20);
 
 /// The line that says that the VM is up.
 #[derive(Serialize)]
@@ -75,64 +81,143 @@ struct Up<'a> {
     backing: &'static str,
 }
 
-/// The result of a workload's command.
-#[derive(Serialize)]
-struct WorkloadStep<'a> {
-    event: &'static str,
-    command: &'static str,
-    report: &'a GuestReport,
-}
-
-/// Launches a VM and serves it until it ends. Returns the exit code of a good end.
+/// Launches a VM and serves it until it ends; in the `background`, tells the caller when it answers. Returns the exit
+/// code of a good end.
 ///
 /// # Errors
 /// [`RunError`]; the socket is gone then, and so is the VM.
-pub fn run(global: &Global, args: &LaunchArgs, output: &mut Output) -> Result<u8, RunError> {
+pub fn run(
+    global: &Global,
+    args: &LaunchArgs,
+    background: Option<Background>,
+    output: &mut Output,
+) -> Result<u8, RunError> {
     let stop = StopCell::default();
-    let (config, auto_reclaim) = vm_config(args)?;
+    let Prepared { config, auto_reclaim, line } = vm_config(args)?;
     // It forks, so there must be no other thread yet.
-    let terminal = open_terminal(&config)?;
+    let terminal = open_terminal(&config, args)?;
+    let log = args
+        .log_file
+        .as_deref()
+        .map(|path| LogFile::open(path, background.is_none()))
+        .transpose()
+        .map_err(host("open the log file"))?;
     // Before there is a file that an early signal could leave behind.
-    let (signals, second_is_hard) = watch_signals(&stop).map_err(host("watch for signals"))?;
+    let Signals { stops, reopen, second_is_hard } =
+        watch_signals(&stop, log.is_some()).map_err(host("watch for signals"))?;
     let claim = claim_name(global)?;
     warn_about_huge_pages(&config);
     // Dropped from the last to the first: the VM goes before its cgroup is left.
     let Launched { _leave, sandbox, vm } = launch(config, args, &claim)?;
     vm.auto_reclaim().switch(auto_reclaim)?;
+    if let Some(limit) = args.limit {
+        service::start_with_limit(&vm, limit.0).map_err(RunError::Limit)?;
+    }
     let service = Arc::new(Service::start(vm.clone(), claim.name()).map_err(host("start the control threads"))?);
-    let done = EventFd::new(EFD_NONBLOCK).map_err(host("create an event"))?;
-    let mut events = EventLoop::new(signals)?;
+    let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an event"))?;
+    let mut events = EventLoop::new(stops)?;
     events.stop_on(vm.end_event(), Stop::GuestEnded, &stop)?;
     events.stop_on(&done, Stop::WorkloadDone, &stop)?;
-    let server = events.add(serve(&claim, &service, &stop)?);
-    let first_words = announcement(&vm, &claim, output.json);
-    if let Some(serial) = vm.guest().serial() {
-        events.add(console_input(terminal.as_ref(), serial, &stop)?);
+    let server = serve(&claim, &service, &stop, &vm, line.as_ref())?;
+    let stdin = (args.serial() == SerialLine::Stdio).then_some(terminal.as_ref());
+    add_console(&mut events, &vm, line.as_ref(), server.waker(), stdin, &stop)?;
+    let server = events.add(server)?;
+    if let (Some(log), Some(signal)) = (&log, reopen) {
+        events.add(Reopen::new(signal, log.path()).map_err(host("watch for SIGHUP"))?)?;
     }
+    let pid_file = args.pid_file.as_deref().map(PidFile::write).transpose().map_err(host("write the pid file"))?;
+    service.say(&up_event(&vm, &claim));
+    let words = announcement(&vm, &claim, background.is_some(), output.json);
+    let first_words = if background.is_some() { String::new() } else { words.clone() };
     let workload = args.workload.clone().unwrap_or_default();
     let workload =
         start_workload(vm.clone(), first_words, workload, done, output.json).map_err(host("start a thread"))?;
+    go_on_elsewhere(log.as_ref(), background.as_ref())?;
     // Last, when all that needs more than the loop does is open and runs.
     sandbox.enter_main(roles::MAIN);
+    let is_background = background.is_some();
+    if let Some(background) = background {
+        background.is_up(&words).map_err(host("tell the caller that the VM is up"))?;
+    }
     let reason = events.run_until(&stop)?;
     // Ctrl-C works again from here on.
     if let Some(terminal) = &terminal {
         terminal.restore();
     }
     start_hard_end(&sandbox, second_is_hard)?;
-    let worked = take_down(&vm, reason, workload);
+    let worked = take_down(&vm, reason, workload, line.as_ref());
+    let result = exit_code(&vm, reason, worked);
+    service.say_end(reason_text(&vm, reason), result.as_ref().map_or_else(RunError::exit_code, |code| *code));
     service.finish();
     events.send_last_replies();
-    // The socket's files go before its clients hear of the end: a client that waits for that finds them gone.
-    drop(claim);
+    // The files go before clients hear of the end: one that waits for that finds them gone.
+    drop((pid_file, claim));
     events.remove(server);
     log::info!("stopped: {reason:?}");
-    exit_code(&vm, reason, worked)
+    if let Some(log) = log.filter(|_| !is_background) {
+        say_to_both(&log, result.as_ref().err());
+    }
+    result
+}
+
+/// Leaves the caller's terminal, and has the log go on in its file: from here on stderr is that.
+fn go_on_elsewhere(log: Option<&LogFile>, background: Option<&Background>) -> Result<(), RunError> {
+    if let Some(log) = log {
+        log.enter(&log_ring::so_far()).map_err(host("write the log file"))?;
+    }
+    if let Some(background) = background {
+        background.leave(log.map(LogFile::file)).map_err(host("leave the terminal"))?;
+    }
+    Ok(())
+}
+
+/// The error with which the launch ends belongs into the log, too; the caller prints it where stderr was.
+fn say_to_both(log: &LogFile, error: Option<&RunError>) {
+    if let Some(error) = error {
+        log::error!("{}", error.report());
+    }
+    LOG.finish();
+    log.give_back();
+}
+
+/// Why the VM ends, for those who follow its events.
+fn reason_text(vm: &Vm, reason: Stop) -> String {
+    match reason {
+        Stop::Asked => "it was asked to stop".to_owned(),
+        Stop::Signal(signal) => format!("it was sent signal {signal}"),
+        Stop::GuestEnded => {
+            vm.ended().map_or_else(|| "the guest ended".to_owned(), |end| llfree_base::error_line(&end))
+        }
+        Stop::WorkloadDone => "its workload is done".to_owned(),
+    }
+}
+
+/// The guest's serial line on the loop: this terminal, whoever attaches, or nothing.
+fn add_console(
+    events: &mut EventLoop,
+    vm: &Vm,
+    line: Option<&Line>,
+    waker: Waker,
+    stdin: Option<Option<&Arc<Terminal>>>,
+    stop: &StopCell,
+) -> Result<(), RunError> {
+    let Some(serial) = vm.guest().serial() else { return Ok(()) };
+    match (line, stdin) {
+        (Some(line), _) => {
+            events.add(Carrier::new(line.clone(), serial.clone(), waker))?;
+        }
+        (None, Some(terminal)) => {
+            events.add(console_input(terminal, serial, stop)?)?;
+        }
+        // Nobody types into a file.
+        (None, None) => {}
+    }
+    Ok(())
 }
 
 /// The terminal, if the guest has a console and stdin is one.
-fn open_terminal(config: &VmConfig) -> Result<Option<Arc<Terminal>>, RunError> {
-    if !guest::facts(config.kernel.as_deref()).has_console {
+fn open_terminal(config: &VmConfig, args: &LaunchArgs) -> Result<Option<Arc<Terminal>>, RunError> {
+    if !guest::facts(config.kernel.as_deref()).has_console || args.serial() != SerialLine::Stdio {
         return Ok(None);
     }
     let terminal = Terminal::open(io::stdin().as_fd()).map_err(host("set up the terminal"))?;
@@ -142,8 +227,7 @@ fn open_terminal(config: &VmConfig) -> Result<Option<Arc<Terminal>>, RunError> {
 fn claim_name(global: &Global) -> Result<socket::Claim, RunError> {
     Ok(match (&global.socket, &global.name) {
         (Some(path), _) => socket::Claim::at_path(path)?,
-        (None, Some(name)) => socket::Claim::by_name(&socket::runtime_dir()?, name)?,
-        (None, None) => socket::Claim::first_free(&socket::runtime_dir()?)?,
+        (None, name) => socket::Claim::in_place(name.as_deref())?,
     })
 }
 
@@ -161,11 +245,20 @@ fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Res
     let besides = u64::from(pool.huge_frames) * HUGE_SIZE;
     let cgroup = args.cgroup.as_deref().map(|path| enter_cgroup(path, config.memory, besides)).transpose()?;
     let leave = cgroup.clone().map(Leave);
-    let needs = Needs { socket_dir: claim.path().parent(), cgroup: cgroup.as_ref().map(|cgroup| cgroup.path()) };
+    let [pid_dir, log_dir] = [&args.pid_file, &args.log_file].map(|file| file.as_deref().and_then(Path::parent));
+    let cgroup_dir = cgroup.as_ref().map(|cgroup| cgroup.path());
+    let needs = Needs { socket_dir: claim.path().parent(), cgroup: cgroup_dir, pid_dir, log_dir };
     let sandbox = sandbox(args.seccomp, &needs)?;
     config.threads = sandbox.spawner();
+    if let Some(cgroup) = &cgroup {
+        cgroup.confine(&config.threads);
+    }
+    // Before there is anybody who could wait for a line of the log.
+    LOG.start(&config.threads).map_err(host("start a thread"))?;
     let vm = Arc::new(Vm::launch(config)?);
     warn_about_enforcement(&vm);
+    // Not before: what cannot be at all is an error alone.
+    warn_about_size(vm.config());
     if let Some(cgroup) = cgroup {
         vm.follow_with(cgroup);
     }
@@ -177,14 +270,36 @@ fn serve(
     claim: &socket::Claim,
     service: &Arc<Service>,
     stop: &StopCell,
-) -> Result<impl MutEventSubscriber + 'static, RunError> {
-    let (service, stop) = (service.clone(), stop.clone());
-    let dispatch = move |request, responder| {
-        if service.dispatch(request, responder) {
-            stop.set(Stop::Asked);
+    vm: &Arc<Vm>,
+    line: Option<&Line>,
+) -> Result<ControlServer<impl FnMut(Request, Responder) + 'static>, RunError> {
+    let (service, stop, vm, line) = (service.clone(), stop.clone(), vm.clone(), line.cloned());
+    let dispatch = move |request, responder: Responder| match request {
+        Request::Logs { lines, follow } => {
+            let log = log_ring::subscribe().last(lines.unwrap_or(u64::MAX));
+            responder.stream(if follow { log } else { log.so_far() });
+        }
+        Request::Console => match (&line, vm.guest().serial()) {
+            (Some(line), Some(serial)) => responder.stream(line.attach(serial)),
+            (_, serial) => responder.answer(&no_console(serial.is_some())),
+        },
+        request => {
+            if service.dispatch(request, responder) {
+                stop.set(Stop::Asked);
+            }
         }
     };
-    ControlServer::new(claim.listener()?, Limits::default(), dispatch).map_err(host("serve the control socket"))
+    ControlServer::new(claim.listener()?, Limits::of_this_process(), dispatch).map_err(host("serve the control socket"))
+}
+
+fn no_console(has_serial: bool) -> Reply {
+    match has_serial {
+        true => {
+            let message = "the guest's serial line does not go to the control socket";
+            Reply::refusal(ErrorKind::Refused, Some(Reason::NoConsole), message)
+        }
+        false => Reply::error(ErrorKind::Refused, "this kind of guest has no serial line; what it says is in the log"),
+    }
 }
 
 /// Keys on their way to a guest's console.
@@ -192,7 +307,7 @@ fn console_input(
     terminal: Option<&Arc<Terminal>>,
     serial: &Arc<Serial>,
     stop: &StopCell,
-) -> Result<impl MutEventSubscriber + use<>, RunError> {
+) -> Result<impl Part + use<>, RunError> {
     let stop = stop.clone();
     let on_leave = move || stop.set(Stop::Asked);
     Input::new(io::stdin().as_fd(), terminal.cloned(), serial.clone(), on_leave)
@@ -210,10 +325,15 @@ fn start_hard_end(sandbox: &Sandbox, second_is_hard: Arc<AtomicBool>) -> Result<
 
 /// Stops the VM. vCPUs first: then requests at work find out that nobody will answer them. What the
 /// workload came to.
-fn take_down(vm: &Vm, reason: Stop, workload: JoinHandle<Result<u8, RunError>>) -> Result<u8, RunError> {
+fn take_down(
+    vm: &Vm,
+    reason: Stop,
+    workload: JoinHandle<Result<u8, RunError>>,
+    line: Option<&Line>,
+) -> Result<u8, RunError> {
     vm.stop();
     if let Some(serial) = vm.guest().serial() {
-        let lost = serial.finish(LAST_WORDS);
+        let lost = last_words(serial, line);
         if lost > 0 {
             log::warn!("{lost} bytes of the guest's console output were lost because nobody read them");
         }
@@ -223,6 +343,19 @@ fn take_down(vm: &Vm, reason: Stop, workload: JoinHandle<Result<u8, RunError>>) 
         workload.join().unwrap_or(Ok(exit::ERROR))
     } else {
         Ok(exit::OK)
+    }
+}
+
+/// Lets the guest's last output out; how many bytes were lost.
+fn last_words(serial: &Serial, line: Option<&Line>) -> u64 {
+    let Some(line) = line else { return serial.finish(LAST_WORDS) };
+    // The loop does not run now, and the port must not wait for it.
+    let start = Instant::now();
+    loop {
+        let lost = serial.finish(DRAIN);
+        if !line.drain() || start.elapsed() > LAST_WORDS {
+            return lost;
+        }
     }
 }
 
@@ -238,15 +371,45 @@ fn exit_code(vm: &Vm, reason: Stop, worked: Result<u8, RunError>) -> Result<u8, 
     }
 }
 
-/// The VM to launch, and whether free memory is reclaimed automatically.
-fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
+/// What is known before anything is claimed.
+struct Prepared {
+    config: VmConfig,
+    /// Whether free memory is reclaimed automatically.
+    auto_reclaim: Switch,
+    /// Where the serial line goes, if that is to whoever attaches.
+    line: Option<Line>,
+}
+
+/// Where the serial line's output goes.
+fn open_serial(args: &LaunchArgs) -> Result<(OwnedFd, Option<Line>), RunError> {
+    let file = |path: &Path, flags| {
+        let flags = flags | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let opened = rustix::fs::open(path, flags, Mode::from(0o640));
+        opened.map_err(|error| RunError::SerialFile { path: path.to_owned(), source: error.into() })
+    };
+    Ok(match args.serial() {
+        SerialLine::Stdio => (io::stdout().as_fd().try_clone_to_owned().map_err(RunError::Output)?, None),
+        SerialLine::File(path) => (file(&path, OFlags::CREATE | OFlags::APPEND)?, None),
+        SerialLine::Off => (file(Path::new("/dev/null"), OFlags::empty())?, None),
+        SerialLine::Socket => {
+            let (line, port) = Line::new().map_err(host("create a pipe"))?;
+            (port, Some(line))
+        }
+    })
+}
+
+/// The VM to launch.
+fn vm_config(args: &LaunchArgs) -> Result<Prepared, RunError> {
     let image = args.kernel.as_deref().map(Image::open).transpose().map_err(LaunchError::Image)?.map(Arc::new);
     let initrd = args.initrd.as_deref().map(Initrd::open).transpose().map_err(LaunchError::Linux)?.map(Arc::new);
     let facts = guest::facts(image.as_deref());
     let command_line = args.append.clone().unwrap_or_else(|| facts.command_line.to_owned());
-    let console = match facts.has_console {
-        true => Some(Arc::new(io::stdout().as_fd().try_clone_to_owned().map_err(RunError::Output)?)),
-        false => None,
+    if args.serial.is_some() && !facts.has_console {
+        return Err(RunError::NoSerial);
+    }
+    let (console, line) = match facts.has_console {
+        true => open_serial(args).map(|(port, line)| (Some(Arc::new(port)), line))?,
+        false => (None, None),
     };
     let (elastic, auto_reclaim) =
         args.elastic.unwrap_or(facts.elastic).with_auto_reclaim(args.auto_reclaim.unwrap_or_default())?;
@@ -255,13 +418,13 @@ fn vm_config(args: &LaunchArgs) -> Result<(VmConfig, Switch), RunError> {
         cpus: args.cpus(),
         backing: args.backing(),
         kernel: image,
-        pin: args.pin.clone(),
+        pin: args.pin(),
         install: args.install_config(),
         elastic,
         linux: LinuxConfig { initrd, command_line, console, disks: args.disk.clone(), nets: args.net.clone() },
         threads: Spawner::default(),
     };
-    Ok((config, auto_reclaim))
+    Ok(Prepared { config, auto_reclaim, line })
 }
 
 /// The bounds of all threads, and what is said where one oversteps them.
@@ -286,12 +449,30 @@ fn enter_cgroup(parent: &Path, memory: Bytes, besides: u64) -> Result<Arc<Cgroup
 }
 
 fn warn_about_huge_pages(config: &VmConfig) {
-    if config.backing == llfree_monitor::memory::Backing::Anon
+    if config.backing == Backing::Anon
         && let Ok(kernel_stats::ThpMode::Never) = kernel_stats::thp_mode()
     {
         log::warn!(
             "transparent huge pages are off: installs and reclaim will be many times slower; \
              'echo madvise > /sys/kernel/mm/transparent_hugepage/enabled' turns them on"
+        );
+    }
+}
+
+/// Says so if the guest may come to use more than there is. That is no error: most never do, and a lower
+/// limit sees to it.
+fn warn_about_size(config: &VmConfig) {
+    // A pool of huge pages is checked when it is reserved.
+    if config.backing != Backing::Hugetlb
+        && let Ok(room) = Room::now()
+        && config.memory.0 > room.total
+    {
+        log::warn!(
+            "--mem {} is more than the {} of {}: if the guest uses it all, the kernel kills this process; \
+             'llfree-vmm shrink' keeps the guest below that",
+            config.memory,
+            Bytes(room.total),
+            room.total_in
         );
     }
 }
@@ -310,8 +491,21 @@ fn warn_about_enforcement(vm: &Vm) {
     }
 }
 
+/// The first event.
+fn up_event(vm: &Vm, claim: &socket::Claim) -> Event {
+    let config = vm.config();
+    Event::Up {
+        name: claim.name().to_owned(),
+        socket: claim.path().to_string_lossy().into_owned(),
+        pid: std::process::id(),
+        memory_bytes: config.memory.0,
+        cpus: config.cpus,
+        backing: config.backing.name().to_owned(),
+    }
+}
+
 /// The announcement that the VM is up.
-fn announcement(vm: &Vm, claim: &socket::Claim, json: bool) -> String {
+fn announcement(vm: &Vm, claim: &socket::Claim, in_background: bool, json: bool) -> String {
     let config = vm.config();
     if json {
         let up = Up {
@@ -327,6 +521,16 @@ fn announcement(vm: &Vm, claim: &socket::Claim, json: bool) -> String {
         return serde_json::to_string(&up).expect("plain data serializes") + "\n";
     }
     let plural = if config.cpus == 1 { "" } else { "s" };
+    if in_background {
+        return format!(
+            "{} is up: {} of memory, {} vCPU{plural}, pid {}; control socket {}\n",
+            claim.name(),
+            config.memory,
+            config.cpus,
+            std::process::id(),
+            claim.path().display()
+        );
+    }
     // A console takes Ctrl-C.
     let stop = if vm.guest().facts().has_console { "" } else { "with Ctrl-C, or " };
     format!(
@@ -337,120 +541,4 @@ fn announcement(vm: &Vm, claim: &socket::Claim, json: bool) -> String {
         config.cpus,
         claim.path().display()
     )
-}
-
-/// Says the first words and runs the steps, printing each report. On a thread of its own: a pipe
-/// that nobody reads blocks its writer.
-fn start_workload(
-    vm: Arc<Vm>,
-    first_words: String,
-    workload: Workload,
-    done: EventFd,
-    json: bool,
-) -> io::Result<JoinHandle<Result<u8, RunError>>> {
-    let steps = workload.0;
-    let threads = vm.config().threads.clone();
-    threads.spawn("workload", roles::WORKLOAD, move || {
-        if let Err(error) = say(&vm, &first_words) {
-            // Its clients need no word from it, and find it by its socket.
-            log::warn!("the VM is up, but cannot announce it: {error}");
-        }
-        let mut worst = exit::OK;
-        for step in &steps {
-            let Step::Guest(request) = step else { break };
-            let result = run_step(&vm, request, json);
-            let failed = result.is_err();
-            match result {
-                Ok(code) => worst = worst.max(code),
-                // A crash is reported as such; a guest that switched itself off did not do its work.
-                Err(error) if vm.ended().is_some() => {
-                    if matches!(vm.ended(), Some(ExitReason::Exited(0) | ExitReason::PoweredOff)) {
-                        log::error!("{}", advice::line(&error));
-                    }
-                    return Ok(worst.max(exit::ERROR));
-                }
-                // The VM was told to stop while the workload ran.
-                Err(RunError::Workload { source: VmError::Agent(vmm::agent::AgentError::Gone), .. }) => {
-                    return Ok(worst);
-                }
-                Err(error) => {
-                    log::error!("{}", advice::line(&error));
-                    worst = worst.max(error.exit_code());
-                }
-            }
-            if failed {
-                break;
-            }
-        }
-        if steps.last() == Some(&Step::Stop) {
-            // It fails only when its counter is full, and then the loop is awake already.
-            let _ = done.write(1);
-        }
-        Ok(worst)
-    })
-}
-
-fn run_step(vm: &Vm, request: &GuestRequest, json: bool) -> Result<u8, RunError> {
-    let verb = request.verb();
-    let failed = |source| RunError::Workload { verb, source };
-    vm.guest().wait_until_up(BOOT_PATIENCE).map_err(|error| failed(error.into()))?;
-    let report = run_once_unpaused(vm, request).map_err(failed)?;
-    let line = if json {
-        let step = WorkloadStep { event: "workload", command: verb, report: &report };
-        // Reports are plain data with string keys, which always serialize.
-        serde_json::to_string(&step).expect("plain data serializes") + "\n"
-    } else {
-        render::guest(verb, &report)
-    };
-    say(vm, &line).map_err(RunError::Output)?;
-    Ok(guest_exit_code(&report))
-}
-
-/// Runs a command of the guest; in a paused VM, after the resume.
-fn run_once_unpaused(vm: &Vm, request: &GuestRequest) -> Result<GuestReport, VmError> {
-    loop {
-        match vm.run_guest(request) {
-            // Refused until the VM runs again or ends.
-            Err(VmError::Paused) => std::thread::sleep(PAUSE_POLL),
-            result => return result,
-        }
-    }
-}
-
-/// Prints what is ours: where stdout is a guest's console, it goes elsewhere.
-fn say(vm: &Vm, text: &str) -> io::Result<()> {
-    if vm.guest().serial().is_some() {
-        return io::stderr().write_all(text.as_bytes());
-    }
-    let mut out = io::stdout();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use llfree_monitor::memory::Backing;
-    use std::thread;
-    use test_machine::machine;
-
-    #[test]
-    fn a_step_of_a_workload_waits_for_the_resume_or_the_end() {
-        let Some(vm) = machine::launch(16, 1, Backing::Anon) else { return };
-        let verify = GuestRequest::Verify;
-        for resumes in [true, false] {
-            vm.pause().expect("it runs");
-            thread::scope(|scope| {
-                let step = scope.spawn(|| run_once_unpaused(&vm, &verify));
-                thread::sleep(4 * PAUSE_POLL);
-                assert!(!step.is_finished(), "it waits");
-                if resumes {
-                    vm.resume().expect("it was paused");
-                } else {
-                    vm.stop();
-                }
-                let result = step.join().expect("no panic");
-                assert_eq!(result.is_ok(), resumes, "{result:?}");
-            });
-        }
-    }
 }

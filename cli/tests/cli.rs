@@ -94,18 +94,71 @@ fn values_arrive() {
     let shrink = parse(words("llfree-vmm shrink --to 4G --wait 500ms --name a")).expect("a shrink");
     assert_eq!(shrink.global.name.as_deref(), Some("a"));
     let Some(Command::Client(ClientCommand::Shrink(args))) = shrink.command else { panic!("a shrink") };
-    assert_eq!((args.to, args.by, args.wait), (Some(Bytes(4 << 30)), None, Duration::from_millis(500)));
+    assert_eq!((args.to, args.by), (Some(Bytes(4 << 30)), None));
+    assert_eq!((args.patience.wait, args.patience.once), (Duration::from_millis(500), false));
 
     let free = parse(words("llfree-vmm guest free all --random")).expect("a free");
-    assert_eq!(
-        free.command,
-        Some(Command::Client(ClientCommand::Guest(GuestCommand::Free { amount: FreeAmount::All, random: true })))
-    );
+    let Some(Command::Client(ClientCommand::Guest { command, .. })) = free.command else { panic!("a command") };
+    assert!(matches!(command, GuestCommand::Free { amount: FreeAmount::All, random: true, .. }));
     let alloc = parse(words("llfree-vmm guest alloc 8G")).expect("an alloc");
+    let Some(Command::Client(ClientCommand::Guest { command, .. })) = alloc.command else { panic!("a command") };
+    assert!(matches!(command, GuestCommand::Alloc { bytes: 0x2_0000_0000, order: 9, .. }));
+    let pin = parse(words("llfree-vmm --mem 1G --pin 3,0-2,5")).expect("a launch");
+    assert_eq!(pin.launch.pin(), [3, 0, 1, 2, 5]);
+}
+
+#[test]
+fn a_vm_may_be_named_before_after_or_by_the_command() {
+    for line in [
+        "--name web status",
+        "status web",
+        "status --name web",
+        "shrink web --to 1G",
+        "shrink --to 1G web",
+        "resize web --to 1G",
+        "grow web --by 1G",
+        "auto-reclaim on web",
+        "guest alloc 1G web",
+        "guest alloc 1G --name web",
+        "guest --name web stats",
+        "guest stats web",
+        "wait web --for end",
+        "logs web -f -n 5",
+        "console web",
+        "events web",
+        "pause web",
+        "stop --name web",
+    ] {
+        let cli = parse(words(&format!("llfree-vmm {line}"))).unwrap_or_else(|end| panic!("{line}: {}", end.text));
+        assert_eq!(cli.global.name.as_deref(), Some("web"), "{line}");
+    }
+    let socket = parse(words("llfree-vmm reclaim --socket /x")).expect("a reclaim");
+    assert_eq!(socket.global.socket.as_deref(), Some(std::path::Path::new("/x")));
+    let stop = parse(words("llfree-vmm stop a b c --force")).expect("a stop");
+    let Some(Command::Client(ClientCommand::Stop(args))) = stop.command else { panic!("a stop") };
+    assert_eq!((args.vms.len(), args.force), (3, true));
     assert_eq!(
-        alloc.command,
-        Some(Command::Client(ClientCommand::Guest(GuestCommand::Alloc { bytes: 8 << 30, order: 9 })))
+        parse(words("llfree-vmm ls")).expect("a list").command,
+        parse(words("llfree-vmm list")).expect("a list").command
     );
+}
+
+#[test]
+fn help_offers_only_what_is_taken_and_tells_of_any_command() {
+    let help = |line: &str| {
+        let end = parse(words(&format!("llfree-vmm {line}"))).expect_err("help");
+        assert_eq!(end.code, exit::OK, "{line}: {}", end.text);
+        end.text
+    };
+    assert_eq!(help("help shrink"), help("shrink --help"));
+    assert_eq!(help("help guest alloc"), help("guest alloc --help"));
+    for command in ["list", "demo"] {
+        let text = help(&format!("{command} --help"));
+        assert!(!text.contains("--name") && !text.contains("--socket"), "{text}");
+    }
+    for command in ["status", "stop", "guest verify"] {
+        assert!(help(&format!("help {command}")).contains("--socket"), "{command}");
+    }
 }
 
 #[test]
@@ -126,7 +179,18 @@ fn refusals_are_one_line_and_teach() {
         ("--mem 1G --backing disk", "unknown memory backing `disk`: use anon, memfd or hugetlb"),
         ("--mem 1G --workload \"allok 1G\"", "unknown command 'allok'"),
         ("--mem 1G --name a --socket /b", "--name and --socket exclude each other"),
-        ("--name a status --socket /b", "--name and --socket exclude each other"),
+        ("--name a status --socket /b", "name the VM once"),
+        ("--name a status b", "name the VM once"),
+        ("status a --name b", "cannot be used with"),
+        ("stop --all a", "cannot be used with"),
+        ("guest --name a stats b", "name the VM once"),
+        ("--mem 1G --limit 2G", "--limit is above --mem"),
+        ("--mem 1G --serial disk", "use stdio, file:PATH, socket or off"),
+        ("--detach status", "--detach is for a launch"),
+        ("wait --for ever", "invalid value 'ever'"),
+        ("--mem 1G --pin 3-1", "the range 3-1 is empty; write 1-3"),
+        ("list --name a", "unexpected argument '--name'"),
+        ("--name a list", "list shows all VMs"),
         ("--mem 1G status", "--mem is for a launch"),
         ("--mem 1G demo", "write --mem after 'demo'"),
         ("shrink", "--to <SIZE>"),
@@ -143,7 +207,7 @@ fn refusals_are_one_line_and_teach() {
         ("guest alloc 1G --order 11", "'11' is not an order"),
         ("guest free", "<SIZE|all>"),
         ("guest churn 0s", "for 0 seconds does nothing"),
-        ("guest ftq 1s --quantum 2s", "a quantum is 0.01ms to 1s"),
+        ("guest ftq 1s --quantum 2s", "a quantum is 10us to 1s"),
         ("guest stream 1s --bytes 0", "'stream' of 0 bytes does nothing"),
         ("guest burst 1G --touch all", "invalid value 'all'"),
         ("status --pin 1", "--pin"),

@@ -4,9 +4,11 @@ mod common;
 
 use common::{DEADLINE, MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
 use rustix::process::Signal;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::time::{Duration, Instant};
 
 fn connect(vm: &Vm<'_>) -> UnixStream {
     let stream = UnixStream::connect(&vm.socket).expect("it listens");
@@ -193,4 +195,110 @@ fn a_client_whose_reader_went_away_ends_quietly() {
         assert_eq!(output.stderr, "", "{args}");
     }
     vm.stop();
+}
+
+/// The reply to one line, and how long it took.
+fn timed(vm: &Vm<'_>, request: &str) -> (String, Duration) {
+    let mut stream = connect(vm);
+    let start = Instant::now();
+    stream.write_all(format!("{{\"version\":1,\"request\":{request}}}\n").as_bytes()).expect("it reads");
+    let mut reply = String::new();
+    BufReader::new(stream).read_line(&mut reply).expect("it answers");
+    (reply, start.elapsed())
+}
+
+/// The quickest of a few tries: others use the machine, too.
+fn soon(vm: &Vm<'_>, request: &str, reply: &str) {
+    let tries: Vec<Duration> = (0..20)
+        .map(|_| {
+            let (text, took) = timed(vm, request);
+            assert!(text.contains(reply), "{text}");
+            took
+        })
+        .collect();
+    let quickest = tries.iter().min().expect("some");
+    assert!(*quickest < Duration::from_millis(100), "{request}: {tries:?}");
+}
+
+#[test]
+fn requests_that_nobody_waits_for_lock_nobody_out() {
+    need_kvm!();
+    let stats = b"{\"version\":1,\"request\":{\"guest\":\"stats\"}}\n";
+    let mut stopped = Vec::new();
+    for clients_stay in [false, true] {
+        let scratch = Scratch::new();
+        let vm = scratch.launch("--mem 64M --cpus 1");
+        // A guest that answers nothing else for an hour.
+        let churn = vm.start("guest churn 1h");
+        wait_for("it churns", || {
+            vm.status()["vcpus"].as_array()?.iter().any(|vcpu| vcpu["state"] == "running").then_some(())
+        });
+        let mut clients: Vec<UnixStream> = Vec::new();
+        for _ in 0..256 {
+            let mut client = connect(&vm);
+            // Beyond the last place it is turned away.
+            let _ = client.write_all(stats);
+            if clients_stay && clients.len() < 245 {
+                clients.push(client);
+            }
+        }
+        soon(&vm, "\"ping\"", "pong");
+        soon(&vm, "\"status\"", "memory_bytes");
+        // A resize needs no guest.
+        if !clients_stay {
+            let shrunk = vm.ask("shrink --to 32M --json");
+            assert_eq!(shrunk.json()["target_bytes"], 32 << 20);
+        }
+        let (reply, took) = timed(&vm, "\"stop\"");
+        assert!(reply.contains("stopping"), "{reply}");
+        stopped.push(took);
+        vm.ends(0);
+        assert_eq!(churn.wait().code(), 1);
+    }
+    let quickest = stopped.iter().min().expect("two");
+    assert!(*quickest < Duration::from_millis(100), "{stopped:?}");
+}
+
+#[test]
+fn with_few_descriptors_clients_are_few_and_the_vm_does_all_that_it_is_for() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let mut command = scratch.command(&["--mem", "64M", "--cpus", "1"]);
+    // SAFETY: one system call on the child's own side.
+    unsafe {
+        command.pre_exec(|| {
+            let few = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+            match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let vm = scratch.launch_command(&mut command);
+    let idle: Vec<UnixStream> = (0..120).map(|_| connect(&vm)).collect();
+    // Some were told that there are too many; what is there goes on.
+    let busy = idle.iter().filter(|client| {
+        client.set_nonblocking(true).expect("a socket");
+        wait_a_moment(client).contains("busy")
+    });
+    assert!(busy.count() > 50);
+    let first = &idle[0];
+    first.set_nonblocking(false).expect("a socket");
+    for request in ["\"status\"", "{\"auto_reclaim\":{\"settings\":\"on\"}}", "\"validate\"", "\"stop\""] {
+        let line = format!("{{\"version\":1,\"request\":{request}}}\n");
+        let mut writer = first;
+        writer.write_all(line.as_bytes()).expect("it reads");
+        let mut reply = String::new();
+        BufReader::new(first).read_line(&mut reply).expect("it answers");
+        assert!(reply.contains("\"reply\"") && !reply.contains("\"error\""), "{request}: {reply}");
+    }
+    vm.ends(0);
+}
+
+/// What a client was told without asking, within a moment.
+fn wait_a_moment(mut client: &UnixStream) -> String {
+    std::thread::sleep(Duration::from_millis(2));
+    let mut bytes = [0; 4096];
+    let count = client.read(&mut bytes).unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..count]).into_owned()
 }

@@ -3,8 +3,13 @@
 
 use cli::exit;
 use cli::roles;
+use cli::run::console::{Carrier, Line};
 use cli::terminal::{Input, Terminal};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use llfree_base::thread::Spawner;
+use llfree_control::protocol::Request;
+use llfree_control::server::{ControlServer, Limits, Responder};
+use llfree_control::socket::Claim;
 use llfree_harden::{Needs, Sandbox, Seccomp};
 use rustix::process::{Pid, Signal};
 use rustix::pty::OpenptFlags;
@@ -105,7 +110,14 @@ struct Screen {
 }
 
 impl Screen {
+    /// This test binary, as the others start it.
     fn new(mode: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this test"));
+        command.args(["--exact", "a_vmm_on_a_terminal", "--nocapture"]).env(CHILD, mode).env("RUST_BACKTRACE", "0");
+        Self::start(command)
+    }
+
+    fn start(mut command: Command) -> Self {
         let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC);
         let master = master.expect("a terminal");
         rustix::pty::unlockpt(&master).expect("it unlocks");
@@ -117,8 +129,6 @@ impl Screen {
         rustix::termios::tcsetattr(&slave, OptionalActions::Now, &modes).expect("they are taken");
         let saved = rustix::termios::tcgetattr(&slave).expect("modes");
         let copy = || Stdio::from(slave.try_clone().expect("a descriptor"));
-        let mut command = Command::new(std::env::current_exe().expect("this test"));
-        command.args(["--exact", "a_vmm_on_a_terminal", "--nocapture"]).env(CHILD, mode).env("RUST_BACKTRACE", "0");
         command.stdin(copy()).stdout(copy()).stderr(copy());
         // SAFETY: three system calls on the child's own side.
         unsafe {
@@ -364,4 +374,103 @@ fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A VM without a terminal: a control socket, and a guest that sends back what it gets.
+struct InBackground {
+    dir: tempfile::TempDir,
+    over: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl InBackground {
+    fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("vm").tempdir_in("/tmp").expect("a scratch directory");
+        let claim = Claim::at_path(&dir.path().join("vm")).expect("free");
+        let over = Arc::new(AtomicBool::new(false));
+        let until = over.clone();
+        let thread = std::thread::spawn(move || {
+            let (line, port) = Line::new().expect("a pipe");
+            let serial = Arc::new(Serial::new(port, &Spawner::default()).expect("a port"));
+            let (of_guest, guest_until) = (serial.clone(), until.clone());
+            let guest = std::thread::spawn(move || {
+                while !guest_until.load(Ordering::Relaxed) {
+                    match of_guest.read(LSR) & READY {
+                        0 => std::thread::sleep(Duration::from_millis(1)),
+                        _ => of_guest.write(DATA, of_guest.read(DATA)),
+                    }
+                }
+            });
+            let (attach, of_line) = (line.clone(), serial.clone());
+            let dispatch = move |_: Request, responder: Responder| responder.stream(attach.attach(&of_line));
+            let listener = claim.listener().expect("a descriptor");
+            let server = ControlServer::new(listener, Limits::default(), dispatch).expect("descriptors");
+            let waker = server.waker();
+            let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().expect("a loop");
+            manager.add_subscriber(Box::new(server));
+            manager.add_subscriber(Box::new(Carrier::new(line, serial.clone(), waker)));
+            while !until.load(Ordering::Relaxed) {
+                manager.run_with_timeout(20).expect("epoll works");
+            }
+            guest.join().expect("no panic");
+        });
+        Self { dir, over, thread: Some(thread) }
+    }
+
+    fn console(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_llfree-vmm"));
+        command.arg("console").arg("--socket").arg(self.dir.path().join("vm")).env_remove("RUST_LOG");
+        command
+    }
+}
+
+impl Drop for InBackground {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+#[test]
+fn a_console_attaches_to_a_vm_in_the_background_and_leaves_it_running() {
+    let vm = InBackground::start();
+    let screen = Screen::start(vm.console());
+    screen.shows("press Ctrl-A X to detach");
+    screen.goes_raw();
+    screen.types(b"first");
+    screen.shows("first");
+    screen.types(b"\x01h");
+    screen.shows("Ctrl-A X detaches and leaves the VM running");
+    screen.types(b"\x01x");
+    screen.shows("detached; the VM runs on");
+    screen.ends(0);
+
+    // Who attaches sees what was, and two see the same.
+    let (one, two) = (Screen::start(vm.console()), Screen::start(vm.console()));
+    one.shows("first");
+    two.goes_raw();
+    two.types(b"second");
+    one.shows("second");
+    two.shows("second");
+    // The end of the VM is the end of its consoles, and of raw mode.
+    drop(vm);
+    one.ends(0);
+    two.ends(0);
+}
+
+#[test]
+fn a_console_that_is_killed_leaves_its_terminal_as_it_was() {
+    let vm = InBackground::start();
+    let screen = Screen::start(vm.console());
+    screen.goes_raw();
+    screen.signal(Signal::KILL);
+    screen.ends(128 + Signal::KILL.as_raw());
+    // A script types, and reads what comes until it has seen enough.
+    let mut script = vm.console().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    script.stdin.take().expect("a pipe").write_all(b"uname\n").expect("room");
+    let mut said = [0; 6];
+    script.stdout.as_mut().expect("a pipe").read_exact(&mut said).expect("the guest's echo");
+    assert_eq!(&said, b"uname\n");
+    drop(vm);
+    assert!(script.wait().expect("it ends with the VM").success());
 }

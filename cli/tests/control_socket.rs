@@ -62,6 +62,43 @@ fn what_a_dead_vm_left_is_taken_over() {
 }
 
 #[test]
+fn the_end_of_a_vm_takes_only_its_own_files() {
+    let dir = dir();
+    let old = Claim::by_name(dir.path(), "vm0").expect("free");
+    // Somebody cleaned up too much, and a newer VM has the name.
+    for file in entries(dir.path()) {
+        std::fs::remove_file(dir.path().join(file)).expect("ours");
+    }
+    let new = Claim::by_name(dir.path(), "vm0").expect("free");
+    drop(old);
+    assert_eq!(entries(dir.path()), ["vm0.lock", "vm0.sock"]);
+    UnixStream::connect(new.path()).expect("it listens");
+    Claim::by_name(dir.path(), "vm0").expect_err("taken");
+    drop(new);
+    assert_eq!(entries(dir.path()), [""; 0]);
+}
+
+#[test]
+fn what_killed_vms_left_goes_with_the_next_start_and_nothing_else_does() {
+    let dir = dir();
+    let path = |name: &str| dir.path().join(name);
+    let _live = Claim::by_name(dir.path(), "live").expect("free");
+    for dead in ["a", "b"] {
+        drop(UnixListener::bind(path(&format!("{dead}.sock"))).expect("bind"));
+        std::fs::write(path(&format!("{dead}.lock")), "4294967\n").expect("write");
+    }
+    std::fs::write(path("c.lock"), "4294967\n").expect("write");
+    drop(UnixListener::bind(path("d.sock")).expect("bind"));
+    let _unlocked = UnixListener::bind(path("listens.sock")).expect("bind");
+    for foreign in ["empty.lock", "notes.txt"] {
+        std::fs::write(path(foreign), "").expect("write");
+    }
+    let _new = Claim::by_name(dir.path(), "new").expect("free");
+    let left = ["empty.lock", "listens.sock", "live.lock", "live.sock", "new.lock", "new.sock", "notes.txt"];
+    assert_eq!(entries(dir.path()), left);
+}
+
+#[test]
 fn names_count_up_from_vm0() {
     let dir = dir();
     let first = Claim::first_free(dir.path()).expect("free");
@@ -148,6 +185,12 @@ fn a_path_of_ones_own_must_be_free_or_a_dead_socket() {
     let error = Claim::at_path(&cargo).expect_err("a lock file of another kind");
     assert!(matches!(error, SocketError::NotALock(_)), "{error}");
     assert_eq!(std::fs::read_to_string(dir.path().join("Cargo.lock")).expect("still there"), "version = 4");
+
+    let empty = dir.path().join("empty.lock");
+    std::fs::write(&empty, "").expect("write");
+    let error = Claim::at_path(&dir.path().join("empty")).expect_err("not made by a VM");
+    assert!(matches!(error, SocketError::NotALock(_)), "{error}");
+    assert!(empty.exists(), "nor is it removed");
 
     let link = dir.path().join("link.lock");
     symlink(&file, &link).expect("symlink");

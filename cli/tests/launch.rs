@@ -57,6 +57,42 @@ fn memory_goes_back_to_the_host_and_comes_again_with_contents_intact() {
 }
 
 #[test]
+fn an_idle_vm_costs_a_few_mebibytes() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let first = scratch.launch("--mem 64M --cpus 1 --name a");
+    let second = scratch.launch("--mem 64M --cpus 1 --name b");
+    let statuses = [first.status(), second.status()];
+    for status in &statuses {
+        let [cost, resident, vmm, tables] =
+            ["cost_bytes", "resident_bytes", "vmm_overhead_bytes", "page_table_bytes"].map(|key| number(status, key));
+        assert_eq!(number(&status["install_pool"], "resident_bytes"), 0, "nobody installs anything: {status:#}");
+        assert_eq!(cost, resident + vmm + tables, "{status:#}");
+        assert!(tables > 0 && cost <= 8 * MIB, "{status:#}");
+    }
+    // A burst makes use of one.
+    first.json("guest burst 48M");
+    wait_for("the pool is kept ready", || {
+        (number(&first.status()["install_pool"], "resident_bytes") > 0).then_some(())
+    });
+    scratch.run(&["stop", "--name", "b"]).exits(0);
+    second.process.wait().exits(0);
+    first.stop();
+}
+
+#[test]
+fn a_launch_of_more_than_there_is_says_so() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let gib = llfree_base::kernel_stats::meminfo_bytes("MemTotal").expect("/proc is mounted").div_ceil(1 << 30);
+    for (memory, says) in [("64M".to_owned(), false), (format!("{}G", gib + 1), true)] {
+        let output = scratch.run(&["--mem", &memory, "--cpus", "1", "--workload", "stop"]).exits(0);
+        assert_eq!(output.stderr.contains("is more than the"), says, "{output:?}");
+        assert!(output.stderr.lines().count() == usize::from(says), "{output:?}");
+    }
+}
+
+#[test]
 fn every_json_output_has_its_fields() {
     need_kvm!();
     let scratch = Scratch::new();
@@ -86,6 +122,8 @@ fn every_json_output_has_its_fields() {
         "guest_free_bytes",
         "reclaimable_now_bytes",
         "vmm_overhead_bytes",
+        "cost_bytes",
+        "page_table_bytes",
         "installs",
         "install_failures",
         "violations",
@@ -102,7 +140,10 @@ fn every_json_output_has_its_fields() {
     let status = vm.status();
     has_fields(&status, &status_fields);
     assert_eq!(status["backing"], "anon");
-    has_fields(&status["install_pool"], &["size_bytes", "resident_bytes", "hits", "misses", "given_back"]);
+    has_fields(
+        &status["install_pool"],
+        &["size_bytes", "goal_bytes", "resident_bytes", "hits", "misses", "given_back", "stale"],
+    );
     let vcpus = status["vcpus"].as_array().expect("a list");
     assert_eq!(vcpus.len(), 1);
     has_fields(&vcpus[0], &["index", "exits", "calls", "state"]);
@@ -116,6 +157,7 @@ fn every_json_output_has_its_fields() {
         "reclaimable_now_bytes",
         "complete",
         "shortfall",
+        "pursued",
         "huge_frames",
         "freed_bytes",
         "duration_us",
@@ -335,41 +377,6 @@ fn status_and_resizes_are_answered_while_the_guest_churns() {
 }
 
 #[test]
-fn with_one_vm_no_name_is_needed_and_with_two_they_are_listed() {
-    need_kvm!();
-    let scratch = Scratch::new();
-    let none = scratch.run(&["list"]).exits(0);
-    if none.stdout != "no VM is running\n" {
-        skipped("this user runs other VMs, which a list shows too");
-        return;
-    }
-    assert_eq!(scratch.run(&["list", "--json"]).exits(0).stdout, "[]\n");
-    assert!(scratch.run(&["status"]).exits(1).one_error_line().contains("no VM is running; start one with"));
-    assert!(scratch.run(&["stop", "--name", "one"]).exits(1).one_error_line().contains("no VM is called 'one'"));
-
-    let one = scratch.launch("--mem 64M --cpus 1 --name one");
-    assert_eq!(scratch.run(&["status", "--json"]).exits(0).json()["name"], "one");
-    assert_eq!(scratch.run(&["list", "--json"]).exits(0).json().as_array().map(Vec::len), Some(1));
-
-    // The default name.
-    let two = scratch.launch("--mem 64M --cpus 1");
-    assert_eq!(two.up["name"], "vm0");
-    let list = scratch.run(&["list"]).exits(0).stdout;
-    assert!(list.lines().count() == 3 && list.contains("one") && list.contains("vm0"), "{list}");
-    let refused = scratch.run(&["stop"]).exits(1);
-    assert!(refused.one_error_line().contains("choose one with --name: one, vm0"), "{refused:?}");
-    let unknown = scratch.run(&["status", "--name", "three"]).exits(1);
-    assert!(unknown.one_error_line().contains("no VM is called 'three'; running VMs: one, vm0"), "{unknown:?}");
-    for name in ["one", "vm0"] {
-        assert_eq!(scratch.run(&["status", "--name", name, "--json"]).exits(0).json()["name"], name);
-    }
-    scratch.run(&["stop", "--name", "one"]).exits(0);
-    one.process.wait().exits(0);
-    assert_eq!(scratch.run(&["status", "--json"]).exits(0).json()["name"], "vm0");
-    two.stop();
-}
-
-#[test]
 fn a_taken_name_or_socket_is_refused_and_its_vm_goes_on() {
     need_kvm!();
     let scratch = Scratch::new();
@@ -530,4 +537,51 @@ fn a_launch_needs_nothing_of_the_runtime_directory_with_a_socket_of_its_own() {
     let mut command = scratch.command(&["--mem", "64M", "--cpus", "1", "--workload", "stop", "--socket"]);
     Process::spawn(command.arg(&socket).env("XDG_RUNTIME_DIR", "/nonexistent")).wait().exits(0);
     assert!(!socket.exists());
+}
+
+#[test]
+fn a_launch_waits_for_no_listener_whose_queue_is_full() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let path = scratch.path().join("full.sock");
+    // Somebody who listens and never accepts, and clients until there is no place for another one.
+    let listener = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None);
+    let listener = listener.expect("a socket");
+    let address = rustix::net::SocketAddrUnix::new(&path).expect("short");
+    rustix::net::bind(&listener, &address).expect("a scratch directory");
+    rustix::net::listen(&listener, 0).expect("it is bound");
+    let mut clients = Vec::new();
+    loop {
+        let flags = rustix::net::SocketFlags::NONBLOCK;
+        let (family, kind) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM);
+        let client = rustix::net::socket_with(family, kind, flags, None).expect("a socket");
+        if rustix::net::connect(&client, &address).is_err() {
+            break;
+        }
+        clients.push(client);
+    }
+    let socket = path.to_str().expect("plain");
+    let output = scratch.run(&["--mem", "64M", "--cpus", "1", "--socket", socket]).exits(1);
+    assert!(output.one_error_line().contains("already listens"), "{output:?}");
+}
+
+#[test]
+fn a_launch_whose_loop_would_be_deaf_fails() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let mut deaf = 0;
+    loop {
+        let mut command = scratch.command(&["--mem", "64M", "--cpus", "1", "--workload", "stop"]);
+        command.env("FAILPOINTS", format!("epoll-add={deaf}*off->1*return(12)->off"));
+        let output = Process::spawn(&mut command).wait();
+        if output.code() == 0 {
+            break;
+        }
+        let output = output.exits(1);
+        assert!(output.one_error_line().contains("could not watch a descriptor"), "{output:?}");
+        assert_eq!(scratch.leftovers(), [] as [String; 0]);
+        deaf += 1;
+    }
+    // Three signals, the guest's end, the workload's, and three of the control socket.
+    assert!(deaf >= 7, "{deaf}");
 }

@@ -6,11 +6,11 @@ mod common;
 use cli::advice;
 use cli::exit;
 use cli::roles;
-use common::{Scratch, need_kvm, number, wait_for};
+use common::{Process, Scratch, full_pipe, need_kvm, number, wait_for};
 use llfree_harden::{Needs, Sandbox, Seccomp};
 use rustix::process::Signal;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use test_support::skipped;
 use vmm::roles::VCPU;
 
@@ -42,6 +42,7 @@ fn every_thread_of_a_vm_has_a_filter_and_no_capability() {
     }
     for (arguments, filtered) in [("", true), ("--seccomp on", true), ("--seccomp log", true), ("--seccomp off", false)]
     {
+        let is_root = rustix::process::geteuid().is_root();
         let scratch = Scratch::new();
         let vm = scratch.launch(&format!("--mem 64M --cpus 2 {arguments}"));
         vm.is_fine();
@@ -51,8 +52,10 @@ fn every_thread_of_a_vm_has_a_filter_and_no_capability() {
             let bound = |status: &str| {
                 field(status, "Seccomp") == "2"
                     && field(status, "NoNewPrivs") == "1"
-                    && ["CapInh", "CapPrm", "CapEff", "CapAmb"]
+                    && ["CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd"]
                         .iter()
+                        // Only root can have less in the bounding set.
+                        .filter(|set| is_root || **set != "CapBnd")
                         .all(|set| field(status, set) == "0000000000000000")
             };
             let free = |status: &str| field(status, "Seccomp") == "0" && field(status, "NoNewPrivs") == "0";
@@ -111,6 +114,59 @@ fn a_thread_that_opens_a_socket() {
     assert!(thread.join().expect("no panic") >= 0);
 }
 
+/// Not a test of its own: what the next one starts in a process of its own.
+#[test]
+fn a_thread_that_makes_a_call_that_is_none() {
+    let Ok(mode) = std::env::var(CHILD) else { return };
+    let mode_of = mode.parse::<Seccomp>().expect("a mode");
+    let sandbox = Sandbox::prepare(mode_of, &Needs::default(), roles::all()).expect("filters compile");
+    let thread = std::thread::spawn(move || {
+        sandbox.enter(VCPU);
+        // SAFETY: there is no such call.
+        unsafe { libc::syscall(-1) }
+    });
+    assert!(thread.join().expect("no panic") < 0);
+}
+
+#[test]
+fn a_call_that_is_none_is_named_as_it_is() {
+    if no_filters_here() {
+        return skipped("this kernel has no seccomp");
+    }
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "a_thread_that_makes_a_call_that_is_none", "--nocapture"]).env(CHILD, "on");
+    let forbidden = command.output().expect("it starts");
+    assert_eq!(forbidden.status.code(), Some(exit::FORBIDDEN.into()), "{forbidden:?}");
+    let line = String::from_utf8_lossy(&forbidden.stderr);
+    assert!(line.contains("thread 'vcpu' made system call -1, which"), "{line}");
+}
+
+#[test]
+fn no_descriptor_outlives_an_exec() {
+    need_kvm!();
+    for kind in ["llfree", "balloon", "virtio-mem"] {
+        let scratch = Scratch::new();
+        let vm = scratch.launch(&format!("--mem 512M --cpus 2 --elastic {kind}"));
+        vm.is_fine();
+        let pid = vm.process.pid();
+        let mut checked = 0;
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("it runs").flatten() {
+            let number: u32 = entry.file_name().to_string_lossy().parse().expect("a number");
+            let info = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            let flags = u32::from_str_radix(&field(&info, "flags"), 8);
+            let what = std::fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap_or_default();
+            // Others may come from whoever started us.
+            let is_ours = ["anon_inode:", "socket:"].iter().any(|kind| what.to_string_lossy().starts_with(kind));
+            if let (true, 3.., Ok(flags)) = (is_ours, number, flags) {
+                assert!(flags & libc::O_CLOEXEC as u32 != 0, "{kind}: descriptor {number} is {what:?}");
+                checked += 1;
+            }
+        }
+        assert!(checked > 8, "{checked}");
+        vm.stop();
+    }
+}
+
 #[test]
 fn a_forbidden_call_ends_the_process_and_is_named() {
     if no_filters_here() {
@@ -127,6 +183,12 @@ fn a_forbidden_call_ends_the_process_and_is_named() {
     let socket = format!("thread 'vcpu' made system call {}, which its seccomp filter forbids", libc::SYS_socket);
     assert!(line.contains(&socket), "{line}");
     assert!(line.contains("please report this, and use --seccomp log in the meantime\n"), "{line}");
+    // The process ends all the same if nobody reads the line.
+    let (_reader, stderr) = full_pipe();
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "a_thread_that_opens_a_socket", "--nocapture"]).env(CHILD, "on");
+    let unread = Process::spawn(command.stdout(Stdio::null()).stderr(stderr)).wait();
+    assert_eq!(unread.status.code(), Some(exit::FORBIDDEN.into()), "{unread:?}");
     for mode in ["log", "off"] {
         let allowed = run(mode);
         assert!(allowed.status.success(), "{mode}: {allowed:?}");

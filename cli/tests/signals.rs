@@ -2,11 +2,10 @@
 
 mod common;
 
-use common::{MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
+use common::{MIB, Process, Scratch, Vm, full_pipe, need_kvm, number, wait_for};
 use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// The signals that end a VM, and the codes it exits with.
@@ -248,14 +247,4 @@ fn a_vm_without_any_output_goes_on() {
     scratch.run(&["stop", "--name", "closed"]).exits(0);
     process.wait().exits(0);
     assert_eq!(scratch.leftovers(), [] as [String; 0]);
-}
-
-/// A full pipe, for a process's output.
-fn full_pipe() -> (std::io::PipeReader, Stdio) {
-    let (reader, mut writer) = std::io::pipe().expect("a pipe");
-    let flags = rustix::fs::fcntl_getfl(&writer).expect("flags");
-    rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK).expect("flags");
-    while writer.write(&[b'.'; 512]).is_ok() {}
-    rustix::fs::fcntl_setfl(&writer, flags).expect("flags");
-    (reader, Stdio::from(OwnedFd::from(writer)))
 }

@@ -4,6 +4,7 @@
 //! listens there, cannot hold a client forever or fill its memory.
 
 use crate::protocol::{DecodeError, ErrorKind, MAX_REPLY, Reply, Request};
+use crate::report::{Reason, Word};
 use crate::socket::{self, SocketError};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -57,6 +58,8 @@ pub enum ClientError {
     Refused {
         /// For programs.
         kind: ErrorKind,
+        /// Likewise, finer, if the VM said so.
+        reason: Option<Word<Reason>>,
         /// For people.
         message: String,
     },
@@ -137,7 +140,7 @@ impl Client {
         }
         let line = self.read_line(deadline, timeout)?.ok_or_else(|| ClientError::Ended(self.path.clone()))?;
         match Reply::from_line(&line) {
-            Ok(Reply::Error { kind, message }) => Err(ClientError::Refused { kind, message }),
+            Ok(Reply::Error { kind, reason, message }) => Err(ClientError::Refused { kind, reason, message }),
             Ok(reply) => Ok(reply),
             Err(source) => Err(ClientError::Decode { path: self.path.clone(), source }),
         }
@@ -158,6 +161,27 @@ impl Client {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Asks for a log, for events or for a console, and gives the connection from there on: the bytes of it that
+    /// came already, and the stream.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn stream(mut self, request: &Request) -> Result<(Vec<u8>, UnixStream), ClientError> {
+        match self.call(request)? {
+            Reply::Stream => {}
+            _ => return Err(ClientError::Unexpected(self.path)),
+        }
+        self.stream.set_read_timeout(None).and_then(|()| self.stream.set_write_timeout(None)).map_err(self.broken())?;
+        Ok((self.input, self.stream))
+    }
+
+    /// The process that listens there, by the kernel's account; `None` if the kernel does not say.
+    #[must_use]
+    pub fn peer(&self) -> Option<u32> {
+        let peer = rustix::net::sockopt::socket_peercred(&self.stream).ok()?;
+        u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
     }
 
     /// The next line without its newline; `None` at the end of the stream.

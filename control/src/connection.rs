@@ -4,15 +4,20 @@
 //! not yet written, no more input is read, so replies keep the order of their requests and both
 //! buffers stay bounded: the input by [`MAX_LINE`] and one read, the output by one reply.
 
+use crate::feed::{Next, Subscription, Wake};
 use crate::protocol::{MAX_LINE, Reply};
 use event_manager::EventSet;
 use llfree_base::faults;
 use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-/// The size of one read.
+/// The size of one read, and about that of one write of a stream.
 const CHUNK: usize = 16 << 10;
+/// Reads from one stream's client before others get their turn.
+const READS: usize = 4;
 
 /// The state of the input.
 pub(super) enum Input {
@@ -41,12 +46,18 @@ pub(super) struct Connection {
     written: usize,
     /// The VM works on a request of this client.
     waiting: bool,
+    /// On one that may take long.
+    on_work: bool,
+    /// Set when the client is gone, for whoever works for it.
+    pub(super) left: Arc<AtomicBool>,
     /// Close when the output is written.
     closing: bool,
     /// There may be lines left in the input that nothing else will wake us for.
     unfinished: bool,
     /// When the present state began: idle, half a line read, a reply not yet taken.
     since: Instant,
+    /// What is sent to the client instead of replies.
+    subscription: Option<Subscription>,
 }
 
 impl Connection {
@@ -61,9 +72,12 @@ impl Connection {
             output: Vec::new(),
             written: 0,
             waiting: false,
+            on_work: false,
+            left: Arc::default(),
             closing: false,
             unfinished: false,
             since: Instant::now(),
+            subscription: None,
         }
     }
 
@@ -76,7 +90,13 @@ impl Connection {
         let mut events = EventSet::empty();
         if !self.output.is_empty() || self.unfinished {
             events |= EventSet::OUT;
-        } else if !self.waiting && !self.closing && !self.ended {
+        }
+        if self.subscription.is_some() {
+            // Input that nobody has room for yet stays in the socket.
+            if !self.ended && self.input.is_empty() {
+                events |= EventSet::IN;
+            }
+        } else if self.output.is_empty() && !self.unfinished && !self.waiting && !self.closing && !self.ended {
             events |= EventSet::IN;
         }
         events
@@ -84,13 +104,19 @@ impl Connection {
 
     /// Nothing read, nothing to write, nothing at work, for this long.
     pub(super) fn idle_for(&self, now: Instant) -> Option<Duration> {
-        let idle = !self.waiting && self.input.is_empty() && self.output.is_empty();
+        let idle = match self.subscription {
+            // A stream may be silent; one that nobody reads makes room for somebody who does.
+            Some(_) => !self.output.is_empty(),
+            None => !self.waiting && self.input.is_empty() && self.output.is_empty(),
+        };
         idle.then(|| now.saturating_duration_since(self.since))
     }
 
     /// The client owes us something, the rest of a line or room for a reply, for this long.
     pub(super) fn stalled_for(&self, now: Instant) -> Option<Duration> {
-        let stalled = !self.waiting && (!self.input.is_empty() || !self.output.is_empty());
+        // Who reads a stream slowly loses some of it, and nothing else.
+        let stalled =
+            self.subscription.is_none() && !self.waiting && (!self.input.is_empty() || !self.output.is_empty());
         stalled.then(|| now.saturating_duration_since(self.since))
     }
 
@@ -103,8 +129,14 @@ impl Connection {
     }
 
     /// The VM has a request of this client now.
-    pub(super) fn start_waiting(&mut self) {
-        self.waiting = true;
+    pub(super) fn start_waiting(&mut self, on_work: bool) {
+        (self.waiting, self.on_work) = (true, on_work);
+    }
+
+    /// Whether it waits for a request that may take long, or follows a stream: either may last, and must leave
+    /// places for those who ask what is prompt.
+    pub(super) fn waits_for_work(&self) -> bool {
+        self.waiting && self.on_work || self.is_stream()
     }
 
     /// The number of lines handled in one go is bounded; come back soon.
@@ -117,6 +149,46 @@ impl Connection {
         self.waiting = false;
         self.output.extend_from_slice(line.as_bytes());
         self.since = Instant::now();
+    }
+
+    /// From here on the client gets what is in `subscription`, after the replies that it has coming.
+    pub(super) fn start_stream(&mut self, subscription: Subscription) {
+        self.subscription = Some(subscription);
+        self.scanned = 0;
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        self.subscription.is_some()
+    }
+
+    /// Brings the next bytes of the stream into the output, and what the client sent to whom it is for.
+    /// `Ok(false)` if there is nothing to send for now.
+    pub(super) fn next_of_stream(&mut self, wake: &Wake) -> std::io::Result<bool> {
+        self.take_input()?;
+        let Some(stream) = &mut self.subscription else { return Ok(false) };
+        match stream.next(CHUNK, wake) {
+            Next::Bytes(bytes) => {
+                self.output = bytes;
+                self.since = Instant::now();
+            }
+            Next::Wait => return Ok(false),
+            Next::End => self.closing = true,
+        }
+        Ok(true)
+    }
+
+    /// What the client sent, as far as there is room for it.
+    fn take_input(&mut self) -> std::io::Result<()> {
+        for _ in 0..READS {
+            if let Some(stream) = &mut self.subscription {
+                let taken = stream.take_input(&self.input);
+                self.input.drain(..taken.min(self.input.len()));
+            }
+            if self.ended || !self.input.is_empty() || !self.read()? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Queues an error after which no more input is understood.

@@ -19,7 +19,7 @@
 //! disappears, or a request gains one.
 
 use crate::report::{
-    AutoReclaimReport, GuestReport, LifeReport, ReclaimReport, ResizeReport, StatusReport, ValidateReport,
+    AutoReclaimReport, GuestReport, LifeReport, Reason, ReclaimReport, ResizeReport, StatusReport, ValidateReport, Word,
 };
 use llfree_base::choices::Switch;
 use llfree_base::units::{Bytes, MAX_DURATION, MemorySizeError, check_memory};
@@ -66,17 +66,29 @@ pub enum Request {
     Ping,
     /// All numbers about the VM's memory and vCPUs.
     Status,
-    /// Lower the limit: free memory goes back to the host and stays away from the guest.
+    /// Lower the limit: free memory goes back to the host and stays away from the guest. The same as a
+    /// [`Resize`](Self::Resize) that may only go down.
     Shrink {
         /// The goal.
         goal: ShrinkGoal,
         /// Time to wait for a guest that must first give up memory, in milliseconds.
         wait_ms: u64,
     },
-    /// Raise the limit. Memory comes back as the guest uses it.
+    /// Raise the limit. Memory comes back as the guest uses it. The same as a [`Resize`](Self::Resize) that may
+    /// only go up.
     Grow {
         /// The new limit in bytes.
         to_bytes: u64,
+    },
+    /// Move the limit, down or up. A limit that is not reached in time is pursued until it is, or until another
+    /// resize replaces it.
+    Resize {
+        /// The goal.
+        goal: ResizeGoal,
+        /// Time to wait for a guest that must first give up memory, in milliseconds.
+        wait_ms: u64,
+        /// Give up what is missing when the reply is sent, instead of pursuing it.
+        once: bool,
     },
     /// Take back the memory of free frames; the limit stays, the guest may use them again.
     Reclaim {
@@ -97,8 +109,45 @@ pub enum Request {
     Pause,
     /// Let them go on.
     Resume,
+    /// The VM's log, as it stands in memory.
+    Logs {
+        /// The last lines only; all that are kept if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lines: Option<u64>,
+        /// Go on with what comes.
+        follow: bool,
+    },
+    /// What happens to the VM, from its start on: a JSON object a line.
+    Events,
+    /// The serial line of its guest, both ways.
+    Console,
     /// End the VM cleanly.
     Stop,
+}
+
+/// The goal of a resize.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ResizeGoal {
+    /// To this limit in bytes, from wherever it is.
+    ToBytes(u64),
+    /// Down to this limit in bytes; refused if the limit is below.
+    DownToBytes(u64),
+    /// Down by this many bytes.
+    DownByBytes(u64),
+    /// Up to this limit in bytes; refused if the limit is above.
+    UpToBytes(u64),
+    /// Up by this many bytes.
+    UpByBytes(u64),
+}
+
+impl From<ShrinkGoal> for ResizeGoal {
+    fn from(goal: ShrinkGoal) -> Self {
+        match goal {
+            ShrinkGoal::ToBytes(bytes) => Self::DownToBytes(bytes),
+            ShrinkGoal::ByBytes(bytes) => Self::DownByBytes(bytes),
+        }
+    }
 }
 
 /// The goal of a shrink.
@@ -252,12 +301,18 @@ pub enum Reply {
     Guest(GuestReport),
     /// To a pause or a resume.
     Life(LifeReport),
+    /// To a request for a log, events or a console: what follows on this connection are the bytes of that,
+    /// and no more replies. The end of the stream is the end of the connection.
+    Stream,
     /// To a stop: the VM ends now.
     Stopping,
     /// The request was not carried out.
     Error {
         /// For programs.
         kind: ErrorKind,
+        /// Likewise, finer; older VMs do not send it, and not every error has one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<Word<Reason>>,
         /// For people: one line.
         message: String,
     },
@@ -327,7 +382,7 @@ impl DecodeError {
     #[must_use]
     pub fn to_reply(&self) -> Reply {
         let kind = if matches!(self, Self::Version { .. }) { ErrorKind::Version } else { ErrorKind::BadRequest };
-        Reply::Error { kind, message: llfree_base::error_line(self) }
+        Reply::error(kind, llfree_base::error_line(self))
     }
 }
 
@@ -355,6 +410,12 @@ impl Request {
         matches!(self, Self::Ping | Self::Stop)
     }
 
+    /// Whether it is answered at once, whatever else the VM is at: nobody can keep anybody from asking.
+    #[must_use]
+    pub const fn is_prompt(&self) -> bool {
+        matches!(self, Self::Ping | Self::Status | Self::Stop)
+    }
+
     /// The checks that do not depend on the VM asked.
     fn check(&self) -> Result<(), DecodeError> {
         let size = |field, bytes: u64| {
@@ -373,6 +434,16 @@ impl Request {
                 }
             }
             Self::Grow { to_bytes } => size("to_bytes", to_bytes),
+            Self::Resize { goal, wait_ms, .. } => {
+                range("wait_ms", wait_ms, wait_ms <= longest, "at most 86400000")?;
+                match goal {
+                    ResizeGoal::ToBytes(bytes) => size("to_bytes", bytes),
+                    ResizeGoal::DownToBytes(bytes) => size("down_to_bytes", bytes),
+                    ResizeGoal::DownByBytes(bytes) => size("down_by_bytes", bytes),
+                    ResizeGoal::UpToBytes(bytes) => size("up_to_bytes", bytes),
+                    ResizeGoal::UpByBytes(bytes) => size("up_by_bytes", bytes),
+                }
+            }
             Self::Reclaim { bytes: Some(bytes) } => size("bytes", bytes),
             Self::Guest(GuestRequest::Alloc { bytes, order }) => {
                 range("bytes", bytes, bytes > 0, "above 0")?;
@@ -399,6 +470,9 @@ impl Request {
             | Self::Guest(_)
             | Self::Pause
             | Self::Resume
+            | Self::Logs { .. }
+            | Self::Events
+            | Self::Console
             | Self::Stop => Ok(()),
         }
     }
@@ -409,9 +483,11 @@ impl Request {
     pub fn patience(&self) -> Duration {
         let work = Duration::from_secs(10 * 60);
         match self {
-            Self::Ping | Self::Status | Self::AutoReclaim { .. } => Duration::from_secs(5),
+            Self::Ping | Self::Status | Self::AutoReclaim { .. } | Self::Logs { .. } | Self::Events | Self::Console => {
+                Duration::from_secs(5)
+            }
             Self::Pause | Self::Resume | Self::Stop => Duration::from_secs(30),
-            Self::Shrink { wait_ms, .. } => work + Duration::from_millis(*wait_ms),
+            Self::Shrink { wait_ms, .. } | Self::Resize { wait_ms, .. } => work + Duration::from_millis(*wait_ms),
             Self::Guest(request) => work + Duration::from_millis(request.millis()),
             // A device's driver takes its time to grow.
             Self::Grow { .. } | Self::Reclaim { .. } | Self::Validate => work,
@@ -422,7 +498,12 @@ impl Request {
 impl Reply {
     /// An error reply.
     pub fn error(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self::Error { kind, message: message.into() }
+        Self::Error { kind, reason: None, message: message.into() }
+    }
+
+    /// An error reply with a reason for programs.
+    pub fn refusal(kind: ErrorKind, reason: Option<Reason>, message: impl Into<String>) -> Self {
+        Self::Error { kind, reason: reason.map(Word::from), message: message.into() }
     }
 
     /// The line that says this, its newline included. One that would be longer than

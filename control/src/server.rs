@@ -3,17 +3,21 @@
 //! [`ControlServer`] accepts clients, reads their lines and hands each request to the VM with a
 //! [`Responder`]; the VM answers from any thread, now or later. Nothing here blocks, whatever a
 //! client does or leaves undone: lines, replies, clients and requests at work are all bounded.
-//! Every request gets one reply, or its connection is gone.
+//! Every request gets one reply, or its connection is gone. What a [prompt](Request::is_prompt) request asks
+//! is answered however many others are at work, and there is a place for who asks it.
 
 use crate::connection::{Connection, Input};
+use crate::feed::{Subscription, Wake};
 use crate::protocol::{ErrorKind, MAX_LINE, Reply, Request};
+use crate::watch::watch;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use llfree_base::faults;
-use llfree_base::lock;
+use llfree_base::{RateLimit, faults, lock};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -22,13 +26,18 @@ use vmm_sys_util::timerfd::TimerFd;
 /// Lines of one client, and clients, handled before others get their turn.
 const TURN: usize = 32;
 
+/// Descriptors that are not for clients: one for a client that is turned away, a few that are open for a
+/// moment (`/proc`, the copy of a rule set for a new thread).
+const SPARE_DESCRIPTORS: u64 = 12;
+
 /// The limits on clients.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Clients at once; one more is told `busy`.
     pub clients: usize,
-    /// Requests that the VM works on at once, those of clients that hung up included.
-    pub requests: usize,
+    /// Places among those that are kept for clients with prompt requests: the clients that wait for
+    /// anything else are fewer by this many.
+    pub prompt_places: usize,
     /// Time that a client may leave a line unfinished or a reply unread. A client that has been
     /// idle for longer makes room for a new one when there are too many.
     pub stall: Duration,
@@ -36,7 +45,33 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { clients: 256, requests: 256, stall: Duration::from_secs(30) }
+        Self { clients: 256, prompt_places: 16, stall: Duration::from_secs(30) }
+    }
+}
+
+impl Limits {
+    /// The default, or what this process has descriptors for: each client is one, and some are left for
+    /// what a VM opens now and then.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        // The listing's own is one of the open ones.
+        let open = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64);
+        Self::with_descriptors(most, open)
+    }
+
+    /// The limits where a process may have `most` descriptors, and has `open` ones already.
+    #[must_use]
+    pub fn with_descriptors(most: Option<u64>, open: u64) -> Self {
+        let default = Self::default();
+        let left = most.map_or(u64::MAX, |most| most.saturating_sub(open + SPARE_DESCRIPTORS));
+        let clients = usize::try_from(left).unwrap_or(usize::MAX).clamp(2, default.clients);
+        Self { clients, prompt_places: default.prompt_places.min(clients / 2), ..default }
+    }
+
+    /// Clients that may wait for work at once.
+    fn at_work(&self) -> usize {
+        self.clients.saturating_sub(self.prompt_places).max(1)
     }
 }
 
@@ -51,6 +86,8 @@ struct Answer {
     fd: RawFd,
     id: u64,
     line: String,
+    /// What follows the line.
+    stream: Option<Subscription>,
 }
 
 /// The right, and the duty, to answer one request. One that is dropped says so to the client.
@@ -58,22 +95,55 @@ pub struct Responder {
     queue: Arc<ReplyQueue>,
     fd: RawFd,
     id: u64,
+    left: Arc<AtomicBool>,
     answered: bool,
 }
 
 impl Responder {
+    /// Whether the client has hung up: nobody waits for the answer.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
+    }
+
     /// Answers. If the client is gone, the reply is dropped.
     pub fn answer(mut self, reply: &Reply) {
         self.send(reply);
     }
 
+    /// Answers with a stream: from then on the connection carries what comes from there.
+    pub fn stream(mut self, subscription: Subscription) {
+        self.send_with(&Reply::Stream, Some(subscription));
+    }
+
     fn send(&mut self, reply: &Reply) {
+        self.send_with(reply, None);
+    }
+
+    fn send_with(&mut self, reply: &Reply, stream: Option<Subscription>) {
         self.answered = true;
-        let answer = Answer { fd: self.fd, id: self.id, line: reply.to_line() };
+        let answer = Answer { fd: self.fd, id: self.id, line: reply.to_line(), stream };
         // A Vec is whole even if a thread died while it held the lock.
         lock(&self.queue.lines).push(answer);
+        self.queue.wake();
+    }
+}
+
+impl ReplyQueue {
+    fn wake(&self) {
         // It fails only when its counter is full, and then the loop is awake already.
-        let _ = faults::point(faults::EVENTFD).and_then(|()| self.queue.wake.write(1));
+        let _ = faults::point(faults::EVENTFD).and_then(|()| self.wake.write(1));
+    }
+}
+
+/// Makes the server look after its streams again: after a sink of one of them has room for more.
+#[derive(Clone)]
+pub struct Waker(Arc<ReplyQueue>);
+
+impl Waker {
+    /// Does so, soon.
+    pub fn wake(&self) {
+        self.0.wake();
     }
 }
 
@@ -94,12 +164,15 @@ pub struct ControlServer<D> {
     limits: Limits,
     dispatch: D,
     queue: Arc<ReplyQueue>,
+    /// What feeds call when there is something for a stream.
+    wake: Wake,
     timer: TimerFd,
     ticking: bool,
     accepting: bool,
     clients: HashMap<RawFd, Connection>,
     next_id: u64,
-    at_work: usize,
+    troubles: RateLimit,
+    deaf: Option<std::io::Error>,
 }
 
 impl<D: FnMut(Request, Responder)> ControlServer<D> {
@@ -111,18 +184,33 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
         listener.set_nonblocking(true)?;
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let timer = TimerFd::new().map_err(|error| std::io::Error::from_raw_os_error(error.errno()))?;
+        let queue = Arc::new(ReplyQueue { lines: Mutex::new(Vec::new()), wake });
+        let of_feeds = Arc::clone(&queue);
         Ok(Self {
             listener,
             limits,
             dispatch,
-            queue: Arc::new(ReplyQueue { lines: Mutex::new(Vec::new()), wake }),
+            queue,
+            wake: Arc::new(move || of_feeds.wake()),
             timer,
             ticking: false,
             accepting: true,
             clients: HashMap::new(),
             next_id: 0,
-            at_work: 0,
+            troubles: RateLimit::default(),
+            deaf: None,
         })
+    }
+
+    /// What makes it look after its streams again.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        Waker(Arc::clone(&self.queue))
+    }
+
+    /// Why it would never hear of a client, if the loop that it was added to cannot watch what it needs.
+    pub fn take_failure(&mut self) -> Option<std::io::Error> {
+        self.deaf.take()
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
@@ -134,7 +222,7 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR)) => {}
                 Err(error) => {
                     // No descriptors left, most likely. The loop must not spin on it.
-                    log::warn!("control socket: cannot accept a client: {error}");
+                    self.trouble("accept a client", &error);
                     self.set_accepting(false, ops);
                     return;
                 }
@@ -154,7 +242,10 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
         if stream.set_nonblocking(true).is_err() {
             return;
         }
-        if self.clients.len() >= self.limits.clients && !self.drop_an_idle_client(ops) {
+        if self.clients.len() >= self.limits.clients
+            && !self.drop_those_that_left(ops)
+            && !self.drop_an_idle_client(ops)
+        {
             let message = format!("the VM serves {} clients already; try again", self.limits.clients);
             let line = Reply::error(ErrorKind::Busy, message).to_line();
             // A new socket has room for a short line; a client that is gone needs none.
@@ -164,11 +255,31 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
         let fd = stream.as_raw_fd();
         self.next_id += 1;
         let client = Connection::new(self.next_id, stream);
-        if let Err(error) = ops.add(Events::new(client.stream(), client.registered)) {
-            log::warn!("control socket: cannot watch a client: {error}");
+        if let Err(error) = watch(ops, Events::new(client.stream(), client.registered)) {
+            self.trouble("watch a client", &error);
             return;
         }
         self.clients.insert(fd, client);
+    }
+
+    /// Makes room by closing clients that hung up before the loop came to hear of it, if there are any. What
+    /// such a client had asked for before it left is still carried out.
+    fn drop_those_that_left(&mut self, ops: &mut EventOps) -> bool {
+        let mut polls: Vec<_> =
+            self.clients.values().map(|client| PollFd::new(client.stream(), PollFlags::IN)).collect();
+        if rustix::event::poll(&mut polls, Some(&Timespec::default())).is_err() {
+            return false;
+        }
+        let gone = |poll: &PollFd<'_>| poll.revents().intersects(PollFlags::HUP | PollFlags::ERR);
+        let gone: Vec<bool> = polls.iter().map(gone).collect();
+        let left: Vec<RawFd> = self.clients.keys().zip(gone).filter(|(_, gone)| *gone).map(|(fd, _)| *fd).collect();
+        for fd in &left {
+            if self.clients.get(fd).is_some_and(|client| !client.is_waiting()) {
+                self.pump(*fd, ops);
+            }
+            self.close(*fd, ops);
+        }
+        !left.is_empty()
     }
 
     /// Makes room by closing the client that has been idle longest, if that is long enough.
@@ -186,6 +297,7 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
 
     /// Does what `fd`'s client makes possible, and closes or re-arms it.
     fn pump(&mut self, fd: RawFd, ops: &mut EventOps) {
+        let at_work = self.clients.values().filter(|client| client.waits_for_work()).count();
         let Some(client) = self.clients.get_mut(&fd) else { return };
         client.set_unfinished(false);
         let mut turn = TURN;
@@ -202,19 +314,26 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
                 break true;
             }
             turn -= 1;
+            if client.is_stream() {
+                match client.next_of_stream(&self.wake) {
+                    Ok(true) => continue,
+                    Ok(false) => break true,
+                    Err(_) => break false,
+                }
+            }
             match client.next_line() {
                 Ok(Input::Line(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
                 Ok(Input::Line(line)) => match Request::from_line(&line) {
                     Err(error) => client.reply(&error.to_reply().to_line()),
-                    Ok(_) if self.at_work >= self.limits.requests => {
-                        let message = format!("the VM works on {} requests already; try again", self.at_work);
+                    // It does not wait itself now, so it is not among them.
+                    Ok(request) if !request.is_prompt() && at_work >= self.limits.at_work() => {
+                        let message = format!("the VM works on {at_work} requests already; try again");
                         client.reply(&Reply::error(ErrorKind::Busy, message).to_line());
                     }
                     Ok(request) => {
-                        client.start_waiting();
-                        self.at_work += 1;
-                        let queue = Arc::clone(&self.queue);
-                        (self.dispatch)(request, Responder { queue, fd, id: client.id, answered: false });
+                        client.start_waiting(!request.is_prompt());
+                        let (queue, left) = (self.queue.clone(), client.left.clone());
+                        (self.dispatch)(request, Responder { queue, fd, id: client.id, left, answered: false });
                     }
                 },
                 Ok(Input::TooLong) => {
@@ -230,7 +349,7 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
             match ops.modify(Events::new(client.stream(), wanted)) {
                 Ok(()) => client.registered = wanted,
                 Err(error) => {
-                    log::warn!("control socket: cannot watch a client: {error}");
+                    self.trouble("watch a client", &error);
                     self.close(fd, ops);
                 }
             }
@@ -239,11 +358,19 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
         }
     }
 
+    /// Says what went wrong with a client, as often as a client may cause a line.
+    fn trouble(&self, step: &str, error: &dyn std::fmt::Display) {
+        if let Some(number) = self.troubles.tick() {
+            log::warn!("control socket: cannot {step} ({number} failures so far): {error}");
+        }
+    }
+
     fn close(&mut self, fd: RawFd, ops: &mut EventOps) {
         if let Some(client) = self.clients.remove(&fd) {
+            client.left.store(true, Ordering::Relaxed);
             // Before the descriptor is closed: its number may belong to the next client.
             if let Err(error) = ops.remove(Events::empty(client.stream())) {
-                log::warn!("control socket: cannot forget a client: {error}");
+                self.trouble("forget a client", &error);
             }
         }
     }
@@ -252,15 +379,18 @@ impl<D: FnMut(Request, Responder)> ControlServer<D> {
         // Read before the queue is emptied: a reply that comes in between wakes the loop again.
         let _ = self.queue.wake.read();
         let answers = std::mem::take(&mut *lock(&self.queue.lines));
-        for Answer { fd, id, line } in answers {
-            self.at_work = self.at_work.saturating_sub(1);
-            match self.clients.get_mut(&fd) {
-                Some(client) if client.id == id => client.reply(&line),
-                _ => {
-                    log::debug!("control socket: a client left before its reply");
-                    continue;
+        for Answer { fd, id, line, stream } in answers {
+            if let Some(client) = self.clients.get_mut(&fd).filter(|client| client.id == id) {
+                client.reply(&line);
+                if let Some(stream) = stream {
+                    client.start_stream(stream);
                 }
+                self.pump(fd, ops);
             }
+        }
+        // The wake may have been a feed's: each stream looks whether it was its own.
+        let streams: Vec<RawFd> = self.clients.iter().filter(|(_, c)| c.is_stream()).map(|(fd, _)| *fd).collect();
+        for fd in streams {
             self.pump(fd, ops);
         }
     }
@@ -317,8 +447,13 @@ impl<D: FnMut(Request, Responder)> MutEventSubscriber for ControlServer<D> {
             self.tick(ops);
         } else if let Some(client) = self.clients.get(&fd) {
             let gone = events.event_set().intersects(EventSet::HANG_UP | EventSet::ERROR);
+            let is_stream = client.is_stream();
+            if gone && is_stream {
+                // What was typed before it left still arrives.
+                self.pump(fd, ops);
+                self.close(fd, ops);
             // What a client sent before it left is still carried out, unless one is at work.
-            if gone && (client.is_waiting() || !events.event_set().contains(EventSet::IN)) {
+            } else if gone && (client.is_waiting() || !events.event_set().contains(EventSet::IN)) {
                 self.close(fd, ops);
             } else {
                 self.pump(fd, ops);
@@ -332,8 +467,8 @@ impl<D: FnMut(Request, Responder)> MutEventSubscriber for ControlServer<D> {
     fn init(&mut self, ops: &mut EventOps) {
         let fds = [self.listener.as_raw_fd(), self.queue.wake.as_raw_fd(), self.timer.as_raw_fd()];
         for fd in fds {
-            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
-                log::error!("control socket: cannot watch descriptor {fd}: {error}");
+            if let Err(error) = watch(ops, Events::new_raw(fd, EventSet::IN)) {
+                self.deaf.get_or_insert(error);
             }
         }
     }

@@ -3,106 +3,30 @@
 //! A VM called NAME listens on `NAME.sock` in a directory that only its user can enter. Next to it
 //! lies `NAME.lock`, locked for as long as the VM lives and holding its pid. The lock decides: who
 //! has it may remove a socket that a killed VM left and bind its own, so two starters cannot both
-//! believe that they own a name. A clean stop removes both files.
+//! believe that they own a name. A clean stop removes both files, if they are still those that it made; a
+//! start removes what killed VMs left in the same directory. A lock file has a pid from its first moment, so
+//! one without is somebody else's file.
+
+mod lock;
 
 use llfree_base::units::shorten;
-use rustix::fs::{FlockOperation, Mode};
+use lock::{Identity, Lock, LockError, remove};
+use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-/// The most bytes in a socket's path: `sun_path` holds 108, one of them the final NUL.
-pub const MAX_SOCKET_PATH: usize = 107;
-/// The most characters in a VM's name.
-pub const MAX_NAME: usize = 64;
+mod error;
+pub mod places;
+
+use error::io_error;
+pub use error::{MAX_NAME, MAX_SOCKET_PATH, SocketError};
+
 /// Clients that may wait for the first accept.
 const BACKLOG: i32 = 256;
-/// The number of times that a lock file may vanish between open and lock before we give up.
-const LOCK_ATTEMPTS: u32 = 100;
-
-/// Why a control socket cannot be had or found.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// A name that could not be a file name everywhere.
-    #[error("'{0}' is not a VM name; use up to 64 letters, digits, '-', '_' and '.', and start with a letter or digit")]
-    Name(String),
-    /// Above [`MAX_SOCKET_PATH`].
-    #[error("the socket path has {len} bytes, and the kernel takes at most {MAX_SOCKET_PATH}: {path}")]
-    PathTooLong {
-        /// Its length in bytes.
-        len: usize,
-        /// The path.
-        path: PathBuf,
-    },
-    /// The directory belongs to someone else, or others may enter it.
-    #[error("{path} must be a directory of user {uid} with mode 0700, but {found}")]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// Our user id.
-        uid: u32,
-        /// The entry found there.
-        found: String,
-    },
-    /// A VM with that name runs.
-    #[error("a VM already listens on {path}{}", pid_text(*.pid))]
-    InUse {
-        /// Its socket.
-        path: PathBuf,
-        /// Its process, if it said so.
-        pid: Option<u32>,
-    },
-    /// Something else has that path.
-    #[error("{0} exists and is not a socket; choose another path")]
-    NotASocket(PathBuf),
-    /// The file with the lock file's name holds something other than a pid.
-    #[error("{0} is needed as a lock file, but is a file of another kind; choose another path")]
-    NotALock(PathBuf),
-    /// Nobody listens there.
-    #[error("no VM listens on {0}")]
-    NoSuchVm(PathBuf),
-    /// No VM at all.
-    #[error("no VM is running")]
-    NoneRunning,
-    /// Which one?
-    #[error("{} VMs are running", .0.len())]
-    SeveralRunning(Vec<String>),
-    /// A name that no running VM has.
-    #[error("no VM is called '{name}'; {}", running_text(.running))]
-    UnknownName {
-        /// The name.
-        name: String,
-        /// The names there are.
-        running: Vec<String>,
-    },
-    /// The kernel refused.
-    #[error("cannot {action} {path}")]
-    Io {
-        /// The action tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-fn pid_text(pid: Option<u32>) -> String {
-    pid.map_or_else(String::new, |pid| format!(" (pid {pid})"))
-}
-
-fn running_text(running: &[String]) -> String {
-    if running.is_empty() { "none is running".to_owned() } else { format!("running VMs: {}", running.join(", ")) }
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
-    let path = path.to_owned();
-    move |source| SocketError::Io { action, path, source }
-}
 
 /// Checks a VM's name.
 ///
@@ -117,74 +41,29 @@ pub fn check_name(name: &str) -> Result<(), SocketError> {
     }
 }
 
-/// The directories that sockets may live in, best first.
-fn candidates() -> Vec<PathBuf> {
-    let uid = rustix::process::geteuid();
-    let mut places = Vec::new();
-    if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)
-        && runtime.is_absolute()
-    {
-        places.push(runtime.join("llfree-vmm"));
-    }
-    if uid.is_root() {
-        places.push(PathBuf::from("/run/llfree-vmm"));
-    }
-    places.push(PathBuf::from(format!("/tmp/llfree-vmm-{}", uid.as_raw())));
-    places
-}
-
-/// The directory for a new VM's socket, made if need be.
-///
-/// # Errors
-/// When none can be made, or the one there is not ours alone.
-pub fn runtime_dir() -> Result<PathBuf, SocketError> {
-    let mut last = None;
-    for path in candidates() {
-        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                last = Some(io_error("create", &path)(error));
-            }
-            _ => return check_dir(&path).map(|()| path),
-        }
-    }
-    Err(last.unwrap_or(SocketError::NoneRunning))
-}
-
-/// Others must not be able to put their socket, or a link, where we look for ours.
-fn check_dir(path: &Path) -> Result<(), SocketError> {
-    let uid = rustix::process::geteuid().as_raw();
-    let meta = std::fs::symlink_metadata(path).map_err(io_error("look at", path))?;
-    let found = if !meta.is_dir() {
-        "it is not a directory".to_owned()
-    } else if meta.uid() != uid {
-        format!("it belongs to user {}", meta.uid())
-    } else if meta.mode() & 0o077 != 0 {
-        format!("its mode is {:04o}", meta.mode() & 0o7777)
-    } else {
-        return Ok(());
-    };
-    Err(SocketError::Directory { path: path.to_owned(), uid, found })
-}
-
 /// A name or path that is ours, and the socket that listens on it. Dropping it removes both files.
 #[derive(Debug)]
 pub struct Claim {
     name: String,
     path: PathBuf,
     lock_path: PathBuf,
+    /// The socket's file, whatever has its name by now.
+    socket: Identity,
     listener: UnixListener,
     /// Locked until it is closed, after both files are gone.
-    _lock: File,
+    lock: Lock,
 }
 
 impl Claim {
-    /// Claims NAME in `dir`, which is [`runtime_dir`]'s except in tests.
+    /// Claims NAME in `dir`.
     ///
     /// # Errors
     /// When a live VM has it, or no socket can be made there.
     pub fn by_name(dir: &Path, name: &str) -> Result<Self, SocketError> {
         check_name(name)?;
-        Self::new(name.to_owned(), dir.join(format!("{name}.sock")), dir.join(format!("{name}.lock")))
+        let claim = Self::new(name.to_owned(), dir.join(format!("{name}.sock")), dir.join(format!("{name}.lock")))?;
+        sweep_dead(dir);
+        Ok(claim)
     }
 
     /// Claims the lowest of `vm0`, `vm1` ... that is free in `dir`.
@@ -192,9 +71,40 @@ impl Claim {
     /// # Errors
     /// As [`by_name`](Self::by_name), except that a taken name leads to the next.
     pub fn first_free(dir: &Path) -> Result<Self, SocketError> {
+        Self::first_free_beside(dir, &[])
+    }
+
+    /// Claims NAME, or the lowest free one of `vm0`, `vm1` ..., in this user's directory for new sockets. A name that a
+    /// VM has in another of this user's [places] is taken, too.
+    ///
+    /// # Errors
+    /// As [`by_name`](Self::by_name), and when there is no such directory.
+    pub fn in_place(name: Option<&str>) -> Result<Self, SocketError> {
+        let dir = places::for_new()?;
+        let others: Vec<PathBuf> = places::all().into_iter().filter(|place| *place != dir).collect();
+        match name {
+            Some(name) => Self::by_name_beside(&dir, &others, name),
+            None => Self::first_free_beside(&dir, &others),
+        }
+    }
+
+    /// Claims NAME in `dir`, unless a VM in one of `others` has it.
+    fn by_name_beside(dir: &Path, others: &[PathBuf], name: &str) -> Result<Self, SocketError> {
+        // First: of two that claim a name in two places at once, at most one sees nobody elsewhere.
+        let claim = Self::by_name(dir, name)?;
+        for other in others.iter().filter(|other| places::check(other).is_ok()) {
+            let path = other.join(format!("{name}.sock"));
+            if let Some(pid) = lock::holder(&other.join(format!("{name}.lock"))) {
+                return Err(SocketError::InUse { path, pid });
+            }
+        }
+        Ok(claim)
+    }
+
+    fn first_free_beside(dir: &Path, others: &[PathBuf]) -> Result<Self, SocketError> {
         let mut number = 0u32;
         loop {
-            match Self::by_name(dir, &format!("vm{number}")) {
+            match Self::by_name_beside(dir, others, &format!("vm{number}")) {
                 // It ends: every round finds one more live VM.
                 Err(SocketError::InUse { .. }) => number += 1,
                 other => return other,
@@ -220,10 +130,14 @@ impl Claim {
         }
         let lock = take_lock(&lock_path, &path)?;
         // From here on the lock file is ours to remove, whatever fails.
-        match listen_on(&path, &lock_path, &lock) {
-            Ok(listener) => Ok(Self { name, path, lock_path, listener, _lock: lock }),
+        let listening = listen_on(&path).and_then(|listener| {
+            let socket = std::fs::symlink_metadata(&path).map_err(io_error("look at", &path))?;
+            Ok((listener, Identity::of(&socket)))
+        });
+        match listening {
+            Ok((listener, socket)) => Ok(Self { name, path, lock_path, socket, listener, lock }),
             Err(error) => {
-                remove(&lock_path);
+                lock.remove(&lock_path);
                 Err(error)
             }
         }
@@ -253,79 +167,70 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         // The lock goes last: until then nobody else may touch the socket's path.
-        remove(&self.path);
-        remove(&self.lock_path);
+        remove(&self.path, self.socket);
+        self.lock.remove(&self.lock_path);
     }
 }
 
-fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        log::warn!("cannot remove {}: {error}", path.display());
-    }
+/// Takes the lock of a socket's path.
+fn take_lock(lock_path: &Path, socket_path: &Path) -> Result<Lock, SocketError> {
+    Lock::take(lock_path).map_err(|error| match error {
+        LockError::Held(pid) => SocketError::InUse { path: socket_path.to_owned(), pid },
+        LockError::NotALock => SocketError::NotALock(lock_path.to_owned()),
+        LockError::Io(step, source) => io_error(step, lock_path)(source),
+    })
 }
 
-/// Opens and locks `lock_path`; `socket_path` is only for the message.
-fn take_lock(lock_path: &Path, socket_path: &Path) -> Result<File, SocketError> {
-    for _ in 0..LOCK_ATTEMPTS {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(lock_path)
-            .map_err(io_error("open the lock file", lock_path))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                // A starter may not have written its pid yet.
-                let pid = read_pid(&file).ok().flatten();
-                return Err(SocketError::InUse { path: socket_path.to_owned(), pid });
-            }
-            Err(error) => return Err(io_error("lock", lock_path)(error.into())),
-        }
-        // The file that we locked may have been removed by a VM that just stopped; then a newer one
-        // may lie there, with another owner. Only a lock on the file that has the name counts.
-        let ours = file.metadata().map_err(io_error("look at", lock_path))?;
-        if std::fs::symlink_metadata(lock_path)
-            .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()))
+/// Removes what killed VMs left in a directory of sockets. A live VM has its lock, and keeps its files.
+fn sweep_dead(dir: &Path) {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.and_then(|name| name.strip_suffix(".lock").or_else(|| name.strip_suffix(".sock")));
+        let Some(name) = name.filter(|name| check_name(name).is_ok()) else { continue };
+        let (socket, lock_path) = (dir.join(format!("{name}.sock")), dir.join(format!("{name}.lock")));
+        let Ok(lock) = take_lock(&lock_path, &socket) else { continue };
+        if let Ok(meta) = std::fs::symlink_metadata(&socket)
+            && meta.file_type().is_socket()
+            && !listens(&socket)
         {
-            // `--socket Cargo` must not cost anyone a Cargo.lock.
-            return match read_pid(&file) {
-                Ok(_) => Ok(file),
-                Err(_) => Err(SocketError::NotALock(lock_path.to_owned())),
-            };
+            log::info!("removing {}: its VM is gone", socket.display());
+            remove(&socket, Identity::of(&meta));
         }
+        lock.remove(&lock_path);
     }
-    Err(SocketError::InUse { path: socket_path.to_owned(), pid: None })
 }
 
-/// The pid in a lock file, `None` if it is empty; an error if it holds anything else.
-fn read_pid(file: &File) -> io::Result<Option<u32>> {
-    let mut text = String::new();
-    file.take(32).read_to_string(&mut text)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
-    text.trim_end().parse().map(Some).map_err(io::Error::other)
+/// The process that owns a socket, according to the lock beside it, if that is held.
+#[must_use]
+pub fn owner(path: &Path) -> Option<u32> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    [path.with_extension("lock"), PathBuf::from(beside)].iter().find_map(|lock| lock::holder(lock).flatten())
 }
 
-/// Writes our pid, clears away what a dead VM left, and listens.
-fn listen_on(path: &Path, lock_path: &Path, mut lock: &File) -> Result<UnixListener, SocketError> {
-    // At offset 0, wherever reading an old pid has left the file's position.
-    lock.set_len(0)
-        .and_then(|()| lock.rewind())
-        .and_then(|()| writeln!(lock, "{}", std::process::id()))
-        .map_err(io_error("write", lock_path))?;
+/// Removes what a VM left that was killed. Nothing happens while a live one has the socket.
+pub fn sweep(path: &Path) {
+    // Whoever claims it takes over what is there, and a claim removes both files when it goes.
+    let named = path.extension().is_some_and(|extension| extension == "sock")
+        && std::fs::symlink_metadata(path.with_extension("lock")).is_ok();
+    let claim = match (named, path.parent(), path.file_stem().and_then(|name| name.to_str())) {
+        (true, Some(dir), Some(name)) => Claim::by_name(dir, name),
+        _ => Claim::at_path(path),
+    };
+    if let Err(error) = claim {
+        log::debug!("{} stays: {}", path.display(), llfree_base::error_line(&error));
+    }
+}
+
+/// Clears away what a dead VM left, and listens. The lock is ours.
+fn listen_on(path: &Path) -> Result<UnixListener, SocketError> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(io_error("look at", path)(error)),
         Ok(meta) if !meta.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
         // A program that knows nothing of our lock may listen on a path that the user chose.
-        Ok(_) if UnixStream::connect(path).is_ok() => {
+        Ok(_) if listens(path) => {
             return Err(SocketError::InUse { path: path.to_owned(), pid: None });
         }
         Ok(_) => {
@@ -342,8 +247,14 @@ fn bind(path: &Path) -> rustix::io::Result<OwnedFd> {
     // Linux gives the file the mode of the unbound socket: at no time can others connect.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket)
+    match rustix::net::listen(&socket, BACKLOG) {
+        Ok(()) => Ok(socket),
+        Err(error) => {
+            // The lock is ours, so the file is the one that was just made.
+            let _ = std::fs::remove_file(path);
+            Err(error)
+        }
+    }
 }
 
 /// A VM that accepts connections.
@@ -361,17 +272,17 @@ pub struct LiveVm {
 /// When a directory of sockets cannot be read.
 pub fn live_vms() -> Result<Vec<LiveVm>, SocketError> {
     // Terminals differ in XDG_RUNTIME_DIR; so a VM is looked for wherever one may be.
-    live_in_any(&candidates())
+    live_in_any(&places::all())
 }
 
 fn live_in_any(dirs: &[PathBuf]) -> Result<Vec<LiveVm>, SocketError> {
     let mut vms = Vec::new();
     for dir in dirs.iter().filter(|dir| std::fs::symlink_metadata(dir).is_ok()) {
-        match check_dir(dir) {
+        match places::check(dir) {
             Ok(()) => vms.extend(live_in(dir)?),
             // No VM of ours is in there, as none would have started; and its creator must not
             // keep us from those elsewhere.
-            Err(error) => log::warn!("skipping a directory of sockets: {}", llfree_base::error_line(&error)),
+            Err(error) => places::warn_once(dir, &error),
         }
     }
     vms.sort();
@@ -425,22 +336,23 @@ pub fn find(name: Option<&str>, socket: Option<&Path>) -> Result<PathBuf, Socket
     if let Some(name) = name {
         check_name(name)?;
     }
-    choose(name, live_vms()?)
+    choose(name, live_vms()?, places::all())
 }
 
 /// Likewise, among these.
-fn choose(name: Option<&str>, mut vms: Vec<LiveVm>) -> Result<PathBuf, SocketError> {
+fn choose(name: Option<&str>, mut vms: Vec<LiveVm>, looked: Vec<PathBuf>) -> Result<PathBuf, SocketError> {
     if let Some(name) = name {
         return match vms.iter().position(|vm| vm.name == name) {
             Some(at) => Ok(vms.swap_remove(at).path),
             None => Err(SocketError::UnknownName {
                 name: name.to_owned(),
                 running: vms.into_iter().map(|vm| vm.name).collect(),
+                looked,
             }),
         };
     }
     match vms.len() {
-        0 => Err(SocketError::NoneRunning),
+        0 => Err(SocketError::NoneRunning(looked)),
         1 => Ok(vms.swap_remove(0).path),
         _ => Err(SocketError::SeveralRunning(vms.into_iter().map(|vm| vm.name).collect())),
     }
@@ -449,6 +361,7 @@ fn choose(name: Option<&str>, mut vms: Vec<LiveVm>) -> Result<PathBuf, SocketErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::DirBuilderExt;
 
     fn vm(name: &str) -> LiveVm {
         LiveVm { name: name.to_owned(), path: PathBuf::from(format!("/x/{name}.sock")) }
@@ -456,15 +369,16 @@ mod tests {
 
     #[test]
     fn with_one_vm_running_no_name_is_needed() {
-        assert_eq!(choose(None, vec![vm("a")]).expect("the only one"), Path::new("/x/a.sock"));
-        assert_eq!(choose(Some("b"), vec![vm("a"), vm("b")]).expect("named"), Path::new("/x/b.sock"));
+        assert_eq!(choose(None, vec![vm("a")], vec![]).expect("the only one"), Path::new("/x/a.sock"));
+        assert_eq!(choose(Some("b"), vec![vm("a"), vm("b")], vec![]).expect("named"), Path::new("/x/b.sock"));
         for (name, vms, message) in [
-            (None, vec![], "no VM is running"),
+            (None, vec![], "no VM is running (looked in /x, /y)"),
             (None, vec![vm("a"), vm("b")], "2 VMs are running"),
-            (Some("c"), vec![vm("a"), vm("b")], "no VM is called 'c'; running VMs: a, b"),
-            (Some("c"), vec![], "no VM is called 'c'; none is running"),
+            (Some("c"), vec![vm("a"), vm("b")], "no VM is called 'c'; running VMs: a, b (looked in /x, /y)"),
+            (Some("c"), vec![], "no VM is called 'c'; none is running (looked in /x, /y)"),
         ] {
-            assert_eq!(choose(name, vms).expect_err(message).to_string(), message);
+            let looked = vec![PathBuf::from("/x"), PathBuf::from("/y")];
+            assert_eq!(choose(name, vms, looked).expect_err(message).to_string(), message);
         }
     }
 
@@ -482,6 +396,30 @@ mod tests {
         let _squatter = Claim::by_name(&open, "b").expect("free");
         let vms = live_in_any(&[open, link, scratch.path().join("absent"), ours]).expect("readable");
         assert_eq!(vms.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn a_name_that_a_vm_has_in_another_place_is_taken() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let [here, there] = ["here", "there"].map(|name| scratch.path().join(name));
+        for dir in [&here, &there] {
+            std::fs::DirBuilder::new().mode(0o700).create(dir).expect("scratch");
+        }
+        let others = std::slice::from_ref(&there);
+        let web = Claim::by_name(&there, "web").expect("free");
+        let _vm0 = Claim::by_name(&there, "vm0").expect("free");
+        let error = Claim::by_name_beside(&here, others, "web").expect_err("taken over there");
+        let SocketError::InUse { path, pid } = error else { panic!("{error}") };
+        assert_eq!((path, pid), (there.join("web.sock"), Some(std::process::id())));
+        assert!(std::fs::read_dir(&here).expect("readable").next().is_none(), "nothing is left");
+        assert_eq!(Claim::first_free_beside(&here, others).expect("free").name(), "vm1");
+        assert_eq!(owner(web.path()), Some(std::process::id()));
+        drop(web);
+        Claim::by_name_beside(&here, others, "web").expect("free now");
+        // What a killed VM left is nobody's.
+        std::fs::write(there.join("web.lock"), "4294967\n").expect("scratch");
+        Claim::by_name_beside(&here, others, "web").expect("its VM is dead");
+        assert_eq!(owner(&there.join("web.sock")), None);
     }
 
     #[test]

@@ -189,7 +189,7 @@ fn refusals_name_what_is_wrong() {
         (br#"{"version":1,"request":"ping"} {"version":1,"request":"stop"}"#, "trailing characters"),
     ] {
         let error = Request::from_line(line).expect_err(words);
-        let Reply::Error { kind, message } = error.to_reply() else { panic!("an error reply") };
+        let Reply::Error { kind, message, .. } = error.to_reply() else { panic!("an error reply") };
         let text = String::from_utf8_lossy(line);
         assert!(message.contains(words), "{text}: {message}");
         let expected =

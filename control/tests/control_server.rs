@@ -2,8 +2,9 @@
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use llfree_control::client::{Client, ClientError};
+use llfree_control::jobs::{Jobs, MOST_JOBS, NoJob, jobs};
 use llfree_control::protocol::{DecodeError, ErrorKind, GuestRequest, MAX_LINE, Reply, Request};
-use llfree_control::report::{ReclaimReport, ResizeReport, StatusReport, VcpuStatus, Word};
+use llfree_control::report::{ReclaimReport, ResizeReport, StatusReport, ValidateReport, VcpuStatus, Word};
 use llfree_control::server::{ControlServer, Limits, Responder};
 use llfree_control::socket::Claim;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -27,12 +28,14 @@ impl MutEventSubscriber for Exit {
 }
 
 /// A server whose VM answers like this: pings and status at once; a grow from another thread; a
-/// reclaim when the test says so (its responder comes out of `held`); a churn never.
+/// reclaim when the test says so (its responder comes out of `held`), a validation likewise, out of the
+/// queue `jobs`; a churn never.
 struct Server {
     dir: tempfile::TempDir,
     path: PathBuf,
     exit: EventFd,
     held: Receiver<Responder>,
+    jobs: Jobs<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -44,6 +47,7 @@ impl Server {
         let exit = EventFd::new(0).expect("an eventfd");
         let stop = exit.try_clone().expect("an eventfd");
         let (hold, held) = channel();
+        let (queue, jobs) = jobs();
         let thread = std::thread::spawn(move || {
             let dispatch = move |request: Request, responder: Responder| match request {
                 Request::Ping => responder.answer(&Reply::Pong { name: "vm0".to_owned(), pid: 1 }),
@@ -58,6 +62,7 @@ impl Server {
                     });
                 }
                 Request::Reclaim { .. } => hold.send(responder).expect("the test listens"),
+                Request::Validate => queue.push((), responder),
                 Request::Stop => responder.answer(&Reply::Stopping),
                 _ => drop(responder),
             };
@@ -72,7 +77,7 @@ impl Server {
                 manager.run_with_timeout(1000).expect("epoll works");
             }
         });
-        Self { dir, path, exit, held, thread: Some(thread) }
+        Self { dir, path, exit, held, jobs, thread: Some(thread) }
     }
 
     fn connect(&self) -> UnixStream {
@@ -314,22 +319,87 @@ fn idle_clients_make_room_when_there_are_too_many() {
 }
 
 #[test]
-fn work_for_clients_that_left_is_bounded() {
-    let server = Server::start(Limits { requests: 3, ..Limits::default() });
-    let mut work = Vec::new();
-    for _ in 0..3 {
-        server.connect().write_all(Request::Reclaim { bytes: None }.to_line().as_bytes()).expect("room");
-        work.push(server.held());
+fn who_waits_for_work_leaves_places_for_who_only_asks() {
+    let server = Server::start(Limits { clients: 6, prompt_places: 2, ..Limits::default() });
+    let work = Request::Reclaim { bytes: None };
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let mut client = server.connect();
+        client.write_all(work.to_line().as_bytes()).expect("room");
+        waiting.push((client, server.held()));
     }
-    let mut client = Client::connect(&server.path).expect("it accepts");
-    let error = client.call(&Request::Ping).expect_err("busy");
+    let mut fifth = Client::connect(&server.path).expect("it accepts");
+    let error = fifth.call(&work).expect_err("busy");
     assert!(matches!(error, ClientError::Refused { kind: ErrorKind::Busy, .. }), "{error}");
-    work.clear();
-    let start = Instant::now();
-    while let Err(error) = client.call(&Request::Ping) {
-        assert!(start.elapsed() < LONG, "{error}");
-        std::thread::sleep(Duration::from_millis(5));
+    assert!(error.to_string().contains("works on 4 requests already"), "{error}");
+    assert!(matches!(fifth.call(&Request::Ping), Ok(Reply::Pong { .. })));
+    assert!(matches!(fifth.call(&Request::Status), Ok(Reply::Status(_))));
+    assert!(matches!(Client::connect(&server.path).expect("accepted").call(&Request::Stop), Ok(Reply::Stopping)));
+    // A client that leaves makes room, whatever becomes of its work.
+    drop(waiting.remove(0).0);
+    let (path, again) = (server.path.clone(), work.clone());
+    let call = std::thread::spawn(move || {
+        let start = Instant::now();
+        loop {
+            match Client::connect(&path).expect("accepted").call(&again) {
+                Err(error) => assert!(start.elapsed() < LONG, "{error}"),
+                Ok(reply) => return reply,
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    server.held().answer(&Reply::Reclaim(ReclaimReport::default()));
+    assert!(matches!(call.join().expect("no panic"), Reply::Reclaim(_)));
+}
+
+#[test]
+fn jobs_of_clients_that_left_are_bounded_and_passed_over() {
+    let server = Server::start(Limits::default());
+    let validate = Request::Validate.to_line();
+    for _ in 0..4 * MOST_JOBS {
+        server.connect().write_all(validate.as_bytes()).expect("room");
+        server.assert_alive();
     }
+    let stayed: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    for mut client in &stayed {
+        client.write_all(validate.as_bytes()).expect("room");
+    }
+    for (done, client) in stayed.iter().enumerate() {
+        let start = Instant::now();
+        while !server.jobs.has_waiting(|()| true) {
+            assert!(start.elapsed() < LONG, "its job waits");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let ((), responder) = server.jobs.next_within(LONG).expect("a client waits");
+        assert!(!responder.is_abandoned());
+        responder.answer(&Reply::Validate(ValidateReport { held: done as u64, ..ValidateReport::default() }));
+        let Some(Reply::Validate(report)) = read_reply(&mut BufReader::new(client)) else { panic!("client {done}") };
+        assert_eq!(report.held, done as u64, "in order");
+    }
+    assert!(!server.jobs.has_waiting(|()| true));
+    assert_eq!(server.jobs.next_within(Duration::ZERO).err(), Some(NoJob::Yet));
+    // A job at work learns that its client is gone.
+    let mut last = server.connect();
+    last.write_all(validate.as_bytes()).expect("room");
+    let ((), responder) = server.jobs.next_within(LONG).expect("a client waits");
+    drop(last);
+    let start = Instant::now();
+    while !responder.is_abandoned() {
+        assert!(start.elapsed() < LONG, "nobody says so");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn clients_are_as_many_as_there_are_descriptors_for() {
+    let limits = |most, open| {
+        let limits = Limits::with_descriptors(most, open);
+        (limits.clients, limits.prompt_places)
+    };
+    assert_eq!((limits(None, 40), limits(Some(1024), 40)), ((256, 16), (256, 16)));
+    assert_eq!(limits(Some(64), 40), (12, 6));
+    assert_eq!((limits(Some(64), 60), limits(Some(64), 100)), ((2, 1), (2, 1)));
+    assert!((2..=256).contains(&Limits::of_this_process().clients));
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Capabilities: none is needed once the VM runs, so each thread drops all of its own, and
-//! `no_new_privs` sees to it that no program it might start gets any.
+//! Capabilities: none is needed once the VM runs, so each thread drops all of its own, and those that a program it
+//! might start could get (the bounding set, where the thread may change that); `no_new_privs` sees to it that none
+//! would in any case.
 //!
 //! The one exception is root, which has to remove the control socket, or the VM's cgroup, from a
 //! directory that is somebody else's or is not writable by its mode, as the topmost cgroup is: for
@@ -22,9 +23,9 @@ const OWNER_WRITES: u32 = 0o200;
 /// What main needs to clean up at the end.
 pub(super) fn needed_for(needs: &Needs<'_>) -> Kept {
     let us = rustix::process::geteuid().as_raw();
-    let foreign = [needs.socket_dir, needs.cgroup.and_then(Path::parent)]
-        .into_iter()
-        .flatten()
+    let foreign = needs
+        .changed_dirs()
+        .chain(needs.cgroup.and_then(Path::parent))
         .any(|dir| std::fs::metadata(dir).is_ok_and(|dir| dir.uid() != us || dir.mode() & OWNER_WRITES == 0));
     if foreign { CapabilitySet::DAC_OVERRIDE } else { NONE }
 }
@@ -32,6 +33,10 @@ pub(super) fn needed_for(needs: &Needs<'_>) -> Kept {
 /// Takes all capabilities but these from the calling thread, and the way to new ones.
 pub(super) fn drop_all_but(kept: Kept) -> Result<(), Errno> {
     let has = rustix::thread::capabilities(None)?;
+    // Only who has it all may give this up. Who has not can never have more than it has now.
+    if has.effective.contains(CapabilitySet::SETPCAP) {
+        empty_bounding_set()?;
+    }
     let sets = CapabilitySets {
         effective: has.effective & kept,
         permitted: has.permitted & kept,
@@ -44,6 +49,20 @@ pub(super) fn drop_all_but(kept: Kept) -> Result<(), Errno> {
         Err(error) => return Err(error),
     }
     rustix::thread::set_no_new_privs(true)
+}
+
+/// Takes out all that this kernel knows.
+fn empty_bounding_set() -> Result<(), Errno> {
+    for number in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        match rustix::thread::capability_is_in_bounding_set(capability) {
+            Ok(true) => rustix::thread::remove_capability_from_bounding_set(capability)?,
+            Ok(false) => {}
+            // Behind the last one.
+            Err(_) => break,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

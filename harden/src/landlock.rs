@@ -4,11 +4,13 @@
 //! Files that are open already (KVM, memory files, the socket, the terminal) stay usable: that is
 //! why threads enter after the start. Best effort: an older kernel enforces what it knows.
 
-use crate::needs::Needs;
+use crate::needs::{Needs, named};
 use ::landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetCreatedAttr, RulesetError, RulesetStatus,
+    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError,
 };
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 /// Newest version of Landlock whose rights we know.
@@ -21,7 +23,9 @@ const READ: [&str; 5] =
 
 /// A rule set that threads restrict themselves with.
 pub(super) struct Files {
-    rules: RulesetCreated,
+    /// `None` where the kernel enforces nothing. Used as it is by every thread, at any time: none has to
+    /// find a descriptor for a copy.
+    rules: Option<OwnedFd>,
     /// Rules go with the kernel's inodes. Those of `/proc/self` may be made anew once nobody holds
     /// them, and would then have no rule.
     _pins: Vec<PathFd>,
@@ -54,37 +58,34 @@ fn rules(needs: &Needs<'_>) -> Result<Files, RulesetError> {
     for path in READ {
         allow(Path::new(path), AccessFs::ReadFile.into())?;
     }
-    if let Some(dir) = needs.socket_dir {
-        // The parent of a mere file name is the empty path.
-        allow(if dir.as_os_str().is_empty() { Path::new(".") } else { dir }, AccessFs::RemoveFile.into())?;
+    for dir in needs.socket_dir.into_iter().chain(needs.pid_dir) {
+        allow(named(dir), AccessFs::RemoveFile.into())?;
+    }
+    if let Some(dir) = needs.log_dir {
+        allow(named(dir), AccessFs::WriteFile | AccessFs::MakeReg)?;
     }
     // Its files are open; what is left is to remove it.
     if let Some(parent) = needs.cgroup.and_then(Path::parent) {
         allow(parent, AccessFs::RemoveDir.into())?;
+    }
+    let rules: Option<OwnedFd> = rules.into();
+    if rules.is_none() {
+        log::debug!("this kernel enforces no Landlock rules: only file modes restrict access");
     }
     Ok(Files { rules, _pins: pins })
 }
 
 impl Files {
     /// Restricts the calling thread for good.
-    pub(super) fn restrict_this_thread(&self) -> Result<(), Error> {
-        let status = self.rules.try_clone()?.restrict_self()?;
-        if status.ruleset == RulesetStatus::NotEnforced {
-            log::debug!("this kernel enforces no Landlock rules: only file modes restrict access");
+    pub(super) fn restrict_this_thread(&self) -> io::Result<()> {
+        let Some(rules) = &self.rules else { return Ok(()) };
+        rustix::thread::set_no_new_privs(true)?;
+        // SAFETY: the call takes a descriptor and flags, and touches no memory.
+        match unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
-        Ok(())
     }
-}
-
-/// Why a thread could not be restricted.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    /// No descriptor for a copy of the rules.
-    #[error("the ruleset's descriptor cannot be duplicated")]
-    Descriptor(#[from] std::io::Error),
-    /// Landlock said no.
-    #[error("the kernel refused the ruleset")]
-    Refused(#[from] RulesetError),
 }
 
 #[cfg(test)]
@@ -97,16 +98,15 @@ mod tests {
         let path = scratch.path().join("secret");
         std::fs::write(&path, "x").expect("scratch");
         let other = tempfile::tempdir().expect("a scratch directory");
-        let needs = Needs { socket_dir: Some(other.path()), cgroup: None };
+        let needs = Needs { socket_dir: Some(other.path()), ..Needs::default() };
         std::fs::write(other.path().join("socket"), "").expect("scratch");
         let Some(files) = prepare(&needs) else { return test_support::skipped("no Landlock") };
         let (inner, socket) = (path.clone(), other.path().join("socket"));
         let enforced = std::thread::spawn(move || {
-            rustix::thread::set_no_new_privs(true).expect("one may always have less");
-            let status = files.rules.try_clone().expect("a descriptor").restrict_self().expect("it restricts");
-            if status.ruleset == RulesetStatus::NotEnforced {
+            if files.rules.is_none() {
                 return false;
             }
+            files.restrict_this_thread().expect("it restricts");
             assert!(std::fs::read(&inner).is_err() && std::fs::remove_file(&inner).is_err());
             assert!(std::fs::read("/proc/1/status").is_err() && std::fs::read("/etc/passwd").is_err());
             assert!(std::fs::read("/proc/self/smaps_rollup").is_ok());

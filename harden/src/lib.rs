@@ -114,5 +114,6 @@ fn keep_heaps() {
 
 fn fail(role: Role, step: &str, error: &dyn std::error::Error) -> ! {
     log::error!("thread '{role}' could not {step}: {}", error_line(error));
+    log::logger().flush();
     std::process::exit(EXIT_UNCONFINED.into())
 }

@@ -9,4 +9,20 @@ pub struct Needs<'a> {
     pub socket_dir: Option<&'a Path>,
     /// The VM's own cgroup.
     pub cgroup: Option<&'a Path>,
+    /// The directory that the file with the process id must be removed from.
+    pub pid_dir: Option<&'a Path>,
+    /// The directory that the log is opened in again, after somebody moved it away.
+    pub log_dir: Option<&'a Path>,
+}
+
+impl<'a> Needs<'a> {
+    /// The directories in which files are made or removed later.
+    pub(crate) fn changed_dirs(&self) -> impl Iterator<Item = &'a Path> {
+        [self.socket_dir, self.pid_dir, self.log_dir].into_iter().flatten().map(named)
+    }
+}
+
+/// A directory by a name that has one: the parent of a mere file name is the empty path.
+pub(crate) fn named(dir: &Path) -> &Path {
+    if dir.as_os_str().is_empty() { Path::new(".") } else { dir }
 }

@@ -200,6 +200,9 @@ extern "C" fn on_forbidden(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     line.push(b"llfree-vmm: error: thread '");
     line.push(ROLE.get().as_bytes());
     line.push(b"' made system call ");
+    if call < 0 {
+        line.push(b"-");
+    }
     line.push_number(call.unsigned_abs());
     line.push(b", which its seccomp filter forbids; please report this");
     // A look at what was set once is an atomic load.
@@ -208,8 +211,14 @@ extern "C" fn on_forbidden(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
         line.push(advice.as_bytes());
     }
     line.end();
-    // SAFETY: the bytes are there; nobody is left to tell if it fails.
-    unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len) };
+    // A pipe that nobody reads must not keep the process from ending.
+    let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one structure of the kernel's, and no wait.
+    unsafe { libc::poll(&raw mut stderr, 1, 0) };
+    if stderr.revents & libc::POLLOUT != 0 {
+        // SAFETY: the bytes are there; nobody is left to tell if it fails.
+        unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len) };
+    }
     // SAFETY: it ends the process and touches none of its memory.
     unsafe { libc::_exit(EXIT_FORBIDDEN.into()) };
 }

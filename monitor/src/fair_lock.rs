@@ -1,7 +1,7 @@
 //! [`FairLock`]: a waiter gets it before its last holder can retake it.
 
 use llfree_base::lock;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, TryLockError, TryLockResult};
 
 /// A fair lock: a waiter gets it before its last holder can retake it.
 #[derive(Default)]
@@ -15,6 +15,21 @@ impl FairLock {
         // A waiter for `now` holds `next`, and the last holder has to queue there.
         let _next = lock(&self.next);
         lock(&self.now)
+    }
+
+    /// Takes it if nobody has it or waits for it.
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, ()>> {
+        let _next = taken(self.next.try_lock())?;
+        taken(self.now.try_lock())
+    }
+}
+
+fn taken<'a>(result: TryLockResult<MutexGuard<'a, ()>>) -> Option<MutexGuard<'a, ()>> {
+    match result {
+        Ok(guard) => Some(guard),
+        // There is nothing in it that a panic could tear.
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
     }
 }
 

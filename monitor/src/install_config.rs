@@ -2,7 +2,7 @@
 //! a violation comes to. Values and their checks only; what they mean happens in [`crate::memory`]
 //! and [`crate::monitor`].
 
-use crate::memory::{Backing, PoolConfig, UseUserfaultfd};
+use crate::memory::{Backing, Fill, PoolConfig, UseUserfaultfd};
 use llfree_base::choices::OnViolation;
 use llfree_base::units::{Bytes, MemorySizeError, SizeError, check_memory};
 use shared_layout::HUGE_SIZE;
@@ -28,6 +28,8 @@ pub struct InstallPool {
     pub size: Bytes,
     /// Refilled with at most so much a second; 0 is no limit.
     pub rate: Bytes,
+    /// How much of it is kept full: all of one that somebody chose.
+    pub fill: Fill,
 }
 
 /// Choices that cannot be.
@@ -121,7 +123,7 @@ impl InstallConfig {
             return Err(InstallConfigError::NeedsUserfaultfd { wanted, obstacle });
         }
         if !shares_table {
-            let none = PoolConfig { huge_frames: 0, rate: 0 };
+            let none = PoolConfig::default();
             return Ok((none, OnViolation::default(), UseUserfaultfd::Off));
         }
         let pool = self.pool.unwrap_or(InstallPool::default_for(memory));
@@ -130,19 +132,20 @@ impl InstallConfig {
         }
         // No guest has 2^32 huge frames.
         let huge_frames = u32::try_from(pool.size.0 / HUGE_SIZE).unwrap_or(u32::MAX);
-        let pool = PoolConfig { huge_frames, rate: pool.rate.0 };
+        let pool = PoolConfig { huge_frames, rate: pool.rate.0, fill: pool.fill };
         Ok((pool, self.on_violation.unwrap_or_default(), self.userfaultfd))
     }
 }
 
 impl InstallPool {
     /// No pool.
-    pub const NONE: Self = Self { size: Bytes(0), rate: Bytes(0) };
+    pub const NONE: Self = Self { size: Bytes(0), rate: Bytes(0), fill: Fill::Always };
 
-    /// Enough for a burst of 32 huge frames, and not much beside the guest.
+    /// Enough for a burst of 32 huge frames, once the guest installs some, and not much beside it.
     #[must_use]
     pub fn default_for(memory: Bytes) -> Self {
-        Self { size: Bytes((64 * Bytes::MIB).min(memory.0 / 8 / HUGE_SIZE * HUGE_SIZE)), ..Self::NONE }
+        let size = Bytes((64 * Bytes::MIB).min(memory.0 / 8 / HUGE_SIZE * HUGE_SIZE));
+        Self { size, fill: Fill::OnDemand, ..Self::NONE }
     }
 
     /// The same, or smaller.
@@ -203,7 +206,7 @@ mod tests {
 
     #[test]
     fn pools_are_read_as_people_write_them() {
-        let pool = |mib: u64, rate| InstallPool { size: Bytes(mib << 20), rate: Bytes(rate) };
+        let pool = |mib: u64, rate| InstallPool { size: Bytes(mib << 20), rate: Bytes(rate), fill: Fill::Always };
         for (text, expected) in [
             ("64M", pool(64, 0)),
             ("0", InstallPool::NONE),
@@ -237,7 +240,7 @@ mod tests {
     fn what_somebody_chose_must_be_possible() {
         let memory = Bytes(32 << 20);
         let chosen = InstallConfig {
-            pool: Some(InstallPool { size: Bytes(64 << 20), rate: Bytes(0) }),
+            pool: Some(InstallPool { size: Bytes(64 << 20), ..InstallPool::NONE }),
             on_violation: Some(OnViolation::Stop),
             userfaultfd: UseUserfaultfd::Auto,
         };

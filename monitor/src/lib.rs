@@ -24,7 +24,7 @@ pub mod roles;
 
 pub use memory::Backing;
 pub use monitor::{
-    Check, Direction, Finding, InstallError, Monitor, MonitorError, OnViolation, Pass, Resize, TenantStart, Validation,
-    Violation, Violations,
+    Check, Direction, Ending, Finding, InstallError, Monitor, MonitorError, OnViolation, Pass, Picture, Resize,
+    TenantStart, Validation, Violation, Violations,
 };
 pub use region::{Region, Table};

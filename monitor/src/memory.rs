@@ -20,13 +20,13 @@ mod vectored;
 
 pub use address_map::{AddressMap, HOLE_END, HOLE_START, Part};
 pub use llfree_base::choices::Backing;
-pub use pool::PoolStatus;
-pub use supply::{PoolConfig, Shortfall, Supply, UseUserfaultfd};
+pub use pool::{Fill, PoolConfig, PoolStatus};
+pub use supply::{Shortfall, Supply, UseUserfaultfd};
 pub use userfault::{Fault, Userfault, UserfaultError};
 
 use llfree_base::{faults, kernel_stats};
 use mapping::Mapping;
-use pages::{Joined, State};
+use pages::{Joined, Pagemap};
 use rustix::fd::OwnedFd;
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::{Errno, retry_on_intr};
@@ -234,6 +234,8 @@ pub struct GuestRam {
     memory: GuestMemoryMmap<()>,
     mapping: Mapping,
     file: Option<OwnedFd>,
+    /// What the kernel maps; `None` without `/proc`.
+    pagemap: Option<Pagemap>,
     /// How scattered runs go back, where the kernel takes them together.
     vectored: Option<Vectored>,
     huge_frames: u32,
@@ -297,7 +299,8 @@ impl GuestRam {
         let regions = map.parts().map(region).collect::<Result<Vec<_>, _>>()?;
         let memory = GuestMemoryMmap::from_regions(regions).map_err(|error| MemoryError::Region(error.into()))?;
         let vectored = if backing == Backing::Anon { Vectored::detect() } else { None };
-        Ok(Self { memory, mapping, file, vectored, huge_frames, backing, map })
+        let pagemap = Pagemap::open().inspect_err(|error| log::debug!("no account of memory: {error}")).ok();
+        Ok(Self { memory, mapping, file, pagemap, vectored, huge_frames, backing, map })
     }
 
     /// The RAM as bounds-checked guest memory, a region for each part of [its map](Self::map).
@@ -420,9 +423,44 @@ impl GuestRam {
     /// [`MemoryError::Residency`], for instance without `/proc`.
     pub fn for_each_resident(&self, visit: impl FnMut(Range<u64>)) -> Result<(), MemoryError> {
         let mut joined = Joined::new(visit);
-        self.walk_resident(|range| joined.push(range)).map_err(MemoryError::Residency)?;
+        let resident = |range, is_resident| {
+            if is_resident {
+                joined.push(range);
+            }
+        };
+        self.walk_mapped(resident).map_err(MemoryError::Residency)?;
         joined.finish();
         Ok(())
+    }
+
+    /// Calls `visit` with the byte ranges of the RAM that the kernel maps, in ascending order, and with
+    /// whether they cost memory or swap: the page of zeroes that all share does not, and the kernel
+    /// may put it in the place of any page that holds nothing but zeroes.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn for_each_mapped(&self, visit: impl FnMut(Range<u64>, bool)) -> Result<(), MemoryError> {
+        self.walk_mapped(visit).map_err(MemoryError::Residency)
+    }
+
+    /// Bytes of host memory behind these runs, which are in ascending order; `None` where the kernel does
+    /// not say without a walk over all of its books.
+    pub(crate) fn resident_in(&self, runs: &[HugeRange]) -> Option<u64> {
+        // Files have pages that no page table maps.
+        if self.file.is_some() {
+            return None;
+        }
+        let pagemap = self.pagemap.as_ref()?;
+        let mut bytes = 0;
+        for run in runs {
+            let Range { start, end } = self.range(*run).ok()?;
+            bytes += pagemap.resident_bytes(self.mapping.start() + start, end - start).ok()?;
+        }
+        Some(bytes)
+    }
+
+    fn pagemap(&self) -> io::Result<&Pagemap> {
+        self.pagemap.as_ref().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "/proc/self/pagemap is missing"))
     }
 
     /// The bytes of a range of huge frames, if all of them are in the RAM.
@@ -446,10 +484,10 @@ impl GuestRam {
             return Ok(RamResidency { resident_bytes, huge_bytes: resident_bytes });
         }
         let mut mapped = RamResidency::default();
-        let scanned = pages::scan(self.mapping.start(), self.mapping.len(), |range, State { present, huge }| {
-            let bytes = if present { range.end - range.start } else { 0 };
+        let scanned = self.pagemap()?.scan(self.mapping.start(), self.mapping.len(), |range, state| {
+            let bytes = if state.present && state.is_resident() { range.end - range.start } else { 0 };
             mapped.resident_bytes += bytes;
-            mapped.huge_bytes += if huge { bytes } else { 0 };
+            mapped.huge_bytes += if state.huge { bytes } else { 0 };
         });
         match scanned {
             Err(error) if lacks_scan(&error) => return self.read_residency_without_scan(file_bytes),
@@ -470,15 +508,17 @@ impl GuestRam {
         Ok(RamResidency { resident_bytes, huge_bytes })
     }
 
-    fn walk_resident(&self, mut visit: impl FnMut(Range<u64>)) -> io::Result<()> {
+    fn walk_mapped(&self, mut visit: impl FnMut(Range<u64>, bool)) -> io::Result<()> {
         faults::point(faults::RESIDENCY)?;
         let (start, len) = (self.mapping.start(), self.mapping.len());
         match &self.file {
-            Some(file) if self.backing == Backing::Memfd => pages::file_data(file, self.bytes(), visit),
+            Some(file) if self.backing == Backing::Memfd => {
+                pages::file_data(file, self.bytes(), |range| visit(range, true))
+            }
             // Hugetlb files do not tell data from holes, but their pages come and go with the
             // mapping's entries: nobody else has the file.
-            _ => match pages::scan(start, len, |range, _| visit(range)) {
-                Err(error) if lacks_scan(&error) => pages::mincore(start, len, visit),
+            _ => match self.pagemap()?.scan(start, len, |range, state| visit(range, state.is_resident())) {
+                Err(error) if lacks_scan(&error) => pages::mincore(start, len, |range| visit(range, true)),
                 other => other,
             },
         }

@@ -16,10 +16,11 @@ mod resize;
 mod validate;
 mod violation;
 
+pub use audit::Picture;
 pub use install::InstallError;
 pub use llfree_base::choices::OnViolation;
 pub use resize::{Direction, Resize};
-pub use violation::{Violation, Violations};
+pub use violation::{Ending, Violation, Violations};
 
 use crate::fair_lock::FairLock;
 use crate::memory::{GuestRam, MemoryError, Supply};
@@ -53,12 +54,16 @@ pub struct Pass {
     pub frames: u32,
     /// Of those, frames that were backed by memory, which went back to the host's kernel.
     pub discarded: u32,
+    /// Bytes of host memory that went back with those: less than their size where the kernel had none for
+    /// some of it. Where it does not say, their size.
+    pub freed_bytes: u64,
 }
 
 impl std::ops::AddAssign for Pass {
     fn add_assign(&mut self, other: Self) {
         self.frames += other.frames;
         self.discarded += other.discarded;
+        self.freed_bytes += other.freed_bytes;
     }
 }
 

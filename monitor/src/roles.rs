@@ -3,7 +3,7 @@
 
 use Allow::{Call, With};
 use llfree_base::thread::Role;
-use llfree_base::thread::rights::{Allow, EVENTS, READ, READ_FILES, WRITE, ioc};
+use llfree_base::thread::rights::{Allow, EVENTS, READ, READ_FILES, SCAN_PAGES, WRITE, ioc};
 
 /// Keeps zeroed frames ready.
 pub const INSTALL_POOL: Role = Role::new("install-pool", &[POPULATE, READ_FILES, EVENTS, NICE]);
@@ -19,10 +19,13 @@ pub const ALL: [Role; 3] = [INSTALL_POOL, USERFAULT, AUTO_RECLAIM];
 const UFFD: u64 = 0xaa;
 const PUNCH_HOLE: u64 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;
 
-/// Giving guest memory back to the kernel, beyond what every thread may: holes in files, and many
-/// runs at once.
-pub const MEMORY: &[Allow] =
-    &[With(libc::SYS_fallocate, 1, &[PUNCH_HOLE]), With(libc::SYS_process_madvise, 3, &[libc::MADV_DONTNEED as u64])];
+/// Giving guest memory back to the kernel, beyond what every thread may: holes in files, many runs at
+/// once, and how much of it was there.
+pub const MEMORY: &[Allow] = &[
+    With(libc::SYS_fallocate, 1, &[PUNCH_HOLE]),
+    With(libc::SYS_process_madvise, 3, &[libc::MADV_DONTNEED as u64]),
+    SCAN_PAGES,
+];
 
 /// Asking the kernel for zeroed memory.
 pub const POPULATE: &[Allow] = &[With(libc::SYS_madvise, 2, &[libc::MADV_POPULATE_WRITE as u64])];
@@ -30,6 +33,7 @@ pub const POPULATE: &[Allow] = &[With(libc::SYS_madvise, 2, &[libc::MADV_POPULAT
 /// Moving it to the guest, out of the pool or of a slot that is made when the pool is dry.
 pub const INSTALL: &[Allow] = &[
     With(libc::SYS_ioctl, 1, &[ioc(READ | WRITE, UFFD, 0x05, 40)]), // UFFDIO_MOVE
+    SCAN_PAGES,
     With(libc::SYS_madvise, 2, &[libc::MADV_DONTFORK as u64, libc::MADV_DONTDUMP as u64]),
 ];
 

@@ -3,7 +3,7 @@
 //! These run in their own process and one at a time: each compares the kernel's figures before and
 //! after, and nothing else may allocate in between.
 
-use llfree_base::kernel_stats::{HugePagePool, ThpMode, huge_page_pool, process_resident_bytes, thp_mode};
+use llfree_base::kernel_stats::{HugePagePool, ThpMode, huge_page_pool, process_memory, thp_mode};
 use llfree_monitor::memory::{Backing, GuestRam, MemoryError, RamResidency};
 use rustix::fs::{FlockOperation, flock};
 use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
@@ -24,7 +24,7 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn rss() -> u64 {
-    process_resident_bytes().expect("/proc is mounted")
+    process_memory().expect("/proc is mounted").share
 }
 
 fn resident(ram: &GuestRam) -> u64 {

@@ -2,7 +2,7 @@
 //! page faults, and that all of them give zeroed memory and the right counts. No KVM needed.
 
 use llfree_base::thread::Spawner;
-use llfree_monitor::memory::{Backing, GuestRam, MemoryError, PoolConfig, Supply, UseUserfaultfd};
+use llfree_monitor::memory::{Backing, Fill, GuestRam, MemoryError, PoolConfig, Supply, UseUserfaultfd};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeId, HugeRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,7 +13,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 const FRAMES: u32 = 64;
 
 fn pool(huge_frames: u32) -> PoolConfig {
-    PoolConfig { huge_frames, rate: 0 }
+    PoolConfig { huge_frames, rate: 0, fill: Fill::Always }
 }
 
 /// RAM under a userfaultfd, or `None` with the reason if none is available.
@@ -215,7 +215,9 @@ fn two_threads_install_all_frames_between_them() {
 
 #[test]
 fn a_dropped_pool_leaves_no_memory_behind() {
-    let Some((ram, supply)) = moving(PoolConfig { huge_frames: 32, rate: 64 << 20 }) else { return };
+    let Some((ram, supply)) = moving(PoolConfig { huge_frames: 32, rate: 64 << 20, fill: Fill::Always }) else {
+        return;
+    };
     supply.install(HugeId(0)).expect("there is memory");
     drop(supply);
     assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, HUGE_SIZE);

@@ -24,6 +24,9 @@ pub enum AgentError {
     /// The guest ended.
     #[error("the guest has ended")]
     Gone,
+    /// Nobody waits for the report any more.
+    #[error("nobody waits for the guest's report any more")]
+    Unwanted,
     /// A Linux guest in which no agent has opened the port and said hello.
     #[error("the guest's agent is not up: start llfree-agent in the guest, and give it the virtio_console driver")]
     NotUp,
@@ -92,6 +95,8 @@ pub struct Agents {
     paused: AtomicBool,
 }
 
+/// How often to look whether somebody still wants the report.
+const WANTED_POLL: Duration = Duration::from_millis(50);
 /// The ticket of work whose report is not awaited.
 const UNASKED: u64 = 0;
 /// The vCPU that runs the device drivers.
@@ -203,9 +208,22 @@ impl Agents {
     /// # Errors
     /// [`AgentError`]; a share that was not picked up by then is withdrawn.
     pub fn run(&self, command: Command, timeout: Duration) -> Result<Vec<Report>, AgentError> {
+        self.run_while(command, timeout, &|| true)
+    }
+
+    /// The same, while the reports are `wanted`.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and [`AgentError::Unwanted`].
+    pub fn run_while(
+        &self,
+        command: Command,
+        timeout: Duration,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Vec<Report>, AgentError> {
         let deadline = Instant::now() + timeout;
         let _turn = lock(&self.turn);
-        self.run_in_turn(command, deadline, timeout)
+        self.run_in_turn(command, deadline, timeout, wanted)
     }
 
     /// Asks idle vCPUs to give back cached frames, unless a command runs: busy vCPUs look at `wanted`
@@ -219,10 +237,16 @@ impl Agents {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return false,
         };
-        self.run_in_turn(Command::Drain, Instant::now() + timeout, timeout).is_ok()
+        self.run_in_turn(Command::Drain, Instant::now() + timeout, timeout, &|| true).is_ok()
     }
 
-    fn run_in_turn(&self, command: Command, deadline: Instant, timeout: Duration) -> Result<Vec<Report>, AgentError> {
+    fn run_in_turn(
+        &self,
+        command: Command,
+        deadline: Instant,
+        timeout: Duration,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Vec<Report>, AgentError> {
         let mut seats = self.lock();
         if seats.stopped {
             return Err(AgentError::Gone);
@@ -246,11 +270,18 @@ impl Agents {
                 return Ok(reports);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if seats.stopped || left.is_zero() {
+            let error = match () {
+                () if seats.stopped => Some(AgentError::Gone),
+                () if left.is_zero() => Some(AgentError::Timeout(timeout)),
+                () if !wanted() => Some(AgentError::Unwanted),
+                () => None,
+            };
+            if let Some(error) = error {
                 seats.seats.iter_mut().for_each(|seat| seat.pending = None);
-                return Err(if seats.stopped { AgentError::Gone } else { AgentError::Timeout(timeout) });
+                return Err(error);
             }
-            seats = self.changed.wait_timeout(seats, left).unwrap_or_else(PoisonError::into_inner).0;
+            let pause = left.min(WANTED_POLL);
+            seats = self.changed.wait_timeout(seats, pause).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -416,6 +447,25 @@ mod tests {
         agents.stop();
         assert_eq!(agents.run(Command::Stats, short), Err(AgentError::Gone));
         assert_eq!(agents.next_command(0), Next::Stopped);
+    }
+
+    #[test]
+    fn a_report_that_nobody_wants_any_more_is_not_waited_for() {
+        let agents = Agents::new(1);
+        let wanted = AtomicBool::new(true);
+        let long = Duration::from_secs(60);
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| agents.run_while(Command::Verify, long, &|| wanted.load(Ordering::Relaxed)));
+            assert_eq!(agents.next_command(0), Next::Command(Command::Verify));
+            wanted.store(false, Ordering::Relaxed);
+            assert_eq!(first.join().expect("no panic"), Err(AgentError::Unwanted));
+            // The next command has its turn, and its own report.
+            let next = scope.spawn(|| agents.run(Command::Stats, long));
+            assert!(agents.report(0, Report { bytes: 1, ..Report::default() }), "the late one");
+            assert_eq!(agents.next_command(0), Next::Command(Command::Stats));
+            assert!(agents.report(0, Report { bytes: 2, ..Report::default() }));
+            assert_eq!(next.join().expect("no panic").expect("answered")[0].bytes, 2);
+        });
     }
 
     #[test]

@@ -1,13 +1,19 @@
 //! `--cgroup`: the VM in a memory cgroup of its own, whose `memory.max` follows the limit.
 //!
 //! Touches only the cgroup file system. The files are opened once, at the start, before any rights are
-//! dropped; afterwards only those open files are used. Invariant: `memory.max` is never below what the
+//! dropped; afterwards only those open files are used, and only the [keeper](keeper::Keeper)'s thread can write to
+//! one. Invariant: `memory.max` is never below what the
 //! guest may hold plus the VMM's allowance; it rises before a grow and falls after a shrink, and falls
 //! only once what is in use fits, because the kernel kills what does not.
 
+mod keeper;
+
+use crate::roles;
+use keeper::{Keeper, Unopened};
 use llfree_base::faults;
 use llfree_base::kernel_stats::parse_cgroup2_mount;
 use llfree_base::lock;
+use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -81,10 +87,11 @@ pub struct Usage {
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
-    max: File,
+    /// What writes to its files.
+    keeper: Keeper,
     current: File,
-    /// `cgroup.procs` of the cgroup that this process came from.
-    home: File,
+    /// `memory.stat`, where there is one.
+    stat: Option<File>,
     /// The most guest memory there can be; the allowance depends on it.
     memory: u64,
     /// Other memory that counts, such as a pool of zeroed frames.
@@ -128,8 +135,6 @@ impl Cgroup {
             enable.map_err(refused("enable the memory controller in", &passed_on))?;
         }
         sweep(parent);
-        let home = home.join("cgroup.procs");
-        let home = OpenOptions::new().write(true).open(&home).map_err(refused("open", &home))?;
         let path = parent.join(format!("{PREFIX}{}", std::process::id()));
         match std::fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -142,12 +147,13 @@ impl Cgroup {
             OpenOptions::new().read(!write).write(write).open(&file).map_err(refused("open", &file))
         };
         let entered = (|| {
-            let (max, current) = (open("memory.max", true)?, open("memory.current", false)?);
+            let keeper = Keeper::start(roles::CGROUP, path.join("memory.max"), home.join("cgroup.procs"))
+                .map_err(|Unopened { path, source }| CgroupError::Refused { step: "open", path, source })?;
             let cgroup = Self {
                 path: path.clone(),
-                max,
-                current,
-                home,
+                keeper,
+                current: open("memory.current", false)?,
+                stat: open("memory.stat", false).ok(),
                 memory,
                 besides,
                 written: Mutex::new(0),
@@ -171,6 +177,13 @@ impl Cgroup {
         &self.path
     }
 
+    /// Confines the thread that writes to the cgroup's files, now that there are bounds for threads.
+    pub fn confine(&self, threads: &Spawner) {
+        if let Err(error) = self.keeper.confine(threads.clone()) {
+            log::error!("{error}");
+        }
+    }
+
     /// Before a grow: makes room for a limit of `limit` bytes.
     ///
     /// # Errors
@@ -192,7 +205,7 @@ impl Cgroup {
     fn set(&self, choose: impl FnOnce(u64, u64) -> Option<u64>, limit: u64) -> Result<(), CgroupError> {
         let mut written = lock(&self.written);
         let Some(bytes) = choose(*written, maximum(limit, self.memory, self.besides)) else { return Ok(()) };
-        write(&self.max, &bytes.to_string()).map_err(|source| CgroupError::Refused {
+        self.keeper.set_max(bytes).map_err(|source| CgroupError::Refused {
             step: "set the memory.max of",
             path: self.path.clone(),
             source,
@@ -211,14 +224,23 @@ impl Cgroup {
         Ok(Usage { path: self.path.clone(), max, current: self.read_current()? })
     }
 
+    /// Bytes of page tables in it, the kernel's for this process and, where it counts those (Linux 6.0), the
+    /// hypervisor's for the guest; `None` where it does not say.
+    #[must_use]
+    pub fn page_tables(&self) -> Option<u64> {
+        // Some forty lines of a name and a number.
+        let mut text = [0; 4096];
+        let length = self.stat.as_ref()?.read_at(&mut text, 0).ok()?;
+        page_tables(str::from_utf8(&text[..length]).ok()?)
+    }
+
     /// Moves this process back to where it came from and removes the cgroup. Further calls do nothing.
     pub fn leave(&self) {
         if self.left.swap(true, Ordering::AcqRel) {
             return;
         }
         // A cgroup with a process in it cannot be removed.
-        let moved = write(&self.home, &std::process::id().to_string());
-        if let Err(error) = moved.and_then(|()| remove(&self.path)) {
+        if let Err(error) = self.keeper.go_home().and_then(|()| remove(&self.path)) {
             log::warn!(
                 "the cgroup {} could not be removed: {error}; the next VM that gets a cgroup beside it will remove it",
                 self.path.display()
@@ -261,6 +283,15 @@ fn write(file: &File, text: &str) -> io::Result<()> {
 /// The maximum for a limit.
 fn maximum(limit: u64, memory: u64, besides: u64) -> u64 {
     limit.saturating_add(besides).saturating_add(FIXED_ALLOWANCE + memory / BYTES_PER_ALLOWANCE)
+}
+
+/// The page tables in a `memory.stat`.
+fn page_tables(stat: &str) -> Option<u64> {
+    let field = |name| {
+        let line = stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|number| number.parse::<u64>().ok())
+    };
+    Some(field("pagetables")?.saturating_add(field("sec_pagetables").unwrap_or(0)))
 }
 
 fn has_memory(controllers: &str) -> bool {
@@ -336,7 +367,24 @@ mod tests {
         assert_eq!(number(&max), (1 << 30) + allowance, "too much is in use");
         std::fs::write(own.join("memory.current"), "2000\n").expect("scratch");
         cgroup.lower(512 << 20).expect("now");
-        assert_eq!(cgroup.usage().expect("numbers"), Usage { path: own, max: (512 << 20) + allowance, current: 2000 });
+        let path = own.clone();
+        assert_eq!(cgroup.usage().expect("numbers"), Usage { path, max: (512 << 20) + allowance, current: 2000 });
+        assert_eq!(cgroup.page_tables(), None);
+
+        // Nobody but the thread that is for it has a file that could be written to.
+        let open = std::fs::read_dir("/proc/self/fd").expect("/proc is mounted").flatten();
+        let ours: Vec<PathBuf> = open
+            .filter_map(|fd| std::fs::read_link(fd.path()).ok())
+            .filter(|file| file.starts_with(parent.path()))
+            .collect();
+        assert_eq!(ours, [own.join("memory.current")]);
+    }
+
+    #[test]
+    fn page_tables_of_both_kinds_are_added() {
+        assert_eq!(page_tables("anon 7\npagetables 4096\nsec_pagetables 8192\n"), Some(12288));
+        assert_eq!(page_tables("anon 7\npagetables 4096\n"), Some(4096));
+        assert_eq!(page_tables("anon 7\n"), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use guest_abi::header::ABI_VERSION;
 use guest_abi::mailbox::{WORDS, Words, text_bytes};
 use guest_abi::{Call, Request, Status};
 use llfree_base::counters::DoorbellCounters;
-use llfree_base::printable;
+use llfree_base::{RateLimit, printable};
 use llfree_monitor::{InstallError, Monitor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,13 +41,21 @@ pub struct Doorbell {
     /// Calls that were refused.
     pub counters: DoorbellCounters,
     log_lines: AtomicU64,
+    hellos: RateLimit,
 }
 
 impl Doorbell {
     /// A doorbell for the guest that these parts belong to.
     #[must_use]
     pub fn new(platform: Arc<Platform>, monitor: Arc<Monitor>, agents: Arc<Agents>) -> Self {
-        Self { platform, monitor, agents, counters: DoorbellCounters::default(), log_lines: AtomicU64::new(0) }
+        Self {
+            platform,
+            monitor,
+            agents,
+            counters: DoorbellCounters::default(),
+            log_lines: AtomicU64::new(0),
+            hellos: RateLimit::default(),
+        }
     }
 
     /// Serves one ring of `vcpu`; `call` is `None` for an offset or port without a call.
@@ -78,7 +86,9 @@ impl Doorbell {
     fn serve(&self, vcpu: u32, request: Request, reply: &mut [u64; WORDS]) -> (Status, Flow) {
         match request {
             Request::Hello { abi_version: ABI_VERSION } => {
-                log::debug!("vCPU {vcpu}: hello, ABI version {ABI_VERSION}");
+                if let Some(number) = self.hellos.tick() {
+                    log::debug!("vCPU {vcpu}: hello, ABI version {ABI_VERSION} ({number} so far)");
+                }
                 (Status::Ok, Flow::Continue)
             }
             Request::Hello { abi_version: guest } => {

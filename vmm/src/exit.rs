@@ -29,6 +29,9 @@ pub enum ExitReason {
     /// It touched memory that it does not have, and the policy is to end it.
     #[error("the guest touched memory that it does not have: {0}")]
     Violation(Violation),
+    /// Its touches of such memory can no longer be seen, and it is not to run without that.
+    #[error("the host can no longer see what memory the guest touches: userfaultfd: {0}")]
+    Unwatched(String),
     /// A Linux guest powered off.
     #[error("the guest powered itself off")]
     PoweredOff,

@@ -8,24 +8,29 @@ use llfree_monitor::roles::{INSTALL, MEMORY, POPULATE};
 /// Runs the guest, and serves its calls.
 pub const VCPU: Role = Role::new("vcpu", &[KVM_VCPU, MEMORY, POPULATE, INSTALL]);
 /// Shrinks, grows, reclaims.
-pub const RESIZES: Role = Role::new("resizes", &[MEMORY, READ_FILES, CGROUP]);
+pub const RESIZES: Role = Role::new("resizes", &[MEMORY, READ_FILES]);
 /// Hands commands to the guest.
 pub const GUEST_COMMANDS: Role = Role::new("guest-commands", &[]);
 /// Pauses and resumes; every thread may kick a vCPU.
 pub const LIFE: Role = Role::new("life", &[]);
 /// Status and audits.
-pub const REPORTS: Role = Role::new("reports", &[MEMORY, READ_FILES, CGROUP]);
+pub const REPORTS: Role = Role::new("reports", &[MEMORY, READ_FILES]);
+/// Looks for lost frames.
+pub const CHECKS: Role = Role::new("checks", &[MEMORY, READ_FILES]);
 /// Serves the queues of a device.
 pub const DEVICE: Role = Role::new("device", &[MEMORY, EVENTS]);
 /// Moves bytes between the queues of a device and a tap, or another thread; every thread may write.
 pub const STREAM: Role = Role::new("stream", &[EVENTS]);
 /// Serves the queue of a disk.
 pub const DISK: Role = Role::new("disk", &[FILE, EVENTS]);
+/// Writes to the files of the VM's own cgroup, which no other thread has.
+pub const CGROUP: Role = Role::new("cgroup", &[WRITE_CGROUP]);
 /// Writes the output of the guest's serial port.
 pub const CONSOLE_OUT: Role = Role::new("console-out", &[WAIT]);
 
 /// All of them.
-pub const ALL: [Role; 9] = [VCPU, RESIZES, GUEST_COMMANDS, LIFE, REPORTS, DEVICE, STREAM, DISK, CONSOLE_OUT];
+pub const ALL: [Role; 11] =
+    [VCPU, RESIZES, GUEST_COMMANDS, LIFE, REPORTS, CHECKS, DEVICE, STREAM, DISK, CGROUP, CONSOLE_OUT];
 
 const KVM: u64 = 0xae;
 const PUNCH_HOLE: u64 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;
@@ -54,8 +59,10 @@ const FILE: &[Allow] = &[
     With(libc::SYS_fallocate, 1, &[PUNCH_HOLE, ZERO_RANGE]),
 ];
 
-/// The VM's own cgroup, through its open files: its maximum, what is in use, and its removal.
-pub const CGROUP: &[Allow] = &[Call(libc::SYS_pwrite64), Call(libc::SYS_pread64), Call(libc::SYS_rmdir)];
+/// Writing to the files of the VM's own cgroup.
+const WRITE_CGROUP: &[Allow] = &[Call(libc::SYS_pwrite64)];
+/// Removing that cgroup at the end.
+pub const REMOVE_CGROUP: &[Allow] = &[Call(libc::SYS_rmdir)];
 
 #[cfg(test)]
 mod tests {

@@ -6,23 +6,31 @@
 //!
 //! | file | what lives there |
 //! |---|---|
+//! | `cost` | what the VM costs its host |
 //! | `launch` | the steps of a launch |
 //! | `life`, `life_state` | pause, resume, stop |
 //! | `devices` | starts the devices' threads |
+//! | `pursuit`, `target` | a limit that was not reached yet |
 //! | `request` | requests for the guest's agents |
 //! | `view` | what the guest says about its memory |
 
+mod cost;
 mod devices;
 mod launch;
 mod life;
 mod life_state;
+mod pursuit;
 mod request;
+mod target;
 mod view;
 
 pub use crate::config::{LinuxConfig, VmConfig};
 pub use crate::error::{LaunchError, LimitError, PauseError, VmError};
+pub use cost::Cost;
 pub use life::{LifeChange, PAUSE};
 pub use llfree_monitor::Resize;
+pub use pursuit::Step;
+pub use target::Target;
 
 use crate::agent::Agents;
 use crate::boot::Platform;
@@ -39,17 +47,21 @@ use crate::vcpu::VcpuHandle;
 use agent_abi::{Command, Report};
 use kvm_ioctls::VmFd;
 use life_state::LifeState;
+use llfree_base::faults;
 use llfree_base::lock;
 use llfree_base::units::Bytes;
-use llfree_base::{faults, kernel_stats};
 use llfree_monitor::auto::AutoReclaim;
-use llfree_monitor::memory::Backing;
 use llfree_monitor::{Direction, Monitor, Violations};
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use target::Pursuit;
 use vmm_sys_util::eventfd::EventFd;
+
+/// The longest time for a resize without a deadline, however steadily it comes nearer to its target: a
+/// driver may do so as slowly as it likes. Less than a client's patience.
+pub const LONGEST_RESIZE: Duration = Duration::from_secs(9 * 60);
 
 /// Why the guest ended, once it has, and the condition that waiters sleep on.
 #[derive(Default)]
@@ -107,6 +119,7 @@ pub struct Vm {
     /// `None` if nothing detects violations.
     violations: Option<Violations>,
     life: LifeState,
+    pursuit: Pursuit,
     exit_notifier: ExitNotifier,
     started: Instant,
     next_seed: AtomicU32,
@@ -240,31 +253,20 @@ impl Vm {
         lock(&self.exit_notifier.end.reason).clone()
     }
 
-    /// All resident memory of the VM in bytes, guest RAM and the VMM's own, according to the
-    /// kernel.
-    ///
-    /// # Errors
-    /// If the kernel does not answer.
-    pub fn resident_bytes(&self) -> std::io::Result<u64> {
-        let process = kernel_stats::process_resident_bytes()?;
-        if self.config.backing == Backing::Hugetlb {
-            // A process's Rss does not include hugetlbfs pages.
-            let ram = self.monitor.ram().residency().map_err(std::io::Error::other)?;
-            return Ok(process + ram.resident_bytes);
-        }
-        Ok(process)
-    }
-
     /// Has the guest's agent carry out a command, on all vCPUs. A command that a pause interrupts goes on
     /// after the resume, but its `timeout` keeps running during the pause.
     ///
     /// # Errors
     /// If the VM is paused, or if the guest does not answer within `timeout` or has ended.
     pub fn command(&self, command: Command, timeout: Duration) -> Result<Report, VmError> {
+        self.command_while(command, timeout, &|| true)
+    }
+
+    fn command_while(&self, command: Command, timeout: Duration, wanted: &dyn Fn() -> bool) -> Result<Report, VmError> {
         if self.is_paused() && !self.is_over() {
             return Err(VmError::Paused);
         }
-        match (self.guest.run(command, timeout), self.ended()) {
+        match (self.guest.run(command, timeout, wanted), self.ended()) {
             (Ok(report), _) => Ok(report),
             (Err(_), Some(end)) => Err(end.into()),
             (Err(error), None) => Err(error.into()),
@@ -301,6 +303,14 @@ impl Vm {
     /// # Errors
     /// A size out of range, a VM whose memory stays as it is, or a cgroup that does not make room.
     pub fn grow(&self, target: u64) -> Result<Resize, VmError> {
+        self.grow_while(target, || true)
+    }
+
+    /// The same, but only while `wanted` says so.
+    ///
+    /// # Errors
+    /// As [`grow`](Self::grow). Falling short is not an error.
+    pub fn grow_while(&self, target: u64, wanted: impl Fn() -> bool) -> Result<Resize, VmError> {
         self.check_size(target)?;
         if target < self.limit() {
             let limit = Bytes(self.limit());
@@ -309,15 +319,15 @@ impl Vm {
         if let Some(cgroup) = self.cgroup() {
             cgroup.raise(target)?;
         }
-        let go_on = |elapsed| !self.is_over() && self.is_moving(elapsed);
+        let go_on = |elapsed| !self.is_over() && self.is_moving(elapsed) && wanted();
         Ok(self.elastic.resize(Direction::Grow, target, &go_on)?)
     }
 
-    /// Whether a resize without a deadline that began `elapsed` ago is still making progress. False while
-    /// the VM is paused, as the guest's driver is paused, too.
+    /// Whether a resize without a deadline that began `elapsed` ago should go on: its driver makes progress,
+    /// and has not had [`LONGEST_RESIZE`] for it. False while the VM is paused, as the driver is, too.
     #[must_use]
     pub fn is_moving(&self, elapsed: Duration) -> bool {
-        !self.is_paused() && self.elastic.is_moving(elapsed)
+        elapsed < LONGEST_RESIZE && !self.is_paused() && self.elastic.is_moving(elapsed)
     }
 
     fn is_over(&self) -> bool {

@@ -6,6 +6,7 @@
 //! never reaches, fails it.
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use llfree_base::check::Check;
 use llfree_base::faults::{self, Scenario};
 use llfree_base::units::Bytes;
 use llfree_control::client::{Client, ClientError};
@@ -128,6 +129,29 @@ fn memory_step_fails_in(scenario: &Scenario, point: &str, vm: &Vm) {
 
 /// The userfaultfd reports no faults any more: waiters go on, and only audits are left.
 fn faults_cannot_be_read(scenario: &Scenario, point: &str) {
+    let touch_the_last = |vm: &Vm| {
+        let last = HugeId(vm.monitor().huge_frames() - 1);
+        let memory = vm.monitor().ram().guest_memory();
+        memory.write_obj(1u8, GuestAddress(last.byte_offset())).expect("in guest memory");
+    };
+    // For a moment only: whoever waits for its page gets it then.
+    let vm = launch();
+    scenario.set(point, "5*return->off").expect("actions");
+    touch_the_last(&vm);
+    assert!(vm.is_enforced());
+    assert_eq!(vm.monitor().counters.violations.get(), 1);
+    drop(vm);
+    // For good, and somebody insisted on it: rather no guest than one that nobody holds to its limit.
+    let mut config = VmConfig::new(Bytes(MEMORY), 2, Backing::Anon);
+    config.install.userfaultfd = UseUserfaultfd::On;
+    let vm = Vm::launch(config).expect("a VM");
+    scenario.set(point, "return").expect("actions");
+    touch_the_last(&vm);
+    let end = vm.wait_for_end(PATIENCE);
+    assert!(matches!(end, Some(ExitReason::Unwatched(_))), "{end:?}");
+    scenario.set(point, "off").expect("actions");
+    drop(vm);
+    // For good, and audits will do.
     let vm = launch();
     scenario.set(point, "return").expect("actions");
     let last = HugeId(vm.monitor().huge_frames() - 1);
@@ -264,6 +288,28 @@ fn a_socket_breaks(scenario: &Scenario, point: &str) {
     served.stop();
 }
 
+/// The loop cannot watch a new client: it is turned away, and the next one is served. A server that cannot
+/// be watched itself says so.
+fn a_loop_is_deaf(scenario: &Scenario, point: &str) {
+    let served = Served::start();
+    drop(served.client().call_within(&Request::Ping, PATIENCE).expect("an answer"));
+    scenario.set(point, "1*return->off").expect("actions");
+    let refused = served.client().call_within(&Request::Ping, PATIENCE);
+    assert!(refused.is_err(), "{refused:?}");
+    assert!(matches!(served.client().call_within(&Request::Ping, PATIENCE), Ok(Reply::Pong { .. })));
+    served.stop();
+    for deaf in 0..3 {
+        let dir = tempfile::Builder::new().prefix("vm").tempdir_in("/tmp").expect("a scratch directory");
+        let claim = Claim::by_name(dir.path(), "deaf").expect("free");
+        let server = ControlServer::new(claim.listener().expect("a descriptor"), Limits::default(), |_, _| {});
+        let mut manager = EventManager::new().expect("an epoll");
+        scenario.set(point, &format!("{deaf}*off->1*return(12)->off")).expect("actions");
+        let id = manager.add_subscriber(server.expect("descriptors"));
+        let failure = manager.subscriber_mut(id).expect("it is there").take_failure();
+        assert_eq!(failure.and_then(|error| error.raw_os_error()), Some(12), "descriptor {deaf}");
+    }
+}
+
 /// Each write sends only one byte: replies still arrive whole.
 fn writes_are_short(scenario: &Scenario, point: &str) {
     let served = Served::start();
@@ -387,12 +433,83 @@ fn after_any_fault_no_frame_is_lost_and_the_vmm_serves_or_stops() {
             faults::SOCKET_READ | faults::SOCKET_WRITE => a_socket_breaks,
             faults::SOCKET_SHORT_WRITE => writes_are_short,
             faults::CGROUP_WRITE => a_cgroup_stays_as_it_is,
+            faults::EPOLL_ADD => a_loop_is_deaf,
             other => panic!("no driver for the point '{other}'"),
         };
         driver(&scenario, point);
         scenario.set(point, "off").expect("actions");
         assert!(faults::hits(point) > 0, "the point '{point}' was never reached");
     }
+}
+
+/// An install that the host does not finish is at its frames till the end of the VM: that is no forgotten claim.
+#[test]
+fn a_vm_that_stops_has_forgotten_no_claim() {
+    if let Err(error) = vmm::boot::open_kvm() {
+        return skipped(llfree_base::error_line(&error));
+    }
+    let scenario = Scenario::start();
+    let vm = launch();
+    let installing = [faults::MOVE, faults::POPULATE];
+    std::thread::scope(|scope| {
+        installing.iter().for_each(|point| scenario.set(point, "1*sleep(3000)->off").expect("actions"));
+        let alloc = scope.spawn(|| vm.run_guest(&GuestRequest::Alloc { bytes: 64 * MIB, order: 9 }));
+        std::thread::sleep(Duration::from_millis(200));
+        vm.monitor().stop();
+        let seen = vm.monitor().validate().expect("the kernel answers");
+        assert!(seen.findings.iter().all(|finding| finding.check != Check::ForgottenClaim), "{seen:?}");
+        vm.stop();
+        drop(alloc.join().expect("no panic"));
+    });
+}
+
+/// A validation waits for an install at a frame, and a status for neither.
+#[test]
+fn a_status_does_not_wait_for_a_validation() {
+    if let Err(error) = vmm::boot::open_kvm() {
+        return skipped(llfree_base::error_line(&error));
+    }
+    let scenario = Scenario::start();
+    let served = Served::start();
+    let [mut allocates, mut validates, mut asks] = std::array::from_fn(|_| served.client());
+    let installing = [faults::MOVE, faults::POPULATE];
+    std::thread::scope(|scope| {
+        installing.iter().for_each(|point| scenario.set(point, "1*sleep(5000)->off").expect("actions"));
+        let alloc = Request::Guest(GuestRequest::Alloc { bytes: 64 * MIB, order: 9 });
+        scope.spawn(move || drop(allocates.call_within(&alloc, PATIENCE)));
+        std::thread::sleep(Duration::from_millis(200));
+        let check = scope.spawn(move || validates.call_within(&Request::Validate, PATIENCE));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(matches!(asks.call_within(&Request::Status, PATIENCE), Ok(Reply::Status(_))));
+        assert!(!check.is_finished(), "the validation waits for the frame");
+        let Ok(Reply::Validate(report)) = check.join().expect("no panic") else { panic!("no report") };
+        assert!(report.clean, "{report:?}");
+    });
+    served.stop();
+}
+
+/// A host that does not answer: who ends the VM does not wait for it.
+#[test]
+fn a_vm_ends_though_a_request_does_not() {
+    if let Err(error) = vmm::boot::open_kvm() {
+        return skipped(llfree_base::error_line(&error));
+    }
+    let scenario = Scenario::start();
+    let served = Served::start();
+    let mut client = served.client();
+    assert!(matches!(client.call_within(&Request::Status, PATIENCE), Ok(Reply::Status(_))));
+    scenario.set(faults::RESIDENCY, "1*sleep(30000)->off").expect("actions");
+    let asks = std::thread::spawn(move || client.call_within(&Request::Status, Duration::from_secs(100)));
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!asks.is_finished(), "the kernel does not say what is resident");
+    let start = std::time::Instant::now();
+    served.vm.stop();
+    served.service.finish();
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    // It is still at work, and finds all that it needs.
+    assert!(!asks.is_finished());
+    assert!(asks.join().expect("no panic").is_ok());
+    served.stop();
 }
 
 /// A slow host: the pause says what did not settle, and the VM runs on as before.

@@ -7,8 +7,10 @@ use llfree_control::report::StatusReport;
 use llfree_monitor::memory::Backing;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use test_machine::MIB;
-use test_machine::machine::{fill, free, start};
+use test_machine::machine::{alloc, fill, free, start};
 use vmm::service;
 use vmm::vm::{Vm, VmConfig};
 
@@ -114,5 +116,39 @@ fn counters_only_rise() {
             assert!(*value >= before[name], "{name}: {value} after {}", before[name]);
         }
         before = after;
+    }
+}
+
+/// Resident memory and the limit belong together, also in the middle of a resize.
+#[test]
+fn a_status_is_of_one_moment() {
+    for elastic in ["llfree", "balloon-huge"] {
+        let elastic = elastic.parse().expect("a kind");
+        let config = VmConfig { elastic, ..VmConfig::new(Bytes(1024 * MIB), 2, Backing::Anon) };
+        let Some(vm) = start(config) else { return };
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let look = scope.spawn(|| {
+                let (mut looks, mut torn) = (0, Vec::new());
+                while !over.load(Ordering::Relaxed) {
+                    let status = service::status(&vm, "test").expect("the kernel answers");
+                    // What a guest may touch without having it: 64 KiB a vCPU.
+                    if status.resident_bytes > status.limit_bytes + MIB {
+                        torn.push((status.resident_bytes / MIB, status.limit_bytes / MIB));
+                    }
+                    looks += 1;
+                }
+                (looks, torn)
+            });
+            for _ in 0..15 {
+                alloc(&vm, 900, 9);
+                free(&vm, None, false);
+                vm.shrink(64 * MIB, |elapsed| elapsed < Duration::from_secs(60)).expect("in range");
+                vm.grow(1024 * MIB).expect("in range");
+            }
+            over.store(true, Ordering::Relaxed);
+            let (looks, torn) = look.join().expect("no panic");
+            assert!(torn.is_empty(), "{} of {looks}: {torn:?}", torn.len());
+        });
     }
 }

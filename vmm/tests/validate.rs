@@ -4,7 +4,7 @@
 use llfree_control::protocol::GuestRequest;
 use llfree_control::report::ValidateReport;
 use llfree_monitor::memory::Backing;
-use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
+use shared_layout::{HUGE_SIZE, HugeEntry, HugeId, HugeRange};
 use std::sync::atomic::{AtomicBool, Ordering};
 use test_machine::MIB;
 use test_machine::machine::{FREE_EVICTED, HELD, fill, free, guest, launch_unwatched};
@@ -176,4 +176,38 @@ fn a_guest_that_writes_all_the_time_cannot_hold_it_up() {
         over.store(true, Ordering::Relaxed);
         hostile.join().expect("no panic");
     });
+}
+
+#[test]
+fn zeroes_that_the_kernel_shares_are_no_fault_of_the_host_and_free_nothing() {
+    let Some(vm) = launch_unwatched(64, 1, Backing::Anon) else { return };
+    fill(&vm, 32);
+    free(&vm, None, false);
+    guest(&vm, &GuestRequest::Idle);
+    let resident = || vm.monitor().ram().residency().expect("the kernel answers").resident_bytes;
+    let all = resident();
+    let frames: Vec<u32> = (0..32).filter(|huge| is_free_and_backed(&vm, *huge)).collect();
+    assert!(frames.len() >= 16, "{frames:?}");
+    // Under pressure the kernel takes pages of zeroes and maps the page that all share, as a read of missing
+    // memory does.
+    let ram = vm.monitor().ram();
+    for huge in &frames[..8] {
+        ram.discard(HugeId(*huge)).expect("in RAM");
+        let at = GuestAddress(HugeId(*huge).byte_offset());
+        assert_eq!(ram.guest_memory().read_obj::<u64>(at).expect("in RAM"), 0);
+    }
+    assert_eq!(all - resident(), 8 * HUGE_SIZE);
+    is_clean(&vm);
+    // What is not there cannot go back.
+    let before = resident();
+    let pass = vm.monitor().evict(u32::MAX).expect("nothing is locked");
+    assert_eq!(pass.discarded as usize, frames.len());
+    assert_eq!(pass.freed_bytes, before - resident());
+    assert_eq!(pass.freed_bytes, (frames.len() as u64 - 8) * HUGE_SIZE);
+    is_clean(&vm);
+}
+
+/// Whether the frame is free and has memory.
+fn is_free_and_backed(vm: &Vm, huge: u32) -> bool {
+    vm.platform().table().entries()[huge as usize].load(Ordering::Relaxed) == HugeEntry::FREE_INSTALLED.bits()
 }

@@ -95,6 +95,21 @@ pub(crate) const PLAN: &[Room] = &[
         others: Not(&[]),
     },
     Room {
+        name: "attack",
+        sees: &[
+            "shared-layout",
+            "guest-abi",
+            "llfree-base",
+            "llfree-monitor",
+            "llfree-control",
+            "llfree",
+            "agent-abi",
+            "images",
+            "vmm",
+        ],
+        others: Not(&[]),
+    },
+    Room {
         name: "benches",
         sees: &[
             "shared-layout",

@@ -115,6 +115,25 @@ fn files_named_in_prose_exist() {
     assert!(wrong.is_empty(), "files that pages name and nobody has:\n{}", wrong.join("\n"));
 }
 
+/// The names of tests that a page mentions, each with its line: words in code of four parts or more.
+fn named_tests(prose: &str) -> Vec<(usize, &str)> {
+    let lines = prose.lines().enumerate().map(|(line, text)| (line + 1, text));
+    let words = lines.flat_map(|(line, text)| text.split('`').skip(1).step_by(2).map(move |word| (line, word)));
+    let is_name = |word: &str| word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    words.filter(|(_, word)| is_name(word) && word.matches('_').count() >= 3).collect()
+}
+
+#[test]
+fn tests_named_in_the_page_of_waits_exist() {
+    let sources: Vec<String> = files(".rs").iter().map(|path| read(path)).collect();
+    let page = pages().into_iter().find(|page| page.path.ends_with("docs/waits.md")).expect("it is there");
+    let named = named_tests(&page.prose);
+    assert!(named.len() > 30, "only {} tests were found", named.len());
+    let is_there = |name: &str| sources.iter().any(|source| source.contains(&format!("fn {name}(")));
+    let missing: Vec<_> = named.iter().filter(|(_, name)| !is_there(name)).collect();
+    assert!(missing.is_empty(), "tests that nobody has: {missing:?}");
+}
+
 #[test]
 fn links_and_names_in_code_blocks_are_free() {
     let text = "[a](x.md)\n```\n[b](y.md) gone.rs\n# no heading\n```\nsee [`c`\nd](z.md#e), `f/g.rs`.";

@@ -210,7 +210,7 @@ mod tests {
             ("keep=1M,keep=2M", "'keep' is set twice"),
             ("interval=1ms", "'interval=1ms' is out of range; use 100ms to 1h"),
             ("interval=2h", "'interval=2h' is out of range; use 100ms to 1h"),
-            ("interval=5", "in 'interval': '5' has no known unit; the units are ms, s, m (minutes) and h"),
+            ("interval=5", "in 'interval': '5' has no known unit; the units are us, ms, s, m (minutes) and h"),
             ("min-age=0", "'min-age=0' is not a number of scans; use 1 to 255"),
             ("min-age=256", "'min-age=256' is not a number of scans; use 1 to 255"),
             ("keep=-1", "in 'keep': '-1' is negative; a size starts at 0"),

@@ -40,6 +40,9 @@ pub const READ: u64 = 2;
 /// Of a file's flags, those that could change a file.
 const OPEN_TO_CHANGE: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
 
+/// `PAGEMAP_SCAN`: which pages are there, by a file that is open already.
+pub const SCAN_PAGES: Allow = With(libc::SYS_ioctl, 1, &[ioc(READ | WRITE, b'f' as u64, 16, 0x60)]);
+
 /// Asking the kernel what is resident: `/proc`, `/sys`, and the guest's memory file.
 pub const READ_FILES: &[Allow] = &[
     Without(libc::SYS_openat, 2, OPEN_TO_CHANGE),
@@ -50,7 +53,7 @@ pub const READ_FILES: &[Allow] = &[
     Call(libc::SYS_newfstatat),
     Call(libc::SYS_statx),
     Call(libc::SYS_mincore),
-    With(libc::SYS_ioctl, 1, &[ioc(READ | WRITE, b'f' as u64, 16, 0x60)]), // PAGEMAP_SCAN
+    SCAN_PAGES,
 ];
 
 /// Waiting for descriptors, and reading them.

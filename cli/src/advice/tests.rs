@@ -7,12 +7,13 @@ use crate::run::RunError;
 use clap::CommandFactory;
 use llfree_base::choices::Switch;
 use llfree_base::units::Bytes;
-use llfree_control::report::{BalloonStatus, ElasticStatus, MemStatus};
+use llfree_control::client::ClientError;
+use llfree_control::protocol::{ErrorKind, ShrinkGoal};
+use llfree_control::report::Word;
 use llfree_monitor::OnViolation;
 use llfree_monitor::Violation;
 use llfree_monitor::install_config::{InstallConfig, InstallPool};
 use llfree_monitor::memory::{Backing, UseUserfaultfd, UserfaultError};
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use vmm::elastic::Elastic;
 
@@ -27,14 +28,14 @@ fn socket_line(error: SocketError) -> String {
 }
 
 fn io() -> std::io::Error {
-    ErrorKind::NotFound.into()
+    std::io::ErrorKind::NotFound.into()
 }
 
 #[test]
 fn a_pool_or_policy_without_userfaultfd_names_both_flags() {
     let memory = Bytes(32 << 20);
     let chosen = InstallConfig {
-        pool: Some(InstallPool { size: Bytes(64 << 20), rate: Bytes(0) }),
+        pool: Some(InstallPool { size: Bytes(64 << 20), ..InstallPool::NONE }),
         on_violation: Some(OnViolation::Stop),
         userfaultfd: UseUserfaultfd::Auto,
     };
@@ -71,11 +72,19 @@ fn memory_that_cannot_be_made_names_the_flag_that_asked_for_it() {
 
 #[test]
 fn a_client_that_finds_no_vm_or_several_is_told_what_to_write() {
-    assert_eq!(socket_line(SocketError::NoneRunning), "no VM is running; start one with 'llfree-vmm --mem 16G'");
+    assert_eq!(
+        socket_line(SocketError::NoneRunning(vec![])),
+        "no VM is running; start one with 'llfree-vmm --mem 16G'"
+    );
     let several = SocketError::SeveralRunning(vec!["a".to_owned(), "b".to_owned()]);
-    assert_eq!(socket_line(several), "2 VMs are running; choose one with --name: a, b");
+    assert_eq!(socket_line(several), "2 VMs are running; name one of them: a, b");
     let path = || PathBuf::from("/run/llfree-vmm");
-    let text = socket_line(SocketError::Directory { path: path(), uid: 1, found: "its mode is 0777".to_owned() });
+    let text = socket_line(SocketError::Directory {
+        path: path(),
+        uid: 1,
+        found: "its mode is 0777".to_owned(),
+        is_ours: true,
+    });
     assert!(text.ends_with("its mode is 0777; remove it or use --socket"), "{text}");
     let text = socket_line(SocketError::InUse { path: path(), pid: Some(7) });
     assert!(text.ends_with("(pid 7); choose another --name or stop that one"), "{text}");
@@ -135,52 +144,26 @@ fn a_shrink_that_did_not_wait_is_told_that_it_may() {
     assert_eq!(shortfall(&Request::Grow { to_bytes: MIB }), None);
 }
 
-/// A VM of 256 MiB with a limit of 128 MiB.
-fn status(kind: &str) -> StatusReport {
-    let balloon = kind.starts_with("balloon").then(BalloonStatus::default);
-    let mem = (kind == "virtio-mem").then(|| MemStatus { boot_bytes: 64 * MIB, ..MemStatus::default() });
-    let elastic = ElasticStatus {
-        kind: kind.parse::<Elastic>().expect(kind).way().kind().into(),
-        balloon,
-        mem,
-        ..ElasticStatus::default()
-    };
-    StatusReport { memory_bytes: 256 * MIB, limit_bytes: 128 * MIB, elastic, ..StatusReport::default() }
-}
-
 #[test]
-fn a_refusal_is_explained_by_the_vms_status() {
-    let refused = |request: &Request, kind: &str| {
-        let (message, status) = ("no".to_owned(), Some(Box::new(status(kind))));
-        line(&CommandError::Refused { message, request: Box::new(request.clone()), status })
+fn a_refusal_is_explained_by_its_own_reason() {
+    let refused = |reason: Option<Word<Reason>>| {
+        let refused = ClientError::Refused { kind: ErrorKind::Refused, reason, message: "no".to_owned() };
+        line(&CommandError::Client(refused))
     };
-    let shrink = |mib: u64| Request::Shrink { goal: ShrinkGoal::ToBytes(mib * MIB), wait_ms: 0 };
-    let shrink_by = |mib: u64| Request::Shrink { goal: ShrinkGoal::ByBytes(mib * MIB), wait_ms: 0 };
-    let grow = |mib: u64| Request::Grow { to_bytes: mib * MIB };
-    let auto = Request::AutoReclaim { settings: "on".parse().expect("a switch") };
-    let reclaim = Request::Reclaim { bytes: None };
-    for kind in ["llfree", "balloon", "virtio-mem", "none"] {
-        assert_eq!(refused(&shrink(200), kind), "no; use grow to raise it");
-        assert_eq!(refused(&grow(100), kind), "no; use shrink to lower it");
-        // The words of the VM say all there is to say.
-        assert_eq!(refused(&grow(300), kind), "no");
-        assert_eq!(refused(&shrink(300), kind), "no");
-    }
-    assert_eq!(refused(&shrink_by(300), "llfree"), "no");
-    assert!(refused(&shrink(100), "none").contains("--elastic none"));
-    assert!(refused(&grow(200), "none").contains("--elastic none"));
-    assert!(refused(&shrink(62), "virtio-mem").contains("--elastic virtio-mem,boot=SIZE"));
-    assert!(refused(&shrink_by(100), "virtio-mem").contains("--elastic virtio-mem,boot=SIZE"));
-    for (request, kind) in [(&reclaim, "balloon"), (&Request::Validate, "none"), (&auto, "virtio-mem")] {
-        let text = refused(request, kind);
-        assert!(text.contains(&format!("--elastic {kind}")) && text.contains("needs --elastic llfree"), "{text}");
-    }
-    let text = refused(&auto, "balloon-huge");
-    assert!(text.contains("--auto-reclaim on") && text.contains("--elastic balloon,reporting=on|off"), "{text}");
-    // Settings that keep too much say so themselves.
-    assert_eq!(refused(&auto, "llfree"), "no");
-    let silent = CommandError::Refused { message: "no".to_owned(), request: Box::new(reclaim), status: None };
-    assert_eq!(line(&silent), "no");
+    let known = |reason: Reason| refused(Some(reason.into()));
+    assert_eq!(known(Reason::AboveLimit), "no; use grow to raise it");
+    assert_eq!(known(Reason::BelowLimit), "no; use shrink to lower it");
+    assert_eq!(known(Reason::NotElastic), "no; launch it without --elastic none");
+    assert!(known(Reason::NoTable).ends_with("launched with --elastic llfree can do that"));
+    assert!(known(Reason::BelowBoot).contains("--elastic virtio-mem,boot=SIZE"));
+    assert!(known(Reason::SetAtLaunch).contains("--elastic balloon,reporting=on|off"));
+    assert!(known(Reason::NoConsole).contains("--serial socket"));
+    // The words of the VM say all there is to say.
+    assert_eq!(known(Reason::AboveMemory), "no");
+    assert_eq!(known(Reason::KeepTooLarge), "no");
+    // An older VM gives no reason, a newer one a reason that is not known here.
+    assert_eq!(refused(None), "no");
+    assert_eq!(refused(Some(Word::Other("too_late".to_owned()))), "no");
 }
 
 #[test]

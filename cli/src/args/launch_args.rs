@@ -24,6 +24,9 @@ pub struct LaunchArgs {
     /// Maximum guest memory; only what the guest touches costs host memory
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
     pub mem: Option<Bytes>,
+    /// The limit to start with, if that is not all of --mem; grow raises it
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+    pub limit: Option<Bytes>,
     /// vCPUs; 2 by default, or 1 on a host with one core
     #[arg(long, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
     pub cpus: Option<u32>,
@@ -58,11 +61,11 @@ pub struct LaunchArgs {
     /// interval=5s,min-age=2,keep=64M,rate=4G/s
     #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
     pub auto_reclaim: Option<Switch>,
-    /// Cores to pin the vCPUs to, in turn, like 0,1; not pinned by default
-    #[arg(long, value_name = "CORES", value_delimiter = ',', value_parser = parse_core, allow_hyphen_values = true)]
-    pub pin: Vec<u32>,
-    /// Zeroed memory kept ready for installs, like 64M or 64M,rate=4G/s; 0 for none [default: 64M, or an
-    /// eighth of --mem if that is less]
+    /// Cores to pin the vCPUs to, in turn, like 0,2 or 0-3; not pinned by default
+    #[arg(long, value_name = "CORES", value_parser = parse_cores, allow_hyphen_values = true)]
+    pub pin: Vec<Cores>,
+    /// Zeroed memory kept ready for installs, like 64M or 64M,rate=4G/s; 0 for none [default: as recent installs
+    /// call for, at most 64M or an eighth of --mem; none in an idle VM]
     #[arg(long, value_name = "SIZE[,rate=SIZE/s]", allow_hyphen_values = true)]
     pub install_pool: Option<InstallPool>,
     /// What happens when the guest touches memory without asking. stop: it is stopped; install (the
@@ -81,7 +84,38 @@ pub struct LaunchArgs {
     /// or next to the caller's cgroup (auto)
     #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = AUTO)]
     pub cgroup: Option<PathBuf>,
+    /// Go on in the background: returns when the VM answers, or with the launch's error and exit code
+    #[arg(long)]
+    pub detach: bool,
+    /// Write the process id there while the VM runs
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Append the log there once the VM is up, instead of to stderr; SIGHUP opens the file anew, for log
+    /// rotation, and no longer ends the VM
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Linux: where the serial console goes: stdio (the default), file:PATH, off, or socket (the default with
+    /// --detach), to which 'llfree-vmm console' attaches
+    #[arg(long, value_name = "WHERE", value_parser = parse_serial)]
+    pub serial: Option<SerialLine>,
 }
+
+/// Where the guest's serial line goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SerialLine {
+    /// To stdout, and from stdin.
+    Stdio,
+    /// To a file.
+    File(PathBuf),
+    /// To whoever attaches.
+    Socket,
+    /// Nowhere.
+    Off,
+}
+
+/// Cores in the order in which vCPUs are pinned to them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cores(pub Vec<u32>);
 
 impl LaunchArgs {
     /// The way that frames get their memory.
@@ -100,6 +134,19 @@ impl LaunchArgs {
         self.cpus.unwrap_or_else(default_cpus)
     }
 
+    /// Where the serial line goes, the default filled in.
+    #[must_use]
+    pub fn serial(&self) -> SerialLine {
+        let default = if self.detach { SerialLine::Socket } else { SerialLine::Stdio };
+        self.serial.clone().unwrap_or(default)
+    }
+
+    /// The cores to pin vCPUs to.
+    #[must_use]
+    pub fn pin(&self) -> Vec<u32> {
+        self.pin.iter().flat_map(|cores| &cores.0).copied().collect()
+    }
+
     /// The backing of guest memory, the default filled in.
     #[must_use]
     pub fn backing(&self) -> Backing {
@@ -110,6 +157,7 @@ impl LaunchArgs {
     pub(super) fn given(&self) -> Option<&'static str> {
         let flags = [
             ("--mem", self.mem.is_some()),
+            ("--limit", self.limit.is_some()),
             ("--cpus", self.cpus.is_some()),
             ("--kernel", self.kernel.is_some()),
             ("--initrd", self.initrd.is_some()),
@@ -126,6 +174,10 @@ impl LaunchArgs {
             ("--install-pool", self.install_pool.is_some()),
             ("--on-violation", self.on_violation.is_some()),
             ("--userfaultfd", self.userfaultfd.is_some()),
+            ("--detach", self.detach),
+            ("--pid-file", self.pid_file.is_some()),
+            ("--log-file", self.log_file.is_some()),
+            ("--serial", self.serial.is_some()),
         ];
         flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
     }
@@ -154,6 +206,38 @@ pub(super) fn parse_cpus(text: &str) -> Result<u32, String> {
     }
 }
 
-fn parse_core(text: &str) -> Result<u32, String> {
-    text.trim().parse().map_err(|_| "not the number of a core; write comma-separated numbers, like 0,1".to_owned())
+/// The most cores that a machine has, so that a range is no way to fill memory.
+const MOST_CORES: u32 = 1 << 16;
+
+fn parse_cores(text: &str) -> Result<Cores, String> {
+    let number = |text: &str| {
+        let core = text.trim().parse::<u32>().ok().filter(|core| *core < MOST_CORES);
+        core.ok_or_else(|| "not the number of a core; write numbers and ranges, like 0,2 or 0-3".to_owned())
+    };
+    let mut cores = Vec::new();
+    for part in text.split(',') {
+        match part.split_once('-') {
+            Some((first, last)) => {
+                let (first, last) = (number(first)?, number(last)?);
+                if first > last {
+                    return Err(format!("the range {first}-{last} is empty; write {last}-{first}"));
+                }
+                cores.extend(first..=last);
+            }
+            None => cores.push(number(part)?),
+        }
+    }
+    Ok(Cores(cores))
+}
+
+fn parse_serial(text: &str) -> Result<SerialLine, String> {
+    match text {
+        "stdio" => Ok(SerialLine::Stdio),
+        "socket" => Ok(SerialLine::Socket),
+        "off" => Ok(SerialLine::Off),
+        _ => match text.strip_prefix("file:") {
+            Some(path) if !path.is_empty() => Ok(SerialLine::File(path.into())),
+            _ => Err("use stdio, file:PATH, socket or off".to_owned()),
+        },
+    }
 }

@@ -2,11 +2,13 @@
 
 use crate::advice::{self, Advice, Advised};
 use crate::exit;
+use crate::failure::{self, Fails, Failure};
 use llfree_base::units::Bytes;
 use llfree_control::socket::SocketError;
 use llfree_harden::SeccompError;
 use llfree_monitor::auto::SwitchError;
 use std::io;
+use std::path::PathBuf;
 use vmm::cgroup::CgroupError;
 use vmm::elastic::ResizeError;
 use vmm::exit::ExitReason;
@@ -30,6 +32,20 @@ pub enum RunError {
     /// No filters for the threads.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
+    /// The limit to start with.
+    #[error("the VM cannot start with that limit")]
+    Limit(#[source] VmError),
+    /// A file for the serial line.
+    #[error("cannot open {path} for the serial line")]
+    SerialFile {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A serial line of a guest that has none.
+    #[error("this kind of guest has no serial line; leave --serial out, or name a Linux with --kernel")]
+    NoSerial,
     /// The guest ended on its own, and not well.
     #[error(transparent)]
     Guest(#[from] ExitReason),
@@ -69,6 +85,8 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Guest(end) | Self::Workload { source: VmError::Ended(end), .. } => match end {
+                // Not the guest's fault.
+                ExitReason::Unwatched(_) => exit::ERROR,
                 ExitReason::Rebooted => exit::REBOOTED,
                 ExitReason::KernelPanic(_) => exit::PANICKED,
                 _ => exit::CRASHED,
@@ -93,6 +111,22 @@ impl RunError {
     }
 }
 
+impl Fails for RunError {
+    fn failure(&self) -> Failure {
+        let kind = match self {
+            Self::Socket(error) => failure::of_socket(error),
+            Self::Guest(_) | Self::Workload { source: VmError::Ended(_), .. } => "guest".to_owned(),
+            Self::Flags(_) | Self::DemoSize(_) | Self::NoSerial | Self::Limit(_) => "usage".to_owned(),
+            Self::Host { .. } | Self::Loop(_) | Self::SerialFile { .. } => "host".to_owned(),
+            Self::Output(_) => "output".to_owned(),
+            Self::Launch(_) | Self::Cgroup(_) | Self::Seccomp(_) | Self::AutoReclaim(_) | Self::Workload { .. } => {
+                "launch".to_owned()
+            }
+        };
+        Failure { kind, reason: None, message: self.report(), exit_code: self.exit_code() }
+    }
+}
+
 impl Advised for RunError {
     fn advice(&self) -> Option<Advice> {
         match self {
@@ -101,7 +135,8 @@ impl Advised for RunError {
             Self::Cgroup(error) => advice::cgroup(error),
             Self::Flags(error) => Some(advice::resize(error)),
             Self::Guest(end) => advice::exit(end),
-            Self::Workload { source, .. } => advice::vm(source),
+            Self::Workload { source, .. } | Self::Limit(source) => advice::vm(source),
+            Self::SerialFile { .. } | Self::NoSerial => None,
             Self::Seccomp(_) | Self::AutoReclaim(_) | Self::Host { .. } => None,
             Self::DemoSize(_) | Self::Loop(_) | Self::Output(_) => None,
         }
@@ -109,7 +144,7 @@ impl Advised for RunError {
 }
 
 /// A size that the demo's story does not fit in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DemoSizeError {
     /// Too little memory.
     #[error("--mem {memory} is too small for the demo; use at least {least}")]
@@ -126,6 +161,16 @@ pub enum DemoSizeError {
         touch: Bytes,
         /// The smallest size that works.
         least: Bytes,
+    },
+    /// The guest would touch more than can be had.
+    #[error("the demo's guest touches {touch} with these sizes, and {place} has only {available} available")]
+    Room {
+        /// What it would touch.
+        touch: Bytes,
+        /// What can be had.
+        available: Bytes,
+        /// Who has no more.
+        place: String,
     },
     /// The guest would touch all there is.
     #[error("--touch {touch} leaves the guest no memory of its own; use at most {most} with --mem {memory}")]

@@ -2,7 +2,12 @@
 
 use super::error::{RunError, host};
 use super::stop::{Stop, StopCell, StopOn};
+use crate::terminal::Input;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
+use llfree_control::protocol::Request;
+use llfree_control::server::{ControlServer, Responder};
+use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
@@ -12,22 +17,54 @@ use vmm_sys_util::eventfd::EventFd;
 const LAST_REPLIES: Duration = Duration::from_secs(1);
 const REPLY_GAP: Duration = Duration::from_millis(20);
 
+/// A part of the launch that hangs on the loop. It registers its descriptors itself, and keeps the error if
+/// it cannot.
+pub(super) trait Part: MutEventSubscriber {
+    /// Why it would not hear of what it is there for.
+    fn take_failure(&mut self) -> Option<io::Error>;
+}
+
+impl<F: AsRawFd> Part for StopOn<F> {
+    fn take_failure(&mut self) -> Option<io::Error> {
+        self.deaf.take()
+    }
+}
+
+impl<D: FnMut(Request, Responder)> Part for ControlServer<D> {
+    fn take_failure(&mut self) -> Option<io::Error> {
+        Self::take_failure(self)
+    }
+}
+
+impl<L: FnMut()> Part for Input<L> {
+    fn take_failure(&mut self) -> Option<io::Error> {
+        Self::take_failure(self)
+    }
+}
+
 /// The loop of one launch; nothing on it blocks.
-pub(super) struct EventLoop(EventManager<Box<dyn MutEventSubscriber>>);
+pub(super) struct EventLoop(EventManager<Box<dyn Part>>);
 
 impl EventLoop {
     /// A loop that watches for signals.
     pub(super) fn new(signals: Vec<StopOn<UnixStream>>) -> Result<Self, RunError> {
         let mut events = Self(EventManager::new().map_err(broken)?);
         for signal in signals {
-            events.add(signal);
+            events.add(signal)?;
         }
         Ok(events)
     }
 
     /// Hangs a part on it.
-    pub(super) fn add(&mut self, part: impl MutEventSubscriber + 'static) -> SubscriberId {
-        self.0.add_subscriber(Box::new(part))
+    ///
+    /// # Errors
+    /// The loop cannot watch what the part needs: a launch must not go on with a part that is deaf.
+    pub(super) fn add(&mut self, part: impl Part + 'static) -> Result<SubscriberId, RunError> {
+        let id = self.0.add_subscriber(Box::new(part));
+        match self.0.subscriber_mut(id).map_err(broken)?.take_failure() {
+            Some(error) => Err(host("watch a descriptor on the event loop")(error)),
+            None => Ok(id),
+        }
     }
 
     /// Takes a part off.
@@ -38,8 +75,7 @@ impl EventLoop {
     /// Stops, for this reason, once `event` is readable.
     pub(super) fn stop_on(&mut self, event: &EventFd, reason: Stop, stop: &StopCell) -> Result<(), RunError> {
         let source = event.try_clone().map_err(host("duplicate an event"))?;
-        self.add(StopOn { source, reason, cell: stop.clone() });
-        Ok(())
+        self.add(StopOn::new(source, reason, stop)).map(drop)
     }
 
     /// Serves until there is a reason to stop.

@@ -4,6 +4,7 @@
 use crate::exit;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use llfree_base::lock;
+use llfree_control::watch::watch;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -37,9 +38,17 @@ impl StopCell {
 
 /// A descriptor whose readability is a reason to stop.
 pub(super) struct StopOn<F> {
-    pub(super) source: F,
-    pub(super) reason: Stop,
-    pub(super) cell: StopCell,
+    source: F,
+    reason: Stop,
+    cell: StopCell,
+    /// Why the loop does not watch it.
+    pub(super) deaf: Option<io::Error>,
+}
+
+impl<F> StopOn<F> {
+    pub(super) fn new(source: F, reason: Stop, cell: &StopCell) -> Self {
+        Self { source, reason, cell: cell.clone(), deaf: None }
+    }
 }
 
 impl<F: AsRawFd> MutEventSubscriber for StopOn<F> {
@@ -50,29 +59,45 @@ impl<F: AsRawFd> MutEventSubscriber for StopOn<F> {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        if let Err(error) = ops.add(Events::new(&self.source, EventSet::IN)) {
-            log::error!("the event loop cannot watch for {:?}: {error}", self.reason);
-        }
+        self.deaf = watch(ops, Events::new(&self.source, EventSet::IN)).err();
     }
 }
 
-/// SIGTERM, SIGINT and SIGHUP end the VM cleanly. Once the flag is set, one more ends it hard.
-pub(super) fn watch_signals(stop: &StopCell) -> io::Result<(Vec<StopOn<UnixStream>>, Arc<AtomicBool>)> {
+/// The signals as descriptors.
+pub(super) struct Signals {
+    /// Those that end the VM cleanly.
+    pub(super) stops: Vec<StopOn<UnixStream>>,
+    /// SIGHUP, if it opens the log anew.
+    pub(super) reopen: Option<UnixStream>,
+    /// Once it is set, one more signal ends the VM hard.
+    pub(super) second_is_hard: Arc<AtomicBool>,
+}
+
+/// SIGTERM, SIGINT and SIGHUP end the VM cleanly; with a log file, SIGHUP opens that anew instead.
+pub(super) fn watch_signals(stop: &StopCell, has_log_file: bool) -> io::Result<Signals> {
     let second_is_hard = Arc::new(AtomicBool::new(false));
     let watch = |signal| {
         let (read, write) = UnixStream::pair()?;
         signal_hook::low_level::pipe::register(signal, write)?;
         signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), second_is_hard.clone())?;
-        Ok(StopOn { source: read, reason: Stop::Signal(signal), cell: stop.clone() })
+        Ok(StopOn::new(read, Stop::Signal(signal), stop))
+    };
+    let reopen = || {
+        let (read, write) = UnixStream::pair()?;
+        signal_hook::low_level::pipe::register(SIGHUP, write)?;
+        io::Result::Ok(read)
     };
     // A process started under nohup is meant to outlive the terminal.
-    let signals: &[i32] = if is_ignored(SIGHUP) { &[SIGTERM, SIGINT] } else { &[SIGTERM, SIGINT, SIGHUP] };
+    let hang_up_stops = !has_log_file && !is_ignored(SIGHUP);
+    let signals: &[i32] = if hang_up_stops { &[SIGTERM, SIGINT, SIGHUP] } else { &[SIGTERM, SIGINT] };
+    let handled: &[i32] = &[SIGTERM, SIGINT, SIGHUP];
     // A signal that comes between two steps has to wait: with a handler, but without its pipe, it
     // would be lost. One that is blocked already is unblocked all the same.
-    signals.iter().for_each(|signal| drop(block_signal(*signal)));
-    let watched = signals.iter().copied().map(watch).collect::<io::Result<_>>();
-    signals.iter().for_each(|signal| drop(unblock_signal(*signal)));
-    Ok((watched?, second_is_hard))
+    handled.iter().for_each(|signal| drop(block_signal(*signal)));
+    let stops = signals.iter().copied().map(watch).collect::<io::Result<_>>();
+    let reopen = has_log_file.then(reopen).transpose();
+    handled.iter().for_each(|signal| drop(unblock_signal(*signal)));
+    Ok(Signals { stops: stops?, reopen: reopen?, second_is_hard })
 }
 
 fn is_ignored(signal: i32) -> bool {

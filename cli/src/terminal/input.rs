@@ -6,11 +6,13 @@
 
 use super::escape::Escape;
 use super::{HELP, NOTICE, Terminal};
+use crate::log_writer::LOG;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use llfree_control::watch::watch;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGCONT, SIGTSTP};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -29,6 +31,8 @@ pub struct Input<L> {
     /// Bytes that were read but do not fit yet.
     waiting: Vec<u8>,
     ended: bool,
+    /// Why the loop does not watch all that it should.
+    deaf: Option<io::Error>,
     on_leave: L,
 }
 
@@ -81,8 +85,14 @@ impl<L: FnMut()> Input<L> {
             escape: Escape::default(),
             waiting: Vec::new(),
             ended: false,
+            deaf: None,
             on_leave,
         })
+    }
+
+    /// Why it would never hear of a key, if the loop that it was added to cannot watch what it needs.
+    pub fn take_failure(&mut self) -> Option<io::Error> {
+        self.deaf.take()
     }
 
     /// Whether there is nothing more to come.
@@ -195,15 +205,14 @@ impl<L: FnMut()> MutEventSubscriber for Input<L> {
             terminal.raw();
         }
         // Edges, since what is there and has to wait must not keep the loop awake.
-        match ops.add(Events::new(&self.from, EventSet::IN | EventSet::EDGE_TRIGGERED)) {
+        let mut deaf = match watch(ops, Events::new(&self.from, EventSet::IN | EventSet::EDGE_TRIGGERED)) {
             // A file, or /dev/null: it is always readable, and nobody tells of that.
-            Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => {}
-            Err(error) => log::error!("the event loop cannot watch the console's input: {error:?}"),
-            Ok(()) => {}
-        }
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
+            watched => watched.err(),
+        };
         let mut watch = |what: &dyn AsRawFd| {
-            if let Err(error) = ops.add(Events::new_raw(what.as_raw_fd(), EventSet::IN)) {
-                log::error!("the event loop cannot watch the console: {error:?}");
+            if let Err(error) = watch(ops, Events::new_raw(what.as_raw_fd(), EventSet::IN)) {
+                deaf.get_or_insert(error);
             }
         };
         watch(self.serial.room());
@@ -211,6 +220,7 @@ impl<L: FnMut()> MutEventSubscriber for Input<L> {
             watch(&jobs.stop);
             watch(&jobs.go_on);
         }
+        self.deaf = deaf;
         // What came before the loop makes no edge, and a file none at all.
         self.bring();
         if self.ended {
@@ -221,6 +231,5 @@ impl<L: FnMut()> MutEventSubscriber for Input<L> {
 
 /// A line for the one at the terminal.
 fn say(line: &str) {
-    // Nobody is to be told that nobody can be told.
-    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+    LOG.print(format!("{line}\n").as_bytes());
 }

@@ -22,3 +22,8 @@ pub use raw::Terminal;
 pub const NOTICE: &str = "console: press Ctrl-A X to leave";
 /// The help that Ctrl-A H prints.
 pub const HELP: &str = "console: Ctrl-A X leaves and ends the VM, Ctrl-A A sends a Ctrl-A, Ctrl-A H shows this help";
+/// The notice printed on a terminal that attaches to a VM in the background.
+pub const ATTACHED: &str = "console: press Ctrl-A X to detach";
+/// The help that Ctrl-A H prints there.
+pub const ATTACHED_HELP: &str =
+    "console: Ctrl-A X detaches and leaves the VM running, Ctrl-A A sends a Ctrl-A, Ctrl-A H shows this help";

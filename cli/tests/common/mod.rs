@@ -8,7 +8,7 @@
 
 use serde_json::Value;
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, PipeReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -184,7 +184,9 @@ impl Scratch {
 
     /// Gives a command this directory, pipes, and no setting of the user's own.
     pub(crate) fn prepare<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env("XDG_RUNTIME_DIR", self.path()).env_remove("RUST_LOG").current_dir(self.path());
+        // Not only the first place for a socket but the only one: no test sees, or stops, a VM of somebody else.
+        command.env("LLFREE_VMM_DIR", self.path().join("llfree-vmm"));
+        command.env_remove("RUST_LOG").current_dir(self.path());
         if no_userfaultfd().is_some() {
             // Every VM would warn about it, which has its own test; the other tests read all of stderr.
             command.env("RUST_LOG", "warn,cli::run=error");
@@ -305,6 +307,17 @@ impl Vm<'_> {
         assert_eq!(self.scratch.leftovers(), [] as [String; 0]);
         output
     }
+}
+
+/// A pipe without room for one more byte. Its reader, which reads nothing, must stay.
+pub(crate) fn full_pipe() -> (PipeReader, Stdio) {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    rustix::io::ioctl_fionbio(&writer, true).expect("a pipe");
+    while rustix::io::write(&writer, &[b'\n'; 4096]).is_ok() {}
+    while rustix::io::write(&writer, b"\n").is_ok() {}
+    // As a shell or a service manager hands it over: whoever writes waits.
+    rustix::io::ioctl_fionbio(&writer, false).expect("a pipe");
+    (reader, writer.into())
 }
 
 /// The number in a JSON field.

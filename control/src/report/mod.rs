@@ -4,16 +4,18 @@
 //! "by its own account" means that a guest said so, which may say anything. Reports
 //! are read leniently: unknown fields are skipped, unknown words kept as a [`Word`], and fields that were
 //! added after the first release have a default, as older VMs do not send them. [`status`] has the
-//! status and its metrics, [`words`] the words; the replies to other commands are here.
+//! status and its metrics, [`event`] what happens, [`words`] the words; the replies to other commands are here.
 
+pub mod event;
 pub mod status;
 pub mod words;
 
+pub use event::Event;
 pub use status::{
-    AutoReclaimReport, BalloonStatus, CgroupStatus, DeviceStatus, DiskStatus, ElasticStatus, GuestStatsReport,
-    InstallPoolStatus, LinuxAgentStatus, MemStatus, NetReport, NetStatus, StatusReport, VcpuStatus,
+    AutoReclaimReport, BalloonStatus, CgroupStatus, DeviceStatus, DiskStatus, ElasticStatus, GuestCommandsReport,
+    GuestStatsReport, InstallPoolStatus, LinuxAgentStatus, MemStatus, NetReport, NetStatus, StatusReport, VcpuStatus,
 };
-pub use words::{ElasticKind, Enforcement, GuestOutcome, GuestSays, SampleUnit, VcpuState, VmState, Word};
+pub use words::{ElasticKind, Enforcement, GuestOutcome, GuestSays, Reason, SampleUnit, VcpuState, VmState, Word};
 
 use llfree_base::check::Check;
 use serde::{Deserialize, Serialize};
@@ -31,6 +33,9 @@ pub struct ResizeReport {
     pub complete: bool,
     /// Why not.
     pub shortfall: Option<Shortfall>,
+    /// Whether what is missing is pursued from here on, until the target is reached or replaced.
+    #[serde(default)]
+    pub pursued: bool,
     /// Huge frames that changed hands.
     pub huge_frames: u64,
     /// Resident memory that went back to the host, in bytes.

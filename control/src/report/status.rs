@@ -36,13 +36,28 @@ metered! {
         /// Memory that the guest may hold now, in bytes.
         pub limit_bytes: u64 => gauge,
         /// Memory that the last resize, a shrink, is still short of, in bytes: the guest is asked for it until the next
-        /// resize, but nobody takes what it frees meanwhile.
+        /// resize.
         pub wanted_bytes: u64 => gauge,
+        /// The limit that a resize asked for and that is not reached yet, in bytes: it is pursued until it is, or until
+        /// another resize replaces it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub target_bytes: Option<u64> => gauge,
+        /// For how long it has been pursued, in milliseconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub target_age_ms: Option<u64> => gauge,
         /// Resident guest memory of the kernel, in bytes, with what the guest touched without asking
         /// and what is taken back while this report is made.
         pub resident_bytes: u64 => gauge,
         /// The part of it in huge pages, in bytes.
         pub huge_page_bytes: u64 => gauge,
+        /// All host memory that the VM costs, in bytes: resident guest memory, the install pool, the VMM, and
+        /// page tables. An older VM does not say, which is 0.
+        #[serde(default)]
+        pub cost_bytes: u64 => gauge,
+        /// The kernel's page tables for the VM, in bytes; those of the hypervisor are among them only in a cgroup
+        /// of the VM's own. No limit counts them but that of such a cgroup.
+        #[serde(default)]
+        pub page_table_bytes: u64 => gauge,
         /// Memory that a shrink took, in bytes; with a device, what its driver gave away.
         pub held_bytes: u64 => gauge,
         /// Memory free in the guest but not backed, in bytes.
@@ -59,7 +74,8 @@ metered! {
         pub guest_free_bytes: Option<u64> => gauge,
         /// Memory that a shrink could take right now, in bytes.
         pub reclaimable_now_bytes: Option<u64> => gauge,
-        /// The VMM's resident memory without the guest's and the install pool's, in bytes.
+        /// The VMM's resident memory without the guest's and the install pool's, in bytes; of its code, which
+        /// all VMMs share, its share.
         pub vmm_overhead_bytes: u64 => gauge,
         /// What the monitor did for the guest, and what the guest did behind its back.
         #[serde(flatten)]
@@ -75,6 +91,9 @@ metered! {
         /// Calls that were refused.
         #[serde(flatten)]
         pub doorbell: DoorbellCounts => inline,
+        /// The commands that the guest's agent has got, and those that wait for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub guest_commands: Option<GuestCommandsReport> => part,
         /// Reclaim without being asked.
         pub auto_reclaim: AutoReclaimReport => part,
         /// The VM's own cgroup, if it has one.
@@ -97,6 +116,19 @@ metered! {
         /// One a virtio device.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub devices: Vec<DeviceStatus> => part,
+    }
+}
+
+metered! {
+    /// Commands for the guest's agent: one at a time.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct GuestCommandsReport {
+        /// The one at work.
+        pub at_work: Option<String>,
+        /// For how long, in milliseconds.
+        pub age_ms: Option<u64> => gauge,
+        /// How many wait behind it.
+        pub queued: u64 => gauge,
     }
 }
 
@@ -250,8 +282,11 @@ metered! {
     /// Memory kept ready for installs.
     #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
     pub struct InstallPoolStatus {
-        /// Its size when full, in bytes; 0 without a pool.
+        /// Its size at most, in bytes; 0 without a pool.
         pub size_bytes: u64 => gauge,
+        /// The size that it is kept at, in bytes: 0 while the guest hardly installs anything.
+        #[serde(default)]
+        pub goal_bytes: u64 => gauge,
         /// Its size now, in bytes: host memory besides the guest's.
         pub resident_bytes: u64 => gauge,
         /// The sources of memory for installs.

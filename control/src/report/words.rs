@@ -159,6 +159,42 @@ words! {
         Work = "units",
     }
 
+    /// Why a request was refused, for programs that would do something about it.
+    Reason {
+        /// The size is no multiple of 2 MiB.
+        NotAMultiple = "not_a_multiple",
+        /// The limit would be above the VM's memory.
+        AboveMemory = "above_memory",
+        /// A shrink to above the limit.
+        AboveLimit = "above_limit",
+        /// A grow to below the limit.
+        BelowLimit = "below_limit",
+        /// A shrink by all of the limit, or more.
+        ByTooMuch = "by_too_much",
+        /// A shrink to below virtio-mem's boot part.
+        BelowBoot = "below_boot",
+        /// The VM's memory stays as it is.
+        NotElastic = "not_elastic",
+        /// The guest shares no table with the host.
+        NoTable = "no_table",
+        /// A balloon's reporting of free pages is settled at launch.
+        SetAtLaunch = "set_at_launch",
+        /// Automatic reclaim is to keep more than the VM has.
+        KeepTooLarge = "keep_too_large",
+        /// An order that no block has.
+        Order = "order",
+        /// The VM is paused.
+        Paused = "paused",
+        /// The guest has no agent at work.
+        NoAgent = "no_agent",
+        /// The guest did not answer in time.
+        NoAnswer = "no_answer",
+        /// The guest has no serial line that could be attached to.
+        NoConsole = "no_console",
+        /// The VM's cgroup made no room.
+        Cgroup = "cgroup",
+    }
+
     /// The outcome of a guest command; the worst of the vCPUs' outcomes.
     GuestOutcome {
         /// As asked.

@@ -1,6 +1,6 @@
 //! Which pages of a stretch of memory are resident: three ways to ask the kernel.
 //!
-//! [`scan`] reads the page tables (`PAGEMAP_SCAN`, Linux 6.7+), [`mincore`] does so on older
+//! A [`Pagemap`] reads the page tables (`PAGEMAP_SCAN`, Linux 6.7+), [`mincore`] does so on older
 //! kernels, [`file_data`] asks a file and so sees pages that no page table maps. All of them only
 //! read, never fault a page in, and report byte ranges that count from the start of the stretch,
 //! in ascending order. What they say may be old news when they return.
@@ -60,52 +60,92 @@ pub(super) struct State {
     pub(super) present: bool,
     /// Mapped by one huge page-table entry.
     pub(super) huge: bool,
+    /// Mapped, but to the page of zeroes that all share: a mere read of untouched memory has that, and
+    /// so have zeroed pages of a huge page that the kernel took apart to save memory (Linux 6.12+).
+    pub(super) zero: bool,
 }
 
-/// Reports what the page tables hold for `len` bytes from address `start`: memory or swap, but not
-/// the shared zero page, which a mere read of untouched memory maps.
-///
-/// `ENOTTY` before Linux 6.7.
-pub(super) fn scan(start: usize, len: usize, mut visit: impl FnMut(Range<u64>, State)) -> io::Result<()> {
-    let pagemap = File::open("/proc/self/pagemap")?;
-    let base = start as u64;
-    let mut regions = vec![PageRegion::default(); REGIONS];
-    let mut arg = ScanArg {
-        size: size_of::<ScanArg>() as u64,
-        start: base,
-        end: base + len as u64,
-        vec: regions.as_mut_ptr().expose_provenance() as u64,
-        vec_len: REGIONS as u64,
-        category_inverted: PAGE_IS_PFNZERO,
-        category_mask: PAGE_IS_PFNZERO,
-        category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-        return_mask: PAGE_IS_PRESENT | PAGE_IS_HUGE,
-        ..ScanArg::default()
-    };
-    while arg.start < arg.end {
-        // SAFETY: `arg` is the structure that this request takes, and `vec` and `vec_len` name a
-        // live buffer that the kernel alone writes during the call. Without flags nothing changes.
-        let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
-        let Ok(found) = usize::try_from(found) else {
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted {
-                continue;
-            }
-            return Err(error);
-        };
-        for region in &regions[..found.min(REGIONS)] {
-            let state = State {
-                present: region.categories & PAGE_IS_PRESENT != 0,
-                huge: region.categories & PAGE_IS_HUGE != 0,
-            };
-            visit(region.start.saturating_sub(base)..region.end.saturating_sub(base), state);
-        }
-        if arg.walk_end <= arg.start {
-            return Err(io::Error::other("PAGEMAP_SCAN made no progress"));
-        }
-        arg.start = arg.walk_end;
+impl State {
+    /// Whether it costs the host memory, or swap.
+    pub(super) fn is_resident(self) -> bool {
+        !self.zero
     }
-    Ok(())
+}
+
+/// The page tables of this process.
+#[derive(Debug)]
+pub(super) struct Pagemap(File);
+
+impl Pagemap {
+    /// Needs `/proc`.
+    pub(super) fn open() -> io::Result<Self> {
+        File::open("/proc/self/pagemap").map(Self)
+    }
+
+    /// Reports what the page tables hold for `len` bytes from address `start`: memory, swap, or the
+    /// shared zero page.
+    ///
+    /// `ENOTTY` before Linux 6.7.
+    pub(super) fn scan(&self, start: usize, len: usize, visit: impl FnMut(Range<u64>, State)) -> io::Result<()> {
+        self.scan_with(&mut vec![PageRegion::default(); REGIONS], start, len, visit)
+    }
+
+    /// Bytes of it that are in memory: not missing, swapped out, or the shared zero page. Allocates nothing.
+    pub(super) fn resident_bytes(&self, start: usize, len: usize) -> io::Result<u64> {
+        // Of what is whole there is one region, or a few where huge pages and small ones meet.
+        let mut regions = [PageRegion::default(); 8];
+        let mut resident = 0;
+        let add = |range: Range<u64>, state: State| {
+            resident += if state.present && !state.zero { range.end - range.start } else { 0 };
+        };
+        self.scan_with(&mut regions, start, len, add)?;
+        Ok(resident)
+    }
+
+    fn scan_with(
+        &self,
+        regions: &mut [PageRegion],
+        start: usize,
+        len: usize,
+        mut visit: impl FnMut(Range<u64>, State),
+    ) -> io::Result<()> {
+        let base = start as u64;
+        let mut arg = ScanArg {
+            size: size_of::<ScanArg>() as u64,
+            start: base,
+            end: base + len as u64,
+            vec: regions.as_mut_ptr().expose_provenance() as u64,
+            vec_len: regions.len() as u64,
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_PRESENT | PAGE_IS_HUGE | PAGE_IS_PFNZERO,
+            ..ScanArg::default()
+        };
+        while arg.start < arg.end {
+            // SAFETY: `arg` is the structure that this request takes, and `vec` and `vec_len` name a
+            // live buffer that the kernel alone writes during the call. Without flags nothing changes.
+            let found = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+            let Ok(found) = usize::try_from(found) else {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                return Err(error);
+            };
+            for region in &regions[..found.min(regions.len())] {
+                let state = State {
+                    present: region.categories & PAGE_IS_PRESENT != 0,
+                    huge: region.categories & PAGE_IS_HUGE != 0,
+                    zero: region.categories & PAGE_IS_PFNZERO != 0,
+                };
+                visit(region.start.saturating_sub(base)..region.end.saturating_sub(base), state);
+            }
+            if arg.walk_end <= arg.start {
+                return Err(io::Error::other("PAGEMAP_SCAN made no progress"));
+            }
+            arg.start = arg.walk_end;
+        }
+        Ok(())
+    }
 }
 
 /// Reports resident pages the old way. Sees no swapped pages, and takes the zero page for memory.

@@ -2,16 +2,22 @@
 //!
 //! A ring of slots of 2 MiB in a mapping of its own, which no guest sees. One thread fills slots at
 //! the head, installs take runs of neighbours from the tail with one compare-and-swap each, and the
-//! same thread gives all of it back while the host is short of memory, and at its end. Invariants: a run belongs to
-//! one taker until it is dropped, a slot that is filled holds zeroes that nobody has touched, and
-//! the mapping holds no memory for slots that are neither full nor taken.
+//! same thread gives all of it back while the host is short of memory, and at its end. How many slots it
+//! keeps full is its *goal*: all of them, or what the [`Demand`] of the last moments calls for, which is none in
+//! an idle VM. Invariants: a run belongs to one taker until it is dropped, a slot that is filled holds zeroes
+//! that nobody has touched, and the mapping holds no memory for slots that are neither full nor taken.
+//!
+//! The kernel may take memory out of a slot by itself: under pressure it replaces zeroed pages of huge pages by
+//! the one page of zeroes that all share (Linux 6.12), and these are nothing else. So a run is looked at before
+//! it is handed out.
 
 use super::mapping::Mapping;
+use super::pages::Pagemap;
 use super::pressure::Pressure;
 use crate::roles;
 use llfree_base::counters::SupplyCounters;
-use llfree_base::faults;
 use llfree_base::thread::Spawner;
+use llfree_base::{RateLimit, faults};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{Errno, retry_on_intr};
@@ -32,11 +38,41 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long the host has to be well before the pool takes memory from it again.
 const CONVALESCENCE: Duration = Duration::from_secs(10);
 
+/// Demand is what was installed within this time.
+const RECENT: Duration = Duration::from_secs(1);
+/// Less than this many frames in that time are no demand: a guest that hardly grows needs no pool.
+const LEAST_DEMAND: u64 = 4;
+/// After so long without demand half of the pool goes back, and so on.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// How much of a pool is kept full.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Fill {
+    /// As much as the guest's installs of the last moments call for: none while there are none.
+    #[default]
+    OnDemand,
+    /// All of it, always.
+    Always,
+}
+
+/// How much memory is kept ready.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct PoolConfig {
+    /// Huge frames; 0 is no pool.
+    pub huge_frames: u32,
+    /// Bytes a second that it is refilled with at most; 0 is no limit.
+    pub rate: u64,
+    /// How much of it is kept full.
+    pub fill: Fill,
+}
+
 /// What the pool holds.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct PoolStatus {
-    /// Bytes that it holds when it is full.
+    /// Bytes that it holds at most.
     pub size_bytes: u64,
+    /// Bytes that it keeps ready at the moment.
+    pub goal_bytes: u64,
     /// Bytes that it holds now, those included that are on their way to the guest.
     pub resident_bytes: u64,
 }
@@ -53,6 +89,10 @@ struct Ring {
     vacant: Box<[AtomicBool]>,
     /// Slots that hold memory.
     resident: AtomicU64,
+    /// Slots to keep full.
+    goal: AtomicU64,
+    /// What the kernel says of the mapping; `None` without `/proc`.
+    pagemap: Option<Pagemap>,
 }
 
 impl Ring {
@@ -64,7 +104,13 @@ impl Ring {
             tail: AtomicU64::new(0),
             vacant: (0..slots).map(|_| AtomicBool::new(true)).collect(),
             resident: AtomicU64::new(0),
+            goal: AtomicU64::new(slots.into()),
+            pagemap: Pagemap::open().ok(),
         })
+    }
+
+    fn goal(&self) -> u64 {
+        self.goal.load(Ordering::Relaxed)
     }
 
     fn full(&self) -> u64 {
@@ -74,7 +120,14 @@ impl Ring {
     }
 
     fn is_low(&self) -> bool {
-        self.full() <= self.slots / 2
+        self.full() <= self.goal() / 2
+    }
+
+    /// Whether these slots still hold what they were filled with, unless the kernel does not say.
+    fn is_whole(&self, slots: &Range<usize>) -> bool {
+        let (start, bytes) = (self.mapping.start() + slots.start * SLOT, slots.len() * SLOT);
+        let resident = self.pagemap.as_ref().and_then(|pagemap| pagemap.resident_bytes(start, bytes).ok());
+        resident.is_none_or(|resident| resident == bytes as u64)
     }
 
     /// A run of at most `most` full slots; `None` if there is none.
@@ -127,8 +180,14 @@ impl Ring {
 
     /// Gives all that nobody has taken back to the host; true if there was any.
     fn give_back(&self) -> bool {
+        self.trim(0)
+    }
+
+    /// The same, but for so many slots.
+    fn trim(&self, most: u64) -> bool {
         let mut any = false;
-        while let Some(slots) = self.take(u32::MAX) {
+        let above = || u32::try_from(self.full().saturating_sub(most)).unwrap_or(u32::MAX);
+        while let Some(slots) = self.take(above()) {
             discard(&self.mapping, slots.clone());
             self.vacate(slots);
             any = true;
@@ -180,6 +239,8 @@ struct Shared {
     stop: AtomicBool,
     /// Bytes a second at most; 0 is no limit.
     rate: u64,
+    /// Frames that were installed since the thread looked, where the goal follows them.
+    installed: Option<AtomicU64>,
     counters: Arc<SupplyCounters>,
 }
 
@@ -190,34 +251,43 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// A pool of `slots` huge frames, at least one, that takes at most `rate` bytes a second from
-    /// the host (0: as fast as it can), and none while `pressure` says that it is short.
+    /// A pool of at least one huge frame, that takes no memory from the host while `pressure` says that it
+    /// is short.
     pub(super) fn start(
-        slots: u32,
-        rate: u64,
+        PoolConfig { huge_frames, rate, fill }: PoolConfig,
         pressure: Pressure,
         counters: Arc<SupplyCounters>,
         threads: &Spawner,
     ) -> io::Result<Self> {
+        let ring = Ring::new(huge_frames)?;
+        if fill == Fill::OnDemand {
+            ring.goal.store(0, Ordering::Relaxed);
+        }
         let shared = Arc::new(Shared {
-            ring: Ring::new(slots)?,
+            ring,
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             rate,
+            installed: (fill == Fill::OnDemand).then(AtomicU64::default),
             counters,
         });
         let of_thread = shared.clone();
         let thread = threads.spawn("install-pool", roles::INSTALL_POOL, move || {
-            Refill { shared: &of_thread, pressure, well_from: None, budget: None }.run();
+            let demand = Demand::new(Instant::now());
+            Refill { shared: &of_thread, pressure, demand, well_from: None, budget: None }.run();
         })?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// A run of at most `most` frames, or `None` if the pool is dry. Never waits.
+    /// A run of at most `most` frames, or `None` if the pool is dry: then the caller backs one by itself, and
+    /// comes again. Never waits.
     pub(super) fn take(&self, most: u32) -> Option<Run<'_>> {
         let ring = &self.shared.ring;
         let slots = ring.take(most);
+        if let Some(installed) = &self.shared.installed {
+            installed.fetch_add(slots.as_ref().map_or(1, Range::len) as u64, Ordering::Relaxed);
+        }
         // Pairs with the fence in `Refill::run`: we see that it sleeps, or it sees what we took.
         fence(Ordering::SeqCst);
         // Waking the thread costs as much as an install: not for each of them.
@@ -227,7 +297,12 @@ impl Pool {
         {
             self.shared.wake();
         }
-        Some(Run { ring, slots: slots?, moved: false })
+        let run = Run { ring, slots: slots?, moved: false };
+        if !ring.is_whole(&run.slots) {
+            self.shared.counters.stale.add(run.frames().into());
+            return None;
+        }
+        Some(run)
     }
 
     /// Ends the thread, which gives back what nobody has taken; the pool stays dry from then on.
@@ -240,6 +315,7 @@ impl Pool {
         let ring = &self.shared.ring;
         PoolStatus {
             size_bytes: ring.slots * HUGE_SIZE,
+            goal_bytes: ring.goal() * HUGE_SIZE,
             resident_bytes: ring.resident.load(Ordering::Relaxed) * HUGE_SIZE,
         }
     }
@@ -261,12 +337,51 @@ impl Shared {
         // It fails only when its counter is full, and then the thread is awake already.
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
     }
+
+    /// Whether somebody took slots, or asked for some, since the thread looked.
+    fn has_work(&self) -> bool {
+        let asked = self.installed.as_ref().is_some_and(|installed| installed.load(Ordering::Relaxed) > 0);
+        asked || (self.ring.is_low() && self.ring.full() < self.ring.goal())
+    }
+}
+
+/// How many slots the installs of the last moments call for.
+struct Demand {
+    /// Installs since `since`, at most [`RECENT`] ago.
+    recent: u64,
+    since: Instant,
+    /// When there was demand last, or the goal was lowered.
+    quiet_since: Instant,
+}
+
+impl Demand {
+    fn new(now: Instant) -> Self {
+        Self { recent: 0, since: now, quiet_since: now }
+    }
+
+    /// The next goal, of at most `slots`: twice what was installed lately, half as much after each quiet time.
+    fn goal(&mut self, goal: u64, slots: u64, installed: u64, now: Instant) -> u64 {
+        if now - self.since > RECENT {
+            (self.recent, self.since) = (0, now);
+        }
+        self.recent += installed;
+        if installed > 0 && self.recent >= LEAST_DEMAND {
+            self.quiet_since = now;
+            return goal.max(2 * self.recent).min(slots);
+        }
+        if now - self.quiet_since > QUIET {
+            self.quiet_since = now;
+            return goal / 2;
+        }
+        goal
+    }
 }
 
 /// The refilling thread.
 struct Refill<'a> {
     shared: &'a Shared,
     pressure: Pressure,
+    demand: Demand,
     /// When the host may be asked for memory again; `None` if it was never short.
     well_from: Option<Instant>,
     /// With a rate: when what was filled so far is paid for.
@@ -288,16 +403,25 @@ impl Refill<'_> {
                     log::info!("the host is short of memory: the install pool gave back what it held");
                 }
             }
+            self.follow_demand();
             let pause = self.refill();
             shared.asleep.store(true, Ordering::Relaxed);
             // Somebody may have taken slots and seen us awake.
             fence(Ordering::SeqCst);
-            if pause.is_some() || !shared.ring.is_low() {
+            if pause.is_some() || !shared.has_work() {
                 self.sleep(pause.unwrap_or(LOOK).min(LOOK));
             }
             shared.asleep.store(false, Ordering::Relaxed);
         }
         shared.ring.give_back();
+    }
+
+    /// Sets the goal anew, where it follows the guest's installs.
+    fn follow_demand(&mut self) {
+        let Shared { ring, installed: Some(installed), .. } = self.shared else { return };
+        let goal = self.demand.goal(ring.goal(), ring.slots, installed.swap(0, Ordering::Relaxed), Instant::now());
+        ring.goal.store(goal, Ordering::Relaxed);
+        ring.trim(goal);
     }
 
     /// Fills what is empty. Returns after how long to go on, where it could not fill all of it.
@@ -317,9 +441,13 @@ impl Refill<'_> {
             {
                 return Some(paid - now);
             }
+            // More was asked for meanwhile, and the goal may be higher by now.
+            self.follow_demand();
+            if shared.ring.full() >= shared.ring.goal() {
+                return None;
+            }
             match shared.ring.fill() {
                 Ok(true) => {}
-                Ok(false) if shared.ring.full() == shared.ring.slots => return None,
                 // What the next slot held is on its way to the guest.
                 Ok(false) => return Some(Duration::from_micros(100)),
                 Err(error) => {
@@ -369,7 +497,13 @@ fn discard(mapping: &Mapping, slots: Range<usize>) {
         rustix::mm::madvise(mapping.pointer(slots.start * SLOT), slots.len() * SLOT, Advice::LinuxDontNeed)
     });
     if let Err(error) = result {
-        log::warn!("{} huge frames of the install pool could not be given back: {error}", slots.len());
+        static FAILURES: RateLimit = RateLimit::new();
+        if let Some(number) = FAILURES.tick() {
+            let count = slots.len();
+            log::warn!(
+                "{count} huge frames of the install pool could not be given back ({number} times so far): {error}"
+            );
+        }
     }
 }
 

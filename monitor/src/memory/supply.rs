@@ -8,7 +8,7 @@
 //! Any number of threads ask at once; nothing here makes one wait for another. Who asks for a frame
 //! must own it (in R), so no two ever ask for the same. Memory that was moved in is zeroed and whole.
 
-use super::pool::{Pool, PoolStatus, Staging};
+use super::pool::{Pool, PoolConfig, PoolStatus, Staging};
 use super::pressure::Pressure;
 use super::userfault::{MoveError, Userfault, UserfaultError};
 use super::{Backing, GuestRam, MemoryError};
@@ -35,15 +35,6 @@ pub enum UseUserfaultfd {
     On,
     /// Not.
     Off,
-}
-
-/// How much memory is kept ready.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct PoolConfig {
-    /// Huge frames; 0 is no pool.
-    pub huge_frames: u32,
-    /// Bytes a second that it is refilled with at most; 0 is no limit.
-    pub rate: u64,
 }
 
 /// Why not all of a range of frames got memory.
@@ -94,7 +85,7 @@ impl Supply {
         // Only what is under a userfaultfd can be moved to.
         let pool = match &userfault {
             Ok(_) if pool.huge_frames > 0 => {
-                let started = Pool::start(pool.huge_frames, pool.rate, Pressure::watch(), counters.clone(), threads);
+                let started = Pool::start(pool, Pressure::watch(), counters.clone(), threads);
                 Some(started.map_err(|source| MemoryError::Pool { huge_frames: pool.huge_frames, source })?)
             }
             _ => None,

@@ -193,7 +193,8 @@ fn old_and_new_kernels_give_the_same_account() {
 
     let mut new = Vec::new();
     let mut joined = Joined::new(|range| new.push(range));
-    match pages::scan(ram.mapping.start(), ram.mapping.len(), |range, state| {
+    let pagemap = ram.pagemap().expect("/proc is mounted");
+    match pagemap.scan(ram.mapping.start(), ram.mapping.len(), |range, state| {
         assert!(state.present);
         joined.push(range);
     }) {

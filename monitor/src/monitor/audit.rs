@@ -4,12 +4,34 @@
 //! knows; so it is asked, and what it says beyond R is settled on the spot and counted.
 
 use super::{Monitor, MonitorError};
-use crate::memory::MemoryError;
-use llfree::Residency;
+use crate::memory::{MemoryError, RamResidency};
+use llfree::{Census, Residency};
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::ops::Range;
 
+/// What is resident, what may be, and what the entries claim, all of one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Picture {
+    /// The kernel's account of guest RAM.
+    pub residency: RamResidency,
+    /// Huge frames that the guest may hold.
+    pub limit: u32,
+    /// R and the entries.
+    pub census: Census,
+}
+
 impl Monitor {
+    /// Looks at everything between two batches of discards, so that no figure is of another moment than
+    /// the others. Installs may go on, within the limit.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub fn picture(&self) -> Result<Picture, MonitorError> {
+        let _turn = self.discards.lock();
+        let residency = self.ram.residency().map_err(MonitorError::Residency)?;
+        Ok(Picture { residency, limit: self.limit(), census: self.census() })
+    }
+
     /// Compares R with the kernel's accounting, and repairs what a guest did unnoticed:
     /// memory that appeared under a held frame is discarded again, under an evicted one it is
     /// adopted as installed. Returns the frames concerned, which also count as violations. What the

@@ -7,7 +7,7 @@
 use super::{BATCH, Monitor, MonitorError, Pass, is_held};
 use llfree::{Reclaim, Reclaimed, Residency};
 use llfree_base::lock;
-use shared_layout::{HostWord, HugeId, HugeRange};
+use shared_layout::{HUGE_SIZE, HostWord, HugeId, HugeRange};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -135,11 +135,13 @@ impl Monitor {
     /// Discards the memory of a batch, which is empty afterwards. Frames that the kernel refuses go
     /// back as they were.
     fn settle_batch(&self, batch: &mut Batch<'_>) -> Result<Pass, MonitorError> {
-        let mut pass = Pass { frames: batch.frames, discarded: batch.reclaimed.len() as u32 };
+        let mut pass = Pass { frames: batch.frames, discarded: batch.reclaimed.len() as u32, freed_bytes: 0 };
         batch.frames = 0;
         if batch.reclaimed.is_empty() {
             return Ok(pass);
         }
+        let before = self.ram.resident_in(&batch.runs);
+        let mut kept = Vec::new();
         let mut refused = None;
         let mut reclaimed = batch.reclaimed.drain(..);
         self.ram.discard_runs(&batch.runs, |run, result| {
@@ -151,6 +153,7 @@ impl Monitor {
                     frames.for_each(drop);
                     pass.frames -= run.count();
                     pass.discarded -= run.count();
+                    kept.push(run);
                     let (_, frames, _) = refused.get_or_insert((run.first().0, 0, source));
                     *frames += run.count();
                 }
@@ -158,6 +161,11 @@ impl Monitor {
         });
         drop(reclaimed);
         batch.runs.clear();
+        let all = u64::from(pass.discarded) * HUGE_SIZE;
+        pass.freed_bytes = before.map_or(all, |before| {
+            let still = if kept.is_empty() { Some(0) } else { self.ram.resident_in(&kept) };
+            before.saturating_sub(still.unwrap_or(0)).min(all)
+        });
         self.batch_over.1.notify_all();
         refused.map_or(Ok(pass), |(first, frames, source)| {
             Err(MonitorError::Discard { first, frames, done: pass, source })

@@ -41,6 +41,16 @@ pub struct Validation {
     pub findings: Vec<Finding>,
 }
 
+/// What the kernel has for a frame.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Found {
+    Nothing,
+    /// The page of zeroes that all share, in some places.
+    Zeroes,
+    /// Memory or swap, in some places.
+    Memory,
+}
+
 impl Validation {
     fn note(&mut self, check: Check, huge: Option<HugeId>) {
         let known = self.findings.iter().position(|finding| finding.check == check);
@@ -94,7 +104,11 @@ impl Monitor {
                     check_entry(&claim, seen);
                     break;
                 }
-                if Instant::now() > deadline || self.is_stopping() {
+                // An install that finds the monitor stopping may be at it till the end, which is near.
+                if self.is_stopping() {
+                    break;
+                }
+                if Instant::now() > deadline {
                     seen.note(Check::ForgottenClaim, Some(huge));
                     break;
                 }
@@ -109,16 +123,18 @@ impl Monitor {
         let _turn = self.discards.lock();
         let host = self.host();
         let installed: Vec<bool> = host.scan(HugeId(0)).map(|(_, _, r)| r == Residency::Installed).collect();
-        let mut resident = vec![false; installed.len()];
-        let see = |range: Range<u64>| {
+        let mut found = vec![Found::Nothing; installed.len()];
+        let see = |range: Range<u64>, is_resident| {
             let frames = (range.start / HUGE_SIZE) as usize..range.end.div_ceil(HUGE_SIZE) as usize;
-            if let Some(frames) = resident.get_mut(frames) {
-                frames.fill(true);
-            }
+            let what = if is_resident { Found::Memory } else { Found::Zeroes };
+            found.get_mut(frames).into_iter().flatten().for_each(|found| *found = what.max(*found));
         };
-        self.ram.for_each_resident(see).map_err(MonitorError::Residency)?;
-        for ((huge, was_installed), is_resident) in (0..).map(HugeId).zip(installed).zip(resident) {
-            if was_installed == is_resident {
+        self.ram.for_each_mapped(see).map_err(MonitorError::Residency)?;
+        for ((huge, was_installed), found) in (0..).map(HugeId).zip(installed).zip(found) {
+            // Zeroes alone are enough for a frame that is to have memory, and none for one that is not: the
+            // kernel itself puts the shared zero page in the place of pages that hold only zeroes.
+            let is_resident = found == Found::Memory;
+            if if was_installed { found > Found::Nothing } else { !is_resident } {
                 continue;
             }
             let now = host.claim(huge).map(|claim| claim.residency());

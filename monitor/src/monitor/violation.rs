@@ -13,7 +13,7 @@ use crate::roles;
 use llfree::{Claim, Residency};
 use llfree_base::choices::OnViolation;
 use llfree_base::thread::Spawner;
-use llfree_base::{error_line, lock};
+use llfree_base::{RateLimit, error_line, lock};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, OwnedFd};
 use shared_layout::{HUGE_SIZE, HugeId};
@@ -22,6 +22,12 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How often in a row the kernel may refuse to tell of faults. A vCPU sleeps in its fault meanwhile.
+const ATTEMPTS: u32 = 100;
+/// Between two of these attempts.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// One touch of memory that the guest does not have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,6 +52,15 @@ impl fmt::Display for Violation {
         let state = if self.held { "held: the limit excludes it" } else { "evicted: it has to be installed first" };
         write!(f, " {how} {:#x} in huge frame {}, which is {state}", self.address, self.address / HUGE_SIZE)
     }
+}
+
+/// Why a guest has to end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// It touched memory that it does not have.
+    Violation(Violation),
+    /// The kernel no longer tells of its faults, and nothing else may take the place of that.
+    Unwatched(String),
 }
 
 /// What a fault came to.
@@ -106,10 +121,15 @@ impl Monitor {
                             error_line(&short.error)
                         );
                     }
-                    // Whatever came of it must not stay.
-                    if let Err(error) = self.ram.discard(huge) {
-                        log::debug!("what a failed install left stays: {}", error_line(&error));
+                    // Whatever came of it must not stay. Not in the middle of an audit, which would take it
+                    // for the guest's.
+                    let Some(turn) = self.discards.try_lock() else { return Verdict::Later };
+                    if let Err(error) = self.ram.discard(huge)
+                        && self.host_failures.tick().is_some()
+                    {
+                        log::warn!("what a failed install left stays: {}", error_line(&error));
                     }
+                    drop(turn);
                     self.lend(userfault, fault.offset, &claim)
                 }
             },
@@ -127,7 +147,7 @@ impl Monitor {
     }
 
     /// Takes lent pages back until one more may be lent. False if all are in frames that others are
-    /// at; `own` is ours.
+    /// at, or somebody else discards; `own` is ours.
     fn make_room(&self, own: HugeId) -> bool {
         if self.lent.has_room() {
             return true;
@@ -141,9 +161,13 @@ impl Monitor {
             }
             // An install since has replaced what was lent.
             let lost = claim.as_ref().is_none_or(|claim| claim.residency() != Residency::Installed);
+            // An audit that is under way has seen the pages, and is to find them lent.
+            let Some(_turn) = self.discards.try_lock() else { return false };
             // All that lies there is lent, so the whole frame goes, and its page table with it.
             if lost && let Err(error) = self.ram.discard(huge) {
-                log::warn!("what was lent cannot be taken back: {}", error_line(&error));
+                if let Some(number) = self.host_failures.tick() {
+                    log::warn!("what was lent cannot be taken back ({number} so far): {}", error_line(&error));
+                }
                 continue;
             }
             self.lent.forget(huge);
@@ -158,7 +182,7 @@ impl Monitor {
 fn lend(userfault: &Userfault, offset: u64) {
     if let Err(error) = userfault.lend_zeroes(offset) {
         // Without memory for a page table, a waiting thread faults again when it is woken.
-        log::debug!("no page for {offset:#x}: {error}");
+        log::trace!("no page for {offset:#x}: {error}");
         userfault.wake_all();
     }
 }
@@ -184,7 +208,8 @@ pub struct Violations {
 
 impl Violations {
     /// Starts to watch, if guest RAM is under a userfaultfd. `identify` tells which vCPU a thread of
-    /// this process is, and `end` is called when the guest has to end.
+    /// this process is, and `end` is called when the guest has to end. Where the kernel does not tell of
+    /// faults any more, that is the case if they `must` be seen; else audits have to do.
     ///
     /// # Errors
     /// If the host has no thread or event to give.
@@ -192,7 +217,8 @@ impl Violations {
         monitor: Arc<Monitor>,
         identify: impl Fn(i32) -> Option<u32> + Send + 'static,
         policy: OnViolation,
-        end: impl Fn(Violation) + Send + 'static,
+        must: bool,
+        end: impl Fn(Ending) + Send + 'static,
         threads: &Spawner,
     ) -> io::Result<Option<Self>> {
         if monitor.supply.userfault().is_none() {
@@ -207,16 +233,33 @@ impl Violations {
                 Verdict::Served => false,
                 Verdict::Later => true,
                 Verdict::End(violation) => {
-                    end(violation);
+                    end(Ending::Violation(violation));
                     false
                 }
             };
             let mut waiting = Vec::new();
+            let failures = RateLimit::default();
+            let mut in_a_row = 0;
             while !of_thread.over.load(Ordering::Acquire) {
-                if let Err(error) = serve(&monitor, userfault, &of_thread, &mut waiting, keep) {
-                    log::error!("the guest's faults cannot be read, its limit is no longer enforced: {error}");
-                    break;
+                let Err(error) = serve(&monitor, userfault, &of_thread, &mut waiting, &keep) else {
+                    in_a_row = 0;
+                    continue;
+                };
+                in_a_row += 1;
+                if in_a_row < ATTEMPTS {
+                    if let Some(number) = failures.tick() {
+                        log::warn!("the guest's faults could not be read ({number} so far), trying again: {error}");
+                    }
+                    std::thread::sleep(RETRY);
+                    continue;
                 }
+                if must {
+                    log::error!("the guest's faults cannot be read, so the guest ends: {error}");
+                    end(Ending::Unwatched(error.to_string()));
+                } else {
+                    log::error!("the guest's faults cannot be read, audits have to enforce its limit: {error}");
+                }
+                break;
             }
             // Nobody would wake them any more.
             monitor.supply.detach();
@@ -252,7 +295,7 @@ fn serve(
     userfault: &Userfault,
     shared: &Shared,
     waiting: &mut Vec<Fault>,
-    keep: impl Fn(&Fault) -> bool,
+    keep: &impl Fn(&Fault) -> bool,
 ) -> io::Result<()> {
     let pause = (!waiting.is_empty()).then_some(CLAIM_POLL);
     if userfault.wait(shared.event.as_fd(), pause)? {

@@ -4,7 +4,7 @@
 //! through the port is a guest's claim: frames that answer no command are counted and skipped, and a
 //! guest that floods the port or stays silent costs the caller its timeout.
 
-use super::AgentError;
+use super::{AgentError, WANTED_POLL};
 use crate::devices::console::{Port, PortError};
 use agent_abi::channel::{FRAME_BYTES, Frame};
 use agent_abi::{Command, Report};
@@ -21,6 +21,12 @@ struct Peer {
     /// The connection that it said hello on, and the version it said.
     hello: Option<(u64, u64)>,
     last_ticket: u64,
+}
+
+/// Why no frame came.
+enum NoFrame {
+    Port(PortError),
+    Unwanted,
 }
 
 /// An agent at the other end of a port.
@@ -43,9 +49,22 @@ impl LinuxAgent {
     /// # Errors
     /// [`AgentError`]. A command that was sent and not answered in time is still carried out.
     pub fn run(&self, command: Command, timeout: Duration) -> Result<Report, AgentError> {
+        self.run_while(command, timeout, &|| true)
+    }
+
+    /// The same, while the report is `wanted`.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and [`AgentError::Unwanted`].
+    pub fn run_while(
+        &self,
+        command: Command,
+        timeout: Duration,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Report, AgentError> {
         let deadline = Instant::now() + timeout;
         let mut peer = lock(&self.turn);
-        let connection = self.greet(&mut peer, deadline)?;
+        let connection = self.greet(&mut peer, deadline, wanted)?;
         if Instant::now() >= deadline {
             // Other commands used up the time: do not send a command whose report nobody would wait for.
             return Err(AgentError::Timeout(timeout));
@@ -58,10 +77,11 @@ impl LinuxAgent {
             PortError::Closed | PortError::TimedOut => AgentError::NotUp,
         })?;
         loop {
-            let (from, frame) = self.receive(deadline).map_err(|error| match error {
-                PortError::Stopped => AgentError::Gone,
-                PortError::Closed => AgentError::Lost,
-                PortError::TimedOut | PortError::Full => AgentError::Timeout(timeout),
+            let (from, frame) = self.receive(deadline, wanted).map_err(|error| match error {
+                NoFrame::Unwanted => AgentError::Unwanted,
+                NoFrame::Port(PortError::Stopped) => AgentError::Gone,
+                NoFrame::Port(PortError::Closed) => AgentError::Lost,
+                NoFrame::Port(PortError::TimedOut | PortError::Full) => AgentError::Timeout(timeout),
             })?;
             if from != connection {
                 // Another agent, which does not know the command. Its first words are not lost.
@@ -103,7 +123,7 @@ impl LinuxAgent {
     }
 
     /// Makes sure that the agent has said hello on the current connection; returns the connection's number.
-    fn greet(&self, peer: &mut Peer, deadline: Instant) -> Result<u64, AgentError> {
+    fn greet(&self, peer: &mut Peer, deadline: Instant, wanted: &dyn Fn() -> bool) -> Result<u64, AgentError> {
         if !self.port.is_open() {
             // Also keeps a command from waiting for an agent that was never started.
             return Err(if self.port.is_stopped() { AgentError::Gone } else { AgentError::NotUp });
@@ -118,9 +138,10 @@ impl LinuxAgent {
                 _ => {}
             }
             // A program that opens the port must say hello.
-            let (from, frame) = self.receive(deadline).map_err(|error| match error {
-                PortError::Stopped => AgentError::Gone,
-                PortError::Closed | PortError::TimedOut | PortError::Full => AgentError::NotUp,
+            let (from, frame) = self.receive(deadline, wanted).map_err(|error| match error {
+                NoFrame::Unwanted => AgentError::Unwanted,
+                NoFrame::Port(PortError::Stopped) => AgentError::Gone,
+                NoFrame::Port(PortError::Closed | PortError::TimedOut | PortError::Full) => AgentError::NotUp,
             })?;
             self.meet(peer, from, &frame);
         }
@@ -134,10 +155,21 @@ impl LinuxAgent {
         }
     }
 
-    fn receive(&self, deadline: Instant) -> Result<(u64, Frame), PortError> {
+    /// The next frame, and its connection.
+    fn receive(&self, deadline: Instant, wanted: &dyn Fn() -> bool) -> Result<(u64, Frame), NoFrame> {
         let mut bytes = [0; FRAME_BYTES];
-        let connection = self.port.receive(&mut bytes, deadline)?;
-        Ok((connection, Frame::from_bytes(bytes)))
+        loop {
+            // Also between two frames: a guest may send any number of them.
+            if !wanted() {
+                return Err(NoFrame::Unwanted);
+            }
+            let now = Instant::now();
+            match self.port.receive(&mut bytes, deadline.min(now + WANTED_POLL)) {
+                Ok(connection) => return Ok((connection, Frame::from_bytes(bytes))),
+                Err(PortError::TimedOut) if now < deadline => {}
+                Err(error) => return Err(NoFrame::Port(error)),
+            }
+        }
     }
 }
 
@@ -234,6 +266,34 @@ mod tests {
             assert_eq!(run.join().expect("no panic"), Ok(report(3)));
         });
         assert_eq!((agent.status().counts.late_reports, agent.status().counts.garbage_frames), (1, 3));
+    }
+
+    #[test]
+    fn an_agent_that_is_silent_or_floods_the_port_keeps_nobody_who_gave_up() {
+        let (agent, port) = agent();
+        port.open();
+        let (wanted, over) = (AtomicBool::new(true), AtomicBool::new(false));
+        let run = || agent.run_while(Command::Verify, LONG, &|| wanted.load(Ordering::Relaxed));
+        thread::scope(|scope| {
+            // No hello yet.
+            let greeting = scope.spawn(run);
+            wanted.store(false, Ordering::Relaxed);
+            assert_eq!(greeting.join().expect("no panic"), Err(AgentError::Unwanted));
+            says(&port, &Frame::hello());
+            wanted.store(true, Ordering::Relaxed);
+            let silent = scope.spawn(run);
+            hears(&port);
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    if port.has_room() {
+                        port.give(&[3; 4096]);
+                    }
+                }
+            });
+            wanted.store(false, Ordering::Relaxed);
+            assert_eq!(silent.join().expect("no panic"), Err(AgentError::Unwanted));
+            over.store(true, Ordering::Relaxed);
+        });
     }
 
     #[test]

@@ -4,8 +4,38 @@ use super::driver_error::DriverError;
 use super::request::Request;
 use crate::roles;
 use llfree_base::thread::Role;
+use log::Level;
 use std::os::fd::RawFd;
 use std::time::Duration;
+
+/// Lines for the log that a device writes while the transport holds its lock. The transport has them written
+/// once it has let go of it, so that no vCPU waits for the log.
+#[derive(Default, Debug)]
+pub struct Notes(Vec<(Level, String)>);
+
+impl Notes {
+    /// Notes a line. Whoever calls it keeps such lines rare.
+    pub fn add(&mut self, level: Level, line: String) {
+        self.0.push((level, line));
+    }
+
+    /// What was noted since the last time.
+    #[must_use]
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::take(self)
+    }
+
+    /// Writes them.
+    pub(super) fn log(self) {
+        for (level, line) in self.0 {
+            log::log!(level, "{line}");
+        }
+    }
+}
+
+/// The part of a request that takes time: it may wait for the host, and runs without the transport's lock,
+/// beside others of its device. Returns the bytes that it wrote for the driver.
+pub type Task = Box<dyn FnOnce(&Request<'_>) -> Result<u32, DriverError> + Send>;
 
 /// What a device does; the transport does what all devices have in common.
 pub trait VirtioDevice: Send {
@@ -34,6 +64,14 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// A request that no driver may send.
     fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, DriverError>;
+    /// How many threads carry out its [tasks](Served::Outside): so many of its requests are at work at once.
+    fn helpers(&self) -> u32 {
+        0
+    }
+    /// What it has to say to the log.
+    fn notes(&mut self) -> Option<&mut Notes> {
+        None
+    }
     /// How often [`tick`](Self::tick) wants to be called, if at all.
     fn interval(&self) -> Option<Duration> {
         None
@@ -63,10 +101,11 @@ pub struct Source {
 }
 
 /// The outcome of serving a request.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Served {
     /// Back to the driver; this many bytes were written into it.
     Done(u32),
+    /// It takes time, and the device's lock is not held for that long. A reset of the device waits for it.
+    Outside(Task),
     /// The device keeps it, and gives back what it kept before.
     Kept {
         /// Head of the request that was kept so far.

@@ -47,7 +47,12 @@ impl Driver {
             count.fetch_add(1, Ordering::Relaxed);
         });
         let device = Arc::new(Transport::new(make(ram.clone()), ram.clone(), notifier).expect("events"));
-        Self { device, ram, interrupts, made: [0; 8] }
+        Self { interrupts, ..Self::of(device, ram) }
+    }
+
+    /// A driver of this device, of which it needs the first 2 MiB of RAM. Interrupts are not counted.
+    pub(super) fn of(device: Arc<Transport>, ram: Arc<GuestRam>) -> Self {
+        Self { device, ram, interrupts: Arc::default(), made: [0; 8] }
     }
 
     pub(super) fn read(&self, register: u32) -> u32 {

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// The device used a buffer.
 pub const USED_BUFFER: u32 = virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
@@ -29,7 +29,7 @@ impl Irq {
     /// # Errors
     /// The host cannot create an event.
     pub fn new(notifier: Notifier) -> io::Result<Self> {
-        Ok(Self { status: AtomicU32::new(0), event: EventFd::new(EFD_NONBLOCK)?, notifier })
+        Ok(Self { status: AtomicU32::new(0), event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?, notifier })
     }
 
     /// Raises the interrupt for these reasons.

@@ -1,29 +1,31 @@
 //! [`Transport`]: the registers of one device and its queues, as virtio-mmio version 2 has them.
 //!
 //! vCPUs read and write registers; the device's thread serves queues. One lock guards both, held for one
-//! register access or one request, so that a driver that resets its device waits for at most one request;
-//! what an interrupt handler needs does not take the lock. The steps of the initialisation are checked:
-//! a step out of order changes nothing, is counted, and makes the device ask for a reset. Until it is
-//! reset, it serves nothing.
+//! register access or one request. A request that waits for the host is carried out without it, by helper
+//! threads, several at once: only a driver that resets the device waits for those, as the device must not touch
+//! memory afterwards. What an interrupt handler or a status needs does not take the lock. The steps of the
+//! initialisation are checked: a step out of order changes nothing, is counted, and makes the device ask for a
+//! reset. Until it is reset, it serves nothing.
 
 use super::irq::{CONFIG_CHANGE, Irq, Notifier, USED_BUFFER};
-use super::request::{Request, in_memory};
-use super::{DriverError, Served, Source, VirtioDevice};
+use super::outside::{Job, Outside};
+use super::request::Request;
+use super::state::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET, State, Step};
+use super::{DriverError, Notes, Source, VirtioDevice};
 use llfree_base::RateLimit;
 use llfree_base::counters::{DriverCounters, DriverCounts};
 use llfree_base::lock;
 use llfree_base::thread::Role;
 use llfree_monitor::memory::GuestRam;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use virtio_bindings::virtio_config as config;
 use virtio_bindings::virtio_mmio as reg;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT};
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How many requests of one queue are served before the others get their turn.
 const MOST_REQUESTS: u32 = 256;
@@ -41,28 +43,8 @@ const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
 /// Bytes of a shared memory region that does not exist.
 const NO_REGION: u32 = u32::MAX;
 
-const ACKNOWLEDGE: u32 = config::VIRTIO_CONFIG_S_ACKNOWLEDGE;
-const DRIVER: u32 = config::VIRTIO_CONFIG_S_DRIVER;
-const FEATURES_OK: u32 = config::VIRTIO_CONFIG_S_FEATURES_OK;
-const DRIVER_OK: u32 = config::VIRTIO_CONFIG_S_DRIVER_OK;
-const NEEDS_RESET: u32 = config::VIRTIO_CONFIG_S_NEEDS_RESET;
-const FAILED: u32 = config::VIRTIO_CONFIG_S_FAILED;
 /// The steps of an initialisation, in order.
 const STEPS: [u32; 4] = [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK];
-
-/// What this transport adds to a device's own features.
-const FEATURES: u64 = 1 << config::VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-
-struct State {
-    device: Box<dyn VirtioDevice>,
-    queues: Vec<Queue>,
-    status: u32,
-    device_page: u32,
-    driver_page: u32,
-    driver_features: u64,
-    queue: u32,
-    generation: u32,
-}
 
 /// One device on the bus.
 pub struct Transport {
@@ -70,6 +52,9 @@ pub struct Transport {
     /// Held by a thread that waits for the state.
     turn: Mutex<()>,
     state: Mutex<State>,
+    outside: Outside,
+    /// A copy of what the state says, for who must not wait.
+    live: AtomicBool,
     ram: Arc<GuestRam>,
     irq: Irq,
     events: Vec<EventFd>,
@@ -83,23 +68,16 @@ impl Transport {
     /// # Errors
     /// The host cannot create events.
     pub fn new(device: Box<dyn VirtioDevice>, ram: Arc<GuestRam>, notifier: Notifier) -> io::Result<Self> {
-        let queues = fresh_queues(&*device);
-        let events = queues.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<_>>()?;
         let name = device.name();
-        let state = State {
-            device,
-            queues,
-            status: 0,
-            device_page: 0,
-            driver_page: 0,
-            driver_features: 0,
-            queue: 0,
-            generation: 0,
-        };
+        let state = State::new(device);
+        let events =
+            state.queues.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<_>>()?;
         Ok(Self {
             name,
             turn: Mutex::new(()),
             state: Mutex::new(state),
+            outside: Outside::default(),
+            live: AtomicBool::new(false),
             ram,
             irq: Irq::new(notifier)?,
             events,
@@ -147,7 +125,7 @@ impl Transport {
     /// Whether a driver is using it.
     #[must_use]
     pub fn is_driven(&self) -> bool {
-        self.lock().is_live()
+        self.live.load(Ordering::Relaxed)
     }
 
     /// How often [`tick`](Self::tick) is due.
@@ -222,6 +200,9 @@ impl Transport {
             return;
         }
         let mut state = self.lock();
+        if data == [0; 4] && [reg::VIRTIO_MMIO_STATUS, reg::VIRTIO_MMIO_QUEUE_READY].map(u64::from).contains(&offset) {
+            state = self.drain(state);
+        }
         let result = if let Some(at) = offset.checked_sub(CONFIG) {
             let written = state.device.write_config(at, data);
             if written { Ok(()) } else { Err(DriverError::Register { register: offset, value: 0 }) }
@@ -234,6 +215,85 @@ impl Transport {
         };
         if let Err(error) = result {
             self.driver_erred(state, &error);
+        }
+    }
+
+    /// Waits until nothing is in flight, or the VM ends: a driver may use its memory for something else once
+    /// its device has been reset.
+    fn drain<'a>(&'a self, mut state: Held<'a>) -> Held<'a> {
+        // Nothing more is begun meanwhile.
+        state.draining += 1;
+        drop(state);
+        self.outside.wait_until_idle();
+        let mut state = self.lock();
+        state.draining -= 1;
+        if state.draining == 0 {
+            self.notify_starved(&mut state);
+        }
+        state
+    }
+
+    /// Waits until nothing is in flight, as long as `go_on` says so; true if so.
+    pub fn wait_until_idle(&self, go_on: impl Fn() -> bool) -> bool {
+        self.outside.wait_until_idle_while(go_on)
+    }
+
+    /// The threads that its device wants for its requests; each of them calls [`help`](Self::help).
+    #[must_use]
+    pub fn helpers(&self) -> u32 {
+        self.lock().device.helpers()
+    }
+
+    /// The helpers that are there.
+    #[cfg(test)]
+    pub(super) fn helping(&self) -> u32 {
+        self.outside.helpers()
+    }
+
+    /// Whether somebody has its lock.
+    #[cfg(test)]
+    pub(super) fn is_locked(&self) -> bool {
+        self.state.try_lock().is_err()
+    }
+
+    /// A helper's work, until the VM [ends](Self::release).
+    pub fn help(&self) {
+        self.outside.add_helper();
+        while let Some(job) = self.outside.next() {
+            self.carry_out(job);
+        }
+    }
+
+    /// Ends the helpers after their current requests, and lets go of vCPUs that wait for those: the VM ends.
+    /// Waits for no request.
+    pub fn release(&self) {
+        self.outside.release();
+    }
+
+    /// Carries out a job without the lock, and gives its request back.
+    fn carry_out(&self, job: Job) {
+        let Job { queue, head, buffers, task } = job;
+        let done = task(&Request::again(self.ram.guest_memory(), head, buffers));
+        let mut state = self.lock();
+        let given_back = done.and_then(|bytes| state.give_back(queue, head, bytes, &self.ram));
+        self.outside.done();
+        self.notify_starved(&mut state);
+        match given_back {
+            Ok(interrupt) => {
+                drop(state);
+                if interrupt {
+                    self.irq.trigger(USED_BUFFER);
+                }
+            }
+            Err(error) => self.driver_erred(state, &error),
+        }
+    }
+
+    /// Has queues served again that had to wait for a helper.
+    fn notify_starved(&self, state: &mut State) {
+        for queue in std::mem::take(&mut state.starved) {
+            // It fails only if the event is full, and then the thread is awake.
+            self.events.get(queue).map(|event| event.write(1).ok());
         }
     }
 
@@ -311,9 +371,16 @@ impl Transport {
                 return false;
             }
             let mut state = self.lock();
-            match state.serve_one(queue, &self.ram) {
-                Ok(None) => return false,
-                Ok(Some(interrupt)) => {
+            match state.serve_one(queue, &self.ram, &self.outside) {
+                Ok(Step::Nothing) => return false,
+                Ok(Step::Job(job)) => {
+                    let unaided = self.outside.begin(job);
+                    drop(state);
+                    if let Some(job) = unaided {
+                        self.carry_out(job);
+                    }
+                }
+                Ok(Step::Served { interrupt }) => {
                     drop(state);
                     if interrupt {
                         self.irq.trigger(USED_BUFFER);
@@ -347,7 +414,7 @@ impl Transport {
     }
 
     /// Counts an error of the driver and asks for a reset.
-    fn driver_erred(&self, mut state: MutexGuard<'_, State>, error: &DriverError) {
+    fn driver_erred(&self, mut state: Held<'_>, error: &DriverError) {
         let had_it = state.status & NEEDS_RESET != 0;
         state.status |= NEEDS_RESET;
         let tell = !had_it && state.status & DRIVER_OK != 0;
@@ -362,135 +429,45 @@ impl Transport {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> Held<'_> {
         // Mutexes are unfair: a thread that serves one request after the other would retake the state's
         // lock before a waiting vCPU is awake. It has to wait for this lock first, though.
         let _turn = lock(&self.turn);
         // A panic under the lock would end the process.
-        lock(&self.state)
+        Held { transport: self, state: Some(lock(&self.state)) }
     }
 }
 
-impl State {
-    fn offered(&self) -> u64 {
-        self.device.features() | FEATURES
-    }
+/// The state, locked. Letting go of it says what the device had to say.
+struct Held<'a> {
+    transport: &'a Transport,
+    /// `None` only once it goes.
+    state: Option<MutexGuard<'a, State>>,
+}
 
-    fn features_fit(&self) -> bool {
-        let version_1 = 1 << config::VIRTIO_F_VERSION_1;
-        self.driver_features & !self.offered() == 0 && self.driver_features & version_1 != 0
-    }
+impl Deref for Held<'_> {
+    type Target = State;
 
-    fn is_live(&self) -> bool {
-        self.status & DRIVER_OK != 0 && self.status & (NEEDS_RESET | FAILED) == 0
+    fn deref(&self) -> &State {
+        self.state.as_ref().expect("it is there until this is dropped")
     }
+}
 
-    fn selected(&self) -> Option<&Queue> {
-        self.queues.get(self.queue as usize)
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        self.state.as_mut().expect("it is there until this is dropped")
     }
+}
 
-    fn reset(&mut self) {
-        self.device.reset();
-        self.queues = fresh_queues(&*self.device);
-        (self.status, self.device_page, self.driver_page, self.driver_features, self.queue) = (0, 0, 0, 0, 0);
-    }
-
-    fn set_queue_register(&mut self, register: u32, value: u32, ram: &GuestRam) -> Result<(), DriverError> {
-        let refused = || DriverError::Register { register: register.into(), value };
-        // Only while the queues are set up; the exceptions follow.
-        let setting_up = self.status & (FEATURES_OK | DRIVER_OK) == FEATURES_OK;
-        let index = self.queue as usize;
-        let queue = self.queues.get_mut(index).ok_or_else(refused)?;
-        if register == reg::VIRTIO_MMIO_QUEUE_READY {
-            match value {
-                0 => queue.set_ready(false),
-                1 if setting_up => {
-                    if !rings_fit(queue, ram) {
-                        return Err(DriverError::Ring { queue: index });
-                    }
-                    queue.set_ready(true);
-                }
-                _ => return Err(refused()),
-            }
-            return Ok(());
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let Some(mut state) = self.state.take() else { return };
+        self.transport.live.store(state.is_live(), Ordering::Relaxed);
+        let notes = state.device.notes().map(Notes::take);
+        drop(state);
+        if let Some(notes) = notes {
+            notes.log();
         }
-        if !setting_up || queue.ready() {
-            return Err(refused());
-        }
-        // An address comes in two halves. The alignment of both is that of the lower one.
-        let (descriptors, available, used) = (queue.desc_table(), queue.avail_ring(), queue.used_ring());
-        let low = |address: u64| GuestAddress(address & !0xffff_ffff | u64::from(value));
-        let high = |address: u64| GuestAddress(address & 0xffff_ffff | u64::from(value) << 32);
-        match register {
-            reg::VIRTIO_MMIO_QUEUE_NUM => {
-                u16::try_from(value).ok().and_then(|size| queue.try_set_size(size).ok()).ok_or_else(refused)
-            }
-            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => {
-                queue.try_set_desc_table_address(low(descriptors)).map_err(|_| refused())
-            }
-            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => {
-                queue.try_set_desc_table_address(high(descriptors)).map_err(|_| refused())
-            }
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.try_set_avail_ring_address(low(available)).map_err(|_| refused()),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => {
-                queue.try_set_avail_ring_address(high(available)).map_err(|_| refused())
-            }
-            reg::VIRTIO_MMIO_QUEUE_USED_LOW => queue.try_set_used_ring_address(low(used)).map_err(|_| refused()),
-            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => queue.try_set_used_ring_address(high(used)).map_err(|_| refused()),
-            _ => Err(refused()),
-        }
-    }
-
-    /// Serves one request; returns whether the driver wants an interrupt, or `None` if no request was
-    /// served.
-    fn serve_one(&mut self, index: usize, ram: &GuestRam) -> Result<Option<bool>, DriverError> {
-        if !self.is_live() {
-            return Ok(None);
-        }
-        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(None) };
-        let available = || DriverError::Available { queue: index };
-        let memory = ram.guest_memory();
-        let Some(chain) = queue.iter(memory).map_err(|_| available())?.next() else {
-            // Arms the driver's notifications again and looks once more, but in the next round, so that
-            // a driver whose index flips back and forth cannot keep the thread here.
-            let again = queue.enable_notification(memory).map_err(|_| available())?;
-            return Ok(again.then_some(false));
-        };
-        if chain.head_index() >= queue.size() {
-            return Err(available());
-        }
-        let request = Request::read(memory, chain)?;
-        let (head, bytes) = match self.device.serve(index, &request)? {
-            Served::Done(bytes) => (request.head(), bytes),
-            Served::Kept { instead_of: Some(head) } => (head, 0),
-            Served::Kept { instead_of: None } => return Ok(Some(false)),
-            Served::Later => {
-                // Nothing was given back, so there is nothing to interrupt for. Notifications are
-                // not armed: more requests after one that cannot be served change nothing.
-                if let Some(queue) = self.queues.get_mut(index) {
-                    queue.go_to_previous_position();
-                }
-                return Ok(None);
-            }
-        };
-        self.give_back(index, head, bytes, ram).map(Some)
-    }
-
-    /// Gives a request back; returns whether the driver wants an interrupt.
-    fn give_back(&mut self, index: usize, head: u16, bytes: u32, ram: &GuestRam) -> Result<bool, DriverError> {
-        let ring = |_| DriverError::Ring { queue: index };
-        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(false) };
-        let memory = ram.guest_memory();
-        queue.add_used(memory, head, bytes).map_err(ring)?;
-        let wanted = queue.needs_notification(memory).map_err(ring)?;
-        if queue.event_idx_enabled() {
-            return Ok(wanted);
-        }
-        // The queue's crate leaves this flag to its users.
-        let flags: u16 = memory
-            .load(GuestAddress(queue.avail_ring()), Ordering::Acquire)
-            .map_err(|_| DriverError::Ring { queue: index })?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 }
 
@@ -501,20 +478,4 @@ fn page(features: u64, page: u32) -> u32 {
         1 => (features >> 32) as u32,
         _ => 0,
     }
-}
-
-fn fresh_queues(device: &dyn VirtioDevice) -> Vec<Queue> {
-    // Our devices' sizes are constants, all powers of two.
-    let queue = |size: &u16| Queue::new(*size).expect("a queue's size is a power of two");
-    device.queue_sizes().iter().map(queue).collect()
-}
-
-/// Whether all three rings lie in RAM, aligned as the standard wants them.
-fn rings_fit(queue: &Queue, ram: &GuestRam) -> bool {
-    let size = usize::from(queue.size());
-    // Each with the event word at its end.
-    let rings =
-        [(queue.desc_table(), 16 * size), (queue.avail_ring(), 6 + 2 * size), (queue.used_ring(), 6 + 8 * size)];
-    let memory = ram.guest_memory();
-    queue.avail_ring() != 0 && rings.into_iter().all(|(address, bytes)| in_memory(memory, address, bytes))
 }

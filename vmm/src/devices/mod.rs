@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `device`, `driver_error` | what a device does, and drivers' violations |
 //! | `bus` | all devices of a VM |
-//! | [`mmio`] | the registers of a device and its queues: virtio-mmio version 2 |
+//! | [`mmio`], `state` | the registers of a device and its queues: virtio-mmio version 2 |
+//! | `outside` | requests that wait for the host, and the threads that do that |
 //! | [`request`] | one descriptor chain, copied and checked |
 //! | [`irq`] | how a device tells its driver |
 //! | [`worker`] | the thread on which a device serves its queues |
@@ -35,22 +36,28 @@ pub mod irq;
 pub mod mem;
 pub mod mmio;
 pub mod net;
+mod outside;
 pub mod pc;
 pub mod progress;
 pub mod request;
 pub mod rng;
 pub mod serial;
+mod state;
 pub mod worker;
 
 #[cfg(test)]
 mod driver;
+#[cfg(test)]
+mod outside_tests;
+#[cfg(test)]
+mod resize_tests;
 #[cfg(test)]
 mod source_tests;
 #[cfg(test)]
 mod tests;
 
 pub use bus::Devices;
-pub use device::{Served, Source, VirtioDevice};
+pub use device::{Notes, Served, Source, Task, VirtioDevice};
 pub use driver_error::DriverError;
 
 use std::io;

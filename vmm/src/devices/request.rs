@@ -58,6 +58,16 @@ impl<'m> Request<'m> {
         if ends { Ok(Self { memory, head, buffers }) } else { Err(DriverError::Chain { head }) }
     }
 
+    /// The same request, read and checked before.
+    pub(super) fn again(memory: &'m GuestMemoryMmap<()>, head: u16, buffers: Vec<Buffer>) -> Self {
+        Self { memory, head, buffers }
+    }
+
+    /// Its number and its buffers, for [`again`](Self::again).
+    pub(super) fn into_parts(self) -> (u16, Vec<Buffer>) {
+        (self.head, self.buffers)
+    }
+
     /// The number of its first descriptor, by which the driver identifies it.
     #[must_use]
     pub fn head(&self) -> u16 {

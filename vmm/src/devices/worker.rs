@@ -15,8 +15,8 @@
 //! - A queue that had its turn and may have more is notified by the thread itself, so the rest of a
 //!   source does not depend on another edge.
 //!
-//! A device is **quiesced** while its thread is parked: between two requests, so that no queue is served,
-//! the device gets no tick, and guest memory is neither read nor written. When it resumes, the thread
+//! A device is **quiesced** while its thread is parked: between two requests and with none in the hands of a
+//! helper, so that no queue is served, the device gets no tick, and guest memory is neither read nor written. When it resumes, the thread
 //! notifies all queues itself, because a notification or an edge may have been cleared just before the
 //! order came, without its requests having been served.
 
@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 const ORDER: u64 = u64::MAX;
 /// Set in the number of a queue that one of the device's sources has work for.
@@ -75,8 +75,10 @@ pub fn resume(devices: &[Arc<WorkerControl>]) {
 /// A device's thread. Dropping it ends the thread, after its current request. A thread whose request
 /// does not finish, because the host's storage does not answer, is left behind: it owns all it uses.
 pub struct Worker {
+    device: Arc<Transport>,
     control: Arc<WorkerControl>,
-    thread: Option<JoinHandle<()>>,
+    /// The one that serves the queues, and those that help it.
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Worker {
@@ -85,7 +87,7 @@ impl Worker {
     /// # Errors
     /// The host cannot start a thread or create an event.
     pub fn start(device: Arc<Transport>, threads: &Spawner) -> io::Result<Self> {
-        let event = EventFd::new(EFD_NONBLOCK)?;
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let control = Arc::new(WorkerControl { name: device.name(), parking: Parking::default(), event });
         let epoll = Epoll::new()?;
         let add = |fd: RawFd, events: EventSet, number: u64| {
@@ -100,13 +102,20 @@ impl Worker {
             add(source.fd, EventSet::IN | EventSet::EDGE_TRIGGERED, SOURCE | source.queue as u64)?;
         }
         let descriptors = 1 + device.events().len() + sources.len();
-        let told = control.clone();
-        let (name, role) = (device.name().to_owned(), device.role());
-        let thread = threads.spawn(name, role, move || {
+        // Asked before there is a thread that may be in the middle of a request.
+        let (name, role, helpers) = (device.name(), device.role(), device.helpers());
+        // Ends those that run if another one cannot start.
+        let mut worker = Self { device, control, threads: Vec::new() };
+        let (device, told) = (worker.device.clone(), worker.control.clone());
+        worker.threads.push(threads.spawn(name, role, move || {
             let _end = EndsWith(&told.parking);
             run(&device, &epoll, descriptors, &told);
-        })?;
-        Ok(Self { control, thread: Some(thread) })
+        })?);
+        for _ in 0..helpers {
+            let device = worker.device.clone();
+            worker.threads.push(threads.spawn(format!("{name}-io"), role, move || device.help())?);
+        }
+        Ok(worker)
     }
 
     /// The handle that quiesces it.
@@ -117,18 +126,20 @@ impl Worker {
 
     fn tell(&self) {
         self.control.give(Order::Stop);
+        self.device.release();
     }
 
     fn wait(&mut self, deadline: Instant) {
-        let Some(thread) = self.thread.take() else { return };
-        while !thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        if !thread.is_finished() {
-            let name = thread.thread().name().unwrap_or("device");
-            log::warn!("{name}: a request did not finish within {LAST_REQUESTS:?}; the VM ends without it");
-        } else if thread.join().is_err() {
-            log::error!("a device's thread panicked");
+        for thread in self.threads.drain(..) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            if !thread.is_finished() {
+                let name = thread.thread().name().unwrap_or("device");
+                log::warn!("{name}: a request did not finish within {LAST_REQUESTS:?}; the VM ends without it");
+            } else if thread.join().is_err() {
+                log::error!("a device's thread panicked");
+            }
         }
     }
 }
@@ -164,7 +175,10 @@ fn run(device: &Transport, epoll: &Epoll, descriptors: usize, control: &WorkerCo
             Order::Run => {}
             Order::Pause => {
                 interrupted.set(true);
-                control.parking.park();
+                // Requests at work are finished first.
+                if device.wait_until_idle(|| control.parking.order() == Order::Pause) {
+                    control.parking.park();
+                }
                 continue;
             }
             Order::Stop => return,

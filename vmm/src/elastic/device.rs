@@ -17,7 +17,7 @@ use shared_layout::HUGE_SIZE;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A resize without a deadline gives up after this long without progress.
+/// A resize without a deadline gives up after this long without a step towards its target.
 const GIVE_UP: Duration = Duration::from_secs(2);
 /// How often the guest is kicked while nothing moves: its driver may have given up before memory
 /// became free.
@@ -34,7 +34,7 @@ pub(super) trait Books: Send + Sync {
     /// Sets the target; telling the driver is up to the caller.
     fn set_target(&self, memory: u64, target: u64) -> Result<(), ResizeError>;
 
-    /// The driver's progress.
+    /// The driver's steps towards the target.
     fn progress(&self) -> &Progress;
 
     /// How often to tell the driver again while a resize waits; `None` if it retries on its own.
@@ -114,7 +114,7 @@ impl Elasticity for ByDevice {
         let (actual, freed) = (self.limit(), resident.saturating_sub(self.ram_resident()?));
         // Both are at most RAM, whose huge frames fit a u32.
         let frames = |bytes: u64| (bytes / HUGE_SIZE) as u32;
-        let pass = Pass { frames: frames(before.abs_diff(actual)), discarded: frames(freed) };
+        let pass = Pass { frames: frames(before.abs_diff(actual)), discarded: frames(freed), freed_bytes: freed };
         Ok(Resize { target, actual, pass, duration, waited })
     }
 

@@ -4,7 +4,7 @@ use super::error::{DeviceError, MoveError};
 use super::offers::Need;
 use super::way::{Elasticity, Parts, Way};
 use llfree_control::report::{ElasticKind, ElasticStatus};
-use llfree_monitor::{Direction, Monitor, Resize};
+use llfree_monitor::{Direction, Monitor, Pass, Resize};
 use shared_layout::HUGE_SIZE;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +49,10 @@ impl Elasticity for ByTable {
     ) -> Result<Resize, MoveError> {
         // At most RAM, whose huge frames fit a u32.
         Ok(self.monitor.resize(direction, (target / HUGE_SIZE) as u32, &self.drain, keep_waiting)?)
+    }
+
+    fn take_free(&self, target: u64) -> Result<Pass, MoveError> {
+        Ok(self.monitor.shrink((target / HUGE_SIZE) as u32)?)
     }
 
     fn table(&self) -> Option<&Monitor> {

@@ -8,7 +8,7 @@ use llfree_base::choices::{Settings, Switch};
 use llfree_base::units::Bytes;
 use llfree_control::report::{ElasticKind, ElasticStatus};
 use llfree_monitor::memory::{AddressMap, Backing, GuestRam};
-use llfree_monitor::{Direction, Monitor, Resize};
+use llfree_monitor::{Direction, Monitor, Pass, Resize};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,6 +160,15 @@ pub trait Elasticity: Send + Sync {
         target: u64,
         keep_waiting: &dyn Fn(Duration) -> bool,
     ) -> Result<Resize, MoveError>;
+
+    /// Takes what is free now, down to a limit of `target`: a look at a resize that fell short. A device's driver
+    /// goes on by itself, so there is nothing to take.
+    ///
+    /// # Errors
+    /// A refusal by the kernel.
+    fn take_free(&self, _target: u64) -> Result<Pass, MoveError> {
+        Ok(Pass::default())
+    }
 
     /// Whether a resize without a deadline that began `elapsed` ago should go on.
     fn is_moving(&self, _elapsed: Duration) -> bool {

@@ -248,8 +248,8 @@ impl Guest for Linux {
         &FACTS
     }
 
-    fn run(&self, command: Command, timeout: Duration) -> Result<Report, AgentError> {
-        self.agent.run(command, timeout)
+    fn run(&self, command: Command, timeout: Duration, wanted: &dyn Fn() -> bool) -> Result<Report, AgentError> {
+        self.agent.run_while(command, timeout, wanted)
     }
 
     fn wait_until_up(&self, timeout: Duration) -> Result<(), AgentError> {

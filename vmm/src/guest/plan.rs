@@ -110,11 +110,11 @@ pub trait Guest: Send + Sync {
     /// The facts about its kind.
     fn facts(&self) -> &'static Facts;
 
-    /// Has its agent carry out a command.
+    /// Has its agent carry out a command, and waits for the report while it is `wanted`.
     ///
     /// # Errors
     /// Why there is no report.
-    fn run(&self, command: Command, timeout: Duration) -> Result<Report, AgentError>;
+    fn run(&self, command: Command, timeout: Duration, wanted: &dyn Fn() -> bool) -> Result<Report, AgentError>;
 
     /// Waits for an agent that has to boot first.
     ///

@@ -114,8 +114,8 @@ impl Guest for Shim {
         &FACTS
     }
 
-    fn run(&self, command: Command, timeout: Duration) -> Result<Report, AgentError> {
-        self.agents.run(command, timeout).map(|reports| agent::total(&reports))
+    fn run(&self, command: Command, timeout: Duration, wanted: &dyn Fn() -> bool) -> Result<Report, AgentError> {
+        self.agents.run_while(command, timeout, wanted).map(|reports| agent::total(&reports))
     }
 
     fn stop(&self) {

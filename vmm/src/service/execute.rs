@@ -11,20 +11,21 @@ use crate::vm::{LimitError, Vm, VmError};
 use llfree_base::choices::Switch;
 use llfree_base::error_line;
 use llfree_base::units::Bytes;
-use llfree_control::protocol::{ErrorKind, Reply, ShrinkGoal};
-use llfree_control::report::{AutoReclaimReport, FindingReport, ReclaimReport, ResizeReport, ValidateReport};
-use llfree_monitor::Finding;
+use llfree_control::protocol::{ErrorKind, Reply, ResizeGoal};
+use llfree_control::report::{AutoReclaimReport, FindingReport, Reason, ReclaimReport, ResizeReport, ValidateReport};
 use llfree_monitor::auto::SwitchError;
+use llfree_monitor::{Direction, Finding, Monitor};
 use shared_layout::HUGE_SIZE;
 use std::time::{Duration, Instant};
+
+/// What a resize that gave way to a newer one says.
+const OVERTAKEN: &str = "another resize took over";
 
 /// Requests that move memory between guest and host.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Resizing {
-    /// Lower the limit; wait this long for the guest.
-    Shrink { goal: ShrinkGoal, wait: Duration },
-    /// Raise the limit.
-    Grow { to_bytes: u64 },
+    /// Move the limit; wait this long for the guest, and pursue what is missing then unless this is `once`.
+    Move { goal: ResizeGoal, wait: Duration, once: bool },
     /// Take the memory of free frames, at most this many bytes.
     Reclaim { bytes: Option<u64> },
 }
@@ -37,6 +38,7 @@ pub(super) fn answer(result: Result<Reply, VmError>) -> Reply {
             VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(ExitReason::Exited(0)) => ErrorKind::Stopping,
+            VmError::Ended(ExitReason::Unwatched(_)) => ErrorKind::Internal,
             VmError::Ended(_) => ErrorKind::Crashed,
             VmError::AutoReclaim(SwitchError::KeepTooLarge(_)) => ErrorKind::Refused,
             VmError::Monitor(_)
@@ -44,29 +46,78 @@ pub(super) fn answer(result: Result<Reply, VmError>) -> Reply {
             | VmError::Cgroup(_)
             | VmError::Pause(_) => ErrorKind::Internal,
         };
-        Reply::error(kind, error_line(&error))
+        Reply::refusal(kind, reason(&error), error_line(&error))
     })
 }
 
-/// Carries out a resize or a reclaim. A shrink that is only waiting stops when it is `superseded`.
+/// What a program may want to know about a refusal.
+fn reason(error: &VmError) -> Option<Reason> {
+    Some(match error {
+        VmError::Size(error) => match error {
+            LimitError::NotAMultiple { .. } => Reason::NotAMultiple,
+            LimitError::AboveMemory { .. } => Reason::AboveMemory,
+            LimitError::ShrinkAboveLimit { .. } => Reason::AboveLimit,
+            LimitError::GrowBelowLimit { .. } => Reason::BelowLimit,
+            LimitError::ShrinkByAll { .. } | LimitError::ShrinkByMore { .. } => Reason::ByTooMuch,
+        },
+        VmError::Resize(error) => match error {
+            ResizeError::NotElastic => Reason::NotElastic,
+            ResizeError::NoReclaim(_) | ResizeError::NoTable { .. } => Reason::NoTable,
+            ResizeError::BelowBoot { .. } => Reason::BelowBoot,
+            ResizeError::ReportingContradicted
+            | ResizeError::ReportingHasNoSettings
+            | ResizeError::ReportingAtLaunch => Reason::SetAtLaunch,
+        },
+        VmError::Order(_) => Reason::Order,
+        VmError::Paused => Reason::Paused,
+        VmError::AutoReclaim(SwitchError::KeepTooLarge(_)) => Reason::KeepTooLarge,
+        VmError::Cgroup(_) => Reason::Cgroup,
+        VmError::Agent(AgentError::Timeout(_)) => Reason::NoAnswer,
+        VmError::Agent(AgentError::Gone) => return None,
+        VmError::Agent(_) => Reason::NoAgent,
+        VmError::Monitor(_) | VmError::AutoReclaim(_) | VmError::Ended(_) | VmError::Pause(_) => return None,
+    })
+}
+
+/// Carries out a resize or a reclaim. One that is only waiting for its guest stops when it is `superseded`.
 pub(super) fn resize(vm: &Vm, job: Resizing, superseded: &dyn Fn() -> bool) -> Reply {
     answer(match job {
-        Resizing::Shrink { goal, wait } => shrink(vm, goal, wait, superseded).map(Reply::Resize),
-        Resizing::Grow { to_bytes } => {
-            vm.grow(to_bytes).map(|resize| Reply::Resize(report::resize_report(vm, &resize, "")))
-        }
+        Resizing::Move { goal, wait, once } => move_limit(vm, goal, wait, once, superseded).map(Reply::Resize),
         Resizing::Reclaim { bytes } => reclaim(vm, bytes).map(Reply::Reclaim),
     })
 }
 
-fn shrink(vm: &Vm, goal: ShrinkGoal, wait: Duration, superseded: &dyn Fn() -> bool) -> Result<ResizeReport, VmError> {
-    let target = target(vm, goal)?;
+fn move_limit(
+    vm: &Vm,
+    goal: ResizeGoal,
+    wait: Duration,
+    once: bool,
+    superseded: &dyn Fn() -> bool,
+) -> Result<ResizeReport, VmError> {
+    let (direction, target) = target(vm, goal)?;
+    let report = match direction {
+        Direction::Shrink => shrink(vm, target, wait, superseded)?,
+        Direction::Grow => {
+            let resize = vm.grow_while(target, || !superseded())?;
+            report::resize_report(vm, &resize, if superseded() { OVERTAKEN } else { "" })
+        }
+    };
+    // Whatever was pursued before: this took its place.
+    if report.complete || once {
+        vm.stop_pursuing();
+    } else {
+        vm.pursue(target, direction);
+    }
+    Ok(ResizeReport { pursued: !report.complete && !once, ..report })
+}
+
+fn shrink(vm: &Vm, target: u64, wait: Duration, superseded: &dyn Fn() -> bool) -> Result<ResizeReport, VmError> {
     // A device's driver always needs time: it gets as long as it makes progress, unless the
     // request says how long.
     let more = |elapsed| elapsed < wait || wait.is_zero() && vm.is_moving(elapsed);
     let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
     let advice = match () {
-        () if superseded() => "another resize took over",
+        () if superseded() => OVERTAKEN,
         () if vm.is_paused() => "resume the VM, so that its guest can free some",
         () if vm.shares_table() && !vm.elastic().status().driven => "it has no driver for its device",
         () => "free memory in the guest",
@@ -74,28 +125,44 @@ fn shrink(vm: &Vm, goal: ShrinkGoal, wait: Duration, superseded: &dyn Fn() -> bo
     Ok(report::resize_report(vm, &resize, advice))
 }
 
+/// Sets the limit that a VM starts with, and pursues what the guest does not give up yet.
+///
+/// # Errors
+/// A limit that this VM cannot have.
+pub fn start_with_limit(vm: &Vm, limit: u64) -> Result<ResizeReport, VmError> {
+    move_limit(vm, ResizeGoal::DownToBytes(limit), Duration::ZERO, false, &|| true)
+}
+
+/// Checks that a reclaim is possible: one that is not must not make a waiting resize give way.
+pub(super) fn check_reclaim(vm: &Vm) -> Result<&Monitor, VmError> {
+    Ok(vm.elastic().table().ok_or(ResizeError::NoReclaim(vm.config().elastic.name()))?)
+}
+
 fn reclaim(vm: &Vm, bytes: Option<u64>) -> Result<ReclaimReport, VmError> {
-    let monitor = vm.elastic().table().ok_or(ResizeError::NoReclaim(vm.config().elastic.name()))?;
+    let monitor = check_reclaim(vm)?;
     let start = Instant::now();
     let frames = bytes.map_or(u32::MAX, |bytes| u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX));
     let pass = monitor.evict(frames)?;
     Ok(ReclaimReport {
         huge_frames: pass.frames.into(),
-        freed_bytes: u64::from(pass.discarded) * HUGE_SIZE,
+        freed_bytes: pass.freed_bytes,
         duration_us: micros(start.elapsed()),
     })
 }
 
-fn target(vm: &Vm, goal: ShrinkGoal) -> Result<u64, VmError> {
+fn target(vm: &Vm, goal: ResizeGoal) -> Result<(Direction, u64), VmError> {
     let limit = vm.limit();
     // A balloon of small pages may have left the limit at any page.
     let whole = |bytes: u64| bytes - bytes % HUGE_SIZE;
     match goal {
-        ShrinkGoal::ToBytes(to) => Ok(to),
-        ShrinkGoal::ByBytes(by) => match limit.checked_sub(by).map(whole) {
+        ResizeGoal::ToBytes(to) if to > limit => Ok((Direction::Grow, to)),
+        ResizeGoal::ToBytes(to) | ResizeGoal::DownToBytes(to) => Ok((Direction::Shrink, to)),
+        ResizeGoal::UpToBytes(to) => Ok((Direction::Grow, to)),
+        ResizeGoal::UpByBytes(by) => Ok((Direction::Grow, whole(limit.saturating_add(by)))),
+        ResizeGoal::DownByBytes(by) => match limit.checked_sub(by).map(whole) {
             Some(0) => Err(LimitError::ShrinkByAll { by: Bytes(by) }.into()),
             None => Err(LimitError::ShrinkByMore { by: Bytes(by), limit: Bytes(limit) }.into()),
-            Some(left) => Ok(left),
+            Some(left) => Ok((Direction::Shrink, left)),
         },
     }
 }

@@ -2,7 +2,7 @@
 
 use super::report::{micros, millis};
 use crate::vm::{LifeChange, Vm, VmError};
-use llfree_control::report::{LifeReport, VmState};
+use llfree_control::report::{Event, LifeReport, VmState};
 
 /// A change to the VM's life that a client asks for, short of stopping it.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +11,16 @@ pub(super) enum Change {
     Pause,
     /// Resume.
     Resume,
+}
+
+impl Change {
+    /// What has happened then.
+    pub(super) const fn event(self) -> Event {
+        match self {
+            Self::Pause => Event::Paused,
+            Self::Resume => Event::Resumed,
+        }
+    }
 }
 
 /// Pauses the VM, or resumes it.

@@ -1,31 +1,35 @@
 //! Requests from the control socket, carried out.
 //!
 //! [`Service::dispatch`] runs on the event loop and only sorts: whatever may take long goes to one of
-//! four threads, each with its own queue.
+//! five threads, each with its own queue.
 //!
 //! | file | what lives there |
 //! |---|---|
 //! | `life` | pause and resume, and what a status says about them |
 //! | `queues` | the threads, their queues, and audits between jobs |
+//! | `events` | what happens to the VM, for those who follow it |
 //! | `execute` | what a request does to the VM, and the reply to it |
 //! | `report` | the VM's state and what it did, as the protocol reports them |
 
+mod events;
 mod execute;
 mod life;
 mod queues;
 mod report;
 
-pub use execute::{auto_reclaim, validate};
+pub use execute::{auto_reclaim, start_with_limit, validate};
 pub use report::{resize_report, status};
 
 use crate::agent::AgentError;
 use crate::vm::{Vm, VmError};
+use events::Events;
 use execute::{Resizing, answer};
 use life::Change;
 use llfree_base::lock;
-use llfree_control::protocol::{Reply, Request};
+use llfree_control::protocol::{ErrorKind, Reply, Request, ResizeGoal};
+use llfree_control::report::{Event, Reason};
 use llfree_control::server::Responder;
-use queues::{Look, Queues};
+use queues::Queues;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,6 +37,7 @@ use std::time::Duration;
 pub struct Service {
     vm: Arc<Vm>,
     name: String,
+    events: Arc<Events>,
     /// `None` once they have ended.
     queues: Mutex<Option<Queues>>,
 }
@@ -43,8 +48,9 @@ impl Service {
     /// # Errors
     /// The host cannot start a thread.
     pub fn start(vm: Arc<Vm>, name: &str) -> std::io::Result<Self> {
-        let queues = Mutex::new(Some(Queues::start(&vm, name)?));
-        Ok(Self { vm, name: name.to_owned(), queues })
+        let events = Arc::new(Events::new());
+        let queues = Mutex::new(Some(Queues::start(&vm, name, &events)?));
+        Ok(Self { vm, name: name.to_owned(), events, queues })
     }
 
     /// Answers a request, or hands it to the thread that will. True if the VM is to stop.
@@ -67,13 +73,25 @@ impl Service {
             Request::AutoReclaim { settings } => {
                 responder.answer(&answer(auto_reclaim(&self.vm, settings).map(Reply::AutoReclaim)));
             }
-            Request::Status => queues.look(Look::Status, responder),
-            Request::Validate => queues.look(Look::Validate, responder),
+            Request::Status => queues.status(responder),
+            Request::Validate => queues.validate(responder),
             Request::Shrink { goal, wait_ms } => {
-                queues.resize(Resizing::Shrink { goal, wait: Duration::from_millis(wait_ms) }, responder);
+                queues.resize(resizing(goal.into(), wait_ms, false), responder);
             }
-            Request::Grow { to_bytes } => queues.resize(Resizing::Grow { to_bytes }, responder),
-            Request::Reclaim { bytes } => queues.resize(Resizing::Reclaim { bytes }, responder),
+            Request::Grow { to_bytes } => {
+                queues.resize(resizing(ResizeGoal::UpToBytes(to_bytes), 0, false), responder);
+            }
+            Request::Resize { goal, wait_ms, once } => queues.resize(resizing(goal, wait_ms, once), responder),
+            Request::Events => responder.stream(self.events.subscribe()),
+            // The process that the VM runs in may have these; a VM has not.
+            Request::Logs { .. } | Request::Console => {
+                let message = "there is no such stream here";
+                responder.answer(&Reply::refusal(ErrorKind::Refused, Some(Reason::NoConsole), message));
+            }
+            Request::Reclaim { bytes } => match execute::check_reclaim(&self.vm) {
+                Ok(_) => queues.resize(Resizing::Reclaim { bytes }, responder),
+                Err(error) => responder.answer(&answer(Err(error))),
+            },
             // Queued after a running command it would wait for the resume.
             Request::Guest(_) if self.vm.is_paused() => responder.answer(&answer(Err(VmError::Paused))),
             Request::Guest(command) => queues.guest(command, responder),
@@ -83,14 +101,28 @@ impl Service {
         false
     }
 
-    /// Ends the threads after their current jobs: every request has its answer then. Call it once
-    /// the VM has stopped, as their jobs may take long before that.
+    /// Adds to the events that clients may follow.
+    pub fn say(&self, event: &Event) {
+        self.events.say(event);
+    }
+
+    /// The last event: why the VM ends, and with which exit code.
+    pub fn say_end(&self, reason: String, exit_code: u8) {
+        self.events.end(&self.vm, reason, exit_code);
+    }
+
+    /// Ends the threads after their current jobs: every request has its answer then, or is known not to
+    /// come to an end. Call it once the VM has stopped, as their jobs may take long before that.
     pub fn finish(&self) {
         let queues = lock(&self.queues).take();
         if let Some(queues) = queues {
             queues.finish();
         }
     }
+}
+
+fn resizing(goal: ResizeGoal, wait_ms: u64, once: bool) -> Resizing {
+    Resizing::Move { goal, wait: Duration::from_millis(wait_ms), once }
 }
 
 impl Drop for Service {

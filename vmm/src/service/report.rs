@@ -8,7 +8,7 @@ use llfree_control::report::{
     AutoReclaimReport, CgroupStatus, DeviceStatus, Enforcement, InstallPoolStatus, NetReport, ResizeReport, Shortfall,
     StatusReport, VcpuState, VcpuStatus, VmState,
 };
-use llfree_monitor::MonitorError;
+use llfree_monitor::Picture;
 use llfree_monitor::auto::AutoStatus;
 use llfree_monitor::memory::Supply;
 use shared_layout::HUGE_SIZE;
@@ -32,8 +32,9 @@ pub fn resize_report(vm: &Vm, resize: &Resize, advice: &str) -> ResizeReport {
         reclaimable_now_bytes: view.reclaimable,
         complete,
         shortfall,
+        pursued: false,
         huge_frames: resize.pass.frames.into(),
-        freed_bytes: u64::from(resize.pass.discarded) * HUGE_SIZE,
+        freed_bytes: resize.pass.freed_bytes,
         duration_us: micros(resize.duration),
         waited_us: micros(resize.waited),
         guest: elastic.balloon.and_then(|balloon| balloon.guest).filter(|_| !vm.shares_table()),
@@ -62,12 +63,16 @@ pub(super) fn auto_report(status: &AutoStatus) -> AutoReclaimReport {
 pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
     let paused_for = vm.paused_since().map(|since| since.elapsed());
     let monitor = vm.monitor();
-    let ram = monitor.ram().residency().map_err(MonitorError::Residency)?;
+    let limit_before = vm.limit();
+    let Picture { residency: ram, limit, census } = monitor.picture()?;
+    // A device's driver moves its limit at any time: the larger one held at some moment of the look.
+    let limit = match vm.elastic().table() {
+        Some(_) => u64::from(limit) * HUGE_SIZE,
+        None => limit_before.max(vm.limit()),
+    };
     let install_pool = pool_status(monitor.supply());
-    let of_others = ram.resident_bytes.saturating_add(install_pool.resident_bytes);
-    let overhead = vm.resident_bytes().map(|all| all.saturating_sub(of_others));
+    let cost = vm.cost().unwrap_or_default();
     monitor.audit()?;
-    let census = monitor.census();
     let elastic = vm.elastic().status();
     let view = vm.view(&elastic, &census);
     Ok(StatusReport {
@@ -78,24 +83,29 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         paused_ms: paused_for.map(millis),
         backing: vm.config().backing.into(),
         memory_bytes: vm.config().memory.0,
-        limit_bytes: vm.limit(),
+        limit_bytes: limit,
         wanted_bytes: vm.elastic().wanted(),
+        target_bytes: vm.target().map(|target| target.bytes),
+        target_age_ms: vm.target().map(|target| millis(target.since.elapsed())),
         resident_bytes: ram.resident_bytes,
         huge_page_bytes: ram.huge_bytes,
-        held_bytes: vm.config().memory.0.saturating_sub(vm.limit()),
+        cost_bytes: cost.total(),
+        page_table_bytes: cost.page_tables,
+        held_bytes: vm.config().memory.0.saturating_sub(limit),
         evicted_bytes: census.evicted * HUGE_SIZE,
         installed_bytes: vm.elastic().table().map_or(0, |_| census.installed * HUGE_SIZE),
         guest_says: view.says.into(),
         guest_used_bytes: view.used,
         guest_free_bytes: view.free,
         reclaimable_now_bytes: view.reclaimable,
-        vmm_overhead_bytes: overhead.unwrap_or_default(),
+        vmm_overhead_bytes: cost.vmm,
         monitor: monitor.counters.counts(),
         enforcement: enforcement(vm).into(),
         on_violation: vm.config().install.on_violation.unwrap_or_default().into(),
         install_pool,
         corrupt_entries: census.corrupt,
         doorbell: vm.doorbell().counters.counts(),
+        guest_commands: None,
         auto_reclaim: auto_report(&vm.auto_reclaim().status()),
         cgroup: cgroup_status(vm),
         vcpus: vm.vcpus().iter().map(|vcpu| vcpu_status(vcpu)).collect(),
@@ -109,8 +119,8 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
 
 fn pool_status(supply: &Supply) -> InstallPoolStatus {
     let pool = supply.pool_status();
-    let (size_bytes, resident_bytes) = (pool.size_bytes, pool.resident_bytes);
-    InstallPoolStatus { size_bytes, resident_bytes, counts: supply.counters().counts() }
+    let (size_bytes, goal_bytes, resident_bytes) = (pool.size_bytes, pool.goal_bytes, pool.resident_bytes);
+    InstallPoolStatus { size_bytes, goal_bytes, resident_bytes, counts: supply.counters().counts() }
 }
 
 fn enforcement(vm: &Vm) -> Enforcement {

@@ -21,14 +21,14 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use llfree_base::units::Bytes;
 use llfree_monitor::auto::AutoReclaim;
-use llfree_monitor::memory::{GuestRam, Supply};
-use llfree_monitor::{Monitor, OnViolation, TenantStart, Violations};
+use llfree_monitor::memory::{GuestRam, Supply, UseUserfaultfd};
+use llfree_monitor::{Ending, Monitor, OnViolation, TenantStart, Violations};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How long an idle vCPU may take to give its cached frames back during a shrink.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
@@ -77,7 +77,7 @@ impl Vm {
         let host = |step| move |source| LaunchError::Host { step, source };
         config.forget_contents();
         vcpu::prepare_kick().map_err(|error| host("install the signal that stops vCPUs")(error.into()))?;
-        let event = EventFd::new(EFD_NONBLOCK).map_err(host("create an event for the guest's end"))?;
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an event for the guest's end"))?;
         let Hardware { vm, platform, agents, .. } = hardware;
         let Attached { guest, devices, disks, nets } = attached;
         let devices = Arc::new(devices);
@@ -91,10 +91,23 @@ impl Vm {
             guest: Arc::downgrade(&guest),
         };
         let on_end = exit_notifier.clone();
-        let end = move |violation| on_end.notify(ExitReason::Violation(violation));
-        let violations =
-            Violations::watch(monitor.clone(), identify(vcpus.clone()), memory.on_violation, end, &config.threads)
-                .map_err(host("start the thread that handles violations"))?;
+        // Whoever asked for a userfaultfd does not want to go on without one.
+        let must = config.install.userfaultfd == UseUserfaultfd::On;
+        let end = move |ending| {
+            on_end.notify(match ending {
+                Ending::Violation(violation) => ExitReason::Violation(violation),
+                Ending::Unwatched(error) => ExitReason::Unwatched(error),
+            });
+        };
+        let violations = Violations::watch(
+            monitor.clone(),
+            identify(vcpus.clone()),
+            memory.on_violation,
+            must,
+            end,
+            &config.threads,
+        )
+        .map_err(host("start the thread that handles violations"))?;
         Ok(Self {
             _vm: vm,
             guest,
@@ -112,6 +125,7 @@ impl Vm {
             vcpus,
             violations,
             life: Default::default(),
+            pursuit: Default::default(),
             exit_notifier,
             started,
             next_seed: AtomicU32::new(1),

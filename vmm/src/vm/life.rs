@@ -97,6 +97,8 @@ impl Vm {
         if let Some(violations) = &self.violations {
             violations.release();
         }
+        // A vCPU that resets a device may wait for the host's storage.
+        self.devices.iter().for_each(|(_, device)| device.release());
         vcpu::stop(&self.vcpus);
         // After the vCPUs, which notify them.
         worker::end(std::mem::take(&mut *lock(&self.workers)));

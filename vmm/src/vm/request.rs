@@ -3,6 +3,8 @@
 //! Except for its duration, everything in the report is the guest's own claim.
 
 use super::{Vm, VmError};
+#[cfg(doc)]
+use crate::agent::AgentError;
 use agent_abi::{Command, Outcome, Report, Touch};
 use llfree_control::protocol::{BurstTouch, GuestRequest};
 use llfree_control::report::{BadPage, GuestOutcome, GuestReport, SampleReport, SampleUnit};
@@ -19,10 +21,19 @@ impl Vm {
     /// # Errors
     /// An order out of range, a guest that does not answer, or one that has ended.
     pub fn run_guest(&self, request: &GuestRequest) -> Result<GuestReport, VmError> {
+        self.run_guest_while(request, &|| true)
+    }
+
+    /// The same, but waits for the report only while somebody wants it. The guest may finish its work all
+    /// the same; its report is then a late one.
+    ///
+    /// # Errors
+    /// As [`run_guest`](Self::run_guest), and [`AgentError::Unwanted`].
+    pub fn run_guest_while(&self, request: &GuestRequest, wanted: &dyn Fn() -> bool) -> Result<GuestReport, VmError> {
         let command = self.command_for(request)?;
         let timeout = TIMEOUT + Duration::from_millis(request.millis());
         let start = Instant::now();
-        let answer = self.command(command, timeout)?;
+        let answer = self.command_while(command, timeout, wanted)?;
         let took = start.elapsed();
         let samples = sample_unit(request).map(|unit| sample_report(unit, &answer));
         let mut report = GuestReport { samples, ..self.guest_report(&answer, took) };

@@ -19,11 +19,12 @@ mod tests;
 pub use state::{BalloonControl, GuestStats};
 
 use super::request::Request;
-use super::{DriverError, Served, VirtioDevice};
+use super::{DriverError, Notes, Served, VirtioDevice};
 use guest_abi::devices::BALLOON_F_HUGE;
 use llfree_base::RateLimit;
 use llfree_base::error_line;
 use llfree_monitor::memory::GuestRam;
+use log::Level;
 use shared_layout::{FRAME_SIZE, FRAMES_PER_HUGE};
 use std::ops::Range;
 use std::sync::Arc;
@@ -86,6 +87,8 @@ pub struct Balloon {
     stats_request: Option<(usize, u16)>,
     failures: RateLimit,
     poisoned: RateLimit,
+    small_blocks: RateLimit,
+    notes: Notes,
 }
 
 impl Balloon {
@@ -102,6 +105,8 @@ impl Balloon {
             stats_request: None,
             failures: RateLimit::default(),
             poisoned: RateLimit::default(),
+            small_blocks: RateLimit::default(),
+            notes: Notes::default(),
         };
         balloon.control.expect_stats(config.stats);
         balloon.reset();
@@ -211,7 +216,7 @@ impl Balloon {
     }
 
     /// Discards a range of offsets.
-    fn discard(&self, bytes: Range<u64>) {
+    fn discard(&mut self, bytes: Range<u64>) {
         let counters = &self.control.counters;
         counters.discards.inc();
         match self.ram.discard_bytes(bytes.clone()) {
@@ -220,7 +225,8 @@ impl Balloon {
             Err(error) => {
                 counters.failed_discards.inc();
                 if let Some(number) = self.failures.tick() {
-                    log::warn!("the balloon could not discard ({number} so far): {}", error_line(&error));
+                    let line = format!("the balloon could not discard ({number} so far): {}", error_line(&error));
+                    self.notes.add(Level::Warn, line);
                 }
             }
         }
@@ -259,13 +265,22 @@ impl VirtioDevice for Balloon {
         self.given = vec![0; (self.ram.bytes() / FRAME_SIZE / self.unit()).div_ceil(64) as usize];
         self.control.started(features & 1 << F_DEFLATE_ON_OOM != 0);
         if features & 1 << F_PAGE_POISON != 0 && self.poison != 0 && self.poisoned.tick().is_some() {
-            log::warn!(
+            let line = format!(
                 "the guest fills free pages with {:#x}, so the pages that it reports as free stay with it",
                 self.poison
             );
+            self.notes.add(Level::Warn, line);
         }
-        if self.config.huge && !self.is_huge() {
-            log::warn!("the guest's balloon driver does not support 2 MiB blocks; it works with 4 KiB pages");
+        // A guest may start its driver as often as it likes.
+        if self.config.huge
+            && !self.is_huge()
+            && let Some(number) = self.small_blocks.tick()
+        {
+            let line = format!(
+                "the guest's balloon driver does not support 2 MiB blocks; it works with 4 KiB pages (started {number} \
+                 times so far)"
+            );
+            self.notes.add(Level::Warn, line);
         }
     }
 
@@ -308,6 +323,10 @@ impl VirtioDevice for Balloon {
             None => return Err(DriverError::Available { queue }),
         }
         Ok(Served::Done(0))
+    }
+
+    fn notes(&mut self) -> Option<&mut Notes> {
+        Some(&mut self.notes)
     }
 
     fn interval(&self) -> Option<Duration> {

@@ -28,7 +28,7 @@ pub struct BalloonControl {
     stats: Mutex<Option<(Instant, GuestStats)>>,
     /// Statistics older than this are stale.
     late_after_ms: Gauge,
-    /// Signalled when the balloon grew or shrank.
+    /// Signalled when the balloon came nearer to its target.
     pub progress: Progress,
     /// What the guest did since the VM started.
     pub counters: BalloonCounters,
@@ -37,7 +37,15 @@ pub struct BalloonControl {
 impl BalloonControl {
     /// Sets the target size of the balloon, in pages of 4 KiB. The driver must be told.
     pub fn set_target(&self, pages: u32) {
-        self.target.store(pages, Ordering::Relaxed);
+        self.progress.aim(|| {
+            self.target.store(pages, Ordering::Relaxed);
+            self.distance()
+        });
+    }
+
+    /// Pages between the size and the target.
+    fn distance(&self) -> u64 {
+        self.inflated.load(Ordering::Acquire).abs_diff(self.target_pages().into())
     }
 
     /// The target size, in pages of 4 KiB.
@@ -66,7 +74,7 @@ impl BalloonControl {
     /// The balloon grew or shrank by this many pages.
     pub(super) fn moved(&self, pages: i64) {
         self.inflated.fetch_add(pages, Ordering::AcqRel);
-        self.progress.made();
+        self.progress.moved(|| self.distance());
     }
 
     /// Sets the interval at which statistics are expected, if at all.
@@ -85,8 +93,8 @@ impl BalloonControl {
         *lock(&self.stats) = None;
         self.deflates_on_oom.store(false, Ordering::Relaxed);
         self.claimed.store(0, Ordering::Relaxed);
+        // No progress of the driver's, even where it is what a resize waits for.
         self.inflated.store(0, Ordering::Release);
-        self.progress.made();
     }
 
     pub(super) fn set_stats(&self, stats: GuestStats) {

@@ -1,14 +1,15 @@
 //! virtio-blk (virtio 1.3, 5.2): a raw image or a block device of the host as a disk of the guest.
 //!
-//! One queue, served on the device's own thread, one request after the other; data goes straight
+//! One queue, served on the device's own thread, which hands each request to one of [`HELPERS`] threads: so
+//! many are at work at once, in no order, and none holds the device's lock. Data goes straight
 //! between guest memory and the file, through the host's page cache. A write is durable after a flush,
 //! or at once for a driver that did not negotiate flushes. Where the host's file system can punch holes,
 //! the guest may discard: the file gets smaller as the guest deletes. A failure of the host becomes the
 //! guest's I/O error, counted and logged; a request that makes no sense fails with a status, or as a
 //! [`DriverError`] if there is no place for the status.
 //!
-//! The transport's lock is held during a request, so a request is bounded: [`MOST_BYTES`] of data, or
-//! ranges of [`MOST_CLEARED_SECTORS`]. A driver that resets its device waits for the current request.
+//! A request is bounded: [`MOST_BYTES`] of data, or ranges of [`MOST_CLEARED_SECTORS`]. A driver that resets its
+//! device waits for those at work.
 
 mod config;
 mod file;
@@ -32,6 +33,8 @@ use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 const QUEUE_SIZE: u16 = 256;
+/// Requests at work at once, each on a thread.
+pub const HELPERS: u32 = 4;
 /// The most buffers of a request besides header and status, and bytes of each, as told to drivers.
 const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 const SEGMENT_BYTES: u32 = 64 << 10;
@@ -54,13 +57,29 @@ const UNMAP: u32 = blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
 /// The device.
 pub struct Blk {
+    disk: Arc<Disk>,
+    /// The driver did not negotiate flushes, so each write is flushed.
+    write_through: bool,
+}
+
+/// What its threads share.
+struct Disk {
     file: DiskFile,
     control: Arc<DiskControl>,
     serial: [u8; SERIAL_BYTES],
-    /// The driver did not negotiate flushes, so each write is flushed.
-    write_through: bool,
     errors: RateLimit,
     refusals: RateLimit,
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy)]
+struct Ask {
+    kind: u32,
+    sector: u64,
+    /// Bytes for the driver before the status.
+    room: u64,
+    /// A write is flushed at once.
+    write_through: bool,
 }
 
 /// Why a request failed.
@@ -103,25 +122,36 @@ impl Blk {
             *to = from;
         }
         let control = DiskControl { path, bytes: file.bytes(), read_only, counters: Default::default() };
-        Self {
-            file,
-            control: Arc::new(control),
-            serial,
-            write_through: true,
-            errors: RateLimit::default(),
-            refusals: RateLimit::default(),
-        }
+        let control = Arc::new(control);
+        let disk = Disk { file, control, serial, errors: RateLimit::default(), refusals: RateLimit::default() };
+        Self { disk: Arc::new(disk), write_through: true }
     }
 
     /// The host's side of the disk, which stays usable once the transport owns the device.
     #[must_use]
     pub fn control(&self) -> Arc<DiskControl> {
-        self.control.clone()
+        self.disk.control.clone()
+    }
+}
+
+impl Disk {
+    /// Carries out a request and writes its status; returns how many bytes it wrote for the driver.
+    fn serve(&self, ask: Ask, request: &Request<'_>) -> Result<u32, DriverError> {
+        let room = ask.room;
+        let (status, written) = match self.carry_out(ask, request) {
+            Ok(written) => (blk::VIRTIO_BLK_S_OK, written),
+            Err(failure) => (self.failed(failure)?, 0),
+        };
+        for slice in request.slices(true, room, 1)? {
+            slice.copy_from(&[status as u8]);
+        }
+        // All bytes up to the status count as written only if they were.
+        Ok(if written == room { (room + 1) as u32 } else { written as u32 })
     }
 
-    /// Carries out a request; returns how many bytes it wrote for the driver before the status, which
-    /// comes after `room` bytes.
-    fn carry_out(&self, kind: u32, sector: u64, request: &Request<'_>, room: u64) -> Result<u64, Failure> {
+    /// Carries out a request; returns how many bytes it wrote for the driver before the status.
+    fn carry_out(&self, ask: Ask, request: &Request<'_>) -> Result<u64, Failure> {
+        let Ask { kind, sector, room, write_through } = ask;
         let payload = request.bytes(false) - HEADER_BYTES;
         match kind {
             blk::VIRTIO_BLK_T_IN => {
@@ -137,7 +167,7 @@ impl Blk {
                 self.file.transfer(Direction::Write, &request.slices(false, HEADER_BYTES, payload)?, offset)?;
                 self.control.counters.writes.inc();
                 self.control.counters.written_bytes.add(payload);
-                self.settle()
+                self.settle(write_through)
             }
             blk::VIRTIO_BLK_T_FLUSH => {
                 self.file.flush()?;
@@ -150,7 +180,9 @@ impl Blk {
                 Ok(bytes)
             }
             blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES if self.file.punches() => {
-                self.clear(kind == blk::VIRTIO_BLK_T_DISCARD, request, payload)
+                self.clear(kind == blk::VIRTIO_BLK_T_DISCARD, request, payload)?;
+                // What was discarded holds anything.
+                if kind == blk::VIRTIO_BLK_T_DISCARD { Ok(0) } else { self.settle(write_through) }
             }
             // A read-only disk offers none of these, and says why it refuses them.
             blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES => {
@@ -162,7 +194,7 @@ impl Blk {
     }
 
     /// Discards ranges, or fills them with zeroes.
-    fn clear(&self, discard: bool, request: &Request<'_>, payload: u64) -> Result<u64, Failure> {
+    fn clear(&self, discard: bool, request: &Request<'_>, payload: u64) -> Result<(), Failure> {
         let most = if discard { DISCARDED_RANGES } else { ZEROED_RANGES };
         if payload == 0 || payload > u64::from(most) * RANGE_BYTES || !payload.is_multiple_of(RANGE_BYTES) {
             return Err(Failure::Refused("not a list of ranges to clear, or one that is too long"));
@@ -190,12 +222,12 @@ impl Blk {
             }
             self.control.counters.cleared_bytes.add(bytes);
         }
-        if discard { Ok(0) } else { self.settle() }
+        Ok(())
     }
 
     /// Flushes after a write if the driver cannot.
-    fn settle(&self) -> Result<u64, Failure> {
-        if self.write_through {
+    fn settle(&self, write_through: bool) -> Result<u64, Failure> {
+        if write_through {
             self.file.flush()?;
         }
         Ok(0)
@@ -282,6 +314,10 @@ impl VirtioDevice for Blk {
         &[QUEUE_SIZE]
     }
 
+    fn helpers(&self) -> u32 {
+        HELPERS
+    }
+
     fn features(&self) -> u64 {
         [
             (blk::VIRTIO_BLK_F_SIZE_MAX, true),
@@ -289,9 +325,9 @@ impl VirtioDevice for Blk {
             (blk::VIRTIO_BLK_F_BLK_SIZE, true),
             (blk::VIRTIO_BLK_F_TOPOLOGY, true),
             (blk::VIRTIO_BLK_F_FLUSH, true),
-            (blk::VIRTIO_BLK_F_RO, self.control.read_only),
-            (blk::VIRTIO_BLK_F_DISCARD, self.file.punches()),
-            (blk::VIRTIO_BLK_F_WRITE_ZEROES, self.file.punches()),
+            (blk::VIRTIO_BLK_F_RO, self.disk.control.read_only),
+            (blk::VIRTIO_BLK_F_DISCARD, self.disk.file.punches()),
+            (blk::VIRTIO_BLK_F_WRITE_ZEROES, self.disk.file.punches()),
         ]
         .into_iter()
         .fold(0, |features, (bit, offered)| features | u64::from(offered) << bit)
@@ -307,13 +343,13 @@ impl VirtioDevice for Blk {
 
     fn config(&self) -> Vec<u8> {
         // capacity, size_max, seg_max; geometry, which is obsolete; blk_size; topology.
-        let mut config = (self.file.bytes() / SECTOR).to_le_bytes().to_vec();
+        let mut config = (self.disk.file.bytes() / SECTOR).to_le_bytes().to_vec();
         let word = |config: &mut Vec<u8>, word: u32| config.extend(word.to_le_bytes());
         [SEGMENT_BYTES, SEGMENTS, 0, SECTOR as u32].into_iter().for_each(|value| word(&mut config, value));
         // physical_block_exp, alignment_offset, min_io_size; opt_io_size; writeback, queues.
         config.extend([BLOCK_EXPONENT, 0, 1 << BLOCK_EXPONENT, 0]);
         [0, 0].into_iter().for_each(|value| word(&mut config, value));
-        if self.file.punches() {
+        if self.disk.file.punches() {
             // Discards: sectors, ranges, alignment; zeroes: sectors, ranges, and that they may unmap.
             let alignment = 1 << BLOCK_EXPONENT;
             [MOST_CLEARED_SECTORS, DISCARDED_RANGES, alignment, MOST_CLEARED_SECTORS, ZEROED_RANGES, 1]
@@ -338,15 +374,8 @@ impl VirtioDevice for Blk {
         };
         let mut header = [0; HEADER_BYTES as usize];
         read(request, 0, &mut header)?;
-        let (status, written) = match self.carry_out(word32(&header, 0), word64(&header, 8), request, room) {
-            Ok(written) => (blk::VIRTIO_BLK_S_OK, written),
-            Err(failure) => (self.failed(failure)?, 0),
-        };
-        for slice in request.slices(true, room, 1)? {
-            slice.copy_from(&[status as u8]);
-        }
-        // All bytes up to the status count as written only if they were.
-        let written = if written == room { (room + 1) as u32 } else { written as u32 };
-        Ok(Served::Done(written))
+        let (kind, sector) = (word32(&header, 0), word64(&header, 8));
+        let (disk, ask) = (self.disk.clone(), Ask { kind, sector, room, write_through: self.write_through });
+        Ok(Served::Outside(Box::new(move |request| disk.serve(ask, request))))
     }
 }

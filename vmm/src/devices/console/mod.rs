@@ -23,7 +23,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// The device has a number of ports, and control queues.
 const F_MULTIPORT: u64 = 1 << 1;
@@ -99,7 +99,7 @@ impl Console {
     /// The host cannot create events.
     pub fn new() -> io::Result<(Self, Arc<Port>)> {
         let port = Arc::new(Port::new()?);
-        let control = EventFd::new(EFD_NONBLOCK)?;
+        let control = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         Ok((Self { port: port.clone(), due: Due::default(), control }, port))
     }
 

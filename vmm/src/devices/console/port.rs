@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// The most bytes that wait for the guest, and how many bytes of the guest make it wait.
 pub const BUFFER_BYTES: usize = 64 << 10;
@@ -56,7 +56,7 @@ pub struct Port {
 impl Port {
     /// A port that is not open.
     pub(crate) fn new() -> io::Result<Self> {
-        let (for_guest, room) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
+        let (for_guest, room) = (EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?, EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         Ok(Self { state: Mutex::default(), changed: Condvar::new(), for_guest, room })
     }
 

@@ -15,10 +15,11 @@ mod tests;
 pub use state::MemControl;
 
 use super::request::Request;
-use super::{DriverError, Served, VirtioDevice};
+use super::{DriverError, Notes, Served, VirtioDevice};
 use llfree_base::RateLimit;
 use llfree_base::error_line;
 use llfree_monitor::memory::GuestRam;
+use log::Level;
 use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::ops::Range;
 use std::sync::Arc;
@@ -66,6 +67,7 @@ pub struct Mem {
     /// For each block, whether it is plugged.
     plugged: Vec<bool>,
     failures: RateLimit,
+    notes: Notes,
 }
 
 impl Mem {
@@ -78,7 +80,8 @@ impl Mem {
         let start = HugeId(first).byte_offset();
         let piece = ram.map().parts().find(|part| (part.offset..part.offset + part.bytes).contains(&start));
         let blocks = piece.map_or(0, |part| (part.offset + part.bytes - start) / HUGE_SIZE);
-        Self { ram, control, first, plugged: vec![false; blocks as usize], failures: RateLimit::default() }
+        let plugged = vec![false; blocks as usize];
+        Self { ram, control, first, plugged, failures: RateLimit::default(), notes: Notes::default() }
     }
 
     /// The blocks of a request; `None` if there are none, or not all of them are in the region.
@@ -130,7 +133,7 @@ impl Mem {
         self.control.moved(-(plugged as i64));
     }
 
-    fn discard(&self, blocks: &Range<usize>) {
+    fn discard(&mut self, blocks: &Range<usize>) {
         let counters = &self.control.counters;
         counters.discards.inc();
         // At most the huge frames of RAM, which fit a u32.
@@ -138,7 +141,8 @@ impl Mem {
         if let Err(error) = self.ram.discard(HugeRange::saturating(first, count)) {
             counters.failed_discards.inc();
             if let Some(number) = self.failures.tick() {
-                log::warn!("virtio-mem could not discard ({number} so far): {}", error_line(&error));
+                let line = format!("virtio-mem could not discard ({number} so far): {}", error_line(&error));
+                self.notes.add(Level::Warn, line);
             }
         }
     }
@@ -178,6 +182,10 @@ impl VirtioDevice for Mem {
 
     fn write_config(&mut self, _: u64, _: &[u8]) -> bool {
         false
+    }
+
+    fn notes(&mut self) -> Option<&mut Notes> {
+        Some(&mut self.notes)
     }
 
     fn serve(&mut self, _: usize, request: &Request<'_>) -> Result<Served, DriverError> {

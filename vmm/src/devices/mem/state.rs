@@ -14,7 +14,7 @@ pub struct MemControl {
     boot_bytes: u64,
     requested_bytes: Gauge,
     plugged_blocks: AtomicI64,
-    /// Signalled when blocks were plugged or unplugged.
+    /// Signalled when what is plugged came nearer to what should be.
     pub progress: Progress,
     /// What the driver asked for since the VM started.
     pub counters: MemCounters,
@@ -42,7 +42,10 @@ impl MemControl {
 
     /// Sets how much should be plugged, in bytes. The driver must be told.
     pub fn request(&self, bytes: u64) {
-        self.requested_bytes.set(bytes);
+        self.progress.aim(|| {
+            self.requested_bytes.set(bytes);
+            self.distance()
+        });
     }
 
     /// How much should be plugged, in bytes.
@@ -57,9 +60,14 @@ impl MemControl {
         u64::try_from(self.plugged_blocks.load(Ordering::Acquire)).unwrap_or(0) * HUGE_SIZE
     }
 
+    /// Bytes between what is plugged and what should be.
+    fn distance(&self) -> u64 {
+        self.plugged_bytes().abs_diff(self.requested_bytes())
+    }
+
     pub(super) fn moved(&self, blocks: i64) {
         self.plugged_blocks.fetch_add(blocks, Ordering::AcqRel);
-        self.progress.made();
+        self.progress.moved(|| self.distance());
     }
 
     pub(super) fn answered(&self, plug: bool, granted: bool) {

@@ -17,13 +17,14 @@ pub use frame::MAX_FRAME;
 pub use tap::NetError;
 
 use super::request::Request;
-use super::{DriverError, Served, Source, VirtioDevice};
+use super::{DriverError, Notes, Served, Source, VirtioDevice};
 use crate::roles;
 use frame::HEADER_BYTES;
 use llfree_base::RateLimit;
 use llfree_base::counters::FrameCounters;
 use llfree_base::thread::Role;
 use llfree_control::report::NetStatus;
+use log::Level;
 use rustix::io::{Errno, retry_on_intr};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -69,6 +70,7 @@ pub struct Net {
     frame: Vec<u8>,
     counters: Arc<NetCounters>,
     failures: RateLimit,
+    notes: Notes,
 }
 
 impl Net {
@@ -93,7 +95,7 @@ impl Net {
 
     fn with(tap: OwnedFd, mac: MacAddr, mtu: u16) -> Self {
         let frame = vec![0; HEADER_BYTES + MAX_FRAME + 1];
-        Self { tap, mac, mtu, frame, counters: Arc::default(), failures: RateLimit::default() }
+        Self { tap, mac, mtu, frame, counters: Arc::default(), failures: RateLimit::default(), notes: Notes::default() }
     }
 
     /// Its counters, for reports.
@@ -147,9 +149,10 @@ impl Net {
         Ok(Served::Done(0))
     }
 
-    fn failed(&self, step: &str, error: Errno) {
+    fn failed(&mut self, step: &str, error: Errno) {
         if let Some(number) = self.failures.tick() {
-            log::warn!("virtio-net could not {step} a frame ({number} failures so far): {error}");
+            let line = format!("virtio-net could not {step} a frame ({number} failures so far): {error}");
+            self.notes.add(Level::Warn, line);
         }
     }
 }
@@ -165,6 +168,10 @@ impl VirtioDevice for Net {
 
     fn role(&self) -> Role {
         roles::STREAM
+    }
+
+    fn notes(&mut self) -> Option<&mut Notes> {
+        Some(&mut self.notes)
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -8,10 +8,11 @@
 mod tests;
 
 use super::request::Request;
-use super::{DriverError, Served, VirtioDevice};
+use super::{DriverError, Notes, Served, VirtioDevice};
 use crate::roles;
 use llfree_base::RateLimit;
 use llfree_base::thread::Role;
+use log::Level;
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
@@ -23,11 +24,12 @@ pub const MOST_BYTES: usize = 4096;
 #[derive(Default, Debug)]
 pub struct Rng {
     failures: RateLimit,
+    notes: Notes,
 }
 
 impl Rng {
     /// Fills `bytes`; returns how many of them.
-    fn fill(&self, bytes: &mut [u8]) -> usize {
+    fn fill(&mut self, bytes: &mut [u8]) -> usize {
         let mut filled = 0;
         while filled < bytes.len() {
             // Blocks only in the first seconds after the host boots.
@@ -35,7 +37,8 @@ impl Rng {
                 Ok(more) if more > 0 => filled += more,
                 other => {
                     if let Some(number) = self.failures.tick() {
-                        log::error!("virtio-rng: the host gave no random numbers ({number} so far): {other:?}");
+                        let line = format!("virtio-rng: the host gave no random numbers ({number} so far): {other:?}");
+                        self.notes.add(Level::Error, line);
                     }
                     break;
                 }
@@ -56,6 +59,10 @@ impl VirtioDevice for Rng {
 
     fn role(&self) -> Role {
         roles::STREAM
+    }
+
+    fn notes(&mut self) -> Option<&mut Notes> {
+        Some(&mut self.notes)
     }
 
     fn queue_sizes(&self) -> &[u16] {

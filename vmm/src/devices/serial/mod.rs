@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// The first of its I/O ports.
 pub const FIRST_PORT: u16 = 0x3f8;
@@ -105,8 +105,8 @@ impl Serial {
     /// # Errors
     /// The host cannot start a thread or create an event.
     pub fn new(out: OwnedFd, threads: &Spawner) -> io::Result<Self> {
-        let irq = EventFd::new(EFD_NONBLOCK)?;
-        let room = EventFd::new(EFD_NONBLOCK)?;
+        let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let room = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let line = Line(irq.try_clone()?);
         let output = Output::start(out, threads)?;
         let registers = vm_superio::Serial::new(line, Sender(output.clone()));
