@@ -28,6 +28,7 @@ use crate::error::{BenchError, SizeError};
 use crate::guest::{Moved, ask, fill_pool, grow, measure, shrink, touch_and_free};
 use crate::progress::{Progress, Show};
 use crate::series::{Row, Series};
+use crate::turns::takes_part;
 use cli::workload::DEFAULT_ORDER;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
@@ -135,7 +136,7 @@ pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let steps = subjects.iter().map(|subject| (subject.candidate.name, subject.share.rounds.1 + 1));
     let mut progress = Progress::new(show, "inflate", steps.chain([(RAW, plan.iterations + 1)]));
     for round in 0..=plan.iterations {
-        for subject in subjects.iter().filter(|subject| subject.share.takes_part(round)) {
+        for subject in subjects.iter().filter(|subject| takes_part(subject.share.rounds, round)) {
             progress.step(subject.candidate.name, "", || {
                 guest_round(subject, &mut book)?;
                 fresh_round(subject, plan.backing, &mut book)

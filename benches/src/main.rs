@@ -21,6 +21,9 @@ mod idle;
 mod inflate;
 mod install;
 mod interference;
+mod latency;
+mod loads;
+mod measured;
 mod mover;
 mod output;
 mod passes;
@@ -29,7 +32,9 @@ mod progress;
 mod recovery;
 mod series;
 mod tables;
+mod turns;
 
+use alloc::Selection;
 use args::{AllocArgs, Cli, Figure, InstallArgs};
 use clap::Parser;
 use cli::args::Exit;
@@ -114,9 +119,9 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
         Figure::Fill(args) => {
             let files = Files::open(&args.output, Some(&args.picture))?;
             let rows = fill::run(
-                &args.tables.allocators,
+                &args.tables.compared.allocators,
                 huge_frames(args.tables.mem)?,
-                args.tables.iterations,
+                args.tables.compared.iterations,
                 &crew::cores()?,
                 show,
             )?;
@@ -171,21 +176,26 @@ fn run_alloc(args: &AllocArgs, show: Show) -> Result<(), BenchError> {
         threads = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < all).chain([all]).collect();
     }
     let plan = alloc::Plan {
-        benches: args.benches.clone(),
-        orders: args.orders.0.clone(),
+        entries: Selection::join(&args.benches),
+        orders: args.orders.as_ref().map(|orders| orders.0.clone()),
         threads,
-        allocators: args.tables.allocators.clone(),
-        huge_frames: huge_frames(args.tables.mem)?,
-        iterations: args.tables.iterations,
+        allocators: args.compared.allocators.clone(),
+        huge_frames: args.mem.map(huge_frames).transpose()?,
+        full: args.full,
+        operations: args.operations,
+        iterations: args.compared.iterations,
         cores,
     };
     if let Some(bench) = args.once {
-        return output::print(&alloc::once(&plan, bench)?);
+        let huge_frames = huge_frames(args.mem.unwrap_or(Bytes(4 << 30)))?;
+        let plan = alloc::Plan { entries: Vec::new(), huge_frames: Some(huge_frames), ..plan };
+        return output::print(&alloc::once(&plan, bench, huge_frames)?);
     }
     let files = Files::open(&args.output, Some(&args.picture))?;
     let rows = alloc::run(&plan, show)?;
-    files.draw(&format!("Nanoseconds an operation, {} of frames, median", args.tables.mem), &alloc::panels(&rows))?;
-    files.write(&rows, &args.output)
+    files.draw("Nanoseconds an operation, median", &alloc::panels(&rows))?;
+    let markdown = args.markdown.then(|| alloc::markdown(&rows));
+    files.write_as(&rows, &args.output, markdown)
 }
 
 fn huge_frames(mem: Bytes) -> Result<u32, BenchError> {

@@ -55,13 +55,23 @@ impl Files {
     }
 
     pub(crate) fn write<R: Table>(self, rows: &[R], output: &Output) -> Result<(), BenchError> {
+        self.write_as(rows, output, None)
+    }
+
+    /// The same with another text than the table.
+    pub(crate) fn write_as<R: Table>(
+        self,
+        rows: &[R],
+        output: &Output,
+        text: Option<String>,
+    ) -> Result<(), BenchError> {
         if let Some((file, path)) = self.csv {
             series::write_csv(rows, file).map_err(|source| BenchError::File { path, source })?;
         }
         if output.json {
             print(&(serde_json::to_string_pretty(rows).map_err(std::io::Error::from)? + "\n"))
         } else {
-            print(&R::table(rows))
+            print(&text.unwrap_or_else(|| R::table(rows)))
         }
     }
 }
