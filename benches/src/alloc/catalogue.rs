@@ -41,7 +41,7 @@ pub(crate) struct Entry {
 }
 
 /// A default run and a full one: how long a round may take before it ends with fewer operations.
-const PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(20)];
+const PATIENCE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(20)];
 /// Other allocators take part up to this size: several need a word or more a frame.
 const BASELINE_GIB: u32 = 1;
 
@@ -91,7 +91,7 @@ static ENTRIES: [Entry; 21] = [
     full("full-99", 990),
     full("full-99.9", 999),
     Entry { name: "epoch", kind: Kind::Epoch, gib: [&[64], &[64, 1024]], rounds: 5, operations: [0; 2] },
-    Entry { name: "cache", kind: Kind::Cache, gib: [&[1, 64], &[1, 8, 64, 1024]], rounds: 5, operations: [0; 2] },
+    Entry { name: "cache", kind: Kind::Cache, gib: [&[1, 64], &[1, 8, 64, 1024]], rounds: 3, operations: [0; 2] },
 ];
 
 /// The workloads that one word of the command line names.

@@ -109,6 +109,11 @@ impl<'a> Mixer<'a> {
         })
     }
 
+    /// Steps in which each block is replaced four times, by and large.
+    pub(super) fn turnover(&self) -> u64 {
+        8 * self.held.blocks() as u64
+    }
+
     /// Allocates until the level is reached; false if so many requests were refused that it never will be.
     pub(super) fn fill(&mut self, handle: &mut impl Handle) -> bool {
         let Rule::Level(frames) = self.rule else { return true };

@@ -81,7 +81,7 @@ impl Crowd<'_> {
         };
         let mut handle = allocator.handle();
         let mut mixer = Mixer::new(orders, rule, seed << 8 | u64::from(thread));
-        let mut ok = mixer.fill(&mut handle) && mixer.run(&mut handle, operations / 16);
+        let mut ok = mixer.fill(&mut handle) && mixer.run(&mut handle, mixer.turnover().max(operations / 16));
         let (mut all, mut refused) = (Latencies::with_room(operations), Latencies::default());
         gate.wait();
         let start = Instant::now();

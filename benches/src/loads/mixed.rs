@@ -1,8 +1,8 @@
 //! All orders mixed: blocks of a random order, freed at random, with memory held at a fill level.
 //!
 //! Every order from 0 to 10 is as likely as the others. Below the level a thread allocates, from there on it frees one of
-//! its blocks, each as likely as the others; several threads share the level evenly. Reaching it and then a quarter of
-//! the steps warm up: what is timed is memory that has been used for a while. Times are of single operations: the mean
+//! its blocks, each as likely as the others; several threads share the level evenly. Reaching it and then as many steps
+//! as replace each block some four times warm up: what is timed is memory that has been used for a while. Times are of single operations: the mean
 //! over all that were granted, the tails of order 0 and of the others apart (else the many small ones hide the few large
 //! ones), and what a refusal cost.
 
@@ -93,7 +93,7 @@ impl Mixed<'_> {
         let Round { seed, operations, .. } = self.round;
         let mut handle = allocator.handle();
         let mut mixer = Mixer::new(orders, Rule::Level(self.level()), seed << 8 | u64::from(thread));
-        let ready = mixer.fill(&mut handle) && mixer.run(&mut handle, operations / 4);
+        let ready = mixer.fill(&mut handle) && mixer.run(&mut handle, mixer.turnover().max(operations / 4));
         let [base, others, free, refused] = [operations; 4].map(Latencies::with_room);
         gate.wait();
         let units = Units::measure();
