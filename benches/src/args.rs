@@ -227,6 +227,9 @@ pub(crate) struct AllocArgs {
     pub(crate) operations: Option<u64>,
     #[command(flatten)]
     pub(crate) compared: Compared,
+    /// Rounds to measure, after a warm-up round; workloads that take long to set up have 3 or 5 at most
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = rounds())]
+    pub(crate) iterations: u32,
     /// Run the loops of one bench once, untimed and on one thread, for an instruction-counting profiler
     #[arg(long, value_name = "BENCH", value_parser = once_bench, conflicts_with_all = ["benches", "threads", "iterations", "json", "csv", "plot", "full", "operations", "markdown"])]
     pub(crate) once: Option<Bench>,
@@ -302,9 +305,12 @@ pub(crate) struct Tables {
     pub(crate) mem: Bytes,
     #[command(flatten)]
     pub(crate) compared: Compared,
+    /// Rounds to measure, after a warm-up round
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = rounds())]
+    pub(crate) iterations: u32,
 }
 
-/// What is compared, and how often.
+/// What is compared.
 #[derive(Args)]
 pub(crate) struct Compared {
     /// Allocators to compare
@@ -315,9 +321,6 @@ pub(crate) struct Compared {
         default_value = "llfree,llfree-shared,buddy,per-core,queue,bitmap"
     )]
     pub(crate) allocators: Vec<Allocator>,
-    /// Rounds to measure, after a warm-up round
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = rounds())]
-    pub(crate) iterations: u32,
 }
 
 fn rounds() -> clap::builder::RangedI64ValueParser<u32> {

@@ -121,7 +121,7 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
             let rows = fill::run(
                 &args.tables.compared.allocators,
                 huge_frames(args.tables.mem)?,
-                args.tables.compared.iterations,
+                args.tables.iterations,
                 &crew::cores()?,
                 show,
             )?;
@@ -183,7 +183,7 @@ fn run_alloc(args: &AllocArgs, show: Show) -> Result<(), BenchError> {
         huge_frames: args.mem.map(huge_frames).transpose()?,
         full: args.full,
         operations: args.operations,
-        iterations: args.compared.iterations,
+        iterations: args.iterations,
         cores,
     };
     if let Some(bench) = args.once {

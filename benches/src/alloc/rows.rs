@@ -221,12 +221,18 @@ pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
             _ => Axis::Order,
         };
         let smallest = rows.iter().filter(|other| other.family() == family).map(|other| other.mem_mib).min();
-        let dashed = smallest.is_some_and(|least| least < row.mem_mib);
+        let is_large = smallest.is_some_and(|least| least < row.mem_mib);
+        let is_shared = axis == Axis::Percent && row.threads > 1;
+        // A line differs from the plain one in the size or in the threads.
+        if is_large && is_shared {
+            continue;
+        }
+        let dashed = is_large || is_shared;
         let mut name = row.allocator.to_owned();
-        if axis == Axis::Percent && row.threads > 1 {
+        if is_shared {
             let _ = write!(name, ", {} threads", row.threads);
         }
-        if dashed {
+        if is_large {
             let _ = write!(name, ", {}", row.mem());
         }
         if SHOWN.iter().any(|(shown, ops)| *shown == family && ops.contains(&row.op)) {
