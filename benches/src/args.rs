@@ -223,7 +223,7 @@ pub(crate) struct AllocArgs {
     #[arg(long)]
     pub(crate) full: bool,
     /// Operations of a thread in a round, where a workload has a number of them [default: 100000 and more]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1_000..=100_000_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
     pub(crate) operations: Option<u64>,
     #[command(flatten)]
     pub(crate) compared: Compared,
