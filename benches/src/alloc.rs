@@ -1,6 +1,8 @@
 //! The cost of allocating and freeing blocks, against allocators that a user would pick instead.
 //!
-//! | bench | what a thread does | timed |
+//! Loops over blocks of one order, timed as a whole:
+//!
+//! | bench | what a thread does | ops |
 //! |---|---|---|
 //! | `bulk` | allocates its share of half the memory, frees it in order | `alloc`, `free` |
 //! | `random` | the same, freed in random order | `alloc`, `free` |
@@ -8,77 +10,73 @@
 //! | `repeat` | allocates and frees one block, again and again | `pair` |
 //! | `host` | changes the state of its share of the huge frames, by a claim each | `evict`, `installed`, `hold`, `release` |
 //!
-//! Every cell (bench, order, threads, allocator) starts each round on a fresh instance and lasts
-//! for 100,000 operations or more, in as many passes as that takes. The time of a whole loop is
-//! divided by its operations and averaged over the threads. The cells take turns, round after
-//! round, and each measures its own compare-and-swap: a row is compared with the machine as it was
-//! when the row was measured. `host` rows have a floor beside them: `entry-cas`, the transition of
-//! the shared word alone.
+//! They last for 100,000 operations or more, in as many passes as that takes; the time is divided by the operations and
+//! averaged over the threads. `host` rows have a floor beside them: `entry-cas`, the transition of the shared word alone.
+//!
+//! And memory in states that a loop does not reach, mostly in single operations, each timed (`loads`):
+//!
+//! | bench | what is measured | ops |
+//! |---|---|---|
+//! | `mixed-N` | all orders, freed at random, N % used | `alloc`, `free`, `refused`, tails of order 0 and of the others |
+//! | `half-fragmented` | a block while half of memory is free, and half of the rest | `alloc`, tails |
+//! | `refuse` | "out of memory" | `first`, `again`, `after-free` |
+//! | `oversubscribed-X` | more threads than cores | `wall` with operations a ms, tails of all operations, `refused` |
+//! | `replace-N` | a random frame freed and one allocated, N % used | `pair`, `free`, `alloc`, tails |
+//! | `fresh`, `aged` | blocks of unused memory, and of memory of which a random half is free | `alloc`, tails |
+//! | `full-N` | frames of memory that is N % full | `alloc`, `free` |
+//! | `epoch` | a handle's allocations after the host returned memory | `first`, `worst`, their maxima |
+//! | `cache` | metadata in the caches and out of them | `alloc-hot`, `alloc-cold`, `free-hot`, `free-cold` |
+//!
+//! Every cell (bench, size, order, threads, allocator) starts each round on a fresh instance. The cells take turns, round
+//! after round, and each measures its own compare-and-swap: a row is compared with the machine as it was when the row
+//! was measured. `catalogue` says what is measured at which size, `rows` how it is shown.
+
+mod catalogue;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use catalogue::{Entry, Selection};
+pub(crate) use rows::{Row, markdown, panels};
 
 use crate::allocator::Allocator;
 use crate::error::{BenchError, Exhausted};
+use crate::fill::Level;
 use crate::frames::frames;
 use crate::interrupt;
-use crate::passes::{Bench, Blocks, Measured, Once, state_changes};
-use crate::plot::{Line, Panel};
+use crate::loads::{
+    Aged, Cache, Crowd, Fresh, Halves, Mixed, Refuse, Replace, Round, first_after_a_return, sweep_bytes,
+};
+use crate::measured::Measured;
+use crate::passes::{Bench, Blocks, Once, state_changes};
 use crate::progress::{Progress, Show};
-use crate::series::{Series, Table};
-use crate::tables::{Claims, Entries, Tables};
-use serde::Serialize;
-use shared_layout::Order;
+use crate::series::Series;
+use crate::tables::{Claims, Entries, Llfree, Shared, Tables};
+use crate::turns::takes_part;
+use catalogue::Kind;
+use rows::WALL;
+use shared_layout::{HUGE_SIZE, Order};
 use std::fmt::Write as _;
+
+/// Huge frames of a GiB.
+const PER_GIB: u32 = ((1 << 30) / HUGE_SIZE) as u32;
 
 /// The measurement.
 pub(crate) struct Plan {
-    pub(crate) benches: Vec<Bench>,
-    pub(crate) orders: Vec<Order>,
+    pub(crate) entries: Vec<&'static Entry>,
+    /// Orders instead of the usual ones of each workload.
+    pub(crate) orders: Option<Vec<Order>>,
     pub(crate) threads: Vec<u32>,
     pub(crate) allocators: Vec<Allocator>,
-    pub(crate) huge_frames: u32,
+    /// One size instead of the usual ones.
+    pub(crate) huge_frames: Option<u32>,
+    /// All sizes, orders and operations.
+    pub(crate) full: bool,
+    /// Operations of a thread in a round instead of the usual ones, where a workload has a number of them.
+    pub(crate) operations: Option<u64>,
     pub(crate) iterations: u32,
     /// Cores that this process may use.
     pub(crate) cores: Vec<usize>,
-}
-
-/// One line of the figure.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub(crate) struct Row {
-    pub(crate) bench: &'static str,
-    pub(crate) order: u8,
-    pub(crate) threads: u32,
-    pub(crate) allocator: &'static str,
-    pub(crate) op: &'static str,
-    /// Nanoseconds an operation, the fastest round.
-    pub(crate) ns_min: f64,
-    pub(crate) ns_median: f64,
-    pub(crate) ns_max: f64,
-    /// Nanoseconds of an uncontended compare-and-swap, the median over the same rounds.
-    pub(crate) cas_ns: f64,
-    /// Median over that.
-    pub(crate) ratio_to_cas: f64,
-}
-
-impl Table for Row {
-    fn table(rows: &[Self]) -> String {
-        let mut text = format!(
-            "{:<7} {:>5} {:>7} {:<13} {:<9} {:>9} {:>9} {:>9} {:>6} {:>7}\n",
-            "bench", "order", "threads", "allocator", "op", "ns min", "median", "max", "cas", "to cas"
-        );
-        for row in rows {
-            let Row { bench, order, threads, allocator, op, ns_min, ns_median, ns_max, cas_ns, ratio_to_cas } = row;
-            // Writing to a string cannot fail.
-            let _ = writeln!(
-                text,
-                "{bench:<7} {order:>5} {threads:>7} {allocator:<13} {op:<9} {ns_min:>9.2} {ns_median:>9.2} \
-                 {ns_max:>9.2} {cas_ns:>6.2} {ratio_to_cas:>7.2}"
-            );
-        }
-        text
-    }
-
-    fn is_measured(&self) -> bool {
-        !self.ns_median.is_nan()
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -98,46 +96,124 @@ impl Subject {
     }
 }
 
+/// One op of a cell, over the rounds.
+#[derive(Default)]
+struct Op {
+    name: &'static str,
+    ns: Series,
+    operations: Series,
+}
+
 struct Cell {
-    bench: Bench,
-    order: Order,
+    entry: &'static Entry,
+    huge_frames: u32,
+    order: Option<Order>,
     threads: u32,
     subject: Subject,
-    ops: Vec<(&'static str, Series)>,
+    ops: Vec<Op>,
     cas: Series,
 }
 
 impl Cell {
-    fn measure(&self, plan: &Plan) -> Result<Measured, BenchError> {
-        let (threads, cores) = (self.threads, &plan.cores[..]);
-        let count = count(plan.huge_frames, threads, self.order);
-        let blocks = Blocks { bench: self.bench, order: self.order, count, threads, cores };
-        match self.subject {
-            Subject::Blocks(allocator) => allocator.with(plan.huge_frames, blocks),
-            Subject::Claims => {
-                let tables = Tables::new(plan.huge_frames);
-                state_changes(&Claims::new(&tables), plan.huge_frames, threads, cores)
+    fn measure(&self, plan: &Plan, seed: u64) -> Result<Measured, BenchError> {
+        let Self { huge_frames, threads, .. } = *self;
+        let cores = &plan.cores[..];
+        match (self.subject, self.entry.kind) {
+            (Subject::Blocks(allocator), Kind::Loop(bench)) => {
+                let order = self.order.unwrap_or(Order::BASE);
+                let count = count(huge_frames, threads, order);
+                allocator.with(huge_frames, Blocks { bench, order, count, threads, cores })
             }
-            Subject::Entries => {
-                let tables = Tables::new(plan.huge_frames);
-                state_changes(&Entries::new(&tables), plan.huge_frames, threads, cores)
+            (Subject::Blocks(allocator), kind) => measure_load(allocator, kind, self.round(plan, seed)),
+            (Subject::Claims, _) => {
+                let tables = Tables::new(huge_frames);
+                state_changes(&Claims::new(&tables), huge_frames, threads, cores)
+            }
+            (Subject::Entries, _) => {
+                let tables = Tables::new(huge_frames);
+                state_changes(&Entries::new(&tables), huge_frames, threads, cores)
+            }
+        }
+    }
+
+    fn round<'a>(&self, plan: &'a Plan, seed: u64) -> Round<'a> {
+        Round {
+            bench: self.entry.name,
+            huge_frames: self.huge_frames,
+            order: self.order.unwrap_or(Order::BASE),
+            threads: self.threads,
+            cores: &plan.cores,
+            seed,
+            operations: plan.operations.unwrap_or_else(|| self.entry.operations(plan.full)),
+            patience: Entry::patience(plan.full),
+        }
+    }
+
+    /// The measured rounds of the run, and those in which this cell takes part.
+    fn rounds(&self, plan: &Plan) -> (u32, u32) {
+        (plan.iterations, plan.iterations.min(self.entry.rounds))
+    }
+
+    fn add(&mut self, measured: &Measured) {
+        self.cas.push(measured.cas_ns);
+        for (i, timed) in measured.ops.iter().enumerate() {
+            if self.ops.len() <= i {
+                self.ops.push(Op { name: timed.op, ..Op::default() });
+            }
+            self.ops[i].operations.push(timed.count as f64);
+            // A round without a single one says nothing about how long it takes.
+            if !timed.ns.is_nan() {
+                self.ops[i].ns.push(timed.ns);
             }
         }
     }
 
     fn rows(&self) -> impl Iterator<Item = Row> + use<'_> {
-        self.ops.iter().map(|(op, series)| Row {
-            bench: self.bench.name(),
-            order: self.order.get(),
+        self.ops.iter().map(|op| Row {
+            bench: self.entry.name,
+            mem_mib: self.huge_frames * (HUGE_SIZE >> 20) as u32,
+            order: self.order.map(Order::get),
             threads: self.threads,
             allocator: self.subject.name(),
-            op,
-            ns_min: series.min(),
-            ns_median: series.median(),
-            ns_max: series.max(),
+            op: op.name,
+            rounds: self.cas.count(),
+            operations: op.operations.median() as u64,
+            ns_min: op.ns.min(),
+            ns_median: op.ns.median(),
+            ns_max: op.ns.max(),
             cas_ns: self.cas.median(),
-            ratio_to_cas: series.median() / self.cas.median(),
+            ratio_to_cas: op.ns.median() / self.cas.median(),
+            per_ms: (op.name == WALL).then(|| 1e6 / op.ns.median()),
         })
+    }
+}
+
+/// A workload that is no loop.
+fn measure_load(allocator: Allocator, kind: Kind, round: Round<'_>) -> Result<Measured, BenchError> {
+    let huge_frames = round.huge_frames;
+    match kind {
+        Kind::Mixed(percent) => allocator.with(huge_frames, Mixed { round, percent }),
+        Kind::Halves => allocator.with(huge_frames, Halves(round)),
+        Kind::Refuse => allocator.with(huge_frames, Refuse(round)),
+        Kind::Crowd(kind) => allocator.with(huge_frames, Crowd { round, kind }),
+        Kind::Replace(percent) => allocator.with(huge_frames, Replace { round, percent }),
+        Kind::Fresh => allocator.with(huge_frames, Fresh(round)),
+        Kind::Aged => allocator.with(huge_frames, Aged(round)),
+        Kind::Full(per_mille) => {
+            let Round { seed, cores, .. } = round;
+            allocator.with(huge_frames, Level { per_mille, huge_frames, seed, cores })
+        }
+        Kind::Cache => allocator.with(huge_frames, Cache { round, sweep: sweep_bytes() }),
+        // The catalogue admits only ours to what a host does.
+        Kind::Epoch | Kind::Loop(_) => {
+            let tables = Tables::new(huge_frames);
+            match allocator {
+                Allocator::LlfreeShared => {
+                    first_after_a_return(&Shared(tables.tenant()), round, || tables.raise_return_epoch())
+                }
+                _ => first_after_a_return(&Llfree(tables.tenant()), round, || tables.raise_return_epoch()),
+            }
+        }
     }
 }
 
@@ -148,54 +224,62 @@ fn count(huge_frames: u32, threads: u32, order: Order) -> usize {
 
 fn cells(plan: &Plan) -> Vec<Cell> {
     let mut cells = Vec::new();
-    let mut add = |bench, order, threads, subject| {
-        cells.push(Cell { bench, order, threads, subject, ops: Vec::new(), cas: Series::default() });
-    };
-    for &bench in &plan.benches {
-        for &threads in &plan.threads {
-            if bench == Bench::Host {
-                add(bench, Order::HUGE, threads, Subject::Claims);
-                add(bench, Order::HUGE, threads, Subject::Entries);
-                continue;
-            }
-            for &order in &plan.orders {
-                let able = plan.allocators.iter().filter(|a| a.supports(order, plan.huge_frames));
-                able.for_each(|allocator| add(bench, order, threads, Subject::Blocks(*allocator)));
+    for &entry in &plan.entries {
+        for (huge_frames, gib) in plan.sizes(entry) {
+            for threads in entry.threads(&plan.threads, plan.full) {
+                for order in entry.orders(plan.orders.as_deref(), plan.full) {
+                    let subjects = if entry.kind == Kind::Loop(Bench::Host) {
+                        vec![Subject::Claims, Subject::Entries]
+                    } else {
+                        let able = |a: &&Allocator| entry.admits(**a, order, huge_frames, gib);
+                        plan.allocators.iter().filter(able).map(|allocator| Subject::Blocks(*allocator)).collect()
+                    };
+                    let cell = |subject| {
+                        let (ops, cas) = (Vec::new(), Series::default());
+                        Cell { entry, huge_frames, order, threads, subject, ops, cas }
+                    };
+                    cells.extend(subjects.into_iter().map(cell));
+                }
             }
         }
     }
     cells
 }
 
-/// Measures every cell `iterations` times, after one round to warm up.
+/// Measures every cell `iterations` times or as often as its workload may, after one round to warm up.
 pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     plan.check()?;
     let mut cells = cells(plan);
-    let rounds = plan.iterations + 1;
-    let mut progress = Progress::new(show, "alloc", cells.iter().map(|cell| (cell.subject.name(), rounds)));
-    for round in 0..rounds {
+    let steps = cells.iter().map(|cell| (cell.subject.name(), cell.rounds(plan).1 + 1));
+    let mut progress = Progress::new(show, "alloc", steps);
+    for round in 0..=plan.iterations {
         for cell in cells.iter_mut().take_while(|_| !interrupt::requested()) {
-            let detail = format!("{}, order {}, threads {}", cell.bench.name(), cell.order.get(), cell.threads);
-            let measured = progress.step(cell.subject.name(), &detail, || cell.measure(plan))?;
-            if round == 0 {
-                cell.ops = measured.ops.iter().map(|(op, _)| (*op, Series::default())).collect();
+            if !takes_part(cell.rounds(plan), round) {
                 continue;
             }
-            cell.cas.push(measured.cas_ns);
-            cell.ops.iter_mut().zip(measured.ops).for_each(|((_, series), (_, ns))| series.push(ns));
+            let mut detail = format!("{}, threads {}", cell.entry.name, cell.threads);
+            if let Some(order) = cell.order {
+                // Writing to a string cannot fail.
+                let _ = write!(detail, ", order {}", order.get());
+            }
+            let measured = progress.step(cell.subject.name(), &detail, || cell.measure(plan, u64::from(round)))?;
+            if round > 0 {
+                cell.add(&measured);
+            }
         }
     }
     Ok(cells.iter().flat_map(Cell::rows).collect())
 }
 
 /// Runs the loops of `bench` once on one thread, untimed; says how many operations of each kind.
-pub(crate) fn once(plan: &Plan, bench: Bench) -> Result<String, BenchError> {
+pub(crate) fn once(plan: &Plan, bench: Bench, huge_frames: u32) -> Result<String, BenchError> {
     plan.check()?;
     let mut text = String::new();
-    for &order in &plan.orders {
-        for allocator in plan.allocators.iter().filter(|a| a.supports(order, plan.huge_frames)) {
-            let count = count(plan.huge_frames, 1, order);
-            let done = allocator.with(plan.huge_frames, Once(bench, order, count));
+    let all: Vec<Order> = (0..=Order::MAX.get()).filter_map(Order::new).collect();
+    for &order in plan.orders.as_ref().unwrap_or(&all) {
+        for allocator in plan.allocators.iter().filter(|a| a.supports(order, huge_frames)) {
+            let count = count(huge_frames, 1, order);
+            let done = allocator.with(huge_frames, Once(bench, order, count));
             let (bench, order, allocator) = (bench.name(), order.get(), allocator.name());
             let done = done.ok_or(BenchError::Exhausted(Exhausted { bench, order }))?;
             // Writing to a string cannot fail.
@@ -206,102 +290,29 @@ pub(crate) fn once(plan: &Plan, bench: Bench) -> Result<String, BenchError> {
 }
 
 impl Plan {
+    /// The sizes of a workload in huge frames, with their GiB if they are its own.
+    fn sizes(&self, entry: &'static Entry) -> Vec<(u32, Option<u32>)> {
+        match self.huge_frames {
+            Some(huge_frames) => vec![(huge_frames, None)],
+            None => entry.gib(self.full).iter().map(|gib| (gib * PER_GIB, Some(*gib))).collect(),
+        }
+    }
+
     fn check(&self) -> Result<(), BenchError> {
         let most = self.threads.iter().copied().max().unwrap_or(1);
         if most as usize > self.cores.len() {
             return Err(BenchError::Threads { threads: most, cores: self.cores.len() });
         }
-        let largest = self.orders.iter().copied().max().unwrap_or(Order::BASE);
+        let largest = self.orders.iter().flatten().copied().max().unwrap_or(Order::MAX);
         // A block for every thread, in half the memory, and a huge frame for every thread.
-        let least = (2 * u64::from(most) * largest.frames()).div_ceil(Order::HUGE.frames()).max(u64::from(most));
-        if u64::from(self.huge_frames) < least {
-            return Err(BenchError::TooSmall { huge_frames: self.huge_frames, threads: most, least });
+        let blocks = (2 * u64::from(most) * largest.frames()).div_ceil(Order::HUGE.frames()).max(u64::from(most));
+        let entries = self.entries.iter().map(|entry| u64::from(entry.least_huge_frames()));
+        let least = entries.fold(blocks, u64::max);
+        match self.huge_frames {
+            Some(huge_frames) if u64::from(huge_frames) < least => {
+                Err(BenchError::TooSmall { huge_frames, threads: most, least })
+            }
+            _ => Ok(()),
         }
-        Ok(())
-    }
-}
-
-/// A panel for each bench and op: cost over orders, or over threads if there is one order only.
-pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
-    let mut panels: Vec<Panel> = Vec::new();
-    let blocks = || rows.iter().filter(|row| row.bench != Bench::Host.name());
-    let over_threads = blocks().all(|row| row.order == rows[0].order);
-    let most = blocks().map(|row| row.threads).max().unwrap_or(1);
-    for row in blocks() {
-        let title = format!("{}: {}", row.bench, row.op);
-        let x = if over_threads { f64::from(row.threads) } else { f64::from(row.order) };
-        let index = panels.iter().position(|panel| panel.title == title).unwrap_or_else(|| {
-            panels.push(Panel {
-                title,
-                x_label: if over_threads { "threads" } else { "order" },
-                y_label: "ns",
-                log_y: true,
-                ..Panel::default()
-            });
-            panels.len() - 1
-        });
-        // Over orders, the lines for several threads are dashed and those between are left out.
-        if !over_threads && row.threads != 1 && row.threads != most {
-            continue;
-        }
-        let dashed = !over_threads && row.threads > 1;
-        let name = if dashed { format!("{}, {most} threads", row.allocator) } else { row.allocator.to_owned() };
-        panels[index].point(name, row.allocator, dashed, (x, row.ns_median));
-    }
-    for panel in &mut panels {
-        let ends = panel.x_range();
-        let cas = blocks().map(|row| row.cas_ns).sum::<f64>() / blocks().count().max(1) as f64;
-        panel.lines.push(Line::guide("1 CAS", [(ends.0, cas), (ends.1, cas)]));
-    }
-    panels
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::crew;
-
-    fn plan(threads: &[u32], huge_frames: u32) -> Plan {
-        Plan {
-            benches: vec![Bench::Bulk, Bench::Repeat, Bench::Random, Bench::Cross, Bench::Host],
-            orders: vec![Order::BASE, Order::MAX],
-            threads: threads.to_vec(),
-            allocators: vec![Allocator::Llfree, Allocator::Queue],
-            huge_frames,
-            iterations: 1,
-            cores: crew::cores().expect("a process has cores"),
-        }
-    }
-
-    #[test]
-    fn a_baseline_is_left_out_where_it_has_no_such_order() {
-        let rows = run(&plan(&[1], 16), Show::Nothing).expect("half the memory is enough");
-        // alloc and free of three benches and a pair, for llfree twice and the queue once; four
-        // state changes of two kinds.
-        assert_eq!(rows.len(), 7 * 3 + 4 * 2);
-        assert!(rows.iter().all(|row| row.allocator != "queue" || row.order == 0));
-        assert!(rows.iter().all(|row| row.ns_min > 0.0 && row.ns_min <= row.ns_max && row.cas_ns > 0.0));
-        assert!(panels(&rows).iter().all(|panel| panel.title != "host: evict"));
-    }
-
-    #[test]
-    fn all_cores_work_together() {
-        let cores = crew::cores().expect("a process has cores").len() as u32;
-        let rows = run(&plan(&[cores], 64 * cores), Show::Nothing).expect("half the memory is enough");
-        assert!(rows.iter().all(|row| row.threads == cores));
-    }
-
-    #[test]
-    fn plans_beyond_the_machine_or_the_memory_are_refused() {
-        let few = run(&plan(&[1], 1), Show::Nothing).expect_err("no block of order 10");
-        assert!(few.to_string().contains("use at least 8 MiB"), "{few}");
-        let many = run(&plan(&[100_000], 64), Show::Nothing).expect_err("nobody has so many cores");
-        assert!(many.to_string().contains("100000"), "{many}");
-    }
-
-    #[test]
-    fn loops_without_a_clock_do_every_operation() {
-        let text = once(&plan(&[1], 8), Bench::Random).expect("half the memory is enough");
-        assert!(text.contains("random, order 0, llfree: 2048 operations of each kind"), "{text}");
     }
 }

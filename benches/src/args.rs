@@ -3,6 +3,7 @@
 //! Text in, values out. Arguments that figures share live in structures that several of them
 //! flatten; `--help` shows no difference.
 
+use crate::alloc::Selection;
 use crate::allocator::Allocator;
 use crate::candidates::{self, Candidate};
 use crate::frag::Exchange;
@@ -59,6 +60,7 @@ pub(crate) enum Figure {
     /// Leave a VM idle, without and with automatic reclaim
     Idle(IdleArgs),
     /// Allocate and free blocks, against other allocators
+    #[command(after_help = ALLOC_HELP)]
     Alloc(AllocArgs),
     /// Exchange frames at random and count the free huge frames
     Frag(FragArgs),
@@ -179,22 +181,61 @@ pub(crate) struct IdleArgs {
     pub(crate) output: Output,
 }
 
+const ALLOC_HELP: &str = "\
+Examples:
+  llfree-bench alloc                               every workload, at one or two sizes
+  llfree-bench alloc --full --csv alloc.csv        all sizes up to 1 TiB, all orders, more operations
+  llfree-bench alloc --benches mixed,refuse --allocators llfree --threads 1
+  llfree-bench alloc --benches bulk --mem 64G      a size of your own for all that is measured
+  llfree-bench alloc --benches all --markdown      tables for a document
+
+Workloads (benches), and the sizes of a default run:
+  bulk, repeat, random, cross, host     loops over one order, 4 GiB
+  mixed-50, -80, -90, -95               all orders at once, with so many percent used, 1 GiB
+  half-fragmented                       half of memory free, every second frame of the rest used, 8 GiB
+  refuse                                out of memory: the first time, again, after a free, 1 and 8 GiB
+  oversubscribed-few, -mixed            2 and 64 threads, whatever the cores, 8 GiB
+  replace-50, -90                       frames freed and allocated one by one at random, 8 GiB
+  fresh, aged                           single allocations in unused and in half-free memory, 8 GiB
+  full-99, -99.9                        frames in nearly full memory, 8 GiB
+  epoch                                 the first allocations after the host returned memory, 64 GiB
+  cache                                 the allocator's own data in the caches and out of them, 1 and 64 GiB
+
+Times are nanoseconds an operation. Loops are timed as a whole. Ops with a percentile, and the means beside them, are of \
+single operations, read from the time stamp counter, without the timer's own time. 'operations' says how many a round \
+had: a round that takes too long ends with fewer. Other allocators take part in loops and up to 1 GiB.";
+
 #[derive(Args)]
 pub(crate) struct AllocArgs {
-    /// Workloads for the threads
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "bulk,repeat,random,cross,host")]
-    pub(crate) benches: Vec<Bench>,
-    /// Block sizes: orders like 0,9 or ranges like 0..=10
-    #[arg(long, value_name = "LIST", default_value = "0..=10")]
-    pub(crate) orders: Orders,
+    /// Workloads, or families of them like mixed
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "all")]
+    pub(crate) benches: Vec<Selection>,
+    /// Block sizes: orders like 0,9 or ranges like 0..=10 [default: those of each workload]
+    #[arg(long, value_name = "LIST")]
+    pub(crate) orders: Option<Orders>,
     /// Threads, each pinned to a core, like 1,2 [default: 1, 2, 4 ... and all cores]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) threads: Vec<u32>,
+    /// Memory to manage, none of it touched [default: the sizes of each workload]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    pub(crate) mem: Option<Bytes>,
+    /// All sizes and orders of each workload, and more operations
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Operations of a thread in a round, where a workload has a number of them [default: 100000 and more]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
+    pub(crate) operations: Option<u64>,
     #[command(flatten)]
-    pub(crate) tables: Tables,
+    pub(crate) compared: Compared,
+    /// Rounds to measure, after a warm-up round; workloads that take long to set up have 3 or 5 at most
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = rounds())]
+    pub(crate) iterations: u32,
     /// Run the loops of one bench once, untimed and on one thread, for an instruction-counting profiler
-    #[arg(long, value_name = "BENCH", value_parser = once_bench, conflicts_with_all = ["benches", "threads", "iterations", "json", "csv", "plot"])]
+    #[arg(long, value_name = "BENCH", value_parser = once_bench, conflicts_with_all = ["benches", "threads", "iterations", "json", "csv", "plot", "full", "operations", "markdown"])]
     pub(crate) once: Option<Bench>,
+    /// Print the rows as tables in Markdown
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) markdown: bool,
     #[command(flatten)]
     pub(crate) output: Output,
     #[command(flatten)]
@@ -262,6 +303,16 @@ pub(crate) struct Tables {
     /// Memory to manage; none of it is touched
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "4G")]
     pub(crate) mem: Bytes,
+    #[command(flatten)]
+    pub(crate) compared: Compared,
+    /// Rounds to measure, after a warm-up round
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = rounds())]
+    pub(crate) iterations: u32,
+}
+
+/// What is compared.
+#[derive(Args)]
+pub(crate) struct Compared {
     /// Allocators to compare
     #[arg(
         long,
@@ -270,9 +321,6 @@ pub(crate) struct Tables {
         default_value = "llfree,llfree-shared,buddy,per-core,queue,bitmap"
     )]
     pub(crate) allocators: Vec<Allocator>,
-    /// Rounds to measure, after a warm-up round
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = rounds())]
-    pub(crate) iterations: u32,
 }
 
 fn rounds() -> clap::builder::RangedI64ValueParser<u32> {
@@ -337,6 +385,7 @@ mod tests {
             ("inflate --mem 3M", "not a multiple of 2 MiB"),
             ("inflate --iterations 0", "1..=1000"),
             ("inflate --candidates tape", "tape"),
+            ("alloc --benches mix", "no workload"),
             ("alloc --orders 11", "orders are 0 to 10"),
             ("alloc --allocators heap", "heap"),
             ("frobnicate", "frobnicate"),

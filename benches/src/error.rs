@@ -44,6 +44,8 @@ pub(crate) enum BenchError {
     TooSmall { huge_frames: u32, threads: u32, least: u64 },
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
+    #[error("an allocation of order {order} was granted in {bench} although no such block was free")]
+    Granted { bench: &'static str, order: u8 },
     #[error("cannot draw: {0}")]
     Plot(String),
     #[error("cannot write the output")]

@@ -11,7 +11,8 @@ use crate::crew::{cas_ns, nanoseconds, on_cores};
 use crate::error::{BenchError, Exhausted, SizeError};
 use crate::frames::{FAILED, Frames, Visit, frames};
 use crate::interrupt;
-use crate::passes::{LEAST_OPS, Measured, PATIENCE, alloc_loop, free_loop};
+use crate::measured::{Measured, Timed};
+use crate::passes::{LEAST_OPS, PATIENCE, alloc_loop, free_loop};
 use crate::plot::{Line, Panel};
 use crate::progress::{Progress, Show};
 use crate::series::{Series, Table};
@@ -67,11 +68,12 @@ impl Table for Row {
     }
 }
 
-struct Level<'a> {
-    per_mille: u32,
-    huge_frames: u32,
-    seed: u64,
-    cores: &'a [usize],
+/// One round of one level.
+pub(crate) struct Level<'a> {
+    pub(crate) per_mille: u32,
+    pub(crate) huge_frames: u32,
+    pub(crate) seed: u64,
+    pub(crate) cores: &'a [usize],
 }
 
 impl Visit for Level<'_> {
@@ -114,8 +116,8 @@ impl Level<'_> {
             free += nanoseconds(start, 1);
             ops += count as u64;
         }
-        let each = |sum: f64| sum / ops.max(1) as f64;
-        ok.then(|| Measured { cas_ns, ops: vec![("alloc", each(alloc)), ("free", each(free))] })
+        let timed = |op, sum: f64| Timed { op, ns: sum / ops.max(1) as f64, count: ops };
+        ok.then(|| Measured { cas_ns, ops: vec![timed("alloc", alloc), timed("free", free)] })
     }
 }
 
@@ -145,7 +147,7 @@ pub(crate) fn run(
             let measured = progress.step(allocator.name(), &detail, || allocator.with(huge_frames, level))?;
             if round > 0 {
                 cas.push(measured.cas_ns);
-                series.iter_mut().zip(measured.ops).for_each(|(series, (_, ns))| series.push(ns));
+                series.iter_mut().zip(measured.ops).for_each(|(series, op)| series.push(op.ns));
             }
         }
     }

@@ -30,6 +30,7 @@ use crate::interrupt;
 use crate::progress::{Progress, Show};
 use crate::room;
 use crate::series::{Row, Series};
+use crate::turns::takes_part;
 use cli::workload::DEFAULT_ORDER;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::{BurstTouch, GuestRequest};
@@ -142,7 +143,7 @@ pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let steps = subjects.iter().map(|subject| (subject.candidate.name, subject.share.rounds.1 + 1));
     let mut progress = Progress::new(show, "inflate", steps.chain([(RAW, plan.iterations + 1)]));
     for round in 0..=plan.iterations {
-        let taking_part = subjects.iter().filter(|subject| subject.share.takes_part(round));
+        let taking_part = subjects.iter().filter(|subject| takes_part(subject.share.rounds, round));
         for subject in taking_part.take_while(|_| !interrupt::requested()) {
             progress.step(subject.candidate.name, "", || {
                 guest_round(subject, &mut book)?;

@@ -22,6 +22,9 @@ mod inflate;
 mod install;
 mod interference;
 mod interrupt;
+mod latency;
+mod loads;
+mod measured;
 mod mover;
 mod output;
 mod passes;
@@ -31,8 +34,10 @@ mod recovery;
 mod room;
 mod series;
 mod tables;
+mod turns;
 
-use args::{AllocArgs, Cli, Figure, InstallArgs, Tables};
+use alloc::Selection;
+use args::{AllocArgs, Cli, Figure, InstallArgs};
 use clap::Parser;
 use cli::args::Exit;
 use error::{BenchError, SizeError};
@@ -117,8 +122,13 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
         }
         Figure::Fill(args) => {
             let files = Files::open(&args.output, Some(&args.picture))?;
-            let Tables { mem, allocators, iterations } = &args.tables;
-            let rows = fill::run(allocators, huge_frames(*mem)?, *iterations, &crew::cores()?, show)?;
+            let rows = fill::run(
+                &args.tables.compared.allocators,
+                huge_frames(args.tables.mem)?,
+                args.tables.iterations,
+                &crew::cores()?,
+                show,
+            )?;
             files.publish(rows, &args.output, |rows| {
                 ("Order 0 in almost full memory, median".to_owned(), fill::panels(rows))
             })
@@ -169,21 +179,27 @@ fn run_alloc(args: &AllocArgs, show: Show) -> Result<(), BenchError> {
         threads = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < all).chain([all]).collect();
     }
     let plan = alloc::Plan {
-        benches: args.benches.clone(),
-        orders: args.orders.0.clone(),
+        entries: Selection::join(&args.benches),
+        orders: args.orders.as_ref().map(|orders| orders.0.clone()),
         threads,
-        allocators: args.tables.allocators.clone(),
-        huge_frames: huge_frames(args.tables.mem)?,
-        iterations: args.tables.iterations,
+        allocators: args.compared.allocators.clone(),
+        huge_frames: args.mem.map(huge_frames).transpose()?,
+        full: args.full,
+        operations: args.operations,
+        iterations: args.iterations,
         cores,
     };
     if let Some(bench) = args.once {
-        return output::print(alloc::once(&plan, bench)?.as_bytes());
+        let huge_frames = huge_frames(args.mem.unwrap_or(Bytes(4 << 30)))?;
+        let plan = alloc::Plan { entries: Vec::new(), huge_frames: Some(huge_frames), ..plan };
+        return output::print(alloc::once(&plan, bench, huge_frames)?.as_bytes());
     }
     let files = Files::open(&args.output, Some(&args.picture))?;
     let rows = alloc::run(&plan, show)?;
-    let title = format!("Nanoseconds an operation, {} of frames, median", args.tables.mem);
-    files.publish(rows, &args.output, |rows| (title, alloc::panels(rows)))
+    let markdown = args.markdown.then_some(alloc::markdown as fn(&[alloc::Row]) -> String);
+    files.publish_as(rows, &args.output, markdown, |rows| {
+        ("Nanoseconds an operation, median".to_owned(), alloc::panels(rows))
+    })
 }
 
 /// The frames of tables that fit into the host's memory.

@@ -69,8 +69,19 @@ impl Files {
     /// Rows of a figure that was interrupted are printed only.
     pub(crate) fn publish<R: Table>(
         self,
+        rows: Vec<R>,
+        output: &Output,
+        draw: impl FnOnce(&[R]) -> (String, Vec<Panel>),
+    ) -> Result<(), BenchError> {
+        self.publish_as(rows, output, None, draw)
+    }
+
+    /// The same with another text than the table.
+    pub(crate) fn publish_as<R: Table>(
+        self,
         mut rows: Vec<R>,
         output: &Output,
+        text: Option<fn(&[R]) -> String>,
         draw: impl FnOnce(&[R]) -> (String, Vec<Panel>),
     ) -> Result<(), BenchError> {
         let interrupted = interrupt::requested();
@@ -93,7 +104,7 @@ impl Files {
         } else if let Some(Target::Stdout) = self.csv {
             print(&series::csv(&rows)?)?;
         } else {
-            print(R::table(&rows).as_bytes())?;
+            print(text.unwrap_or(R::table)(&rows).as_bytes())?;
         }
         if interrupted { Err(BenchError::Interrupted) } else { Ok(()) }
     }

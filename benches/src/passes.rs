@@ -7,6 +7,7 @@
 use crate::crew::{Gate, cas_ns, lock, nanoseconds, on_cores};
 use crate::error::{BenchError, Exhausted};
 use crate::frames::{FAILED, Frames, Handle, Visit};
+use crate::measured::{Measured, Timed};
 use crate::tables::StateChanges;
 use clap::ValueEnum;
 use shared_layout::Order;
@@ -45,29 +46,6 @@ impl Bench {
             Self::Cross => "cross",
             Self::Host => "host",
         }
-    }
-}
-
-/// The result of one round of a cell: nanoseconds per operation, averaged over the threads.
-#[derive(Default, Debug)]
-pub(crate) struct Measured {
-    pub(crate) cas_ns: f64,
-    pub(crate) ops: Vec<(&'static str, f64)>,
-}
-
-impl Measured {
-    fn average(threads: &[Self]) -> Self {
-        let mut sum = Self::default();
-        for thread in threads {
-            sum.cas_ns += thread.cas_ns / threads.len() as f64;
-            for (i, (op, ns)) in thread.ops.iter().enumerate() {
-                if sum.ops.len() <= i {
-                    sum.ops.push((*op, 0.0));
-                }
-                sum.ops[i].1 += ns / threads.len() as f64;
-            }
-        }
-        sum
     }
 }
 
@@ -163,8 +141,8 @@ impl Blocks<'_> {
                 break;
             }
         }
-        let each = |sum: f64| sum / ops.max(1) as f64;
-        ok.then(|| Measured { cas_ns, ops: vec![("alloc", each(alloc)), ("free", each(free))] })
+        let timed = |op, sum: f64| Timed { op, ns: sum / ops.max(1) as f64, count: ops };
+        ok.then(|| Measured { cas_ns, ops: vec![timed("alloc", alloc), timed("free", free)] })
     }
 
     fn repeat<F: Frames>(&self, frames: &F, gate: &Gate) -> Option<Measured> {
@@ -181,8 +159,8 @@ impl Blocks<'_> {
             time += nanoseconds(start, 1);
             pairs += PAIRS;
         }
-        let pair = time / pairs.max(1) as f64;
-        ok.then(|| Measured { cas_ns, ops: vec![("pair", pair)] })
+        let pair = Timed { op: "pair", ns: time / pairs.max(1) as f64, count: pairs };
+        ok.then(|| Measured { cas_ns, ops: vec![pair] })
     }
 }
 
@@ -270,8 +248,9 @@ pub(crate) fn state_changes(
                 sums.iter_mut().zip(loops).for_each(|(sum, (_, ns))| *sum += ns);
             }
         }
-        let each = |i: usize| sums[i] / (f64::from(passes) * f64::from(share));
-        let ops = vec![("evict", each(0)), ("installed", each(1)), ("hold", each(2)), ("release", each(3))];
+        let count = u64::from(passes) * u64::from(share);
+        let names = ["evict", "installed", "hold", "release"].into_iter();
+        let ops = names.zip(sums).map(|(op, sum)| Timed { op, ns: sum / count as f64, count }).collect();
         ok.then_some(Measured { cas_ns, ops })
     })?;
     let exhausted = || BenchError::Exhausted(Exhausted { bench: Bench::Host.name(), order: Order::HUGE.get() });

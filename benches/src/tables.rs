@@ -8,7 +8,7 @@ use guest_abi::Layout;
 use llfree::{Cpu, Host, Reclaim, Tenant};
 use memmap2::{MmapOptions, MmapRaw};
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 /// `Residency::Installed` in the host's table.
 const INSTALLED: u8 = llfree::Residency::Installed as u8;
@@ -42,6 +42,14 @@ impl Tables {
         let tenant = unsafe { Tenant::from_raw(self.region.as_mut_ptr(), &self.layout.table()) };
         tenant.recount();
         tenant
+    }
+
+    /// The host gave memory back: handles are to look anew.
+    pub(crate) fn raise_return_epoch(&self) {
+        // SAFETY: as above; the layout keeps the word inside its total, at a multiple of its size.
+        let epoch =
+            unsafe { &*self.region.as_mut_ptr().add(self.layout.table().return_epoch as usize).cast::<AtomicU64>() };
+        epoch.fetch_add(1, Ordering::Relaxed);
     }
 
     fn entries(&self) -> &[AtomicU16] {

@@ -71,6 +71,19 @@ fn in_a_pipe_each_candidate_has_one_line_and_the_rows_stay_pure() {
 }
 
 #[test]
+fn tables_for_a_document_are_all_that_is_printed() {
+    let args = "alloc --benches mixed-80,refuse --mem 128M --operations 1000 --iterations 1 --threads 1 --markdown";
+    let args: Vec<&str> = args.split(' ').chain(["--allocators", "llfree,buddy", "--orders", "0,9"]).collect();
+    let text = text(&piped(&args).stdout);
+    assert!(text.lines().all(|line| line.is_empty() || line.starts_with('|')), "{text}");
+    // Two tables, each with a head and a line; two allocators in one size, and for refusals two orders each.
+    assert_eq!(text.lines().filter(|line| !line.is_empty()).count(), 2 * 2 + 2 + 4, "{text}");
+    for row in ["| mixed-80 | 128 MiB | - | 1 | llfree |", "| refuse | 128 MiB | 9 | 1 | buddy |"] {
+        assert!(text.contains(row), "{text}");
+    }
+}
+
+#[test]
 fn where_candidates_take_turns_a_pipe_has_an_estimate_after_the_first() {
     let taking_turns = text(&piped(&RECOVERY).stderr);
     let first = taking_turns.lines().next().expect("a line");

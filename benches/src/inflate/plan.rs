@@ -57,13 +57,4 @@ impl Share {
         let (mem, to) = (Bytes((to + moved) * HUGE_SIZE), Bytes(to * HUGE_SIZE));
         Self { mem, to, rounds: (plan.iterations, plan.iterations.min(allowance.rounds)) }
     }
-
-    /// Whether it is in round `round`: in the one to warm up, and in some of the others, evenly spread and always in
-    /// the last, so that it meets the machine in the same moods as the rest.
-    pub(super) fn takes_part(&self, round: u32) -> bool {
-        let (all, own) = self.rounds;
-        // How many it should have had by the end of a round.
-        let due = |round: u32| u64::from(round) * u64::from(own) / u64::from(all.max(1));
-        round == 0 || due(round) > due(round - 1)
-    }
 }

@@ -71,20 +71,6 @@ fn what_is_small_or_asked_for_in_full_is_not_made_smaller() {
 }
 
 #[test]
-fn rounds_left_out_are_spread_over_the_run() {
-    let rounds = |all, own| {
-        let share = Share { mem: Bytes(0), to: Bytes(0), rounds: (all, own) };
-        (0..=all).filter(|round| share.takes_part(*round)).collect::<Vec<_>>()
-    };
-    assert_eq!(rounds(7, 3), [0, 3, 5, 7]);
-    assert_eq!(rounds(2, 2), [0, 1, 2]);
-    assert_eq!(rounds(15, 1), [0, 15]);
-    for all in 1..=1000 {
-        assert_eq!(rounds(all, all.min(3)).len() as u32, all.min(3) + 1);
-    }
-}
-
-#[test]
 fn rows_say_how_many_frames_and_rounds_they_are_of() {
     if let Err(error) = vmm::boot::open_kvm() {
         return skipped(llfree_base::error_line(&error));
