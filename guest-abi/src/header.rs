@@ -20,7 +20,7 @@ pub use shared_layout::table::{HUGE_PER_TREE, MAX_HUGE_FRAMES};
 /// `"LLFREEVM"` in memory order.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LLFREEVM");
 /// The number both sides must agree on; the module says when to raise it.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// Bytes reserved for the header and the control words after it.
 pub const HEADER_BYTES: u64 = FRAME_SIZE;
 /// Name of the ELF note with which a guest image states its ABI (type [`NOTE_TYPE`], one u32).
@@ -269,7 +269,7 @@ mod tests {
         #[rustfmt::skip]
         let golden: [u8; 128] = [
             b'L', b'L', b'F', b'R', b'E', b'E', b'V', b'M',
-            1, 0, 0, 0,              0x00, 0x10, 0, 0,
+            2, 0, 0, 0,              0x00, 0x10, 0, 0,
             0, 0, 0, 0, 0, 0, 0, 0,
             0, 0, 0, 0, 0, 0, 0, 0,
             0x00, 0x20, 0, 0,        2, 0, 0, 0,

@@ -3,7 +3,7 @@
 //! Plain values, no memory touched. Only the lower level's results become blocks, so a block's
 //! frames all lie in some table.
 
-use crate::lower::Taken;
+use crate::taken::Taken;
 use shared_layout::{FrameId, HugeId, HugeRange, Order};
 
 /// A block that is backed by memory and may be touched.

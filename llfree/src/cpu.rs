@@ -14,11 +14,12 @@ use crate::block::{Allocation, huge_range};
 use crate::class::{CLASSES, Class};
 use crate::error::{AllocError, FreeError};
 use crate::hint::tree_of;
-use crate::lower::{ROWS, Taken, TakenRow};
 use crate::row::{free_run, run_mask};
+use crate::rows::ROWS;
 use crate::search::{CROWDED_FRAMES, Query};
 use crate::spot::Spot;
 use crate::sync::Ordering;
+use crate::taken::{Miss, Taken, TakenRow};
 use crate::tenant::Tenant;
 use core::fmt;
 use shared_layout::{FrameId, HugeId, Order};
@@ -105,9 +106,30 @@ impl<'a> Cpu<'a> {
     /// Between the fast path and the slow one, so that neither has to save the other's registers.
     #[inline(never)]
     fn alloc_rest(&mut self, order: Order, class: Class) -> Option<Taken> {
-        if order < Order::ROW
-            && class == self.class
+        if order >= Order::ROW {
+            return self.alloc_large(order, class);
+        }
+        if class == self.class
             && let Some(taken) = if order == Order::BASE { self.pop_rest() } else { self.pop_row(order) }
+        {
+            return Some(taken);
+        }
+        self.alloc_slow(order, class)
+    }
+
+    /// Whole rows out of the huge frame that small blocks come from, or huge frames.
+    #[inline]
+    fn alloc_large(&mut self, order: Order, class: Class) -> Option<Taken> {
+        if order.is_huge() {
+            if let Some(pair) = self.spot.freed_pair.take()
+                && order == Order::MAX
+                && class == Class::HUGE
+                && let Some(taken) = self.tenant.grab(pair, order)
+            {
+                return Some(taken);
+            }
+        } else if let Some(huge) = self.spot.small[usize::from(class.get())]
+            && let Some(taken) = self.tenant.noted(huge, self.tenant.lower.take_rows(huge, order))
         {
             return Some(taken);
         }
@@ -254,60 +276,70 @@ impl<'a> Cpu<'a> {
 
     #[inline(never)]
     fn alloc_slow(&mut self, order: Order, class: Class) -> Option<Taken> {
-        if order >= Order::ROW {
-            let found = self.tenant.take(&mut self.spot, Query::reserving(order, class));
+        if order.is_huge() {
             // What keeps a large block from being whole may be in our own hands.
-            return found.or_else(|| self.alloc_last(order, class));
-        }
-        if self.row.bits != 0 || self.rest_rows != 0 {
-            // What we hold has no run of this order, or is for another class: leave it as it is.
             let found = self.tenant.take(&mut self.spot, Query::reserving(order, class));
             return found.or_else(|| self.alloc_last(order, class));
         }
-        if self.reuse_freed(order, class) || self.refill(order, class) {
-            return self.pop_row(order).or_else(|| self.pop_rest());
+        if order >= Order::ROW || self.row.bits != 0 || self.rest_rows != 0 {
+            // What we hold has no run of this order, or is for another class: leave it as it is.
+            let found = self.tenant.take(&mut self.spot, Query::single(order, class));
+            return found.or_else(|| self.alloc_last(order, class));
         }
-        self.alloc_last(order, class)
+        if self.reuse_freed(order, class) {
+            return self.pop_row(order);
+        }
+        self.refill(order, class).or_else(|| self.alloc_last(order, class))
     }
 
-    /// Another row, or the rest of another huge frame, while we hold none.
-    fn refill(&mut self, order: Order, class: Class) -> bool {
-        let lower = self.tenant.lower;
+    /// A block out of another row, or out of the rest of another huge frame, while we hold none.
+    fn refill(&mut self, order: Order, class: Class) -> Option<Taken> {
         let small = self.spot.small[usize::from(class.get())];
         if let Some(huge) = small {
-            if let Some(row) = lower.take_row(huge, order) {
-                self.serve(row, class);
-                return true;
+            if let Some(taken) = self.take_row(huge, order, class) {
+                return Some(taken);
             }
             if order == Order::BASE
                 && let Some(next) = self.tenant.next_crowded(huge)
-                && self.take_rest(next, class)
+                && let Some(taken) = self.take_rest(next, class)
             {
                 self.spot.small[usize::from(class.get())] = Some(next);
-                return true;
+                return Some(taken);
             }
         }
         let tenant = self.tenant;
         let mut spot = self.spot;
         let found = tenant.search(&mut spot, Query::reserving(order, class), |huge| {
-            let crowded = order == Order::BASE && lower.entry(huge).is_some_and(|e| e.free() <= CROWDED_FRAMES);
-            if crowded {
-                return self.take_rest(huge, class).then_some(());
-            }
-            lower.take_row(huge, order).map(|row| self.serve(row, class))
+            let crowded = order == Order::BASE && tenant.entry(huge).is_some_and(|e| e.free() <= CROWDED_FRAMES);
+            if crowded { self.take_rest(huge, class) } else { self.take_row(huge, order, class) }
         });
         self.spot = spot;
-        found.is_some()
+        found
     }
 
+    /// A block out of a row that we take as a whole, or past others who are at work there.
+    fn take_row(&mut self, huge: HugeId, order: Order, class: Class) -> Option<Taken> {
+        let row = self.tenant.lower.take_row(huge, order);
+        let busy = row.is_err_and(|miss| miss != Miss::NoFit);
+        match self.tenant.noted(huge, row) {
+            Some(row) => {
+                self.serve(row, class);
+                self.pop_row(order)
+            }
+            None if busy => self.tenant.grab(huge, order),
+            None => None,
+        }
+    }
+
+    /// A frame out of the rest of a huge frame, all of which is ours then.
     #[inline(never)]
-    fn take_rest(&mut self, huge: HugeId, class: Class) -> bool {
+    fn take_rest(&mut self, huge: HugeId, class: Class) -> Option<Taken> {
         let mut rest = [0; ROWS];
-        let Some(evicted) = self.tenant.lower.take_rest(huge, &mut rest) else { return false };
+        let evicted = self.tenant.noted(huge, self.tenant.lower.take_rest(huge, &mut rest))?;
         self.serve(TakenRow { first: huge.first_frame(), bits: core::mem::take(&mut rest[0]), evicted }, class);
         self.rest_rows = rest.iter().enumerate().fold(0, |rows, (i, bits)| rows | u8::from(*bits != 0) << i);
         self.rest = rest;
-        true
+        self.pop_row(Order::BASE).or_else(|| self.pop_rest())
     }
 
     fn serve(&mut self, row: TakenRow, class: Class) {
@@ -357,6 +389,9 @@ impl<'a> Cpu<'a> {
         let after = self.tenant.lower.give(frame, order)?;
         if let Some(huge) = frame.huge() {
             self.tenant.note_free(huge, after);
+            if order == Order::MAX && !after.is_evicted() {
+                self.spot.freed_pair = Some(huge);
+            }
         }
         Ok(())
     }
@@ -380,7 +415,14 @@ impl<'a> Cpu<'a> {
     }
 
     /// Whether a frame that we hold lies in a block: then the block is not the caller's to free.
+    #[inline]
     fn holds_part_of(&self, frame: FrameId, order: Order) -> bool {
+        let huge = |frame: FrameId| frame.0 / Order::HUGE.frames();
+        [self.row.first, self.freed.first].into_iter().any(|first| huge(first) == huge(frame))
+            && self.holds_row_of(frame, order)
+    }
+
+    fn holds_row_of(&self, frame: FrameId, order: Order) -> bool {
         let inside = |first: u64, bits: u64| bits != 0 && first & !(order.frames() - 1) == frame.0;
         let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
         let mut rest = self.rest.iter().enumerate();

@@ -3,7 +3,7 @@
 //! Numbers only, no memory touched. Everything here is on disk: a change needs another [`VERSION`].
 
 use crate::durable::LINE;
-use crate::lower::ROWS;
+use crate::rows::ROWS;
 use shared_layout::TableLayout;
 use shared_layout::table::MAX_HUGE_FRAMES;
 

@@ -1,19 +1,25 @@
-//! [`Trees`]: where to look, never what is true.
+//! [`Trees`]: where to look, and what surely is not there.
 //!
 //! A tree is [`HUGE_PER_TREE`] huge frames. One 16-bit word says roughly what is free in it and
 //! what it is for, and five bitmaps list, one bit a tree, which trees may promise what a search is
-//! after; so a search looks at 64 trees with one load. All of it is the tenant's own, anybody
-//! may find it stale (the host takes and returns frames without touching it), and it is recounted
+//! after; so a search looks at 64 trees with one load. All of it is the tenant's own, and it is recounted
 //! from the entries rather than adjusted, so no error stays.
 //!
 //! ```text
-//!  15..8   7          6..4    3..2   1           0
-//! +-------+----------+-------+------+-----------+------+
-//! | zero  | reserved | class | room | installed | free |
-//! +-------+----------+-------+------+-----------+------+
-//! free: some huge frame is; installed: one of these is backed by memory
-//! room: 0 no huge frame in use has any, 1 sparse, 2 mixed, 3 crowded
+//!  15..14 13     12    11..8  7          6..4    3..2   1           0
+//! +------+------+-----+------+----------+-------+------+-----------+------+
+//! | zero | pair | few | run  | reserved | class | room | installed | free |
+//! +------+------+-----+------+----------+-------+------+-----------+------+
+//! free: some huge frame is; installed: one of these is backed by memory; pair: two that order 10 can have
+//! room: 0 no huge frame in use has any, 1 sparse, 2 mixed, 3 crowded; few: hardly worth a search
+//! run: one more than the order of the longest free run in huge frames in use (see `HugeEntry`), zero if none has room
 //! ```
+//!
+//! A word may promise what is gone: a search that finds the promise broken recounts. It never denies
+//! what is there once all calls have returned, the host's returns aside, which the return epoch tells. For a
+//! free changes the entry and then looks at the word; a recount changes the word and then looks at the
+//! entries again; so one of them sees the other. All changes of a word are compare-and-swaps, for the
+//! mark of the CPU that reserved a tree must not be lost to somebody's recount.
 //!
 //! Why 32 huge frames: the entries of a tree are one cache line, so that CPUs in different trees do
 //! not disturb each other; 64 MiB let a CPU work for long without a search; and the hints stay
@@ -21,13 +27,75 @@
 
 use crate::class::Class;
 use crate::error::{Part, TableError, check_len};
-use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
 use shared_layout::table::{BITMAPS, HUGE_PER_TREE};
-use shared_layout::{FRAMES_PER_HUGE, HugeEntry, HugeId, HugeRange, TableLayout};
+use shared_layout::{FRAMES_PER_HUGE, HugeEntry, HugeId, HugeRange, Order, Run, TableLayout};
 
 /// The free frames of a tree at the last count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct TreeHint(u16);
+
+/// The entries of a tree as they were a moment ago. Where the table ends, nothing is free.
+pub(crate) struct Entries {
+    entries: [HugeEntry; HUGE_PER_TREE as usize],
+    len: u16,
+}
+
+impl Entries {
+    #[inline]
+    pub(crate) fn whole(entries: [HugeEntry; HUGE_PER_TREE as usize]) -> Self {
+        Self { entries, len: HUGE_PER_TREE as u16 }
+    }
+
+    pub(crate) fn new(found: impl Iterator<Item = HugeEntry>) -> Self {
+        let (mut entries, mut len) = ([HugeEntry::HUGE_EVICTED; HUGE_PER_TREE as usize], 0);
+        for (to, entry) in entries.iter_mut().zip(found) {
+            *to = entry;
+            len += 1;
+        }
+        Self { entries, len }
+    }
+
+    /// Of those huge frames in use that may have a block of `order`, and that `tried` has no bit for, the
+    /// fullest.
+    #[inline]
+    pub(crate) fn fullest(&self, order: Order, tried: u32) -> Option<usize> {
+        const NONE: i16 = i16::MAX;
+        // Without a branch: the compiler compares several at once.
+        let mut keys = [NONE; HUGE_PER_TREE as usize];
+        for (index, (key, entry)) in keys.iter_mut().zip(&self.entries).enumerate() {
+            let fits = entry.has_room() & entry.may_fit_in_part(order);
+            *key = if fits { (entry.free() << 5) as i16 | index as i16 } else { NONE };
+        }
+        let mut rest = tried;
+        while rest != 0 {
+            keys[rest.trailing_zeros() as usize] = NONE;
+            rest &= rest - 1;
+        }
+        let least = keys.into_iter().fold(NONE, i16::min);
+        (least != NONE).then_some(least as usize % HUGE_PER_TREE as usize)
+    }
+
+    /// The first huge frame for a block of order 9 or 10.
+    #[inline]
+    pub(crate) fn first(&self, order: Order, want: Want, tried: u32) -> Option<usize> {
+        let step = order.huge_frames() as usize;
+        let fits = |index: &usize| {
+            let block = &self.entries[*index..*index + step];
+            tried & 1 << index == 0 && want.matches(block[0]) && block.iter().all(|entry| entry.is_all_free())
+        };
+        (0..self.entries.len()).step_by(step).find(fits)
+    }
+}
+
+/// The entries of a tree, counted.
+pub(crate) struct Count {
+    pub(crate) hint: TreeHint,
+    /// There is no block in it.
+    pub(crate) all_free: bool,
+    /// The host took some huge frame.
+    pub(crate) any_held: bool,
+}
 
 const FREE: u16 = 1 << 0;
 const INSTALLED: u16 = 1 << 1;
@@ -36,6 +104,15 @@ const ROOM_MASK: u16 = 3 << ROOM_SHIFT;
 const CLASS_SHIFT: u16 = 4;
 const CLASS_MASK: u16 = 7 << CLASS_SHIFT;
 const RESERVED: u16 = 1 << 7;
+const RUN_SHIFT: u16 = 8;
+const RUN_MASK: u16 = 15 << RUN_SHIFT;
+const FEW: u16 = 1 << 12;
+const PAIR: u16 = 1 << 13;
+/// What a count says; the rest is the tree's owner and purpose.
+const COUNTED: u16 = FREE | INSTALLED | ROOM_MASK | RUN_MASK | FEW | PAIR;
+
+/// A tree of which less than one frame in this many is free, in huge frames in use, has few.
+const FEW_OF: u32 = 32;
 
 /// The goal of a search: room in huge frames that are in use already, from the fullest trees to
 /// the emptiest (so that what is nearly empty gets a chance to become free), or free huge frames.
@@ -54,7 +131,8 @@ pub(crate) enum Want {
 }
 
 impl Want {
-    const ALL: [Self; 5] = [Self::Crowded, Self::Mixed, Self::Sparse, Self::Installed, Self::Free];
+    /// All of them, from the one that is looked for first.
+    pub(crate) const ALL: [Self; 5] = [Self::Crowded, Self::Mixed, Self::Sparse, Self::Installed, Self::Free];
 
     #[inline]
     pub(crate) fn matches(self, entry: HugeEntry) -> bool {
@@ -65,41 +143,64 @@ impl Want {
         }
     }
 
-    pub(crate) fn is_partial(self) -> bool {
+    pub(crate) const fn is_partial(self) -> bool {
         (self as u8) <= Self::Sparse as u8
     }
 }
 
 impl TreeHint {
-    /// Counts a tree's entries. A tree that is free as a whole has no class any more.
-    pub(crate) fn count(entries: impl Iterator<Item = HugeEntry>, reserved: bool, class: Class) -> Self {
-        let (mut huge_frames, mut free, mut installed) = (0, 0, false);
-        let (mut room, mut used) = (false, 0u32);
-        for entry in entries {
-            huge_frames += 1;
-            if entry.is_all_free() {
-                free += 1;
-                installed |= !entry.is_evicted();
-            } else {
-                room |= entry.has_room();
-                used += u32::from(FRAMES_PER_HUGE as u16 - entry.free().min(FRAMES_PER_HUGE as u16));
-            }
+    /// A tree in which nothing is free.
+    pub(crate) const NONE: Self = Self(0);
+
+    /// Counts a tree's entries. The hint has no owner and no purpose.
+    pub(crate) fn count(entries: &Entries) -> Count {
+        // Sums and maxima without a branch: the compiler counts several entries at once.
+        let (mut free, mut installed, mut held, mut room, mut run) = (0, 0, 0, 0, 0);
+        for entry in entries.entries {
+            let (all_free, partial) = (u16::from(entry.is_all_free()), u16::from(entry.has_room()));
+            free += all_free;
+            installed += all_free & u16::from(!entry.is_evicted());
+            held |= u16::from(entry.is_held());
+            room += entry.free() * partial;
+            run = ((entry.run_bits() + 1) * partial).max(run);
         }
-        let all = huge_frames * FRAMES_PER_HUGE as u32;
-        let room = match () {
-            () if !room => 0,
+        let is_pair = |pair: &[HugeEntry]| pair.iter().all(|entry| entry.is_all_free());
+        let pair = free > 1 && entries.entries.chunks_exact(2).any(is_pair);
+        let all = u32::from(entries.len) * FRAMES_PER_HUGE as u32;
+        let room = u32::from(room);
+        let used = all - u32::from(free) * FRAMES_PER_HUGE as u32 - room;
+        let rank = match () {
+            () if room == 0 => 0,
             () if used * 8 >= all * 7 => 3,
             () if used * 2 >= all => 2,
             () => 1,
         };
-        let class = if free == huge_frames && !reserved { Class::FREE } else { class };
         let flag = |set, bit| if set { bit } else { 0 };
-        let flags = flag(free > 0, FREE) | flag(installed, INSTALLED) | flag(reserved, RESERVED);
-        Self(flags | room << ROOM_SHIFT | u16::from(class.get()) << CLASS_SHIFT)
+        let flags = flag(free > 0, FREE) | flag(installed > 0, INSTALLED) | flag(pair, PAIR);
+        let few = flag(rank == 3 && room * FEW_OF < all, FEW);
+        let hint = flags | few | rank << ROOM_SHIFT | run << RUN_SHIFT;
+        Count { hint: Self(hint), all_free: free == entries.len, any_held: held > 0 }
+    }
+
+    /// The same tree with the count of another hint.
+    pub(crate) fn recounted(self, counted: Self) -> Self {
+        Self(self.0 & !COUNTED | counted.0 & COUNTED)
+    }
+
+    /// The same tree, where what is free in `counted` is free, too.
+    pub(crate) fn with_all_of(self, counted: Self) -> Self {
+        let mut both = self.0 | counted.0 & (FREE | INSTALLED | PAIR);
+        if both & ROOM_MASK == 0 {
+            both |= counted.0 & (ROOM_MASK | FEW);
+        }
+        if counted.0 & RUN_MASK > both & RUN_MASK {
+            both = both & !RUN_MASK | counted.0 & RUN_MASK;
+        }
+        Self(both)
     }
 
     #[inline]
-    pub(crate) fn promises(self, want: Want) -> bool {
+    pub(crate) const fn promises(self, want: Want) -> bool {
         match want {
             Want::Crowded => self.0 & ROOM_MASK == 3 << ROOM_SHIFT,
             Want::Mixed => self.0 & ROOM_MASK == 2 << ROOM_SHIFT,
@@ -109,10 +210,41 @@ impl TreeHint {
         }
     }
 
-    /// Some huge frame in use has room.
+    /// What a block of `order` may be taken from.
     #[inline]
-    pub(crate) fn has_room(self) -> bool {
-        self.0 & ROOM_MASK != 0
+    pub(crate) fn offer(self, order: Order) -> Offer {
+        let free = self.0 & (FREE | INSTALLED);
+        let offer = if order.is_huge() {
+            if order == Order::MAX && self.0 & PAIR == 0 { 0 } else { free }
+        } else if (self.0 & RUN_MASK) >> RUN_SHIFT <= u16::from(order.get()) {
+            free
+        } else {
+            free | self.0 & ROOM_MASK | (self.0 & FEW) >> (FEW.trailing_zeros() - OFFERED_FEW)
+        };
+        Offer(offer as u8)
+    }
+
+    /// A recount to `new` denies something that was promised.
+    pub(crate) fn is_denied_by(self, new: Self) -> bool {
+        new.with_all_of(self) != new
+    }
+
+    /// Whether an entry with room, after a free, has more than is promised.
+    #[inline]
+    pub(crate) fn is_outdone_by(self, after: HugeEntry) -> bool {
+        after.run_bits() >= (self.0 & RUN_MASK) >> RUN_SHIFT
+    }
+
+    /// Order 10 has a place.
+    #[inline]
+    pub(crate) fn has_pair(self) -> bool {
+        self.0 & PAIR != 0
+    }
+
+    /// There was little room at the last count; there may be more by now.
+    #[inline]
+    pub(crate) fn has_few(self) -> bool {
+        self.0 & FEW != 0
     }
 
     /// A CPU is at work in this tree; others had better look elsewhere.
@@ -127,9 +259,9 @@ impl TreeHint {
         Class::from_bits(self.0 >> CLASS_SHIFT)
     }
 
-    /// The same tree in a CPU's hands.
-    pub(crate) fn reserve(self) -> Self {
-        Self(self.0 | RESERVED)
+    /// The same tree in a CPU's hands, or in nobody's.
+    pub(crate) fn reserved(self, reserved: bool) -> Self {
+        Self(if reserved { self.0 | RESERVED } else { self.0 & !RESERVED })
     }
 
     /// The same tree for another class.
@@ -138,13 +270,47 @@ impl TreeHint {
     }
 
     /// A tree in which a huge frame came free.
-    pub(crate) fn with_free(self, installed: bool) -> Self {
-        Self(self.0 | FREE | if installed { INSTALLED } else { 0 })
+    pub(crate) fn with_free(self, installed: bool, pair: bool) -> Self {
+        Self(self.0 | FREE | if installed { INSTALLED } else { 0 } | if pair { PAIR } else { 0 })
     }
 
-    /// A tree that was full and no longer is: the first room in it makes it crowded.
-    pub(crate) fn with_room(self) -> Self {
-        Self(self.0 | ROOM_MASK)
+    /// A tree in which room came free, in runs of this order at most. Where there was none it is little.
+    pub(crate) fn with_room(self, run: Run) -> Self {
+        let few = Self(3 << ROOM_SHIFT | FEW | (u16::from(run.order().get()) + 1) << RUN_SHIFT);
+        self.with_all_of(few)
+    }
+}
+
+/// What a tree has for some order, five bits: see [`TreeHint::offer`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Offer(u8);
+
+/// The bit of an offer that says that there is little room.
+const OFFERED_FEW: u32 = 4;
+
+impl Offer {
+    /// Different ones.
+    pub(crate) const ALL: usize = 2 << OFFERED_FEW;
+
+    pub(crate) const fn from_index(index: usize) -> Self {
+        Self(index as u8)
+    }
+
+    #[inline]
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize % Self::ALL
+    }
+
+    pub(crate) const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether it serves a want; little room only if that will do.
+    pub(crate) const fn serves(self, want: Want, few: bool) -> bool {
+        if want.is_partial() && !few && self.0 & 1 << OFFERED_FEW != 0 {
+            return false;
+        }
+        TreeHint(self.0 as u16).promises(want)
     }
 }
 
@@ -186,20 +352,40 @@ impl<'a> Trees<'a> {
         self.hints.len() as u32
     }
 
+    /// Tells tables apart, as a rule.
+    #[inline]
+    pub(crate) fn id(&self) -> usize {
+        self.hints.as_ptr().addr()
+    }
+
     pub(crate) fn get(&self, tree: u32) -> TreeHint {
         // Relaxed here and below: hints order nothing.
         TreeHint(self.hints.get(tree as usize).map_or(0, |hint| hint.load(Ordering::Relaxed)))
     }
 
-    /// Remembers what was counted, and lists the tree for what it promises. It stays listed for what
-    /// it no longer promises until a search comes by, and room in a reserved tree is not listed, for
-    /// it comes and goes: CPUs at work in their own trees write nothing that others read.
-    pub(crate) fn set(&self, tree: u32, hint: TreeHint) {
-        let Some(word) = self.hints.get(tree as usize) else { return };
-        if word.load(Ordering::Relaxed) != hint.0 {
-            // A plain store: a lost update costs a look at the wrong place, nothing else.
-            word.store(hint.0, Ordering::Relaxed);
-        }
+    /// Changes a tree's word and lists the tree for what it promises; the word before and after. It
+    /// stays listed for what it no longer promises until a search comes by, and room in a reserved tree
+    /// is not listed, for it comes and goes: CPUs at work in their own trees write nothing that others read.
+    pub(crate) fn change(&self, tree: u32, step: impl Fn(TreeHint) -> TreeHint) -> (TreeHint, TreeHint) {
+        let Some(word) = self.hints.get(tree as usize) else { return (TreeHint::NONE, TreeHint::NONE) };
+        let mut old = word.load(Ordering::Relaxed);
+        let new = loop {
+            let new = step(TreeHint(old));
+            if new.0 == old {
+                break new;
+            }
+            // Acquire and release: who denies something counted after who promised it.
+            match word.compare_exchange(old, new.0, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => break new,
+                Err(seen) => old = seen,
+            }
+        };
+        change_before_looks();
+        self.list(tree, new);
+        (TreeHint(old), new)
+    }
+
+    fn list(&self, tree: u32, hint: TreeHint) {
         for want in Want::ALL {
             let (Some(bits), mask) = (self.summary_word(want, tree), 1 << (tree % 64)) else { continue };
             let public = !hint.is_reserved() || !want.is_partial();
@@ -210,14 +396,19 @@ impl<'a> Trees<'a> {
         }
     }
 
-    /// Takes a tree off the list of a want that its hint does not promise.
-    pub(crate) fn unlist(&self, want: Want, tree: u32) {
-        let (Some(bits), mask) = (self.summary_word(want, tree), 1 << (tree % 64)) else { return };
-        bits.fetch_and(!mask, Ordering::Relaxed);
-        if self.get(tree).promises(want) {
-            // Somebody freed a block meanwhile and may have seen the bit still set.
-            bits.fetch_or(mask, Ordering::Relaxed);
+    /// Takes a tree off the lists of what it does not promise.
+    #[cold]
+    pub(crate) fn unlist(&self, tree: u32) {
+        let mask = 1 << (tree % 64);
+        for want in Want::ALL {
+            let Some(bits) = self.summary_word(want, tree) else { continue };
+            if bits.load(Ordering::Relaxed) & mask != 0 && !self.get(tree).promises(want) {
+                bits.fetch_and(!mask, Ordering::Relaxed);
+            }
         }
+        change_before_looks();
+        // Somebody may have freed a block meanwhile and seen a bit still set.
+        self.list(tree, self.get(tree));
     }
 
     /// Empties the bitmaps, bits past the last tree included.
@@ -225,24 +416,28 @@ impl<'a> Trees<'a> {
         self.summary.iter().for_each(|bits| bits.store(0, Ordering::Relaxed));
     }
 
-    /// The trees that are listed for `want`, once each, from `home` on; or, with `all`, every tree.
-    pub(crate) fn listed(self, want: Want, home: u32, all: bool) -> impl Iterator<Item = u32> {
+    /// Shows the trees that are listed for `want`, once each, from `home` on, until `done` says so.
+    #[inline]
+    pub(crate) fn visit(&self, want: Want, home: u32, mut done: impl FnMut(u32) -> bool) {
         let words = self.hints.len().div_ceil(64) as u32;
         let home = if home < self.len() { home } else { 0 };
-        let start = home / 64;
-        let before_home = (1 << (home % 64)) - 1;
+        let (start, before_home) = (home / 64, (1u64 << (home % 64)) - 1);
         // The first word is visited twice: from `home` on, and at the end below `home`.
-        (0..=words).flat_map(move |step| {
+        for step in 0..=words {
             let word = if start + step >= words { start + step - words } else { start + step };
-            let mask = match step {
-                0 => !before_home,
-                _ if step == words => before_home,
-                _ => u64::MAX,
-            };
-            let listed = || self.summary_word(want, word * 64).map_or(0, |bits| bits.load(Ordering::Relaxed));
-            let bits = if all { u64::MAX } else { listed() } & mask;
-            Bits(bits).map(move |bit| word * 64 + bit)
-        })
+            let mut bits = self.summary_word(want, word * 64).map_or(0, |bits| bits.load(Ordering::Relaxed));
+            if step == 0 {
+                bits &= !before_home;
+            } else if step == words {
+                bits &= before_home;
+            }
+            while bits != 0 {
+                if done(word * 64 + bits.trailing_zeros()) {
+                    return;
+                }
+                bits &= bits - 1;
+            }
+        }
     }
 
     fn summary_word(&self, want: Want, tree: u32) -> Option<&'a AtomicU64> {
@@ -251,48 +446,76 @@ impl<'a> Trees<'a> {
     }
 }
 
-/// Positions of set bits, from the lowest.
-struct Bits(u64);
-
-impl Iterator for Bits {
-    type Item = u32;
-
-    fn next(&mut self) -> Option<u32> {
-        let bit = self.0.trailing_zeros();
-        self.0 &= self.0.wrapping_sub(1);
-        (bit < 64).then_some(bit)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn used(free: u16) -> HugeEntry {
+        HugeEntry::FREE_INSTALLED.take(512 - free).expect("in range")
+    }
+
+    fn count(entries: impl Iterator<Item = HugeEntry>) -> TreeHint {
+        TreeHint::count(&Entries::new(entries)).hint
+    }
+
     #[test]
-    fn a_free_tree_promises_free_frames_and_has_no_class() {
-        let all = core::iter::repeat_n(HugeEntry::FREE_INSTALLED, HUGE_PER_TREE as usize);
-        let hint = TreeHint::count(all.clone(), true, Class::HUGE);
-        assert!(hint.promises(Want::Free) && hint.promises(Want::Installed) && hint.is_reserved());
-        assert!(!hint.has_room());
-        assert_eq!(hint.class(), Class::HUGE, "while it is reserved");
-        assert_eq!(TreeHint::count(all, false, Class::HUGE).class(), Class::FREE);
+    fn the_fullest_that_fits_comes_first() {
+        let order = |o| Order::new(o).expect("in range");
+        let short = used(8).lower(Run::of(order(1))).expect("above");
+        let entries = Entries::new([used(100), HugeEntry::FREE_EVICTED, used(9), short, used(0)].into_iter());
+        assert_eq!(entries.fullest(order(1), 0), Some(3));
+        assert_eq!(entries.fullest(order(1), 1 << 3), Some(2));
+        assert_eq!(entries.fullest(order(3), 0), Some(2));
+        assert_eq!(entries.fullest(order(4), 0), Some(0));
+        assert_eq!(entries.fullest(order(7), 0), None);
+        assert_eq!(entries.first(Order::BASE, Want::Free, 0), Some(1));
+        assert_eq!(entries.first(Order::MAX, Want::Free, 0), None);
+    }
+
+    #[test]
+    fn a_free_tree_promises_free_frames() {
+        let hint = count(core::iter::repeat_n(HugeEntry::FREE_INSTALLED, HUGE_PER_TREE as usize));
+        assert!(hint.promises(Want::Free) && hint.promises(Want::Installed) && hint.has_pair());
+        assert!(!Want::ALL.iter().any(|want| want.is_partial() && hint.promises(*want)));
+        assert!(hint.offer(Order::MAX).serves(Want::Installed, false));
+    }
+
+    #[test]
+    fn a_pair_begins_at_an_even_frame() {
+        let of = |frees: [u16; 4]| count(frees.into_iter().map(used_or_free));
+        fn used_or_free(free: u16) -> HugeEntry {
+            if free == 512 { HugeEntry::FREE_EVICTED } else { used(free) }
+        }
+        assert!(of([512, 512, 0, 0]).has_pair() && of([0, 0, 512, 512]).has_pair());
+        let apart = of([0, 512, 512, 0]);
+        assert!(!apart.has_pair() && apart.offer(Order::MAX).is_none() && !apart.offer(Order::HUGE).is_none());
     }
 
     #[test]
     fn room_is_ranked_by_how_full_the_tree_is() {
-        let entry = |free| HugeEntry::FREE_INSTALLED.take(512 - free).expect("in range");
-        let of = |frees: [u16; 4]| TreeHint::count(frees.into_iter().map(entry), false, Class::MOVABLE);
-        assert!(of([0, 0, 0, 1]).promises(Want::Crowded));
-        assert!(of([128, 128, 0, 0]).promises(Want::Crowded));
+        let of = |frees: [u16; 4]| count(frees.into_iter().map(used));
+        assert!(of([0, 0, 0, 1]).promises(Want::Crowded) && of([0, 0, 0, 1]).has_few());
+        assert!(of([128, 128, 0, 0]).promises(Want::Crowded) && !of([128, 128, 0, 0]).has_few());
         assert!(of([129, 128, 0, 0]).promises(Want::Mixed));
         assert!(of([500, 500, 20, 5]).promises(Want::Sparse));
-        assert!(!of([0; 4]).has_room());
+        assert!(of([0; 4]).offer(Order::BASE).is_none());
     }
 
     #[test]
     fn held_and_huge_frames_promise_nothing() {
         let held = HugeEntry::FREE_EVICTED.hold().expect("free");
-        let hint = TreeHint::count([held, HugeEntry::HUGE_EVICTED].into_iter(), false, Class::HUGE);
+        let hint = count([held, HugeEntry::HUGE_EVICTED].into_iter());
         assert!(Want::ALL.iter().all(|want| !hint.promises(*want)));
+    }
+
+    #[test]
+    fn an_order_sees_only_the_trees_whose_runs_are_long_enough() {
+        let order = |o| Order::new(o).expect("in range");
+        let short = used(256).lower(Run::of(order(2))).expect("above");
+        let hint = count([short, used(0)].into_iter());
+        assert!(!hint.offer(order(2)).is_none() && hint.offer(order(3)).is_none());
+        let more = hint.with_room(Run::of(order(5)));
+        assert!(!more.offer(order(5)).is_none() && more.promises(Want::Mixed), "its rank is for a count to say");
+        assert_eq!(more.recounted(hint), hint);
     }
 }

@@ -16,9 +16,10 @@
 //! | `sync` | the atomics, exchanged for those of a model checker in the models |
 //! | `error`, `residency`, [`class`] | values: what went wrong, what the host knows, what memory is for |
 //! | `durable` | cache-line write-back, for mappings that outlive a power failure |
-//! | `row`, `lower` | the truth: entries and bitfields, one compare-and-swap loop |
+//! | `row`, `rows`, `taken`, `lower` | the truth: entries and bitfields, one compare-and-swap loop |
 //! | `block`, `violation` | values: what an allocation yields, what is wrong with a table |
-//! | `hint`, `spot` | where to look: a word and five bits per tree, and where the last blocks were |
+//! | `hint`, `refusal` | where to look, and where not: a word and five bits per tree, the last "out of memory" |
+//! | `spot`, `steps` | where the last blocks were, and which tree comes next |
 //! | [`host`] | claims, reclaim, release, install |
 //! | [`tenant`] | the guest's allocator: its words, frees, upkeep of the hints |
 //! | `search` | the way to the next block |
@@ -30,9 +31,9 @@
 //! One huge frame's state, and what is kept for 32 of them:
 //!
 //! ```text
-//! entry (16 bits)        free 0-512 | huge | evicted | held
+//! entry (16 bits)        free 0-512 | longest free run, at most | huge | evicted | held
 //! bitfield (8 x 64 bits) 1 = taken; a row of 64 is what a handle takes at once
-//! tree (32 entries)      one word of hints, five bits in bitmaps: where to look, never the truth
+//! tree (32 entries)      one word of hints, five bits in bitmaps: what may be free, and what surely is not
 //! ```
 //!
 //! That is less than 33,900 bytes of metadata a GiB. The crate is `no_std`, has no features and makes no
@@ -104,16 +105,20 @@ mod lower;
 pub mod persist;
 #[cfg(not(any(loom, shuttle)))]
 pub mod recover;
+mod refusal;
 #[cfg(not(any(loom, shuttle)))]
 mod region_error;
 mod residency;
 mod row;
+mod rows;
 mod search;
 mod spot;
 mod stats;
+mod steps;
 mod sync;
 #[cfg(not(any(loom, shuttle)))]
 pub mod table;
+mod taken;
 pub mod tenant;
 #[cfg(all(test, not(any(loom, shuttle, stepping))))]
 mod tests;

@@ -10,12 +10,13 @@
 
 use crate::durable::WriteBack;
 use crate::error::{AllocError, FreeError, Part, TableError, check_huge_frames, check_len};
-use crate::row::{self, ROW_FRAMES, free_run, ones, run_mask};
-use crate::sync::{AtomicU16, AtomicU64, Ordering};
-use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order};
+use crate::row::{self, ROW_FRAMES, free_run, longest_run, ones, run_around, run_mask};
+use crate::rows::{ROWS, find_run, longest, rows_per_block, set_rows};
+use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
+use crate::taken::{Miss, Taken, TakenRow};
+use crate::violation::Violation;
+use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order, Run};
 
-/// Rows (64 frames, one word of the bitfield) in a huge frame.
-pub(crate) const ROWS: usize = 8;
 /// A search that lost this many races in one huge frame looks elsewhere.
 const ROW_PASSES: usize = 4;
 
@@ -45,23 +46,6 @@ pub(crate) fn transition(
 
 /// A guest's patience: lock-freedom says that somebody else made progress each time.
 const FOREVER: u32 = u32::MAX;
-
-/// Frames that were just taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Taken {
-    pub(crate) frame: FrameId,
-    /// (One of) the huge frames is not backed.
-    pub(crate) evicted: bool,
-}
-
-/// All free frames of one row, taken at once.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct TakenRow {
-    pub(crate) first: FrameId,
-    /// A set bit is a frame that the holder may give out.
-    pub(crate) bits: u64,
-    pub(crate) evicted: bool,
-}
 
 /// Entries and bitfields of one table, as slices of shared memory.
 #[derive(Clone, Copy)]
@@ -140,6 +124,13 @@ impl<'a> Lower<'a> {
         self.entries[first..end].iter().map(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)))
     }
 
+    /// The entries of `N` huge frames from `first` on; `None` unless the table has all of them.
+    #[inline]
+    pub(crate) fn entry_array<const N: usize>(&self, first: HugeId) -> Option<[HugeEntry; N]> {
+        let words: &[AtomicU16; N] = self.entries.get(first.index()..)?.first_chunk()?;
+        Some(core::array::from_fn(|index| HugeEntry::from_bits(words[index].load(Ordering::Relaxed))))
+    }
+
     /// The rows of a huge frame: set bits are taken.
     pub(crate) fn used_rows(&self, huge: HugeId) -> [u64; ROWS] {
         let mut used = [u64::MAX; ROWS];
@@ -169,13 +160,14 @@ impl<'a> Lower<'a> {
         self.rows_of(huge).iter().map(|row| row.load(Ordering::Acquire).count_zeros()).sum()
     }
 
+    /// What is wrong with a huge frame's entry or its bits, when nobody is at work in it.
+    pub(crate) fn violation(&self, huge: HugeId) -> Option<Violation> {
+        Violation::of_bits(huge, self.entry(huge)?, self.clear_bits(huge), longest(self.rows_of(huge)))
+    }
+
     /// Whether a huge frame's entry is valid and fits its bits, when nobody is at work in it.
     pub(crate) fn is_consistent(&self, huge: HugeId) -> bool {
-        self.entry(huge).is_some_and(|entry| {
-            // Bits of held frames and of huge blocks stay clear.
-            let expected = if entry.is_huge() || entry.is_held() { 512 } else { u32::from(entry.free()) };
-            entry.is_valid() && self.clear_bits(huge) == expected
-        })
+        self.entry(huge).is_some() && self.violation(huge).is_none()
     }
 
     /// Whether all bits of a block of at most a row are set: taken as a small block, not as part
@@ -195,47 +187,136 @@ impl<'a> Lower<'a> {
     }
 
     /// Takes a block of `order` in `huge` (and its successor for order 10).
-    pub(crate) fn take(&self, huge: HugeId, order: Order) -> Option<Taken> {
+    #[inline]
+    pub(crate) fn take(&self, huge: HugeId, order: Order) -> Result<Taken, Miss> {
         if order.is_huge() {
             return self.take_huge(huge, order);
         }
-        let word = self.entries.get(huge.index())?;
-        // Order 0 always fits if the counter allows it; for others look before lowering the
-        // counter, so that hopeless attempts do not make it dip for everybody else.
-        if order != Order::BASE && !self.rows_of(huge).chunks(rows_per_block(order)).any(|rows| fits(rows, order)) {
-            return None;
+        if order >= Order::ROW {
+            return self.take_rows(huge, order);
         }
-        let old = transition(word, FOREVER, |e| e.take_order(order)).ok()?;
-        let Some(offset) = self.set_bits(huge, order) else {
-            // Others took the run that we saw. Our budget goes back; an entry that refuses it was
-            // broken by somebody, and then the frames are lost rather than owned twice.
-            let _ = transition(word, FOREVER, |e| e.give(order.frames() as u16));
-            self.settle(huge);
-            return None;
-        };
-        self.settle(huge);
-        Some(Taken { frame: FrameId(huge.first_frame().0 + offset as u64), evicted: old.is_evicted() })
+        let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
+        HugeEntry::from_bits(word.load(Ordering::Relaxed)).take_order(order).ok_or(Miss::NoFit)?;
+        let rows = self.rows_of(huge);
+        // Order 0 fits if the counter allows it. For others look before lowering the counter, so that
+        // hopeless attempts do not make it dip for everybody else.
+        let mut seen = find_run(rows, order);
+        if seen.is_none() && order != Order::BASE {
+            self.bound(huge);
+            return Err(Miss::NoFit);
+        }
+        let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| Miss::NoFit)?;
+        let mut fruitless = 0;
+        while fruitless < ROW_PASSES {
+            let Some(offset) = seen.take().or_else(|| find_run(rows, order)) else {
+                fruitless += 1;
+                continue;
+            };
+            // Another one is faster than us only where it makes progress itself.
+            if self.set_block(huge, offset, order) {
+                self.settle(huge);
+                if Run::of(order) == old.run() && old.free() > order.frames() as u16 && find_run(rows, order).is_none()
+                {
+                    // The last of the longest: saves others the look.
+                    self.bound(huge);
+                }
+                let frame = FrameId(huge.first_frame().0 + offset as u64);
+                return Ok(Taken { frame, evicted: old.is_evicted() });
+            }
+        }
+        self.give_up(huge, word, order.frames() as u16);
+        Err(Miss::Undone)
     }
 
-    /// Takes exactly the block at `frame`.
-    pub(crate) fn take_at(&self, frame: FrameId, order: Order) -> Result<Taken, AllocError> {
+    /// Takes a block of one, two or four rows.
+    #[inline]
+    pub(crate) fn take_rows(&self, huge: HugeId, order: Order) -> Result<Taken, Miss> {
+        let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
+        let all = self.rows_of(huge);
+        if !HugeEntry::from_bits(word.load(Ordering::Relaxed)).may_fit(order) {
+            return Err(Miss::NoFit);
+        }
+        let is_free = |rows: &&[AtomicU64]| rows.iter().all(|row| row.load(Ordering::Relaxed) == 0);
+        let mut seen = all.chunks_exact(rows_per_block(order)).enumerate().filter(|(_, rows)| is_free(rows));
+        let Some(first) = seen.next() else {
+            self.bound(huge);
+            return Err(Miss::NoFit);
+        };
+        let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| Miss::NoFit)?;
+        for (index, rows) in core::iter::once(first).chain(seen) {
+            if !set_rows(rows) {
+                continue;
+            }
+            self.settle(huge);
+            let is_longest = Run::of(order) == old.run() && old.free() > order.frames() as u16;
+            if is_longest && find_run(all, order).is_none() {
+                // The last of the longest: saves others the look.
+                self.bound(huge);
+            }
+            let frame = huge.first_frame().0 + (index * rows.len() * ROW_FRAMES) as u64;
+            return Ok(Taken { frame: FrameId(frame), evicted: old.is_evicted() });
+        }
+        self.give_up(huge, word, order.frames() as u16);
+        Err(Miss::Undone)
+    }
+
+    /// Gives back a budget whose frames others took. An entry that refuses it was broken by somebody,
+    /// and then the frames are lost rather than owned twice.
+    #[cold]
+    fn give_up(&self, huge: HugeId, word: &AtomicU16, frames: u16) {
+        let _ = transition(word, FOREVER, |e| e.give(frames, Run::ANY));
+        self.settle(huge);
+    }
+
+    /// The longest run that a row lies in after some of its bits were cleared.
+    #[inline]
+    fn run_after(&self, frame: FrameId, used: u64) -> Run {
+        if used != 0 {
+            return longest_run(used);
+        }
+        // Of two parties that each clear a row, one sees both.
+        change_before_looks();
+        let index = (frame.0 / ROW_FRAMES as u64) as usize;
+        let is_free = |at: usize| self.rows.get(at).is_some_and(|row| row.load(Ordering::Relaxed) == 0);
+        let quad = index & !3;
+        match is_free(index ^ 1) {
+            true if (quad..quad + 4).all(is_free) => Run::ANY,
+            true => Run::from_bits(7),
+            false => Run::of(Order::ROW),
+        }
+    }
+
+    /// Lowers the bound on the runs of a huge frame to what its bits say.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn bound(&self, huge: HugeId) {
+        let Some(word) = self.entries.get(huge.index()) else { return };
+        let rows = self.rows_of(huge);
+        let seen = longest(rows);
+        if transition(word, FOREVER, |e| e.lower(seen)).is_ok() {
+            let now = longest(rows);
+            let _ = transition(word, FOREVER, |e| e.raise(now));
+        }
+    }
+
+    /// Takes exactly the block at `frame`; whether frames looked taken for a moment comes with an error.
+    pub(crate) fn take_at(&self, frame: FrameId, order: Order) -> Result<Taken, (AllocError, Miss)> {
         let huge = self.check(frame, order).map_err(|fault| match fault {
-            Fault::Range => AllocError::OutOfRange(frame, order),
-            Fault::Alignment => AllocError::Misaligned(frame, order),
+            Fault::Range => (AllocError::OutOfRange(frame, order), Miss::NoFit),
+            Fault::Alignment => (AllocError::Misaligned(frame, order), Miss::NoFit),
         })?;
         let not_free = AllocError::NotFree(frame, order);
         if order.is_huge() {
-            return self.take_huge(huge, order).ok_or(not_free);
+            return self.take_huge(huge, order).map_err(|miss| (not_free, miss));
         }
         let word = &self.entries[huge.index()];
-        let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| not_free)?;
+        let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| (not_free, Miss::NoFit))?;
         if self.set_block(huge, frame.offset_in_huge(), order) {
             self.settle(huge);
             return Ok(Taken { frame, evicted: old.is_evicted() });
         }
-        let _ = transition(word, FOREVER, |e| e.give(order.frames() as u16));
-        self.settle(huge);
-        Err(not_free)
+        self.give_up(huge, word, order.frames() as u16);
+        Err((not_free, Miss::Undone))
     }
 
     /// Gives a block back; returns the first huge entry as it is afterwards.
@@ -255,49 +336,64 @@ impl<'a> Lower<'a> {
         }
         // What was cleared is given back even if it is not all of the block, so that the counter
         // fits the bits whatever callers do.
-        let frames = self.clear_block(huge, frame.offset_in_huge(), order);
+        let (frames, left) = self.clear_block(huge, frame.offset_in_huge(), order);
         if frames == 0 {
             return Err(not_allocated);
         }
-        let old = transition(word, FOREVER, |e| e.give(frames)).map_err(|_| FreeError::Corrupt(huge))?;
+        // Of several rows each is free as a whole: one look at the neighbours is enough, and none
+        // where the bound cannot rise.
+        let given = |e: HugeEntry| {
+            let run = if e.run() == Run::ANY { Run::ANY } else { self.run_after(frame, left) };
+            e.give(frames, run)
+        };
+        let old = transition(word, FOREVER, given).map_err(|_| FreeError::Corrupt(huge))?;
         self.settle(huge);
         if u64::from(frames) < order.frames() {
             return Err(not_allocated);
         }
-        old.give(frames).ok_or(FreeError::Corrupt(huge))
+        given(old).ok_or(FreeError::Corrupt(huge))
     }
 
-    /// Takes all free frames of the first row that has room for a block of `order`.
-    pub(crate) fn take_row(&self, huge: HugeId, order: Order) -> Option<TakenRow> {
-        let word = self.entries.get(huge.index())?;
+    /// Takes all free frames of the first row that has room for a block of `order`. That no row can be
+    /// had as a whole does not say that no block can: others may be at work in it.
+    pub(crate) fn take_row(&self, huge: HugeId, order: Order) -> Result<TakenRow, Miss> {
+        let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
         let rows = self.rows_of(huge);
+        let mut miss = Miss::NoFit;
         for _ in 0..ROW_PASSES {
-            HugeEntry::from_bits(word.load(Ordering::Relaxed)).take_order(order)?;
+            let mut fits = false;
+            HugeEntry::from_bits(word.load(Ordering::Relaxed)).take_order(order).ok_or(miss)?;
             for (index, row) in rows.iter().enumerate() {
                 let used = row.load(Ordering::Relaxed);
                 if free_run(used, order).is_none() {
                     continue;
                 }
+                fits = true;
                 let free = ones(!used) as u16;
                 // Fewer in the counter than clear in the row: others are about to set bits here.
                 let Ok(old) = transition(word, FOREVER, |e| e.take(free)) else { continue };
                 if row.compare_exchange(used, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                     self.settle(huge);
                     let first = FrameId(huge.first_frame().0 + (index * ROW_FRAMES) as u64);
-                    return Some(TakenRow { first, bits: !used, evicted: old.is_evicted() });
+                    return Ok(TakenRow { first, bits: !used, evicted: old.is_evicted() });
                 }
-                let _ = transition(word, FOREVER, |e| e.give(free));
+                self.give_up(huge, word, free);
+                miss = Miss::Undone;
+            }
+            if !fits {
+                self.bound(huge);
+                return Err(miss);
             }
         }
-        None
+        Err(if miss == Miss::Undone { miss } else { Miss::Busy })
     }
 
     /// Takes all free frames of a huge frame that has at most a row's worth of them: `rows` gets
     /// the bits of each row. Returns whether there were any, and the entry's `evicted`.
-    pub(crate) fn take_rest(&self, huge: HugeId, rows: &mut [u64; ROWS]) -> Option<bool> {
-        let word = self.entries.get(huge.index())?;
+    pub(crate) fn take_rest(&self, huge: HugeId, rows: &mut [u64; ROWS]) -> Result<bool, Miss> {
+        let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
         let all = |e: HugeEntry| if e.free() <= ROW_FRAMES as u16 { e.take(e.free()) } else { None };
-        let old = transition(word, FOREVER, all).ok()?;
+        let old = transition(word, FOREVER, all).map_err(|_| Miss::NoFit)?;
         let mut budget = u32::from(old.free());
         let words = self.rows_of(huge);
         let mut free = [0; ROWS];
@@ -312,7 +408,7 @@ impl<'a> Lower<'a> {
             budget -= rows.iter().map(|bits| bits.count_ones()).sum::<u32>();
             if budget == 0 {
                 self.settle(huge);
-                return Some(old.is_evicted());
+                return Ok(old.is_evicted());
             }
         }
         for _ in 0..ROW_PASSES {
@@ -339,13 +435,13 @@ impl<'a> Lower<'a> {
             }
             if budget == 0 {
                 self.settle(huge);
-                return Some(old.is_evicted());
+                return Ok(old.is_evicted());
             }
         }
         // Takers and givers moved free bits past us each time: the rest of the budget goes back.
-        let _ = transition(word, FOREVER, |e| e.give(budget as u16));
-        self.settle(huge);
-        (budget < u32::from(old.free())).then_some(old.is_evicted())
+        self.give_up(huge, word, budget as u16);
+        // What was taken is worth more than word of the rest, which the next search finds.
+        if budget < u32::from(old.free()) { Ok(old.is_evicted()) } else { Err(Miss::Undone) }
     }
 
     /// Gives a block of less than a row back, the shortest way. `None` if it is not wholly taken, and
@@ -356,13 +452,12 @@ impl<'a> Lower<'a> {
         let word = self.entries.get(huge.index())?;
         let row = self.rows.get((frame.0 / ROW_FRAMES as u64) as usize)?;
         let mask = run_mask(order) << (frame.0 % ROW_FRAMES as u64);
-        if !row::clear(row, mask) {
-            return None;
-        }
+        let used = row::clear(row, mask)?;
+        let run = if used == 0 { self.run_after(frame, used) } else { run_around(used, frame.0 as u32 % 64) };
         let frames = order.frames() as u16;
-        let old = transition(word, FOREVER, |e| e.give(frames)).ok()?;
+        let old = transition(word, FOREVER, |e| e.give(frames, run)).ok()?;
         self.settle(huge);
-        Some((huge, old.give(frames)?))
+        Some((huge, old.give(frames, run)?))
     }
 
     /// Gives `bits` of a row back that [`Lower::take_row`] took; returns the entry afterwards. `None`
@@ -374,38 +469,39 @@ impl<'a> Lower<'a> {
         let row = self.rows.get((first.0 / ROW_FRAMES as u64) as usize)?;
         // Only what was still set: frames that somebody freed out of our register (a double free)
         // must not raise the counter twice, or it would call a huge frame free that is not.
-        let frames = ones(row.fetch_and(!bits, Ordering::AcqRel) & bits) as u16;
-        let old = transition(word, FOREVER, |e| e.give(frames)).ok()?;
+        let used = row.fetch_and(!bits, Ordering::AcqRel);
+        let (frames, run) = (ones(used & bits) as u16, self.run_after(first, used & !bits));
+        let old = transition(word, FOREVER, |e| e.give(frames, run)).ok()?;
         self.settle(huge);
-        old.give(frames)
+        old.give(frames, run)
     }
 
-    fn take_huge(&self, huge: HugeId, order: Order) -> Option<Taken> {
-        let last = huge.0.checked_add(order.huge_frames() - 1)?;
-        if !huge.first_frame().is_aligned(order) || last >= self.huge_frames() {
-            return None;
-        }
+    fn take_huge(&self, huge: HugeId, order: Order) -> Result<Taken, Miss> {
+        let end = huge.0.saturating_add(order.huge_frames()) as usize;
+        let words = self.entries.get(huge.index()..end).ok_or(Miss::NoFit)?;
         // As above: a half that is taken and given back again is not there for others meanwhile.
-        let words = &self.entries[huge.index()..=last as usize];
-        if !words.iter().all(|word| HugeEntry::from_bits(word.load(Ordering::Relaxed)).is_all_free()) {
-            return None;
+        let free = |word: &AtomicU16| HugeEntry::from_bits(word.load(Ordering::Relaxed)).is_all_free();
+        if !huge.first_frame().is_aligned(order) || !words.iter().all(free) {
+            return Err(Miss::NoFit);
         }
         let mut evicted = false;
-        for index in huge.0..=last {
-            match transition(&self.entries[index as usize], FOREVER, HugeEntry::take_huge) {
+        for (index, word) in words.iter().enumerate() {
+            match transition(word, FOREVER, HugeEntry::take_huge) {
                 Ok(old) => evicted |= old.is_evicted(),
                 Err(_) => {
                     // Undo exactly the halves that this call took, and no other.
-                    for taken in huge.0..index {
+                    for taken in huge.0..huge.0 + index as u32 {
                         let _ = transition(&self.entries[taken as usize], FOREVER, HugeEntry::give_huge);
                         self.settle(HugeId(taken));
                     }
-                    return None;
+                    return Err(if index == 0 { Miss::NoFit } else { Miss::Undone });
                 }
             }
         }
-        (huge.0..=last).for_each(|index| self.settle(HugeId(index)));
-        Some(Taken { frame: huge.first_frame(), evicted })
+        if self.write_back.is_needed() {
+            (huge.0..end as u32).for_each(|index| self.settle(HugeId(index)));
+        }
+        Ok(Taken { frame: huge.first_frame(), evicted })
     }
 
     fn give_huge(&self, huge: HugeId, order: Order) -> Option<HugeEntry> {
@@ -437,33 +533,6 @@ impl<'a> Lower<'a> {
         frame.huge().ok_or(Fault::Range)
     }
 
-    /// Finds and sets a block's bits; the offset of its first frame in the huge frame.
-    fn set_bits(&self, huge: HugeId, order: Order) -> Option<usize> {
-        let rows = self.rows_of(huge);
-        let step = rows_per_block(order);
-        for _ in 0..ROW_PASSES {
-            for index in (0..ROWS).step_by(step) {
-                if step > 1 {
-                    if self.set_block(huge, index * ROW_FRAMES, order) {
-                        return Some(index * ROW_FRAMES);
-                    }
-                    continue;
-                }
-                let row = rows.get(index)?;
-                let mut used = row.load(Ordering::Relaxed);
-                while let Some(bit) = free_run(used, order) {
-                    let mask = run_mask(order) << bit;
-                    // Acquire pairs with the giver's clearing of these bits; see `row::clear`.
-                    match row.compare_exchange(used, used | mask, Ordering::AcqRel, Ordering::Relaxed) {
-                        Ok(_) => return Some(index * ROW_FRAMES + bit as usize),
-                        Err(seen) => used = seen,
-                    }
-                }
-            }
-        }
-        None
-    }
-
     /// Sets the bits of the block at `offset`; all or nothing.
     fn set_block(&self, huge: HugeId, offset: usize, order: Order) -> bool {
         let rows = self.block_rows(huge, offset, order);
@@ -480,22 +549,23 @@ impl<'a> Lower<'a> {
         true
     }
 
-    /// Clears the bits of the block at `offset`; the number of frames cleared. None if one is clear
-    /// already, fewer than the block has only if another party frees a part of it at this moment.
-    fn clear_block(&self, huge: HugeId, offset: usize, order: Order) -> u16 {
+    /// Clears the bits of the block at `offset`; the number of frames cleared, and what is left in the
+    /// row. None if one is clear already, fewer than the block has only if
+    /// another party frees a part of it at this moment.
+    #[inline]
+    fn clear_block(&self, huge: HugeId, offset: usize, order: Order) -> (u16, u64) {
         let rows = self.block_rows(huge, offset, order);
         let mask = run_mask(order) << (offset % ROW_FRAMES);
-        if !rows.iter().all(|row| row.load(Ordering::Relaxed) & mask == mask) {
-            return 0;
+        let (mut cleared, mut left) = (0, u64::MAX);
+        if rows.len() > 1 && !rows.iter().all(|row| row.load(Ordering::Relaxed) & mask == mask) {
+            return (cleared, left);
         }
-        let mut cleared = 0;
         for row in rows {
-            if !row::clear(row, mask) {
-                return cleared;
-            }
-            cleared += ones(mask) as u16;
+            let Some(after) = row::clear(row, mask) else { break };
+            cleared += order.frames().min(ROW_FRAMES as u64) as u16;
+            left = after;
         }
-        cleared
+        (cleared, left)
     }
 
     fn block_rows(&self, huge: HugeId, offset: usize, order: Order) -> &'a [AtomicU64] {
@@ -507,13 +577,4 @@ impl<'a> Lower<'a> {
 enum Fault {
     Range,
     Alignment,
-}
-
-/// Whole rows that a block below order 9 covers: 1 up to order 6, then 2 and 4.
-const fn rows_per_block(order: Order) -> usize {
-    if order.get() > Order::ROW.get() { 1 << (order.get() - Order::ROW.get()) } else { 1 }
-}
-
-fn fits(rows: &[AtomicU64], order: Order) -> bool {
-    rows.iter().all(|row| free_run(row.load(Ordering::Relaxed), order).is_some())
 }

@@ -11,14 +11,15 @@
 //! |---|---|---|
 //! | held, and whatever else | held and evicted | cleared |
 //! | huge, not held | allocated as a whole, `evicted` kept | cleared |
-//! | neither | as many free as bits are clear, `evicted` kept | kept |
+//! | neither | as many free as bits are clear, in runs of any length, `evicted` kept | kept |
 //!
 //! So no frame that somebody owns is given out again. What is lost, that is allocated and without
 //! an owner, is what handles held back ([`HANDLE_FRAMES`](crate::HANDLE_FRAMES) each) and the one
 //! block a party that each CPU was taking or giving. Every step alone leads closer to the same end:
 //! a crash in here is mended by doing it again.
 
-use crate::lower::{Lower, ROWS};
+use crate::lower::Lower;
+use crate::rows::ROWS;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeEntry, Order};
 
@@ -78,10 +79,10 @@ pub fn recover(entries: &mut [AtomicU16], rows: &mut [AtomicU64]) -> Option<Reco
         }
         let repaired = repaired(found, clear);
         if repaired != found {
-            if found.is_valid() {
-                recovery.counters += 1;
-            } else {
+            if !found.is_valid() {
                 recovery.entries += 1;
+            } else if repaired.free() != found.free() {
+                recovery.counters += 1;
             }
             word.store(repaired.bits(), Ordering::Relaxed);
         }
@@ -140,7 +141,7 @@ pub(crate) fn free_unowned(lower: &Lower<'_>, mut owned: impl FnMut(FrameId, Ord
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared_layout::HugeId;
+    use shared_layout::{HugeId, Run};
     use std::vec::Vec;
 
     fn table(entries: &[u16], rows: &[u64]) -> (Vec<AtomicU16>, Vec<AtomicU64>) {
@@ -169,8 +170,9 @@ mod tests {
                 let whole = after.is_held() || after.is_huge();
                 assert_eq!(clear, if whole { 512 } else { bits.count_zeros() * 8 });
                 assert!(whole || u32::from(after.free()) == clear);
-                assert_eq!(recovery.counters + recovery.entries, u32::from(after != found));
                 assert_eq!(recovery.entries > 0, !found.is_valid());
+                assert_eq!(recovery.counters > 0, found.is_valid() && after.free() != found.free());
+                assert_eq!(after.run(), if whole || clear == 0 { Run::SINGLE } else { Run::ANY });
                 assert_eq!(recovery.bitfields > 0, whole && bits != 0);
             }
         }

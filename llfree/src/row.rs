@@ -4,7 +4,7 @@
 //! not at all. Knows nothing of entries or of the right to a frame.
 
 use crate::sync::{AtomicU64, Ordering};
-use shared_layout::Order;
+use shared_layout::{Order, Run};
 
 /// Frames in a row.
 pub(crate) const ROW_FRAMES: usize = 64;
@@ -12,27 +12,28 @@ pub(crate) const ROW_FRAMES: usize = 64;
 /// Sets `mask` in a row; false, and nothing changed, if one of its bits is set already.
 #[inline]
 pub(crate) fn set(row: &AtomicU64, mask: u64) -> bool {
-    change(row, |used| (used & mask == 0).then_some(used | mask))
+    change(row, |used| (used & mask == 0).then_some(used | mask)).is_some()
 }
 
-/// Clears `mask` in a row; false, and nothing changed, if one of its bits is clear already.
+/// Clears `mask` in a row and returns the row afterwards; `None`, and nothing changed, if one of its
+/// bits is clear already.
 #[inline]
-pub(crate) fn clear(row: &AtomicU64, mask: u64) -> bool {
+pub(crate) fn clear(row: &AtomicU64, mask: u64) -> Option<u64> {
     change(row, |used| (used & mask == mask).then_some(used & !mask))
 }
 
 #[inline]
-fn change(row: &AtomicU64, step: impl Fn(u64) -> Option<u64>) -> bool {
+fn change(row: &AtomicU64, step: impl Fn(u64) -> Option<u64>) -> Option<u64> {
     let mut used = row.load(Ordering::Relaxed);
     while let Some(next) = step(used) {
         // Release: the next owner sees our last writes to the frames that we give. Acquire pairs
         // with it where we take.
         match row.compare_exchange(used, next, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => return true,
+            Ok(_) => return Some(next),
             Err(seen) => used = seen,
         }
     }
-    false
+    None
 }
 
 /// Set bits, quickly for none, few or all: x86-64 has no instruction for it that can be relied on.
@@ -76,6 +77,38 @@ pub(crate) fn free_run(used: u64, order: Order) -> Option<u32> {
     (free != 0).then(|| free.trailing_zeros())
 }
 
+/// The longest run in a row. Without a branch: which one it is nobody could predict.
+#[inline]
+pub(crate) fn longest_run(used: u64) -> Run {
+    let mut free = !used;
+    let mut order = 0;
+    for round in 0..Order::ROW.get() {
+        free &= free >> (1 << round) & ALIGNED[usize::from(round) + 1];
+        order += u16::from(free != 0);
+    }
+    Run::from_bits(order)
+}
+
+/// The longest run in each pattern of eight frames.
+static RUNS_OF_EIGHT: [u8; 256] = {
+    let mut runs = [0; 256];
+    let mut used = 0;
+    while used < 256 {
+        let pairs = !used & !used >> 1 & 0x55;
+        let quads = pairs & pairs >> 2 & 0x11;
+        runs[used] = (pairs != 0) as u8 + (quads != 0) as u8 + (used == 0) as u8;
+        used += 1;
+    }
+    runs
+};
+
+/// The longest run around a frame that came free in a row; shorter ones elsewhere are not seen.
+#[inline]
+pub(crate) fn run_around(used: u64, bit: u32) -> Run {
+    let eight = (used >> (bit & 56)) as u8;
+    if eight == 0 { longest_run(used) } else { Run::from_bits(RUNS_OF_EIGHT[usize::from(eight)].into()) }
+}
+
 /// Adds a row's free blocks, each frame in the largest that it lies in.
 pub(crate) fn free_blocks_in_row(used: u64, blocks: &mut [u64]) {
     let (mut free, mut smaller) = (!used, None);
@@ -97,6 +130,35 @@ pub(crate) fn free_blocks_in_row(used: u64, blocks: &mut [u64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_run_is_the_highest_order_that_is_found() {
+        let mut random = 0x9e37_79b9_7f4a_7c15u64;
+        for _ in 0..10_000 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let used = random & random.rotate_left(random as u32 % 64) & random.rotate_left(7);
+            let found = (0..=6).filter_map(Order::new).filter(|order| free_run(used, *order).is_some()).max();
+            let run = found.map_or(Run::SINGLE, Run::of);
+            assert_eq!(longest_run(used), run, "{used:#x}");
+        }
+        assert_eq!(longest_run(0), Run::of(Order::ROW));
+        assert_eq!(longest_run(u64::MAX), Run::SINGLE);
+    }
+
+    #[test]
+    fn the_run_around_a_frame_has_it_in_it() {
+        let order = |o| Order::new(o).expect("in range");
+        for o in 0..=6 {
+            for first in (0..64).step_by(1 << o) {
+                let used = !(run_mask(order(o)) << first);
+                assert_eq!(run_around(used, first), Run::of(order(o)));
+                assert_eq!(run_around(used, first + (1 << o) - 1), Run::of(order(o)));
+            }
+        }
+        assert_eq!(run_around(!0xf01, 0), Run::SINGLE, "the four are elsewhere");
+    }
 
     #[test]
     fn free_run_finds_the_lowest_aligned_run() {

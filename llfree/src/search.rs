@@ -1,54 +1,41 @@
 //! Where to look for a block: near the last one, then by the hints, then everywhere.
 //!
-//! A [`Spot`] remembers where a CPU found its last blocks; callers without a handle, who come in by
-//! [`Tenant::alloc`], share one. When that place is used up, trees are tried in the order of the policy's ranks, and in
-//! each rank backed frames before evicted ones. Only after a recount of all hints
-//! from the entries, a look at every tree that they then list, reserved or not, and a last one at
-//! the entries themselves is there nothing left. The search itself changes no owner: it calls
+//! A [`Spot`] remembers where a CPU found its last blocks; callers without a handle have one by the
+//! place they call from. When that is used up, one walk over the trees that are listed finds the
+//! best by a table of steps: a want, the rank of the tree's class in the policy. It is
+//! content with a good tree after some more looks, and goes on for a better one than a bad one for
+//! longer. Only when no hint offers anything, reserved or not, is every tree counted: then what
+//! comes of it is [remembered](crate::refusal). The search itself changes no owner: it calls
 //! the lower level, which does.
 
 use crate::block::Allocation;
-use crate::class::{Class, Rank};
+use crate::class::{CLASSES, Class, Rank};
 use crate::error::AllocError;
-use crate::hint::{Want, tree_of, tree_range};
-use crate::lower::Taken;
+use crate::hint::{Entries, TreeHint, Want, tree_of, tree_range};
 use crate::spot::Spot;
+use crate::steps::{
+    HUGE_GOOD, HUGE_PASSES, HUGE_STEPS, HUGE_TABLE, NO_STEP, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES, SMALL_STEPS,
+    SMALL_TABLE, Step,
+};
 use crate::sync::Ordering;
+use crate::taken::{Miss, Taken};
 use crate::tenant::Tenant;
 use shared_layout::table::HUGE_PER_TREE;
 use shared_layout::{HugeEntry, HugeId, HugeRange, Order};
 
-/// Trees with room in used frames that a search tries in each step before it goes on: with memory
-/// badly fragmented for an order, each such tree costs a look at all its rows.
-const PARTIAL_TREES: u32 = 8;
-
 /// A huge frame with no more free frames than this is emptied in one go.
 pub(crate) const CROWDED_FRAMES: u16 = 64;
 
-/// The attempts, in this order: a want, and the worst rank that a tree may have for it.
-const SMALL_STEPS: [(Want, Rank); 13] = [
-    (Want::Crowded, Rank::Match),
-    (Want::Mixed, Rank::Match),
-    (Want::Sparse, Rank::Match),
-    (Want::Installed, Rank::Fresh),
-    (Want::Free, Rank::Fresh),
-    (Want::Crowded, Rank::Demote),
-    (Want::Installed, Rank::Demote),
-    (Want::Free, Rank::Demote),
-    (Want::Crowded, Rank::Steal),
-    (Want::Mixed, Rank::Steal),
-    (Want::Sparse, Rank::Steal),
-    (Want::Installed, Rank::Steal),
-    (Want::Free, Rank::Steal),
-];
-const HUGE_STEPS: [(Want, Rank); 6] = [
-    (Want::Installed, Rank::Fresh),
-    (Want::Free, Rank::Fresh),
-    (Want::Installed, Rank::Demote),
-    (Want::Free, Rank::Demote),
-    (Want::Installed, Rank::Steal),
-    (Want::Free, Rank::Steal),
-];
+/// More trees that a search looks at when it knows a good one.
+const MORE_LOOKS: u32 = 32;
+/// The same when it knows one that had better serve others.
+const MORE_LOOKS_FOR_BAD: u32 = 256;
+/// Trees whose hints promised too much, in one search, before it counts all of them.
+const BROKEN_PROMISES: usize = 8;
+/// One in this many single blocks has its tree counted.
+const SINGLES: u8 = 8;
+/// Trees that a search counts anew when the host returned memory, until it is through with all.
+const RECOUNTS: u32 = 16;
 
 /// The goal of a search.
 #[derive(Clone, Copy, Debug)]
@@ -57,14 +44,14 @@ pub(crate) struct Query {
     class: Class,
     /// The trees that blocks come from are marked as the asking CPU's own.
     reserve: bool,
-    /// Every tree is looked at, listed or not, reserved by others or not.
-    thorough: bool,
+    /// One block is taken, and no row or rest to serve others from.
+    single: bool,
 }
 
 impl Query {
     /// For a caller without a handle.
     pub(crate) const fn new(order: Order, class: Class) -> Self {
-        Self { order, class, reserve: false, thorough: false }
+        Self { order, class, reserve: false, single: false }
     }
 
     /// For a CPU with a handle.
@@ -72,25 +59,95 @@ impl Query {
         Self { reserve: true, ..Self::new(order, class) }
     }
 
-    const fn thorough(self) -> Self {
-        Self { thorough: true, ..self }
+    /// For a CPU with a handle that has rows already, or cannot use any.
+    pub(crate) const fn single(order: Order, class: Class) -> Self {
+        Self { single: true, ..Self::reserving(order, class) }
+    }
+
+    #[inline]
+    fn rank(self, tenant: &Tenant<'_>, hint: TreeHint) -> Rank {
+        tenant.policy.rank(self.class, hint.class())
+    }
+
+    #[inline]
+    fn step_of(self, tenant: &Tenant<'_>, hint: TreeHint) -> u8 {
+        let table = if self.order.is_huge() { &HUGE_TABLE } else { &SMALL_TABLE };
+        table[self.rank(tenant, hint) as usize][hint.offer(self.order).index()]
+    }
+
+    fn want(self, step: u8) -> Want {
+        let steps: &[Step] = if self.order.is_huge() { &HUGE_STEPS } else { &SMALL_STEPS };
+        steps.get(usize::from(step)).map_or(Want::Free, |step| step.0)
+    }
+}
+
+/// Trees that a search found without what their hints promise.
+#[derive(Default)]
+struct Broken {
+    trees: [u32; BROKEN_PROMISES],
+    len: usize,
+}
+
+impl Broken {
+    fn has(&self, tree: u32) -> bool {
+        self.trees[..self.len].contains(&tree)
+    }
+
+    /// False if there is no room for more.
+    fn add(&mut self, tree: u32) -> bool {
+        let Some(place) = self.trees.get_mut(self.len) else { return false };
+        *place = tree;
+        self.len += 1;
+        true
     }
 }
 
 impl Tenant<'_> {
-    /// Allocates a block of `order` without a handle, for callers that have none.
+    /// Allocates a block of `order` without a handle, for callers that have none. Callers at different
+    /// [places](Self::at_place) keep out of each other's way.
     ///
     /// # Errors
-    /// [`AllocError::OutOfMemory`] after a pass over all entries found none.
+    /// [`AllocError::OutOfMemory`] if at some moment during the call no such block was free.
+    #[inline]
     pub fn alloc(&self, order: Order) -> Result<Allocation, AllocError> {
-        let packed = self.spot.load(Ordering::Relaxed);
-        let mut spot = Spot::unpack(packed);
+        let word = self.place.word(self.trees.id());
+        let packed = word.load();
+        let mut spot = Spot::unpack(packed, self.trees.len(), &self.place);
         let taken = self.take(&mut spot, Query::new(order, Class::of(order)));
         // Others may have moved it meanwhile; theirs or ours, it is only a place to look.
-        if spot.pack() != packed {
-            self.spot.store(spot.pack(), Ordering::Relaxed);
+        let moved = spot.pack();
+        if moved != packed {
+            word.store(moved);
         }
         taken.map(|taken| Allocation::new(taken, order)).ok_or(AllocError::OutOfMemory(order))
+    }
+
+    /// Whatever was taken; a budget that went back is made known.
+    #[inline]
+    pub(crate) fn noted<T>(&self, huge: HugeId, taken: Result<T, Miss>) -> Option<T> {
+        match taken {
+            Ok(taken) => Some(taken),
+            Err(Miss::NoFit | Miss::Busy) => None,
+            Err(Miss::Undone) => {
+                self.note_undone(huge);
+                None
+            }
+        }
+    }
+
+    /// For an instant frames looked taken that are free: whoever looked then has to be told.
+    #[cold]
+    pub(crate) fn note_undone(&self, huge: HugeId) {
+        for half in [huge, HugeId(huge.0 ^ 1)] {
+            if let Some(entry) = self.lower.entry(half) {
+                self.note_free(half, entry);
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn grab(&self, huge: HugeId, order: Order) -> Option<Taken> {
+        self.noted(huge, self.lower.take(huge, order))
     }
 
     /// The next huge frame in use with little room, around the tree of the last one: while a tree is
@@ -112,9 +169,28 @@ impl Tenant<'_> {
             // The spot for huge blocks follows their own class; others have to search.
             if class == Class::HUGE { self.take_near(spot, query) } else { None }
         } else {
-            spot.small[usize::from(class.get())].and_then(|huge| self.lower.take(huge, order))
+            let near = [spot.small[usize::from(class.get())], spot.last_of(order, class)];
+            let fits = |huge: &HugeId| self.lower.entry(*huge).is_some_and(|entry| entry.may_fit(order));
+            let near = near.into_iter().flatten().filter(fits).find_map(|huge| self.grab(huge, order));
+            near.or_else(|| self.take_fresh(spot, query))
         };
-        near.or_else(|| self.search(spot, query, |huge| self.lower.take(huge, order)))
+        near.or_else(|| self.search(spot, query, |huge| self.grab(huge, order)))
+    }
+
+    /// The free huge frame after the last one that a search opened, in the same tree: what it found
+    /// nothing better for once is not asked again before the tree is through.
+    #[inline]
+    fn take_fresh(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
+        let small = &mut spot.small[usize::from(query.class.get())];
+        let next = small.filter(|_| query.single && spot.is_fresh)?.0 + 1;
+        let is_next = !next.is_multiple_of(HUGE_PER_TREE)
+            && self.lower.entry(HugeId(next)).is_some_and(|entry| Want::Installed.matches(entry));
+        if !is_next {
+            spot.is_fresh = false;
+            return None;
+        }
+        *small = Some(HugeId(next));
+        self.grab(HugeId(next), query.order)
     }
 
     /// A huge frame for order 9 in the obvious place: freed just now, or next to the last one.
@@ -148,17 +224,21 @@ impl Tenant<'_> {
         }
         // Two trees at most: the rest of one, and the one after it.
         for _ in 0..2 {
-            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, at / HUGE_PER_TREE, want, query.reserve) {
+            let tree = at / HUGE_PER_TREE;
+            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, tree, want, query.reserve) {
                 break;
             }
-            let end = (at / HUGE_PER_TREE + 1) * HUGE_PER_TREE;
+            if order == Order::MAX && !self.trees.get(tree).has_pair() {
+                break;
+            }
+            let end = (tree + 1) * HUGE_PER_TREE;
             while at < end {
                 let huge = HugeId(at);
                 at += step;
                 let taken = if order == Order::HUGE {
                     self.lower.take_huge_if(huge, |e| want.matches(e))
                 } else {
-                    self.lower.entry(huge).filter(|e| want.matches(*e)).and_then(|_| self.lower.take(huge, order))
+                    self.lower.entry(huge).filter(|e| want.matches(*e)).and_then(|_| self.grab(huge, order))
                 };
                 if taken.is_some() {
                     spot.huge = HugeId(at);
@@ -182,102 +262,115 @@ impl Tenant<'_> {
         if !hint.promises(want) || hint.is_reserved() || rank > Rank::Fresh {
             return false;
         }
-        let hint = hint.with_class(Class::HUGE);
-        if reserve {
-            spot.tree = Some(tree);
-            self.trees.set(tree, hint.reserve());
-        } else {
-            self.trees.set(tree, hint);
-        }
+        spot.tree = reserve.then_some(tree);
+        self.trees.change(tree, |hint| hint.with_class(Class::HUGE).reserved(reserve || hint.is_reserved()));
         true
     }
 
     /// The slow path: another huge frame, for `grab` to take from.
+    #[inline(never)]
     pub(crate) fn search<T>(
         &self,
         spot: &mut Spot,
         query: Query,
         mut grab: impl FnMut(HugeId) -> Option<T>,
     ) -> Option<T> {
-        let order = query.order;
         let epoch = self.return_epoch.load(Ordering::Acquire);
-        if query.reserve && epoch != spot.epoch {
-            spot.epoch = epoch;
-            self.recount_trees();
+        if self.refusal.stands(query.order, epoch) {
+            return None;
         }
-        if let Some(found) = self.search_by_hint(spot, query, &mut grab) {
-            return Some(found);
+        if query.reserve {
+            self.catch_up(spot, epoch);
         }
-        // What is left may be in trees that others reserved.
-        if let Some(found) = self.search_by_hint(spot, query.thorough(), &mut grab) {
-            return Some(found);
+        let mut broken = Broken::default();
+        if query.single
+            && let Some(tree) = spot.last_tree
+        {
+            let step = query.step_of(self, self.trees.get(tree));
+            if step <= SMALL_PARTIAL {
+                if let Some(found) = self.search_tree(tree, query.order, query.want(step), &mut grab) {
+                    spot.remember(query.order, query.class, found.0);
+                    return Some(found.1);
+                }
+                broken.add(tree);
+            }
         }
-        // No hint helped: perhaps they are stale.
-        self.recount_trees();
-        if let Some(found) = self.search_by_hint(spot, query.thorough(), &mut grab) {
-            return Some(found);
-        }
-        // Others may change hints as fast as we count: only the entries can say that nothing is left.
-        let fits = |e: HugeEntry| if order.is_huge() { e.is_all_free() } else { e.take_order(order).is_some() };
-        let all = self.lower.entries(self.lower.all()).enumerate().step_by(order.huge_frames() as usize);
-        all.filter(|(_, e)| fits(*e)).find_map(|(i, _)| grab(HugeId(i as u32)))
-    }
-
-    fn recount_trees(&self) {
-        for tree in 0..self.trees.len() {
-            self.recount_tree(tree);
-        }
-    }
-
-    fn search_by_hint<T>(
-        &self,
-        spot: &mut Spot,
-        query: Query,
-        grab: &mut impl FnMut(HugeId) -> Option<T>,
-    ) -> Option<T> {
-        let Query { order, class, thorough, .. } = query;
-        let steps: &[(Want, Rank)] = if order.is_huge() { &HUGE_STEPS } else { &SMALL_STEPS };
-        let own = if order.is_huge() { spot.tree } else { spot.small[usize::from(class.get())].map(tree_of) };
-        let home = if order.is_huge() { tree_of(spot.huge) } else { own.unwrap_or(spot.home) };
-        for &(want, worst) in steps {
-            let mut patience = if want.is_partial() && !thorough { PARTIAL_TREES } else { u32::MAX };
-            // Our own tree need not be listed.
-            let others = self.trees.listed(want, home, thorough).filter(|tree| Some(*tree) != own);
-            for tree in own.into_iter().chain(others) {
-                let mut hint = self.trees.get(tree);
-                if !hint.promises(want) {
-                    if !thorough && own != Some(tree) {
-                        self.trees.unlist(want, tree);
-                    }
-                    continue;
+        // What is left at last may be in trees that others reserved.
+        for everywhere in [false, true] {
+            while let Some((tree, step)) = self.best_tree(spot, query, everywhere, &broken) {
+                if let Some(found) = self.search_tree(tree, query.order, query.want(step), &mut grab) {
+                    self.settle(spot, query, found.0, step);
+                    return Some(found.1);
                 }
-                if hint.is_reserved() && own != Some(tree) && !thorough {
-                    continue;
-                }
-                if self.policy.rank(class, hint.class()) > worst {
-                    continue;
-                }
-                if want.is_partial() || self.policy.rank(class, hint.class()) > Rank::Fresh {
-                    // It may have become emptier, or its last block be gone and with it the class.
-                    self.recount_tree(tree);
-                    hint = self.trees.get(tree);
-                    if !hint.promises(want) {
-                        continue;
-                    }
-                }
-                if let Some((huge, found)) = self.search_tree(tree, order, want, grab) {
-                    let rank = self.policy.rank(class, hint.class());
-                    let class_now = if matches!(rank, Rank::Fresh | Rank::Demote) { class } else { hint.class() };
-                    self.settle(spot, query, huge, class_now, want);
-                    return Some(found);
-                }
-                patience -= 1;
-                if patience == 0 {
+                if !broken.add(tree) {
                     break;
                 }
             }
         }
-        None
+        self.refuse(spot, query, &mut grab)
+    }
+
+    /// The host returned memory without a word to the hints: counts some trees, the others later.
+    fn catch_up(&self, spot: &mut Spot, epoch: u64) {
+        if epoch != spot.epoch {
+            spot.epoch = epoch;
+            spot.stale = self.trees.len();
+        }
+        for _ in 0..RECOUNTS.min(spot.stale) {
+            spot.stale -= 1;
+            self.recount_tree(spot.stale);
+        }
+    }
+
+    /// The tree that suits best, and the step that says so.
+    fn best_tree(&self, spot: &Spot, query: Query, everywhere: bool, broken: &Broken) -> Option<(u32, u8)> {
+        let is_huge = query.order.is_huge();
+        let own = if is_huge { spot.tree } else { spot.small[usize::from(query.class.get())].map(tree_of) };
+        let home = if is_huge { tree_of(spot.huge) } else { own.unwrap_or(spot.home) };
+        let (passes, good): (&[(Want, u8)], _) =
+            if is_huge { (&HUGE_PASSES, HUGE_GOOD) } else { (&SMALL_PASSES, SMALL_GOOD) };
+        let mut best = (0, NO_STEP);
+        // Our own tree need not be listed.
+        if let Some(tree) = own
+            && !broken.has(tree)
+        {
+            best = (tree, query.step_of(self, self.trees.get(tree)));
+        }
+        if everywhere {
+            for tree in 0..self.trees.len() {
+                let step = query.step_of(self, self.trees.get(tree));
+                if step < best.1 && !broken.has(tree) {
+                    best = (tree, step);
+                }
+            }
+            return (best.1 != NO_STEP).then_some(best);
+        }
+        for &(want, enough) in passes {
+            if best.1 <= enough {
+                break;
+            }
+            let mut looks = 0;
+            self.trees.visit(want, home, |tree| {
+                let hint = self.trees.get(tree);
+                if !hint.promises(want) {
+                    self.trees.unlist(tree);
+                    return false;
+                }
+                let step = query.step_of(self, hint);
+                if step < best.1 && !hint.is_reserved() && !broken.has(tree) {
+                    best = (tree, step);
+                    looks = 0;
+                }
+                looks += 1;
+                let most = match best.1 {
+                    NO_STEP => u32::MAX,
+                    step if step <= good => MORE_LOOKS,
+                    _ => MORE_LOOKS_FOR_BAD,
+                };
+                best.1 <= enough || looks >= most
+            });
+        }
+        (best.1 != NO_STEP).then_some(best)
     }
 
     /// Tries the fitting huge frames of a tree, the fullest first; recounts a tree that has none.
@@ -288,72 +381,163 @@ impl Tenant<'_> {
         want: Want,
         grab: &mut impl FnMut(HugeId) -> Option<T>,
     ) -> Option<(HugeId, T)> {
-        let range = tree_range(tree);
-        let step = order.huge_frames() as usize;
-        let need = if order.is_huge() { 0 } else { order.frames() as u16 };
-        // Blocks of order 9 and 10 fit any frame that matches; of the others, try the fullest.
+        let first = tree_range(tree).first();
         let mut tried = 0u32;
         loop {
-            let mut best = None;
-            for (i, entry) in self.lower.entries(range).enumerate().step_by(step) {
-                let free = entry.free();
-                if want.matches(entry)
-                    && free >= need
-                    && tried & 1 << i == 0
-                    && best.is_none_or(|(_, least)| free < least)
-                {
-                    best = Some((i, free));
-                    if !want.is_partial() {
-                        break;
-                    }
-                }
-            }
-            let Some((i, _)) = best else {
+            let entries = self.entries_of(tree);
+            // Of free huge frames any will do.
+            let best =
+                if want.is_partial() { entries.fullest(order, tried) } else { entries.first(order, want, tried) };
+            let Some(index) = best else {
                 self.recount_tree(tree);
                 return None;
             };
-            let huge = HugeId(range.first().0 + i as u32);
+            let huge = HugeId(first.0 + index as u32);
             if let Some(found) = grab(huge) {
                 return Some((huge, found));
             }
-            tried |= 1 << i;
+            tried |= 1 << index;
         }
     }
 
-    /// Remembers where a search ended: in `huge`, by this `want`; its tree is one of `tree_class` now.
-    fn settle(&self, spot: &mut Spot, query: Query, huge: HugeId, tree_class: Class, want: Want) {
+    #[inline]
+    fn entries_of(&self, tree: u32) -> Entries {
+        let range = tree_range(tree);
+        match self.lower.entry_array(range.first()) {
+            Some(entries) => Entries::whole(entries),
+            // The last tree.
+            None => Entries::new(self.lower.entries(range)),
+        }
+    }
+
+    /// No hint offers anything: looks at all entries, once for all who ask until something is freed.
+    #[cold]
+    #[inline(never)]
+    fn refuse<T>(&self, spot: &mut Spot, query: Query, grab: &mut impl FnMut(HugeId) -> Option<T>) -> Option<T> {
+        let order = query.order;
+        loop {
+            let epoch = self.return_epoch.load(Ordering::Acquire);
+            let looking = self.refusal.begin(order, epoch);
+            let (mut certain, mut may_return) = (true, false);
+            for tree in 0..self.trees.len() {
+                let counted = TreeHint::count(&self.entries_of(tree));
+                may_return |= counted.any_held || order == Order::MAX && counted.hint.promises(Want::Free);
+                if counted.hint.offer(order).is_none() && self.trees.get(tree).offer(order).is_none() {
+                    continue;
+                }
+                let wants: &[Want] = if order.is_huge() { &[Want::Free] } else { &[Want::Crowded, Want::Free] };
+                for want in wants {
+                    if let Some((huge, found)) = self.search_tree(tree, order, *want, grab) {
+                        let step = if order.is_huge() { HUGE_STEPS.len() } else { SMALL_STEPS.len() } as u8 - 1;
+                        self.settle(spot, query, huge, step);
+                        return Some(found);
+                    }
+                }
+                // Others may be at work here.
+                certain &= self.trees.get(tree).offer(order).is_none();
+            }
+            // A host that has never raised the epoch may not do so when it returns what it holds.
+            let is_lasting = certain && (epoch > 0 || !may_return);
+            // If something came free meanwhile it may be behind us: once more. Somebody made progress.
+            if !is_lasting || self.refusal.conclude(looking) {
+                return None;
+            }
+        }
+    }
+
+    /// Remembers where a search ended: in `huge`, by this step.
+    fn settle(&self, spot: &mut Spot, query: Query, huge: HugeId, step: u8) {
         let Query { order, class, reserve, .. } = query;
         let tree = tree_of(huge);
+        let takes_over = |rank| matches!(rank, Rank::Fresh | Rank::Demote);
+        let class_now = |hint: TreeHint| match query.rank(self, hint) {
+            rank if takes_over(rank) => hint.with_class(class),
+            _ => hint,
+        };
+        if order == Order::MAX && query.rank(self, self.trees.get(tree)) > Rank::Demote {
+            // One pair among others' blocks is no place to stay at.
+            self.recount_tree(tree);
+            return;
+        }
         if order.is_huge() {
             let own = reserve && class == Class::HUGE;
-            let reserved = own || self.trees.get(tree).is_reserved();
             if own && spot.tree != Some(tree) {
                 self.leave(spot.tree.replace(tree));
             }
-            self.recount_tree_as(tree, reserved, tree_class);
+            let hint = self.recount_tree_as(tree, |hint| class_now(hint).reserved(own || hint.is_reserved()));
             if class != Class::HUGE {
                 return;
             }
+            let want = query.want(step);
             spot.huge = HugeId(huge.0 + order.huge_frames());
             spot.any = want == Want::Free;
-            if !self.trees.get(tree).promises(want) {
+            if !hint.promises(want) {
                 // That was the last one here.
                 spot.huge = HugeId((tree + 1) * HUGE_PER_TREE);
             }
             return;
         }
+        if query.single {
+            spot.remember(order, class, huge);
+            spot.last_tree = Some(tree);
+            if query.want(step).is_partial() {
+                // What is found among others' blocks is no place to stay at.
+                spot.singles = spot.singles.wrapping_add(1);
+                if spot.singles.is_multiple_of(SINGLES) {
+                    self.recount_tree(tree);
+                }
+                return;
+            }
+        }
+        spot.is_fresh = query.want(step) == Want::Installed;
         let old = spot.small[usize::from(class.get())].replace(huge).map(tree_of);
         if reserve && old != Some(tree) {
             self.leave(old);
         }
-        let reserved = reserve || self.trees.get(tree).is_reserved();
-        self.recount_tree_as(tree, reserved, tree_class);
+        if reserve {
+            // It is counted when we leave it.
+            self.trees.change(tree, |hint| class_now(hint).reserved(true));
+        } else {
+            self.recount_tree_as(tree, class_now);
+        }
     }
 
     /// Gives a tree's reservation up.
     pub(crate) fn leave(&self, tree: Option<u32>) {
         if let Some(tree) = tree {
-            self.recount_tree_as(tree, false, self.trees.get(tree).class());
+            self.recount_tree_as(tree, |hint| hint.reserved(false));
         }
     }
+
+    pub(crate) fn recount_tree(&self, tree: u32) {
+        self.recount_tree_as(tree, |hint| hint);
+    }
+
+    /// Counts a tree from its entries; `step` changes its owner or its purpose with it.
+    pub(crate) fn recount_tree_as(&self, tree: u32, step: impl Fn(TreeHint) -> TreeHint) -> TreeHint {
+        let count = || TreeHint::count(&self.entries_of(tree));
+        let counted = count();
+        let (old, new) = self.trees.change(tree, |hint| {
+            let hint = step(hint).recounted(counted.hint);
+            // A tree without any block is for nobody.
+            if counted.all_free && !hint.is_reserved() { hint.with_class(Class::FREE) } else { hint }
+        });
+        if new.is_denied_by(old) {
+            // The free that this count saw may find its promise made, and say nothing itself.
+            self.refusal.withdraw(Order::MAX);
+        }
+        if !old.is_denied_by(new) {
+            return new;
+        }
+        // What came free after the count, and found the promise still there, is seen now.
+        let again = count().hint;
+        if again.is_denied_by(new) {
+            let (_, more) = self.trees.change(tree, |hint| hint.with_all_of(again));
+            self.refusal.withdraw(Order::MAX);
+            return more;
+        }
+        new
+    }
 }
+
+const _: () = assert!(CLASSES < 8, "a class is three bits of a hint");

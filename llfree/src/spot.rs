@@ -1,10 +1,13 @@
-//! [`Spot`]: where a CPU, or all callers without a handle together, found its last blocks.
+//! [`Spot`]: where a CPU, or the callers without a handle at one [`Place`], found their last blocks.
 //!
-//! A place to look and nothing more: any value will do. Plain values, no memory touched.
+//! A place to look and nothing more: any value will do. The spots of callers without a handle are
+//! words of the program, not of a table: in a table they would be as many for 1 GiB as for 1 TiB, and
+//! only those who work in this program come back to them. Which word is whose is left to a hash of
+//! table and place. Two that meet in one word disturb each other, and nothing else.
 
 use crate::class::{CLASSES, Class};
-use shared_layout::HugeId;
 use shared_layout::table::HUGE_PER_TREE;
+use shared_layout::{HugeId, Order};
 
 /// The place where the last blocks were found.
 #[derive(Clone, Copy, Debug)]
@@ -25,14 +28,26 @@ pub(crate) struct Spot {
     pub(crate) any: bool,
     /// `return_epoch` when the hints were last believed.
     pub(crate) epoch: u64,
+    /// For each order below 9, the huge frame that the last single block of it came from; movable ones.
+    last: [HugeId; SMALL_ORDERS],
+    /// The huge frame that small blocks come from was free as a whole when a search found it.
+    pub(crate) is_fresh: bool,
+    /// A pair of huge frames that was freed just now.
+    pub(crate) freed_pair: Option<HugeId>,
+    /// The tree that single blocks come from.
+    pub(crate) last_tree: Option<u32>,
+    /// Single blocks that were searched for, modulo 256.
+    pub(crate) singles: u8,
+    /// Trees, from the first, that have to be counted before they are believed again.
+    pub(crate) stale: u32,
 }
+
+const SMALL_ORDERS: usize = Order::HUGE.get() as usize;
 
 const NONE: u32 = u32::MAX;
 const ANY: u64 = 1 << 63;
 
 impl Spot {
-    pub(crate) const START: Self = Self::at(0, 0);
-
     /// A handle's first spot.
     pub(crate) const fn at(tree: u32, epoch: u64) -> Self {
         Self {
@@ -44,6 +59,28 @@ impl Spot {
             freed: None,
             any: false,
             epoch,
+            last: [HugeId(NONE); SMALL_ORDERS],
+            is_fresh: false,
+            freed_pair: None,
+            last_tree: None,
+            singles: 0,
+            stale: 0,
+        }
+    }
+
+    /// The huge frame that the last single block of an order came from.
+    #[inline]
+    pub(crate) fn last_of(&self, order: Order, class: Class) -> Option<HugeId> {
+        let huge = *self.last.get(usize::from(order.get()))?;
+        (class == Class::MOVABLE && huge.0 != NONE).then_some(huge)
+    }
+
+    /// Remembers it.
+    pub(crate) fn remember(&mut self, order: Order, class: Class, huge: HugeId) {
+        if let Some(last) = self.last.get_mut(usize::from(order.get()))
+            && class == Class::MOVABLE
+        {
+            *last = huge;
         }
     }
 
@@ -53,14 +90,100 @@ impl Spot {
         u64::from(!small) | u64::from(self.huge.0 & 0x7fff_ffff) << 32 | if self.any { ANY } else { 0 }
     }
 
-    /// Any word will do: it is only a place to look.
-    pub(crate) fn unpack(word: u64) -> Self {
-        let mut spot = Self::START;
+    /// Any word will do: it is only a place to look. Zero is that of callers who come for the first time.
+    pub(crate) fn unpack(word: u64, trees: u32, place: &Place) -> Self {
+        if word == 0 {
+            return Self::at(place.first_tree(trees), 0);
+        }
+        let huge = (word >> 32) as u32 & 0x7fff_ffff;
+        let mut spot = Self::at(huge / HUGE_PER_TREE, 0);
         let small = !(word as u32);
         spot.small[Class::MOVABLE.get() as usize] = (small != NONE).then_some(HugeId(small));
-        spot.huge = HugeId((word >> 32) as u32 & 0x7fff_ffff);
+        spot.huge = HugeId(huge);
         spot.any = word & ANY != 0;
         spot
+    }
+}
+
+/// Where a call without a handle comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place(Option<usize>);
+
+/// The words of all places.
+const WORDS: usize = 64;
+/// A kernel's stack is 16 KiB or more: two threads are further apart, one mostly is not.
+const STACK_SHIFT: u32 = 14;
+
+impl Place {
+    pub(crate) const BY_STACK: Self = Self(None);
+
+    pub(crate) const fn numbered(number: usize) -> Self {
+        Self(Some(number))
+    }
+
+    /// Its number, spread over all bits.
+    #[inline]
+    fn hash(self) -> u64 {
+        /// The golden ratio as a fraction of 2^64: its multiples never crowd.
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let on_stack = 0u8;
+        let number = self.0.unwrap_or_else(|| core::ptr::from_ref(&on_stack).addr() >> STACK_SHIFT);
+        (number as u64).wrapping_add(1).wrapping_mul(STEP)
+    }
+
+    /// The tree where callers at this place begin.
+    fn first_tree(self, trees: u32) -> u32 {
+        (((self.hash() >> 32) * u64::from(trees)) >> 32) as u32
+    }
+
+    /// The word of this place for a table.
+    #[inline]
+    pub(crate) fn word(self, table: usize) -> &'static Word {
+        let hash = self.hash() ^ (table as u64 >> 6).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        &words::ALL[(hash >> 58) as usize % WORDS]
+    }
+}
+
+pub(crate) use words::Word;
+
+/// One word a cache line. In a program of checkers, which run it many times over, nothing is remembered.
+#[cfg(not(any(loom, shuttle, stepping)))]
+mod words {
+    use super::WORDS;
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    #[repr(align(64))]
+    pub(crate) struct Word(AtomicU64);
+
+    pub(super) static ALL: [Word; WORDS] = [const { Word(AtomicU64::new(0)) }; WORDS];
+
+    impl Word {
+        #[inline]
+        pub(crate) fn load(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        #[inline]
+        pub(crate) fn store(&self, spot: u64) {
+            self.0.store(spot, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(any(loom, shuttle, stepping))]
+mod words {
+    use super::WORDS;
+
+    pub(crate) struct Word;
+
+    pub(super) static ALL: [Word; WORDS] = [const { Word }; WORDS];
+
+    impl Word {
+        pub(crate) fn load(&self) -> u64 {
+            0
+        }
+
+        pub(crate) fn store(&self, _spot: u64) {}
     }
 }
 
@@ -70,12 +193,20 @@ mod tests {
 
     #[test]
     fn a_spot_survives_its_word() {
-        let mut spot = Spot { huge: HugeId(77), any: true, ..Spot::START };
+        let place = Place::numbered(3);
+        let mut spot = Spot { huge: HugeId(77), any: true, ..Spot::at(0, 0) };
         for small in [None, Some(HugeId(0)), Some(HugeId(5))] {
             spot.small[1] = small;
-            let again = Spot::unpack(spot.pack());
+            let again = Spot::unpack(spot.pack(), 128, &place);
             assert_eq!((again.small, again.huge, again.any), (spot.small, spot.huge, spot.any));
         }
-        assert_eq!(Spot::unpack(0).small, Spot::START.small, "zeroed memory is a spot at the start");
+    }
+
+    #[test]
+    fn places_begin_far_from_each_other() {
+        let firsts: std::collections::BTreeSet<_> = (0..8).map(|place| Place::numbered(place).first_tree(64)).collect();
+        assert!(firsts.len() == 8 && firsts.iter().all(|tree| *tree < 64), "{firsts:?}");
+        let spots = (0..4).map(|place| Spot::unpack(0, 64, &Place::numbered(place)).home);
+        assert!(spots.eq((0..4).map(|place| Place::numbered(place).first_tree(64))));
     }
 }

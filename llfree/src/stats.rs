@@ -6,8 +6,8 @@
 
 use crate::class::{CLASSES, Class};
 use crate::hint::{tree_of, tree_range};
-use crate::lower::ROWS;
 use crate::row::free_blocks_in_row;
+use crate::rows::ROWS;
 use crate::tenant::Tenant;
 use shared_layout::{FRAMES_PER_HUGE, HugeEntry, HugeId, Order};
 

@@ -19,3 +19,21 @@ use core::sync::atomic;
 pub(crate) use atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 #[cfg(stepping)]
 pub(crate) use atomic::{fence, power_off, power_on, run_until, write_back};
+
+#[cfg(all(not(loom), target_arch = "x86_64", not(miri)))]
+use core::sync::atomic::{Ordering::SeqCst, compiler_fence};
+#[cfg(all(not(loom), any(not(target_arch = "x86_64"), miri)))]
+use core::sync::atomic::{Ordering::SeqCst, fence};
+
+/// Orders a read-modify-write before the loads that follow, as `fence(SeqCst)` does: of two parties
+/// that each change a word and then look at the other's, one sees the other's change.
+#[inline]
+pub(crate) fn change_before_looks() {
+    // On x86-64 such a change is a locked instruction, and that is the fence: the compiler alone is told.
+    #[cfg(all(not(loom), target_arch = "x86_64", not(miri)))]
+    compiler_fence(SeqCst);
+    #[cfg(all(not(loom), any(not(target_arch = "x86_64"), miri)))]
+    fence(SeqCst);
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+}

@@ -6,7 +6,7 @@
 
 use crate::error::{Part, TableError};
 use crate::host::Host;
-use crate::lower::ROWS;
+use crate::rows::ROWS;
 use crate::sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use crate::tenant::Tenant;
 use core::fmt;

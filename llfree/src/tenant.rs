@@ -7,10 +7,12 @@
 pub use crate::block::{Allocation, Block, EvictedBlock};
 use crate::class::{Class, Policy};
 use crate::error::{AllocError, FreeError, Part, TableError, check_len};
-use crate::hint::{TreeHint, Trees, Want, bitmap_words, tree_of, tree_range};
+use crate::hint::{Trees, Want, bitmap_words, tree_of, tree_range};
 use crate::lower::Lower;
-use crate::spot::Spot;
-use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use crate::refusal::Refusal;
+use crate::spot::Place;
+use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
+use crate::taken::Miss;
 use crate::violation::Violation;
 use core::fmt;
 use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order, TableLayout};
@@ -21,8 +23,9 @@ pub struct Tenant<'a> {
     pub(crate) lower: Lower<'a>,
     pub(crate) trees: Trees<'a>,
     pub(crate) return_epoch: &'a AtomicU64,
-    /// The place where allocations without a handle look first: a [`Spot`], packed.
-    pub(crate) spot: &'a AtomicU64,
+    pub(crate) refusal: Refusal<'a>,
+    /// Where allocations without a handle come from.
+    pub(crate) place: Place,
     /// Handles made so far: each begins somewhere else.
     handles: &'a AtomicU64,
     pub(crate) policy: Policy,
@@ -62,16 +65,25 @@ impl<'a> Tenant<'a> {
         check_len(Part::Summary, summary.len(), needed)?;
         let (bitmaps, words) = summary.split_at(bitmap_words(hints.len()));
         let trees = Trees::new(hints, bitmaps)?;
-        let [spot, handles, ..] = words else {
+        let [handles, refusal, ..] = words else {
             return Err(TableError::Length { part: Part::Summary, found: summary.len(), needed });
         };
-        Ok(Self { lower, trees, return_epoch, spot, handles, policy: Policy::DEFAULT })
+        let (refusal, place) = (Refusal::new(refusal), Place::BY_STACK);
+        Ok(Self { lower, trees, return_epoch, refusal, place, handles, policy: Policy::DEFAULT })
     }
 
     /// The same tenant with another policy; all CPUs of a guest should use the same.
     #[must_use]
     pub fn with_policy(self, policy: Policy) -> Self {
         Self { policy, ..self }
+    }
+
+    /// The same tenant for callers at one place, such as a CPU, by its number. Allocations without a handle
+    /// begin at different ends of memory for different places and keep out of each other's way; by
+    /// default a place is told by the stack that the caller runs on.
+    #[must_use]
+    pub fn at_place(self, place: usize) -> Self {
+        Self { place: Place::numbered(place), ..self }
     }
 
     /// Huge frames in the table.
@@ -91,12 +103,16 @@ impl<'a> Tenant<'a> {
     /// # Errors
     /// Which part of the request does not fit, or that the block is not free.
     pub fn alloc_at(&self, frame: FrameId, order: Order) -> Result<Allocation, AllocError> {
-        let taken = self.lower.take_at(frame, order)?;
+        let taken = self.lower.take_at(frame, order).map_err(|(error, miss)| {
+            if let (Miss::Undone, Some(huge)) = (miss, frame.huge()) {
+                self.note_undone(huge);
+            }
+            error
+        })?;
         if let Some(tree) = frame.huge().map(tree_of) {
             // The first block of a tree gives it its class, also one that chose its place.
-            let hint = self.trees.get(tree);
-            let class = if hint.class() == Class::FREE { Class::of(order) } else { hint.class() };
-            self.recount_tree_as(tree, hint.is_reserved(), class);
+            let first = |class| if class == Class::FREE { Class::of(order) } else { class };
+            self.recount_tree_as(tree, |hint| hint.with_class(first(hint.class())));
         }
         Ok(Allocation::new(taken, order))
     }
@@ -142,7 +158,7 @@ impl<'a> Tenant<'a> {
     pub fn recount(&self) {
         self.forget();
         for tree in 0..self.trees.len() {
-            self.recount_tree_as(tree, false, self.trees.get(tree).class());
+            self.recount_tree_as(tree, |hint| hint.reserved(false));
         }
     }
 
@@ -152,11 +168,7 @@ impl<'a> Tenant<'a> {
     /// # Errors
     /// The first huge frame whose entry is invalid or contradicts its bits.
     pub fn validate(&self) -> Result<(), Violation> {
-        let violation = self
-            .lower
-            .all()
-            .iter()
-            .find_map(|huge| Violation::of_bits(huge, self.lower.entry(huge)?, self.lower.clear_bits(huge)));
+        let violation = self.lower.all().iter().find_map(|huge| self.lower.violation(huge));
         violation.map_or(Ok(()), Err)
     }
 
@@ -187,51 +199,66 @@ impl<'a> Tenant<'a> {
         let is_small = |entry: HugeEntry| !entry.is_all_free() && !entry.is_huge() && !entry.is_held();
         for tree in 0..self.trees.len() {
             let small = self.lower.entries(tree_range(tree)).any(is_small);
-            self.recount_tree_as(tree, false, if small { Class::MOVABLE } else { Class::HUGE });
+            let class = if small { Class::MOVABLE } else { Class::HUGE };
+            self.recount_tree_as(tree, |hint| hint.reserved(false).with_class(class));
         }
     }
 
     /// The contents of the hints' words are no longer trusted.
     pub(crate) fn forget(&self) {
-        self.spot.store(Spot::START.pack(), Ordering::Relaxed);
+        self.refusal.forget();
         self.handles.store(0, Ordering::Relaxed);
         self.trees.unlist_all();
     }
 
-    pub(crate) fn recount_tree(&self, tree: u32) {
-        let hint = self.trees.get(tree);
-        self.recount_tree_as(tree, hint.is_reserved(), hint.class());
-    }
-
-    pub(crate) fn recount_tree_as(&self, tree: u32, reserved: bool, class: Class) {
-        let hint = TreeHint::count(self.lower.entries(tree_range(tree)), reserved, class);
-        self.trees.set(tree, hint);
-    }
-
-    /// Frames came free in a huge frame: is its tree listed for it? True if it was not.
+    /// Frames came free in a huge frame: does its tree's hint promise them? True if it did not.
     #[inline]
     pub(crate) fn note_free(&self, huge: HugeId, after: HugeEntry) -> bool {
         let tree = tree_of(huge);
+        // The entry was changed before; see `hint`.
+        change_before_looks();
         let hint = self.trees.get(tree);
         let news = if after.has_room() {
-            !hint.has_room()
+            // A count may find that by now there is more than a little.
+            hint.is_outdone_by(after) || hint.has_few() && after.free().is_multiple_of(ENOUGH)
         } else {
-            !(hint.promises(Want::Installed) || after.is_evicted() && hint.promises(Want::Free))
+            let promised = hint.promises(Want::Installed) || after.is_evicted() && hint.promises(Want::Free);
+            !promised || !hint.has_pair() && self.is_free(HugeId(huge.0 ^ 1))
         };
         if news {
-            self.note_news(tree, hint, after);
+            self.note_news(huge, after);
         }
         news
     }
 
-    // Not counted: that costs a look at 32 entries, and a search here will count.
+    fn is_free(&self, huge: HugeId) -> bool {
+        self.lower.entry(huge).is_some_and(HugeEntry::is_all_free)
+    }
+
     #[cold]
     #[inline(never)]
-    fn note_news(&self, tree: u32, hint: TreeHint, after: HugeEntry) {
-        let news = if after.has_room() { hint.with_room() } else { hint.with_free(!after.is_evicted()) };
-        self.trees.set(tree, news);
+    fn note_news(&self, huge: HugeId, after: HugeEntry) {
+        let tree = tree_of(huge);
+        let largest = if after.has_room() {
+            let (old, new) = self.trees.change(tree, |hint| hint.with_room(after.run()));
+            if old == new {
+                // There was little room.
+                self.recount_tree(tree);
+            }
+            after.run().order()
+        } else if after.is_all_free() {
+            let pair = self.is_free(HugeId(huge.0 ^ 1));
+            self.trees.change(tree, |hint| hint.with_free(!after.is_evicted(), pair));
+            if pair { Order::MAX } else { Order::HUGE }
+        } else {
+            return;
+        };
+        self.refusal.withdraw(largest);
     }
 }
+
+/// Free frames in a huge frame, or a multiple of them, at which a tree that had little room is counted.
+const ENOUGH: u16 = 32;
 
 /// The largest aligned blocks of a stretch of memory, from its start.
 fn blocks(first: FrameId, frames: u64) -> impl Iterator<Item = (FrameId, Order)> {

@@ -1,11 +1,20 @@
 //! Unit tests of private parts that need atomics: they stay out of the files which the model
 //! checkers compile against atomics of their own.
 
-use crate::class::Class;
-use crate::hint::{TreeHint, Trees, Want, bitmap_words};
+use crate::hint::{Entries, TreeHint, Trees, Want, bitmap_words};
+use crate::refusal::Refusal;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
-use shared_layout::HugeEntry;
+use shared_layout::{HugeEntry, Order};
 use std::vec::Vec;
+
+fn listed_for(trees: &Trees<'_>, want: Want, home: u32) -> Vec<u32> {
+    let mut seen = Vec::new();
+    trees.visit(want, home, |tree| {
+        seen.push(tree);
+        false
+    });
+    seen
+}
 
 #[test]
 fn a_lap_visits_every_listed_tree_once_from_home_on() {
@@ -13,18 +22,20 @@ fn a_lap_visits_every_listed_tree_once_from_home_on() {
         let hints: Vec<_> = (0..count).map(|_| AtomicU16::new(0)).collect();
         let summary: Vec<_> = (0..bitmap_words(count)).map(|_| AtomicU64::new(0)).collect();
         let trees = Trees::new(&hints, &summary).expect("lengths fit");
-        let free = TreeHint::count([HugeEntry::FREE_EVICTED].into_iter(), false, Class::HUGE);
+        let free = TreeHint::count(&Entries::new([HugeEntry::FREE_EVICTED].into_iter())).hint;
         let listed: Vec<u32> = (0..count as u32).filter(|tree| tree % 3 == 0 || tree % 64 == 63).collect();
-        listed.iter().for_each(|tree| trees.set(*tree, free));
+        for tree in &listed {
+            trees.change(*tree, |_| free);
+        }
         for home in [0, 1, 62, 63, 64, 65, 129, 199, 500] {
-            let mut seen: Vec<u32> = trees.listed(Want::Free, home, false).collect();
+            let mut seen = listed_for(&trees, Want::Free, home);
             let from = if (home as usize) < count { home } else { 0 };
             let first = listed.iter().find(|tree| **tree >= from).or(listed.first());
             assert_eq!(seen.first(), first, "{count} trees from {home}");
             seen.sort_unstable();
             assert_eq!(seen, listed);
         }
-        assert_eq!(trees.listed(Want::Installed, 0, false).next(), None);
+        assert_eq!(listed_for(&trees, Want::Installed, 0), []);
     }
 }
 
@@ -33,8 +44,64 @@ fn bits_behind_the_last_tree_vanish() {
     let hints: Vec<_> = (0..70).map(|_| AtomicU16::new(0)).collect();
     let summary: Vec<_> = (0..bitmap_words(70)).map(|_| AtomicU64::new(u64::MAX)).collect();
     let trees = Trees::new(&hints, &summary).expect("lengths fit");
-    assert_eq!(trees.listed(Want::Free, 0, false).count(), 128, "memory that was used before");
+    assert_eq!(listed_for(&trees, Want::Free, 0).len(), 128, "memory that was used before");
     trees.unlist_all();
-    assert_eq!(trees.listed(Want::Free, 0, false).count(), 0);
+    assert_eq!(listed_for(&trees, Want::Free, 0).len(), 0);
     assert!(summary.iter().all(|word| word.load(Ordering::Relaxed) == 0));
+}
+
+/// A recount that began before a CPU left its tree wrote the old word back: the tree stayed reserved for ever.
+#[test]
+fn a_recount_does_not_undo_that_a_cpu_left() {
+    let hints = [AtomicU16::new(0)];
+    let summary: Vec<_> = (0..bitmap_words(1)).map(|_| AtomicU64::new(0)).collect();
+    let trees = Trees::new(&hints, &summary).expect("lengths fit");
+    trees.change(0, |hint| hint.reserved(true));
+    let counted = TreeHint::count(&Entries::new([HugeEntry::FREE_EVICTED].into_iter())).hint;
+    let left = core::cell::Cell::new(false);
+    trees.change(0, |hint| {
+        if !left.replace(true) {
+            // Between the recount's look at the word and its change.
+            trees.change(0, |hint| hint.reserved(false));
+        }
+        hint.recounted(counted)
+    });
+    let hint = trees.get(0);
+    assert!(!hint.is_reserved() && hint.promises(Want::Free), "{hint:?}");
+}
+
+fn order(order: u8) -> Order {
+    Order::new(order).expect("in range")
+}
+
+#[test]
+fn a_refusal_holds_for_larger_blocks_until_one_that_fits_comes_free() {
+    let word = AtomicU64::new(0);
+    let refusal = Refusal::new(&word);
+    let looking = refusal.begin(order(3), 7);
+    assert!(!refusal.stands(order(3), 7), "not before it is concluded");
+    assert!(refusal.conclude(looking));
+    assert!(refusal.stands(order(3), 7) && refusal.stands(order(10), 7));
+    assert!(!refusal.stands(order(2), 7), "a smaller one may fit");
+    assert!(!refusal.stands(order(3), 8), "the host returned memory");
+    refusal.withdraw(order(2));
+    assert!(refusal.stands(order(3), 7));
+    refusal.withdraw(order(3));
+    assert!(!refusal.stands(order(3), 7));
+}
+
+#[test]
+fn a_look_that_was_overtaken_says_nothing() {
+    let word = AtomicU64::new(0);
+    let refusal = Refusal::new(&word);
+    let large = refusal.begin(order(5), 0);
+    let small = refusal.begin(order(2), 0);
+    assert!(!refusal.conclude(large), "another one was written over it");
+    let again = refusal.begin(order(5), 0);
+    assert!(refusal.conclude(again), "it looked while a smaller one stood");
+    assert!(!refusal.stands(order(5), 0), "but that is for others to say");
+    assert!(refusal.conclude(small) && refusal.stands(order(5), 0));
+    refusal.withdraw(order(9));
+    let next = refusal.begin(order(2), 0);
+    assert!(!refusal.conclude(small) && refusal.conclude(next));
 }

@@ -6,7 +6,7 @@
 
 use crate::residency::Residency;
 use core::fmt;
-use shared_layout::{HugeEntry, HugeId};
+use shared_layout::{HugeEntry, HugeId, Run};
 
 /// A huge frame whose words contradict each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +26,8 @@ pub enum Contradiction {
     Invalid,
     /// Its bitfield: this many bits are clear, and the counter says another number.
     Counter(u32),
+    /// Its bitfield: a free run is longer than it may be.
+    Run(Run),
     /// Its bitfield: allocated as a whole or held, and yet this many bits are set.
     Bits(u32),
     /// R, about whether the host holds the frame.
@@ -37,15 +39,17 @@ pub enum Contradiction {
 }
 
 impl Violation {
-    /// An entry against the number of clear bits in its bitfield.
-    pub(crate) fn of_bits(huge: HugeId, entry: HugeEntry, clear: u32) -> Option<Self> {
+    /// An entry against the number of clear bits in its bitfield, and the longest run of them.
+    pub(crate) fn of_bits(huge: HugeId, entry: HugeEntry, clear: u32, longest: Run) -> Option<Self> {
         let contradiction = if !entry.is_valid() {
             Contradiction::Invalid
         } else if entry.is_huge() || entry.is_held() {
             // Their bits stay clear.
             (clear != 512).then(|| Contradiction::Bits(512 - clear))?
+        } else if clear != u32::from(entry.free()) {
+            Contradiction::Counter(clear)
         } else {
-            (clear != u32::from(entry.free())).then_some(Contradiction::Counter(clear))?
+            (entry.has_room() && longest > entry.run()).then_some(Contradiction::Run(longest))?
         };
         Some(Self { huge, entry, contradiction })
     }
@@ -69,6 +73,9 @@ impl fmt::Display for Violation {
         match self.contradiction {
             Contradiction::Invalid => write!(f, "huge frame {huge}: nothing leads to {entry:?}"),
             Contradiction::Counter(clear) => write!(f, "huge frame {huge}: {clear} bits are clear, but {entry:?}"),
+            Contradiction::Run(run) => {
+                write!(f, "huge frame {huge}: a run of order {} is free, but {entry:?}", run.order().get())
+            }
             Contradiction::Bits(set) => write!(f, "huge frame {huge}: {set} bits are set, but {entry:?}"),
             Contradiction::Held(r) | Contradiction::Evicted(r) => {
                 write!(f, "huge frame {huge}: the host knows it as {r:?}, but {entry:?}")

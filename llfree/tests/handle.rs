@@ -5,7 +5,8 @@ mod common;
 
 use common::{Table, order, ready};
 use llfree::{Allocation, Class, FreeError, HANDLE_FRAMES, Reclaim};
-use shared_layout::{FrameId, Order};
+use shared_layout::{FrameId, HugeEntry, Order};
+use std::sync::atomic::Ordering;
 
 #[test]
 fn a_row_that_was_away_is_not_believed_to_have_memory() {
@@ -126,5 +127,24 @@ fn a_class_of_the_users_own_keeps_its_huge_blocks_apart() {
         let huge = ready(cpu.alloc(Order::HUGE).expect("free"));
         let other = ready(cpu.alloc_class(Order::HUGE, own).expect("free"));
         assert_ne!(tree(huge), tree(other), "two classes share a tree while there are fresh ones");
+    }
+}
+
+/// Somebody was stopped in the middle of an allocation, its frame counted and its bit not set yet: handles
+/// refused blocks that were free.
+#[test]
+fn a_party_that_stopped_half_way_hides_no_block() {
+    for o in 0..=5 {
+        let table = Table::installed(1);
+        let tenant = table.tenant();
+        for f in 0..448 {
+            let _ = ready(tenant.alloc_at(FrameId(f), Order::BASE).expect("free"));
+        }
+        let entry = HugeEntry::from_bits(table.entries[0].load(Ordering::Relaxed));
+        table.entries[0].store(entry.take(1).expect("64 are free").bits(), Ordering::Relaxed);
+        let mut cpu = tenant.cpu();
+        let blocks = (0..).map_while(|_| cpu.alloc(order(o)).ok()).count();
+        assert_eq!(blocks, 63 >> o, "blocks of order {o} in 63 frames");
+        assert!(o > 0 || tenant.stats().free_frames == 0);
     }
 }

@@ -1,11 +1,15 @@
 //! [`HugeEntry`]: the one word per huge frame that host and guest both change.
 //!
 //! ```text
-//!  15     14       13    12..10     9..0
-//! +------+---------+------+--------+-----------+
-//! | held | evicted | huge | zero   | free 0-512|
-//! +------+---------+------+--------+-----------+
+//!  15     14        13..10             9..0
+//! +------+---------+------------------+-----------+
+//! | held | evicted | run 0-8, or huge | free 0-512|
+//! +------+---------+------------------+-----------+
 //! ```
+//!
+//! Where some frames are free and others are not, `run` bounds the order of the longest free run
+//! from above, so that a search passes over frames whose free frames are scattered. Where nothing is
+//! free its highest bit says that the huge frame is allocated as a whole.
 //!
 //! The named transitions below are the only way to make a new value. Each is a total function
 //! from an entry to `Option<HugeEntry>`: any bits at all may be fed to it, and bits that no
@@ -19,11 +23,44 @@ use crate::units::{FRAMES_PER_HUGE, Order};
 pub struct HugeEntry(u16);
 
 const FREE_MASK: u16 = 0x03ff;
-const RESERVED: u16 = 0x1c00;
+const RUN_SHIFT: u16 = 10;
+const RUN_MASK: u16 = 15 << RUN_SHIFT;
 const HUGE: u16 = 1 << 13;
 const EVICTED: u16 = 1 << 14;
 const HELD: u16 = 1 << 15;
 const ALL_FREE: u16 = FRAMES_PER_HUGE as u16;
+
+/// The order of the longest free run in a huge frame that is partly used, 0 to 8, or an upper bound.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Run(u16);
+
+impl Run {
+    /// Frames one by one.
+    pub const SINGLE: Self = Self(0);
+    /// Any run may be there.
+    pub const ANY: Self = Self(8);
+
+    /// A run of this order; of a larger one than a huge frame has in parts, [`ANY`](Self::ANY).
+    #[must_use]
+    pub const fn of(order: Order) -> Self {
+        Self::from_bits(order.get() as u16)
+    }
+
+    /// A number, 8 if it is larger.
+    #[must_use]
+    pub const fn from_bits(bits: u16) -> Self {
+        if bits < Self::ANY.0 { Self(bits) } else { Self::ANY }
+    }
+
+    /// The order.
+    #[must_use]
+    pub const fn order(self) -> Order {
+        match Order::new(self.0 as u8) {
+            Some(order) => order,
+            None => Order::BASE,
+        }
+    }
+}
 
 impl HugeEntry {
     /// All frames free, backed by host memory.
@@ -68,20 +105,26 @@ impl HugeEntry {
     /// Allocated as one block of order 9 (or half of an order 10).
     #[must_use]
     pub const fn is_huge(self) -> bool {
-        self.0 & HUGE != 0
+        self.0 & HUGE != 0 && self.free() == 0
+    }
+
+    /// The bound on its free runs: [`Run::ANY`] if all is free, [`Run::SINGLE`] if nothing is.
+    #[must_use]
+    pub const fn run(self) -> Run {
+        if self.is_all_free() {
+            return Run::ANY;
+        }
+        if self.has_room() { Run::from_bits((self.0 & RUN_MASK) >> RUN_SHIFT) } else { Run::SINGLE }
     }
 
     /// Whether some sequence of transitions leads here.
     #[must_use]
     pub const fn is_valid(self) -> bool {
-        if self.0 & RESERVED != 0 || self.free() > ALL_FREE {
-            return false;
-        }
         // Held implies evicted; held and huge both imply that nothing is free.
         if self.is_held() {
             return self.0 == HELD | EVICTED;
         }
-        !self.is_huge() || self.free() == 0
+        self.0 & !EVICTED == HUGE || self.is_small()
     }
 
     /// Every base frame is free and the guest may take it.
@@ -92,29 +135,80 @@ impl HugeEntry {
 
     /// Some base frames are in use, and others the guest may take.
     #[must_use]
+    #[inline]
     pub const fn has_room(self) -> bool {
-        self.is_small() && self.free() > 0 && self.free() < ALL_FREE
+        self.is_partial()
     }
 
     /// Base frames are given out one by one here: neither held nor huge, and valid.
     const fn is_small(self) -> bool {
-        self.0 & (HELD | HUGE | RESERVED) == 0 && self.free() <= ALL_FREE
+        self.is_partial() || self.0 & !EVICTED & !ALL_FREE == 0
     }
 
-    /// Guest: take `frames` base frames (1..=511 or a whole row), keeping `evicted`.
+    /// Some base frames are free and others are not.
+    const fn is_partial(self) -> bool {
+        self.0 & HELD == 0 && self.free().wrapping_sub(1) < ALL_FREE - 1 && self.0 & RUN_MASK <= Run::ANY.0 << RUN_SHIFT
+    }
+
+    /// Whether a block of `order` below 9 may be free here: surely not where it says no.
+    #[must_use]
+    pub const fn may_fit(self, order: Order) -> bool {
+        self.is_small() && self.free() >= order.frames() as u16 && self.run().0 >= Run::of(order).0
+    }
+
+    /// The same for a huge frame that [has room](Self::has_room).
+    #[must_use]
+    #[inline]
+    pub const fn may_fit_in_part(self, order: Order) -> bool {
+        self.free() >= order.frames() as u16 && self.run_bits() >= order.get() as u16
+    }
+
+    /// The bits of [`run`](Self::run), for what [has room](Self::has_room).
+    #[must_use]
+    #[inline]
+    pub const fn run_bits(self) -> u16 {
+        (self.0 & RUN_MASK) >> RUN_SHIFT
+    }
+
+    /// Guest: take `frames` base frames (1..=511 or a whole row), keeping `evicted` and `run`.
     #[must_use]
     pub const fn take(self, frames: u16) -> Option<Self> {
-        if self.is_small() && frames > 0 && self.free() >= frames { Some(Self(self.0 - frames)) } else { None }
+        if !self.is_small() || frames == 0 || self.free() < frames {
+            return None;
+        }
+        let rest = self.0 - frames;
+        Some(Self(match self.free() - frames {
+            0 => rest & !RUN_MASK,
+            // All were free: now any run may be, but not all.
+            _ if self.free() == ALL_FREE => rest | Run::ANY.0 << RUN_SHIFT,
+            _ => rest,
+        }))
     }
 
-    /// Guest: give `frames` base frames back.
+    /// Guest: give `frames` base frames back, after which the free runs around them are bounded by `run`.
     #[must_use]
-    pub const fn give(self, frames: u16) -> Option<Self> {
-        if self.is_small() && frames > 0 && frames <= ALL_FREE && self.free() + frames <= ALL_FREE {
-            Some(Self(self.0 + frames))
-        } else {
-            None
+    pub const fn give(self, frames: u16, run: Run) -> Option<Self> {
+        if !self.is_small() || frames == 0 || frames > ALL_FREE || self.free() + frames > ALL_FREE {
+            return None;
         }
+        if self.free() + frames == ALL_FREE {
+            return Some(Self(self.0 & EVICTED | ALL_FREE));
+        }
+        let bound = if run.0 > self.run_bits() { run.0 } else { self.run_bits() };
+        Some(Self((self.0 & !RUN_MASK | bound << RUN_SHIFT) + frames))
+    }
+
+    /// Guest: a look at the bits found no run above `run`. The caller looks once more afterwards, for
+    /// a run that came meanwhile, and [raises](Self::raise) the bound again.
+    #[must_use]
+    pub const fn lower(self, run: Run) -> Option<Self> {
+        if self.has_room() && run.0 < self.run().0 { Some(Self(self.0 & !RUN_MASK | run.0 << RUN_SHIFT)) } else { None }
+    }
+
+    /// Guest: a run of this order is, or may be, free.
+    #[must_use]
+    pub const fn raise(self, run: Run) -> Option<Self> {
+        if self.has_room() && run.0 > self.run().0 { Some(Self(self.0 & !RUN_MASK | run.0 << RUN_SHIFT)) } else { None }
     }
 
     /// Guest: take the huge frame as one block, keeping `evicted`.
@@ -153,7 +247,7 @@ impl HugeEntry {
         if self.is_valid() && self.is_evicted() && !self.is_held() { Some(Self(self.0 & !EVICTED)) } else { None }
     }
 
-    /// Guest: take a block of `order` below 9.
+    /// Guest: take a block of `order` below 9 whose bits are seen to be clear, whatever `run` says.
     #[must_use]
     pub const fn take_order(self, order: Order) -> Option<Self> {
         if order.is_huge() { None } else { self.take(order.frames() as u16) }
@@ -163,6 +257,9 @@ impl HugeEntry {
 impl core::fmt::Debug for HugeEntry {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "HugeEntry({:#06x}: free {}", self.0, self.free())?;
+        if self.has_room() {
+            write!(f, " in runs of order {} at most", self.run().order().get())?;
+        }
         for (set, name) in [(self.is_huge(), "huge"), (self.is_evicted(), "evicted"), (self.is_held(), "held")] {
             if set {
                 write!(f, " {name}")?;
@@ -181,14 +278,19 @@ mod tests {
     }
 
     fn transitions(e: HugeEntry) -> impl Iterator<Item = HugeEntry> {
-        let sized = (0..=513).flat_map(move |n| [e.take(n), e.give(n)]);
-        sized.chain([e.take_huge(), e.give_huge(), e.evict(), e.hold(), e.release(), e.installed()]).flatten()
+        let runs = || (0..=8).map(Run);
+        let sized = (0..=513).flat_map(move |n| runs().map(move |run| e.give(n, run)).chain([e.take(n)]));
+        let bounds = runs().flat_map(move |run| [e.lower(run), e.raise(run)]);
+        sized
+            .chain(bounds)
+            .chain([e.take_huge(), e.give_huge(), e.evict(), e.hold(), e.release(), e.installed()])
+            .flatten()
     }
 
     #[test]
     fn valid_entries_are_exactly_the_reachable_ones() {
         let mut reached = [false; 1 << 16];
-        let mut todo = [HugeEntry::FREE_EVICTED; 4096];
+        let mut todo = [HugeEntry::FREE_EVICTED; 1 << 14];
         let mut len = 1;
         reached[HugeEntry::FREE_EVICTED.bits() as usize] = true;
         while len > 0 {
@@ -217,7 +319,9 @@ mod tests {
     fn guest_transitions_keep_evicted_and_never_touch_held() {
         for e in every().filter(|e| e.is_valid()) {
             for n in [1, 2, 64, 256, 512] {
-                for next in [e.take(n), e.give(n), e.take_huge(), e.give_huge()].into_iter().flatten() {
+                let bounds = [e.lower(Run::SINGLE), e.raise(Run::ANY)];
+                let moves = [e.take(n), e.give(n, Run::ANY), e.take_huge(), e.give_huge()];
+                for next in moves.into_iter().chain(bounds).flatten() {
                     assert_eq!(next.is_evicted(), e.is_evicted());
                     assert!(!e.is_held() && !next.is_held());
                 }
@@ -235,10 +339,29 @@ mod tests {
     }
 
     #[test]
+    fn a_bound_never_falls_below_what_was_given() {
+        let half = HugeEntry::FREE_INSTALLED.take(256).expect("free");
+        assert_eq!(half.run(), Run::ANY, "any run may be left");
+        let low = half.lower(Run(2)).expect("above");
+        assert_eq!(low.take(8).map(HugeEntry::run), Some(Run(2)));
+        assert_eq!(low.give(8, Run(1)).map(HugeEntry::run), Some(Run(2)));
+        assert_eq!(low.give(8, Run(3)).map(HugeEntry::run), Some(Run(3)));
+        assert_eq!(low.give(256, Run(3)), Some(HugeEntry::FREE_INSTALLED));
+        let order = |o| Order::new(o).expect("in range");
+        assert!(low.may_fit(order(2)) && !low.may_fit(order(3)));
+        let any = low.raise(Run::ANY).expect("below");
+        assert!(any.may_fit(order(8)) && !any.take(8).expect("room").may_fit(order(8)), "the counter counts too");
+        assert!(HugeEntry::FREE_EVICTED.may_fit(order(8)) && !HugeEntry::HUGE_INSTALLED.may_fit(order(0)));
+    }
+
+    #[test]
     fn a_transition_and_its_inverse_cancel() {
         for e in every().filter(|e| e.is_valid()) {
             if let Some(t) = e.take(8) {
-                assert_eq!(t.give(8), Some(e));
+                assert_eq!(t.give(8, e.run()), Some(e));
+            }
+            if let Some(l) = e.lower(Run::SINGLE) {
+                assert_eq!(l.raise(e.run()), Some(e));
             }
             if let Some(t) = e.take_huge() {
                 assert_eq!(t.give_huge(), Some(e));

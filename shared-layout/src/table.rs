@@ -1,8 +1,8 @@
 //! [`TableLayout`]: where the parts of one frame table lie within one region of memory.
 //!
 //! The one place that knows what a table is made of: two bytes and a bitfield a huge frame, which
-//! every party may read, and the tenant's own words (bitmaps over its trees, a cursor, a counter of
-//! handles, a hint a tree). The region may begin with somebody's header, such as a VMM's. Arithmetic only, no memory touched.
+//! every party may read, and the tenant's own words (bitmaps over its trees, a counter of handles, the
+//! last refusal, a hint a tree). The region may begin with somebody's header, such as a VMM's. Arithmetic only, no memory touched.
 
 use crate::units::FRAMES_PER_HUGE;
 
@@ -32,7 +32,7 @@ pub enum HostWord {
 /// ```text
 /// +-----------+--------------+---------------+------------------------------------+
 /// | host      | huge entries | bitfields     | tenant area                        |
-/// | words     | 2 B/2 MiB    | 64 B/2 MiB    | bitmaps, cursor, counter | hints   |
+/// | words     | 2 B/2 MiB    | 64 B/2 MiB    | bitmaps, 2 words | hints           |
 /// +-----------+--------------+---------------+------------------------------------+
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -128,8 +128,8 @@ impl TableLayout {
         BITMAPS as u64 * trees.div_ceil(64) as u64
     }
 
-    /// 64-bit words at the start of the tenant area: the bitmaps, a cursor and a counter of handles,
-    /// in whole cache lines so that the hints begin at one.
+    /// 64-bit words at the start of the tenant area: the bitmaps, a counter of handles and the last
+    /// refusal, in whole cache lines so that the hints begin at one.
     #[must_use]
     pub const fn summary_words(huge_frames: u32) -> u64 {
         (Self::bitmap_words(Self::trees(huge_frames)) + 2).next_multiple_of(8)

@@ -12,10 +12,11 @@ mod memory;
 
 use crate::cpu::{Cpu, HANDLE_FRAMES};
 use crate::durable::WriteBack;
-use crate::lower::{Lower, ROWS};
+use crate::lower::Lower;
 use crate::persist::{Persistent, region_bytes};
 use crate::recover::{Recovery, recover};
 use crate::region_error::OpenError;
+use crate::rows::ROWS;
 use crate::sync::{self, AtomicU16, AtomicU64, Ordering};
 use memory::Memory;
 use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeEntry, HugeId, Order};
@@ -426,7 +427,7 @@ impl Party {
     fn go(&mut self, lower: &Lower<'_>) {
         match self.step {
             Step::Take(huge, o) => {
-                if let Some(taken) = lower.take(HugeId(huge), order(o)) {
+                if let Ok(taken) = lower.take(HugeId(huge), order(o)) {
                     self.own(taken.frame, order(o));
                 }
             }
@@ -438,13 +439,13 @@ impl Party {
             // The same block may be given twice here, by both parties: the second time is refused.
             Step::Give(frame, o) => drop(lower.give(FrameId(frame), order(o))),
             Step::TakeRow(huge) => {
-                if let Some(row) = lower.take_row(HugeId(huge), Order::BASE) {
+                if let Ok(row) = lower.take_row(HugeId(huge), Order::BASE) {
                     self.owned.insert((row.first.0 / 64) as usize, row.bits);
                 }
             }
             Step::TakeRest(huge) => {
                 let mut bits = [0; ROWS];
-                if lower.take_rest(HugeId(huge), &mut bits).is_some() {
+                if lower.take_rest(HugeId(huge), &mut bits).is_ok() {
                     self.owned.extend(bits.into_iter().enumerate().map(|(i, bits)| (huge as usize * ROWS + i, bits)));
                 }
             }

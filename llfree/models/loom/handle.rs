@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 use crate::host::{Reclaim, Residency};
 use loom::sync::Arc;
 use loom::thread;
-use shared_layout::{FrameId, HugeEntry, HugeId, Order};
+use shared_layout::{FrameId, HugeEntry, HugeId, Order, Run};
 
 /// One installed huge frame of which only `free` bits of row 0 are free.
 fn almost_full(free: u64) -> Shared {
@@ -126,5 +126,77 @@ fn hold_against_a_handle() {
             got
         },
         |_, held, got| assert!(held != got, "exactly one owner"),
+    );
+}
+
+/// One installed huge frame, none of it free.
+fn full() -> Shared {
+    let entry = HugeEntry::FREE_INSTALLED.take(512).expect("free");
+    Shared::new(&[(entry, Residency::Installed)], |_| u64::MAX)
+}
+
+#[test]
+fn a_hint_denies_nothing_that_a_free_left() {
+    for o in [0, 2] {
+        race(
+            full,
+            |m| m.tenant().recount_tree(0),
+            move |m| m.tenant().free(FrameId(0), order(o)).expect("ours"),
+            move |m, (), ()| assert!(!m.tenant().trees.get(0).offer(order(o)).is_none(), "order {o} is free"),
+        );
+    }
+    // The promise is there at first, and broken: the recount takes it back.
+    race(
+        || {
+            let shared = full();
+            shared.tenant().trees.change(0, |hint| hint.with_room(Run::ANY));
+            shared
+        },
+        |m| m.tenant().recount_tree(0),
+        |m| m.tenant().free(FrameId(0), Order::BASE).expect("ours"),
+        |m, (), ()| assert!(!m.tenant().trees.get(0).offer(Order::BASE).is_none(), "a frame is free"),
+    );
+}
+
+#[test]
+fn a_tree_that_was_left_is_nobodys() {
+    race(
+        || {
+            let shared = full();
+            shared.tenant().trees.change(0, |hint| hint.reserved(true));
+            shared
+        },
+        |m| m.tenant().leave(Some(0)),
+        |m| m.tenant().recount_tree(0),
+        |m, (), ()| assert!(!m.tenant().trees.get(0).is_reserved()),
+    );
+}
+
+#[test]
+fn a_refusal_does_not_outlive_a_free() {
+    race(
+        full,
+        |m| m.tenant().alloc(Order::BASE).is_ok(),
+        |m| m.tenant().free(FrameId(5), Order::BASE).expect("ours"),
+        |m, got, ()| {
+            let again = m.tenant().alloc(Order::BASE).is_ok();
+            assert!(got != again, "the frame is had once, and is not refused when all is done");
+        },
+    );
+}
+
+#[test]
+fn a_block_whose_taker_gives_up_is_not_refused_for_good() {
+    // Order 1 lowers the counter and may find its pair broken: for a moment nothing seems free.
+    race(
+        || almost_full(0b11),
+        |m| m.tenant().alloc(order(1)).is_ok(),
+        |m| m.tenant().alloc(Order::BASE).is_ok(),
+        |m, pair, frame| {
+            assert!(!(pair && frame));
+            let left = 2 - if pair { 2 } else { 0 } - if frame { 1 } else { 0 };
+            let found = (0..2).filter(|_| m.tenant().alloc(Order::BASE).is_ok()).count();
+            assert_eq!(found, left);
+        },
     );
 }

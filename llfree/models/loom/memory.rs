@@ -3,7 +3,7 @@
 
 use super::{H0, Table, order, race};
 use crate::host::{Reclaim, Residency};
-use crate::lower::ROWS;
+use crate::rows::ROWS;
 use crate::sync::Ordering;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -53,12 +53,12 @@ fn give_base(t: &Table) {
 #[test]
 fn a_base_frame_changes_hands_in_every_way() {
     let takes: [fn(&Table) -> bool; 4] = [
-        |t| t.lower().take(H0, order(0)).is_some_and(|taken| taken.frame.0 == 0),
+        |t| t.lower().take(H0, order(0)).ok().is_some_and(|taken| taken.frame.0 == 0),
         |t| t.lower().take_at(FrameId(0), order(0)).is_ok(),
-        |t| t.lower().take_row(H0, Order::BASE).is_some_and(|row| row.first.0 == 0 && row.bits & 1 != 0),
+        |t| t.lower().take_row(H0, Order::BASE).ok().is_some_and(|row| row.first.0 == 0 && row.bits & 1 != 0),
         |t| {
             let mut rows = [0; ROWS];
-            t.lower().take_rest(H0, &mut rows).is_some() && rows[0] & 1 != 0
+            t.lower().take_rest(H0, &mut rows).ok().is_some() && rows[0] & 1 != 0
         },
     ];
     let gives: [fn(&Table); 2] = [give_base, |t| {
@@ -80,7 +80,7 @@ fn two_rows_change_hands() {
             t.memory.touch();
             t.lower().give(FrameId(0), order(7)).expect("ours");
         },
-        |t| touch_if(t, t.lower().take(H0, order(7)).is_some()),
+        |t| touch_if(t, t.lower().take(H0, order(7)).ok().is_some()),
         |_, (), _| {},
     );
 }
@@ -93,14 +93,14 @@ fn small_frames_become_a_huge_one_and_back() {
         table.rows[0].store(1, Ordering::Relaxed);
         table
     };
-    race(almost, give_base, |t| touch_if(t, t.lower().take(H0, Order::HUGE).is_some()), |_, (), _| {});
+    race(almost, give_base, |t| touch_if(t, t.lower().take(H0, Order::HUGE).ok().is_some()), |_, (), _| {});
     race(
         || Table::new(&[(HugeEntry::HUGE_INSTALLED, Residency::Installed)]),
         |t| {
             t.memory.touch();
             assert!(t.lower().give_one_huge(H0).is_some());
         },
-        |t| touch_if(t, t.lower().take(H0, order(0)).is_some()),
+        |t| touch_if(t, t.lower().take(H0, order(0)).ok().is_some()),
         |_, (), _| {},
     );
 }
@@ -113,7 +113,7 @@ fn order_ten_changes_hands() {
             t.memory.touch();
             t.lower().give(FrameId(0), Order::MAX).expect("ours");
         },
-        |t| touch_if(t, t.lower().take(HugeId(1), Order::HUGE).is_some()),
+        |t| touch_if(t, t.lower().take(HugeId(1), Order::HUGE).ok().is_some()),
         |_, (), _| {},
     );
 }
@@ -198,7 +198,7 @@ fn a_released_frame_is_installed_behind_its_discard() {
             }
         },
         |t| {
-            if let Some(taken) = t.lower().take(H0, Order::HUGE) {
+            if let Ok(taken) = t.lower().take(H0, Order::HUGE) {
                 if taken.evicted {
                     install(t);
                 }

@@ -65,6 +65,7 @@ impl Table {
         let entry = self.entry(0);
         if !entry.is_huge() && !entry.is_held() {
             assert_eq!(self.lower().clear_bits(H0), u32::from(entry.free()), "{entry:?}");
+            assert_eq!(self.lower().violation(H0), None, "no run is longer than its bound");
         }
     }
 }
@@ -97,8 +98,8 @@ fn race<A: Send + 'static, B: Send + 'static>(
 fn take_against_take_in_one_row() {
     race(
         || Table::one_row(0b11),
-        |t| t.lower().take(H0, order(0)),
-        |t| t.lower().take(H0, order(0)),
+        |t| t.lower().take(H0, order(0)).ok(),
+        |t| t.lower().take(H0, order(0)).ok(),
         |t, a, b| {
             let (a, b) = (a.expect("two were free").frame, b.expect("two were free").frame);
             assert_ne!(a, b);
@@ -112,8 +113,8 @@ fn take_against_take_in_one_row() {
 fn the_last_frame_has_one_taker() {
     race(
         || Table::one_row(0b100),
-        |t| t.lower().take(H0, order(0)),
-        |t| t.lower().take(H0, order(0)),
+        |t| t.lower().take(H0, order(0)).ok(),
+        |t| t.lower().take(H0, order(0)).ok(),
         |t, a, b| {
             assert!(a.is_some() != b.is_some());
             t.check_counter();
@@ -125,8 +126,8 @@ fn the_last_frame_has_one_taker() {
 fn take_of_different_orders_in_one_row() {
     race(
         || Table::one_row(0b1111),
-        |t| t.lower().take(H0, order(1)),
-        |t| t.lower().take(H0, order(2)),
+        |t| t.lower().take(H0, order(1)).ok(),
+        |t| t.lower().take(H0, order(2)).ok(),
         |t, a, b| {
             assert!(a.is_some() || b.is_some(), "one of them must get through");
             assert!(a.is_none() || b.is_none(), "they overlap");
@@ -162,8 +163,8 @@ fn take_of_two_rows_against_take_of_one() {
 fn row_cache_against_take() {
     race(
         || Table::one_row(0b111),
-        |t| t.lower().take_row(H0, Order::BASE),
-        |t| t.lower().take(H0, order(0)),
+        |t| t.lower().take_row(H0, Order::BASE).ok(),
+        |t| t.lower().take(H0, order(0)).ok(),
         |t, row, frame| {
             let bits = row.map_or(0, |row| row.bits);
             let frame = frame.map_or(0, |taken| 1 << taken.frame.0);
@@ -179,7 +180,7 @@ fn give_against_take() {
     race(
         || Table::one_row(0b10),
         |t| t.lower().give(FrameId(0), order(0)),
-        |t| t.lower().take(H0, order(0)),
+        |t| t.lower().take(H0, order(0)).ok(),
         |t, given, taken| {
             given.expect("frame 0 was taken");
             taken.expect("frame 1 was free all along");
@@ -220,7 +221,7 @@ fn evict_against_take() {
         race(
             || Table::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed)]),
             |t| reclaim(t, Reclaim::Soft),
-            move |t| t.lower().take(H0, order(o)),
+            move |t| t.lower().take(H0, order(o)).ok(),
             |t, evicted, taken| {
                 // The taker knows exactly whether the memory went away before it.
                 assert_eq!(taken.expect("soft reclaim leaves it free").evicted, evicted);
@@ -238,7 +239,7 @@ fn hold_against_take() {
         race(
             || Table::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed)]),
             |t| reclaim(t, Reclaim::Hard),
-            move |t| t.lower().take(H0, order(o)),
+            move |t| t.lower().take(H0, order(o)).ok(),
             |t, held, taken| {
                 assert!(held != taken.is_some(), "exactly one owner");
                 assert_eq!(t.entry(0).is_held(), held);
@@ -276,7 +277,7 @@ fn release_against_take() {
                 Table::new(&[(held, Residency::Held)])
             },
             |t| t.host().claim(H0).expect("idle").release().expect("held"),
-            move |t| t.lower().take(H0, order(o)),
+            move |t| t.lower().take(H0, order(o)).ok(),
             |t, clean, taken| {
                 assert!(clean);
                 assert_eq!(t.host().residency(H0), Some(Residency::Evicted));
@@ -323,7 +324,7 @@ fn install_against_a_take_in_the_same_huge_frame() {
     race(
         || Table::new(&[(HugeEntry::FREE_EVICTED.take(1).expect("free"), Residency::Evicted)]),
         install,
-        |t| t.lower().take(H0, order(3)),
+        |t| t.lower().take(H0, order(3)).ok(),
         |t, populated, taken| {
             assert!(populated);
             taken.expect("there was room");
@@ -338,7 +339,7 @@ fn a_failed_discard_gives_the_frame_back() {
     race(
         || Table::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed)]),
         |t| t.host().claim(H0).expect("idle").reclaim(Reclaim::Hard).map(drop).is_ok(),
-        |t| t.lower().take(H0, order(9)).is_some(),
+        |t| t.lower().take(H0, order(9)).ok().is_some(),
         |t, undone, taken| {
             assert!(undone || taken);
             let expected = if taken { HugeEntry::HUGE_INSTALLED } else { HugeEntry::FREE_INSTALLED };
@@ -354,8 +355,8 @@ fn order_ten_against_its_halves() {
     for half in [0, 1] {
         race(
             || Table::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed); 2]),
-            |t| t.lower().take(H0, order(10)).is_some(),
-            move |t| t.lower().take(HugeId(half), order(9)).is_some(),
+            |t| t.lower().take(H0, order(10)).ok().is_some(),
+            move |t| t.lower().take(HugeId(half), order(9)).ok().is_some(),
             move |t, whole, part| {
                 assert!(!(whole && part), "a half has two owners");
                 // Both may lose only to each other's transient claim on the same half.
@@ -388,7 +389,7 @@ fn give_of_order_ten_against_take_of_a_half() {
     race(
         || Table::new(&[(HugeEntry::HUGE_INSTALLED, Residency::Installed); 2]),
         |t| t.lower().give(FrameId(0), order(10)),
-        |t| t.lower().take(HugeId(1), order(9)).is_some(),
+        |t| t.lower().take(HugeId(1), order(9)).ok().is_some(),
         |t, given, taken| {
             given.expect("ours");
             assert_eq!(t.entry(0), HugeEntry::FREE_INSTALLED);

@@ -2,15 +2,15 @@
 
 use super::{H0, Table, order, race, reclaim};
 use crate::host::{Reclaim, Residency};
-use crate::lower::ROWS;
+use crate::rows::ROWS;
 use crate::sync::Ordering;
 use loom::sync::Arc;
-use shared_layout::{FrameId, HugeEntry, Order};
+use shared_layout::{FrameId, HugeEntry, Order, Run};
 
 /// All rests of the one huge frame, as bits of row 0.
 fn take_rest(t: &Table) -> u64 {
     let mut rows = [0; ROWS];
-    let taken = t.lower().take_rest(H0, &mut rows);
+    let taken = t.lower().take_rest(H0, &mut rows).ok();
     assert_eq!(taken.is_some(), rows != [0; ROWS], "some or none");
     assert!(rows[1..].iter().all(|bits| *bits == 0), "these have no free frame");
     rows[0]
@@ -18,11 +18,11 @@ fn take_rest(t: &Table) -> u64 {
 
 fn take(t: &Table, o: u8) -> u64 {
     let size = order(o).frames();
-    t.lower().take(H0, order(o)).map_or(0, |taken| ((1 << size) - 1) << taken.frame.0)
+    t.lower().take(H0, order(o)).ok().map_or(0, |taken| ((1 << size) - 1) << taken.frame.0)
 }
 
 fn take_row(t: &Table) -> u64 {
-    t.lower().take_row(H0, Order::BASE).map_or(0, |row| row.bits)
+    t.lower().take_row(H0, Order::BASE).ok().map_or(0, |row| row.bits)
 }
 
 /// Two parties took these bits of row 0, where `free` were free at the start, and `given` came in.
@@ -264,7 +264,7 @@ fn hold_and_evict_against_a_row() {
         race(
             || Table::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed)]),
             move |t| reclaim(t, how),
-            |t| t.lower().take_row(H0, Order::BASE),
+            |t| t.lower().take_row(H0, Order::BASE).ok(),
             move |t, reclaimed, row| {
                 if how == Reclaim::Hard {
                     assert!(reclaimed != row.is_some(), "exactly one owner");
@@ -331,7 +331,7 @@ fn a_rest_whose_frame_moves_to_a_row_behind() {
         table,
         |t| {
             let mut rows = [0; ROWS];
-            let _ = t.lower().take_rest(H0, &mut rows);
+            let _ = t.lower().take_rest(H0, &mut rows).ok();
             (rows[0], rows[1])
         },
         |t| {
@@ -343,6 +343,51 @@ fn a_rest_whose_frame_moves_to_a_row_behind() {
             let taken = row0.count_ones() + row1.count_ones() + u32::from(moved);
             assert_eq!(u32::from(t.entry(0).free()), 2 - taken, "a budget was lost");
             t.check_counter();
+        },
+    );
+}
+
+#[test]
+fn a_bound_is_not_lowered_below_a_run_that_came_meanwhile() {
+    // Two pairs of frames, each with one of them taken.
+    race(
+        || Table::one_row(0b1010),
+        |t| t.lower().bound(H0),
+        |t| t.lower().give_in_row(FrameId(0), order(0)).is_some(),
+        |t, (), given| {
+            assert!(given);
+            disjoint(t, 0b1010, 1, 0, 0);
+            assert!(t.entry(0).may_fit(order(1)), "a pair is free");
+        },
+    );
+    race(
+        || Table::one_row(0b1010),
+        |t| t.lower().take(H0, order(1)).is_ok(),
+        |t| t.lower().give_row(FrameId(0), 0b101).is_some(),
+        |t, taken, given| {
+            assert!(given);
+            disjoint(t, 0b1010, 0b101, if taken { !t.rows[0].load(Ordering::Relaxed) ^ 0b1111 } else { 0 }, 0);
+        },
+    );
+}
+
+#[test]
+fn of_two_that_free_neighbouring_rows_one_sees_both() {
+    let table = || {
+        let table = Table::one_row(0);
+        let entry = HugeEntry::FREE_INSTALLED.take(511).and_then(|e| e.lower(Run::SINGLE)).expect("one is left");
+        table.rows[7].store(!1, Ordering::Relaxed);
+        table.entries[0].store(entry.bits(), Ordering::Relaxed);
+        table
+    };
+    race(
+        table,
+        |t| t.lower().give(FrameId(0), order(6)).is_ok(),
+        |t| t.lower().give(FrameId(64), order(6)).is_ok(),
+        |t, a, b| {
+            assert!(a && b);
+            t.check_counter();
+            assert!(t.entry(0).may_fit(order(7)));
         },
     );
 }

@@ -176,7 +176,9 @@ fn check_entry(claim: &Claim<'_>, seen: &mut Validation) {
         Contradiction::Held(_) => Check::HeldEntry,
         Contradiction::Evicted(_) => Check::EvictedEntry,
         // The bitfields are the guest's: the host never looks at them.
-        Contradiction::Invalid | Contradiction::Counter(_) | Contradiction::Bits(_) => Check::InvalidEntry,
+        Contradiction::Invalid | Contradiction::Counter(_) | Contradiction::Run(_) | Contradiction::Bits(_) => {
+            Check::InvalidEntry
+        }
         Contradiction::Busy => Check::ForgottenClaim,
     };
     seen.note(check, Some(violation.huge));

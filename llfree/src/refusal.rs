@@ -1,0 +1,120 @@
+//! [`Refusal`]: "out of memory" said once, and believed until something is freed.
+//!
+//! A refusal is found out in three steps: its order is written down, every tree is looked at, and it
+//! stands if nothing withdrew it meanwhile. A free that makes a block possible which no hint promised
+//! (see `hint`) withdraws it after it has changed the hint; one that changes no hint was seen by the
+//! look, or the look had not come to its tree. So a refusal is true at the moment at which it is said:
+//! since it was written down nothing that fits came free, and each tree was found without.
+//!
+//! ```text
+//!  63..32                 31..6    5         4      3..0
+//! +----------------------+--------+---------+------+-------+
+//! | return epoch, low 32 | number | looking | said | order |
+//! +----------------------+--------+---------+------+-------+
+//! ```
+//!
+//! What the host returns changes the epoch. The number is another one after each withdrawal, so that a
+//! look never takes somebody else's refusal for its own.
+
+use crate::sync::{AtomicU64, Ordering, change_before_looks};
+use shared_layout::Order;
+
+const ORDER_MASK: u64 = 0xf;
+const SAID: u64 = 1 << 4;
+const LOOKING: u64 = 1 << 5;
+const NUMBER_SHIFT: u32 = 6;
+const NUMBER_MASK: u64 = ((1 << 26) - 1) << NUMBER_SHIFT;
+const EPOCH_SHIFT: u32 = 32;
+
+/// The last refusal of a table. Anything may be in its word when nobody is at work but zero is best.
+#[derive(Clone, Copy)]
+pub(crate) struct Refusal<'a>(&'a AtomicU64);
+
+/// A refusal that is being found out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Looking {
+    number: u64,
+    order: u64,
+}
+
+fn same_epoch(word: u64, epoch: u64) -> bool {
+    word >> EPOCH_SHIFT == epoch & u64::from(u32::MAX)
+}
+
+impl<'a> Refusal<'a> {
+    pub(crate) fn new(word: &'a AtomicU64) -> Self {
+        Self(word)
+    }
+
+    pub(crate) fn forget(self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether a block of `order` was refused, and nothing was freed since.
+    #[inline]
+    pub(crate) fn stands(self, order: Order, epoch: u64) -> bool {
+        let word = self.0.load(Ordering::Acquire);
+        word & SAID != 0 && word & ORDER_MASK <= u64::from(order.get()) && same_epoch(word, epoch)
+    }
+
+    /// Writes down that a block of `order` is about to be refused; then comes the look at every tree.
+    pub(crate) fn begin(self, order: Order, epoch: u64) -> Looking {
+        let order = u64::from(order.get());
+        let mut word = self.0.load(Ordering::Relaxed);
+        loop {
+            let active = word & (SAID | LOOKING) != 0 && same_epoch(word, epoch);
+            // What withdraws the refusal of a smaller block withdraws that of a larger one.
+            let next = if active && word & ORDER_MASK <= order {
+                word
+            } else {
+                let number = (word & NUMBER_MASK).wrapping_add(1 << NUMBER_SHIFT) & NUMBER_MASK;
+                epoch << EPOCH_SHIFT | number | LOOKING | order
+            };
+            match self.0.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    change_before_looks();
+                    return Looking { number: next & NUMBER_MASK, order };
+                }
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
+    /// Every tree was looked at: whether the refusal stands. If it does, others may believe it.
+    pub(crate) fn conclude(self, looking: Looking) -> bool {
+        let mut word = self.0.load(Ordering::Relaxed);
+        loop {
+            if word & (SAID | LOOKING) == 0 || word & NUMBER_MASK != looking.number {
+                return false;
+            }
+            // That of a smaller block is for the party to say that looked for one.
+            let ours = word & ORDER_MASK == looking.order;
+            let next = if ours { word & !LOOKING | SAID } else { word };
+            // Release: the looks come before it.
+            match self.0.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
+    /// A block of `largest` may be free, and a hint says so by now.
+    #[inline]
+    pub(crate) fn withdraw(self, largest: Order) {
+        let word = self.0.load(Ordering::Relaxed);
+        if word & (SAID | LOOKING) != 0 && word & ORDER_MASK <= u64::from(largest.get()) {
+            self.withdraw_all(word);
+        }
+    }
+
+    #[cold]
+    fn withdraw_all(self, mut word: u64) {
+        while word & (SAID | LOOKING) != 0 {
+            let number = (word & NUMBER_MASK).wrapping_add(1 << NUMBER_SHIFT) & NUMBER_MASK;
+            match self.0.compare_exchange(word, number, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(seen) => word = seen,
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The steps of a search: which tree is tried first for a block, as tables.
+//!
+//! A tree offers some combination of room, free and backed huge frames (see [`Offer`]), and its class has
+//! a rank in the policy; the number of the first step that takes both says how well the tree suits. Constants only.
+
+use crate::class::Rank;
+use crate::hint::{Offer, Want};
+
+/// One attempt: a want, the worst rank that a tree may have for it, and whether little room will do.
+pub(crate) struct Step(pub(crate) Want, Rank, bool);
+
+/// The attempts for small blocks, best first.
+pub(crate) const SMALL_STEPS: [Step; 16] = [
+    Step(Want::Crowded, Rank::Match, false),
+    Step(Want::Mixed, Rank::Match, false),
+    Step(Want::Sparse, Rank::Match, false),
+    Step(Want::Crowded, Rank::Match, true),
+    Step(Want::Installed, Rank::Fresh, true),
+    Step(Want::Free, Rank::Fresh, true),
+    Step(Want::Crowded, Rank::Demote, false),
+    Step(Want::Crowded, Rank::Demote, true),
+    Step(Want::Installed, Rank::Demote, true),
+    Step(Want::Free, Rank::Demote, true),
+    // A huge frame of its own rather than a place among strangers.
+    Step(Want::Installed, Rank::Steal, true),
+    Step(Want::Free, Rank::Steal, true),
+    Step(Want::Crowded, Rank::Steal, false),
+    Step(Want::Mixed, Rank::Steal, false),
+    Step(Want::Sparse, Rank::Steal, false),
+    Step(Want::Crowded, Rank::Steal, true),
+];
+/// The last of them that takes no class's memory.
+pub(crate) const SMALL_GOOD: u8 = 5;
+/// The last of them that finds room among blocks of the same class.
+pub(crate) const SMALL_PARTIAL: u8 = 3;
+/// The lists to go through, and the step after which no other list has a better one.
+pub(crate) const SMALL_PASSES: [(Want, u8); 5] =
+    [(Want::Crowded, 0), (Want::Mixed, 1), (Want::Sparse, 3), (Want::Installed, 4), (Want::Free, 5)];
+pub(crate) const HUGE_STEPS: [Step; 6] = [
+    Step(Want::Installed, Rank::Fresh, true),
+    Step(Want::Free, Rank::Fresh, true),
+    Step(Want::Installed, Rank::Demote, true),
+    Step(Want::Free, Rank::Demote, true),
+    Step(Want::Installed, Rank::Steal, true),
+    Step(Want::Free, Rank::Steal, true),
+];
+pub(crate) const HUGE_GOOD: u8 = 1;
+pub(crate) const HUGE_PASSES: [(Want, u8); 2] = [(Want::Installed, 0), (Want::Free, 1)];
+
+/// The number of the first step that a tree serves, by rank and offer; [`NO_STEP`] for none.
+type StepTable = [[u8; Offer::ALL]; 5];
+pub(crate) const NO_STEP: u8 = u8::MAX;
+
+const fn table(steps: &[Step]) -> StepTable {
+    let mut table = [[NO_STEP; Offer::ALL]; 5];
+    let mut rank = Rank::Match as usize;
+    while rank < table.len() {
+        let mut offer = 0;
+        while offer < Offer::ALL {
+            let mut step = steps.len();
+            while step > 0 {
+                step -= 1;
+                let Step(want, worst, few) = &steps[step];
+                if rank <= *worst as usize && Offer::from_index(offer).serves(*want, *few) {
+                    table[rank][offer] = step as u8;
+                }
+            }
+            offer += 1;
+        }
+        rank += 1;
+    }
+    table
+}
+
+pub(crate) static SMALL_TABLE: StepTable = table(&SMALL_STEPS);
+pub(crate) static HUGE_TABLE: StepTable = table(&HUGE_STEPS);
