@@ -76,6 +76,24 @@ impl Entries {
         (least != NONE).then_some(least as usize % HUGE_PER_TREE as usize)
     }
 
+    /// Whether a block of `order` may be here, and whether the host may make one possible on its own.
+    #[inline]
+    pub(crate) fn look(&self, order: Order) -> Look {
+        let (mut free, mut part, mut held) = (0u16, 0u16, 0u16);
+        for entry in self.entries {
+            free |= u16::from(entry.is_all_free());
+            part |= u16::from(entry.has_room() & entry.may_fit_in_part(order));
+            held |= u16::from(entry.is_held());
+        }
+        let may_serve = match order {
+            Order::MAX => free != 0 && self.first(order, Want::Free, 0).is_some(),
+            Order::HUGE => free != 0,
+            _ => free | part != 0,
+        };
+        // Free huge frames that are no pair: the host may hold one and give it back.
+        Look { may_serve, may_return: held != 0 || order == Order::MAX && free != 0 }
+    }
+
     /// The first huge frame for a block of order 9 or 10.
     #[inline]
     pub(crate) fn first(&self, order: Order, want: Want, tried: u32) -> Option<usize> {
@@ -88,13 +106,17 @@ impl Entries {
     }
 }
 
+/// What a tree has for some order.
+pub(crate) struct Look {
+    pub(crate) may_serve: bool,
+    pub(crate) may_return: bool,
+}
+
 /// The entries of a tree, counted.
 pub(crate) struct Count {
     pub(crate) hint: TreeHint,
     /// There is no block in it.
     pub(crate) all_free: bool,
-    /// The host took some huge frame.
-    pub(crate) any_held: bool,
 }
 
 const FREE: u16 = 1 << 0;
@@ -155,12 +177,11 @@ impl TreeHint {
     /// Counts a tree's entries. The hint has no owner and no purpose.
     pub(crate) fn count(entries: &Entries) -> Count {
         // Sums and maxima without a branch: the compiler counts several entries at once.
-        let (mut free, mut installed, mut held, mut room, mut run) = (0, 0, 0, 0, 0);
+        let (mut free, mut installed, mut room, mut run) = (0, 0, 0, 0);
         for entry in entries.entries {
             let (all_free, partial) = (u16::from(entry.is_all_free()), u16::from(entry.has_room()));
             free += all_free;
             installed += all_free & u16::from(!entry.is_evicted());
-            held |= u16::from(entry.is_held());
             room += entry.free() * partial;
             run = ((entry.run_bits() + 1) * partial).max(run);
         }
@@ -179,7 +200,7 @@ impl TreeHint {
         let flags = flag(free > 0, FREE) | flag(installed > 0, INSTALLED) | flag(pair, PAIR);
         let few = flag(rank == 3 && room * FEW_OF < all, FEW);
         let hint = flags | few | rank << ROOM_SHIFT | run << RUN_SHIFT;
-        Count { hint: Self(hint), all_free: free == entries.len, any_held: held > 0 }
+        Count { hint: Self(hint), all_free: free == entries.len }
     }
 
     /// The same tree with the count of another hint.

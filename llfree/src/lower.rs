@@ -260,6 +260,18 @@ impl<'a> Lower<'a> {
         Err(Miss::Undone)
     }
 
+    /// The entry after a give to a huge frame of which nothing was free. Budgets are all alike: a taker of the
+    /// last frames may have set the bits that a giver cleared and left others, so the giver looks at all.
+    #[cold]
+    fn after_nothing(&self, huge: HugeId, word: &AtomicU16, after: HugeEntry) -> HugeEntry {
+        let run = longest(self.rows_of(huge));
+        match transition(word, FOREVER, |e| e.raise(run)) {
+            Ok(old) => old.raise(run).unwrap_or(after),
+            // High enough, or taken again.
+            Err(_) => after.raise(run).unwrap_or(after),
+        }
+    }
+
     /// Gives back a budget whose frames others took. An entry that refuses it was broken by somebody,
     /// and then the frames are lost rather than owned twice.
     #[cold]
@@ -351,7 +363,8 @@ impl<'a> Lower<'a> {
         if u64::from(frames) < order.frames() {
             return Err(not_allocated);
         }
-        given(old).ok_or(FreeError::Corrupt(huge))
+        let after = given(old).ok_or(FreeError::Corrupt(huge))?;
+        Ok(if old.free() == 0 { self.after_nothing(huge, word, after) } else { after })
     }
 
     /// Takes all free frames of the first row that has room for a block of `order`. That no row can be
@@ -457,7 +470,8 @@ impl<'a> Lower<'a> {
         let frames = order.frames() as u16;
         let old = transition(word, FOREVER, |e| e.give(frames, run)).ok()?;
         self.settle(huge);
-        Some((huge, old.give(frames, run)?))
+        let after = old.give(frames, run)?;
+        Some((huge, if old.free() == 0 { self.after_nothing(huge, word, after) } else { after }))
     }
 
     /// Gives `bits` of a row back that [`Lower::take_row`] took; returns the entry afterwards. `None`
@@ -473,7 +487,8 @@ impl<'a> Lower<'a> {
         let (frames, run) = (ones(used & bits) as u16, self.run_after(first, used & !bits));
         let old = transition(word, FOREVER, |e| e.give(frames, run)).ok()?;
         self.settle(huge);
-        old.give(frames, run)
+        let after = old.give(frames, run)?;
+        Some(if old.free() == 0 { self.after_nothing(huge, word, after) } else { after })
     }
 
     fn take_huge(&self, huge: HugeId, order: Order) -> Result<Taken, Miss> {
@@ -534,6 +549,7 @@ impl<'a> Lower<'a> {
     }
 
     /// Sets the bits of the block at `offset`; all or nothing.
+    #[inline]
     fn set_block(&self, huge: HugeId, offset: usize, order: Order) -> bool {
         let rows = self.block_rows(huge, offset, order);
         let mask = run_mask(order) << (offset % ROW_FRAMES);
@@ -568,6 +584,7 @@ impl<'a> Lower<'a> {
         (cleared, left)
     }
 
+    #[inline]
     fn block_rows(&self, huge: HugeId, offset: usize, order: Order) -> &'a [AtomicU64] {
         let first = offset / ROW_FRAMES;
         self.rows_of(huge).get(first..first + rows_per_block(order)).unwrap_or(&[])

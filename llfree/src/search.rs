@@ -12,10 +12,10 @@ use crate::block::Allocation;
 use crate::class::{CLASSES, Class, Rank};
 use crate::error::AllocError;
 use crate::hint::{Entries, TreeHint, Want, tree_of, tree_range};
-use crate::spot::Spot;
+use crate::spot::{Spot, Word};
 use crate::steps::{
-    HUGE_GOOD, HUGE_PASSES, HUGE_STEPS, HUGE_TABLE, NO_STEP, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES, SMALL_STEPS,
-    SMALL_TABLE, Step,
+    HUGE_GOOD, HUGE_PASSES, HUGE_STEPS, HUGE_TABLE, NO_STEP, PARTIAL_PASSES, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES,
+    SMALL_STEPS, SMALL_TABLE, Step,
 };
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken};
@@ -30,6 +30,9 @@ pub(crate) const CROWDED_FRAMES: u16 = 64;
 const MORE_LOOKS: u32 = 32;
 /// The same when it knows one that had better serve others.
 const MORE_LOOKS_FOR_BAD: u32 = 256;
+/// Looks that a search may cost on average where no tree in use has what it wants: a walk that looked at more
+/// is paid off by searches that take a free huge frame without one.
+const LOOKS_PER_SEARCH: u32 = 8;
 /// Trees whose hints promised too much, in one search, before it counts all of them.
 const BROKEN_PROMISES: usize = 8;
 /// One in this many single blocks has its tree counted.
@@ -112,6 +115,19 @@ impl Tenant<'_> {
     pub fn alloc(&self, order: Order) -> Result<Allocation, AllocError> {
         let word = self.place.word(self.trees.id());
         let packed = word.load();
+        // The usual case: no more than a look at the word.
+        if !order.is_huge()
+            && let Some(huge) = Spot::small_of(packed)
+            && self.lower.entry(huge).is_some_and(|entry| entry.may_fit(order))
+            && let Some(taken) = self.grab(huge, order)
+        {
+            return Ok(Allocation::new(taken, order));
+        }
+        self.alloc_far(order, word, packed)
+    }
+
+    #[inline(never)]
+    fn alloc_far(&self, order: Order, word: &Word, packed: u64) -> Result<Allocation, AllocError> {
         let mut spot = Spot::unpack(packed, self.trees.len(), &self.place);
         let taken = self.take(&mut spot, Query::new(order, Class::of(order)));
         // Others may have moved it meanwhile; theirs or ours, it is only a place to look.
@@ -255,7 +271,11 @@ impl Tenant<'_> {
     fn enter(&self, spot: &mut Spot, tree: u32, want: Want, reserve: bool) -> bool {
         match spot.tree.take() {
             Some(left) => self.leave(Some(left)),
-            None => tree.checked_sub(1).into_iter().for_each(|left| self.recount_tree(left)),
+            None => {
+                if let Some(left) = tree.checked_sub(1) {
+                    self.recount_tree(left);
+                }
+            }
         }
         let hint = self.trees.get(tree);
         let rank = self.policy.rank(Class::HUGE, hint.class());
@@ -298,6 +318,10 @@ impl Tenant<'_> {
         // What is left at last may be in trees that others reserved.
         for everywhere in [false, true] {
             while let Some((tree, step)) = self.best_tree(spot, query, everywhere, &broken) {
+                // Frees say little of how full a tree is: it is counted before it is chosen for that.
+                if query.want(step).is_partial() && query.step_of(self, self.recount_tree(tree)) != step {
+                    continue;
+                }
                 if let Some(found) = self.search_tree(tree, query.order, query.want(step), &mut grab) {
                     self.settle(spot, query, found.0, step);
                     return Some(found.1);
@@ -323,7 +347,7 @@ impl Tenant<'_> {
     }
 
     /// The tree that suits best, and the step that says so.
-    fn best_tree(&self, spot: &Spot, query: Query, everywhere: bool, broken: &Broken) -> Option<(u32, u8)> {
+    fn best_tree(&self, spot: &mut Spot, query: Query, everywhere: bool, broken: &Broken) -> Option<(u32, u8)> {
         let is_huge = query.order.is_huge();
         let own = if is_huge { spot.tree } else { spot.small[usize::from(query.class.get())].map(tree_of) };
         let home = if is_huge { tree_of(spot.huge) } else { own.unwrap_or(spot.home) };
@@ -345,8 +369,12 @@ impl Tenant<'_> {
             }
             return (best.1 != NO_STEP).then_some(best);
         }
-        for &(want, enough) in passes {
-            if best.1 <= enough {
+        // Whether trees in use are looked at after the free ones.
+        let pays_off = !is_huge && spot.is_paying_off(query.order);
+        let (first, second): (&[_], &[_]) = if pays_off { (&passes[PARTIAL_PASSES..], passes) } else { (passes, &[]) };
+        let mut looked = 0u32;
+        for &(want, enough) in first.iter().chain(second) {
+            if best.1 <= enough || pays_off && best.1 <= good {
                 break;
             }
             let mut looks = 0;
@@ -362,6 +390,7 @@ impl Tenant<'_> {
                     looks = 0;
                 }
                 looks += 1;
+                looked += u32::from(want.is_partial());
                 let most = match best.1 {
                     NO_STEP => u32::MAX,
                     step if step <= good => MORE_LOOKS,
@@ -369,6 +398,9 @@ impl Tenant<'_> {
                 };
                 best.1 <= enough || looks >= most
             });
+        }
+        if !is_huge && best.1 > SMALL_PARTIAL {
+            spot.owe(query.order, looked / LOOKS_PER_SEARCH);
         }
         (best.1 != NO_STEP).then_some(best)
     }
@@ -420,9 +452,9 @@ impl Tenant<'_> {
             let looking = self.refusal.begin(order, epoch);
             let (mut certain, mut may_return) = (true, false);
             for tree in 0..self.trees.len() {
-                let counted = TreeHint::count(&self.entries_of(tree));
-                may_return |= counted.any_held || order == Order::MAX && counted.hint.promises(Want::Free);
-                if counted.hint.offer(order).is_none() && self.trees.get(tree).offer(order).is_none() {
+                let look = self.entries_of(tree).look(order);
+                may_return |= look.may_return;
+                if !look.may_serve && self.trees.get(tree).offer(order).is_none() {
                     continue;
                 }
                 let wants: &[Want] = if order.is_huge() { &[Want::Free] } else { &[Want::Crowded, Want::Free] };
@@ -509,8 +541,8 @@ impl Tenant<'_> {
         }
     }
 
-    pub(crate) fn recount_tree(&self, tree: u32) {
-        self.recount_tree_as(tree, |hint| hint);
+    pub(crate) fn recount_tree(&self, tree: u32) -> TreeHint {
+        self.recount_tree_as(tree, |hint| hint)
     }
 
     /// Counts a tree from its entries; `step` changes its owner or its purpose with it.

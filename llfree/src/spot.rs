@@ -38,6 +38,9 @@ pub(crate) struct Spot {
     pub(crate) last_tree: Option<u32>,
     /// Single blocks that were searched for, modulo 256.
     pub(crate) singles: u8,
+    /// Searches for blocks of this order and larger ones that go without a walk over trees in use.
+    owed: u32,
+    owed_order: Order,
     /// Trees, from the first, that have to be counted before they are believed again.
     pub(crate) stale: u32,
 }
@@ -64,8 +67,25 @@ impl Spot {
             freed_pair: None,
             last_tree: None,
             singles: 0,
+            owed: 0,
+            owed_order: Order::BASE,
             stale: 0,
         }
+    }
+
+    /// A walk over the trees in use found nothing for `order`, at the cost of so many searches.
+    pub(crate) fn owe(&mut self, order: Order, searches: u32) {
+        if searches > 0 {
+            self.owed = searches;
+            self.owed_order = order;
+        }
+    }
+
+    /// Whether a search for `order` pays off an earlier walk by doing without one.
+    pub(crate) fn is_paying_off(&mut self, order: Order) -> bool {
+        let pays = self.owed > 0 && order >= self.owed_order;
+        self.owed -= u32::from(pays);
+        pays
     }
 
     /// The huge frame that the last single block of an order came from.
@@ -90,6 +110,13 @@ impl Spot {
         u64::from(!small) | u64::from(self.huge.0 & 0x7fff_ffff) << 32 | if self.any { ANY } else { 0 }
     }
 
+    /// The huge frame that small blocks come from, in such a word.
+    #[inline]
+    pub(crate) fn small_of(word: u64) -> Option<HugeId> {
+        let small = !(word as u32);
+        (word != 0 && small != NONE).then_some(HugeId(small))
+    }
+
     /// Any word will do: it is only a place to look. Zero is that of callers who come for the first time.
     pub(crate) fn unpack(word: u64, trees: u32, place: &Place) -> Self {
         if word == 0 {
@@ -97,8 +124,7 @@ impl Spot {
         }
         let huge = (word >> 32) as u32 & 0x7fff_ffff;
         let mut spot = Self::at(huge / HUGE_PER_TREE, 0);
-        let small = !(word as u32);
-        spot.small[Class::MOVABLE.get() as usize] = (small != NONE).then_some(HugeId(small));
+        spot.small[Class::MOVABLE.get() as usize] = Self::small_of(word);
         spot.huge = HugeId(huge);
         spot.any = word & ANY != 0;
         spot

@@ -33,6 +33,8 @@ pub(crate) const SMALL_STEPS: [Step; 16] = [
 pub(crate) const SMALL_GOOD: u8 = 5;
 /// The last of them that finds room among blocks of the same class.
 pub(crate) const SMALL_PARTIAL: u8 = 3;
+/// The number of lists of trees in use among these.
+pub(crate) const PARTIAL_PASSES: usize = 3;
 /// The lists to go through, and the step after which no other list has a better one.
 pub(crate) const SMALL_PASSES: [(Want, u8); 5] =
     [(Want::Crowded, 0), (Want::Mixed, 1), (Want::Sparse, 3), (Want::Installed, 4), (Want::Free, 5)];

@@ -145,6 +145,12 @@ impl<'a> Tenant<'a> {
     /// # Errors
     /// The error in the block; nothing changed unless [`FreeError::Corrupt`].
     pub fn free(&self, frame: FrameId, order: Order) -> Result<(), FreeError> {
+        if order < Order::ROW
+            && let Some((huge, after)) = self.lower.give_in_row(frame, order)
+        {
+            self.note_free(huge, after);
+            return Ok(());
+        }
         let after = self.lower.give(frame, order)?;
         if let Some(huge) = frame.huge() {
             self.note_free(huge, after);

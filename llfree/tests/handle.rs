@@ -148,3 +148,26 @@ fn a_party_that_stopped_half_way_hides_no_block() {
         assert!(o > 0 || tenant.stats().free_frames == 0);
     }
 }
+
+/// Frames exchanged at random move together: fuller trees are filled first, so that others come free.
+#[test]
+fn memory_gets_tidier_while_it_is_used() {
+    let table = Table::installed(256);
+    let tenant = table.tenant();
+    let mut cpu = tenant.cpu();
+    let mut held: Vec<_> = (0..256 * 512).map(|_| ready(cpu.alloc(Order::BASE).expect("free"))).collect();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut free_any = |held: &mut Vec<_>, cpu: &mut llfree::Cpu<'_>| {
+        let frame = held.swap_remove(rng.usize(..held.len()));
+        cpu.free(frame, Order::BASE).expect("ours");
+    };
+    (0..held.len() / 2).for_each(|_| free_any(&mut held, &mut cpu));
+    assert_eq!(tenant.stats().free_huge, 0);
+    for _ in 0..100 {
+        let exchanged = held.len() / 10;
+        (0..exchanged).for_each(|_| free_any(&mut held, &mut cpu));
+        held.extend((0..exchanged).map(|_| ready(cpu.alloc(Order::BASE).expect("half is free"))));
+    }
+    let free = tenant.stats().free_huge;
+    assert!(free >= 120, "{free} of 128 huge frames that could be free");
+}

@@ -42,18 +42,21 @@ impl Run {
 
     /// A run of this order; of a larger one than a huge frame has in parts, [`ANY`](Self::ANY).
     #[must_use]
+    #[inline]
     pub const fn of(order: Order) -> Self {
         Self::from_bits(order.get() as u16)
     }
 
     /// A number, 8 if it is larger.
     #[must_use]
+    #[inline]
     pub const fn from_bits(bits: u16) -> Self {
         if bits < Self::ANY.0 { Self(bits) } else { Self::ANY }
     }
 
     /// The order.
     #[must_use]
+    #[inline]
     pub const fn order(self) -> Order {
         match Order::new(self.0 as u8) {
             Some(order) => order,
@@ -74,42 +77,49 @@ impl HugeEntry {
 
     /// Any bits, unchecked: the transitions check.
     #[must_use]
+    #[inline]
     pub const fn from_bits(bits: u16) -> Self {
         Self(bits)
     }
 
     /// The word as stored.
     #[must_use]
+    #[inline]
     pub const fn bits(self) -> u16 {
         self.0
     }
 
     /// Free base frames, as claimed: `0..=1023`, above 512 only if somebody broke the rules.
     #[must_use]
+    #[inline]
     pub const fn free(self) -> u16 {
         self.0 & FREE_MASK
     }
 
     /// The host took this frame out of the guest's reach.
     #[must_use]
+    #[inline]
     pub const fn is_held(self) -> bool {
         self.0 & HELD != 0
     }
 
     /// Not backed by host memory: install before use.
     #[must_use]
+    #[inline]
     pub const fn is_evicted(self) -> bool {
         self.0 & EVICTED != 0
     }
 
     /// Allocated as one block of order 9 (or half of an order 10).
     #[must_use]
+    #[inline]
     pub const fn is_huge(self) -> bool {
         self.0 & HUGE != 0 && self.free() == 0
     }
 
     /// The bound on its free runs: [`Run::ANY`] if all is free, [`Run::SINGLE`] if nothing is.
     #[must_use]
+    #[inline]
     pub const fn run(self) -> Run {
         if self.is_all_free() {
             return Run::ANY;
@@ -119,6 +129,7 @@ impl HugeEntry {
 
     /// Whether some sequence of transitions leads here.
     #[must_use]
+    #[inline]
     pub const fn is_valid(self) -> bool {
         // Held implies evicted; held and huge both imply that nothing is free.
         if self.is_held() {
@@ -129,6 +140,7 @@ impl HugeEntry {
 
     /// Every base frame is free and the guest may take it.
     #[must_use]
+    #[inline]
     pub const fn is_all_free(self) -> bool {
         self.0 & !EVICTED == ALL_FREE
     }
@@ -141,17 +153,20 @@ impl HugeEntry {
     }
 
     /// Base frames are given out one by one here: neither held nor huge, and valid.
+    #[inline]
     const fn is_small(self) -> bool {
         self.is_partial() || self.0 & !EVICTED & !ALL_FREE == 0
     }
 
     /// Some base frames are free and others are not.
+    #[inline]
     const fn is_partial(self) -> bool {
         self.0 & HELD == 0 && self.free().wrapping_sub(1) < ALL_FREE - 1 && self.0 & RUN_MASK <= Run::ANY.0 << RUN_SHIFT
     }
 
     /// Whether a block of `order` below 9 may be free here: surely not where it says no.
     #[must_use]
+    #[inline]
     pub const fn may_fit(self, order: Order) -> bool {
         self.is_small() && self.free() >= order.frames() as u16 && self.run().0 >= Run::of(order).0
     }
@@ -172,6 +187,7 @@ impl HugeEntry {
 
     /// Guest: take `frames` base frames (1..=511 or a whole row), keeping `evicted` and `run`.
     #[must_use]
+    #[inline]
     pub const fn take(self, frames: u16) -> Option<Self> {
         if !self.is_small() || frames == 0 || self.free() < frames {
             return None;
@@ -187,6 +203,7 @@ impl HugeEntry {
 
     /// Guest: give `frames` base frames back, after which the free runs around them are bounded by `run`.
     #[must_use]
+    #[inline]
     pub const fn give(self, frames: u16, run: Run) -> Option<Self> {
         if !self.is_small() || frames == 0 || frames > ALL_FREE || self.free() + frames > ALL_FREE {
             return None;
@@ -201,54 +218,63 @@ impl HugeEntry {
     /// Guest: a look at the bits found no run above `run`. The caller looks once more afterwards, for
     /// a run that came meanwhile, and [raises](Self::raise) the bound again.
     #[must_use]
+    #[inline]
     pub const fn lower(self, run: Run) -> Option<Self> {
         if self.has_room() && run.0 < self.run().0 { Some(Self(self.0 & !RUN_MASK | run.0 << RUN_SHIFT)) } else { None }
     }
 
     /// Guest: a run of this order is, or may be, free.
     #[must_use]
+    #[inline]
     pub const fn raise(self, run: Run) -> Option<Self> {
         if self.has_room() && run.0 > self.run().0 { Some(Self(self.0 & !RUN_MASK | run.0 << RUN_SHIFT)) } else { None }
     }
 
     /// Guest: take the huge frame as one block, keeping `evicted`.
     #[must_use]
+    #[inline]
     pub const fn take_huge(self) -> Option<Self> {
         if self.is_all_free() { Some(Self((self.0 & EVICTED) | HUGE)) } else { None }
     }
 
     /// Guest: give a block of order 9 back.
     #[must_use]
+    #[inline]
     pub const fn give_huge(self) -> Option<Self> {
         if self.0 & !EVICTED == HUGE { Some(Self((self.0 & EVICTED) | ALL_FREE)) } else { None }
     }
 
     /// Host, soft reclaim: a free frame loses its memory and stays free.
     #[must_use]
+    #[inline]
     pub const fn evict(self) -> Option<Self> {
         if self.0 == Self::FREE_INSTALLED.0 { Some(Self::FREE_EVICTED) } else { None }
     }
 
     /// Host, hard reclaim: a free frame leaves the guest's reach.
     #[must_use]
+    #[inline]
     pub const fn hold(self) -> Option<Self> {
         if self.is_all_free() { Some(Self(HELD | EVICTED)) } else { None }
     }
 
     /// Host: a held frame is free for the guest again, still evicted.
     #[must_use]
+    #[inline]
     pub const fn release(self) -> Option<Self> {
         if self.0 == HELD | EVICTED { Some(Self::FREE_EVICTED) } else { None }
     }
 
     /// Host: an evicted frame was backed with memory.
     #[must_use]
+    #[inline]
     pub const fn installed(self) -> Option<Self> {
         if self.is_valid() && self.is_evicted() && !self.is_held() { Some(Self(self.0 & !EVICTED)) } else { None }
     }
 
     /// Guest: take a block of `order` below 9 whose bits are seen to be clear, whatever `run` says.
     #[must_use]
+    #[inline]
     pub const fn take_order(self, order: Order) -> Option<Self> {
         if order.is_huge() { None } else { self.take(order.frames() as u16) }
     }

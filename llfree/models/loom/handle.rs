@@ -140,7 +140,7 @@ fn a_hint_denies_nothing_that_a_free_left() {
     for o in [0, 2] {
         race(
             full,
-            |m| m.tenant().recount_tree(0),
+            |m| _ = m.tenant().recount_tree(0),
             move |m| m.tenant().free(FrameId(0), order(o)).expect("ours"),
             move |m, (), ()| assert!(!m.tenant().trees.get(0).offer(order(o)).is_none(), "order {o} is free"),
         );
@@ -152,7 +152,7 @@ fn a_hint_denies_nothing_that_a_free_left() {
             shared.tenant().trees.change(0, |hint| hint.with_room(Run::ANY));
             shared
         },
-        |m| m.tenant().recount_tree(0),
+        |m| _ = m.tenant().recount_tree(0),
         |m| m.tenant().free(FrameId(0), Order::BASE).expect("ours"),
         |m, (), ()| assert!(!m.tenant().trees.get(0).offer(Order::BASE).is_none(), "a frame is free"),
     );
@@ -167,7 +167,7 @@ fn a_tree_that_was_left_is_nobodys() {
             shared
         },
         |m| m.tenant().leave(Some(0)),
-        |m| m.tenant().recount_tree(0),
+        |m| _ = m.tenant().recount_tree(0),
         |m, (), ()| assert!(!m.tenant().trees.get(0).is_reserved()),
     );
 }
