@@ -326,7 +326,8 @@ impl Tenant<'_> {
                     self.settle(spot, query, found.0, step);
                     return Some(found.1);
                 }
-                if !broken.add(tree) {
+                // It was counted: most often it promises something else by now, or nothing.
+                if query.step_of(self, self.trees.get(tree)) == step && !broken.add(tree) {
                     break;
                 }
             }
