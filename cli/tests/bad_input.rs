@@ -281,7 +281,7 @@ fn a_kernel_that_is_none_is_refused() {
         (image("large", Image { memory_bytes: 62 * MIB + 1, ..good.clone() }), &["outside the 0x4000000 bytes of RAM"]),
         (image("twice", Image { again_at: Some(BASE + 1), ..good.clone() }), &["overlap"]),
         (image("stranger", Image { abi: None, ..good.clone() }), &["no ABI note"]),
-        (image("future", Image { abi: Some(7), ..good.clone() }), &["ABI version 7", "VMM speaks 1"]),
+        (image("future", Image { abi: Some(7), ..good.clone() }), &["ABI version 7", "VMM speaks 2"]),
         ("/proc/self/exe".to_owned(), &["/proc/self/exe", "position-independent"]),
     ] {
         refused(&scratch, &["--mem", "64M", "--kernel", &path], words);
