@@ -73,7 +73,7 @@ impl Image {
             parts: vec![
                 Part::load(5, 2 * MIB, &CODE, 32),
                 Part::load(6, 5 * MIB, b"data", 3 * MIB),
-                Part::note(b"llfree-vmm", 1, &1_u32.to_le_bytes()),
+                Part::note(b"llfree-vmm", 1, &ABI_VERSION.to_le_bytes()),
             ],
             symbols: vec![
                 ("_start", 2 * MIB, 0, 0),
@@ -265,7 +265,7 @@ fn the_abi_version_must_be_ours() {
     refused(|image| image.parts[2] = note(b"GNU", 1, &[1, 0, 0, 0]), &["no ABI note"]);
     refused(|image| image.parts[2] = note(b"llfree-vmm", 2, &[1, 0, 0, 0]), &["no ABI note"]);
     refused(|image| image.parts[2] = note(b"llfree-vmm", 1, &[1]), &["1 bytes", "4"]);
-    refused(|image| image.parts[2] = note(b"llfree-vmm", 1, &[7, 0, 0, 0]), &["ABI version 7", "VMM speaks 1"]);
+    refused(|image| image.parts[2] = note(b"llfree-vmm", 1, &[7, 0, 0, 0]), &["ABI version 7", "VMM speaks 2"]);
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn the_note_is_found_whatever_its_segments_alignment() {
     for padding in [4, 8] {
         // After another note whose length shows the padding.
         let mut note = Part::padded_note(b"GNU", 5, &[0; 12], padding);
-        let ours = Part::padded_note(b"llfree-vmm", 1, &1_u32.to_le_bytes(), padding);
+        let ours = Part::padded_note(b"llfree-vmm", 1, &ABI_VERSION.to_le_bytes(), padding);
         note.data.extend(ours.data);
         note.file_bytes = note.data.len() as u64;
         for align in [0, 1, 4, 8, 16, 4096] {
