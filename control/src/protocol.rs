@@ -9,7 +9,7 @@
 //!   never silently ignored. A new request needs no new
 //!   version: an old VM names it in its refusal. A new field of an old request needs one.
 //! - **Replies may grow.** A client skips fields that it does not know and keeps a
-//!   [`Word`](crate::report::Word) that it does not know as it is. So a new counter needs no new
+//!   [`Word`] that it does not know as it is. So a new counter needs no new
 //!   version. A field that is added to a reply has `#[serde(default)]`, as older VMs do not send it.
 //! - **`ping` and `stop` never change**, nor do their replies `pong` and `stopping`, nor `error`. They are
 //!   served and understood whatever the version, in both directions: a newer client can stop an older

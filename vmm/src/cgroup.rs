@@ -1,7 +1,7 @@
 //! `--cgroup`: the VM in a memory cgroup of its own, whose `memory.max` follows the limit.
 //!
 //! Touches only the cgroup file system. The files are opened once, at the start, before any rights are
-//! dropped; afterwards only those open files are used, and only the [keeper](keeper::Keeper)'s thread can write to
+//! dropped; afterwards only those open files are used, and only the keeper's thread can write to
 //! one. Invariant: `memory.max` is never below what the
 //! guest may hold plus the VMM's allowance; it rises before a grow and falls after a shrink, and falls
 //! only once what is in use fits, because the kernel kills what does not.
