@@ -22,7 +22,7 @@ use crate::sync::Ordering;
 use crate::taken::{Miss, Taken, TakenRow};
 use crate::tenant::Tenant;
 use core::fmt;
-use shared_layout::{FrameId, HugeId, Order};
+use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// Frames that a handle holds back at most: a row to serve from or the rest of a huge frame, what
 /// was freed into the row meanwhile, and a row of freed ones.
@@ -336,6 +336,10 @@ impl<'a> Cpu<'a> {
     fn take_rest(&mut self, huge: HugeId, class: Class) -> Option<Taken> {
         let mut rest = [0; ROWS];
         let evicted = self.tenant.noted(huge, self.tenant.lower.take_rest(huge, &mut rest))?;
+        if self.tenant.entry(huge).is_some_and(HugeEntry::has_room) {
+            // Some of it could not be had, and looked taken meanwhile.
+            self.tenant.note_undone(huge);
+        }
         self.serve(TakenRow { first: huge.first_frame(), bits: core::mem::take(&mut rest[0]), evicted }, class);
         self.rest_rows = rest.iter().enumerate().fold(0, |rows, (i, bits)| rows | u8::from(*bits != 0) << i);
         self.rest = rest;

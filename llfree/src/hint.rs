@@ -380,8 +380,8 @@ impl<'a> Trees<'a> {
     }
 
     pub(crate) fn get(&self, tree: u32) -> TreeHint {
-        // Relaxed here and below: hints order nothing.
-        TreeHint(self.hints.get(tree as usize).map_or(0, |hint| hint.load(Ordering::Relaxed)))
+        // Acquire: with a promise comes that no refusal contradicts it any more.
+        TreeHint(self.hints.get(tree as usize).map_or(0, |hint| hint.load(Ordering::Acquire)))
     }
 
     /// Changes a tree's word and lists the tree for what it promises; the word before and after. It
@@ -389,14 +389,14 @@ impl<'a> Trees<'a> {
     /// is not listed, for it comes and goes: CPUs at work in their own trees write nothing that others read.
     pub(crate) fn change(&self, tree: u32, step: impl Fn(TreeHint) -> TreeHint) -> (TreeHint, TreeHint) {
         let Some(word) = self.hints.get(tree as usize) else { return (TreeHint::NONE, TreeHint::NONE) };
-        let mut old = word.load(Ordering::Relaxed);
+        let mut old = word.load(Ordering::Acquire);
         let new = loop {
             let new = step(TreeHint(old));
             if new.0 == old {
                 break new;
             }
             // Acquire and release: who denies something counted after who promised it.
-            match word.compare_exchange(old, new.0, Ordering::AcqRel, Ordering::Relaxed) {
+            match word.compare_exchange(old, new.0, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => break new,
                 Err(seen) => old = seen,
             }

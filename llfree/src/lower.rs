@@ -214,14 +214,7 @@ impl<'a> Lower<'a> {
             };
             // Another one is faster than us only where it makes progress itself.
             if self.set_block(huge, offset, order) {
-                self.settle(huge);
-                if Run::of(order) == old.run() && old.free() > order.frames() as u16 && find_run(rows, order).is_none()
-                {
-                    // The last of the longest: saves others the look.
-                    self.bound(huge);
-                }
-                let frame = FrameId(huge.first_frame().0 + offset as u64);
-                return Ok(Taken { frame, evicted: old.is_evicted() });
+                return Ok(self.taken(huge, offset, order, old));
             }
         }
         self.give_up(huge, word, order.frames() as u16);
@@ -236,28 +229,39 @@ impl<'a> Lower<'a> {
         if !HugeEntry::from_bits(word.load(Ordering::Relaxed)).may_fit(order) {
             return Err(Miss::NoFit);
         }
-        let is_free = |rows: &&[AtomicU64]| rows.iter().all(|row| row.load(Ordering::Relaxed) == 0);
-        let mut seen = all.chunks_exact(rows_per_block(order)).enumerate().filter(|(_, rows)| is_free(rows));
-        let Some(first) = seen.next() else {
+        let Some(offset) = find_run(all, order) else {
             self.bound(huge);
             return Err(Miss::NoFit);
         };
         let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| Miss::NoFit)?;
-        for (index, rows) in core::iter::once(first).chain(seen) {
-            if !set_rows(rows) {
-                continue;
-            }
-            self.settle(huge);
-            let is_longest = Run::of(order) == old.run() && old.free() > order.frames() as u16;
-            if is_longest && find_run(all, order).is_none() {
-                // The last of the longest: saves others the look.
-                self.bound(huge);
-            }
-            let frame = huge.first_frame().0 + (index * rows.len() * ROW_FRAMES) as u64;
-            return Ok(Taken { frame: FrameId(frame), evicted: old.is_evicted() });
+        // One attempt: rows that were set for a moment and are free again have to be told of.
+        if !set_rows(self.block_rows(huge, offset, order)) {
+            self.give_up(huge, word, order.frames() as u16);
+            return Err(Miss::Undone);
         }
-        self.give_up(huge, word, order.frames() as u16);
-        Err(Miss::Undone)
+        Ok(self.taken(huge, offset, order, old))
+    }
+
+    /// A block whose bits were set, out of an entry that was `old` before.
+    #[inline]
+    fn taken(&self, huge: HugeId, offset: usize, order: Order, old: HugeEntry) -> Taken {
+        self.settle(huge);
+        let is_longest = Run::of(order) == old.run() && old.free() > order.frames() as u16;
+        if is_longest && find_run(self.rows_of(huge), order).is_none() {
+            // The last of the longest: saves others the look.
+            self.bound(huge);
+        }
+        Taken { frame: FrameId(huge.first_frame().0 + offset as u64), evicted: old.is_evicted() }
+    }
+
+    /// Raises the counter by frames whose bits were cleared before, in runs of at most `run`; the entry
+    /// afterwards. `None` if it was broken by somebody: then the frames are lost rather than owned twice.
+    #[inline]
+    fn count_free(&self, huge: HugeId, word: &AtomicU16, frames: u16, run: Run) -> Option<HugeEntry> {
+        let old = transition(word, FOREVER, |e| e.give(frames, run)).ok()?;
+        self.settle(huge);
+        let after = old.give(frames, run)?;
+        Some(if old.free() == 0 { self.after_nothing(huge, word, after) } else { after })
     }
 
     /// The entry after a give to a huge frame of which nothing was free. Budgets are all alike: a taker of the
@@ -352,19 +356,11 @@ impl<'a> Lower<'a> {
         if frames == 0 {
             return Err(not_allocated);
         }
-        // Of several rows each is free as a whole: one look at the neighbours is enough, and none
-        // where the bound cannot rise.
-        let given = |e: HugeEntry| {
-            let run = if e.run() == Run::ANY { Run::ANY } else { self.run_after(frame, left) };
-            e.give(frames, run)
-        };
-        let old = transition(word, FOREVER, given).map_err(|_| FreeError::Corrupt(huge))?;
-        self.settle(huge);
-        if u64::from(frames) < order.frames() {
-            return Err(not_allocated);
-        }
-        let after = given(old).ok_or(FreeError::Corrupt(huge))?;
-        Ok(if old.free() == 0 { self.after_nothing(huge, word, after) } else { after })
+        // Of several rows all were free together for a moment, and a part of them may be still when the
+        // first is not: a look from there does not say.
+        let run = self.run_after(frame, left).max(Run::of(order));
+        let after = self.count_free(huge, word, frames, run).ok_or(FreeError::Corrupt(huge))?;
+        if u64::from(frames) < order.frames() { Err(not_allocated) } else { Ok(after) }
     }
 
     /// Takes all free frames of the first row that has room for a block of `order`. That no row can be
@@ -372,10 +368,9 @@ impl<'a> Lower<'a> {
     pub(crate) fn take_row(&self, huge: HugeId, order: Order) -> Result<TakenRow, Miss> {
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
         let rows = self.rows_of(huge);
-        let mut miss = Miss::NoFit;
         for _ in 0..ROW_PASSES {
             let mut fits = false;
-            HugeEntry::from_bits(word.load(Ordering::Relaxed)).take_order(order).ok_or(miss)?;
+            HugeEntry::from_bits(word.load(Ordering::Relaxed)).take_order(order).ok_or(Miss::NoFit)?;
             for (index, row) in rows.iter().enumerate() {
                 let used = row.load(Ordering::Relaxed);
                 if free_run(used, order).is_none() {
@@ -391,18 +386,19 @@ impl<'a> Lower<'a> {
                     return Ok(TakenRow { first, bits: !used, evicted: old.is_evicted() });
                 }
                 self.give_up(huge, word, free);
-                miss = Miss::Undone;
+                return Err(Miss::Undone);
             }
             if !fits {
                 self.bound(huge);
-                return Err(miss);
+                return Err(Miss::NoFit);
             }
         }
-        Err(if miss == Miss::Undone { miss } else { Miss::Busy })
+        Err(Miss::Busy)
     }
 
     /// Takes all free frames of a huge frame that has at most a row's worth of them: `rows` gets
-    /// the bits of each row. Returns whether there were any, and the entry's `evicted`.
+    /// the bits of each row. Returns whether there were any, and the entry's `evicted`; the entry has
+    /// room afterwards if not all could be had.
     pub(crate) fn take_rest(&self, huge: HugeId, rows: &mut [u64; ROWS]) -> Result<bool, Miss> {
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
         let all = |e: HugeEntry| if e.free() <= ROW_FRAMES as u16 { e.take(e.free()) } else { None };
@@ -453,7 +449,7 @@ impl<'a> Lower<'a> {
         }
         // Takers and givers moved free bits past us each time: the rest of the budget goes back.
         self.give_up(huge, word, budget as u16);
-        // What was taken is worth more than word of the rest, which the next search finds.
+        // The caller looks at the entry, and tells of what has room again.
         if budget < u32::from(old.free()) { Ok(old.is_evicted()) } else { Err(Miss::Undone) }
     }
 
@@ -467,11 +463,7 @@ impl<'a> Lower<'a> {
         let mask = run_mask(order) << (frame.0 % ROW_FRAMES as u64);
         let used = row::clear(row, mask)?;
         let run = if used == 0 { self.run_after(frame, used) } else { run_around(used, frame.0 as u32 % 64) };
-        let frames = order.frames() as u16;
-        let old = transition(word, FOREVER, |e| e.give(frames, run)).ok()?;
-        self.settle(huge);
-        let after = old.give(frames, run)?;
-        Some((huge, if old.free() == 0 { self.after_nothing(huge, word, after) } else { after }))
+        Some((huge, self.count_free(huge, word, order.frames() as u16, run)?))
     }
 
     /// Gives `bits` of a row back that [`Lower::take_row`] took; returns the entry afterwards. `None`
@@ -485,10 +477,7 @@ impl<'a> Lower<'a> {
         // must not raise the counter twice, or it would call a huge frame free that is not.
         let used = row.fetch_and(!bits, Ordering::AcqRel);
         let (frames, run) = (ones(used & bits) as u16, self.run_after(first, used & !bits));
-        let old = transition(word, FOREVER, |e| e.give(frames, run)).ok()?;
-        self.settle(huge);
-        let after = old.give(frames, run)?;
-        Some(if old.free() == 0 { self.after_nothing(huge, word, after) } else { after })
+        self.count_free(huge, word, frames, run)
     }
 
     fn take_huge(&self, huge: HugeId, order: Order) -> Result<Taken, Miss> {
@@ -551,18 +540,10 @@ impl<'a> Lower<'a> {
     /// Sets the bits of the block at `offset`; all or nothing.
     #[inline]
     fn set_block(&self, huge: HugeId, offset: usize, order: Order) -> bool {
-        let rows = self.block_rows(huge, offset, order);
-        let mask = run_mask(order) << (offset % ROW_FRAMES);
-        for (i, row) in rows.iter().enumerate() {
-            if !row::set(row, mask) {
-                // The rows before this one are ours since a moment ago: nobody else clears them.
-                for mine in &rows[..i] {
-                    mine.fetch_and(!mask, Ordering::AcqRel);
-                }
-                return false;
-            }
+        match self.block_rows(huge, offset, order) {
+            [row] => row::set(row, run_mask(order) << (offset % ROW_FRAMES)),
+            rows => set_rows(rows),
         }
-        true
     }
 
     /// Clears the bits of the block at `offset`; the number of frames cleared, and what is left in the

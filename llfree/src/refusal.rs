@@ -1,10 +1,11 @@
 //! [`Refusal`]: "out of memory" said once, and believed until something is freed.
 //!
 //! A refusal is found out in three steps: its order is written down, every tree is looked at, and it
-//! stands if nothing withdrew it meanwhile. A free that makes a block possible which no hint promised
-//! (see `hint`) withdraws it after it has changed the hint; one that changes no hint was seen by the
-//! look, or the look had not come to its tree. So a refusal is true at the moment at which it is said:
-//! since it was written down nothing that fits came free, and each tree was found without.
+//! stands if nothing withdrew it meanwhile. Whoever makes a hint promise more (see `hint`) withdraws it
+//! first: so a free that finds its promise made finds the refusal withdrawn as well, and one that comes
+//! after the look at its tree is known before it is over. A refusal is true at the moment at which it is
+//! said: since it was written down nothing that fits came free, and each tree was found without.
+//! It is not remembered where the host may make a block possible, for it tells nobody.
 //!
 //! ```text
 //!  63..32                 31..6    5         4      3..0
@@ -26,7 +27,7 @@ const NUMBER_SHIFT: u32 = 6;
 const NUMBER_MASK: u64 = ((1 << 26) - 1) << NUMBER_SHIFT;
 const EPOCH_SHIFT: u32 = 32;
 
-/// The last refusal of a table. Anything may be in its word when nobody is at work but zero is best.
+/// The last refusal of a table. Its word is not trusted before [`forget`](Self::forget).
 #[derive(Clone, Copy)]
 pub(crate) struct Refusal<'a>(&'a AtomicU64);
 
@@ -46,8 +47,9 @@ impl<'a> Refusal<'a> {
         Self(word)
     }
 
+    /// Nothing was refused. Looks on their way come to nothing.
     pub(crate) fn forget(self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.withdraw_all(self.0.load(Ordering::Relaxed));
     }
 
     /// Whether a block of `order` was refused, and nothing was freed since.
@@ -98,7 +100,7 @@ impl<'a> Refusal<'a> {
         }
     }
 
-    /// A block of `largest` may be free, and a hint says so by now.
+    /// A block of `largest` may be free, and a hint is about to say so.
     #[inline]
     pub(crate) fn withdraw(self, largest: Order) {
         let word = self.0.load(Ordering::Relaxed);

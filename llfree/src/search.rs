@@ -469,8 +469,8 @@ impl Tenant<'_> {
                 // Others may be at work here.
                 certain &= self.trees.get(tree).offer(order).is_none();
             }
-            // A host that has never raised the epoch may not do so when it returns what it holds.
-            let is_lasting = certain && (epoch > 0 || !may_return);
+            // What the host holds may come back at any moment, after a reclaim that failed without a new epoch.
+            let is_lasting = certain && !may_return;
             // If something came free meanwhile it may be behind us: once more. Somebody made progress.
             if !is_lasting || self.refusal.conclude(looking) {
                 return None;
@@ -550,26 +550,37 @@ impl Tenant<'_> {
     pub(crate) fn recount_tree_as(&self, tree: u32, step: impl Fn(TreeHint) -> TreeHint) -> TreeHint {
         let count = || TreeHint::count(&self.entries_of(tree));
         let counted = count();
-        let (old, new) = self.trees.change(tree, |hint| {
+        let (old, new) = self.change_hint(tree, Order::MAX, |hint| {
             let hint = step(hint).recounted(counted.hint);
             // A tree without any block is for nobody.
             if counted.all_free && !hint.is_reserved() { hint.with_class(Class::FREE) } else { hint }
         });
-        if new.is_denied_by(old) {
-            // The free that this count saw may find its promise made, and say nothing itself.
-            self.refusal.withdraw(Order::MAX);
-        }
         if !old.is_denied_by(new) {
             return new;
         }
         // What came free after the count, and found the promise still there, is seen now.
         let again = count().hint;
         if again.is_denied_by(new) {
-            let (_, more) = self.trees.change(tree, |hint| hint.with_all_of(again));
-            self.refusal.withdraw(Order::MAX);
-            return more;
+            return self.change_hint(tree, Order::MAX, |hint| hint.with_all_of(again)).1;
         }
         new
+    }
+
+    /// Changes a hint, which may promise a block of `largest` afterwards and did not before. The refusal goes
+    /// first: whoever finds the promise made has nothing to withdraw.
+    pub(crate) fn change_hint(
+        &self,
+        tree: u32,
+        largest: Order,
+        step: impl Fn(TreeHint) -> TreeHint,
+    ) -> (TreeHint, TreeHint) {
+        self.trees.change(tree, |hint| {
+            let new = step(hint);
+            if new.is_denied_by(hint) {
+                self.refusal.withdraw(largest);
+            }
+            new
+        })
     }
 }
 

@@ -245,21 +245,17 @@ impl<'a> Tenant<'a> {
     #[inline(never)]
     fn note_news(&self, huge: HugeId, after: HugeEntry) {
         let tree = tree_of(huge);
-        let largest = if after.has_room() {
-            let (old, new) = self.trees.change(tree, |hint| hint.with_room(after.run()));
+        if after.has_room() {
+            let (old, new) = self.change_hint(tree, after.run().order(), |hint| hint.with_room(after.run()));
             if old == new {
                 // There was little room.
                 self.recount_tree(tree);
             }
-            after.run().order()
         } else if after.is_all_free() {
             let pair = self.is_free(HugeId(huge.0 ^ 1));
-            self.trees.change(tree, |hint| hint.with_free(!after.is_evicted(), pair));
-            if pair { Order::MAX } else { Order::HUGE }
-        } else {
-            return;
-        };
-        self.refusal.withdraw(largest);
+            // The host may make the neighbour free without a word: order 10 is not refused any more.
+            self.change_hint(tree, Order::MAX, |hint| hint.with_free(!after.is_evicted(), pair));
+        }
     }
 }
 

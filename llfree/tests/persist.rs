@@ -258,9 +258,9 @@ fn open_refuses_other_versions_with_both_numbers() {
     let mut memory = Region::closed();
     let newer = VERSION + 6;
     memory.region()[8..12].copy_from_slice(&newer.to_le_bytes());
-    refuses(memory.region(), OpenError::NewerVersion { found: newer }, &["7", "reads 1"]);
+    refuses(memory.region(), OpenError::NewerVersion { found: newer }, &["8", "reads 2"]);
     memory.region()[8..12].copy_from_slice(&0u32.to_le_bytes());
-    refuses(memory.region(), OpenError::OlderVersion { found: 0 }, &["0", "reads 1"]);
+    refuses(memory.region(), OpenError::OlderVersion { found: 0 }, &["0", "reads 2"]);
 }
 
 #[test]

@@ -391,3 +391,26 @@ fn of_two_that_free_neighbouring_rows_one_sees_both() {
         },
     );
 }
+
+#[test]
+fn a_part_of_a_block_of_several_rows_that_is_left_is_known() {
+    // A taker may get a frame out of the block before its giver looks at the neighbours.
+    let table = || {
+        let table = Table::one_row(0);
+        let entry = HugeEntry::FREE_INSTALLED.take(510).and_then(|e| e.lower(Run::SINGLE)).expect("two are left");
+        table.rows[7].store(!0b1001, Ordering::Relaxed);
+        table.entries[0].store(entry.bits(), Ordering::Relaxed);
+        table
+    };
+    for o in [7, 8] {
+        race(
+            table,
+            move |t| t.lower().give(FrameId(0), order(o)).is_ok(),
+            |t| t.lower().take(H0, order(0)).is_ok(),
+            |t, given, taken| {
+                assert!(given && taken);
+                t.check_counter();
+            },
+        );
+    }
+}

@@ -14,6 +14,7 @@ use crate::class::Class;
 use crate::cpu::Cpu;
 use crate::host::{Reclaim, Residency};
 use crate::sync::Ordering;
+use crate::tenant::Tenant;
 use shared::Shared;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
@@ -244,9 +245,20 @@ fn run(cpus: u8, huge_frames: u32, squeeze: bool) {
     assert_eq!(stats.free_frames, stats.frames - owned, "frames were lost");
     tenant.validate().expect("counters fit the bits");
     machine.shared.host().validate().expect("entries fit R");
+    nothing_free_is_refused(&tenant, seed);
     for (huge, memory) in machine.truth().memory.iter().enumerate() {
         let r = machine.shared.host().residency(HugeId(huge as u32)).expect("in the table");
         assert_eq!(*memory, r == Residency::Installed);
+    }
+}
+
+/// Whatever the hints and the last refusal say by now. One order a run, before others: what it frees makes news.
+fn nothing_free_is_refused(tenant: &Tenant<'_>, seed: u64) {
+    let (free, order) = (tenant.free_blocks(), Order::new((seed % 11) as u8).expect("in range"));
+    if free[usize::from(order.get())..].iter().any(|blocks| *blocks > 0) {
+        let got = tenant.alloc(order).unwrap_or_else(|e| panic!("{e}, but {free:?} are free"));
+        let (frame, order) = got.position();
+        tenant.free(frame, order).expect("ours");
     }
 }
 
