@@ -5,6 +5,7 @@
 //! [`ONLY`] narrows that to one.
 
 use super::error::{SocketError, io_error};
+use llfree_base::identity::effective_user;
 use rustix::fs::Access;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -14,6 +15,9 @@ use std::sync::Mutex;
 /// The variable that names the one directory to use, instead of all others.
 pub const ONLY: &str = "LLFREE_VMM_DIR";
 
+/// The user that has all rights.
+const ROOT: u32 = 0;
+
 /// The directories that sockets may live in, best first.
 #[must_use]
 pub fn all() -> Vec<PathBuf> {
@@ -21,14 +25,14 @@ pub fn all() -> Vec<PathBuf> {
     if let Some(only) = absolute(ONLY) {
         return vec![only];
     }
-    let uid = rustix::process::geteuid();
-    let of_login = PathBuf::from(format!("/run/user/{}", uid.as_raw()));
+    let uid = effective_user();
+    let of_login = PathBuf::from(format!("/run/user/{uid}"));
     let mut places: Vec<PathBuf> =
         absolute("XDG_RUNTIME_DIR").into_iter().chain([of_login]).map(|dir| dir.join("llfree-vmm")).collect();
-    if uid.is_root() {
+    if uid == ROOT {
         places.push(PathBuf::from("/run/llfree-vmm"));
     }
-    places.push(PathBuf::from(format!("/tmp/llfree-vmm-{}", uid.as_raw())));
+    places.push(PathBuf::from(format!("/tmp/llfree-vmm-{uid}")));
     places.dedup();
     places
 }
@@ -69,7 +73,7 @@ fn first_usable(places: Vec<PathBuf>) -> Result<PathBuf, SocketError> {
 
 /// Others must not be able to put their socket, or a link, where we look for ours.
 pub(super) fn check(path: &Path) -> Result<(), SocketError> {
-    let uid = rustix::process::geteuid().as_raw();
+    let uid = effective_user();
     let meta = std::fs::symlink_metadata(path).map_err(io_error("look at", path))?;
     let is_ours = meta.uid() == uid;
     let found = if !meta.is_dir() {
@@ -106,7 +110,7 @@ mod tests {
         assert_eq!(first_usable(places).expect("the second one can be made"), good);
         assert!(!scratch.path().join("never").exists());
         // Root can be told from nobody by what it owns: the root directory is its own, or somebody else's.
-        let root_is_us = rustix::process::geteuid().is_root();
+        let root_is_us = effective_user() == ROOT;
         let result = first_usable(vec![PathBuf::from("/"), good.clone()]);
         assert_eq!(result.is_ok(), !root_is_us, "{result:?}: ours but open is refused, another's is passed by");
         let error = first_usable(vec![absent]).expect_err("nothing left");

@@ -19,10 +19,12 @@ use crate::roles;
 use crate::vcpu::{self, VcpuContext, VcpuHandle};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use llfree_base::identity::this_process;
 use llfree_base::units::Bytes;
 use llfree_monitor::auto::AutoReclaim;
 use llfree_monitor::memory::{GuestRam, Supply, UseUserfaultfd};
 use llfree_monitor::{Ending, Monitor, OnViolation, TenantStart, Violations};
+use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -283,7 +285,7 @@ fn check_cores(cores: &[u32]) -> Result<(), LaunchError> {
         return Ok(());
     }
     // The first thread's: the one that launches may be pinned itself.
-    let set = sched_getaffinity(Some(rustix::process::getpid()))
+    let set = sched_getaffinity(Pid::from_raw(this_process()))
         .map_err(|e| LaunchError::Host { step: "list the cores this process may use", source: e.into() })?;
     let allowed: Vec<u32> = (0..CpuSet::MAX_CPU as u32).filter(|core| set.is_set(*core as usize)).collect();
     match cores.iter().find(|core| !allowed.contains(core)) {
