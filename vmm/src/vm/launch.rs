@@ -5,6 +5,7 @@
 //! hears of it. Kinds of guests differ inside the steps ([`Plan`]), ways of moving memory in one of
 //! them ([`Way::build`](crate::elastic::Way::build)).
 
+use super::guest_tables::GuestTables;
 use super::{End, ExitNotifier, Vm, devices};
 use crate::agent::Agents;
 use crate::boot::{self, Image, KvmLimits, Platform};
@@ -110,8 +111,11 @@ impl Vm {
             &config.threads,
         )
         .map_err(host("start the thread that handles violations"))?;
+        let no_statistics = |error: &std::io::Error| log::debug!("KVM keeps no statistics of the VM: {error}");
+        let guest_tables = GuestTables::open(&vm).inspect_err(no_statistics).ok();
         Ok(Self {
             _vm: vm,
+            guest_tables,
             guest,
             auto_reclaim: AutoReclaim::new(monitor.clone(), config.threads.clone()),
             doorbell: Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone())),
