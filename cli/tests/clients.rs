@@ -306,7 +306,7 @@ fn a_launch_has_descriptors_for_two_clients_and_all_that_they_ask_or_says_that_t
     need_kvm!();
     let scratch = Scratch::new();
     let (mut refused, mut served) = (0, 0);
-    for most in (16..64).step_by(3) {
+    for most in 24..56 {
         let mut command = scratch.command(&["--mem", "64M", "--cpus", "1", "--json"]);
         allow_descriptors(&mut command, most);
         let mut process = Process::spawn(&mut command);
