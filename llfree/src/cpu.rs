@@ -23,6 +23,7 @@ use crate::sync::Ordering;
 use crate::taken::{Miss, Taken, TakenRow};
 use crate::tenant::Tenant;
 use core::fmt;
+use core::num::NonZeroU64;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// Frames that a handle holds back at most: a row to serve from or the rest of a huge frame, what
@@ -107,8 +108,11 @@ impl<'a> Cpu<'a> {
     #[inline]
     pub fn alloc_class(&mut self, order: Order, class: Class) -> Result<Allocation, AllocError> {
         // A frame is what most callers ask for: as few branches as can be, all the same way.
-        if order == Order::BASE && class == self.class && self.row.bits != 0 {
-            return Ok(Allocation::new(self.pop_frame(), order));
+        if order == Order::BASE
+            && class == self.class
+            && let Some(bits) = NonZeroU64::new(self.row.bits)
+        {
+            return Ok(Allocation::new(self.pop_frame(bits), order));
         }
         if order == Order::HUGE
             && class == Class::HUGE
@@ -256,16 +260,15 @@ impl<'a> Cpu<'a> {
 
     /// The next frame of a row that has one.
     #[inline]
-    fn pop_frame(&mut self) -> Taken {
-        let bits = self.row.bits;
-        self.row.bits = bits & bits.wrapping_sub(1);
+    fn pop_frame(&mut self, bits: NonZeroU64) -> Taken {
+        self.row.bits = bits.get() & (bits.get() - 1);
         self.popped(FrameId(self.row.first.0 + u64::from(bits.trailing_zeros())))
     }
 
     #[inline]
     fn pop_row(&mut self, order: Order) -> Option<Taken> {
         if order == Order::BASE {
-            return (self.row.bits != 0).then(|| self.pop_frame());
+            return NonZeroU64::new(self.row.bits).map(|bits| self.pop_frame(bits));
         }
         let bit = free_run(!self.row.bits, order)?;
         self.row.bits &= !(run_mask(order) << bit);
@@ -376,7 +379,7 @@ impl<'a> Cpu<'a> {
         let bits = core::mem::take(&mut self.rest[index]);
         self.serve(TakenRow { first, bits, evicted }, class);
         self.rest_rows = rows & rows.wrapping_sub(1);
-        Some(self.pop_frame())
+        self.pop_row(Order::BASE)
     }
 
     /// The next huge frame in use with little room in the tree of the last one.
