@@ -261,6 +261,8 @@ impl<'a> Cpu<'a> {
             self.tenant.leave(Some(tree_of(huge)));
         }
         self.tenant.leave(self.spot.tree.take());
+        let last = self.spot.last_tree.take();
+        self.tenant.leave(last.filter(|_| core::mem::take(&mut self.spot.owns_last)));
     }
 
     /// The next frame of a row that has one.

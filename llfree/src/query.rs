@@ -47,11 +47,10 @@ impl Query {
         table[self.rank(tenant, hint) as usize][hint.offer(self.order).index()]
     }
 
-    /// The tree that this step finds is to be our own: it is reserved.
+    /// The tree that a search finds is to be our own: it is reserved.
     #[inline]
-    pub(crate) fn stays_at(self, step: u8) -> bool {
-        let stays = if self.order.is_huge() { self.class == Class::HUGE } else { true };
-        self.reserve && stays && !(self.single && self.want(step).is_partial())
+    pub(crate) fn stays(self) -> bool {
+        self.reserve && (!self.order.is_huge() || self.class == Class::HUGE)
     }
 
     pub(crate) fn want(self, step: u8) -> Want {

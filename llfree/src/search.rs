@@ -299,13 +299,13 @@ impl Tenant<'_> {
                 if query.want(step).is_partial() && query.step_of(self, self.recount_tree(tree)) != step {
                     continue;
                 }
-                let claims = !everywhere && query.stays_at(step) && self.own_tree(spot, query) != Some(tree);
+                let claims = !everywhere && query.stays() && self.own_tree(spot, query) != Some(tree);
                 if claims && self.trees.change(tree, |hint| hint.reserved(true)).0.is_reserved() {
                     // Two that look at the same moment find the same.
                     continue;
                 }
                 let found = self.search_tree(tree, query.order, query.want(step), &mut grab);
-                let stays = found.as_ref().is_some_and(|(huge, _)| self.settle(spot, query, *huge, step));
+                let stays = found.as_ref().is_some_and(|(huge, _)| self.settle(spot, query, *huge, step, claims));
                 if claims && !stays {
                     self.trees.change(tree, |hint| hint.reserved(false));
                 }
@@ -458,7 +458,7 @@ impl Tenant<'_> {
                 for want in wants {
                     if let Some((huge, found)) = self.search_tree(tree, order, *want, grab) {
                         let step = if order.is_huge() { HUGE_STEPS.len() } else { SMALL_STEPS.len() } as u8 - 1;
-                        self.settle(spot, query, huge, step);
+                        self.settle(spot, query, huge, step, false);
                         return Some(found);
                     }
                 }
@@ -475,7 +475,7 @@ impl Tenant<'_> {
     }
 
     /// Remembers where a search ended: in `huge`, by this step. Returns whether the tree is our own from now on.
-    fn settle(&self, spot: &mut Spot, query: Query, huge: HugeId, step: u8) -> bool {
+    fn settle(&self, spot: &mut Spot, query: Query, huge: HugeId, step: u8, is_claimed: bool) -> bool {
         let Query { order, class, reserve, .. } = query;
         let tree = tree_of(huge);
         let takes_over = |rank| matches!(rank, Rank::Fresh | Rank::Demote);
@@ -508,14 +508,19 @@ impl Tenant<'_> {
         }
         if query.single {
             self.remember(spot, query, huge);
-            spot.last_tree = Some(tree);
-            if query.want(step).is_partial() {
+            let is_partial = query.want(step).is_partial();
+            if spot.last_tree != Some(tree) || is_claimed {
+                let old = spot.last_tree.replace(tree).filter(|_| spot.owns_last);
+                spot.owns_last = is_claimed && is_partial;
+                self.leave(old.filter(|old| *old != tree));
+            }
+            if is_partial {
                 // What is found among others' blocks is no place to stay at.
                 spot.singles = spot.singles.wrapping_add(1);
                 if spot.singles.is_multiple_of(SINGLES) || order > Order::ROW {
                     self.recount_tree(tree);
                 }
-                return false;
+                return true;
             }
         }
         spot.is_fresh = query.want(step) == Want::Installed;
