@@ -23,6 +23,7 @@ use crate::sync::Ordering;
 use crate::taken::{Miss, Taken, TakenRow};
 use crate::tenant::Tenant;
 use core::fmt;
+use core::num::NonZeroU64;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// Frames that a handle holds back at most: a row to serve from or the rest of a huge frame, what
@@ -68,13 +69,18 @@ impl<'a> Tenant<'a> {
     /// A handle for one CPU. Any number may exist; each works best in one CPU's hands.
     #[must_use]
     pub fn cpu(&self) -> Cpu<'a> {
-        Cpu::new(*self)
+        self.cpu_at(self.next_start())
+    }
+
+    /// The same for one that begins at a tree.
+    pub(crate) fn cpu_at(&self, start: u32) -> Cpu<'a> {
+        Cpu::new(*self, start)
     }
 }
 
 impl<'a> Cpu<'a> {
-    fn new(tenant: Tenant<'a>) -> Self {
-        let spot = Spot::at(tenant.next_start(), Some(tenant.return_epoch.load(Ordering::Acquire)));
+    fn new(tenant: Tenant<'a>, start: u32) -> Self {
+        let spot = Spot::at(start, Some(tenant.return_epoch.load(Ordering::Acquire)));
         Self {
             tenant,
             row: EMPTY_ROW,
@@ -107,8 +113,11 @@ impl<'a> Cpu<'a> {
     #[inline]
     pub fn alloc_class(&mut self, order: Order, class: Class) -> Result<Allocation, AllocError> {
         // A frame is what most callers ask for: as few branches as can be, all the same way.
-        if order == Order::BASE && class == self.class && self.row.bits != 0 {
-            return Ok(Allocation::new(self.pop_frame(), order));
+        if order == Order::BASE
+            && class == self.class
+            && let Some(bits) = NonZeroU64::new(self.row.bits)
+        {
+            return Ok(Allocation::new(self.pop_frame(bits), order));
         }
         if order == Order::HUGE
             && class == Class::HUGE
@@ -252,20 +261,21 @@ impl<'a> Cpu<'a> {
             self.tenant.leave(Some(tree_of(huge)));
         }
         self.tenant.leave(self.spot.tree.take());
+        let last = self.spot.last_tree.take();
+        self.tenant.leave(last.filter(|_| core::mem::take(&mut self.spot.owns_last)));
     }
 
     /// The next frame of a row that has one.
     #[inline]
-    fn pop_frame(&mut self) -> Taken {
-        let bits = self.row.bits;
-        self.row.bits = bits & bits.wrapping_sub(1);
+    fn pop_frame(&mut self, bits: NonZeroU64) -> Taken {
+        self.row.bits = bits.get() & (bits.get() - 1);
         self.popped(FrameId(self.row.first.0 + u64::from(bits.trailing_zeros())))
     }
 
     #[inline]
     fn pop_row(&mut self, order: Order) -> Option<Taken> {
         if order == Order::BASE {
-            return (self.row.bits != 0).then(|| self.pop_frame());
+            return NonZeroU64::new(self.row.bits).map(|bits| self.pop_frame(bits));
         }
         let bit = free_run(!self.row.bits, order)?;
         self.row.bits &= !(run_mask(order) << bit);
@@ -376,7 +386,7 @@ impl<'a> Cpu<'a> {
         let bits = core::mem::take(&mut self.rest[index]);
         self.serve(TakenRow { first, bits, evicted }, class);
         self.rest_rows = rows & rows.wrapping_sub(1);
-        Some(self.pop_frame())
+        self.pop_row(Order::BASE)
     }
 
     /// The next huge frame in use with little room in the tree of the last one.
