@@ -133,7 +133,7 @@ fn run(huge_frames: usize, fill: u64, steps: u64) {
             parties[party].free(frame, order);
         }
     }
-    assert!(refused > 0 || fill < 80, "memory that is {fill} % full refuses some");
+    assert!(refused > 0 || fill < 80 || steps < 100_000, "memory that is {fill} % full refuses some");
     for (frame, order) in blocks {
         oracle.give(frame, order);
         parties[0].free(frame, order);
