@@ -8,12 +8,13 @@ use llfree_base::metrics::{Metered, Unit, walk};
 use llfree_base::printable;
 use llfree_base::units::Bytes;
 use llfree_control::report::{
-    AutoReclaimReport, BalloonStatus, DiskStatus, ElasticKind, ElasticStatus, Enforcement, GuestOutcome, GuestReport,
-    GuestSays, GuestStatsReport, LifeReport, LinuxAgentStatus, NetReport, ReclaimReport, ResizeReport, SampleReport,
-    StatusReport, ValidateReport, VmState, Word,
+    AutoReclaimReport, DiskStatus, ElasticKind, ElasticStatus, Enforcement, GuestOutcome, GuestReport, GuestSays,
+    GuestStatsReport, LifeReport, LinuxAgentStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, StatusReport,
+    ValidateReport, VmState, Word,
 };
 use std::fmt::{Display, Write};
 
+mod elastic;
 mod watch;
 
 pub use watch::{in_place, list, rates, terminal_size};
@@ -234,7 +235,7 @@ pub fn status(report: &StatusReport) -> String {
     rows.extend(memory_rows(report));
     rows.extend(upkeep_rows(report));
     rows.extend(install_rows(report));
-    rows.extend(elastic(&report.elastic));
+    rows.extend(elastic::rows(&report.elastic));
     rows.extend(device_rows(report));
     if report.corrupt_entries > 0 || report.doorbell.bad_calls > 0 {
         let calls = format!("table entries, {} refused calls", report.doorbell.bad_calls);
@@ -401,44 +402,6 @@ fn violations(report: &StatusReport) -> String {
     }
 }
 
-/// The state of the device that moves memory; nothing without one.
-fn elastic(report: &ElasticStatus) -> Vec<Row> {
-    let mut rows = Vec::new();
-    let driver = if report.driven || is_none(report) { "" } else { ", no driver in the guest" };
-    let errors = match report.device_errors {
-        0 => String::new(),
-        errors => format!(", {}", plural(errors, "driver error")),
-    };
-    if report.balloon.is_some() || report.mem.is_some() || is_none(report) {
-        rows.push(("elastic", format!("{}{driver}{errors}", word(&report.kind))));
-    }
-    rows.extend(report.balloon.iter().flat_map(balloon_rows));
-    if let Some(m) = &report.mem {
-        let (plugged, requested, boot) = (Bytes(m.plugged_bytes), Bytes(m.requested_bytes), Bytes(m.boot_bytes));
-        rows.push(("blocks", format!("{plugged} plugged, {requested} requested, above {boot}{}", listed(&m.counts))));
-    }
-    rows
-}
-
-fn balloon_rows(balloon: &BalloonStatus) -> Vec<Row> {
-    let counts = &balloon.counts;
-    let bad = match counts.bad_pages.saturating_add(counts.repeated_pages) {
-        0 => String::new(),
-        bad => format!(", {bad} wrong page numbers"),
-    };
-    let reported = match counts.reported_bytes {
-        0 => String::new(),
-        bytes => format!(", {} of it reported", Bytes(bytes)),
-    };
-    let discarded = Bytes(counts.discarded_bytes);
-    let mut rows = vec![
-        ("balloon", format!("{} of {}{bad}", Bytes(balloon.inflated_bytes), Bytes(balloon.target_bytes))),
-        ("discarded", format!("{discarded} in {}{reported}", plural(counts.discards, "call"))),
-    ];
-    rows.extend(balloon.guest.iter().map(|guest| ("guest says", guest_says(guest))));
-    rows
-}
-
 fn disk_line(disk: &DiskStatus) -> String {
     let read_only = if disk.read_only { ", read-only" } else { "" };
     format!("{}, {}{read_only}{}", printable(&disk.path), Bytes(disk.size_bytes), listed(&disk.counts))
@@ -511,6 +474,7 @@ fn vcpus(report: &StatusReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use llfree_control::report::BalloonStatus;
 
     fn line<'a>(text: &'a str, label: &str) -> &'a str {
         text.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("no {label} in\n{text}"))

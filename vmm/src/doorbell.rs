@@ -8,6 +8,7 @@ use crate::agent::{Agents, Next};
 use crate::boot::Platform;
 use crate::exit::ExitReason;
 use agent_abi::Report;
+use guest_abi::call::HELLO_OWN_ALLOCATOR;
 use guest_abi::header::ABI_VERSION;
 use guest_abi::mailbox::{WORDS, Words, text_bytes};
 use guest_abi::{Call, Request, Status};
@@ -40,6 +41,8 @@ pub struct Doorbell {
     agents: Arc<Agents>,
     /// Calls that were refused.
     pub counters: DoorbellCounters,
+    /// Whether a guest in need gets held frames back.
+    grows_on_need: bool,
     log_lines: AtomicU64,
     hellos: RateLimit,
 }
@@ -47,12 +50,13 @@ pub struct Doorbell {
 impl Doorbell {
     /// A doorbell for the guest that these parts belong to.
     #[must_use]
-    pub fn new(platform: Arc<Platform>, monitor: Arc<Monitor>, agents: Arc<Agents>) -> Self {
+    pub fn new(platform: Arc<Platform>, monitor: Arc<Monitor>, agents: Arc<Agents>, grows_on_need: bool) -> Self {
         Self {
             platform,
             monitor,
             agents,
             counters: DoorbellCounters::default(),
+            grows_on_need,
             log_lines: AtomicU64::new(0),
             hellos: RateLimit::default(),
         }
@@ -85,13 +89,17 @@ impl Doorbell {
 
     fn serve(&self, vcpu: u32, request: Request, reply: &mut [u64; WORDS]) -> (Status, Flow) {
         match request {
-            Request::Hello { abi_version: ABI_VERSION } => {
+            Request::Hello { abi_version: ABI_VERSION, flags } => {
+                if flags & HELLO_OWN_ALLOCATOR != 0 && self.monitor.is_booting() {
+                    log::info!("the guest shares its free memory");
+                    self.monitor.hand_over();
+                }
                 if let Some(number) = self.hellos.tick() {
                     log::debug!("vCPU {vcpu}: hello, ABI version {ABI_VERSION} ({number} so far)");
                 }
                 (Status::Ok, Flow::Continue)
             }
-            Request::Hello { abi_version: guest } => {
+            Request::Hello { abi_version: guest, .. } => {
                 (Status::AbiMismatch, Flow::End(ExitReason::AbiMismatch { guest }))
             }
             Request::Wait => match self.agents.next_command(vcpu) {
@@ -123,7 +131,25 @@ impl Doorbell {
             // A mailbox call like this is a lie: the VMM's own exception entry does not use the
             // mailbox, and the vCPU loop handles it before it gets here.
             Request::Exception => (Status::BadArgument, Flow::Continue),
+            Request::Need { huge_frames } => {
+                self.counters.needs.inc();
+                reply[1] = self.release(huge_frames);
+                (Status::Ok, Flow::Continue)
+            }
         }
+    }
+}
+
+impl Doorbell {
+    /// Held frames that a guest in need gets back; none if its limit is strict.
+    fn release(&self, huge_frames: u32) -> u64 {
+        if !self.grows_on_need {
+            return 0;
+        }
+        let limit = self.monitor.limit();
+        let released = self.monitor.grow(limit.saturating_add(huge_frames).min(self.monitor.huge_frames())).frames;
+        self.counters.released.add(released.into());
+        released.into()
     }
 }
 

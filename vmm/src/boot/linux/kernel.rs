@@ -266,6 +266,17 @@ impl LinuxKernel {
         Ok(if bytes == 0 { 0 } else { (top - bytes) & !(FRAME_SIZE - 1) })
     }
 
+    /// The addresses that [`load`](Self::load) writes to, each range in one part of RAM.
+    #[must_use]
+    pub fn loaded(&self, initrd: Option<&Initrd>, initrd_address: u64) -> Vec<std::ops::Range<u64>> {
+        let image_end = match self.entry {
+            Entry::Long { .. } => HIGH_MEMORY + self.image.len() as u64,
+            Entry::Pvh { .. } => self.end,
+        };
+        let initrd = initrd.map(|initrd| initrd_address..initrd_address + initrd.0.len() as u64);
+        std::iter::once(0..image_end).chain(initrd).collect()
+    }
+
     /// Copies the kernel and its boot data into `memory`, the initrd to `initrd_address`.
     ///
     /// # Errors
