@@ -156,6 +156,8 @@ pub struct Monitor {
     stopping: AtomicBool,
     /// The tenant has not handed its free memory over yet.
     booting: AtomicBool,
+    /// What the next audit finds may have been touched before it did.
+    touched_in_boot: AtomicBool,
     terms: OnceLock<Terms>,
     /// Installs that failed for a reason of the host, for the log.
     host_failures: RateLimit,
@@ -193,6 +195,7 @@ impl Monitor {
             return_epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             booting: AtomicBool::new(!start.taken.is_empty()),
+            touched_in_boot: AtomicBool::new(!start.taken.is_empty()),
             terms: OnceLock::new(),
             host_failures: RateLimit::default(),
             violations_found: RateLimit::default(),
