@@ -71,6 +71,7 @@ fetch_package() {
     quietly "unpack $1" dpkg-deb -x "$work/$1"_*.deb "$unpacking"
     rm "$work/$1"_*.deb
     [[ $1 != linux-image-* ]] || quietly "list modules" "$busybox" depmod -b "$unpacking" "${1#linux-image-}"
+    rm -rf "${cache:?}/$1"
     mv -T "$unpacking" "$cache/$1"
 }
 
