@@ -41,7 +41,16 @@ const HEADER_PARAMETER: &str = "llfree.header";
 const ALWAYS: usize = 2;
 
 /// The facts about this kind of guest.
-pub static FACTS: Facts = Facts {
+pub static FACTS: Facts = ANY;
+/// The same for kernels whose release says that they share their free memory.
+static SHARING: Facts = Facts { elastic: Elastic::LLFREE, ..ANY };
+
+/// The facts about this kernel.
+pub(super) fn facts(kernel: &LinuxKernel) -> &'static Facts {
+    if kernel.shares_memory() { &SHARING } else { &FACTS }
+}
+
+const ANY: Facts = Facts {
     offers: Offers { guest: "Linux", meets: &[Need::Table, Need::Balloon, Need::Mem] },
     elastic: Elastic::for_linux(),
     command_line: "console=ttyS0",
