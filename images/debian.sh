@@ -76,12 +76,14 @@ fetch_package() {
 }
 
 # Runs DEED with the cache to itself: of several first runs at once, one fetches.
-with_cache_locked() {
+with_cache_locked() { with_lock "$cache/lock" "$@"; }
+
+with_lock() { # FILE DEED ...
     local lock
     mkdir -p "$cache"
-    exec {lock}>"$cache/lock"
+    exec {lock}>"$1"
     flock "$lock"
-    "$@"
+    "${@:2}"
     exec {lock}>&-
 }
 

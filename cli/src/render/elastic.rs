@@ -1,8 +1,8 @@
 //! What moves the VM's memory, in rows of a status.
 
-use super::{Row, guest_says, is_none, listed, plural, word};
+use super::words::{Row, is_none, listed, millis, plural, word};
 use llfree_base::units::Bytes;
-use llfree_control::report::{BalloonStatus, ElasticStatus};
+use llfree_control::report::{BalloonStatus, ElasticStatus, GuestStatsReport};
 
 /// The state of the device that moves memory; nothing without one.
 pub(super) fn rows(report: &ElasticStatus) -> Vec<Row> {
@@ -55,4 +55,19 @@ fn balloon_rows(balloon: &BalloonStatus) -> Vec<Row> {
     ];
     rows.extend(balloon.guest.iter().map(|guest| ("guest says", guest_says(guest))));
     rows
+}
+
+/// A guest's statistics: what it says of them.
+fn guest_says(guest: &GuestStatsReport) -> String {
+    let said = [
+        (guest.free_bytes, "free"),
+        (guest.available_bytes, "available"),
+        (guest.cache_bytes, "in caches"),
+        (guest.total_bytes, "in total"),
+    ];
+    let said: Vec<String> =
+        said.into_iter().filter_map(|(bytes, what)| Some(format!("{} {what}", Bytes(bytes?)))).collect();
+    let said = if said.is_empty() { "nothing".to_owned() } else { said.join(", ") };
+    let stale = if guest.stale { ": out of date" } else { "" };
+    format!("{said}; {} ago{stale}", millis(guest.age_ms))
 }

@@ -78,6 +78,7 @@ fn kinds_and_options_are_read_as_people_write_them() {
     let Ok(Elastic::Balloon(config)) = text.parse() else { panic!("{text}") };
     assert!(config.reporting == Some(true) && config.deflate_on_oom && !config.coalesce && !config.huge);
     assert_eq!(config.stats, Some(Duration::from_millis(500)));
+    assert_eq!("llfree,grow-on-need=on".parse(), Ok(Elastic::Table(table::Table { grow_on_need: true })));
     assert_eq!("virtio-mem,boot=64M".parse(), Ok(Elastic::Mem(MemConfig { boot: Bytes(64 << 20) })));
 }
 
@@ -85,7 +86,7 @@ fn kinds_and_options_are_read_as_people_write_them() {
 fn what_cannot_be_is_refused_with_what_can() {
     let text = |text: &str| text.parse::<Elastic>().expect_err(text).to_string();
     assert!(text("ballon").contains("use llfree, balloon"));
-    assert!(text("llfree,boot=1G").contains("not an option of llfree, which has none"));
+    assert!(text("llfree,boot=1G").contains("not an option of llfree, which has grow-on-need=on|off"));
     assert!(text("balloon,reporting=yes").contains("neither on nor off"));
     assert!(text("balloon,stats=1us").contains("10ms"), "{}", text("balloon,stats=1us"));
     assert!(text("virtio-mem,boot=3K").contains("boot"), "{}", text("virtio-mem,boot=3K"));
