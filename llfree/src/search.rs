@@ -248,8 +248,11 @@ impl Tenant<'_> {
         if !hint.promises(want) || hint.is_reserved() || rank > Rank::Fresh {
             return false;
         }
+        let change = |hint: TreeHint| hint.with_class(Class::HUGE).reserved(reserve || hint.is_reserved());
+        if self.trees.change(tree, change).0.is_reserved() {
+            return false;
+        }
         spot.tree = reserve.then_some(tree);
-        self.trees.change(tree, |hint| hint.with_class(Class::HUGE).reserved(reserve || hint.is_reserved()));
         true
     }
 
@@ -296,9 +299,18 @@ impl Tenant<'_> {
                 if query.want(step).is_partial() && query.step_of(self, self.recount_tree(tree)) != step {
                     continue;
                 }
-                if let Some(found) = self.search_tree(tree, query.order, query.want(step), &mut grab) {
-                    self.settle(spot, query, found.0, step);
-                    return Some(found.1);
+                let claims = !everywhere && query.stays() && self.own_tree(spot, query) != Some(tree);
+                if claims && self.trees.change(tree, |hint| hint.reserved(true)).0.is_reserved() {
+                    // Two that look at the same moment find the same.
+                    continue;
+                }
+                let found = self.search_tree(tree, query.order, query.want(step), &mut grab);
+                let stays = found.as_ref().is_some_and(|(huge, _)| self.settle(spot, query, *huge, step, claims));
+                if claims && !stays {
+                    self.trees.change(tree, |hint| hint.reserved(false));
+                }
+                if let Some((_, found)) = found {
+                    return Some(found);
                 }
                 // It was counted: most often it promises something else by now, or nothing.
                 if query.step_of(self, self.trees.get(tree)) == step && !broken.add(tree) {
@@ -307,6 +319,12 @@ impl Tenant<'_> {
             }
         }
         self.refuse(spot, query, &mut grab)
+    }
+
+    /// The tree that a search comes from: it may be reserved, and then by us.
+    #[inline]
+    fn own_tree(&self, spot: &Spot, query: Query) -> Option<u32> {
+        if query.order.is_huge() { spot.tree } else { spot.small[usize::from(query.class.get())].map(tree_of) }
     }
 
     /// The host returned memory without a word to the hints: counts some trees, the others later.
@@ -323,7 +341,7 @@ impl Tenant<'_> {
     /// The tree that suits best, and the step that says so.
     fn best_tree(&self, spot: &mut Spot, query: Query, everywhere: bool, broken: &Broken) -> Option<(u32, u8)> {
         let is_huge = query.order.is_huge();
-        let own = if is_huge { spot.tree } else { spot.small[usize::from(query.class.get())].map(tree_of) };
+        let own = self.own_tree(spot, query);
         let home = if is_huge { tree_of(spot.huge) } else { own.unwrap_or(spot.home) };
         let (passes, good): (&[(Want, u8)], _) =
             if is_huge { (&HUGE_PASSES, HUGE_GOOD) } else { (&SMALL_PASSES, SMALL_GOOD) };
@@ -440,7 +458,7 @@ impl Tenant<'_> {
                 for want in wants {
                     if let Some((huge, found)) = self.search_tree(tree, order, *want, grab) {
                         let step = if order.is_huge() { HUGE_STEPS.len() } else { SMALL_STEPS.len() } as u8 - 1;
-                        self.settle(spot, query, huge, step);
+                        self.settle(spot, query, huge, step, false);
                         return Some(found);
                     }
                 }
@@ -456,8 +474,8 @@ impl Tenant<'_> {
         }
     }
 
-    /// Remembers where a search ended: in `huge`, by this step.
-    fn settle(&self, spot: &mut Spot, query: Query, huge: HugeId, step: u8) {
+    /// Remembers where a search ended: in `huge`, by this step. Returns whether the tree is our own from now on.
+    fn settle(&self, spot: &mut Spot, query: Query, huge: HugeId, step: u8, is_claimed: bool) -> bool {
         let Query { order, class, reserve, .. } = query;
         let tree = tree_of(huge);
         let takes_over = |rank| matches!(rank, Rank::Fresh | Rank::Demote);
@@ -468,7 +486,7 @@ impl Tenant<'_> {
         if order == Order::MAX && query.rank(self, self.trees.get(tree)) > Rank::Demote {
             // One pair among others' blocks is no place to stay at.
             self.recount_tree(tree);
-            return;
+            return false;
         }
         if order.is_huge() {
             let own = reserve && class == Class::HUGE;
@@ -477,7 +495,7 @@ impl Tenant<'_> {
             }
             let hint = self.recount_tree_as(tree, |hint| class_now(hint).reserved(own || hint.is_reserved()));
             if class != Class::HUGE {
-                return;
+                return false;
             }
             let want = query.want(step);
             spot.huge = HugeId(huge.0 + order.huge_frames());
@@ -486,18 +504,23 @@ impl Tenant<'_> {
                 // That was the last one here.
                 spot.huge = HugeId((tree + 1) * HUGE_PER_TREE);
             }
-            return;
+            return own;
         }
         if query.single {
             self.remember(spot, query, huge);
-            spot.last_tree = Some(tree);
-            if query.want(step).is_partial() {
+            let is_partial = query.want(step).is_partial();
+            if spot.last_tree != Some(tree) || is_claimed {
+                let old = spot.last_tree.replace(tree).filter(|_| spot.owns_last);
+                spot.owns_last = is_claimed && is_partial;
+                self.leave(old.filter(|old| *old != tree));
+            }
+            if is_partial {
                 // What is found among others' blocks is no place to stay at.
                 spot.singles = spot.singles.wrapping_add(1);
                 if spot.singles.is_multiple_of(SINGLES) || order > Order::ROW {
                     self.recount_tree(tree);
                 }
-                return;
+                return true;
             }
         }
         spot.is_fresh = query.want(step) == Want::Installed;
@@ -511,6 +534,7 @@ impl Tenant<'_> {
         } else {
             self.recount_tree_as(tree, class_now);
         }
+        reserve
     }
 
     /// Remembers where a single block came from, and where more of its kind may be.

@@ -38,6 +38,8 @@ pub(crate) struct Spot {
     pub(crate) freed_pair: Option<HugeId>,
     /// The tree that single blocks come from.
     pub(crate) last_tree: Option<u32>,
+    /// It was reserved for them.
+    pub(crate) owns_last: bool,
     /// Single blocks that were searched for, modulo 256.
     pub(crate) singles: u8,
     /// Searches for blocks of this order and larger ones that go without a walk over trees in use.
@@ -107,6 +109,7 @@ impl Spot {
             is_fresh: false,
             freed_pair: None,
             last_tree: None,
+            owns_last: false,
             singles: 0,
             owed: 0,
             owed_order: Order::BASE,
