@@ -42,6 +42,10 @@ fn one(dir: &std::path::Path, limit: u64, outcome: &mut Outcome) -> Result<(), S
     let deadline = Instant::now() + vm::PATIENCE;
     while vm::ask_for(&vmm.socket, PING, Duration::from_secs(1)).is_err() {
         if let Some(status) = vmm.ended() {
+            if vm::never_began(status, dir) {
+                outcome.count("too few for the loader", 1);
+                return Ok(());
+            }
             outcome.count("launches refused", 1);
             let left = vm::leftovers(dir);
             return match status.code() {

@@ -101,6 +101,7 @@ fn launch(dir: &std::path::Path, call: i64, error: i32) -> Result<Option<&'stati
         Some(status) if status.code().is_some() && !left.is_empty() && !MAY_LEAVE.contains(&call) => {
             Err(name(format!("it left {left:?}")))
         }
+        Some(status) if vm::never_began(status, dir) => Ok(Some("could not be loaded")),
         Some(status) if status.success() => Ok(Some("came up and ended well")),
         Some(status) if status.code().is_some() => Ok(Some("ended with an error")),
         Some(status) => Err(name(format!("it died of signal {:?}: {}", status.signal(), vm::said(dir)))),

@@ -11,9 +11,11 @@
 //! | `kill` | `kill -9` at any moment |
 //! | `launch` | a launch under which the kernel refuses any one system call |
 //! | `descriptors` | fewer descriptors than clients |
+//! | `fleet` | fifty VMs in the background, listed and stopped at once |
 
 mod control;
 mod descriptors;
+mod fleet;
 mod kill;
 mod launch;
 mod memory;
@@ -50,13 +52,14 @@ struct Cli {
 
 type Attack = (&'static str, fn(&Round) -> Outcome);
 
-const ATTACKS: [Attack; 6] = [
+const ATTACKS: [Attack; 7] = [
     ("hostile-guest", memory::hostile_guest),
     ("bystander", memory::bystander),
     ("control-lines", control::run),
     ("kill", kill::run),
     ("launch-faults", launch::run),
     ("descriptors", descriptors::run),
+    ("fleet", fleet::run),
 ];
 
 fn names() -> clap::builder::PossibleValuesParser {

@@ -1,6 +1,8 @@
 //! A VMM as a process: started, asked over its socket, killed when it goes out of scope.
 
+use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -130,6 +132,15 @@ pub(crate) fn said(dir: &Path) -> String {
     last.into_iter().rev().collect::<Vec<_>>().join(" | ")
 }
 
+/// The exit code of a loader that could not bring the program's libraries in. The VMM has none like it.
+const NOT_LOADED: i32 = 127;
+
+/// Whether the VMM never began: the loader, which runs before its first instruction, ended the process and said so.
+pub(crate) fn never_began(status: ExitStatus, dir: &Path) -> bool {
+    // "error while loading shared libraries" (GNU), "Error loading shared library" (musl).
+    status.code() == Some(NOT_LOADED) && said(dir).contains("loading shared librar")
+}
+
 /// What lies in the directory besides what the VMM wrote.
 pub(crate) fn leftovers(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
@@ -138,5 +149,6 @@ pub(crate) fn leftovers(dir: &Path) -> Vec<String> {
 
 /// A directory for one attack.
 pub(crate) fn scratch() -> Result<tempfile::TempDir, String> {
-    tempfile::Builder::new().prefix("attack").tempdir().map_err(|error| error.to_string())
+    let ours_alone = Permissions::from_mode(0o700);
+    tempfile::Builder::new().prefix("attack").permissions(ours_alone).tempdir().map_err(|error| error.to_string())
 }

@@ -14,13 +14,17 @@
 //! | [`sync`] | a mutex that a panic does not poison |
 //! | [`thread`] | the one place that starts threads: name, role, fault point |
 //! | [`kernel_stats`] | what the host kernel says about this process and its huge pages |
+//! | [`identity`] | the numbers of this user, process and thread |
 //! | [`memory_room`] | how much memory this process can still have |
+//! | [`descriptors`] | how many descriptors it may have, and has |
 //! | [`faults`] | places where tests make the host fail |
 
 pub mod check;
 pub mod choices;
 pub mod counters;
+pub mod descriptors;
 pub mod faults;
+pub mod identity;
 pub mod kernel_stats;
 pub mod memory_room;
 pub mod metrics;

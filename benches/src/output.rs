@@ -215,8 +215,10 @@ mod tests {
         fs::write(&path, "old").expect("scratch");
         let target = Target::open(&path).expect("it can be written");
         assert_eq!(fs::read_to_string(&path).expect("it is there"), "old", "opening costs nothing");
+        let mut reader = File::open(&path).expect("it is there");
         target.write(b"new").expect("scratch");
         assert_eq!(fs::read_to_string(&path).expect("it is there"), "new");
+        assert_eq!(io::read_to_string(&mut reader).expect("open"), "old", "the old file is as it was, in each moment");
         let files = fs::read_dir(scratch.path()).expect("scratch").count();
         assert_eq!(files, 1, "no draft is left");
     }

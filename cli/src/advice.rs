@@ -6,6 +6,7 @@
 
 use llfree_control::protocol::Request;
 use llfree_control::report::Reason;
+use llfree_control::server::LimitsError;
 use llfree_control::socket::SocketError;
 use llfree_monitor::install_config::{InstallConfigError, Obstacle, Wanted};
 use llfree_monitor::memory::MemoryError;
@@ -73,6 +74,12 @@ pub fn refusal(reason: Reason) -> Option<Advice> {
         Reason::NotAMultiple | Reason::AboveMemory | Reason::ByTooMuch | Reason::KeepTooLarge => return None,
         Reason::Order | Reason::Paused | Reason::NoAgent | Reason::NoAnswer => return None,
     })
+}
+
+/// Why nobody could be served on a control socket.
+#[must_use]
+pub fn clients(error: &LimitsError) -> Option<Advice> {
+    matches!(error, LimitsError::TooFew { .. }).then_some("allow more with 'ulimit -n'".into())
 }
 
 /// Why there is no control socket, or no VM that listens on it.

@@ -289,7 +289,8 @@ fn serve(
             }
         }
     };
-    ControlServer::new(claim.listener()?, Limits::of_this_process(), dispatch).map_err(host("serve the control socket"))
+    ControlServer::new(claim.listener()?, Limits::of_this_process()?, dispatch)
+        .map_err(host("serve the control socket"))
 }
 
 fn no_console(has_serial: bool) -> Reply {

@@ -95,3 +95,28 @@ fn a_place_that_is_no_cgroup_is_one_line() {
         assert_eq!(scratch.leftovers(), [] as [String; 0]);
     }
 }
+
+/// Memory of a file comes in small pages, each with an entry in this process's tables and in the hypervisor's. Both stay
+/// when the memory goes back, and cost the host.
+#[test]
+fn page_tables_that_a_guest_had_the_host_build_are_counted_without_a_cgroup_too() {
+    need_kvm!();
+    let shmem = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
+    if !shmem.contains("[never]") && !shmem.contains("[advise]") {
+        return skipped("shared memory comes in huge pages here");
+    }
+    let scratch = Scratch::new();
+    let vm = scratch.launch("--mem 256M --cpus 1 --backing memfd");
+    let page_tables = |status: &serde_json::Value| number(status, "page_table_bytes");
+    let before = page_tables(&vm.status());
+    vm.json("guest alloc 128M");
+    let full = vm.status();
+    // 8 bytes for each 4 KiB, twice.
+    let both = 2 * 128 * MIB / 512;
+    assert!(page_tables(&full) >= before + both && page_tables(&full) < before + 2 * both, "{before}: {full:#}");
+    assert!(number(&full, "cost_bytes") >= number(&full, "resident_bytes") + both, "{full:#}");
+    vm.json("guest free all");
+    vm.json("shrink --to 64M --wait 10s");
+    assert!(page_tables(&vm.status()) >= both / 2, "this process's tables stay");
+    vm.stop();
+}

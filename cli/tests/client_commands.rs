@@ -232,6 +232,18 @@ fn a_watched_status_is_a_line_an_interval_and_ends_quietly_with_its_reader() {
 }
 
 #[test]
+fn a_watched_status_shows_rates_from_the_second_time_on() {
+    let vm = Vm::answering(Reply::Status(Box::new(status())));
+    let mut child = vm.command("status --watch 10ms").stdout(Stdio::piped()).spawn().expect("it runs");
+    let lines = BufReader::new(child.stdout.take().expect("piped")).lines().map(|line| line.expect("text"));
+    let shown: Vec<String> = lines.take(300).take_while(|line| !line.starts_with("per second")).collect();
+    assert!(shown.len() < 300, "{shown:#?}");
+    let heads = shown.iter().filter(|line| line.starts_with("memory")).count();
+    assert_eq!(heads, 2, "the first has nothing to compare with: {shown:#?}");
+    child.wait().expect("its reader is gone");
+}
+
+#[test]
 fn guest_commands_exit_by_their_outcome() {
     for (outcome, code) in [
         (GuestOutcome::Ok, 0),

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn connect(vm: &Vm<'_>) -> UnixStream {
@@ -259,21 +260,26 @@ fn requests_that_nobody_waits_for_lock_nobody_out() {
     assert!(*quickest < Duration::from_millis(100), "{stopped:?}");
 }
 
-#[test]
-fn with_few_descriptors_clients_are_few_and_the_vm_does_all_that_it_is_for() {
-    need_kvm!();
-    let scratch = Scratch::new();
-    let mut command = scratch.command(&["--mem", "64M", "--cpus", "1"]);
+/// The process that it starts may have so many descriptors open.
+fn allow_descriptors(command: &mut Command, most: u64) {
     // SAFETY: one system call on the child's own side.
     unsafe {
-        command.pre_exec(|| {
-            let few = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+        command.pre_exec(move || {
+            let few = libc::rlimit { rlim_cur: most, rlim_max: most };
             match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few) {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
             }
         });
     }
+}
+
+#[test]
+fn with_few_descriptors_clients_are_few_and_the_vm_does_all_that_it_is_for() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let mut command = scratch.command(&["--mem", "64M", "--cpus", "1"]);
+    allow_descriptors(&mut command, 64);
     let vm = scratch.launch_command(&mut command);
     let idle: Vec<UnixStream> = (0..120).map(|_| connect(&vm)).collect();
     // Some were told that there are too many; what is there goes on.
@@ -293,6 +299,90 @@ fn with_few_descriptors_clients_are_few_and_the_vm_does_all_that_it_is_for() {
         assert!(reply.contains("\"reply\"") && !reply.contains("\"error\""), "{request}: {reply}");
     }
     vm.ends(0);
+}
+
+#[test]
+fn a_launch_has_descriptors_for_two_clients_and_all_that_they_ask_or_says_that_they_are_too_few() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let (mut refused, mut served) = (0, 0);
+    for most in 24..56 {
+        let mut command = scratch.command(&["--mem", "64M", "--cpus", "1", "--json"]);
+        allow_descriptors(&mut command, most);
+        let mut process = Process::spawn(&mut command);
+        while process.is_running() && !process.stdout().contains('\n') {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !process.stdout().contains("\"up\"") {
+            let output = process.wait().exits(1);
+            assert_eq!(output.stderr.lines().filter(|line| line.contains("error: ")).count(), 1, "{output:?}");
+            assert_eq!(scratch.leftovers(), [] as [String; 0], "{output:?}");
+            refused += 1;
+            continue;
+        }
+        let up: serde_json::Value = serde_json::from_str(&process.stdout()).expect("a JSON line");
+        let socket = up["socket"].as_str().expect("a path");
+        let clients = [(); 2].map(|()| UnixStream::connect(socket).expect("it listens"));
+        for request in ["\"status\"", "{\"auto_reclaim\":{\"settings\":\"on\"}}", "\"validate\"", "\"stop\""] {
+            for mut client in clients.iter().take(if request == "\"stop\"" { 1 } else { 2 }) {
+                client.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+                client.write_all(format!("{{\"version\":1,\"request\":{request}}}\n").as_bytes()).expect("it reads");
+                let mut reply = String::new();
+                BufReader::new(client).read_line(&mut reply).expect("it answers");
+                assert!(reply.contains("\"reply\"") && !reply.contains("\"error\""), "{most}: {request}: {reply}");
+            }
+        }
+        process.wait().exits(0);
+        assert_eq!(scratch.leftovers(), [] as [String; 0]);
+        served += 1;
+    }
+    assert!(refused > 0 && served > 0, "{refused} were refused, {served} served");
+}
+
+#[test]
+fn a_launch_that_cannot_learn_how_many_descriptors_there_may_be_says_so() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    let mut command = scratch.command(&["--mem", "64M", "--cpus", "1", "--workload", "stop"]);
+    refuse_calls(&mut command, libc::SYS_prlimit64 as u32, libc::ENOMEM as u32);
+    let output = Process::spawn(&mut command).wait().exits(1);
+    let line = output.one_error_line();
+    assert!(line.contains("the kernel does not say how many descriptors there may be: Cannot allocate"), "{line}");
+    assert_eq!(scratch.leftovers(), [] as [String; 0]);
+}
+
+#[test]
+fn a_launch_without_a_number_of_its_user_process_or_thread_does_not_crash() {
+    need_kvm!();
+    let scratch = Scratch::new();
+    for call in [libc::SYS_geteuid, libc::SYS_getpid, libc::SYS_gettid] {
+        let mut command =
+            scratch.command(&["--mem", "64M", "--cpus", "1", "--workload", "stop", "--socket", "vm.sock"]);
+        refuse_calls(&mut command, call as u32, libc::ENOSYS as u32);
+        let output = Process::spawn(&mut command).wait();
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{call}: {output:#?}");
+        assert!(!scratch.path().join("vm.sock").exists(), "{call}: {output:#?}");
+    }
+}
+
+/// Has the kernel refuse one system call to the process that it starts.
+fn refuse_calls(command: &mut Command, number: u32, error: u32) {
+    let op = |code: u32, k: u32, jf: u8| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    // SAFETY: two system calls on the child's own side; the filter lives until the kernel has read it.
+    unsafe {
+        command.pre_exec(move || {
+            let mut filter = [
+                op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+                op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number, 1),
+                op(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | error, 0),
+                op(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0),
+            ];
+            let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+            let done = libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0;
+            if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
 }
 
 /// What a client was told without asking, within a moment.

@@ -11,7 +11,7 @@ use crate::feed::{Subscription, Wake};
 use crate::protocol::{ErrorKind, MAX_LINE, Reply, Request};
 use crate::watch::watch;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use llfree_base::{RateLimit, faults, lock};
+use llfree_base::{RateLimit, descriptors, faults, lock};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::collections::HashMap;
 use std::io::Write;
@@ -29,6 +29,8 @@ const TURN: usize = 32;
 /// Descriptors that are not for clients: one for a client that is turned away, a few that are open for a
 /// moment (`/proc`, the copy of a rule set for a new thread).
 const SPARE_DESCRIPTORS: u64 = 12;
+/// One that waits for work, and one that asks something prompt meanwhile.
+const FEWEST_CLIENTS: usize = 2;
 
 /// The limits on clients.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,24 +51,56 @@ impl Default for Limits {
     }
 }
 
+/// Why there can be no limits: nobody could be served.
+#[derive(Debug, thiserror::Error)]
+pub enum LimitsError {
+    /// The kernel does not say how many descriptors there may be.
+    #[error("the kernel does not say how many descriptors there may be")]
+    Unknown(#[source] std::io::Error),
+    /// There are too few.
+    #[error(
+        "{most} descriptors are too few: {open} are in use, {FEWEST_CLIENTS} clients need one each, and {SPARE_DESCRIPTORS} \
+         are for what the VM opens now and then"
+    )]
+    TooFew {
+        /// Those that there may be.
+        most: u64,
+        /// Those that are in use.
+        open: u64,
+    },
+}
+
 impl Limits {
     /// The default, or what this process has descriptors for: each client is one, and some are left for
     /// what a VM opens now and then.
-    #[must_use]
-    pub fn of_this_process() -> Self {
-        let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        // The listing's own is one of the open ones.
-        let open = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64);
+    ///
+    /// # Errors
+    /// [`LimitsError`]: a VM that came up all the same could not be reached.
+    pub fn of_this_process() -> Result<Self, LimitsError> {
+        let most = descriptors::limit().map_err(LimitsError::Unknown)?;
+        let open = match descriptors::open() {
+            Ok(open) => open,
+            // All of them: there was none to count them with.
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => most.unwrap_or(u64::MAX),
+            // Without /proc nobody can tell.
+            Err(_) => 0,
+        };
         Self::with_descriptors(most, open)
     }
 
     /// The limits where a process may have `most` descriptors, and has `open` ones already.
-    #[must_use]
-    pub fn with_descriptors(most: Option<u64>, open: u64) -> Self {
+    ///
+    /// # Errors
+    /// [`LimitsError::TooFew`].
+    pub fn with_descriptors(most: Option<u64>, open: u64) -> Result<Self, LimitsError> {
         let default = Self::default();
-        let left = most.map_or(u64::MAX, |most| most.saturating_sub(open + SPARE_DESCRIPTORS));
-        let clients = usize::try_from(left).unwrap_or(usize::MAX).clamp(2, default.clients);
-        Self { clients, prompt_places: default.prompt_places.min(clients / 2), ..default }
+        let Some(most) = most else { return Ok(default) };
+        let left = usize::try_from(most.saturating_sub(open.saturating_add(SPARE_DESCRIPTORS))).unwrap_or(usize::MAX);
+        if left < FEWEST_CLIENTS {
+            return Err(LimitsError::TooFew { most, open });
+        }
+        let clients = left.min(default.clients);
+        Ok(Self { clients, prompt_places: default.prompt_places.min(clients / 2), ..default })
     }
 
     /// Clients that may wait for work at once.

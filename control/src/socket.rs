@@ -80,8 +80,12 @@ impl Claim {
     /// # Errors
     /// As [`by_name`](Self::by_name), and when there is no such directory.
     pub fn in_place(name: Option<&str>) -> Result<Self, SocketError> {
-        let dir = places::for_new()?;
-        let others: Vec<PathBuf> = places::all().into_iter().filter(|place| *place != dir).collect();
+        Self::in_first_of(&places::all(), name)
+    }
+
+    fn in_first_of(places: &[PathBuf], name: Option<&str>) -> Result<Self, SocketError> {
+        let dir = places::first_usable(places)?;
+        let others: Vec<PathBuf> = places.iter().filter(|place| **place != dir).cloned().collect();
         match name {
             Some(name) => Self::by_name_beside(&dir, &others, name),
             None => Self::first_free_beside(&dir, &others),
@@ -413,6 +417,9 @@ mod tests {
         assert_eq!((path, pid), (there.join("web.sock"), Some(std::process::id())));
         assert!(std::fs::read_dir(&here).expect("readable").next().is_none(), "nothing is left");
         assert_eq!(Claim::first_free_beside(&here, others).expect("free").name(), "vm1");
+        let places = [here.clone(), there.clone()];
+        assert!(matches!(Claim::in_first_of(&places, Some("web")), Err(SocketError::InUse { .. })));
+        assert_eq!(Claim::in_first_of(&places, None).expect("free").path(), here.join("vm1.sock"));
         assert_eq!(owner(web.path()), Some(std::process::id()));
         drop(web);
         Claim::by_name_beside(&here, others, "web").expect("free now");

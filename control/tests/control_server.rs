@@ -393,13 +393,17 @@ fn jobs_of_clients_that_left_are_bounded_and_passed_over() {
 #[test]
 fn clients_are_as_many_as_there_are_descriptors_for() {
     let limits = |most, open| {
-        let limits = Limits::with_descriptors(most, open);
+        let limits = Limits::with_descriptors(most, open).expect("enough");
         (limits.clients, limits.prompt_places)
     };
     assert_eq!((limits(None, 40), limits(Some(1024), 40)), ((256, 16), (256, 16)));
     assert_eq!(limits(Some(64), 40), (12, 6));
-    assert_eq!((limits(Some(64), 60), limits(Some(64), 100)), ((2, 1), (2, 1)));
-    assert!((2..=256).contains(&Limits::of_this_process().clients));
+    assert_eq!(limits(Some(64), 50), (2, 1));
+    for open in [51, 64, 100, u64::MAX] {
+        let error = Limits::with_descriptors(Some(64), open).expect_err("nobody could be served");
+        assert!(error.to_string().starts_with(&format!("64 descriptors are too few: {open} are in use")), "{error}");
+    }
+    assert!((2..=256).contains(&Limits::of_this_process().expect("a test has enough").clients));
 }
 
 #[test]

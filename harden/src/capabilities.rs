@@ -22,7 +22,7 @@ const OWNER_WRITES: u32 = 0o200;
 
 /// What main needs to clean up at the end.
 pub(super) fn needed_for(needs: &Needs<'_>) -> Kept {
-    let us = rustix::process::geteuid().as_raw();
+    let us = llfree_base::identity::effective_user();
     let foreign = needs
         .changed_dirs()
         .chain(needs.cgroup.and_then(Path::parent))

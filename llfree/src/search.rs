@@ -21,15 +21,7 @@ use crate::sync::Ordering;
 use crate::taken::{Miss, Taken};
 use crate::tenant::Tenant;
 use shared_layout::table::HUGE_PER_TREE;
-use shared_layout::{HugeEntry, HugeId, Order};
-
-/// A huge frame with no more free frames than this is emptied in one go.
-pub(crate) const CROWDED_FRAMES: u16 = 64;
-
-/// One with no more than this many is served before emptier ones.
-const FULL_FRAMES: u16 = 256;
-/// Listed huge frames that are tried before a search.
-const LISTED_TRIES: u32 = 4;
+use shared_layout::{HugeId, Order};
 
 /// More trees that a search looks at when it knows a good one.
 const MORE_LOOKS: u32 = 32;
@@ -38,6 +30,8 @@ const MORE_LOOKS_FOR_BAD: u32 = 256;
 /// Looks that a search may cost on average where no tree in use has what it wants: a walk that looked at more
 /// is paid off by searches that take a free huge frame without one.
 const LOOKS_PER_SEARCH: u32 = 8;
+/// Trees that a search counts and passes over because others may suit better.
+const PROMISES_CHECKED: u32 = 16;
 /// Trees that a search looks into beside each of the table once, before it counts all of them.
 const MORE_TREES: u32 = 64;
 /// One in this many single blocks has its tree counted.
@@ -110,11 +104,6 @@ impl Tenant<'_> {
         self.noted(huge, self.lower.take(huge, order))
     }
 
-    /// The huge frames of a tree that are in use and have little room, a bit each.
-    pub(crate) fn crowded(&self, tree: u32) -> u32 {
-        self.entries_of(tree).mask(|entry| entry.has_room() & (entry.free() <= CROWDED_FRAMES))
-    }
-
     /// Takes a block, the spot first.
     pub(crate) fn take(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
         let Query { order, class, .. } = query;
@@ -128,35 +117,6 @@ impl Tenant<'_> {
             near.or_else(|| self.take_listed(spot, query)).or_else(|| self.take_fresh(spot, query))
         };
         near.or_else(|| self.search(spot, query, |huge| self.grab(huge, order)))
-    }
-
-    /// A block out of a huge frame that had one when the tree of the last one was looked at.
-    #[inline]
-    fn take_listed(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
-        let Query { order, class, single, .. } = query;
-        if !single || class != Class::MOVABLE {
-            return None;
-        }
-        for _ in 0..LISTED_TRIES {
-            let huge = spot.next_listed(order)?;
-            if self.lower.entry(huge).is_some_and(|entry| entry.may_fit_in_part(order) && entry.has_room())
-                && let Some(taken) = self.grab(huge, order)
-            {
-                spot.remember(order, class, huge);
-                return Some(taken);
-            }
-        }
-        None
-    }
-
-    /// The huge frames of a tree that are in use and may have a block of `order`, a bit each: the fuller ones if
-    /// there are some; and whether these are all.
-    fn fitting(&self, tree: u32, order: Order) -> (u32, bool) {
-        let entries = self.entries_of(tree);
-        let fits = |entry: HugeEntry| entry.has_room() & entry.may_fit_in_part(order);
-        let full = entries.mask(|entry| fits(entry) & (entry.free() <= FULL_FRAMES));
-        let all = entries.mask(fits);
-        if full != 0 { (full, full == all) } else { (all, true) }
     }
 
     /// The free huge frame after the last one that a search opened, in the same tree: what it found
@@ -290,14 +250,19 @@ impl Tenant<'_> {
         let mut tries = 0;
         // What is left at last may be in trees that others reserved.
         for everywhere in [false, true] {
-            while let Some((tree, step)) = self.best_tree(spot, query, everywhere, &broken) {
+            while let Some((tree, mut step)) = self.best_tree(spot, query, everywhere, &broken) {
                 tries += 1;
                 if tries > self.trees.len() + MORE_TREES {
                     break;
                 }
                 // Frees say little of how full a tree is: it is counted before it is chosen for that.
-                if query.want(step).is_partial() && query.step_of(self, self.recount_tree(tree)) != step {
-                    continue;
+                if query.want(step).is_partial() {
+                    let counted = query.step_of(self, self.recount_tree(tree));
+                    if counted != step && (counted == NO_STEP || tries < PROMISES_CHECKED) {
+                        continue;
+                    }
+                    // After so many that were not as full as they seemed, what it has will do.
+                    step = counted;
                 }
                 let claims = !everywhere && query.stays() && self.own_tree(spot, query) != Some(tree);
                 if claims && self.trees.change(tree, |hint| hint.reserved(true)).0.is_reserved() {
@@ -424,7 +389,7 @@ impl Tenant<'_> {
     }
 
     #[inline]
-    fn entries_of(&self, tree: u32) -> Entries {
+    pub(crate) fn entries_of(&self, tree: u32) -> Entries {
         let range = tree_range(tree);
         match self.lower.entry_array(range.first()) {
             Some(entries) => Entries::whole(entries),
@@ -535,16 +500,6 @@ impl Tenant<'_> {
             self.recount_tree_as(tree, class_now);
         }
         reserve
-    }
-
-    /// Remembers where a single block came from, and where more of its kind may be.
-    fn remember(&self, spot: &mut Spot, query: Query, huge: HugeId) {
-        let Query { order, class, .. } = query;
-        spot.remember(order, class, huge);
-        if class == Class::MOVABLE {
-            let tree = tree_of(huge);
-            spot.list(order, tree, self.fitting(tree, order), huge);
-        }
     }
 
     /// Gives a tree's reservation up.

@@ -59,7 +59,7 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
-    pub(crate) const NOTHING: Self = Self { tree: NONE, rest: 0, is_all: false };
+    pub(crate) const NOTHING: Self = Self { tree: u32::MAX, rest: 0, is_all: false };
 
     /// Those of a tree, a bit each, but one; and whether these are all that would do.
     pub(crate) const fn new(tree: u32, (listed, is_all): (u32, bool), but: HugeId) -> Self {
@@ -67,7 +67,7 @@ impl Listed {
     }
 
     /// Whether a tree was gone through.
-    const fn is_through(&self, tree: u32) -> bool {
+    pub(crate) const fn is_through(&self, tree: u32) -> bool {
         self.is_all && self.rest == 0 && self.tree == tree
     }
 

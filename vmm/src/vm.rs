@@ -16,6 +16,7 @@
 
 mod cost;
 mod devices;
+mod guest_tables;
 mod launch;
 mod life;
 mod life_state;
@@ -45,6 +46,7 @@ use crate::exit::ExitReason;
 use crate::guest::Guest;
 use crate::vcpu::VcpuHandle;
 use agent_abi::{Command, Report};
+use guest_tables::GuestTables;
 use kvm_ioctls::VmFd;
 use life_state::LifeState;
 use llfree_base::faults;
@@ -101,6 +103,8 @@ pub struct Vm {
     /// memory before the fields below unmap it: `drop` has ended the vCPUs by then, and a vCPU that
     /// it left behind shares ownership of them.
     _vm: Arc<VmFd>,
+    /// `None` where KVM keeps no statistics. It refers to KVM's VM, too.
+    guest_tables: Option<GuestTables>,
     /// The running guest; its ports may hold a reference to KVM's VM.
     guest: Arc<dyn Guest>,
     config: VmConfig,

@@ -4,6 +4,7 @@ use crate::advice::{self, Advice, Advised};
 use crate::exit;
 use crate::failure::{self, Fails, Failure};
 use llfree_base::units::Bytes;
+use llfree_control::server::LimitsError;
 use llfree_control::socket::SocketError;
 use llfree_harden::SeccompError;
 use llfree_monitor::auto::SwitchError;
@@ -20,6 +21,9 @@ pub enum RunError {
     /// No control socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// Nobody could ask it anything.
+    #[error("the host could not serve the control socket")]
+    Clients(#[from] LimitsError),
     /// No VM.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -117,7 +121,7 @@ impl Fails for RunError {
             Self::Socket(error) => failure::of_socket(error),
             Self::Guest(_) | Self::Workload { source: VmError::Ended(_), .. } => "guest".to_owned(),
             Self::Flags(_) | Self::DemoSize(_) | Self::NoSerial | Self::Limit(_) => "usage".to_owned(),
-            Self::Host { .. } | Self::Loop(_) | Self::SerialFile { .. } => "host".to_owned(),
+            Self::Host { .. } | Self::Clients(_) | Self::Loop(_) | Self::SerialFile { .. } => "host".to_owned(),
             Self::Output(_) => "output".to_owned(),
             Self::Launch(_) | Self::Cgroup(_) | Self::Seccomp(_) | Self::AutoReclaim(_) | Self::Workload { .. } => {
                 "launch".to_owned()
@@ -131,6 +135,7 @@ impl Advised for RunError {
     fn advice(&self) -> Option<Advice> {
         match self {
             Self::Socket(error) => advice::socket(error),
+            Self::Clients(error) => advice::clients(error),
             Self::Launch(error) => advice::launch(error),
             Self::Cgroup(error) => advice::cgroup(error),
             Self::Flags(error) => Some(advice::resize(error)),

@@ -54,8 +54,8 @@ metered! {
         /// page tables. An older VM does not say, which is 0.
         #[serde(default)]
         pub cost_bytes: u64 => gauge,
-        /// The kernel's page tables for the VM, in bytes; those of the hypervisor are among them only in a cgroup
-        /// of the VM's own. No limit counts them but that of such a cgroup.
+        /// The page tables for the VM, the kernel's and the hypervisor's, in bytes; the hypervisor's are counted in a
+        /// cgroup of the VM's own, else at least what KVM's statistics imply. No limit counts them but that of such a cgroup.
         #[serde(default)]
         pub page_table_bytes: u64 => gauge,
         /// Memory that a shrink took, in bytes; with a device, what its driver gave away.

@@ -5,6 +5,7 @@
 //! [`ONLY`] narrows that to one.
 
 use super::error::{SocketError, io_error};
+use llfree_base::identity::effective_user;
 use rustix::fs::Access;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -14,36 +15,38 @@ use std::sync::Mutex;
 /// The variable that names the one directory to use, instead of all others.
 pub const ONLY: &str = "LLFREE_VMM_DIR";
 
+/// The user that has all rights.
+const ROOT: u32 = 0;
+
 /// The directories that sockets may live in, best first.
 #[must_use]
 pub fn all() -> Vec<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    if let Some(only) = absolute(ONLY) {
+    of_user(effective_user(), absolute(ONLY), absolute("XDG_RUNTIME_DIR"))
+}
+
+fn of_user(uid: u32, only: Option<PathBuf>, of_session: Option<PathBuf>) -> Vec<PathBuf> {
+    if let Some(only) = only {
         return vec![only];
     }
-    let uid = rustix::process::geteuid();
-    let of_login = PathBuf::from(format!("/run/user/{}", uid.as_raw()));
-    let mut places: Vec<PathBuf> =
-        absolute("XDG_RUNTIME_DIR").into_iter().chain([of_login]).map(|dir| dir.join("llfree-vmm")).collect();
-    if uid.is_root() {
+    // Of a login, whether or not this process knows that there is one.
+    let of_login = PathBuf::from(format!("/run/user/{uid}"));
+    let mut places: Vec<PathBuf> = of_session.into_iter().chain([of_login]).map(|dir| dir.join("llfree-vmm")).collect();
+    if uid == ROOT {
         places.push(PathBuf::from("/run/llfree-vmm"));
     }
-    places.push(PathBuf::from(format!("/tmp/llfree-vmm-{}", uid.as_raw())));
+    places.push(PathBuf::from(format!("/tmp/llfree-vmm-{uid}")));
     places.dedup();
     places
 }
 
-/// The directory for a new VM's socket, made if need be.
+/// The first of these directories that can have a new VM's socket, made if need be.
 ///
 /// # Errors
 /// When none can be made or written to, or the best one is ours and open to others.
-pub fn for_new() -> Result<PathBuf, SocketError> {
-    first_usable(all())
-}
-
-fn first_usable(places: Vec<PathBuf>) -> Result<PathBuf, SocketError> {
+pub(super) fn first_usable(places: &[PathBuf]) -> Result<PathBuf, SocketError> {
     let mut last = None;
-    for path in &places {
+    for path in places {
         let made = std::fs::DirBuilder::new().mode(0o700).create(path);
         if let Err(error) = made
             && error.kind() != io::ErrorKind::AlreadyExists
@@ -64,12 +67,12 @@ fn first_usable(places: Vec<PathBuf>) -> Result<PathBuf, SocketError> {
             Err(error) => return Err(error),
         }
     }
-    Err(last.unwrap_or(SocketError::NoDirectory(places)))
+    Err(last.unwrap_or_else(|| SocketError::NoDirectory(places.to_vec())))
 }
 
 /// Others must not be able to put their socket, or a link, where we look for ours.
 pub(super) fn check(path: &Path) -> Result<(), SocketError> {
-    let uid = rustix::process::geteuid().as_raw();
+    let uid = effective_user();
     let meta = std::fs::symlink_metadata(path).map_err(io_error("look at", path))?;
     let is_ours = meta.uid() == uid;
     let found = if !meta.is_dir() {
@@ -99,17 +102,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_user_looks_where_another_session_of_his_puts_its_vms() {
+        let session = |dir: &str| of_user(7, None, Some(PathBuf::from(dir)));
+        let without = of_user(7, None, None);
+        assert_eq!(without, ["/run/user/7/llfree-vmm", "/tmp/llfree-vmm-7"].map(PathBuf::from));
+        assert_eq!(session("/run/user/7"), without, "the usual one, by sudo or cron as well");
+        assert_eq!(session("/elsewhere")[1..], without, "another one hides nothing");
+        assert!(of_user(ROOT, None, None).contains(&PathBuf::from("/run/llfree-vmm")));
+        assert_eq!(of_user(7, Some("/x".into()), Some("/y".into())), [PathBuf::from("/x")]);
+    }
+
+    #[test]
     fn a_place_that_cannot_be_used_makes_way_for_the_next() {
         let scratch = tempfile::tempdir().expect("scratch");
         let [absent, good] = ["no/such", "good"].map(|name| scratch.path().join(name));
-        let places = vec![absent.clone(), good.clone(), scratch.path().join("never")];
-        assert_eq!(first_usable(places).expect("the second one can be made"), good);
+        let places = [absent.clone(), good.clone(), scratch.path().join("never")];
+        assert_eq!(first_usable(&places).expect("the second one can be made"), good);
         assert!(!scratch.path().join("never").exists());
         // Root can be told from nobody by what it owns: the root directory is its own, or somebody else's.
-        let root_is_us = rustix::process::geteuid().is_root();
-        let result = first_usable(vec![PathBuf::from("/"), good.clone()]);
+        let root_is_us = effective_user() == ROOT;
+        let result = first_usable(&[PathBuf::from("/"), good]);
         assert_eq!(result.is_ok(), !root_is_us, "{result:?}: ours but open is refused, another's is passed by");
-        let error = first_usable(vec![absent]).expect_err("nothing left");
+        let error = first_usable(&[absent]).expect_err("nothing left");
         assert!(error.to_string().starts_with("cannot create"), "{error}");
     }
 }

@@ -1,8 +1,9 @@
 //! [`Vectored`]: many runs of this process's memory advised with one system call.
 
+use llfree_base::identity;
 use rustix::fd::OwnedFd;
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::process::{PidfdFlags, getpid, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use shared_layout::FRAME_SIZE;
 use std::os::fd::AsRawFd;
 use std::ptr;
@@ -21,7 +22,7 @@ impl Vectored {
     /// `None` where the kernel, or a filter of system calls, does not allow it.
     pub(super) fn detect() -> Option<Self> {
         static SAID: OnceLock<()> = OnceLock::new();
-        let this_process = pidfd_open(getpid(), PidfdFlags::empty()).ok()?;
+        let this_process = pidfd_open(Pid::from_raw(identity::this_process())?, PidfdFlags::empty()).ok()?;
         let vectored = Self { this_process };
         let works = vectored.works_on_a_scratch_page();
         if !works {

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 pub fn run(mut fd: VcpuFd, context: &VcpuContext) -> Option<ExitReason> {
     let (counters, parking) = (context.vcpu.counters(), context.vcpu.parking());
     counters.busy.store(true, Ordering::Relaxed);
-    counters.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
+    counters.thread.store(llfree_base::identity::this_thread(), Ordering::Relaxed);
     let mut unanswered: Option<Call> = None;
     loop {
         let order = parking.order();

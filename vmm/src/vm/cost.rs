@@ -4,6 +4,7 @@
 //! RAM, *cost* is all that would be free without the VM.
 
 use super::Vm;
+use super::guest_tables::GuestTables;
 use llfree_base::kernel_stats;
 use llfree_monitor::memory::Backing;
 use std::io;
@@ -17,7 +18,8 @@ pub struct Cost {
     pub pool: u64,
     /// The VMM's own; of what it shares with other processes, such as its code, its share.
     pub vmm: u64,
-    /// The kernel's page tables for this process: with a cgroup, those of the hypervisor too.
+    /// The kernel's page tables for this process, and the hypervisor's for the guest: by the account of the VM's cgroup,
+    /// or else as many as KVM must have for what it maps.
     pub page_tables: u64,
 }
 
@@ -42,6 +44,8 @@ impl Vm {
         let of_guest = if self.config.backing == Backing::Hugetlb { 0 } else { resident };
         let vmm = process.share.saturating_sub(of_guest.saturating_add(pool));
         let in_cgroup = self.cgroup().and_then(|cgroup| cgroup.page_tables());
-        Ok(Cost { resident, pool, vmm, page_tables: in_cgroup.unwrap_or(process.page_tables) })
+        let by_kvm = || self.guest_tables.as_ref().map_or(0, GuestTables::bytes);
+        let page_tables = in_cgroup.unwrap_or_else(|| process.page_tables.saturating_add(by_kvm()));
+        Ok(Cost { resident, pool, vmm, page_tables })
     }
 }

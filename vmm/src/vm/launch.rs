@@ -5,6 +5,7 @@
 //! hears of it. Kinds of guests differ inside the steps ([`Plan`]), ways of moving memory in one of
 //! them ([`Way::build`](crate::elastic::Way::build)).
 
+use super::guest_tables::GuestTables;
 use super::{End, ExitNotifier, Vm, devices};
 use crate::agent::Agents;
 use crate::boot::{self, Image, KvmLimits, Platform};
@@ -19,10 +20,12 @@ use crate::roles;
 use crate::vcpu::{self, VcpuContext, VcpuHandle};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use llfree_base::identity::this_process;
 use llfree_base::units::Bytes;
 use llfree_monitor::auto::AutoReclaim;
 use llfree_monitor::memory::{GuestRam, Supply, UseUserfaultfd};
 use llfree_monitor::{Ending, Monitor, OnViolation, TenantStart, Violations};
+use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -112,8 +115,11 @@ impl Vm {
             &config.threads,
         )
         .map_err(host("start the thread that handles violations"))?;
+        let no_statistics = |error: &std::io::Error| log::debug!("KVM keeps no statistics of the VM: {error}");
+        let guest_tables = GuestTables::open(&vm).inspect_err(no_statistics).ok();
         Ok(Self {
             _vm: vm,
+            guest_tables,
             guest,
             auto_reclaim: AutoReclaim::new(monitor.clone(), config.threads.clone()),
             doorbell: Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone(), grows_on_need)),
@@ -289,7 +295,7 @@ fn check_cores(cores: &[u32]) -> Result<(), LaunchError> {
         return Ok(());
     }
     // The first thread's: the one that launches may be pinned itself.
-    let set = sched_getaffinity(Some(rustix::process::getpid()))
+    let set = sched_getaffinity(Pid::from_raw(this_process()))
         .map_err(|e| LaunchError::Host { step: "list the cores this process may use", source: e.into() })?;
     let allowed: Vec<u32> = (0..CpuSet::MAX_CPU as u32).filter(|core| set.is_set(*core as usize)).collect();
     match cores.iter().find(|core| !allowed.contains(core)) {
