@@ -71,16 +71,19 @@ fetch_package() {
     quietly "unpack $1" dpkg-deb -x "$work/$1"_*.deb "$unpacking"
     rm "$work/$1"_*.deb
     [[ $1 != linux-image-* ]] || quietly "list modules" "$busybox" depmod -b "$unpacking" "${1#linux-image-}"
+    rm -rf "${cache:?}/$1"
     mv -T "$unpacking" "$cache/$1"
 }
 
 # Runs DEED with the cache to itself: of several first runs at once, one fetches.
-with_cache_locked() {
+with_cache_locked() { with_lock "$cache/lock" "$@"; }
+
+with_lock() { # FILE DEED ...
     local lock
     mkdir -p "$cache"
-    exec {lock}>"$cache/lock"
+    exec {lock}>"$1"
     flock "$lock"
-    "$@"
+    "${@:2}"
     exec {lock}>&-
 }
 

@@ -56,6 +56,8 @@ counters! {
         violations,
         /// The part of them that hit held frames.
         held_violations,
+        /// Huge frames that a guest with an allocator of its own touched before it handed over what is free.
+        boot_touches,
     }
 
     /// The sources of memory for installs.
@@ -74,6 +76,10 @@ counters! {
     DoorbellCounters, DoorbellCounts {
         /// Doorbell calls that were refused, and writes to the doorbell that are not a call.
         bad_calls,
+        /// Times that a guest was about to kill for want of memory and asked for held memory.
+        needs,
+        /// Huge frames that it got back for that.
+        released,
     }
 
     /// A vCPU's exits from the guest.

@@ -51,8 +51,10 @@ fn run_command(global: &Global, command: &ClientCommand, output: &mut Output) ->
         ClientCommand::Resize(ResizeArgs { to, patience, .. }) => {
             ask(global, "resize", &resize_request(ResizeGoal::ToBytes(to.0), patience), output)
         }
-        ClientCommand::Reclaim { by, .. } => {
-            ask(global, "reclaim", &Request::Reclaim { bytes: by.map(|by| by.0) }, output)
+        ClientCommand::Reclaim { by, force, .. } => {
+            let bytes = by.map(|by| by.0);
+            let request = if *force { Request::ReclaimByForce { bytes } } else { Request::Reclaim { bytes } };
+            ask(global, "reclaim", &request, output)
         }
         ClientCommand::AutoReclaim { settings, .. } => {
             ask(global, "auto-reclaim", &Request::AutoReclaim { settings: *settings }, output)
@@ -75,6 +77,7 @@ fn shrink_request(args: &ShrinkArgs) -> Request {
         (None, by) => ShrinkGoal::ByBytes(by.unwrap_or_default().0),
     };
     match args.patience.once {
+        _ if args.force => Request::ShrinkByForce { goal, wait_ms: millis(args.patience.wait) },
         true => resize_request(goal.into(), &args.patience),
         false => Request::Shrink { goal, wait_ms: millis(args.patience.wait) },
     }
@@ -122,11 +125,14 @@ fn ask(global: &Global, verb: &str, request: &Request, output: &mut Output) -> R
     let mut client = connect(global)?;
     let path = client.path().to_owned();
     match (request, progress::call(&mut client, request)?) {
-        (Request::Shrink { .. } | Request::Grow { .. } | Request::Resize { .. }, Reply::Resize(report)) => {
+        (
+            Request::Shrink { .. } | Request::ShrinkByForce { .. } | Request::Grow { .. } | Request::Resize { .. },
+            Reply::Resize(report),
+        ) => {
             output.print(&report, || render::resize(verb, &report, advice::shortfall(request)))?;
             Ok(if report.complete { exit::OK } else { exit::PARTIAL })
         }
-        (Request::Reclaim { .. }, Reply::Reclaim(report)) => {
+        (Request::Reclaim { .. } | Request::ReclaimByForce { .. }, Reply::Reclaim(report)) => {
             output.print(&report, || render::reclaim(&report))?;
             Ok(exit::OK)
         }

@@ -4,39 +4,26 @@
 
 use crate::advice::{self, Advice};
 use llfree_base::counters::FrameCounts;
-use llfree_base::metrics::{Metered, Unit, walk};
 use llfree_base::printable;
 use llfree_base::units::Bytes;
 use llfree_control::report::{
-    AutoReclaimReport, BalloonStatus, DiskStatus, ElasticKind, ElasticStatus, Enforcement, GuestOutcome, GuestReport,
-    GuestSays, GuestStatsReport, LifeReport, LinuxAgentStatus, NetReport, ReclaimReport, ResizeReport, SampleReport,
-    StatusReport, ValidateReport, VmState, Word,
+    AutoReclaimReport, DiskStatus, Enforcement, GuestOutcome, GuestReport, GuestSays, GuestStatsReport, LifeReport,
+    LinuxAgentStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, StatusReport, ValidateReport, VmState,
 };
-use std::fmt::{Display, Write};
+use std::fmt::Write;
 
+mod elastic;
 mod watch;
+mod words;
 
 pub use watch::{in_place, list, rates, terminal_size};
+pub use words::micros;
+use words::{Row, is_none, listed, millis, plural, word};
 
 /// Rows of a label and a value, the values under each other.
 fn table(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0) + 2;
     rows.iter().map(|(label, value)| format!("{label:<width$}{value}\n")).collect()
-}
-
-/// A time in a readable unit, from microseconds.
-#[must_use]
-pub fn micros(us: u64) -> String {
-    match us {
-        0..1_000 => format!("{us} us"),
-        1_000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
-        _ => format!("{:.2} s", us as f64 / 1e6),
-    }
-}
-
-/// A number of things.
-fn plural(count: u64, thing: &str) -> String {
-    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 fn uptime(ms: u64) -> String {
@@ -46,11 +33,6 @@ fn uptime(ms: u64) -> String {
         60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
         _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
     }
-}
-
-/// A word of the VM's, made printable.
-fn word<T: Display>(word: &Word<T>) -> String {
-    printable(&word.to_string())
 }
 
 fn percent(part: u64, whole: u64) -> String {
@@ -234,7 +216,7 @@ pub fn status(report: &StatusReport) -> String {
     rows.extend(memory_rows(report));
     rows.extend(upkeep_rows(report));
     rows.extend(install_rows(report));
-    rows.extend(elastic(&report.elastic));
+    rows.extend(elastic::rows(&report.elastic));
     rows.extend(device_rows(report));
     if report.corrupt_entries > 0 || report.doorbell.bad_calls > 0 {
         let calls = format!("table entries, {} refused calls", report.doorbell.bad_calls);
@@ -256,9 +238,6 @@ fn state(report: &StatusReport) -> String {
     }
 }
 
-/// A row's label and its value.
-type Row = (&'static str, String);
-
 /// A size, and what it is.
 fn sized(bytes: u64, note: &str) -> String {
     format!("{:>10}  {note}", Bytes(bytes).to_string()).trim_end().to_owned()
@@ -267,26 +246,6 @@ fn sized(bytes: u64, note: &str) -> String {
 /// A number, and what it is.
 fn counted(count: u64, note: &str) -> String {
     format!("{count:>10}  {note}").trim_end().to_owned()
-}
-
-/// A part's counters that have a label and are above 0: `, 3 MiB read, 2 I/O errors`.
-fn listed(counts: &impl Metered) -> String {
-    let mut text = String::new();
-    walk(counts, &mut |metric| {
-        let Some(word) = metric.word.filter(|_| metric.value > 0) else { return };
-        // Writing to a String cannot fail.
-        let _ = match metric.unit {
-            Unit::Bytes => write!(text, ", {} {word}", Bytes(metric.value)),
-            Unit::Milliseconds => write!(text, ", {} {word}", millis(metric.value)),
-            Unit::Count => write!(text, ", {} {word}", metric.value),
-        };
-    });
-    text
-}
-
-/// Whether the VM's memory stays as it is.
-fn is_none(elastic: &ElasticStatus) -> bool {
-    elastic.kind == ElasticKind::None
 }
 
 /// How much memory each party has.
@@ -401,44 +360,6 @@ fn violations(report: &StatusReport) -> String {
     }
 }
 
-/// The state of the device that moves memory; nothing without one.
-fn elastic(report: &ElasticStatus) -> Vec<Row> {
-    let mut rows = Vec::new();
-    let driver = if report.driven || is_none(report) { "" } else { ", no driver in the guest" };
-    let errors = match report.device_errors {
-        0 => String::new(),
-        errors => format!(", {}", plural(errors, "driver error")),
-    };
-    if report.balloon.is_some() || report.mem.is_some() || is_none(report) {
-        rows.push(("elastic", format!("{}{driver}{errors}", word(&report.kind))));
-    }
-    rows.extend(report.balloon.iter().flat_map(balloon_rows));
-    if let Some(m) = &report.mem {
-        let (plugged, requested, boot) = (Bytes(m.plugged_bytes), Bytes(m.requested_bytes), Bytes(m.boot_bytes));
-        rows.push(("blocks", format!("{plugged} plugged, {requested} requested, above {boot}{}", listed(&m.counts))));
-    }
-    rows
-}
-
-fn balloon_rows(balloon: &BalloonStatus) -> Vec<Row> {
-    let counts = &balloon.counts;
-    let bad = match counts.bad_pages.saturating_add(counts.repeated_pages) {
-        0 => String::new(),
-        bad => format!(", {bad} wrong page numbers"),
-    };
-    let reported = match counts.reported_bytes {
-        0 => String::new(),
-        bytes => format!(", {} of it reported", Bytes(bytes)),
-    };
-    let discarded = Bytes(counts.discarded_bytes);
-    let mut rows = vec![
-        ("balloon", format!("{} of {}{bad}", Bytes(balloon.inflated_bytes), Bytes(balloon.target_bytes))),
-        ("discarded", format!("{discarded} in {}{reported}", plural(counts.discards, "call"))),
-    ];
-    rows.extend(balloon.guest.iter().map(|guest| ("guest says", guest_says(guest))));
-    rows
-}
-
 fn disk_line(disk: &DiskStatus) -> String {
     let read_only = if disk.read_only { ", read-only" } else { "" };
     format!("{}, {}{read_only}{}", printable(&disk.path), Bytes(disk.size_bytes), listed(&disk.counts))
@@ -469,25 +390,6 @@ fn not_said(report: &StatusReport, stats: Option<&GuestStatsReport>) -> String {
     }
 }
 
-/// A guest's statistics: what it says of them.
-fn guest_says(guest: &GuestStatsReport) -> String {
-    let said = [
-        (guest.free_bytes, "free"),
-        (guest.available_bytes, "available"),
-        (guest.cache_bytes, "in caches"),
-        (guest.total_bytes, "in total"),
-    ];
-    let said: Vec<String> =
-        said.into_iter().filter_map(|(bytes, what)| Some(format!("{} {what}", Bytes(bytes?)))).collect();
-    let said = if said.is_empty() { "nothing".to_owned() } else { said.join(", ") };
-    let stale = if guest.stale { ": out of date" } else { "" };
-    format!("{said}; {} ago{stale}", millis(guest.age_ms))
-}
-
-fn millis(ms: u64) -> String {
-    micros(ms.saturating_mul(1000))
-}
-
 fn vcpus(report: &StatusReport) -> String {
     let mut text =
         format!("{:<6}{:<12}{:>12}{:>12}{:>12}{:>12}\n", "vCPU", "state", "calls", "MMIO exits", "PIO exits", "other");
@@ -511,6 +413,7 @@ fn vcpus(report: &StatusReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use llfree_control::report::{BalloonStatus, ElasticKind, ElasticStatus};
 
     fn line<'a>(text: &'a str, label: &str) -> &'a str {
         text.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("no {label} in\n{text}"))

@@ -96,6 +96,19 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bytes: Option<u64>,
     },
+    /// Lower the limit even if that takes what the guest asks to be left. What is missing is not pursued.
+    ShrinkByForce {
+        /// The goal.
+        goal: ShrinkGoal,
+        /// Time to wait for a guest that must first give up memory, in milliseconds.
+        wait_ms: u64,
+    },
+    /// Take back the memory of free frames, also of those that the guest asks to be left.
+    ReclaimByForce {
+        /// At most this many bytes; everything free if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bytes: Option<u64>,
+    },
     /// Reclaim without being asked: on, off or how.
     AutoReclaim {
         /// As on the command line: `on`, `off`, or settings.
@@ -426,7 +439,7 @@ impl Request {
         };
         let longest = MAX_DURATION.as_millis() as u64;
         match *self {
-            Self::Shrink { goal, wait_ms } => {
+            Self::Shrink { goal, wait_ms } | Self::ShrinkByForce { goal, wait_ms } => {
                 range("wait_ms", wait_ms, wait_ms <= longest, "at most 86400000")?;
                 match goal {
                     ShrinkGoal::ToBytes(bytes) => size("to_bytes", bytes),
@@ -444,7 +457,7 @@ impl Request {
                     ResizeGoal::UpByBytes(bytes) => size("up_by_bytes", bytes),
                 }
             }
-            Self::Reclaim { bytes: Some(bytes) } => size("bytes", bytes),
+            Self::Reclaim { bytes: Some(bytes) } | Self::ReclaimByForce { bytes: Some(bytes) } => size("bytes", bytes),
             Self::Guest(GuestRequest::Alloc { bytes, order }) => {
                 range("bytes", bytes, bytes > 0, "above 0")?;
                 range("order", order.into(), Order::new(order).is_some(), "0 to 10")
@@ -467,6 +480,7 @@ impl Request {
             | Self::AutoReclaim { .. }
             | Self::Validate
             | Self::Reclaim { bytes: None }
+            | Self::ReclaimByForce { bytes: None }
             | Self::Guest(_)
             | Self::Pause
             | Self::Resume
@@ -487,10 +501,12 @@ impl Request {
                 Duration::from_secs(5)
             }
             Self::Pause | Self::Resume | Self::Stop => Duration::from_secs(30),
-            Self::Shrink { wait_ms, .. } | Self::Resize { wait_ms, .. } => work + Duration::from_millis(*wait_ms),
+            Self::Shrink { wait_ms, .. } | Self::Resize { wait_ms, .. } | Self::ShrinkByForce { wait_ms, .. } => {
+                work + Duration::from_millis(*wait_ms)
+            }
             Self::Guest(request) => work + Duration::from_millis(request.millis()),
             // A device's driver takes its time to grow.
-            Self::Grow { .. } | Self::Reclaim { .. } | Self::Validate => work,
+            Self::Grow { .. } | Self::Reclaim { .. } | Self::ReclaimByForce { .. } | Self::Validate => work,
         }
     }
 }

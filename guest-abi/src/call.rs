@@ -50,7 +50,14 @@ calls! {
     Exit = 0x30,
     /// The exception entry was reached; rung by ring-0 code that the VMM placed.
     Exception = 0x38,
+    /// The guest is about to kill for want of memory: could it have some of what the host holds? Only with
+    /// [`FEATURE_OWN_ALLOCATOR`](crate::header::FEATURE_OWN_ALLOCATOR).
+    Need = 0x40,
 }
+
+/// Flag of a Hello: the guest has given what is free, and from now on touches only what was installed. See
+/// [the header](crate::header#a-guest-with-an-allocator-of-its-own).
+pub const HELLO_OWN_ALLOCATOR: u64 = 1 << 0;
 
 impl Call {
     /// The call at an offset of the doorbell page, if there is one.
@@ -104,6 +111,8 @@ pub enum Request {
     Hello {
         /// [`ABI_VERSION`](crate::header::ABI_VERSION) the guest was built with.
         abi_version: u32,
+        /// [`HELLO_OWN_ALLOCATOR`] or nothing; unknown bits are ignored.
+        flags: u64,
     },
     /// See [`Call::Wait`].
     Wait,
@@ -125,6 +134,11 @@ pub enum Request {
     },
     /// See [`Call::Exception`].
     Exception,
+    /// See [`Call::Need`]. The reply's second word is how many were released: they are free and evicted.
+    Need {
+        /// Held huge frames that the guest would have back, at least 1.
+        huge_frames: u32,
+    },
 }
 
 impl Request {
@@ -138,7 +152,7 @@ impl Request {
             words
         };
         match *self {
-            Self::Hello { abi_version } => (Call::Hello, words(u64::from(abi_version), 0)),
+            Self::Hello { abi_version, flags } => (Call::Hello, words(u64::from(abi_version), flags)),
             Self::Wait => (Call::Wait, words(0, 0)),
             Self::Done(report) => (Call::Done, report),
             Self::Install { frames } => (Call::Install, words(frames.first().0.into(), frames.count().into())),
@@ -146,6 +160,7 @@ impl Request {
             Self::Panic(text) => (Call::Panic, text),
             Self::Exit { code } => (Call::Exit, words(u64::from(code), 0)),
             Self::Exception => (Call::Exception, words(0, 0)),
+            Self::Need { huge_frames } => (Call::Need, words(u64::from(huge_frames), 0)),
         }
     }
 
@@ -157,7 +172,7 @@ impl Request {
     pub fn decode(call: Call, words: &Words) -> Result<Self, Status> {
         let narrow = |word: u64| u32::try_from(word).map_err(|_| Status::BadArgument);
         Ok(match call {
-            Call::Hello => Self::Hello { abi_version: narrow(words[0])? },
+            Call::Hello => Self::Hello { abi_version: narrow(words[0])?, flags: words[1] },
             Call::Wait => Self::Wait,
             Call::Done => Self::Done(*words),
             Call::Install => {
@@ -168,6 +183,10 @@ impl Request {
             Call::Panic => Self::Panic(*words),
             Call::Exit => Self::Exit { code: narrow(words[0])? },
             Call::Exception => Self::Exception,
+            Call::Need => match narrow(words[0])? {
+                0 => return Err(Status::BadArgument),
+                huge_frames => Self::Need { huge_frames },
+            },
         })
     }
 }
@@ -186,14 +205,14 @@ mod tests {
             assert_eq!(Call::from_port(DOORBELL_PORT + i as u16), Some(call));
         }
         assert_eq!(Call::from_offset(4), None);
-        assert_eq!(Call::from_offset(0x40), None);
+        assert_eq!(Call::from_offset(0x48), None);
         assert_eq!(Call::from_port(DOORBELL_PORT - 1), None);
     }
 
     #[test]
     fn requests_survive_the_mailbox() {
         for request in [
-            Request::Hello { abi_version: 1 },
+            Request::Hello { abi_version: 1, flags: HELLO_OWN_ALLOCATOR },
             Request::Wait,
             Request::Done([3; WORDS]),
             Request::Install { frames: HugeRange::saturating(HugeId(7), 3) },
@@ -201,6 +220,7 @@ mod tests {
             Request::Panic(pack_text("no")),
             Request::Exit { code: 2 },
             Request::Exception,
+            Request::Need { huge_frames: 32 },
         ] {
             let (call, words) = request.encode();
             assert_eq!(Request::decode(call, &words), Ok(request));
@@ -214,6 +234,15 @@ mod tests {
             words[0] = first;
             words[1] = count;
             assert_eq!(Request::decode(Call::Install, &words), Err(Status::BadArgument), "{first} {count}");
+        }
+    }
+
+    #[test]
+    fn a_need_of_nothing_or_of_too_much_is_refused() {
+        let mut words = [0; WORDS];
+        for need in [0, 1 << 32, u64::MAX] {
+            words[0] = need;
+            assert_eq!(Request::decode(Call::Need, &words), Err(Status::BadArgument), "{need}");
         }
     }
 

@@ -2,7 +2,21 @@
 //!
 //! The header is written by the host before the guest starts and read by the guest. The plain
 //! fields never change after that; the [`ControlWord`]s after them are updated by the host
-//! while the guest runs and are read as atomics. The host never reads any of them back.
+//! while the guest runs and are read as atomics. The host never reads any of them back. Behind
+//! those lie the [`GuestWord`]s, which the guest updates; what the host reads there is a claim.
+//!
+//! # A guest with an allocator of its own
+//! A kernel such as Linux keeps its allocator, and shares what it knows about whole huge frames. With
+//! [`FEATURE_OWN_ALLOCATOR`]:
+//! - All entries start as taken and evicted ([`HUGE_EVICTED`](shared_layout::HugeEntry::HUGE_EVICTED)). Until its
+//!   Hello says [`HELLO_OWN_ALLOCATOR`](crate::call::HELLO_OWN_ALLOCATOR), the guest has memory by touching it, and
+//!   that is no violation.
+//! - It gives a huge frame (`give_huge`) when all of it is free in its allocator, and takes it (`take_huge`)
+//!   before any of it leaves. It uses no other transition, and the bitfields not at all. A frame that it never gives is
+//!   never taken from it, so a guest that knows nothing of this loses nothing.
+//! - Before Hello it gives what is free and asks for an install of everything else that it may touch from
+//!   then on: afterwards a touch of a frame that was not installed is a violation, as for all guests.
+//! - [`GuestWord`]s say what entries cannot.
 //!
 //! # When to raise [`ABI_VERSION`]
 //! Raise it whenever a guest built against the old number would misread or miswrite a word: a
@@ -32,6 +46,11 @@ pub const NOTE_TYPE: u32 = 1;
 pub const FEATURE_DOORBELL_PORT: u64 = 1 << 0;
 /// There are [devices](crate::devices), and the fields and the control word that speak of them count.
 pub const FEATURE_DEVICES: u64 = 1 << 1;
+/// The table is for a guest with an [allocator of its own](self#a-guest-with-an-allocator-of-its-own).
+pub const FEATURE_OWN_ALLOCATOR: u64 = 1 << 2;
+/// There is an interrupt for changes of the [`ControlWord`]s, and [`Header::notice_gsi`] counts.
+pub const FEATURE_NOTICES: u64 = 1 << 3;
+// Bit 4 is kept for thin frames: free frames without memory inside a huge frame that is in use.
 
 /// The fixed part of the shared region's first page. Offsets count from the header's address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -73,11 +92,20 @@ pub struct Header {
     pub devices_gpa: u64,
     /// Devices, each in a page of its own, one after the other.
     pub devices: u32,
+    /// Huge frames of RAM below the hole in the guest's address space; the others follow from
+    /// [`HIGH_RAM`] on. 0: there is no hole. Set if [`FEATURE_OWN_ALLOCATOR`] is.
+    pub low_huge_frames: u32,
+    /// The interrupt, by its number in ACPI (edge-triggered), that is raised when a [`ControlWord`] has
+    /// changed, if [`FEATURE_NOTICES`] is set.
+    pub notice_gsi: u32,
     /// Free for later; zero.
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Header>() == 128);
+/// Where RAM goes on after a hole, as a guest-physical address.
+pub const HIGH_RAM: u64 = 4 << 30;
+
+const _: () = assert!(size_of::<Header>() == 136);
 const _: () = assert!(core::mem::offset_of!(Header, abi_version) == 8);
 const _: () = assert!(core::mem::offset_of!(Header, ram_base) == 24);
 const _: () = assert!(core::mem::offset_of!(Header, huge_frames) == 32);
@@ -85,6 +113,8 @@ const _: () = assert!(core::mem::offset_of!(Header, mailboxes_offset) == 40);
 const _: () = assert!(core::mem::offset_of!(Header, doorbell_gpa) == 88);
 const _: () = assert!(core::mem::offset_of!(Header, tsc_khz) == 104);
 const _: () = assert!(core::mem::offset_of!(Header, devices_gpa) == 112);
+const _: () = assert!(core::mem::offset_of!(Header, low_huge_frames) == 124);
+const _: () = assert!(core::mem::offset_of!(Header, notice_gsi) == 128);
 
 /// Words in the header page that the host updates while the guest runs: each is a u64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,7 +139,30 @@ impl ControlWord {
 }
 
 const _: () = assert!(size_of::<Header>() as u64 <= ControlWord::Limit.offset());
-const _: () = assert!(ControlWord::DeviceEvents.offset() + 8 <= HEADER_BYTES);
+const _: () = assert!(ControlWord::DeviceEvents.offset() + 8 <= GuestWord::Floor.offset());
+
+/// Words in the header page that a guest with [`FEATURE_OWN_ALLOCATOR`] updates: each is a u64, zero at
+/// first, and the guest's claim. The bytes from 0x1c0 to 0x200 are kept for thin frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum GuestWord {
+    /// Huge frames that the host is asked to leave free: with less the guest would kill processes.
+    Floor = 0x180,
+    /// Free 4 KiB frames in huge frames that are not wholly free. Up to a second old.
+    FragmentedFrames = 0x188,
+    /// Held huge frames that the guest has noticed, and no longer counts as its memory.
+    SetAside = 0x190,
+}
+
+impl GuestWord {
+    /// Bytes from the header's address.
+    #[must_use]
+    pub const fn offset(self) -> u64 {
+        self as u64
+    }
+}
+
+const _: () = assert!(GuestWord::SetAside.offset() + 8 <= HEADER_BYTES);
 
 /// The most vCPUs one table describes.
 pub const MAX_VCPUS: u32 = 1024;
@@ -198,6 +251,8 @@ impl Header {
             tsc_khz: 0,
             devices_gpa: 0,
             devices: 0,
+            low_huge_frames: 0,
+            notice_gsi: 0,
             reserved: 0,
         }
     }
@@ -264,10 +319,12 @@ mod tests {
             tsc_khz: 2_500_000,
             devices_gpa: 0x4_1000_1000,
             devices: 3,
+            low_huge_frames: 1536,
+            notice_gsi: 12,
             ..Header::new(&layout)
         };
         #[rustfmt::skip]
-        let golden: [u8; 128] = [
+        let golden: [u8; 136] = [
             b'L', b'L', b'F', b'R', b'E', b'E', b'V', b'M',
             2, 0, 0, 0,              0x00, 0x10, 0, 0,
             0, 0, 0, 0, 0, 0, 0, 0,
@@ -283,7 +340,8 @@ mod tests {
             0, 0, 0, 0, 0, 0, 0, 0,
             0xa0, 0x25, 0x26, 0, 0, 0, 0, 0,
             0, 0x10, 0, 0x10, 4, 0, 0, 0,
-            3, 0, 0, 0,              0, 0, 0, 0,
+            3, 0, 0, 0,              0, 6, 0, 0,
+            12, 0, 0, 0,             0, 0, 0, 0,
         ];
         assert_eq!(header.as_bytes(), golden);
         assert_eq!(header.check(), Ok(layout));

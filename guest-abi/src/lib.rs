@@ -30,4 +30,4 @@ pub mod header;
 pub mod mailbox;
 
 pub use call::{Call, Request, Status};
-pub use header::{ControlWord, Header, Layout};
+pub use header::{ControlWord, GuestWord, Header, Layout};

@@ -298,7 +298,7 @@ impl Doorbell for Bell<'_> {
         let vcpu = self.vcpu as usize;
         let mut reply = [0; guest_abi::mailbox::WORDS];
         let status = match Request::decode(call, &mailbox.request).expect("well-formed") {
-            Request::Hello { abi_version } => {
+            Request::Hello { abi_version, .. } => {
                 assert_eq!(abi_version, guest_abi::header::ABI_VERSION);
                 self.table.hellos.fetch_add(1, Ordering::Relaxed);
                 Status::Ok

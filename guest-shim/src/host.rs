@@ -56,7 +56,7 @@ impl<D: Doorbell> Host<D> {
     /// # Panics
     /// If the host does not go along with it.
     pub fn hello(&mut self) {
-        let status = self.call(&Request::Hello { abi_version: ABI_VERSION });
+        let status = self.call(&Request::Hello { abi_version: ABI_VERSION, flags: 0 });
         assert!(status == Status::Ok as u64, "the host answers Hello (ABI version {ABI_VERSION}) with status {status}");
     }
 

@@ -25,6 +25,6 @@ pub mod roles;
 pub use memory::Backing;
 pub use monitor::{
     Check, Direction, Ending, Finding, InstallError, Monitor, MonitorError, OnViolation, Pass, Picture, Resize,
-    TenantStart, Validation, Violation, Violations,
+    TenantStart, Terms, Validation, Violation, Violations,
 };
 pub use region::{Region, Table};

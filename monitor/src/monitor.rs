@@ -33,7 +33,7 @@ use llfree_base::{RateLimit, lock};
 use shared_layout::{HostWord, HugeEntry, HugeId};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 pub use llfree_base::check::Check;
@@ -74,8 +74,19 @@ pub struct TenantStart {
     pub threads: u32,
     /// Nobody may use these frames: allocated for ever, without memory.
     pub unusable: Range<u32>,
+    /// These are the tenant's from the start and get memory when it touches them: it has an allocator of its own
+    /// and gives what is free there, by and by. See [`Monitor::hand_over`].
+    pub taken: Range<u32>,
     /// These are the tenant's and have memory, such as those of a guest's image.
-    pub installed: Range<u32>,
+    pub installed: Vec<Range<u32>>,
+}
+
+/// What a tenant with an allocator of its own agrees with its host beside the table.
+pub struct Terms {
+    /// Huge frames that it asks its host to leave free, by its own claim.
+    pub floor: Box<dyn Fn() -> u32 + Send + Sync>,
+    /// Tells it that a control word has changed.
+    pub notice: Box<dyn Fn() + Send + Sync>,
 }
 
 /// A pass that had to stop. What it did before stands, and no frame is lost.
@@ -143,6 +154,11 @@ pub struct Monitor {
     wanted: Gauge,
     return_epoch: AtomicU64,
     stopping: AtomicBool,
+    /// The tenant has not handed its free memory over yet.
+    booting: AtomicBool,
+    /// What the next audit finds may have been touched before it did.
+    touched_in_boot: AtomicBool,
+    terms: OnceLock<Terms>,
     /// Installs that failed for a reason of the host, for the log.
     host_failures: RateLimit,
     /// Audits that found something, for the log.
@@ -178,6 +194,9 @@ impl Monitor {
             wanted: Gauge::default(),
             return_epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            booting: AtomicBool::new(!start.taken.is_empty()),
+            touched_in_boot: AtomicBool::new(!start.taken.is_empty()),
+            terms: OnceLock::new(),
             host_failures: RateLimit::default(),
             violations_found: RateLimit::default(),
             counters: MonitorCounters::default(),
@@ -188,10 +207,10 @@ impl Monitor {
                 word.store(entry.bits(), Ordering::Relaxed);
             }
         };
-        for huge in start.unusable {
+        for huge in start.unusable.chain(start.taken) {
             claim_for_guest(huge, HugeEntry::HUGE_EVICTED);
         }
-        for huge in start.installed {
+        for huge in start.installed.into_iter().flatten() {
             monitor.supply.install(HugeId(huge)).map_err(|short| short.error)?;
             claim_for_guest(huge, HugeEntry::HUGE_INSTALLED);
             monitor.residency[huge as usize].store(Residency::Installed as u8, Ordering::Relaxed);
@@ -222,6 +241,35 @@ impl Monitor {
             r.store(Residency::Installed as u8, Ordering::Relaxed);
         }
         Ok(monitor)
+    }
+
+    /// Agrees on terms with a tenant that has an allocator of its own. Only the first call counts.
+    pub fn agree(&self, terms: Terms) {
+        let _ = self.terms.set(terms);
+    }
+
+    /// Whether the tenant has an allocator of its own.
+    #[must_use]
+    pub fn has_terms(&self) -> bool {
+        self.terms.get().is_some()
+    }
+
+    /// The tenant says that it has given what is free in its own allocator, and that all else that it may touch from
+    /// now on has memory. Until then, touches of frames that are not held are no violations.
+    pub fn hand_over(&self) {
+        self.booting.store(false, Ordering::Release);
+    }
+
+    /// Whether the tenant has not [handed over](Self::hand_over) yet.
+    #[must_use]
+    pub fn is_booting(&self) -> bool {
+        self.booting.load(Ordering::Acquire)
+    }
+
+    /// Huge frames that passes leave free, unless they are forced: by the tenant's claim, and at most all.
+    #[must_use]
+    pub fn floor(&self) -> u32 {
+        self.terms.get().map_or(0, |terms| (terms.floor)().min(self.huge_frames()))
     }
 
     /// Huge frames of RAM.
@@ -299,6 +347,9 @@ impl Monitor {
         let limit = u64::from(self.limit());
         self.published_limit.set(limit);
         self.table.set_control(HostWord::Limit, limit);
+        if let Some(terms) = self.terms.get() {
+            (terms.notice)();
+        }
     }
 }
 

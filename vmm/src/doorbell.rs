@@ -8,6 +8,7 @@ use crate::agent::{Agents, Next};
 use crate::boot::Platform;
 use crate::exit::ExitReason;
 use agent_abi::Report;
+use guest_abi::call::HELLO_OWN_ALLOCATOR;
 use guest_abi::header::ABI_VERSION;
 use guest_abi::mailbox::{WORDS, Words, text_bytes};
 use guest_abi::{Call, Request, Status};
@@ -40,6 +41,8 @@ pub struct Doorbell {
     agents: Arc<Agents>,
     /// Calls that were refused.
     pub counters: DoorbellCounters,
+    /// Whether a guest in need gets held frames back.
+    grows_on_need: bool,
     log_lines: AtomicU64,
     hellos: RateLimit,
 }
@@ -47,12 +50,13 @@ pub struct Doorbell {
 impl Doorbell {
     /// A doorbell for the guest that these parts belong to.
     #[must_use]
-    pub fn new(platform: Arc<Platform>, monitor: Arc<Monitor>, agents: Arc<Agents>) -> Self {
+    pub fn new(platform: Arc<Platform>, monitor: Arc<Monitor>, agents: Arc<Agents>, grows_on_need: bool) -> Self {
         Self {
             platform,
             monitor,
             agents,
             counters: DoorbellCounters::default(),
+            grows_on_need,
             log_lines: AtomicU64::new(0),
             hellos: RateLimit::default(),
         }
@@ -85,13 +89,17 @@ impl Doorbell {
 
     fn serve(&self, vcpu: u32, request: Request, reply: &mut [u64; WORDS]) -> (Status, Flow) {
         match request {
-            Request::Hello { abi_version: ABI_VERSION } => {
+            Request::Hello { abi_version: ABI_VERSION, flags } => {
+                if flags & HELLO_OWN_ALLOCATOR != 0 && self.monitor.is_booting() {
+                    log::info!("the guest shares its free memory");
+                    self.monitor.hand_over();
+                }
                 if let Some(number) = self.hellos.tick() {
                     log::debug!("vCPU {vcpu}: hello, ABI version {ABI_VERSION} ({number} so far)");
                 }
                 (Status::Ok, Flow::Continue)
             }
-            Request::Hello { abi_version: guest } => {
+            Request::Hello { abi_version: guest, .. } => {
                 (Status::AbiMismatch, Flow::End(ExitReason::AbiMismatch { guest }))
             }
             Request::Wait => match self.agents.next_command(vcpu) {
@@ -123,7 +131,25 @@ impl Doorbell {
             // A mailbox call like this is a lie: the VMM's own exception entry does not use the
             // mailbox, and the vCPU loop handles it before it gets here.
             Request::Exception => (Status::BadArgument, Flow::Continue),
+            Request::Need { huge_frames } => {
+                self.counters.needs.inc();
+                reply[1] = self.release(huge_frames);
+                (Status::Ok, Flow::Continue)
+            }
         }
+    }
+}
+
+impl Doorbell {
+    /// Held frames that a guest in need gets back; none if its limit is strict.
+    fn release(&self, huge_frames: u32) -> u64 {
+        if !self.grows_on_need {
+            return 0;
+        }
+        let limit = self.monitor.limit();
+        let released = self.monitor.grow(limit.saturating_add(huge_frames).min(self.monitor.huge_frames())).frames;
+        self.counters.released.add(released.into());
+        released.into()
     }
 }
 
@@ -140,4 +166,90 @@ fn install_status(installed: Result<(), InstallError>) -> Status {
 /// The text of a log or panic call, UTF-8 or not.
 fn guest_text(words: &Words) -> String {
     printable(&String::from_utf8_lossy(text_bytes(words)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use llfree_base::thread::Spawner;
+    use llfree_monitor::TenantStart;
+    use llfree_monitor::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
+    use shared_layout::{HUGE_SIZE, HugeEntry};
+
+    const FRAMES: u32 = 32;
+
+    /// A guest with an allocator of its own, and its host's end.
+    struct Guest {
+        platform: Arc<Platform>,
+        monitor: Arc<Monitor>,
+        doorbell: Doorbell,
+    }
+
+    impl Guest {
+        fn new(grows_on_need: bool) -> Self {
+            let bytes = u64::from(FRAMES) * HUGE_SIZE;
+            let platform = Arc::new(Platform::above(bytes, bytes, 1, 40).expect("small"));
+            let ram = Arc::new(GuestRam::new(bytes, Backing::Anon).expect("small"));
+            let off = UseUserfaultfd::Off;
+            let supply = Supply::new(ram.clone(), PoolConfig::default(), off, &Spawner::default()).expect("no pool");
+            let start = TenantStart { threads: 1, taken: 0..FRAMES, ..TenantStart::default() };
+            let monitor = Monitor::new(ram, supply, platform.table().clone(), start).expect("nothing to fail");
+            let monitor = Arc::new(monitor);
+            let agents = Arc::new(Agents::new(1));
+            let doorbell = Doorbell::new(platform.clone(), monitor.clone(), agents, grows_on_need);
+            Self { platform, monitor, doorbell }
+        }
+
+        /// Makes a call and returns the first words of the reply.
+        fn call(&self, request: &Request) -> (u64, u64) {
+            let (call, words) = request.encode();
+            let mailbox = self.platform.layout().mailbox(0).expect("a vCPU") as usize;
+            let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+            for (to, from) in self.platform.shared_bytes()[mailbox..].iter().zip(bytes) {
+                to.store(from, Ordering::Relaxed);
+            }
+            assert!(matches!(self.doorbell.ring(0, Some(call)), Flow::Continue));
+            let reply = |word: usize| {
+                let at = mailbox + WORDS * 8 + word * 8;
+                let bytes = self.platform.shared_bytes()[at..at + 8].iter().map(|byte| byte.load(Ordering::Relaxed));
+                u64::from_le_bytes(Vec::from_iter(bytes).try_into().expect("eight bytes"))
+            };
+            (reply(0), reply(1))
+        }
+
+        fn hold(&self, frames: u32) {
+            for entry in &self.platform.table().entries()[..frames as usize] {
+                entry.store(HugeEntry::FREE_EVICTED.bits(), Ordering::Relaxed);
+            }
+            assert_eq!(self.monitor.shrink(FRAMES - frames).expect("no memory to discard").frames, frames);
+        }
+    }
+
+    #[test]
+    fn only_a_hello_that_says_so_hands_over() {
+        let guest = Guest::new(false);
+        assert_eq!(guest.call(&Request::Hello { abi_version: ABI_VERSION, flags: 0 }).0, Status::Ok as u64);
+        assert!(guest.monitor.is_booting());
+        let flags = HELLO_OWN_ALLOCATOR | 1 << 63;
+        assert_eq!(guest.call(&Request::Hello { abi_version: ABI_VERSION, flags }).0, Status::Ok as u64);
+        assert!(!guest.monitor.is_booting(), "unknown flags are ignored");
+    }
+
+    #[test]
+    fn a_guest_in_need_gets_held_frames_back_where_it_may() {
+        let guest = Guest::new(true);
+        guest.hold(10);
+        assert_eq!(guest.call(&Request::Need { huge_frames: 4 }), (Status::Ok as u64, 4));
+        assert_eq!(guest.monitor.limit(), FRAMES - 6);
+        assert_eq!(guest.call(&Request::Need { huge_frames: u32::MAX }), (Status::Ok as u64, 6), "all there is");
+        assert_eq!((guest.doorbell.counters.needs.get(), guest.doorbell.counters.released.get()), (2, 10));
+    }
+
+    #[test]
+    fn a_strict_limit_stays_whatever_the_guest_needs() {
+        let guest = Guest::new(false);
+        guest.hold(10);
+        assert_eq!(guest.call(&Request::Need { huge_frames: 4 }), (Status::Ok as u64, 0));
+        assert_eq!((guest.monitor.limit(), guest.doorbell.counters.needs.get()), (FRAMES - 10, 1));
+    }
 }

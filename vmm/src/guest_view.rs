@@ -42,6 +42,21 @@ impl GuestView {
         }
     }
 
+    /// What a table of whole huge frames says, and what the guest says of the others.
+    #[must_use]
+    pub fn of_huge_frames(census: &Census, fragmented: u64) -> Self {
+        let whole = (census.free_installed + census.free_evicted) * HUGE_SIZE;
+        // It is up to a second old.
+        let fragmented = fragmented.min(census.used_frames * FRAME_SIZE);
+        Self {
+            says: GuestSays::Table,
+            used: Some(census.used_frames * FRAME_SIZE - fragmented),
+            free: Some(whole.saturating_add(fragmented)),
+            fragmented: Some(fragmented),
+            reclaimable: Some(whole),
+        }
+    }
+
     /// What the statistics of a balloon say, while they are fresh.
     #[must_use]
     pub fn of_statistics(elastic: &ElasticStatus) -> Self {
@@ -75,14 +90,19 @@ fn seconds(ms: u64) -> String {
     format!("{}.{} s", ms / 1000, ms % 1000 / 100)
 }
 
-/// Why a resize fell short, according to the shared table. `advice` ends the sentence.
+/// Why a resize fell short, according to the shared table; `floor` is what stays free because the guest asks for
+/// it. `advice` ends the sentence.
 #[must_use]
-pub fn why_by_table(in_use: Bytes, fragmented: Bytes, advice: &str) -> String {
+pub fn why_by_table(in_use: Bytes, fragmented: Bytes, floor: Bytes, advice: &str) -> String {
     let between = match fragmented {
         Bytes(0) => String::new(),
         some => format!(", and {some} lie free between used pages, in frames that are not entirely free"),
     };
-    format!("the guest uses {in_use}{between}; {advice}")
+    let left = match floor {
+        Bytes(0) => String::new(),
+        some => format!(", and {some} are left to it as it asks, lest it kill for want of memory"),
+    };
+    format!("the guest uses {in_use}{between}{left}; {advice}")
 }
 
 /// Why a resize fell short in a guest that shares no table; `is_working` says whether its driver is
@@ -222,10 +242,23 @@ mod tests {
 
     #[test]
     fn a_shortfall_of_the_table_names_only_what_there_is() {
-        let text =
-            |in_use: u64, fragmented: u64| why_by_table(Bytes(in_use << 20), Bytes(fragmented << 20), "free some");
+        let text = |in_use: u64, fragmented: u64| {
+            why_by_table(Bytes(in_use << 20), Bytes(fragmented << 20), Bytes(0), "free some")
+        };
         assert_eq!(text(104, 0), "the guest uses 104 MiB; free some");
         assert!(text(104, 3).contains("104 MiB, and 3 MiB lie free between used pages"), "{}", text(104, 3));
+        let floor = why_by_table(Bytes(104 << 20), Bytes(0), Bytes(32 << 20), "free some");
+        assert!(floor.starts_with("the guest uses 104 MiB, and 32 MiB are left to it as it asks"), "{floor}");
+    }
+
+    #[test]
+    fn a_table_of_huge_frames_needs_the_guests_word_for_the_rest() {
+        let census = Census { used_frames: 3 * 512, free_installed: 2, free_evicted: 4, ..Census::default() };
+        let view = GuestView::of_huge_frames(&census, 100 * FRAME_SIZE);
+        assert_eq!(view.used, Some((3 * 512 - 100) * FRAME_SIZE));
+        assert_eq!((view.fragmented, view.reclaimable), (Some(100 * FRAME_SIZE), Some(6 * HUGE_SIZE)));
+        assert_eq!(view.free, Some(6 * HUGE_SIZE + 100 * FRAME_SIZE));
+        assert_eq!(GuestView::of_huge_frames(&census, u64::MAX).used, Some(0), "nonsense stays in bounds");
     }
 
     #[test]

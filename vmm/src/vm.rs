@@ -291,15 +291,32 @@ impl Vm {
     /// A size out of range, or a discard that the kernel refused. Falling short is not an error, even
     /// if the VM ends in the meantime.
     pub fn shrink(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
+        self.check_shrink(target)?;
+        let go_on = |elapsed| !self.is_over() && keep_waiting(elapsed);
+        let resize = self.elastic.resize(Direction::Shrink, target, &go_on)?;
+        self.settle_cgroup();
+        Ok(resize)
+    }
+
+    /// The same, even if that takes what the guest asks to be left.
+    ///
+    /// # Errors
+    /// As [`shrink`](Self::shrink).
+    pub fn shrink_by_force(&self, target: u64, keep_waiting: impl Fn(Duration) -> bool) -> Result<Resize, VmError> {
+        self.check_shrink(target)?;
+        let go_on = |elapsed| !self.is_over() && keep_waiting(elapsed);
+        let resize = self.elastic.shrink_by_force(target, &go_on)?;
+        self.settle_cgroup();
+        Ok(resize)
+    }
+
+    fn check_shrink(&self, target: u64) -> Result<(), VmError> {
         self.check_size(target)?;
         if target > self.limit() {
             let limit = Bytes(self.limit());
             return Err(LimitError::ShrinkAboveLimit { target: Bytes(target), limit }.into());
         }
-        let go_on = |elapsed| !self.is_over() && keep_waiting(elapsed);
-        let resize = self.elastic.resize(Direction::Shrink, target, &go_on)?;
-        self.settle_cgroup();
-        Ok(resize)
+        Ok(())
     }
 
     /// Raises the limit to `target` bytes.

@@ -59,6 +59,8 @@ pub(crate) const PLAN: &[Room] = &[
         sees: &["shared-layout", "guest-abi", "agent-abi", "agent-core"],
         others: Not(MACHINE),
     },
+    // The kernel's side of the table, over a model of its page allocator; only its tests.
+    Room { name: "llfree-kernel-model", sees: &[], others: Only(&["cc", "shlex", "find-msvc-tools"]) },
     Room { name: "images", sees: &[], others: Only(&[]) },
     // The host: what all of it needs, one tenant's memory, the control plane, the machine.
     Room { name: "llfree-base", sees: &["shared-layout"], others: Not(MACHINE) },

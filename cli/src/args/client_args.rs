@@ -65,6 +65,9 @@ pub enum ClientCommand {
         /// At most this much; all that is free by default
         #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
         by: Option<Bytes>,
+        /// Take what the guest asks to be left, too; a guest that kills for want of memory may do so then
+        #[arg(long)]
+        force: bool,
     },
     /// Switch automatic reclaim of free memory on or off
     AutoReclaim {
@@ -210,6 +213,10 @@ pub struct ShrinkArgs {
     /// The amount to take off the current limit
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
     pub by: Option<Bytes>,
+    /// Take what the guest asks to be left, too; a guest that kills for want of memory may do so then.
+    /// What is missing is not pursued
+    #[arg(long)]
+    pub force: bool,
     /// How this command waits.
     #[command(flatten)]
     pub patience: Patience,

@@ -52,8 +52,9 @@ pub struct LaunchArgs {
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
-    /// How memory is taken and given back: llfree (the default), balloon (the default for Linux guests,
-    /// with reporting and deflate-on-oom), balloon-huge, virtio-mem or none; options follow, like
+    /// How memory is taken and given back: llfree (the default, also for Linux kernels whose release ends
+    /// in -llfree), balloon (the default for other Linux kernels, with reporting and deflate-on-oom),
+    /// balloon-huge, virtio-mem or none; options follow, like llfree,grow-on-need=on,
     /// balloon,reporting=on,deflate-on-oom=on,stats=1s or virtio-mem,boot=256M
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub elastic: Option<Elastic>,

@@ -13,7 +13,8 @@ pub mod words;
 pub use event::Event;
 pub use status::{
     AutoReclaimReport, BalloonStatus, CgroupStatus, DeviceStatus, DiskStatus, ElasticStatus, GuestCommandsReport,
-    GuestStatsReport, InstallPoolStatus, LinuxAgentStatus, MemStatus, NetReport, NetStatus, StatusReport, VcpuStatus,
+    GuestStatsReport, InstallPoolStatus, LinuxAgentStatus, MemStatus, NetReport, NetStatus, StatusReport, TableStatus,
+    VcpuStatus,
 };
 pub use words::{ElasticKind, Enforcement, GuestOutcome, GuestSays, Reason, SampleUnit, VcpuState, VmState, Word};
 

@@ -206,7 +206,7 @@ metered! {
     pub struct ElasticStatus {
         /// In which way.
         pub kind: Word<ElasticKind>,
-        /// Whether the guest has a driver at work; true for `llfree`, which has no device.
+        /// Whether the guest has a driver at work; for `llfree`, whether it shares its table by now.
         pub driven: bool,
         /// Violations of the specification by the guest's driver.
         pub device_errors: u64 => counter,
@@ -214,6 +214,22 @@ metered! {
         pub balloon: Option<BalloonStatus> => part,
         /// virtio-mem, if it is that.
         pub mem: Option<MemStatus> => part,
+        /// What the guest says beside its table, if it has an allocator of its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub table: Option<TableStatus> => part,
+    }
+}
+
+metered! {
+    /// What a guest with an allocator of its own says beside the table, by its own account.
+    #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    pub struct TableStatus {
+        /// Memory that it asks its host to leave free, in bytes.
+        pub floor_bytes: u64 => gauge,
+        /// Free memory in frames that are not entirely free, in bytes, at most a second old.
+        pub fragmented_bytes: u64 => gauge,
+        /// Memory that the host holds, and that it has noticed and no longer counts as its own, in bytes.
+        pub set_aside_bytes: u64 => gauge,
     }
 }
 

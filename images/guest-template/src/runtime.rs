@@ -43,7 +43,7 @@ extern "C" fn start(region: *mut u8, index: u64) -> ! {
     let header = unsafe { region.cast::<Header>().read_volatile() };
     let Ok(layout) = header.check() else { stop() };
     let mut vcpu = Vcpu { region, header, layout, index: index as u32 };
-    vcpu.call(&Request::Hello { abi_version: ABI_VERSION });
+    vcpu.call(&Request::Hello { abi_version: ABI_VERSION, flags: 0 });
     let code = crate::main(&mut vcpu);
     vcpu.call(&Request::Exit { code });
     stop()

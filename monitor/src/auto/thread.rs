@@ -223,15 +223,16 @@ impl<'a> Worker<'a> {
 
     fn carry_out(&self, settings: &Settings, decision: Decision, turn: u64) {
         let mut pace = Pace::new(settings.rate_bytes);
+        let headroom = decision.headroom.max(self.monitor.floor()) as usize;
         for batch in self.plan.chunks(BATCH as usize) {
             if !self.sleep(pace.wait(self.started.elapsed()), turn) || self.installs() != self.installs {
                 break;
             }
             // From here on, where the rest of the plan lies: as a rule that is enough, and the table is
             // not read to its end for each batch.
-            let enough = (decision.headroom as usize).saturating_add(batch.len());
+            let enough = headroom.saturating_add(batch.len());
             let free = self.monitor.free_with_memory(batch[0]).filter(|free| *free).take(enough).count();
-            let room = free.saturating_sub(decision.headroom as usize);
+            let room = free.saturating_sub(headroom);
             if room == 0 {
                 break;
             }

@@ -8,6 +8,7 @@ use crate::memory::{MemoryError, RamResidency};
 use llfree::{Census, Residency};
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 /// What is resident, what may be, and what the entries claim, all of one moment.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +35,8 @@ impl Monitor {
 
     /// Compares R with the kernel's accounting, and repairs what a guest did unnoticed:
     /// memory that appeared under a held frame is discarded again, under an evicted one it is
-    /// adopted as installed. Returns the frames concerned, which also count as violations. What the
+    /// adopted as installed. Returns the frames concerned, which also count as violations, unless the tenant may still
+    /// touch what it likes. What the
     /// kernel keeps of them does not keep it from settling the others.
     ///
     /// It waits for the batch of discards at work, not for the pass that the batch belongs to.
@@ -46,6 +48,7 @@ impl Monitor {
         // pass has no frame in hand, so R is settled. Installs may go on: they only ever make R
         // agree with the kernel, and a frame that one is at is left to the next audit.
         let _turn = self.discards.lock();
+        let (is_booting, excused) = (self.is_booting(), self.touched_in_boot.load(Ordering::Relaxed));
         let mut suspects = Vec::new();
         let see = |range: Range<u64>| {
             for huge in (range.start / HUGE_SIZE) as u32..range.end.div_ceil(HUGE_SIZE) as u32 {
@@ -60,6 +63,7 @@ impl Monitor {
         let mut kept = None;
         for huge in suspects {
             match self.settle(huge) {
+                Ok(Some(_)) if excused => self.counters.boot_touches.inc(),
                 Ok(Some(Residency::Held)) => held += 1,
                 Ok(Some(_)) => violations += 1,
                 Ok(None) => {}
@@ -68,6 +72,9 @@ impl Monitor {
                     *frames += 1;
                 }
             }
+        }
+        if !is_booting {
+            self.touched_in_boot.store(false, Ordering::Relaxed);
         }
         violations += held;
         if violations > 0 {

@@ -7,7 +7,7 @@
 use super::{BATCH, Monitor, MonitorError, Pass, is_held};
 use llfree::{Reclaim, Reclaimed, Residency};
 use llfree_base::lock;
-use shared_layout::{HUGE_SIZE, HostWord, HugeId, HugeRange};
+use shared_layout::{HUGE_SIZE, HostWord, HugeEntry, HugeId, HugeRange};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -27,17 +27,30 @@ fn next_batch(frames: u32, took: Duration) -> u32 {
 impl Monitor {
     /// One pass towards a limit of `target` huge frames: holds what is free, frames with memory
     /// behind them first (those are what the host gains), then evicted ones, which cost no call.
-    /// What is missing afterwards becomes the header's `wanted`.
+    /// What is missing afterwards becomes the header's `wanted`. As many free frames stay as the tenant
+    /// [asks for](Self::floor).
     ///
     /// # Errors
     /// [`MonitorError::Discard`]; the frames taken before stay taken.
     pub fn shrink(&self, target: u32) -> Result<Pass, MonitorError> {
+        self.shrink_leaving(target, self.floor())
+    }
+
+    /// The same, whatever the tenant asks for.
+    ///
+    /// # Errors
+    /// As [`shrink`](Self::shrink).
+    pub fn shrink_by_force(&self, target: u32) -> Result<Pass, MonitorError> {
+        self.shrink_leaving(target, 0)
+    }
+
+    fn shrink_leaving(&self, target: u32, floor: u32) -> Result<Pass, MonitorError> {
         let mut cursor = lock(&self.passes);
         let mut pass = Pass::default();
         let excess = self.limit().saturating_sub(target);
         let result = [Residency::Installed, Residency::Evicted].into_iter().try_for_each(|residency| {
             let missing = excess - pass.frames;
-            let more = self.reclaim_pass(&mut cursor, missing, residency, Reclaim::Hard);
+            let more = self.reclaim_pass(&mut cursor, missing, residency, (Reclaim::Hard, floor));
             pass += more.map_err(|error| error.after(pass))?;
             Ok(())
         });
@@ -71,13 +84,26 @@ impl Monitor {
         pass
     }
 
-    /// Takes the memory of at most `frames` free frames, which stay free for the guest.
+    /// Takes the memory of at most `frames` free frames, which stay free for the guest. Those that it
+    /// [asks for](Self::floor) keep theirs.
     ///
     /// # Errors
     /// [`MonitorError::Discard`]; the frames taken before stay taken.
     pub fn evict(&self, frames: u32) -> Result<Pass, MonitorError> {
+        self.evict_leaving(frames, self.floor())
+    }
+
+    /// The same, whatever the tenant asks for.
+    ///
+    /// # Errors
+    /// As [`evict`](Self::evict).
+    pub fn evict_by_force(&self, frames: u32) -> Result<Pass, MonitorError> {
+        self.evict_leaving(frames, 0)
+    }
+
+    fn evict_leaving(&self, frames: u32, floor: u32) -> Result<Pass, MonitorError> {
         let mut cursor = lock(&self.passes);
-        self.reclaim_pass(&mut cursor, frames, Residency::Installed, Reclaim::Soft)
+        self.reclaim_pass(&mut cursor, frames, Residency::Installed, (Reclaim::Soft, floor))
     }
 
     /// Takes the memory of those of `frames` that are still free, which stay free. No more than
@@ -104,7 +130,7 @@ impl Monitor {
         cursor: &mut HugeId,
         most: u32,
         residency: Residency,
-        how: Reclaim,
+        (how, floor): (Reclaim, u32),
     ) -> Result<Pass, MonitorError> {
         let mut pass = Pass::default();
         let mut batch = Batch::default();
@@ -113,7 +139,10 @@ impl Monitor {
         let mut free = host.scan(*cursor).filter(|(_, entry, r)| *r == residency && entry.is_all_free());
         while pass.frames < most && !self.is_stopping() {
             let _turn = self.discards.lock();
-            let due = size.min(most - pass.frames);
+            let due = size.min(most - pass.frames).min(self.free_above(floor, how));
+            if due == 0 {
+                break;
+            }
             let start = Instant::now();
             while batch.frames < due
                 && let Some((huge, ..)) = free.next()
@@ -130,6 +159,18 @@ impl Monitor {
             size = next_batch(due, start.elapsed());
         }
         Ok(pass)
+    }
+
+    /// Free frames beyond `floor`: for a soft reclaim those with memory, else all. Looked at anew for each batch, as
+    /// the tenant goes on meanwhile.
+    fn free_above(&self, floor: u32, how: Reclaim) -> u32 {
+        if floor == 0 {
+            return u32::MAX;
+        }
+        let counts = |entry: HugeEntry| entry.is_all_free() && (how == Reclaim::Hard || !entry.is_evicted());
+        let free = self.host().scan(HugeId(0)).filter(|(_, entry, _)| counts(*entry)).count();
+        // RAM's huge frames fit a u32.
+        (free as u32).saturating_sub(floor)
     }
 
     /// Discards the memory of a batch, which is empty afterwards. Frames that the kernel refuses go

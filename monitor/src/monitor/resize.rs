@@ -36,7 +36,8 @@ pub struct Resize {
 }
 
 impl Monitor {
-    /// Moves the limit to `frames` huge frames. A growth is one pass.
+    /// Moves the limit to `frames` huge frames. A growth is one pass. A shrink leaves the tenant what it
+    /// [asks for](Self::floor).
     /// A shrink takes what is free at once; if that is not enough, it has the tenant `drain` its
     /// caches, looks again, and goes on while `keep_waiting` says so, given the time since the start.
     ///
@@ -54,7 +55,32 @@ impl Monitor {
             let pass = self.grow(frames);
             return Ok(self.resized(frames, pass, start, start.elapsed()));
         }
-        let mut pass = self.shrink(frames)?;
+        self.shrink_by(|| self.shrink(frames), frames, drain, keep_waiting)
+    }
+
+    /// Lowers the limit to `frames` huge frames, whatever the tenant asks to have left.
+    ///
+    /// # Errors
+    /// As [`resize`](Self::resize).
+    pub fn resize_by_force(
+        &self,
+        frames: u32,
+        drain: impl FnOnce(),
+        keep_waiting: impl Fn(Duration) -> bool,
+    ) -> Result<Resize, MonitorError> {
+        self.shrink_by(|| self.shrink_by_force(frames), frames, drain, keep_waiting)
+    }
+
+    /// Lowers the limit to `frames` by passes of this kind.
+    fn shrink_by(
+        &self,
+        shrink: impl Fn() -> Result<Pass, MonitorError>,
+        frames: u32,
+        drain: impl FnOnce(),
+        keep_waiting: impl Fn(Duration) -> bool,
+    ) -> Result<Resize, MonitorError> {
+        let start = Instant::now();
+        let mut pass = shrink()?;
         // The first pass counts whatever it found; later ones if they took something.
         let mut duration = start.elapsed();
         if self.limit() > frames {
@@ -62,7 +88,7 @@ impl Monitor {
             drain();
             loop {
                 let begin = Instant::now();
-                let more = self.shrink(frames)?;
+                let more = shrink()?;
                 if more.frames > 0 {
                     duration += begin.elapsed();
                 }

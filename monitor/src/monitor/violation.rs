@@ -89,6 +89,11 @@ impl Monitor {
             return self.lend(userfault, fault.offset, &claim);
         }
         let held = residency == Residency::Held;
+        // A kernel that boots has memory by touching it.
+        if self.is_booting() && !held {
+            self.counters.boot_touches.inc();
+            return self.serve_touch(userfault, fault, claim);
+        }
         self.counters.violations.inc();
         self.counters.held_violations.add(held.into());
         let violation = Violation { address: fault.offset, held, write: fault.write, vcpu };
@@ -105,34 +110,40 @@ impl Monitor {
                 Verdict::End(violation)
             }
             (OnViolation::Log, true) => self.lend(userfault, fault.offset, &claim),
-            (OnViolation::Install | OnViolation::Log, false) => match self.supply.install(huge) {
-                Ok(()) => {
-                    self.lent.forget(huge);
-                    if let Ok(installing) = claim.install() {
-                        installing.done();
-                    }
-                    Verdict::Served
+            (OnViolation::Install | OnViolation::Log, false) => self.serve_touch(userfault, fault, claim),
+        }
+    }
+
+    /// Puts memory behind an evicted frame that somebody waits for.
+    fn serve_touch(&self, userfault: &Userfault, fault: &Fault, claim: Claim<'_>) -> Verdict {
+        let huge = claim.huge();
+        match self.supply.install(huge) {
+            Ok(()) => {
+                self.lent.forget(huge);
+                if let Ok(installing) = claim.install() {
+                    installing.done();
                 }
-                Err(short) => {
-                    if let Some(number) = self.host_failures.tick() {
-                        log::warn!(
-                            "install of huge frame {} failed ({number} so far): {}",
-                            huge.0,
-                            error_line(&short.error)
-                        );
-                    }
-                    // Whatever came of it must not stay. Not in the middle of an audit, which would take it
-                    // for the guest's.
-                    let Some(turn) = self.discards.try_lock() else { return Verdict::Later };
-                    if let Err(error) = self.ram.discard(huge)
-                        && self.host_failures.tick().is_some()
-                    {
-                        log::warn!("what a failed install left stays: {}", error_line(&error));
-                    }
-                    drop(turn);
-                    self.lend(userfault, fault.offset, &claim)
+                Verdict::Served
+            }
+            Err(short) => {
+                if let Some(number) = self.host_failures.tick() {
+                    log::warn!(
+                        "install of huge frame {} failed ({number} so far): {}",
+                        huge.0,
+                        error_line(&short.error)
+                    );
                 }
-            },
+                // Whatever came of it must not stay. Not in the middle of an audit, which would take it
+                // for the guest's.
+                let Some(turn) = self.discards.try_lock() else { return Verdict::Later };
+                if let Err(error) = self.ram.discard(huge)
+                    && self.host_failures.tick().is_some()
+                {
+                    log::warn!("what a failed install left stays: {}", error_line(&error));
+                }
+                drop(turn);
+                self.lend(userfault, fault.offset, &claim)
+            }
         }
     }
 

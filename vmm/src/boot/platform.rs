@@ -17,9 +17,9 @@ use super::paging::{Access, Tables, tables_needed};
 use super::{BootError, cpu};
 use guest_abi::call::{DOORBELL_BYTES, DOORBELL_PORT};
 use guest_abi::devices::{DEVICE_BYTES, DEVICE_SLOTS};
-use guest_abi::header::{FEATURE_DEVICES, FEATURE_DOORBELL_PORT};
+use guest_abi::header::{FEATURE_DEVICES, FEATURE_DOORBELL_PORT, FEATURE_NOTICES, FEATURE_OWN_ALLOCATOR};
 use guest_abi::mailbox::{Mailbox, WORDS, Words};
-use guest_abi::{ControlWord, Header, Layout};
+use guest_abi::{ControlWord, GuestWord, Header, Layout};
 use kvm_ioctls::VcpuFd;
 use llfree_monitor::{Region, Table};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE};
@@ -230,6 +230,21 @@ impl Platform {
         self.region.word(ControlWord::DeviceEvents.offset()).store(number, Ordering::Release);
     }
 
+    /// Offers the table to a guest with an allocator of its own, which counts `low_huge_frames` of RAM below a
+    /// hole (0: no hole), and gets an interrupt when control words change. Only before the guest starts, as above.
+    pub fn offer_to_own_allocator(&self, low_huge_frames: u32, notice_gsi: u32) {
+        let features = FEATURE_OWN_ALLOCATOR | FEATURE_NOTICES;
+        self.region.word(offset_of!(Header, features) as u64).fetch_or(features, Ordering::Relaxed);
+        self.write(offset_of!(Header, low_huge_frames) as u64, &low_huge_frames.to_le_bytes());
+        self.write(offset_of!(Header, notice_gsi) as u64, &notice_gsi.to_le_bytes());
+    }
+
+    /// What the guest says in one of its words: a claim.
+    #[must_use]
+    pub fn guest_word(&self, word: GuestWord) -> u64 {
+        self.region.word(word.offset()).load(Ordering::Relaxed)
+    }
+
     /// The table in the shared region, as the monitor reaches it.
     #[must_use]
     pub fn table(&self) -> &Table {
@@ -322,6 +337,20 @@ mod tests {
         assert_eq!((header.doorbell_port, header.tsc_khz), (u64::from(DOORBELL_PORT), 2_500_000));
         let (gpa, _, bytes) = platform.memslot();
         assert_eq!((gpa, header.doorbell_gpa), (GIB, gpa + bytes));
+    }
+
+    #[test]
+    fn an_own_allocator_finds_what_it_needs_in_the_header() {
+        let platform = Platform::above(5 * GIB, 4 * GIB, 2, 40).expect("small");
+        platform.offer_to_own_allocator(1536, 12);
+        let bytes: Vec<u8> =
+            platform.shared_bytes()[..size_of::<Header>()].iter().map(|b| b.load(Ordering::Relaxed)).collect();
+        let header: Header = zerocopy::FromBytes::read_from_bytes(&bytes).expect("same size");
+        assert_eq!(header.features, FEATURE_DOORBELL_PORT | FEATURE_OWN_ALLOCATOR | FEATURE_NOTICES);
+        assert_eq!((header.low_huge_frames, header.notice_gsi, header.devices), (1536, 12, 0));
+        assert_eq!(header.check().as_ref(), Ok(platform.layout()));
+        platform.shared_bytes()[GuestWord::Floor.offset() as usize].store(7, Ordering::Relaxed);
+        assert_eq!((platform.guest_word(GuestWord::Floor), platform.guest_word(GuestWord::SetAside)), (7, 0));
     }
 
     #[test]

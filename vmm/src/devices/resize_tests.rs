@@ -33,6 +33,7 @@ fn device(kind: &str) -> (Arc<dyn Elasticity>, Driver) {
         monitor: &Arc::new(monitor),
         notifier: Box::new(|| {}),
         nudge: Box::new(|| {}),
+        words: Arc::new(crate::boot::Platform::above(RAM, RAM, 1, 40).expect("small")),
         drain: Box::new(|| {}),
     };
     let elasticity = elastic.way().build(parts).expect("events");

@@ -52,7 +52,7 @@ const KINDS: [Elastic; 5] =
 
 impl Elastic {
     /// The shared table.
-    pub const LLFREE: Self = Self::Table(Table);
+    pub const LLFREE: Self = Self::Table(Table::STRICT);
     /// Memory that never moves.
     pub const NONE: Self = Self::Fixed(Fixed);
 

@@ -1,17 +1,28 @@
 //! The shared table: the host takes free frames out of it without any code running in the guest.
 
-use super::error::{DeviceError, MoveError};
+use super::error::{DeviceError, ElasticError, MoveError};
 use super::offers::Need;
-use super::way::{Elasticity, Parts, Way};
-use llfree_control::report::{ElasticKind, ElasticStatus};
+use super::way::{Elasticity, Parts, Way, switch};
+use crate::boot::Platform;
+use guest_abi::GuestWord;
+use llfree_control::report::{ElasticKind, ElasticStatus, TableStatus};
 use llfree_monitor::{Direction, Monitor, Pass, Resize};
-use shared_layout::HUGE_SIZE;
+use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The choice of the shared table; it has no options.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Table;
+/// The choice of the shared table.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Table {
+    /// Whether a guest that is about to kill for want of memory gets held frames back: the limit is then what
+    /// it makes of it.
+    pub grow_on_need: bool,
+}
+
+impl Table {
+    /// The guest never exceeds its limit.
+    pub const STRICT: Self = Self { grow_on_need: false };
+}
 
 impl Way for Table {
     fn kind(&self) -> ElasticKind {
@@ -22,14 +33,43 @@ impl Way for Table {
         Need::Table
     }
 
+    fn options(&self) -> &'static str {
+        "grow-on-need=on|off"
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<bool, ElasticError> {
+        if name != "grow-on-need" {
+            return Ok(false);
+        }
+        self.grow_on_need = switch(value)?;
+        Ok(true)
+    }
+
+    fn grows_unasked(&self) -> bool {
+        self.grow_on_need
+    }
+
+    fn grows_on_need(&self) -> bool {
+        self.grow_on_need
+    }
+
     fn build(&self, parts: Parts<'_>) -> Result<Arc<dyn Elasticity>, DeviceError> {
-        Ok(Arc::new(ByTable { monitor: parts.monitor.clone(), drain: parts.drain }))
+        Ok(Arc::new(ByTable { monitor: parts.monitor.clone(), words: parts.words, drain: parts.drain }))
     }
 }
 
 struct ByTable {
     monitor: Arc<Monitor>,
+    words: Arc<Platform>,
     drain: Box<dyn Fn() + Send + Sync>,
+}
+
+impl ByTable {
+    /// What a guest with an allocator of its own says, in units of `unit` bytes; at most RAM.
+    fn said(&self, word: GuestWord, unit: u64) -> u64 {
+        let memory = u64::from(self.monitor.huge_frames()) * HUGE_SIZE;
+        self.words.guest_word(word).saturating_mul(unit).min(memory)
+    }
 }
 
 impl Elasticity for ByTable {
@@ -51,6 +91,10 @@ impl Elasticity for ByTable {
         Ok(self.monitor.resize(direction, (target / HUGE_SIZE) as u32, &self.drain, keep_waiting)?)
     }
 
+    fn shrink_by_force(&self, target: u64, keep_waiting: &dyn Fn(Duration) -> bool) -> Result<Resize, MoveError> {
+        Ok(self.monitor.resize_by_force((target / HUGE_SIZE) as u32, &self.drain, keep_waiting)?)
+    }
+
     fn take_free(&self, target: u64) -> Result<Pass, MoveError> {
         Ok(self.monitor.shrink((target / HUGE_SIZE) as u32)?)
     }
@@ -60,6 +104,12 @@ impl Elasticity for ByTable {
     }
 
     fn status(&self) -> ElasticStatus {
-        ElasticStatus { kind: Table.kind().into(), driven: true, ..ElasticStatus::default() }
+        let table = self.monitor.has_terms().then(|| TableStatus {
+            floor_bytes: self.said(GuestWord::Floor, HUGE_SIZE),
+            fragmented_bytes: self.said(GuestWord::FragmentedFrames, FRAME_SIZE),
+            set_aside_bytes: self.said(GuestWord::SetAside, HUGE_SIZE),
+        });
+        let driven = !self.monitor.is_booting();
+        ElasticStatus { kind: ElasticKind::Llfree.into(), driven, table, ..ElasticStatus::default() }
     }
 }

@@ -1,6 +1,7 @@
 //! Kinds by name, which combinations are accepted, and a driver that stays idle.
 
 use super::*;
+use crate::boot::Platform;
 use llfree_base::choices::Switch;
 use llfree_base::units::Bytes;
 use llfree_monitor::Monitor;
@@ -30,8 +31,9 @@ fn device(text: &str) -> Result<(Arc<dyn Elasticity>, Arc<AtomicU32>), DeviceErr
     let elastic: Elastic = text.parse().expect(text);
     elastic.way().check(&Shape { backing: Backing::Anon, map: &map, image: &(0..1) })?;
     let monitor = Arc::new(monitor(&ram));
-    let parts =
-        Parts { ram: &ram, monitor: &monitor, notifier: notice, nudge: Box::new(|| {}), drain: Box::new(|| {}) };
+    let words = Arc::new(Platform::above(map.end(), 64 * MIB, 1, 40).expect("small"));
+    let (nudge, drain) = (Box::new(|| {}), Box::new(|| {}));
+    let parts = Parts { ram: &ram, monitor: &monitor, notifier: notice, nudge, words, drain };
     Ok((elastic.way().build(parts)?, interrupts))
 }
 
@@ -76,6 +78,7 @@ fn kinds_and_options_are_read_as_people_write_them() {
     let Ok(Elastic::Balloon(config)) = text.parse() else { panic!("{text}") };
     assert!(config.reporting == Some(true) && config.deflate_on_oom && !config.coalesce && !config.huge);
     assert_eq!(config.stats, Some(Duration::from_millis(500)));
+    assert_eq!("llfree,grow-on-need=on".parse(), Ok(Elastic::Table(table::Table { grow_on_need: true })));
     assert_eq!("virtio-mem,boot=64M".parse(), Ok(Elastic::Mem(MemConfig { boot: Bytes(64 << 20) })));
 }
 
@@ -83,7 +86,7 @@ fn kinds_and_options_are_read_as_people_write_them() {
 fn what_cannot_be_is_refused_with_what_can() {
     let text = |text: &str| text.parse::<Elastic>().expect_err(text).to_string();
     assert!(text("ballon").contains("use llfree, balloon"));
-    assert!(text("llfree,boot=1G").contains("not an option of llfree, which has none"));
+    assert!(text("llfree,boot=1G").contains("not an option of llfree, which has grow-on-need=on|off"));
     assert!(text("balloon,reporting=yes").contains("neither on nor off"));
     assert!(text("balloon,stats=1us").contains("10ms"), "{}", text("balloon,stats=1us"));
     assert!(text("virtio-mem,boot=3K").contains("boot"), "{}", text("virtio-mem,boot=3K"));
@@ -115,10 +118,8 @@ fn the_default_for_linux_is_what_people_would_write() {
 fn what_linux_cannot_do_is_refused_with_what_it_can() {
     let refusal =
         |text: &str, bytes: u64| linux(elastic(text), Bytes(bytes)).map_err(|error| error.to_string()).expect_err(text);
-    let text = refusal("llfree", GIB);
-    assert!(text.contains("unmodified Linux") && text.contains("balloon, virtio-mem or none"), "{text}");
     let text = refusal("balloon-huge", GIB);
-    assert!(text.contains("use balloon"), "{text}");
+    assert!(text.contains("Linux") && text.contains("llfree, balloon, virtio-mem or none"), "{text}");
     let text = refusal("virtio-mem,boot=4G", 8 * GIB);
     assert!(text.contains("4 GiB") && text.contains("at most 3 GiB"), "{text}");
     let text = refusal("virtio-mem,boot=64M", GIB);

@@ -2,6 +2,7 @@
 
 use super::error::{DeviceError, ElasticError, MoveError, ResizeError};
 use super::offers::Need;
+use crate::boot::Platform;
 use crate::devices::irq::Notifier;
 use crate::devices::mmio::Transport;
 use llfree_base::choices::{Settings, Switch};
@@ -33,6 +34,8 @@ pub struct Parts<'a> {
     pub notifier: Notifier,
     /// Wakes an idle guest, so that its drivers look at their devices.
     pub nudge: Box<dyn Fn() + Send + Sync>,
+    /// The region shared with the guest, where a guest with an allocator of its own has words.
+    pub words: Arc<Platform>,
     /// Makes an idle guest give its caches back; returns after a bounded time.
     pub drain: Box<dyn Fn() + Send + Sync>,
 }
@@ -70,6 +73,11 @@ pub trait Way {
 
     /// Whether the guest may take back, without asking, memory that a shrink took.
     fn grows_unasked(&self) -> bool {
+        false
+    }
+
+    /// Whether a guest that is about to kill for want of memory gets held frames back.
+    fn grows_on_need(&self) -> bool {
         false
     }
 
@@ -160,6 +168,15 @@ pub trait Elasticity: Send + Sync {
         target: u64,
         keep_waiting: &dyn Fn(Duration) -> bool,
     ) -> Result<Resize, MoveError>;
+
+    /// Lowers the limit to `target` like [`resize`](Self::resize), even if that takes what the guest asks to be left. A
+    /// device's driver decides by itself what it gives.
+    ///
+    /// # Errors
+    /// As [`resize`](Self::resize).
+    fn shrink_by_force(&self, target: u64, keep_waiting: &dyn Fn(Duration) -> bool) -> Result<Resize, MoveError> {
+        self.resize(Direction::Shrink, target, keep_waiting)
+    }
 
     /// Takes what is free now, down to a limit of `target`: a look at a resize that fell short. A device's driver
     /// goes on by itself, so there is nothing to take.

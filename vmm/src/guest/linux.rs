@@ -20,14 +20,18 @@ use crate::elastic::{Elastic, Need, Offers};
 use crate::error::LaunchError;
 use crate::exit::ExitReason;
 use agent_abi::{Command, Report};
+use guest_abi::GuestWord;
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use llfree_control::report::LinuxAgentStatus;
 use llfree_monitor::memory::AddressMap;
+use llfree_monitor::{TenantStart, Terms};
+use shared_layout::HUGE_SIZE;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// The most CPUs that the ACPI tables can number.
 const MAX_CPUS: u32 = 254;
@@ -37,8 +41,17 @@ const HEADER_PARAMETER: &str = "llfree.header";
 const ALWAYS: usize = 2;
 
 /// The facts about this kind of guest.
-pub static FACTS: Facts = Facts {
-    offers: Offers { guest: "an unmodified Linux", meets: &[Need::Balloon, Need::Mem] },
+pub static FACTS: Facts = ANY;
+/// The same for kernels whose release says that they share their free memory.
+static SHARING: Facts = Facts { elastic: Elastic::LLFREE, ..ANY };
+
+/// The facts about this kernel.
+pub(super) fn facts(kernel: &LinuxKernel) -> &'static Facts {
+    if kernel.shares_memory() { &SHARING } else { &FACTS }
+}
+
+const ANY: Facts = Facts {
+    offers: Offers { guest: "Linux", meets: &[Need::Table, Need::Balloon, Need::Mem] },
     elastic: Elastic::for_linux(),
     command_line: "console=ttyS0",
     has_console: true,
@@ -107,7 +120,7 @@ impl<'a> LinuxPlan<'a> {
 
     fn open_devices(&mut self) -> Result<(), LaunchError> {
         let linux = &self.config.linux;
-        let moves_memory = usize::from(self.config.elastic.way().needs() != Need::Nothing);
+        let moves_memory = usize::from(!matches!(self.config.elastic.way().needs(), Need::Nothing | Need::Table));
         let asked = ALWAYS + linux.disks.len() + linux.nets.len() + moves_memory;
         let limit = map::DEVICE_GSIS.len();
         if asked > limit {
@@ -128,6 +141,11 @@ impl<'a> LinuxPlan<'a> {
         Ok(())
     }
 
+    /// Whether the kernel is offered to share its free memory.
+    fn shares_table(&self) -> bool {
+        self.config.elastic.way().needs() == Need::Table
+    }
+
     /// The serial line, with its interrupt.
     fn serial(&self, vm: &VmFd) -> Result<Arc<Serial>, LaunchError> {
         let console = match &self.config.linux.console {
@@ -146,6 +164,19 @@ impl Plan for LinuxPlan<'_> {
     fn image(&self) -> Range<u32> {
         // None: its RAM gets memory on first touch.
         0..0
+    }
+
+    /// All is the kernel's from the start. What it is loaded into has memory before it runs, as no thread is there
+    /// yet to resolve a fault.
+    fn start(&self) -> TenantStart {
+        let (threads, all) = (self.config.cpus, (self.config.memory.0 / HUGE_SIZE) as u32);
+        let loaded = |range: &Range<u64>| {
+            let offset = self.map.offset(range.start, range.end - range.start).unwrap_or_default();
+            (offset / HUGE_SIZE) as u32..(offset + range.end - range.start).div_ceil(HUGE_SIZE) as u32
+        };
+        let initrd = self.config.linux.initrd.as_deref();
+        let installed = self.kernel.loaded(initrd, self.initrd_address).iter().map(loaded).collect();
+        TenantStart { threads, taken: 0..all, installed, ..TenantStart::default() }
     }
 
     fn address_map(&self) -> AddressMap {
@@ -198,11 +229,29 @@ impl Plan for LinuxPlan<'_> {
         let pc = Pc::new(self.serial(&hardware.vm)?, hardware.vm.clone());
         let agent = LinuxAgent::new(port);
         Ok(Attached {
-            guest: Arc::new(Linux { pc, agent }),
+            guest: Arc::new(Linux { pc, agent, shares_table: self.shares_table() }),
             devices: Devices::new(map::DEVICES_START, all),
             disks: std::mem::take(&mut self.disks),
             nets: std::mem::take(&mut self.nets),
         })
+    }
+
+    fn terms(&self, hardware: &Hardware) -> Result<Option<Terms>, LaunchError> {
+        if !self.shares_table() {
+            return Ok(None);
+        }
+        let low = self.map.parts().next().map_or(0, |part| (part.bytes / HUGE_SIZE) as u32);
+        let has_hole = self.map.parts().count() > 1;
+        hardware.platform.offer_to_own_allocator(if has_hole { low } else { 0 }, map::NOTICE_GSI);
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+            .map_err(|source| LaunchError::Host { step: "create the event of the table's interrupt", source })?;
+        let taken = hardware.vm.register_irqfd(&event, map::NOTICE_GSI);
+        taken.map_err(|source| LaunchError::Kvm { step: "register the table's interrupt", source })?;
+        let platform = hardware.platform.clone();
+        let floor = move || u32::try_from(platform.guest_word(GuestWord::Floor)).unwrap_or(u32::MAX);
+        // It fails only when its counter is full, and then the interrupt is due already.
+        let notice = move || event.write(1).unwrap_or_default();
+        Ok(Some(Terms { floor: Box::new(floor), notice: Box::new(notice) }))
     }
 
     /// Copies the kernel and its boot data into guest RAM, and puts the first vCPU at its entry.
@@ -241,11 +290,16 @@ impl Plan for LinuxPlan<'_> {
 struct Linux {
     pc: Pc,
     agent: LinuxAgent,
+    shares_table: bool,
 }
 
 impl Guest for Linux {
     fn facts(&self) -> &'static Facts {
         &FACTS
+    }
+
+    fn shares_table(&self) -> bool {
+        self.shares_table
     }
 
     fn run(&self, command: Command, timeout: Duration, wanted: &dyn Fn() -> bool) -> Result<Report, AgentError> {

@@ -17,6 +17,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use llfree_control::report::LinuxAgentStatus;
 use llfree_monitor::memory::{AddressMap, GuestRam};
+use llfree_monitor::{TenantStart, Terms};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +65,9 @@ pub trait Plan {
     /// The huge frames of RAM that hold its image.
     fn image(&self) -> Range<u32>;
 
+    /// What it starts with where the table tracks its memory frame by frame.
+    fn start(&self) -> TenantStart;
+
     /// Where the guest sees its RAM.
     fn address_map(&self) -> AddressMap;
 
@@ -98,6 +102,14 @@ pub trait Plan {
     /// The host cannot create events or threads, or KVM refuses a step.
     fn devices(&mut self, hardware: &Hardware, elastic: Option<Arc<Transport>>) -> Result<Attached, LaunchError>;
 
+    /// What it says in words of its own beside the table, if it has an allocator of its own; offers the table to it.
+    ///
+    /// # Errors
+    /// The host cannot create an event, or KVM refuses a step.
+    fn terms(&self, _hardware: &Hardware) -> Result<Option<Terms>, LaunchError> {
+        Ok(None)
+    }
+
     /// Copies the image into memory, and puts each vCPU at its start.
     ///
     /// # Errors
@@ -109,6 +121,9 @@ pub trait Plan {
 pub trait Guest: Send + Sync {
     /// The facts about its kind.
     fn facts(&self) -> &'static Facts;
+
+    /// Whether it shares a table with the host, whatever moves its memory.
+    fn shares_table(&self) -> bool;
 
     /// Has its agent carry out a command, and waits for the report while it is `wanted`.
     ///

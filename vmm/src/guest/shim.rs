@@ -12,6 +12,7 @@ use crate::error::LaunchError;
 use agent_abi::{Command, Report};
 use kvm_ioctls::VcpuFd;
 use llfree_base::units::Bytes;
+use llfree_monitor::TenantStart;
 use llfree_monitor::memory::AddressMap;
 use shared_layout::HUGE_SIZE;
 use std::ops::Range;
@@ -64,6 +65,16 @@ impl Plan for ShimPlan<'_> {
         self.kernel.huge_frames()
     }
 
+    fn start(&self) -> TenantStart {
+        // Null pointers fault in frame 0.
+        TenantStart {
+            threads: self.config.cpus,
+            unusable: 0..1,
+            installed: vec![self.image()],
+            ..TenantStart::default()
+        }
+    }
+
     fn address_map(&self) -> AddressMap {
         AddressMap::flat(self.config.memory.0)
     }
@@ -112,6 +123,10 @@ struct Shim {
 impl Guest for Shim {
     fn facts(&self) -> &'static Facts {
         &FACTS
+    }
+
+    fn shares_table(&self) -> bool {
+        true
     }
 
     fn run(&self, command: Command, timeout: Duration, wanted: &dyn Fn() -> bool) -> Result<Report, AgentError> {

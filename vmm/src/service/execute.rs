@@ -25,9 +25,10 @@ const OVERTAKEN: &str = "another resize took over";
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Resizing {
     /// Move the limit; wait this long for the guest, and pursue what is missing then unless this is `once`.
-    Move { goal: ResizeGoal, wait: Duration, once: bool },
+    /// With `force`, also what the guest asks to be left is taken.
+    Move { goal: ResizeGoal, wait: Duration, once: bool, force: bool },
     /// Take the memory of free frames, at most this many bytes.
-    Reclaim { bytes: Option<u64> },
+    Reclaim { bytes: Option<u64>, force: bool },
 }
 
 /// The reply to a request that succeeded, or the error reply to one that failed.
@@ -82,21 +83,35 @@ fn reason(error: &VmError) -> Option<Reason> {
 /// Carries out a resize or a reclaim. One that is only waiting for its guest stops when it is `superseded`.
 pub(super) fn resize(vm: &Vm, job: Resizing, superseded: &dyn Fn() -> bool) -> Reply {
     answer(match job {
-        Resizing::Move { goal, wait, once } => move_limit(vm, goal, wait, once, superseded).map(Reply::Resize),
-        Resizing::Reclaim { bytes } => reclaim(vm, bytes).map(Reply::Reclaim),
+        Resizing::Move { goal, wait, once, force } => {
+            let manner = Manner { wait, once, force };
+            move_limit(vm, goal, manner, superseded).map(Reply::Resize)
+        }
+        Resizing::Reclaim { bytes, force } => reclaim(vm, bytes, force).map(Reply::Reclaim),
     })
+}
+
+/// How a limit is moved.
+#[derive(Clone, Copy)]
+struct Manner {
+    /// The time for the guest to give memory up.
+    wait: Duration,
+    /// What is missing then is not pursued.
+    once: bool,
+    /// Also what the guest asks to be left is taken.
+    force: bool,
 }
 
 fn move_limit(
     vm: &Vm,
     goal: ResizeGoal,
-    wait: Duration,
-    once: bool,
+    manner: Manner,
     superseded: &dyn Fn() -> bool,
 ) -> Result<ResizeReport, VmError> {
+    let Manner { once, .. } = manner;
     let (direction, target) = target(vm, goal)?;
     let report = match direction {
-        Direction::Shrink => shrink(vm, target, wait, superseded)?,
+        Direction::Shrink => shrink(vm, target, manner, superseded)?,
         Direction::Grow => {
             let resize = vm.grow_while(target, || !superseded())?;
             report::resize_report(vm, &resize, if superseded() { OVERTAKEN } else { "" })
@@ -111,11 +126,13 @@ fn move_limit(
     Ok(ResizeReport { pursued: !report.complete && !once, ..report })
 }
 
-fn shrink(vm: &Vm, target: u64, wait: Duration, superseded: &dyn Fn() -> bool) -> Result<ResizeReport, VmError> {
+fn shrink(vm: &Vm, target: u64, manner: Manner, superseded: &dyn Fn() -> bool) -> Result<ResizeReport, VmError> {
+    let Manner { wait, force, .. } = manner;
     // A device's driver always needs time: it gets as long as it makes progress, unless the
     // request says how long.
     let more = |elapsed| elapsed < wait || wait.is_zero() && vm.is_moving(elapsed);
-    let resize = vm.shrink(target, |elapsed| more(elapsed) && !superseded())?;
+    let go_on = |elapsed| more(elapsed) && !superseded();
+    let resize = if force { vm.shrink_by_force(target, go_on)? } else { vm.shrink(target, go_on)? };
     let advice = match () {
         () if superseded() => OVERTAKEN,
         () if vm.is_paused() => "resume the VM, so that its guest can free some",
@@ -130,7 +147,8 @@ fn shrink(vm: &Vm, target: u64, wait: Duration, superseded: &dyn Fn() -> bool) -
 /// # Errors
 /// A limit that this VM cannot have.
 pub fn start_with_limit(vm: &Vm, limit: u64) -> Result<ResizeReport, VmError> {
-    move_limit(vm, ResizeGoal::DownToBytes(limit), Duration::ZERO, false, &|| true)
+    let manner = Manner { wait: Duration::ZERO, once: false, force: false };
+    move_limit(vm, ResizeGoal::DownToBytes(limit), manner, &|| true)
 }
 
 /// Checks that a reclaim is possible: one that is not must not make a waiting resize give way.
@@ -138,11 +156,11 @@ pub(super) fn check_reclaim(vm: &Vm) -> Result<&Monitor, VmError> {
     Ok(vm.elastic().table().ok_or(ResizeError::NoReclaim(vm.config().elastic.name()))?)
 }
 
-fn reclaim(vm: &Vm, bytes: Option<u64>) -> Result<ReclaimReport, VmError> {
+fn reclaim(vm: &Vm, bytes: Option<u64>, force: bool) -> Result<ReclaimReport, VmError> {
     let monitor = check_reclaim(vm)?;
     let start = Instant::now();
     let frames = bytes.map_or(u32::MAX, |bytes| u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX));
-    let pass = monitor.evict(frames)?;
+    let pass = if force { monitor.evict_by_force(frames)? } else { monitor.evict(frames)? };
     Ok(ReclaimReport {
         huge_frames: pass.frames.into(),
         freed_bytes: pass.freed_bytes,

@@ -82,16 +82,18 @@ impl Service {
                 queues.resize(resizing(ResizeGoal::UpToBytes(to_bytes), 0, false), responder);
             }
             Request::Resize { goal, wait_ms, once } => queues.resize(resizing(goal, wait_ms, once), responder),
+            Request::ShrinkByForce { goal, wait_ms } => {
+                let wait = Duration::from_millis(wait_ms);
+                queues.resize(Resizing::Move { goal: goal.into(), wait, once: true, force: true }, responder);
+            }
             Request::Events => responder.stream(self.events.subscribe()),
             // The process that the VM runs in may have these; a VM has not.
             Request::Logs { .. } | Request::Console => {
                 let message = "there is no such stream here";
                 responder.answer(&Reply::refusal(ErrorKind::Refused, Some(Reason::NoConsole), message));
             }
-            Request::Reclaim { bytes } => match execute::check_reclaim(&self.vm) {
-                Ok(_) => queues.resize(Resizing::Reclaim { bytes }, responder),
-                Err(error) => responder.answer(&answer(Err(error))),
-            },
+            Request::Reclaim { bytes } => self.reclaim(queues, bytes, false, responder),
+            Request::ReclaimByForce { bytes } => self.reclaim(queues, bytes, true, responder),
             // Queued after a running command it would wait for the resume.
             Request::Guest(_) if self.vm.is_paused() => responder.answer(&answer(Err(VmError::Paused))),
             Request::Guest(command) => queues.guest(command, responder),
@@ -99,6 +101,13 @@ impl Service {
             Request::Resume => queues.change(Change::Resume, responder),
         }
         false
+    }
+
+    fn reclaim(&self, queues: &Queues, bytes: Option<u64>, force: bool, responder: Responder) {
+        match execute::check_reclaim(&self.vm) {
+            Ok(_) => queues.resize(Resizing::Reclaim { bytes, force }, responder),
+            Err(error) => responder.answer(&answer(Err(error))),
+        }
     }
 
     /// Adds to the events that clients may follow.
@@ -122,7 +131,7 @@ impl Service {
 }
 
 fn resizing(goal: ResizeGoal, wait_ms: u64, once: bool) -> Resizing {
-    Resizing::Move { goal, wait: Duration::from_millis(wait_ms), once }
+    Resizing::Move { goal, wait: Duration::from_millis(wait_ms), once, force: false }
 }
 
 impl Drop for Service {

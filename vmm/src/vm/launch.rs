@@ -62,6 +62,9 @@ impl Vm {
         let vcpus = create_vcpus(&kvm, &vm, &config, &*plan, &platform)?;
         let hardware = Hardware { vm, ram: memory.ram.clone(), platform, agents };
         let attached = plan.devices(&hardware, elastic.transport().cloned())?;
+        if let Some(terms) = plan.terms(&hardware)? {
+            memory.monitor.agree(terms);
+        }
         plan.load(&hardware, &attached.devices, &vcpus)?;
         drop(plan);
         let machine = Self::assemble(started, config, &memory, (hardware, attached), elastic)?;
@@ -83,6 +86,7 @@ impl Vm {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an event for the guest's end"))?;
         let Hardware { vm, platform, agents, .. } = hardware;
         let Attached { guest, devices, disks, nets } = attached;
+        let grows_on_need = config.elastic.way().grows_on_need();
         let devices = Arc::new(devices);
         let workers = devices::start(&vm, &devices, &config.threads)?;
         let monitor = memory.monitor.clone();
@@ -118,7 +122,7 @@ impl Vm {
             guest_tables,
             guest,
             auto_reclaim: AutoReclaim::new(monitor.clone(), config.threads.clone()),
-            doorbell: Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone())),
+            doorbell: Arc::new(Doorbell::new(platform.clone(), monitor.clone(), agents.clone(), grows_on_need)),
             config,
             platform,
             monitor,
@@ -207,12 +211,13 @@ fn take_memory(config: &VmConfig, plan: &dyn Plan, platform: &Platform) -> Resul
     let ram = Arc::new(GuestRam::with_map(config.memory.0, config.backing, plan.address_map())?);
     let supply = Supply::new(ram.clone(), pool, use_userfaultfd, &config.threads)?;
     let table = platform.table().clone();
-    // Null pointers fault in frame 0.
-    let start = TenantStart { threads: config.cpus, unusable: 0..1, installed: plan.image() };
     let way = config.elastic.way();
     let monitor = if way.needs() == Need::Table {
-        Monitor::new(ram.clone(), supply, table, start)?
+        Monitor::new(ram.clone(), supply, table, plan.start())?
     } else {
+        // Null pointers fault in frame 0.
+        let (unusable, installed) = (0..1, vec![plan.image()]);
+        let start = TenantStart { threads: config.cpus, unusable, installed, ..TenantStart::default() };
         // RAM has at most 2^25 huge frames.
         let frames = |bytes: Bytes| (bytes.0 / HUGE_SIZE) as u32;
         let kept_back = frames(way.boot_bytes(config.memory))..frames(config.memory);
@@ -235,6 +240,7 @@ fn build_elasticity(
         monitor: &memory.monitor,
         notifier: plan.notifier(platform, agents),
         nudge: Box::new(move || asleep.notify_driver()),
+        words: platform.clone(),
         // Whether it drained does not matter: the passes that follow look again.
         drain: Box::new(move || {
             idle.drain_if_idle(DRAIN_TIMEOUT);

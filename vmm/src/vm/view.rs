@@ -1,19 +1,17 @@
 //! What a VM's guest says about its memory, and why, judging by that, a resize fell short.
 
 use super::Vm;
-use crate::elastic::Need;
 use crate::guest_view::{self, GuestView};
 use llfree::Census;
 use llfree_base::units::Bytes;
 use llfree_control::report::{ElasticStatus, GuestSays};
-use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 use std::time::Duration;
 
 impl Vm {
-    /// Whether the guest shares the table of its allocator with the host, whatever moves its memory.
+    /// Whether the guest shares the table of its allocator with the host by now, whatever moves its memory.
     #[must_use]
     pub fn shares_table(&self) -> bool {
-        self.guest.facts().offers.meet(Need::Table)
+        self.guest.shares_table() && !self.monitor.is_booting()
     }
 
     /// What the guest says about its memory: in its table if it shares one, otherwise in the statistics
@@ -28,7 +26,10 @@ impl Vm {
             Some(_) => 0,
             None => self.config.memory.0.saturating_sub(self.elastic.limit()),
         };
-        GuestView::of_table(census, given_away)
+        match &elastic.table {
+            Some(said) => GuestView::of_huge_frames(census, said.fragmented_bytes),
+            None => GuestView::of_table(census, given_away),
+        }
     }
 
     /// The guest's free memory according to its table, in bytes: all of it, and the part in entirely free
@@ -36,9 +37,8 @@ impl Vm {
     #[must_use]
     pub fn free_by_table(&self) -> Option<(u64, u64)> {
         self.shares_table().then(|| {
-            let census = self.monitor.census();
-            let huge = (census.free_installed + census.free_evicted) * HUGE_SIZE;
-            (huge + census.fragmented_frames * FRAME_SIZE, huge)
+            let view = self.view(&self.elastic.status(), &self.monitor.census());
+            (view.free.unwrap_or_default(), view.reclaimable.unwrap_or_default())
         })
     }
 
@@ -48,7 +48,13 @@ impl Vm {
     pub fn why_short(&self, view: &GuestView, elastic: &ElasticStatus, grows: bool, advice: &str) -> String {
         if view.says == GuestSays::Table {
             let known = |bytes: Option<u64>| Bytes(bytes.unwrap_or_default());
-            return guest_view::why_by_table(known(view.used), known(view.fragmented), advice);
+            let floor =
+                Bytes(elastic.table.as_ref().map_or(0, |said| said.floor_bytes).min(view.free.unwrap_or_default()));
+            return guest_view::why_by_table(known(view.used), known(view.fragmented), floor, advice);
+        }
+        if elastic.table.is_some() {
+            return "the guest's kernel does not share its free memory: it is still booting, or was built without that"
+                .to_owned();
         }
         guest_view::why_by_device(elastic, grows, self.elastic.is_moving(Duration::MAX), advice)
     }

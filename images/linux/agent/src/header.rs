@@ -119,7 +119,7 @@ fn open(path: &'static str) -> Result<File, LookError> {
 
 /// Fills the mailbox of vCPU 0 with a greeting and spoils the last reply.
 fn say_hello(mailbox: &Mapping, layout: &Layout) {
-    let (_, words) = Request::Hello { abi_version: ABI_VERSION }.encode();
+    let (_, words) = Request::Hello { abi_version: ABI_VERSION, flags: 0 }.encode();
     for (index, word) in words.iter().enumerate() {
         mailbox.write(layout.mailboxes + index as u64 * 8, *word);
     }

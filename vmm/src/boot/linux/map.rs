@@ -47,6 +47,9 @@ pub(super) const HIGH_MEMORY: u64 = 0x10_0000;
 /// nothing else uses here. The serial line has 4, ACPI 9.
 pub const DEVICE_GSIS: [u32; 13] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11];
 
+/// The interrupt line for changes of the shared words: a PC's mouse.
+pub const NOTICE_GSI: u32 = 12;
+
 /// The address map of `bytes` of RAM, around the hole.
 #[must_use]
 pub fn address_map(bytes: u64) -> AddressMap {

@@ -1,0 +1,140 @@
+//! What a tenant with an allocator of its own may rely on: it boots by touching, is not robbed of what it never gave,
+//! and keeps the floor that it asks for.
+
+use llfree_base::thread::Spawner;
+use llfree_monitor::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
+use llfree_monitor::{Direction, Monitor, Region, Table, TenantStart, Terms};
+use shared_layout::{HUGE_SIZE, HugeEntry, HugeId, TableLayout};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use vm_memory::{Bytes as _, GuestAddress};
+
+const FRAMES: u32 = 32;
+
+/// A tenant that has handed nothing over yet, and how often it was notified.
+struct Tenant {
+    monitor: Monitor,
+    table: Table,
+    ram: Arc<GuestRam>,
+    floor: Arc<AtomicU32>,
+    notices: Arc<AtomicU32>,
+}
+
+impl Tenant {
+    fn boot() -> Self {
+        let ram = Arc::new(GuestRam::new(u64::from(FRAMES) * HUGE_SIZE, Backing::Anon).expect("small"));
+        let off = UseUserfaultfd::Off;
+        let supply = Supply::new(ram.clone(), PoolConfig::default(), off, &Spawner::default()).expect("no pool");
+        let layout = TableLayout::new(FRAMES).expect("small");
+        let region = Arc::new(Region::anonymous(layout.total as usize).expect("room"));
+        let table = Table::new(region, layout).expect("it fits");
+        let (taken, installed) = (0..FRAMES, vec![0..2, 5..6]);
+        let start = TenantStart { threads: 1, taken, installed, ..TenantStart::default() };
+        let monitor = Monitor::new(ram.clone(), supply, table.clone(), start).expect("memory for three frames");
+        let (floor, notices) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (asks, told) = (floor.clone(), notices.clone());
+        monitor.agree(Terms {
+            floor: Box::new(move || asks.load(Ordering::Relaxed)),
+            notice: Box::new(move || {
+                told.fetch_add(1, Ordering::Relaxed);
+            }),
+        });
+        Self { monitor, table, ram, floor, notices }
+    }
+
+    fn entry(&self, frame: u32) -> HugeEntry {
+        HugeEntry::from_bits(self.table.entries()[frame as usize].load(Ordering::Relaxed))
+    }
+
+    fn give(&self, frames: std::ops::Range<u32>) {
+        for frame in frames {
+            let given = self.entry(frame).give_huge().expect("it is taken");
+            self.table.entries()[frame as usize].store(given.bits(), Ordering::Relaxed);
+        }
+    }
+
+    fn touch(&self, frame: u32) {
+        let at = GuestAddress(u64::from(frame) * HUGE_SIZE);
+        self.ram.guest_memory().write_obj(1u64, at).expect("in RAM");
+    }
+
+    fn shrink(&self, frames: u32) -> u32 {
+        let resize = self.monitor.resize(Direction::Shrink, frames, || (), |_: Duration| false).expect("it discards");
+        (resize.actual / HUGE_SIZE) as u32
+    }
+}
+
+#[test]
+fn it_starts_with_all_taken_and_only_its_image_in_memory() {
+    let tenant = Tenant::boot();
+    for frame in 0..FRAMES {
+        let image = [0, 1, 5].contains(&frame);
+        let expected = if image { HugeEntry::HUGE_INSTALLED } else { HugeEntry::HUGE_EVICTED };
+        assert_eq!(tenant.entry(frame), expected, "frame {frame}");
+    }
+    assert_eq!(tenant.monitor.census().installed, 3);
+}
+
+#[test]
+fn what_was_never_given_is_never_taken() {
+    let tenant = Tenant::boot();
+    tenant.touch(9);
+    assert_eq!(tenant.shrink(1), FRAMES);
+    assert_eq!(tenant.monitor.evict_by_force(u32::MAX).expect("nothing to do").frames, 0);
+}
+
+#[test]
+fn touches_are_no_violations_until_it_has_handed_over() {
+    let tenant = Tenant::boot();
+    tenant.touch(9);
+    assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0);
+    assert_eq!(tenant.entry(9), HugeEntry::HUGE_INSTALLED, "adopted");
+    // Touched in boot, but only found after it.
+    tenant.touch(10);
+    tenant.give(10..12);
+    tenant.monitor.hand_over();
+    assert!(!tenant.monitor.is_booting());
+    assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0);
+    assert_eq!(tenant.monitor.counters.boot_touches.get(), 2);
+    tenant.touch(11);
+    assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 1);
+    assert_eq!(tenant.monitor.counters.violations.get(), 1);
+}
+
+#[test]
+fn a_shrink_leaves_the_floor_and_a_forced_one_does_not() {
+    let tenant = Tenant::boot();
+    tenant.give(8..28);
+    tenant.monitor.hand_over();
+    tenant.floor.store(6, Ordering::Relaxed);
+    assert_eq!(tenant.shrink(1), FRAMES - 14, "20 are free, 6 stay");
+    assert_eq!(tenant.monitor.wanted(), u64::from(FRAMES - 14 - 1), "it is asked for the rest");
+    assert_eq!(tenant.monitor.grow(FRAMES).frames, 14);
+    let forced = tenant.monitor.resize_by_force(1, || (), |_: Duration| false).expect("it discards");
+    assert_eq!((forced.actual / HUGE_SIZE) as u32, FRAMES - 20);
+    assert!(tenant.notices.load(Ordering::Relaxed) >= 3, "it was told each time");
+}
+
+#[test]
+fn a_reclaim_leaves_memory_behind_the_floor() {
+    let tenant = Tenant::boot();
+    tenant.monitor.install(shared_layout::HugeRange::saturating(HugeId(8), 10)).expect("memory");
+    tenant.give(8..28);
+    tenant.monitor.hand_over();
+    tenant.floor.store(4, Ordering::Relaxed);
+    assert_eq!(tenant.monitor.evict(u32::MAX).expect("it discards").frames, 6, "10 have memory, 4 keep it");
+    assert_eq!(tenant.monitor.evict(u32::MAX).expect("nothing to do").frames, 0);
+    assert_eq!(tenant.monitor.evict_by_force(u32::MAX).expect("it discards").frames, 4);
+}
+
+#[test]
+fn a_floor_that_is_nonsense_takes_nothing_and_frees_nothing() {
+    let tenant = Tenant::boot();
+    tenant.give(8..28);
+    tenant.monitor.hand_over();
+    tenant.floor.store(u32::MAX, Ordering::Relaxed);
+    assert_eq!(tenant.monitor.floor(), FRAMES);
+    assert_eq!(tenant.shrink(1), FRAMES);
+    assert_eq!(tenant.monitor.evict(u32::MAX).expect("nothing to do").frames, 0);
+}
