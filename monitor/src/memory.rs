@@ -25,7 +25,7 @@ pub use supply::{Shortfall, Supply, UseUserfaultfd};
 pub use userfault::{Fault, Userfault, UserfaultError};
 
 use llfree_base::{faults, kernel_stats};
-use mapping::Mapping;
+use mapping::{Mapping, User};
 use pages::{Joined, Pagemap};
 use rustix::fd::OwnedFd;
 use rustix::fs::{FallocateFlags, MemfdFlags};
@@ -257,12 +257,26 @@ impl GuestRam {
         Self::with_map(bytes, backing, AddressMap::flat(bytes))
     }
 
+    /// Memory of this very process, which allocates from it. A child that it forks has a copy of [`Backing::Anon`], as of
+    /// any of its memory; the others it does not have at all, for it would share them.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of_process(bytes: u64, backing: Backing) -> Result<Self, MemoryError> {
+        let user = if backing == Backing::Anon { User::ThisProcess } else { User::Guest };
+        Self::with_user(bytes, backing, AddressMap::flat(bytes), user)
+    }
+
     /// The same for a guest that sees its RAM where `map` says, which is a map of as many bytes. For
     /// the host it is one mapping all the same.
     ///
     /// # Errors
     /// As [`new`](Self::new), and [`MemoryError::WrongMap`].
     pub fn with_map(bytes: u64, backing: Backing, map: AddressMap) -> Result<Self, MemoryError> {
+        Self::with_user(bytes, backing, map, User::Guest)
+    }
+
+    fn with_user(bytes: u64, backing: Backing, map: AddressMap, user: User) -> Result<Self, MemoryError> {
         if map.bytes() != bytes {
             return Err(MemoryError::WrongMap { bytes, mapped: map.bytes() });
         }
@@ -276,7 +290,7 @@ impl GuestRam {
         let (mut mapping, file, flags) = match backing {
             Backing::Anon => {
                 let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-                (Mapping::anonymous(len).map_err(map_error)?, None, flags)
+                (Mapping::anonymous(len, user).map_err(map_error)?, None, flags)
             }
             Backing::Memfd => {
                 let file = create_file(bytes, backing, MemfdFlags::empty())?;

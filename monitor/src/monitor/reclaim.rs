@@ -7,7 +7,7 @@
 use super::{BATCH, Monitor, MonitorError, Pass, is_held};
 use llfree::{Reclaim, Reclaimed, Residency};
 use llfree_base::lock;
-use shared_layout::{HUGE_SIZE, HostWord, HugeId, HugeRange};
+use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -64,8 +64,7 @@ impl Monitor {
                 pass.frames += 1;
             }
         }
-        let epoch = self.return_epoch.fetch_add(1, Ordering::Relaxed) + 1;
-        self.table.set_control(HostWord::ReturnEpoch, epoch);
+        self.tell_of_returns();
         self.set_wanted(0);
         self.publish_limit();
         pass
@@ -77,7 +76,8 @@ impl Monitor {
     /// [`MonitorError::Discard`]; the frames taken before stay taken.
     pub fn evict(&self, frames: u32) -> Result<Pass, MonitorError> {
         let mut cursor = lock(&self.passes);
-        self.reclaim_pass(&mut cursor, frames, Residency::Installed, Reclaim::Soft)
+        let result = self.reclaim_pass(&mut cursor, frames, Residency::Installed, Reclaim::Soft);
+        self.after_evictions(result)
     }
 
     /// Takes the memory of those of `frames` that are still free, which stay free. No more than
@@ -96,7 +96,8 @@ impl Monitor {
                 batch.add(reclaimed);
             }
         }
-        self.settle_batch(&mut batch)
+        let result = self.settle_batch(&mut batch);
+        self.after_evictions(result)
     }
 
     fn reclaim_pass(

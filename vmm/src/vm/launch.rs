@@ -202,7 +202,7 @@ fn take_memory(config: &VmConfig, plan: &dyn Plan, platform: &Platform) -> Resul
     let supply = Supply::new(ram.clone(), pool, use_userfaultfd, &config.threads)?;
     let table = platform.table().clone();
     // Null pointers fault in frame 0.
-    let start = TenantStart { threads: config.cpus, unusable: 0..1, installed: plan.image() };
+    let start = TenantStart { threads: config.cpus, unusable: 0..1, installed: plan.image(), ..TenantStart::default() };
     let way = config.elastic.way();
     let monitor = if way.needs() == Need::Table {
         Monitor::new(ram.clone(), supply, table, start)?
