@@ -64,6 +64,11 @@ pub(crate) const PLAN: &[Room] = &[
     Room { name: "llfree-base", sees: &["shared-layout"], others: Not(MACHINE) },
     Room { name: "llfree-harden", sees: &["llfree-base"], others: Not(MACHINE) },
     Room { name: "llfree-monitor", sees: &["shared-layout", "llfree", "llfree-base"], others: Not(MACHINE) },
+    Room {
+        name: "llfree-area",
+        sees: &["shared-layout", "llfree", "llfree-base", "llfree-monitor"],
+        others: Not(MACHINE),
+    },
     Room { name: "llfree-control", sees: &["shared-layout", "agent-abi", "llfree-base"], others: Not(MACHINE) },
     Room {
         name: "vmm",
@@ -118,6 +123,7 @@ pub(crate) const PLAN: &[Room] = &[
             "llfree",
             "llfree-base",
             "llfree-monitor",
+            "llfree-area",
             "llfree-control",
             "vmm",
             "llfree-vmm",
