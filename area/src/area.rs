@@ -8,7 +8,7 @@ use crate::block::{Block, Extent};
 use crate::error::{AllocError, AreaError, FreeError};
 use crate::hand::Hand;
 use crate::reclaimer::{Flush, Reclaimer, Status};
-use crate::space::{MemoryKind, Space};
+use crate::space::{MemoryKind, Shared, Space};
 use llfree::run::Behind;
 use llfree_base::choices::{Settings, Switch};
 use llfree_monitor::{Pass, Resize, Validation};
@@ -59,8 +59,8 @@ impl Builder {
     /// [`AreaError`]: a size that cannot be, or what the system has not to give.
     pub fn build(self) -> Result<Area, AreaError> {
         let (space, table) = Space::new(self.bytes, self.kind)?;
+        let reclaimer = Arc::new(Reclaimer::new(space.ram().clone(), table)?);
         let space = Arc::new(space);
-        let reclaimer = Arc::new(Reclaimer::new(&space, table)?);
         let area = Area { space, reclaimer };
         area.auto_reclaim(self.auto_reclaim)?;
         Ok(area)
@@ -86,6 +86,12 @@ impl Area {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.space.bytes()
+    }
+
+    /// What another process needs to take free memory from it; `None` for private memory, which nobody else can.
+    #[must_use]
+    pub fn shared(&self) -> Option<Shared<'_>> {
+        if self.space.is_missing() { None } else { self.space.shared() }
     }
 
     /// Whether its memory is private, so that a forked child has a copy.
@@ -117,6 +123,10 @@ impl Area {
                 Ok(self.space.tenant().free_run(range)?)
             }
         }
+    }
+
+    pub(crate) fn reclaimer(&self) -> &Arc<Reclaimer> {
+        &self.reclaimer
     }
 
     fn check_own(&self, block: &Block) -> Result<(), FreeError> {
@@ -200,7 +210,7 @@ impl Area {
     /// # Errors
     /// [`AreaError::Monitor`], or [`AreaError::Forked`].
     pub fn status(&self) -> Result<Status, AreaError> {
-        self.reclaimer.status(&self.space)
+        self.reclaimer.status()
     }
 }
 

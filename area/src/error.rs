@@ -29,6 +29,9 @@ pub enum AreaError {
     /// The kernel did not take memory back, or does not say what is resident.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    /// Another process takes memory back from the area.
+    #[error("the area is registered: another process takes memory back from it")]
+    Registered,
     /// This process is a forked child of the one that made the area.
     #[error("this process is a forked child: {}", FORKED)]
     Forked,

@@ -28,6 +28,8 @@
 //! | `space` | memory and table, mapped; kinds of memory |
 //! | [`reclaimer`] | the monitor, and its thread |
 //! | [`tier`], `collections` | on top: a global allocator, and the `Allocator` trait of allocator-api2 |
+//! | [`link`], [`wire`] | an area registered with a process that takes memory back; the words for that |
+//! | [`foreign`] | the area of another process, for who takes memory from it |
 //! | `fork` | whether this is still the process that made the area |
 
 pub mod area;
@@ -35,18 +37,24 @@ pub mod block;
 #[cfg(feature = "allocator-api2")]
 mod collections;
 pub mod error;
+pub mod foreign;
 mod fork;
 mod hand;
+pub mod link;
 pub mod objects;
 pub mod reclaimer;
+mod roles;
 mod space;
 pub mod tier;
+pub mod wire;
 
 pub use area::{Area, Builder, Handle};
 pub use block::Block;
 pub use error::{AllocError, AreaError, FreeError};
+pub use foreign::{AdoptError, ForeignArea};
+pub use link::{RegisterError, Registered};
 pub use llfree_base::choices::{Settings, Switch};
 pub use reclaimer::Status;
 pub use shared_layout::Order;
-pub use space::MemoryKind;
+pub use space::{MemoryKind, Shared};
 pub use tier::Tier;

@@ -5,18 +5,17 @@
 
 use crate::error::AreaError;
 use crate::fork::Maker;
-use crate::space::Space;
 use llfree::host::Installer;
 use llfree_base::choices::Switch;
 use llfree_base::lock;
 use llfree_base::thread::Spawner;
 use llfree_monitor::auto::{AutoReclaim, AutoStatus};
-use llfree_monitor::memory::{PoolConfig, Supply, UseUserfaultfd};
+use llfree_monitor::memory::{GuestRam, PoolConfig, Supply, UseUserfaultfd};
 use llfree_monitor::{Direction, Monitor, Pass, Resize, Table, TenantStart, Validation};
 use shared_layout::HUGE_SIZE;
 use std::fmt;
 use std::mem::ManuallyDrop;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 /// A cache of an area's memory.
 pub(crate) trait Flush: Send + Sync {
@@ -50,31 +49,78 @@ pub struct Status {
 type Caches = Arc<Mutex<Vec<Weak<dyn Flush>>>>;
 
 pub(crate) struct Reclaimer {
-    // A forked child has no such thread, and whoever held these locks stayed with the parent.
-    auto: ManuallyDrop<AutoReclaim>,
+    // A forked child has no such thread, and whoever held its locks stayed with the parent.
+    auto: ManuallyDrop<RwLock<Auto>>,
     monitor: Arc<Monitor>,
     caches: Caches,
     maker: Maker,
 }
 
+/// Who takes memory back. Whoever does takes the lock for reading.
+struct Auto {
+    /// `None` while another process does: then nobody here may.
+    here: Option<AutoReclaim>,
+    /// As it was switched last.
+    switch: Switch,
+}
+
 impl Reclaimer {
-    pub(crate) fn new(space: &Arc<Space>, table: Table) -> Result<Self, AreaError> {
-        let threads = Spawner::default();
-        let supply = Supply::new(space.ram().clone(), PoolConfig::default(), UseUserfaultfd::Off, &threads)?;
-        let start = TenantStart { installer: Installer::Tenant, ..TenantStart::default() };
-        let monitor = Arc::new(Monitor::new(space.ram().clone(), supply, table, start)?);
+    /// For an area of this process.
+    pub(crate) fn new(ram: Arc<GuestRam>, table: Table) -> Result<Self, AreaError> {
+        Self::start(ram, table, false)
+    }
+
+    /// For one of another process, which is at work already.
+    pub(crate) fn adopting(ram: Arc<GuestRam>, table: Table) -> Result<Self, AreaError> {
+        let reclaimer = Self::start(ram, table, true)?;
+        reclaimer.monitor.take_over()?;
+        Ok(reclaimer)
+    }
+
+    fn start(ram: Arc<GuestRam>, table: Table, adopted: bool) -> Result<Self, AreaError> {
+        let supply = Supply::new(ram.clone(), PoolConfig::default(), UseUserfaultfd::Off, &Spawner::default())?;
+        let start = TenantStart { installer: Installer::Tenant, adopted, ..TenantStart::default() };
+        let monitor = Arc::new(Monitor::new(ram, supply, table, start)?);
         let caches = Caches::default();
-        let (to_flush, keeps) = (caches.clone(), space.clone());
-        let auto = AutoReclaim::new(monitor.clone(), threads).before_each_scan(move || {
-            // The thread's way to the caches must keep what they free to.
-            let _mapped = &keeps;
-            flush(&to_flush, |cache| cache.free_idle());
-        });
-        Ok(Self { auto: ManuallyDrop::new(auto), monitor, caches, maker: Maker::new() })
+        let here = Some(auto(&monitor, &caches));
+        let auto = ManuallyDrop::new(RwLock::new(Auto { here, switch: Switch(None) }));
+        Ok(Self { auto, monitor, caches, maker: Maker::new() })
     }
 
     fn monitor(&self) -> Result<&Monitor, AreaError> {
         if self.maker.is_gone() { Err(AreaError::Forked) } else { Ok(&self.monitor) }
+    }
+
+    /// Calls `work` while it is this process that takes memory back.
+    fn with<T>(&self, work: impl FnOnce(&Monitor, &AutoReclaim) -> Result<T, AreaError>) -> Result<T, AreaError> {
+        let monitor = self.monitor()?;
+        let auto = self.auto.read().unwrap_or_else(PoisonError::into_inner);
+        work(monitor, auto.here.as_ref().ok_or(AreaError::Registered)?)
+    }
+
+    /// Leaves the area to another process: when this returns nobody here has a frame of it in hand.
+    pub(crate) fn lend(&self) -> Result<(), AreaError> {
+        self.monitor()?;
+        let mut auto = self.auto.write().unwrap_or_else(PoisonError::into_inner);
+        match auto.here.take() {
+            // It ends with its thread.
+            Some(here) => drop(here),
+            None => return Err(AreaError::Registered),
+        }
+        Ok(())
+    }
+
+    /// Has it again, as the other process, gone by now, left it.
+    pub(crate) fn take_back(&self) -> Result<(), AreaError> {
+        let monitor = self.monitor()?;
+        let mut auto = self.auto.write().unwrap_or_else(PoisonError::into_inner);
+        if auto.here.is_none() {
+            monitor.take_over()?;
+            let here = self::auto(&self.monitor, &self.caches);
+            here.switch(auto.switch)?;
+            auto.here = Some(here);
+        }
+        Ok(())
     }
 
     pub(crate) fn add_cache(&self, cache: Weak<dyn Flush>) {
@@ -83,13 +129,18 @@ impl Reclaimer {
         caches.push(cache);
     }
 
+    /// Has all caches of this process give back what lies in them unused.
+    pub(crate) fn free_idle(&self) {
+        flush(&self.caches, |cache| cache.free_idle());
+    }
+
     /// Huge frames that a lowered limit keeps out of reach.
     pub(crate) fn held_for_good(&self) -> u64 {
         if self.maker.is_gone() {
             // Nobody returns what the parent's reclaimer had in hand.
             return u64::MAX;
         }
-        u64::from(self.monitor.huge_frames()).saturating_sub(self.monitor.published_limit())
+        u64::from(self.monitor.huge_frames()).saturating_sub(self.monitor.claimed_limit().into())
     }
 
     pub(crate) fn await_batch(&self) {
@@ -99,33 +150,40 @@ impl Reclaimer {
     }
 
     pub(crate) fn switch(&self, switch: Switch) -> Result<(), AreaError> {
-        self.monitor()?;
-        Ok(self.auto.switch(switch)?)
+        self.with(|_, auto| Ok(auto.switch(switch)?))?;
+        self.auto.write().unwrap_or_else(PoisonError::into_inner).switch = switch;
+        Ok(())
     }
 
     pub(crate) fn reclaim(&self, bytes: u64) -> Result<Pass, AreaError> {
-        let monitor = self.monitor()?;
-        flush(&self.caches, |cache| cache.free_all());
-        Ok(monitor.evict(frames(bytes))?)
+        self.with(|monitor, _| {
+            flush(&self.caches, |cache| cache.free_all());
+            Ok(monitor.evict(frames(bytes))?)
+        })
     }
 
     pub(crate) fn resize(&self, direction: Direction, bytes: u64) -> Result<Resize, AreaError> {
-        let monitor = self.monitor()?;
         let drain = || flush(&self.caches, |cache| cache.free_all());
-        Ok(monitor.resize(direction, frames(bytes), drain, |_| false)?)
+        self.with(|monitor, _| Ok(monitor.resize(direction, frames(bytes), drain, |_| false)?))
     }
 
     pub(crate) fn validate(&self) -> Result<Validation, AreaError> {
-        Ok(self.monitor()?.validate()?)
+        self.with(|monitor, _| Ok(monitor.validate()?))
     }
 
-    pub(crate) fn status(&self, space: &Space) -> Result<Status, AreaError> {
+    /// Looks for memory that the tenant has behind its own words, and counts it as what it is.
+    pub(crate) fn audit(&self) -> Result<u64, AreaError> {
+        self.with(|monitor, _| Ok(monitor.audit()?))
+    }
+
+    pub(crate) fn status(&self) -> Result<Status, AreaError> {
         let picture = self.monitor()?.picture()?;
-        let auto_reclaim = self.auto.status();
+        let auto = self.auto.read().unwrap_or_else(PoisonError::into_inner);
+        let auto_reclaim = auto.here.as_ref().map(AutoReclaim::status).unwrap_or_default();
         let census = picture.census;
         Ok(Status {
-            bytes: space.bytes(),
-            limit_bytes: u64::from(picture.limit) * HUGE_SIZE,
+            bytes: census.huge_frames * HUGE_SIZE,
+            limit_bytes: u64::from(self.monitor.claimed_limit()) * HUGE_SIZE,
             resident_bytes: picture.residency.resident_bytes,
             huge_bytes: picture.residency.huge_bytes,
             used_bytes: census.used_frames * 4096,
@@ -134,6 +192,13 @@ impl Reclaimer {
             auto_reclaim,
         })
     }
+}
+
+/// The thread that takes memory back, of which nobody has heard yet.
+fn auto(monitor: &Arc<Monitor>, caches: &Caches) -> AutoReclaim {
+    let to_flush = caches.clone();
+    AutoReclaim::new(monitor.clone(), Spawner::default())
+        .before_each_scan(move || flush(&to_flush, |cache| cache.free_idle()))
 }
 
 fn flush(caches: &Caches, how: impl Fn(&dyn Flush)) {

@@ -13,6 +13,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use shared_layout::{FrameId, HUGE_SIZE, HugeRange, Order, TableLayout};
 use std::fs::File;
 use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -54,16 +55,31 @@ fn files_have_huge_pages() -> bool {
     ["[always]", "[advise]", "[within_size]", "[force]"].iter().any(|word| setting.contains(word))
 }
 
+/// What makes an area, for another process: [`ForeignArea::adopt`](crate::ForeignArea::adopt).
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'a> {
+    /// The file of its memory.
+    pub memory: BorrowedFd<'a>,
+    /// The file of its table, which nobody can shrink or grow.
+    pub table: BorrowedFd<'a>,
+    /// Its size.
+    pub huge_frames: u32,
+}
+
 /// Memory and table of one area.
 pub(crate) struct Space {
     // Nothing of a shared mapping is there in a forked child: to unmap it would hit whatever lies there by then.
     ram: ManuallyDrop<Arc<GuestRam>>,
     region: ManuallyDrop<Arc<Region>>,
     /// The table's file, where others are to see it.
-    _table_file: Option<File>,
+    table_file: Option<File>,
     tenant: Tenant<'static>,
     marks: &'static [AtomicU8],
     maker: Maker,
+    is_private: bool,
+    /// Where the memory begins, and how much it is.
+    base: usize,
+    bytes: u64,
     /// Tells the blocks of areas apart.
     id: u32,
 }
@@ -75,8 +91,7 @@ impl Space {
         let maker = Maker::new();
         let backing = kind.backing();
         let ram = GuestRam::of_process(huge_frames * HUGE_SIZE, backing)?;
-        let marks_at = layout.total;
-        let region_bytes = (marks_at + huge_frames).next_multiple_of(4096) as usize;
+        let (marks_at, region_bytes) = (layout.total, region_bytes(&layout));
         let (region, file) = match backing {
             Backing::Anon => (Region::anonymous(region_bytes).map_err(AreaError::Table)?, None),
             Backing::Memfd | Backing::Hugetlb => {
@@ -98,9 +113,12 @@ impl Space {
         let marks = unsafe { std::slice::from_raw_parts(marks.as_ptr(), marks.len()) };
         static IDS: AtomicU32 = AtomicU32::new(1);
         let space = Self {
+            is_private: backing == Backing::Anon,
+            base: ram.host_address() as usize,
+            bytes: ram.bytes(),
             ram: ManuallyDrop::new(Arc::new(ram)),
             region: ManuallyDrop::new(region),
-            _table_file: file,
+            table_file: file,
             tenant,
             marks,
             maker,
@@ -117,17 +135,24 @@ impl Space {
         &self.ram
     }
 
+    pub(crate) fn shared(&self) -> Option<Shared<'_>> {
+        let (memory, table) = (self.ram.file()?, self.table_file.as_ref()?.as_fd());
+        Some(Shared { memory, table, huge_frames: self.ram.huge_frames() })
+    }
+
     /// The table's side that allocates; the caller keeps the space for as long as it has this.
     pub(crate) fn tenant(&self) -> Tenant<'static> {
         self.tenant
     }
 
+    #[inline]
     pub(crate) fn bytes(&self) -> u64 {
-        self.ram.bytes()
+        self.bytes
     }
 
+    #[inline]
     pub(crate) fn is_private(&self) -> bool {
-        self.ram.backing() == Backing::Anon
+        self.is_private
     }
 
     /// Whether memory and table are not here: shared ones, in a child.
@@ -139,7 +164,7 @@ impl Space {
     /// The address of a frame of the table.
     #[inline]
     pub(crate) fn address(&self, frame: FrameId) -> NonNull<u8> {
-        let address = self.ram.host_address() as usize + frame.byte_offset() as usize;
+        let address = self.base + frame.byte_offset() as usize;
         // A mapping never begins at zero.
         NonNull::new(std::ptr::with_exposed_provenance_mut(address)).unwrap_or(NonNull::dangling())
     }
@@ -147,8 +172,8 @@ impl Space {
     /// The frame that begins at an address, if one of the table does.
     #[inline]
     pub(crate) fn frame_at(&self, address: usize) -> Option<FrameId> {
-        let offset = (address as u64).wrapping_sub(self.ram.host_address());
-        (offset < self.bytes() && offset.is_multiple_of(4096)).then_some(FrameId(offset / 4096))
+        let offset = address.wrapping_sub(self.base) as u64;
+        (offset < self.bytes && offset.is_multiple_of(4096)).then_some(FrameId(offset / 4096))
     }
 
     /// The table shows no difference between a frame that was free all the time and one that was in use a moment ago:
@@ -188,6 +213,11 @@ impl fmt::Debug for Space {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Space").field("id", &self.id).field("ram", &self.ram).finish_non_exhaustive()
     }
+}
+
+/// Bytes of a region: the table, and a mark a huge frame behind it.
+pub(crate) fn region_bytes(layout: &TableLayout) -> usize {
+    (layout.total + u64::from(layout.huge_frames)).next_multiple_of(4096) as usize
 }
 
 /// A region in a memory file whose size nobody can change, so that no access to it is ever past its end. A child does not

@@ -216,8 +216,18 @@ impl Installer {
     /// What is known of a frame, given R and its entry.
     #[inline]
     fn follow(self, r: Residency, entry: HugeEntry) -> Residency {
-        let says_so = self == Self::Tenant && entry.is_valid() && !entry.is_evicted();
-        if says_so && r == Residency::Evicted { Residency::Installed } else { r }
+        match r {
+            Residency::Installed | Residency::Evicted
+                if self == Self::Tenant && entry.is_valid() && !entry.is_held() =>
+            {
+                if entry.is_evicted() {
+                    Residency::Evicted
+                } else {
+                    Residency::Installed
+                }
+            }
+            _ => r,
+        }
     }
 }
 
@@ -302,6 +312,17 @@ impl<'a> Claim<'a> {
         // busy bit makes that install wait until R says `Evicted`, when this claim is dropped.
         self.state = Residency::Evicted;
         Ok(transition(self.entry, PATIENCE, HugeEntry::release).is_ok())
+    }
+
+    /// Takes over a frame that another host, gone by now, held; whether it did. What is behind it is not known.
+    #[must_use]
+    pub fn adopt(mut self) -> bool {
+        let entry = HugeEntry::from_bits(self.entry.load(Ordering::Acquire));
+        let is_orphan = self.state != Residency::Held && entry.release().is_some();
+        if is_orphan {
+            self.state = Residency::Held;
+        }
+        is_orphan
     }
 
     /// Begins to back the frame with memory.

@@ -171,6 +171,29 @@ fn a_host_believes_no_memory_into_being_held() {
 }
 
 #[test]
+fn a_new_host_takes_over_what_the_last_one_held() {
+    let mut memory = Memory::new(BYTES);
+    let [first, second] = std::array::from_fn(|_| (0..HUGE).map(|_| AtomicU8::new(0)).collect::<Vec<_>>());
+    let table = Table::new(memory.bytes(BYTES), HUGE, Initial::Evicted).expect("it fits");
+    let host = |residency| table.host(residency).expect("one each").installed_by(Installer::Tenant);
+    let (old, new) = (host(&first), host(&second));
+    old.claim(HugeId(3)).expect("idle").reclaim(Reclaim::Hard).expect("free").done();
+    assert!(!new.claim(HugeId(2)).expect("idle").adopt(), "it is nobody's");
+    assert!(new.claim(HugeId(3)).expect("idle").release().is_err(), "not its own");
+    assert!(new.claim(HugeId(3)).expect("idle").adopt() && !new.claim(HugeId(3)).expect("idle").adopt());
+    assert_eq!(new.claim(HugeId(3)).expect("idle").release(), Ok(true));
+    assert_eq!(table.tenant().stats().free_huge, u64::from(HUGE));
+    // What one evicts the other does not evict again.
+    let taken = run(&table.tenant(), 1).expect("free");
+    table.tenant().self_install(taken.range);
+    table.tenant().free_run(taken.range).expect("ours");
+    let huge = taken.range.first();
+    assert_eq!([old, new].map(|host| host.residency(huge)), [Some(llfree::Residency::Installed); 2]);
+    old.claim(huge).expect("idle").reclaim(Reclaim::Soft).expect("free").done();
+    assert!(new.claim(huge).expect("idle").reclaim(Reclaim::Soft).is_err());
+}
+
+#[test]
 fn racing_runs_and_a_reclaimer_lose_no_frame_and_share_none() {
     let mut memory = Memory::new(BYTES);
     let residency: Vec<_> = (0..HUGE).map(|_| AtomicU8::new(0)).collect();

@@ -79,6 +79,8 @@ pub struct TenantStart {
     pub installed: Range<u32>,
     /// Who puts memory behind frames: a process does it itself.
     pub installer: Installer,
+    /// It is at work already, and may have had a monitor before: [`Monitor::take_over`] comes next.
+    pub adopted: bool,
 }
 
 /// A pass that had to stop. What it did before stands, and no frame is lost.
@@ -201,7 +203,9 @@ impl Monitor {
             claim_for_guest(huge, HugeEntry::HUGE_INSTALLED);
             monitor.residency[huge as usize].store(Residency::Installed as u8, Ordering::Relaxed);
         }
-        monitor.publish_limit();
+        if !start.adopted {
+            monitor.publish_limit();
+        }
         Ok(monitor)
     }
 
@@ -252,12 +256,6 @@ impl Monitor {
     pub fn limit(&self) -> u32 {
         let held = self.residency.iter().filter(|r| is_held(r.load(Ordering::Relaxed))).count();
         self.huge_frames() - held as u32
-    }
-
-    /// The same as the last pass that was to move it left it; a soft pass that has frames in hand does not count.
-    #[must_use]
-    pub fn published_limit(&self) -> u64 {
-        self.published_limit.get()
     }
 
     /// What R knows and the entries claim, added up.
@@ -348,6 +346,13 @@ impl Monitor {
     fn set_wanted(&self, huge_frames: u64) {
         self.wanted.set(huge_frames);
         self.table.set_control(HostWord::Wanted, huge_frames);
+    }
+
+    /// The limit in the header, which the tenant can write, and another monitor of its.
+    #[must_use]
+    pub fn claimed_limit(&self) -> u32 {
+        let claimed = self.table.claimed_control(HostWord::Limit);
+        u32::try_from(claimed).unwrap_or(u32::MAX).min(self.huge_frames())
     }
 
     fn publish_limit(&self) {

@@ -71,6 +71,11 @@ pub(crate) const PLAN: &[Room] = &[
     },
     Room { name: "llfree-control", sees: &["shared-layout", "agent-abi", "llfree-base"], others: Not(MACHINE) },
     Room {
+        name: "llfree-keeper",
+        sees: &["shared-layout", "llfree-base", "llfree-monitor", "llfree-area", "llfree-control"],
+        others: Not(MACHINE),
+    },
+    Room {
         name: "vmm",
         sees: &[
             "shared-layout",

@@ -39,8 +39,11 @@ impl Class {
     #[inline]
     fn at_least(frames: u64) -> Self {
         let octave = frames.ilog2();
-        let step = (frames - (1 << octave)).div_ceil(1 << (octave - 2));
-        Self(((octave - 4) * 4 + step as u32) as u8)
+        // Quarters of the power of two below, four of which are that itself; by shifts, for a division takes as long as all
+        // the rest of an allocation.
+        let shift = octave - 2;
+        let quarters = (frames + (1 << shift) - 1) >> shift;
+        Self((shift * 4 + quarters as u32 - 12) as u8)
     }
 
     /// Its number, counted from the smallest.

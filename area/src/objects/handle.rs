@@ -1,5 +1,6 @@
 //! [`Handle`]: the right to one object. A plain value that cannot be copied, so that safe code frees an object once.
 
+use super::class::Class;
 use std::ptr::NonNull;
 
 /// An object that somebody owns, to be [deallocated](super::Objects::deallocate). Dropped, the object stays allocated.
@@ -7,8 +8,9 @@ use std::ptr::NonNull;
 #[derive(PartialEq, Eq, Debug)]
 pub struct Handle {
     owner: u32,
+    /// `None` has no memory.
+    class: Option<Class>,
     start: NonNull<u8>,
-    bytes: usize,
 }
 
 // SAFETY: the right to memory that no thread is tied to; its bytes are reached by raw pointers only.
@@ -17,31 +19,35 @@ unsafe impl Send for Handle {}
 unsafe impl Sync for Handle {}
 
 impl Handle {
-    pub(super) fn new(owner: u32, start: NonNull<u8>, bytes: usize) -> Self {
-        Self { owner, start, bytes }
+    #[inline]
+    pub(super) fn new(owner: u32, start: NonNull<u8>, class: Class) -> Self {
+        Self { owner, start, class: Some(class) }
     }
 
     /// To nothing.
     pub(super) fn empty() -> Self {
-        Self::new(0, NonNull::dangling(), 0)
+        Self { owner: 0, start: NonNull::dangling(), class: None }
     }
 
+    #[inline]
     pub(super) fn owner(&self) -> u32 {
         self.owner
     }
 
-    pub(super) fn start(&self) -> Option<NonNull<u8>> {
-        (self.bytes > 0).then_some(self.start)
+    #[inline]
+    pub(super) fn object(&self) -> Option<(NonNull<u8>, Class)> {
+        self.class.map(|class| (self.start, class))
     }
 
-    pub(super) fn set_bytes(&mut self, bytes: usize) {
-        self.bytes = bytes;
+    pub(super) fn set_class(&mut self, class: Class) {
+        self.class = Some(class);
     }
 
     /// The size of the object, all that may be used.
     #[must_use]
+    #[inline]
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.class.map_or(0, Class::bytes)
     }
 
     /// Has the kernel put memory behind these bytes of the object, instead of one page fault after the other. What they
@@ -50,7 +56,7 @@ impl Handle {
     /// # Errors
     /// `InvalidInput` for bytes beyond the object; else what the kernel says, such as that it has no memory.
     pub fn prefetch(&self, bytes: std::ops::Range<usize>) -> std::io::Result<()> {
-        if bytes.start > bytes.end || bytes.end > self.bytes {
+        if bytes.start > bytes.end || bytes.end > self.bytes() {
             return Err(std::io::ErrorKind::InvalidInput.into());
         }
         let first = bytes.start & !4095;

@@ -44,6 +44,17 @@ thread_local! {
     static LOCALS: RefCell<Vec<Local>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Of so many allocations past the cache one is timed: two looks at the clock take as long as the rest.
+const TIMED: u32 = 16;
+
+/// Whether this one is.
+pub(super) fn is_timed() -> bool {
+    thread_local!(static COUNT: Cell<u32> = const { Cell::new(0) });
+    let count = COUNT.get();
+    COUNT.set(count.wrapping_add(1));
+    count.is_multiple_of(TIMED)
+}
+
 /// Calls `work` with this thread's cache; `None` if it has none any more, or not yet again.
 #[inline]
 pub(super) fn with_cache<T>(source: &Arc<Source>, work: impl FnOnce(&Cache) -> T) -> Option<T> {

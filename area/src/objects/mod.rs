@@ -45,20 +45,20 @@ pub use stats::{ClassStats, Stats};
 use crate::area::Area;
 use crate::error::{AllocError, FreeError};
 use class::Class;
-use local::{with_cache, with_local};
+use local::{is_timed, with_cache, with_local};
 use shared_layout::{FrameId, HUGE_SIZE, HugeRange};
 use source::Source;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// Memory that was allocated.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Raw {
     pub(crate) start: NonNull<u8>,
-    /// All of its class.
-    pub(crate) bytes: usize,
-    pub(crate) is_zeroed: bool,
+    class: Class,
+    is_zeroed: bool,
 }
 
 /// Large objects in one area; clones are the same. Any number of these may exist.
@@ -99,6 +99,7 @@ impl Objects {
     ///
     /// # Errors
     /// [`AllocError`].
+    #[inline]
     pub fn allocate<T>(&self, capacity: usize) -> Result<(NonNull<T>, usize, Handle), AllocError> {
         let size = size_of::<T>();
         if size == 0 || capacity == 0 {
@@ -107,7 +108,7 @@ impl Objects {
         }
         let bytes = capacity.checked_mul(size).ok_or(AllocError::Size { count: capacity, size })?;
         let raw = self.take(bytes, align_of::<T>())?;
-        Ok((raw.start.cast(), raw.bytes / size, self.handle(raw)))
+        Ok((raw.start.cast(), raw.class.bytes() / size, self.handle(raw)))
     }
 
     /// The same, all of it zero. What came from the kernel just now costs nothing.
@@ -122,11 +123,12 @@ impl Objects {
         }
         // All of its class, for that is the capacity.
         let raw = self.take_zeroed(Class::of(bytes, align_of::<T>())?.bytes(), align_of::<T>())?;
-        Ok((raw.start.cast(), raw.bytes / size, self.handle(raw)))
+        Ok((raw.start.cast(), raw.class.bytes() / size, self.handle(raw)))
     }
 
+    #[inline]
     fn handle(&self, raw: Raw) -> Handle {
-        Handle::new(self.source.space.id(), raw.start, raw.bytes)
+        Handle::new(self.source.space.id(), raw.start, raw.class)
     }
 
     /// Frees an object, from any thread.
@@ -134,12 +136,13 @@ impl Objects {
     /// # Errors
     /// [`FreeError::Foreign`] for a handle of other objects, which stays allocated there; or the others if somebody
     /// wrote the table.
+    #[inline]
     pub fn deallocate(&self, handle: Handle) -> Result<(), FreeError> {
-        let Some(start) = handle.start() else { return Ok(()) };
+        let Some((start, class)) = handle.object() else { return Ok(()) };
         if handle.owner() != self.source.space.id() {
             return Err(FreeError::Foreign);
         }
-        self.give(start, handle.bytes())
+        self.give(start, class)
     }
 
     /// Makes an object larger where it is; the memory behind it must be free. Its capacity afterwards.
@@ -151,10 +154,10 @@ impl Objects {
             return Ok(handle.bytes());
         }
         let out = AllocError::OutOfMemory { bytes: bytes as u64 };
-        let start = handle.start().filter(|_| handle.owner() == self.source.space.id()).ok_or(out)?;
-        let capacity = self.grow(start, handle.bytes(), bytes, 1)?;
-        handle.set_bytes(capacity);
-        Ok(capacity)
+        let object = handle.object().filter(|_| handle.owner() == self.source.space.id());
+        let (start, class) = object.ok_or(out)?;
+        handle.set_class(self.grow(start, class.bytes(), bytes, 1)?);
+        Ok(handle.bytes())
     }
 
     /// What is allocated, cached and behind it all.
@@ -179,7 +182,7 @@ impl Objects {
     #[cold]
     #[inline(never)]
     fn take_slow(&self, class: Class, zeroes: bool) -> Result<Raw, AllocError> {
-        let begin = std::time::Instant::now();
+        let begin = is_timed().then(Instant::now);
         let take = || {
             let found = with_local(&self.source, |local| {
                 let found = self.source.take(Some(&mut local.hand), class, zeroes);
@@ -198,14 +201,16 @@ impl Objects {
             }
             other => other,
         };
-        self.source.slow.note(begin.elapsed());
+        if let Some(begin) = begin {
+            self.source.slow.note(begin.elapsed());
+        }
         let (frame, is_zeroed) = found?;
         Ok(self.raw(frame, class, is_zeroed))
     }
 
     #[inline]
     fn raw(&self, frame: FrameId, class: Class, is_zeroed: bool) -> Raw {
-        Raw { start: self.source.space.address(frame), bytes: class.bytes(), is_zeroed }
+        Raw { start: self.source.space.address(frame), class, is_zeroed }
     }
 
     /// The same, zeroed.
@@ -228,12 +233,11 @@ impl Objects {
 
     /// Gives back what `take` gave for a size of this class.
     #[inline]
-    pub(crate) fn give(&self, start: NonNull<u8>, bytes: usize) -> Result<(), FreeError> {
+    fn give(&self, start: NonNull<u8>, class: Class) -> Result<(), FreeError> {
         if self.source.space.is_missing() {
             return Err(FreeError::Forked);
         }
         let frame = self.source.space.frame_at(start.as_ptr().addr()).ok_or(FreeError::Foreign)?;
-        let class = Class::of(bytes, 1).map_err(|_| FreeError::Foreign)?;
         let most = self.source.local_bytes.load(Ordering::Relaxed);
         if with_cache(&self.source, |cache| cache.push(class, frame, most)) == Some(true) {
             return Ok(());
@@ -254,14 +258,14 @@ impl Objects {
     /// Gives back what `take` gave for this size and alignment.
     #[inline]
     pub(crate) fn give_sized(&self, start: NonNull<u8>, bytes: usize, align: usize) -> Result<(), FreeError> {
-        self.give(start, Class::of(bytes, align).map_err(|_| FreeError::Foreign)?.bytes())
+        self.give(start, Class::of(bytes, align).map_err(|_| FreeError::Foreign)?)
     }
 
     /// Makes an object of the class of `from` bytes one of `to`, where it is.
-    pub(crate) fn grow(&self, start: NonNull<u8>, from: usize, to: usize, align: usize) -> Result<usize, AllocError> {
+    pub(crate) fn grow(&self, start: NonNull<u8>, from: usize, to: usize, align: usize) -> Result<Class, AllocError> {
         let (from, class) = (Class::of(from, align)?, Class::of(to, align)?);
         if from == class {
-            return Ok(class.bytes());
+            return Ok(class);
         }
         let out = AllocError::OutOfMemory { bytes: to as u64 };
         let space = &self.source.space;
@@ -274,7 +278,7 @@ impl Objects {
         let (_, more) = all.split(has);
         let run = space.tenant().alloc_run_at(more).map_err(|_| out)?;
         space.tenant().self_install(run.range);
-        Ok(class.bytes())
+        Ok(class)
     }
 
     /// Makes an object smaller where it is, if whole huge frames come free by that; its capacity afterwards.

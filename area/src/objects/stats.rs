@@ -35,7 +35,7 @@ pub struct Stats {
     pub classes: Vec<ClassStats>,
     /// The area: what is resident, used and free. Unknown where the kernel does not say.
     pub area: Option<Status>,
-    /// Allocations that no cache served, by their time: bucket `n` has those of less than `2^n` nanoseconds, and not less
+    /// Allocations that no cache served, one in 16 of them, by their time: bucket `n` has those of less than `2^n` nanoseconds, and not less
     /// than half of that.
     pub slow: [u64; BUCKETS],
     /// Objects that threads took out of others' caches.

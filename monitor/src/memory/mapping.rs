@@ -74,6 +74,16 @@ impl Mapping {
         Ok(Self { start, len, outer_start: start, outer_len: len, views: Vec::new() }.advised(User::Guest))
     }
 
+    /// `len` bytes that lie in another process.
+    pub(super) fn absent(len: usize) -> Self {
+        Self { start: 0, len, outer_start: 0, outer_len: 0, views: Vec::new() }
+    }
+
+    /// Whether it is mapped in this process.
+    pub(super) fn is_here(&self) -> bool {
+        self.outer_len > 0
+    }
+
     /// Takes address space for `len` bytes and its margins, all of it inaccessible.
     fn reserve(len: usize) -> Result<Self, Errno> {
         let outer_len = len.checked_add(MARGIN).ok_or(Errno::NOMEM)?;
@@ -142,6 +152,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if !self.is_here() {
+            return;
+        }
         // Regions hand out clones in safe code. If one is still alive, unmapping would leave it
         // dangling over whatever is mapped there next.
         if self.views.drain(..).fold(false, |held, view| held | Arc::into_inner(view).is_none()) {
