@@ -100,6 +100,7 @@ pub(crate) const PLAN: &[Room] = &[
             "llfree-harden",
             "llfree-monitor",
             "llfree-control",
+            "llfree-keeper",
             "vmm",
         ],
         others: Not(&[]),
