@@ -14,14 +14,16 @@ use crate::block::{Allocation, huge_range};
 use crate::class::{CLASSES, Class};
 use crate::error::{AllocError, FreeError};
 use crate::hint::tree_of;
+use crate::query::Query;
 use crate::row::{free_run, run_mask};
 use crate::rows::ROWS;
-use crate::search::{CROWDED_FRAMES, Query};
-use crate::spot::Spot;
+use crate::search::CROWDED_FRAMES;
+use crate::spot::{Listed, Spot};
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken, TakenRow};
 use crate::tenant::Tenant;
 use core::fmt;
+use core::num::NonZeroU64;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// Frames that a handle holds back at most: a row to serve from or the rest of a huge frame, what
@@ -30,6 +32,10 @@ pub const HANDLE_FRAMES: u64 = 192;
 
 /// A row with this many freed frames is served again before another is taken.
 const REUSED_FRAMES: u32 = 16;
+
+/// Frames of the first row that a handle takes: so many it may hold back that never gave out more than one.
+/// Programs that are stopped at each step are too short to get to whole rows.
+const FIRST_SHARE: u32 = if cfg!(stepping) { 64 } else { 4 };
 
 /// No row: it lies beyond every table, so no free ever matches it.
 const EMPTY_ROW: TakenRow = TakenRow { first: FrameId(!63), bits: 0, evicted: false };
@@ -49,6 +55,13 @@ pub struct Cpu<'a> {
     rest_rows: u8,
     /// The class that `row` was taken for.
     class: Class,
+    /// Frames that the next row may have, twice as many as the one before: a handle holds back little more than it gave
+    /// out.
+    share: u32,
+    /// Where the last block of one, two or four rows ended: the next one is expected there.
+    next_rows: FrameId,
+    /// Huge frames with little room that are next.
+    crowded: Listed,
     spot: Spot,
 }
 
@@ -62,7 +75,7 @@ impl<'a> Tenant<'a> {
 
 impl<'a> Cpu<'a> {
     fn new(tenant: Tenant<'a>) -> Self {
-        let spot = Spot::at(tenant.next_start(), tenant.return_epoch.load(Ordering::Acquire));
+        let spot = Spot::at(tenant.next_start(), Some(tenant.return_epoch.load(Ordering::Acquire)));
         Self {
             tenant,
             row: EMPTY_ROW,
@@ -71,6 +84,9 @@ impl<'a> Cpu<'a> {
             rest: [0; ROWS],
             rest_rows: 0,
             class: Class::MOVABLE,
+            share: FIRST_SHARE,
+            next_rows: FrameId(0),
+            crowded: Listed::NOTHING,
             spot,
         }
     }
@@ -78,7 +94,8 @@ impl<'a> Cpu<'a> {
     /// Allocates a block of `order` in the [class of its order](Class::of).
     ///
     /// # Errors
-    /// [`AllocError::OutOfMemory`] after a pass over all entries found none.
+    /// [`AllocError::OutOfMemory`] if at some moment during the call no such block was free. What other handles
+    /// [hold back](HANDLE_FRAMES) is not.
     #[inline]
     pub fn alloc(&mut self, order: Order) -> Result<Allocation, AllocError> {
         self.alloc_class(order, Class::of(order))
@@ -91,8 +108,11 @@ impl<'a> Cpu<'a> {
     #[inline]
     pub fn alloc_class(&mut self, order: Order, class: Class) -> Result<Allocation, AllocError> {
         // A frame is what most callers ask for: as few branches as can be, all the same way.
-        if order == Order::BASE && class == self.class && self.row.bits != 0 {
-            return Ok(Allocation::new(self.pop_frame(), order));
+        if order == Order::BASE
+            && class == self.class
+            && let Some(bits) = NonZeroU64::new(self.row.bits)
+        {
+            return Ok(Allocation::new(self.pop_frame(bits), order));
         }
         if order == Order::HUGE
             && class == Class::HUGE
@@ -121,19 +141,27 @@ impl<'a> Cpu<'a> {
     #[inline]
     fn alloc_large(&mut self, order: Order, class: Class) -> Option<Taken> {
         if order.is_huge() {
-            if let Some(pair) = self.spot.freed_pair.take()
-                && order == Order::MAX
+            if order == Order::MAX
+                && let Some(pair) = self.spot.freed_pair.take()
                 && class == Class::HUGE
                 && let Some(taken) = self.tenant.grab(pair, order)
             {
                 return Some(taken);
             }
-        } else if let Some(huge) = self.spot.small[usize::from(class.get())]
-            && let Some(taken) = self.tenant.noted(huge, self.tenant.lower.take_rows(huge, order))
-        {
-            return Some(taken);
+            return self.alloc_slow(order, class);
         }
-        self.alloc_slow(order, class)
+        let mut near = None;
+        if let Some(huge) = self.spot.small[usize::from(class.get())] {
+            if self.next_rows.huge() == Some(huge) {
+                near = self.tenant.noted(huge, self.tenant.lower.take_rows_at(self.next_rows, order));
+            }
+            if near.is_none() {
+                near = self.tenant.noted(huge, self.tenant.lower.take_rows(huge, order));
+            }
+        }
+        let taken = near.or_else(|| self.alloc_slow(order, class))?;
+        self.next_rows = FrameId(taken.frame.0 + order.frames());
+        Some(taken)
     }
 
     /// Frees a block, no matter which CPU allocated it.
@@ -193,7 +221,7 @@ impl<'a> Cpu<'a> {
                 let Some((huge, after)) = self.tenant.lower.give_in_row(frame, order) else {
                     return self.refuse(frame, order);
                 };
-                self.tenant.note_free(huge, after);
+                self.tenant.note_free(huge, after, order.frames());
                 return Ok(());
             }
             // Two in one row: there will be more.
@@ -209,6 +237,11 @@ impl<'a> Cpu<'a> {
 
     /// Gives cached frames and reservations back to the table.
     pub fn drain(&mut self) {
+        self.give_back();
+        self.share = FIRST_SHARE;
+    }
+
+    fn give_back(&mut self) {
         let freed = core::mem::replace(&mut self.freed, EMPTY_ROW);
         self.give(freed.first, freed.bits);
         let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
@@ -227,16 +260,15 @@ impl<'a> Cpu<'a> {
 
     /// The next frame of a row that has one.
     #[inline]
-    fn pop_frame(&mut self) -> Taken {
-        let bits = self.row.bits;
-        self.row.bits = bits & bits.wrapping_sub(1);
+    fn pop_frame(&mut self, bits: NonZeroU64) -> Taken {
+        self.row.bits = bits.get() & (bits.get() - 1);
         self.popped(FrameId(self.row.first.0 + u64::from(bits.trailing_zeros())))
     }
 
     #[inline]
     fn pop_row(&mut self, order: Order) -> Option<Taken> {
         if order == Order::BASE {
-            return (self.row.bits != 0).then(|| self.pop_frame());
+            return NonZeroU64::new(self.row.bits).map(|bits| self.pop_frame(bits));
         }
         let bit = free_run(!self.row.bits, order)?;
         self.row.bits &= !(run_mask(order) << bit);
@@ -300,7 +332,7 @@ impl<'a> Cpu<'a> {
                 return Some(taken);
             }
             if order == Order::BASE
-                && let Some(next) = self.tenant.next_crowded(huge)
+                && let Some(next) = self.next_crowded(huge)
                 && let Some(taken) = self.take_rest(next, class)
             {
                 self.spot.small[usize::from(class.get())] = Some(next);
@@ -314,12 +346,14 @@ impl<'a> Cpu<'a> {
             if crowded { self.take_rest(huge, class) } else { self.take_row(huge, order, class) }
         });
         self.spot = spot;
+        // It is looked at anew, even if it is the same.
+        self.crowded = Listed::NOTHING;
         found
     }
 
     /// A block out of a row that we take as a whole, or past others who are at work there.
     fn take_row(&mut self, huge: HugeId, order: Order, class: Class) -> Option<Taken> {
-        let row = self.tenant.lower.take_row(huge, order);
+        let row = self.tenant.lower.take_row(huge, order, self.share);
         let busy = row.is_err_and(|miss| miss != Miss::NoFit);
         match self.tenant.noted(huge, row) {
             Some(row) => {
@@ -334,19 +368,31 @@ impl<'a> Cpu<'a> {
     /// A frame out of the rest of a huge frame, all of which is ours then.
     #[inline(never)]
     fn take_rest(&mut self, huge: HugeId, class: Class) -> Option<Taken> {
-        let mut rest = [0; ROWS];
-        let evicted = self.tenant.noted(huge, self.tenant.lower.take_rest(huge, &mut rest))?;
+        let evicted = self.tenant.noted(huge, self.tenant.lower.take_rest(huge, self.share, &mut self.rest))?;
         if self.tenant.entry(huge).is_some_and(HugeEntry::has_room) {
             // Some of it could not be had, and looked taken meanwhile.
             self.tenant.note_undone(huge);
         }
-        self.serve(TakenRow { first: huge.first_frame(), bits: core::mem::take(&mut rest[0]), evicted }, class);
-        self.rest_rows = rest.iter().enumerate().fold(0, |rows, (i, bits)| rows | u8::from(*bits != 0) << i);
-        self.rest = rest;
-        self.pop_row(Order::BASE).or_else(|| self.pop_rest())
+        let rows = self.rest.iter().enumerate().fold(0, |rows, (i, bits)| rows | u8::from(*bits != 0) << i);
+        let index = rows.trailing_zeros() as usize % ROWS;
+        let first = FrameId(huge.first_frame().0 + 64 * index as u64);
+        let bits = core::mem::take(&mut self.rest[index]);
+        self.serve(TakenRow { first, bits, evicted }, class);
+        self.rest_rows = rows & rows.wrapping_sub(1);
+        self.pop_row(Order::BASE)
+    }
+
+    /// The next huge frame in use with little room in the tree of the last one.
+    fn next_crowded(&mut self, last: HugeId) -> Option<HugeId> {
+        let tree = tree_of(last);
+        if !self.crowded.is_of(tree) {
+            self.crowded = Listed::new(tree, (self.tenant.crowded(tree), true), last);
+        }
+        self.crowded.next()
     }
 
     fn serve(&mut self, row: TakenRow, class: Class) {
+        self.share = (2 * self.share).min(64);
         self.row = row;
         self.class = class;
         if self.row.first == self.freed.first {
@@ -365,7 +411,7 @@ impl<'a> Cpu<'a> {
         if self.row.bits == 0 && self.freed.bits == 0 && self.rest_rows == 0 {
             return None;
         }
-        self.drain();
+        self.give_back();
         self.tenant.take(&mut self.spot, Query::reserving(order, class))
     }
 
@@ -386,13 +432,24 @@ impl<'a> Cpu<'a> {
         true
     }
 
+    /// Whole rows, or a pair of huge frames.
     fn free_large(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError> {
         if order < Order::HUGE && self.holds_part_of(frame, order) {
             return Err(FreeError::NotAllocated(frame, order));
         }
-        let after = self.tenant.lower.give(frame, order)?;
+        if order < Order::HUGE {
+            // Warm, and whole.
+            self.next_rows = frame;
+        }
+        if order == Order::ROW
+            && let Some((huge, after)) = self.tenant.lower.give_in_row(frame, order)
+        {
+            self.tenant.note_free(huge, after, order.frames());
+            return Ok(());
+        }
+        let after = self.tenant.give(frame, order)?;
         if let Some(huge) = frame.huge() {
-            self.tenant.note_free(huge, after);
+            self.tenant.note_free(huge, after, order.frames());
             if order == Order::MAX && !after.is_evicted() {
                 self.spot.freed_pair = Some(huge);
             }
@@ -406,7 +463,7 @@ impl<'a> Cpu<'a> {
         let Some((huge, after)) = huge.and_then(|huge| Some((huge, self.tenant.lower.give_one_huge(huge)?))) else {
             return self.refuse(frame, Order::HUGE);
         };
-        if self.tenant.note_free(huge, after) {
+        if self.tenant.note_free(huge, after, Order::HUGE.frames()) {
             let tree = tree_of(huge);
             self.spot.back = Some(self.spot.back.map_or(tree, |back| back.min(tree)));
         }
@@ -455,7 +512,7 @@ impl<'a> Cpu<'a> {
             && let Some(huge) = first.huge()
             && let Some(after) = self.tenant.lower.give_row(first, bits)
         {
-            self.tenant.note_free(huge, after);
+            self.tenant.note_free(huge, after, u64::from(bits.count_ones()));
         }
     }
 }

@@ -76,22 +76,23 @@ impl Entries {
         (least != NONE).then_some(least as usize % HUGE_PER_TREE as usize)
     }
 
-    /// Whether a block of `order` may be here, and whether the host may make one possible on its own.
+    /// A bit for each that a caller likes.
     #[inline]
-    pub(crate) fn look(&self, order: Order) -> Look {
-        let (mut free, mut part, mut held) = (0u16, 0u16, 0u16);
-        for entry in self.entries {
-            free |= u16::from(entry.is_all_free());
-            part |= u16::from(entry.has_room() & entry.may_fit_in_part(order));
-            held |= u16::from(entry.is_held());
-        }
-        let may_serve = match order {
-            Order::MAX => free != 0 && self.first(order, Want::Free, 0).is_some(),
-            Order::HUGE => free != 0,
-            _ => free | part != 0,
-        };
-        // Free huge frames that are no pair: the host may hold one and give it back.
-        Look { may_serve, may_return: held != 0 || order == Order::MAX && free != 0 }
+    pub(crate) fn mask(&self, likes: impl Fn(HugeEntry) -> bool) -> u32 {
+        const SIZE: usize = 8;
+        /// Gathers the lowest bit of each byte.
+        const GATHER: u64 = 0x0102_0408_1020_4080;
+        // Without a branch: the compiler compares several at once.
+        let mut liked = [0; HUGE_PER_TREE as usize];
+        liked.iter_mut().zip(self.entries).for_each(|(to, entry)| *to = u8::from(likes(entry)));
+        let (eights, _) = liked.as_chunks::<SIZE>();
+        let gather = |eight: &[u8; SIZE]| (u64::from_le_bytes(*eight).wrapping_mul(GATHER) >> 56) as u32;
+        eights.iter().enumerate().fold(0, |mask, (index, eight)| mask | gather(eight) << (SIZE * index))
+    }
+
+    /// Whether one of them may have a block of `order` below 9.
+    pub(crate) fn fits(&self, order: Order) -> bool {
+        self.entries.iter().any(|entry| entry.may_fit(order))
     }
 
     /// The first huge frame for a block of order 9 or 10.
@@ -104,12 +105,6 @@ impl Entries {
         };
         (0..self.entries.len()).step_by(step).find(fits)
     }
-}
-
-/// What a tree has for some order.
-pub(crate) struct Look {
-    pub(crate) may_serve: bool,
-    pub(crate) may_return: bool,
 }
 
 /// The entries of a tree, counted.
@@ -245,9 +240,9 @@ impl TreeHint {
         Offer(offer as u8)
     }
 
-    /// A recount to `new` denies something that was promised.
-    pub(crate) fn is_denied_by(self, new: Self) -> bool {
-        new.with_all_of(self) != new
+    /// Whether something is promised that another hint does not.
+    pub(crate) fn promises_more_than(self, other: Self) -> bool {
+        other.with_all_of(self) != other
     }
 
     /// Whether an entry with room, after a free, has more than is promised.
@@ -491,6 +486,15 @@ mod tests {
         assert_eq!(entries.fullest(order(7), 0), None);
         assert_eq!(entries.first(Order::BASE, Want::Free, 0), Some(1));
         assert_eq!(entries.first(Order::MAX, Want::Free, 0), None);
+    }
+
+    #[test]
+    fn a_mask_has_a_bit_for_each_that_is_liked() {
+        for liked in [0u32, 1, 0x8000_0000, 0xa5c3_1f08, u32::MAX] {
+            let entry = |index| if liked >> index & 1 == 1 { used(9) } else { used(0) };
+            let entries = Entries::new((0..HUGE_PER_TREE).map(entry));
+            assert_eq!(entries.mask(|entry| entry.has_room()), liked);
+        }
     }
 
     #[test]

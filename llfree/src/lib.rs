@@ -104,6 +104,7 @@ pub mod host;
 mod lower;
 #[cfg(not(any(loom, shuttle)))]
 pub mod persist;
+mod query;
 #[cfg(not(any(loom, shuttle)))]
 pub mod recover;
 mod refusal;

@@ -6,7 +6,9 @@
 //! and a crash between the two steps loses frames at worst, it never gives one out twice. Blocks of
 //! order 9 and 10 live in the entries alone; their bitfields stay clear.
 //!
-//! Everything works through `&self` on atomics, is lock-free, and knows nothing of trees or CPUs.
+//! [`large`] has the blocks of whole rows and more. Everything works through `&self` on atomics, is lock-free, and knows nothing of trees or CPUs.
+
+mod large;
 
 use crate::durable::WriteBack;
 use crate::error::{AllocError, FreeError, Part, TableError, check_huge_frames, check_len};
@@ -15,7 +17,7 @@ use crate::rows::{ROWS, find_run, longest, rows_per_block, set_rows};
 use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
 use crate::taken::{Miss, Taken, TakenRow};
 use crate::violation::Violation;
-use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order, Run};
+use shared_layout::{FrameId, Glance, HugeEntry, HugeId, HugeRange, Order, Run};
 
 /// A search that lost this many races in one huge frame looks elsewhere.
 const ROW_PASSES: usize = 4;
@@ -131,28 +133,17 @@ impl<'a> Lower<'a> {
         Some(core::array::from_fn(|index| HugeEntry::from_bits(words[index].load(Ordering::Relaxed))))
     }
 
+    /// What is set in any entry of a range.
+    #[inline]
+    pub(crate) fn glance(&self, range: HugeRange) -> Glance {
+        self.entries(range).fold(Glance::default(), Glance::and)
+    }
+
     /// The rows of a huge frame: set bits are taken.
     pub(crate) fn used_rows(&self, huge: HugeId) -> [u64; ROWS] {
         let mut used = [u64::MAX; ROWS];
         used.iter_mut().zip(self.rows_of(huge)).for_each(|(to, row)| *to = row.load(Ordering::Relaxed));
         used
-    }
-
-    /// Takes a huge frame that `accepts` likes.
-    #[inline]
-    pub(crate) fn take_huge_if(&self, huge: HugeId, accepts: impl Fn(HugeEntry) -> bool) -> Option<Taken> {
-        let step = |e: HugeEntry| if accepts(e) { e.take_huge() } else { None };
-        let old = transition(self.entries.get(huge.index())?, FOREVER, step).ok()?;
-        self.settle(huge);
-        Some(Taken { frame: huge.first_frame(), evicted: old.is_evicted() })
-    }
-
-    /// Gives a block of order 9 back; `None`, and nothing changed, if there is none.
-    #[inline]
-    pub(crate) fn give_one_huge(&self, huge: HugeId) -> Option<HugeEntry> {
-        let old = transition(self.entries.get(huge.index())?, FOREVER, HugeEntry::give_huge).ok()?;
-        self.settle(huge);
-        old.give_huge()
     }
 
     /// Clears `evicted` in a huge frame of which the caller, a process, owns a part: its touch is the install.
@@ -209,12 +200,27 @@ impl<'a> Lower<'a> {
         let rows = self.rows_of(huge);
         // Order 0 fits if the counter allows it. For others look before lowering the counter, so that
         // hopeless attempts do not make it dip for everybody else.
-        let mut seen = find_run(rows, order);
+        let seen = find_run(rows, order);
         if seen.is_none() && order != Order::BASE {
             self.bound(huge);
             return Err(Miss::NoFit);
         }
         let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| Miss::NoFit)?;
+        self.set_some(huge, word, order, old, seen)
+    }
+
+    /// Sets the bits of a block, which the counter of the entry was lowered for, at the place where free frames were
+    /// seen or elsewhere.
+    #[inline]
+    fn set_some(
+        &self,
+        huge: HugeId,
+        word: &AtomicU16,
+        order: Order,
+        old: HugeEntry,
+        mut seen: Option<usize>,
+    ) -> Result<Taken, Miss> {
+        let rows = self.rows_of(huge);
         let mut fruitless = 0;
         while fruitless < ROW_PASSES {
             let Some(offset) = seen.take().or_else(|| find_run(rows, order)) else {
@@ -230,42 +236,33 @@ impl<'a> Lower<'a> {
         Err(Miss::Undone)
     }
 
-    /// Takes a block of one, two or four rows.
+    /// Takes a block of less than a row from the row that a frame lies in, if it has one.
     #[inline]
-    pub(crate) fn take_rows(&self, huge: HugeId, order: Order) -> Result<Taken, Miss> {
+    pub(crate) fn take_in_row(&self, frame: FrameId, order: Order) -> Result<Taken, Miss> {
+        let huge = frame.huge().ok_or(Miss::NoFit)?;
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
-        let all = self.rows_of(huge);
-        if !HugeEntry::from_bits(word.load(Ordering::Relaxed)).may_fit(order) {
-            return Err(Miss::NoFit);
-        }
-        let Some(offset) = find_run(all, order) else {
-            self.bound(huge);
-            return Err(Miss::NoFit);
-        };
+        let row = self.rows.get((frame.0 / ROW_FRAMES as u64) as usize).ok_or(Miss::NoFit)?;
+        let bit = free_run(row.load(Ordering::Relaxed), order).ok_or(Miss::NoFit)?;
         let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| Miss::NoFit)?;
-        // One attempt: rows that were set for a moment and are free again have to be told of.
-        if !set_rows(self.block_rows(huge, offset, order)) {
-            self.give_up(huge, word, order.frames() as u16);
-            return Err(Miss::Undone);
-        }
-        Ok(self.taken(huge, offset, order, old))
+        let offset = (frame.offset_in_huge() & !(ROW_FRAMES - 1)) + bit as usize;
+        self.set_some(huge, word, order, old, Some(offset))
     }
 
     /// A block whose bits were set, out of an entry that was `old` before.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "a compare and a branch, at the end of each take")]
     fn taken(&self, huge: HugeId, offset: usize, order: Order, old: HugeEntry) -> Taken {
         self.settle(huge);
-        let is_longest = Run::of(order) == old.run() && old.free() > order.frames() as u16;
-        if is_longest && find_run(self.rows_of(huge), order).is_none() {
-            // The last of the longest: saves others the look.
-            self.bound(huge);
+        if Run::of(order) == old.run() && order > Order::BASE && old.free() > order.frames() as u16 {
+            self.after_longest(huge, order);
         }
         Taken { frame: FrameId(huge.first_frame().0 + offset as u64), evicted: old.is_evicted() }
     }
 
     /// Raises the counter by frames whose bits were cleared before, in runs of at most `run`; the entry
     /// afterwards. `None` if it was broken by somebody: then the frames are lost rather than owned twice.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "frees spend a tenth of their time on the call")]
     fn count_free(&self, huge: HugeId, word: &AtomicU16, frames: u16, run: Run) -> Option<HugeEntry> {
         let old = transition(word, FOREVER, |e| e.give(frames, run)).ok()?;
         self.settle(huge);
@@ -315,10 +312,27 @@ impl<'a> Lower<'a> {
     #[cold]
     #[inline(never)]
     pub(crate) fn bound(&self, huge: HugeId) {
+        self.lower_bound(huge, longest(self.rows_of(huge)));
+    }
+
+    /// A block of the longest runs was taken: if it was the last, that saves others the look.
+    #[inline(never)]
+    fn after_longest(&self, huge: HugeId, order: Order) {
+        if find_run(self.rows_of(huge), order).is_none() {
+            self.lower_bound(huge, Run::from_bits(u16::from(order.get()) - 1));
+        }
+    }
+
+    /// A run above `seen` that came since the look is seen now.
+    #[inline]
+    fn lower_bound(&self, huge: HugeId, seen: Run) {
         let Some(word) = self.entries.get(huge.index()) else { return };
+        if transition(word, FOREVER, |e| e.lower(seen)).is_err() {
+            return;
+        }
         let rows = self.rows_of(huge);
-        let seen = longest(rows);
-        if transition(word, FOREVER, |e| e.lower(seen)).is_ok() {
+        let is_there = Order::new(seen.order().get() + 1).is_some_and(|above| find_run(rows, above).is_some());
+        if seen != Run::ANY && is_there {
             let now = longest(rows);
             let _ = transition(word, FOREVER, |e| e.raise(now));
         }
@@ -372,9 +386,9 @@ impl<'a> Lower<'a> {
         if u64::from(frames) < order.frames() { Err(not_allocated) } else { Ok(after) }
     }
 
-    /// Takes all free frames of the first row that has room for a block of `order`. That no row can be
-    /// had as a whole does not say that no block can: others may be at work in it.
-    pub(crate) fn take_row(&self, huge: HugeId, order: Order) -> Result<TakenRow, Miss> {
+    /// Takes all free frames of the first row that has room for a block of `order`, or no more than `most` from that
+    /// block on. That no row can be had so does not say that no block can: others may be at work in it.
+    pub(crate) fn take_row(&self, huge: HugeId, order: Order, most: u32) -> Result<TakenRow, Miss> {
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
         let rows = self.rows_of(huge);
         for _ in 0..ROW_PASSES {
@@ -382,17 +396,17 @@ impl<'a> Lower<'a> {
             HugeEntry::from_bits(word.load(Ordering::Relaxed)).take_order(order).ok_or(Miss::NoFit)?;
             for (index, row) in rows.iter().enumerate() {
                 let used = row.load(Ordering::Relaxed);
-                if free_run(used, order).is_none() {
-                    continue;
-                }
+                let Some(run) = free_run(used, order) else { continue };
                 fits = true;
-                let free = ones(!used) as u16;
+                let most = most.max(2 * order.frames() as u32);
+                let bits = if most < ROW_FRAMES as u32 { lowest(!used & u64::MAX << run, most) } else { !used };
+                let free = ones(bits) as u16;
                 // Fewer in the counter than clear in the row: others are about to set bits here.
                 let Ok(old) = transition(word, FOREVER, |e| e.take(free)) else { continue };
-                if row.compare_exchange(used, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                if row.compare_exchange(used, used | bits, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                     self.settle(huge);
                     let first = FrameId(huge.first_frame().0 + (index * ROW_FRAMES) as u64);
-                    return Ok(TakenRow { first, bits: !used, evicted: old.is_evicted() });
+                    return Ok(TakenRow { first, bits, evicted: old.is_evicted() });
                 }
                 self.give_up(huge, word, free);
                 return Err(Miss::Undone);
@@ -405,42 +419,40 @@ impl<'a> Lower<'a> {
         Err(Miss::Busy)
     }
 
-    /// Takes all free frames of a huge frame that has at most a row's worth of them: `rows` gets
-    /// the bits of each row. Returns whether there were any, and the entry's `evicted`; the entry has
+    /// Takes all free frames of a huge frame that has at most a row's worth of them, or no more than `most`: `rows` gets
+    /// the bits of each row that has some. Returns whether there were any, and the entry's `evicted`; the entry has
     /// room afterwards if not all could be had.
-    pub(crate) fn take_rest(&self, huge: HugeId, rows: &mut [u64; ROWS]) -> Result<bool, Miss> {
+    pub(crate) fn take_rest(&self, huge: HugeId, most: u32, rows: &mut [u64; ROWS]) -> Result<bool, Miss> {
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
-        let all = |e: HugeEntry| if e.free() <= ROW_FRAMES as u16 { e.take(e.free()) } else { None };
-        let old = transition(word, FOREVER, all).map_err(|_| Miss::NoFit)?;
-        let mut budget = u32::from(old.free());
         let words = self.rows_of(huge);
+        // The look at the rows does not wait for the change of the entry.
         let mut free = [0; ROWS];
         free.iter_mut().zip(words).for_each(|(to, row)| *to = !row.load(Ordering::Relaxed));
-        if free.iter().map(|bits| bits.count_ones()).sum::<u32>() == budget {
-            // Nobody else is at work here, as a rule: then all that we see is ours.
-            for ((row, taken), bits) in words.iter().zip(rows.iter_mut()).zip(free).filter(|(_, bits)| *bits != 0) {
-                if row.compare_exchange(!bits, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                    *taken = bits;
-                }
+        let mut with_free = free.iter().enumerate().fold(0u32, |rows, (i, bits)| rows | u32::from(*bits != 0) << i);
+        let share = |e: HugeEntry| e.free().min(most as u16);
+        let take = |e: HugeEntry| if e.free() <= ROW_FRAMES as u16 { e.take(share(e)) } else { None };
+        let old = transition(word, FOREVER, take).map_err(|_| Miss::NoFit)?;
+        let mut budget = u32::from(share(old));
+        // As a rule nobody else is at work here, and all that we saw is ours.
+        while with_free != 0 && budget > 0 {
+            let index = with_free.trailing_zeros() as usize % ROWS;
+            with_free &= with_free - 1;
+            let Some(row) = words.get(index) else { break };
+            let (bits, count) = at_most(free[index], budget);
+            if row.compare_exchange(!free[index], !free[index] | bits, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                rows[index] = bits;
+                budget -= count;
             }
-            budget -= rows.iter().map(|bits| bits.count_ones()).sum::<u32>();
-            if budget == 0 {
-                self.settle(huge);
-                return Ok(old.is_evicted());
-            }
+        }
+        if budget == 0 {
+            self.settle(huge);
+            return Ok(old.is_evicted());
         }
         for _ in 0..ROW_PASSES {
             for (row, taken) in words.iter().zip(rows.iter_mut()) {
                 let mut used = row.load(Ordering::Relaxed);
                 while used != u64::MAX && budget > 0 {
-                    // Others may be about to set bits here that are not in our budget: leave
-                    // them as many as they need, which ones is all the same.
-                    let mut bits = !used;
-                    let mut count = ones(bits);
-                    while count > budget {
-                        bits &= bits - 1;
-                        count -= 1;
-                    }
+                    let (bits, count) = at_most(!used, budget);
                     match row.compare_exchange(used, used | bits, Ordering::AcqRel, Ordering::Relaxed) {
                         Ok(_) => {
                             *taken |= bits;
@@ -459,10 +471,10 @@ impl<'a> Lower<'a> {
         // Takers and givers moved free bits past us each time: the rest of the budget goes back.
         self.give_up(huge, word, budget as u16);
         // The caller looks at the entry, and tells of what has room again.
-        if budget < u32::from(old.free()) { Ok(old.is_evicted()) } else { Err(Miss::Undone) }
+        if budget < u32::from(share(old)) { Ok(old.is_evicted()) } else { Err(Miss::Undone) }
     }
 
-    /// Gives a block of less than a row back, the shortest way. `None` if it is not wholly taken, and
+    /// Gives a block of a row or less back, the shortest way. `None` if it is not wholly taken, and
     /// nothing changed, or if somebody broke the entry: then it is lost rather than owned twice.
     #[inline]
     pub(crate) fn give_in_row(&self, frame: FrameId, order: Order) -> Option<(HugeId, HugeEntry)> {
@@ -487,52 +499,6 @@ impl<'a> Lower<'a> {
         let used = row.fetch_and(!bits, Ordering::AcqRel);
         let (frames, run) = (ones(used & bits) as u16, self.run_after(first, used & !bits));
         self.count_free(huge, word, frames, run)
-    }
-
-    fn take_huge(&self, huge: HugeId, order: Order) -> Result<Taken, Miss> {
-        let end = huge.0.saturating_add(order.huge_frames()) as usize;
-        let words = self.entries.get(huge.index()..end).ok_or(Miss::NoFit)?;
-        // As above: a half that is taken and given back again is not there for others meanwhile.
-        let free = |word: &AtomicU16| HugeEntry::from_bits(word.load(Ordering::Relaxed)).is_all_free();
-        if !huge.first_frame().is_aligned(order) || !words.iter().all(free) {
-            return Err(Miss::NoFit);
-        }
-        let mut evicted = false;
-        for (index, word) in words.iter().enumerate() {
-            match transition(word, FOREVER, HugeEntry::take_huge) {
-                Ok(old) => evicted |= old.is_evicted(),
-                Err(_) => {
-                    // Undo exactly the halves that this call took, and no other.
-                    for taken in huge.0..huge.0 + index as u32 {
-                        let _ = transition(&self.entries[taken as usize], FOREVER, HugeEntry::give_huge);
-                        self.settle(HugeId(taken));
-                    }
-                    return Err(if index == 0 { Miss::NoFit } else { Miss::Undone });
-                }
-            }
-        }
-        if self.write_back.is_needed() {
-            (huge.0..end as u32).for_each(|index| self.settle(HugeId(index)));
-        }
-        Ok(Taken { frame: huge.first_frame(), evicted })
-    }
-
-    fn give_huge(&self, huge: HugeId, order: Order) -> Option<HugeEntry> {
-        if order == Order::HUGE {
-            return self.give_one_huge(huge);
-        }
-        let words = &self.entries[huge.index()..huge.index() + order.huge_frames() as usize];
-        // Look at all halves first: a wrong order must change nothing.
-        if !words.iter().all(|w| HugeEntry::from_bits(w.load(Ordering::Relaxed)).give_huge().is_some()) {
-            return None;
-        }
-        let mut after = None;
-        for word in words {
-            let old = transition(word, FOREVER, HugeEntry::give_huge).ok()?;
-            after = after.or(old.give_huge());
-        }
-        (0..order.huge_frames()).for_each(|half| self.settle(HugeId(huge.0 + half)));
-        after
     }
 
     fn check(&self, frame: FrameId, order: Order) -> Result<HugeId, Fault> {
@@ -579,6 +545,25 @@ impl<'a> Lower<'a> {
         let first = offset / ROW_FRAMES;
         self.rows_of(huge).get(first..first + rows_per_block(order)).unwrap_or(&[])
     }
+}
+
+/// As many of these bits as a budget allows, and their number: others may be about to set bits that are not in our
+/// budget. They are left as many as they need, which ones is all the same.
+#[inline]
+fn at_most(mut bits: u64, budget: u32) -> (u64, u32) {
+    let mut count = ones(bits);
+    while count > budget {
+        bits &= bits - 1;
+        count -= 1;
+    }
+    (bits, count)
+}
+
+/// The lowest set bits, no more than `most`.
+fn lowest(bits: u64, most: u32) -> u64 {
+    let mut rest = bits;
+    (0..most).for_each(|_| rest &= rest.wrapping_sub(1));
+    bits & !rest
 }
 
 enum Fault {

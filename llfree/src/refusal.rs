@@ -42,6 +42,10 @@ fn same_epoch(word: u64, epoch: u64) -> bool {
     word >> EPOCH_SHIFT == epoch & u64::from(u32::MAX)
 }
 
+fn next_number(word: u64) -> u64 {
+    (word & NUMBER_MASK).wrapping_add(1 << NUMBER_SHIFT) & NUMBER_MASK
+}
+
 impl<'a> Refusal<'a> {
     pub(crate) fn new(word: &'a AtomicU64) -> Self {
         Self(word)
@@ -69,8 +73,7 @@ impl<'a> Refusal<'a> {
             let next = if active && word & ORDER_MASK <= order {
                 word
             } else {
-                let number = (word & NUMBER_MASK).wrapping_add(1 << NUMBER_SHIFT) & NUMBER_MASK;
-                epoch << EPOCH_SHIFT | number | LOOKING | order
+                epoch << EPOCH_SHIFT | next_number(word) | LOOKING | order
             };
             match self.0.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => {
@@ -89,9 +92,15 @@ impl<'a> Refusal<'a> {
             if word & (SAID | LOOKING) == 0 || word & NUMBER_MASK != looking.number {
                 return false;
             }
-            // That of a smaller block is for the party to say that looked for one.
-            let ours = word & ORDER_MASK == looking.order;
-            let next = if ours { word & !LOOKING | SAID } else { word };
+            let next = if word & ORDER_MASK == looking.order {
+                word & !LOOKING | SAID
+            } else if word & SAID != 0 {
+                // That of a smaller block says ours as well.
+                word
+            } else {
+                // A look for a smaller block may never end, for it found one. If it goes on it begins again.
+                word & !(LOOKING | ORDER_MASK | NUMBER_MASK) | next_number(word) | SAID | looking.order
+            };
             // Release: the looks come before it.
             match self.0.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return true,
@@ -112,8 +121,7 @@ impl<'a> Refusal<'a> {
     #[cold]
     fn withdraw_all(self, mut word: u64) {
         while word & (SAID | LOOKING) != 0 {
-            let number = (word & NUMBER_MASK).wrapping_add(1 << NUMBER_SHIFT) & NUMBER_MASK;
-            match self.0.compare_exchange(word, number, Ordering::AcqRel, Ordering::Relaxed) {
+            match self.0.compare_exchange(word, next_number(word), Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(seen) => word = seen,
             }

@@ -7,7 +7,7 @@
 
 use crate::tenant::Tenant;
 use core::fmt;
-use shared_layout::{HugeEntry, HugeId, HugeRange};
+use shared_layout::{HugeEntry, HugeId, HugeRange, Order};
 
 /// Windows that a search tries after others took frames of the one it had found.
 const ATTEMPTS: u32 = 8;
@@ -128,7 +128,7 @@ impl Tenant<'_> {
         }
         for huge in range {
             let after = self.lower.give_one_huge(huge).ok_or(RunError::NotAllocated(range))?;
-            self.note_free(huge, after);
+            self.note_free(huge, after, Order::HUGE.frames());
         }
         Ok(())
     }
@@ -154,7 +154,7 @@ impl Tenant<'_> {
                     let (taken, _) = range.split(index as u32);
                     for huge in taken {
                         if let Some(after) = self.lower.give_one_huge(huge) {
-                            self.note_free(huge, after);
+                            self.note_free(huge, after, Order::HUGE.frames());
                         }
                     }
                     return Err(huge);

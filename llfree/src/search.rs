@@ -12,19 +12,24 @@ use crate::block::Allocation;
 use crate::class::{CLASSES, Class, Rank};
 use crate::error::AllocError;
 use crate::hint::{Entries, TreeHint, Want, tree_of, tree_range};
+use crate::query::{Broken, Query};
 use crate::spot::{Spot, Word};
 use crate::steps::{
-    HUGE_GOOD, HUGE_PASSES, HUGE_STEPS, HUGE_TABLE, NO_STEP, PARTIAL_PASSES, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES,
-    SMALL_STEPS, SMALL_TABLE, Step,
+    HUGE_GOOD, HUGE_PASSES, HUGE_STEPS, NO_STEP, PARTIAL_PASSES, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES, SMALL_STEPS,
 };
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken};
 use crate::tenant::Tenant;
 use shared_layout::table::HUGE_PER_TREE;
-use shared_layout::{HugeEntry, HugeId, HugeRange, Order};
+use shared_layout::{HugeEntry, HugeId, Order};
 
 /// A huge frame with no more free frames than this is emptied in one go.
 pub(crate) const CROWDED_FRAMES: u16 = 64;
+
+/// One with no more than this many is served before emptier ones.
+const FULL_FRAMES: u16 = 256;
+/// Listed huge frames that are tried before a search.
+const LISTED_TRIES: u32 = 4;
 
 /// More trees that a search looks at when it knows a good one.
 const MORE_LOOKS: u32 = 32;
@@ -33,77 +38,12 @@ const MORE_LOOKS_FOR_BAD: u32 = 256;
 /// Looks that a search may cost on average where no tree in use has what it wants: a walk that looked at more
 /// is paid off by searches that take a free huge frame without one.
 const LOOKS_PER_SEARCH: u32 = 8;
-/// Trees whose hints promised too much, in one search, before it counts all of them.
-const BROKEN_PROMISES: usize = 8;
+/// Trees that a search looks into beside each of the table once, before it counts all of them.
+const MORE_TREES: u32 = 64;
 /// One in this many single blocks has its tree counted.
 const SINGLES: u8 = 8;
 /// Trees that a search counts anew when the host returned memory, until it is through with all.
 const RECOUNTS: u32 = 16;
-
-/// The goal of a search.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Query {
-    order: Order,
-    class: Class,
-    /// The trees that blocks come from are marked as the asking CPU's own.
-    reserve: bool,
-    /// One block is taken, and no row or rest to serve others from.
-    single: bool,
-}
-
-impl Query {
-    /// For a caller without a handle.
-    pub(crate) const fn new(order: Order, class: Class) -> Self {
-        Self { order, class, reserve: false, single: false }
-    }
-
-    /// For a CPU with a handle.
-    pub(crate) const fn reserving(order: Order, class: Class) -> Self {
-        Self { reserve: true, ..Self::new(order, class) }
-    }
-
-    /// For a CPU with a handle that has rows already, or cannot use any.
-    pub(crate) const fn single(order: Order, class: Class) -> Self {
-        Self { single: true, ..Self::reserving(order, class) }
-    }
-
-    #[inline]
-    fn rank(self, tenant: &Tenant<'_>, hint: TreeHint) -> Rank {
-        tenant.policy.rank(self.class, hint.class())
-    }
-
-    #[inline]
-    fn step_of(self, tenant: &Tenant<'_>, hint: TreeHint) -> u8 {
-        let table = if self.order.is_huge() { &HUGE_TABLE } else { &SMALL_TABLE };
-        table[self.rank(tenant, hint) as usize][hint.offer(self.order).index()]
-    }
-
-    fn want(self, step: u8) -> Want {
-        let steps: &[Step] = if self.order.is_huge() { &HUGE_STEPS } else { &SMALL_STEPS };
-        steps.get(usize::from(step)).map_or(Want::Free, |step| step.0)
-    }
-}
-
-/// Trees that a search found without what their hints promise.
-#[derive(Default)]
-struct Broken {
-    trees: [u32; BROKEN_PROMISES],
-    len: usize,
-}
-
-impl Broken {
-    fn has(&self, tree: u32) -> bool {
-        self.trees[..self.len].contains(&tree)
-    }
-
-    /// False if there is no room for more.
-    fn add(&mut self, tree: u32) -> bool {
-        let Some(place) = self.trees.get_mut(self.len) else { return false };
-        *place = tree;
-        self.len += 1;
-        true
-    }
-}
 
 impl Tenant<'_> {
     /// Allocates a block of `order` without a handle, for callers that have none. Callers at different
@@ -114,38 +54,42 @@ impl Tenant<'_> {
     #[inline]
     pub fn alloc(&self, order: Order) -> Result<Allocation, AllocError> {
         let word = self.place.word(self.trees.id());
-        let packed = word.load();
-        // The usual case: no more than a look at the word.
-        if !order.is_huge()
-            && let Some(huge) = Spot::small_of(packed)
-            && self.lower.entry(huge).is_some_and(|entry| entry.may_fit(order))
-            && let Some(taken) = self.grab(huge, order)
+        // The usual case: the row that the last block came from has another one.
+        if order < Order::ROW
+            && let Some(first) = word.row()
+            && let Some(taken) = self.noted(first.huge(), self.lower.take_in_row(first, order))
         {
             return Ok(Allocation::new(taken, order));
         }
-        self.alloc_far(order, word, packed)
+        self.alloc_far(order, word)
     }
 
     #[inline(never)]
-    fn alloc_far(&self, order: Order, word: &Word, packed: u64) -> Result<Allocation, AllocError> {
+    fn alloc_far(&self, order: Order, word: &Word) -> Result<Allocation, AllocError> {
+        let packed = word.load();
         let mut spot = Spot::unpack(packed, self.trees.len(), &self.place);
-        let taken = self.take(&mut spot, Query::new(order, Class::of(order)));
-        // Others may have moved it meanwhile; theirs or ours, it is only a place to look.
+        let taken = self.take(&mut spot, Query::at_place(order));
         let moved = spot.pack();
-        if moved != packed {
-            word.store(moved);
+        if moved != packed && !word.replace(packed, moved) {
+            // Others moved it meanwhile. Theirs will do as well, but then the tree that we reserved is nobody's.
+            let tree = |word| Spot::small_of(word).map(tree_of);
+            self.leave(tree(moved).filter(|moved| tree(packed) != Some(*moved)));
         }
-        taken.map(|taken| Allocation::new(taken, order)).ok_or(AllocError::OutOfMemory(order))
+        let taken = taken.ok_or(AllocError::OutOfMemory(order))?;
+        if order < Order::ROW {
+            word.set_row(taken.frame);
+        }
+        Ok(Allocation::new(taken, order))
     }
 
     /// Whatever was taken; a budget that went back is made known.
     #[inline]
-    pub(crate) fn noted<T>(&self, huge: HugeId, taken: Result<T, Miss>) -> Option<T> {
+    pub(crate) fn noted<T>(&self, huge: impl Into<Option<HugeId>>, taken: Result<T, Miss>) -> Option<T> {
         match taken {
             Ok(taken) => Some(taken),
             Err(Miss::NoFit | Miss::Busy) => None,
             Err(Miss::Undone) => {
-                self.note_undone(huge);
+                huge.into().inspect(|huge| self.note_undone(*huge));
                 None
             }
         }
@@ -156,7 +100,7 @@ impl Tenant<'_> {
     pub(crate) fn note_undone(&self, huge: HugeId) {
         for half in [huge, HugeId(huge.0 ^ 1)] {
             if let Some(entry) = self.lower.entry(half) {
-                self.note_free(half, entry);
+                self.note_free(half, entry, 1);
             }
         }
     }
@@ -166,16 +110,9 @@ impl Tenant<'_> {
         self.noted(huge, self.lower.take(huge, order))
     }
 
-    /// The next huge frame in use with little room, around the tree of the last one: while a tree is
-    /// crowded its huge frames are much alike, and going through them in order saves the search.
-    pub(crate) fn next_crowded(&self, last: HugeId) -> Option<HugeId> {
-        let tree = tree_range(tree_of(last));
-        let near = |e: HugeEntry| e.has_room() && e.free() <= CROWDED_FRAMES;
-        let behind = HugeRange::between(HugeId(last.0 + 1), tree.end());
-        [behind, HugeRange::between(tree.first(), last)].into_iter().find_map(|range| {
-            let found = self.lower.entries(range).position(near);
-            found.map(|i| HugeId(range.first().0 + i as u32))
-        })
+    /// The huge frames of a tree that are in use and have little room, a bit each.
+    pub(crate) fn crowded(&self, tree: u32) -> u32 {
+        self.entries_of(tree).mask(|entry| entry.has_room() & (entry.free() <= CROWDED_FRAMES))
     }
 
     /// Takes a block, the spot first.
@@ -188,9 +125,38 @@ impl Tenant<'_> {
             let near = [spot.small[usize::from(class.get())], spot.last_of(order, class)];
             let fits = |huge: &HugeId| self.lower.entry(*huge).is_some_and(|entry| entry.may_fit(order));
             let near = near.into_iter().flatten().filter(fits).find_map(|huge| self.grab(huge, order));
-            near.or_else(|| self.take_fresh(spot, query))
+            near.or_else(|| self.take_listed(spot, query)).or_else(|| self.take_fresh(spot, query))
         };
         near.or_else(|| self.search(spot, query, |huge| self.grab(huge, order)))
+    }
+
+    /// A block out of a huge frame that had one when the tree of the last one was looked at.
+    #[inline]
+    fn take_listed(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
+        let Query { order, class, single, .. } = query;
+        if !single || class != Class::MOVABLE {
+            return None;
+        }
+        for _ in 0..LISTED_TRIES {
+            let huge = spot.next_listed(order)?;
+            if self.lower.entry(huge).is_some_and(|entry| entry.may_fit_in_part(order) && entry.has_room())
+                && let Some(taken) = self.grab(huge, order)
+            {
+                spot.remember(order, class, huge);
+                return Some(taken);
+            }
+        }
+        None
+    }
+
+    /// The huge frames of a tree that are in use and may have a block of `order`, a bit each: the fuller ones if
+    /// there are some; and whether these are all.
+    fn fitting(&self, tree: u32, order: Order) -> (u32, bool) {
+        let entries = self.entries_of(tree);
+        let fits = |entry: HugeEntry| entry.has_room() & entry.may_fit_in_part(order);
+        let full = entries.mask(|entry| fits(entry) & (entry.free() <= FULL_FRAMES));
+        let all = entries.mask(fits);
+        if full != 0 { (full, full == all) } else { (all, true) }
     }
 
     /// The free huge frame after the last one that a search opened, in the same tree: what it found
@@ -299,25 +265,33 @@ impl Tenant<'_> {
         if self.refusal.stands(query.order, epoch) {
             return None;
         }
-        if query.reserve {
+        if spot.epoch.is_some() {
             self.catch_up(spot, epoch);
         }
         let mut broken = Broken::default();
         if query.single
             && let Some(tree) = spot.last_tree
         {
-            let step = query.step_of(self, self.trees.get(tree));
-            if step <= SMALL_PARTIAL {
+            let is_through = spot.is_through(query.order, tree);
+            let hint = if is_through { self.recount_tree(tree) } else { self.trees.get(tree) };
+            let step = query.step_of(self, hint);
+            if step <= SMALL_PARTIAL && !is_through {
                 if let Some(found) = self.search_tree(tree, query.order, query.want(step), &mut grab) {
-                    spot.remember(query.order, query.class, found.0);
+                    self.remember(spot, query, found.0);
                     return Some(found.1);
                 }
                 broken.add(tree);
             }
         }
+        // Others may free blocks and take them again as fast as we look.
+        let mut tries = 0;
         // What is left at last may be in trees that others reserved.
         for everywhere in [false, true] {
             while let Some((tree, step)) = self.best_tree(spot, query, everywhere, &broken) {
+                tries += 1;
+                if tries > self.trees.len() + MORE_TREES {
+                    break;
+                }
                 // Frees say little of how full a tree is: it is counted before it is chosen for that.
                 if query.want(step).is_partial() && query.step_of(self, self.recount_tree(tree)) != step {
                     continue;
@@ -337,8 +311,7 @@ impl Tenant<'_> {
 
     /// The host returned memory without a word to the hints: counts some trees, the others later.
     fn catch_up(&self, spot: &mut Spot, epoch: u64) {
-        if epoch != spot.epoch {
-            spot.epoch = epoch;
+        if spot.epoch.replace(epoch) != Some(epoch) {
             spot.stale = self.trees.len();
         }
         for _ in 0..RECOUNTS.min(spot.stale) {
@@ -418,7 +391,6 @@ impl Tenant<'_> {
         let mut tried = 0u32;
         loop {
             let entries = self.entries_of(tree);
-            // Of free huge frames any will do.
             let best =
                 if want.is_partial() { entries.fullest(order, tried) } else { entries.first(order, want, tried) };
             let Some(index) = best else {
@@ -453,9 +425,15 @@ impl Tenant<'_> {
             let looking = self.refusal.begin(order, epoch);
             let (mut certain, mut may_return) = (true, false);
             for tree in 0..self.trees.len() {
-                let look = self.entries_of(tree).look(order);
-                may_return |= look.may_return;
-                if !look.may_serve && self.trees.get(tree).offer(order).is_none() {
+                let glance = self.lower.glance(tree_range(tree));
+                // Free huge frames that are no pair: the host may hold one and give it back.
+                may_return |= glance.has_held() || order == Order::MAX && glance.has_all_free();
+                let may_serve = match order {
+                    Order::MAX => glance.has_all_free() && self.entries_of(tree).first(order, Want::Free, 0).is_some(),
+                    Order::HUGE => glance.has_all_free(),
+                    _ => glance.may_fit(order) && self.entries_of(tree).fits(order),
+                };
+                if !may_serve && self.trees.get(tree).offer(order).is_none() {
                     continue;
                 }
                 let wants: &[Want] = if order.is_huge() { &[Want::Free] } else { &[Want::Crowded, Want::Free] };
@@ -511,12 +489,12 @@ impl Tenant<'_> {
             return;
         }
         if query.single {
-            spot.remember(order, class, huge);
+            self.remember(spot, query, huge);
             spot.last_tree = Some(tree);
             if query.want(step).is_partial() {
                 // What is found among others' blocks is no place to stay at.
                 spot.singles = spot.singles.wrapping_add(1);
-                if spot.singles.is_multiple_of(SINGLES) {
+                if spot.singles.is_multiple_of(SINGLES) || order > Order::ROW {
                     self.recount_tree(tree);
                 }
                 return;
@@ -532,6 +510,16 @@ impl Tenant<'_> {
             self.trees.change(tree, |hint| class_now(hint).reserved(true));
         } else {
             self.recount_tree_as(tree, class_now);
+        }
+    }
+
+    /// Remembers where a single block came from, and where more of its kind may be.
+    fn remember(&self, spot: &mut Spot, query: Query, huge: HugeId) {
+        let Query { order, class, .. } = query;
+        spot.remember(order, class, huge);
+        if class == Class::MOVABLE {
+            let tree = tree_of(huge);
+            spot.list(order, tree, self.fitting(tree, order), huge);
         }
     }
 
@@ -555,12 +543,12 @@ impl Tenant<'_> {
             // A tree without any block is for nobody.
             if counted.all_free && !hint.is_reserved() { hint.with_class(Class::FREE) } else { hint }
         });
-        if !old.is_denied_by(new) {
+        if !old.promises_more_than(new) {
             return new;
         }
         // What came free after the count, and found the promise still there, is seen now.
         let again = count().hint;
-        if again.is_denied_by(new) {
+        if again.promises_more_than(new) {
             return self.change_hint(tree, Order::MAX, |hint| hint.with_all_of(again)).1;
         }
         new
@@ -576,7 +564,7 @@ impl Tenant<'_> {
     ) -> (TreeHint, TreeHint) {
         self.trees.change(tree, |hint| {
             let new = step(hint);
-            if new.is_denied_by(hint) {
+            if new.promises_more_than(hint) {
                 self.refusal.withdraw(largest);
             }
             new

@@ -26,10 +26,12 @@ pub(crate) struct Spot {
     pub(crate) freed: Option<HugeId>,
     /// No free, backed huge frame was found lately: evicted ones will do.
     pub(crate) any: bool,
-    /// `return_epoch` when the hints were last believed.
-    pub(crate) epoch: u64,
+    /// `return_epoch` when a handle last believed the hints.
+    pub(crate) epoch: Option<u64>,
     /// For each order below 9, the huge frame that the last single block of it came from; movable ones.
     last: [HugeId; SMALL_ORDERS],
+    /// For each of these orders, huge frames that may have more of them.
+    listed: [Listed; SMALL_ORDERS],
     /// The huge frame that small blocks come from was free as a whole when a search found it.
     pub(crate) is_fresh: bool,
     /// A pair of huge frames that was freed just now.
@@ -45,6 +47,44 @@ pub(crate) struct Spot {
     pub(crate) stale: u32,
 }
 
+/// Some huge frames of one tree, as they were when it was looked at: going through them saves searches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listed {
+    tree: u32,
+    rest: u32,
+    /// No others of the tree would have done.
+    is_all: bool,
+}
+
+impl Listed {
+    pub(crate) const NOTHING: Self = Self { tree: NONE, rest: 0, is_all: false };
+
+    /// Those of a tree, a bit each, but one; and whether these are all that would do.
+    pub(crate) const fn new(tree: u32, (listed, is_all): (u32, bool), but: HugeId) -> Self {
+        Self { tree, rest: listed & !(1 << (but.0 % HUGE_PER_TREE)), is_all }
+    }
+
+    /// Whether a tree was gone through.
+    const fn is_through(&self, tree: u32) -> bool {
+        self.is_all && self.rest == 0 && self.tree == tree
+    }
+
+    #[inline]
+    pub(crate) const fn is_of(&self, tree: u32) -> bool {
+        self.tree == tree
+    }
+
+    #[inline]
+    pub(crate) const fn next(&mut self) -> Option<HugeId> {
+        if self.rest == 0 {
+            return None;
+        }
+        let huge = HugeId(self.tree * HUGE_PER_TREE + self.rest.trailing_zeros());
+        self.rest &= self.rest - 1;
+        Some(huge)
+    }
+}
+
 const SMALL_ORDERS: usize = Order::HUGE.get() as usize;
 
 const NONE: u32 = u32::MAX;
@@ -52,7 +92,7 @@ const ANY: u64 = 1 << 63;
 
 impl Spot {
     /// A handle's first spot.
-    pub(crate) const fn at(tree: u32, epoch: u64) -> Self {
+    pub(crate) const fn at(tree: u32, epoch: Option<u64>) -> Self {
         Self {
             small: [None; CLASSES],
             huge: HugeId(tree * HUGE_PER_TREE),
@@ -63,6 +103,7 @@ impl Spot {
             any: false,
             epoch,
             last: [HugeId(NONE); SMALL_ORDERS],
+            listed: [Listed::NOTHING; SMALL_ORDERS],
             is_fresh: false,
             freed_pair: None,
             last_tree: None,
@@ -95,6 +136,24 @@ impl Spot {
         (class == Class::MOVABLE && huge.0 != NONE).then_some(huge)
     }
 
+    /// The next listed huge frame.
+    #[inline]
+    pub(crate) fn next_listed(&mut self, order: Order) -> Option<HugeId> {
+        self.listed.get_mut(usize::from(order.get()))?.next()
+    }
+
+    /// Whether all huge frames of a tree that had blocks of this order were gone through.
+    pub(crate) fn is_through(&self, order: Order, tree: u32) -> bool {
+        self.listed.get(usize::from(order.get())).is_some_and(|listed| listed.is_through(tree))
+    }
+
+    /// Remembers huge frames of a tree, a bit each, all but the last one; and whether no others would do.
+    pub(crate) fn list(&mut self, order: Order, tree: u32, listed: (u32, bool), last: HugeId) {
+        if let Some(to) = self.listed.get_mut(usize::from(order.get())) {
+            *to = Listed::new(tree, listed, last);
+        }
+    }
+
     /// Remembers it.
     pub(crate) fn remember(&mut self, order: Order, class: Class, huge: HugeId) {
         if let Some(last) = self.last.get_mut(usize::from(order.get()))
@@ -120,10 +179,10 @@ impl Spot {
     /// Any word will do: it is only a place to look. Zero is that of callers who come for the first time.
     pub(crate) fn unpack(word: u64, trees: u32, place: &Place) -> Self {
         if word == 0 {
-            return Self::at(place.first_tree(trees), 0);
+            return Self::at(place.first_tree(trees), None);
         }
         let huge = (word >> 32) as u32 & 0x7fff_ffff;
-        let mut spot = Self::at(huge / HUGE_PER_TREE, 0);
+        let mut spot = Self::at(huge / HUGE_PER_TREE, None);
         spot.small[Class::MOVABLE.get() as usize] = Self::small_of(word);
         spot.huge = HugeId(huge);
         spot.any = word & ANY != 0;
@@ -172,26 +231,42 @@ impl Place {
 
 pub(crate) use words::Word;
 
-/// One word a cache line. In a program of checkers, which run it many times over, nothing is remembered.
+/// One place a cache line. In a program of checkers, which run it many times over, nothing is remembered.
 #[cfg(not(any(loom, shuttle, stepping)))]
 mod words {
     use super::WORDS;
     use core::sync::atomic::{AtomicU64, Ordering};
+    use shared_layout::FrameId;
 
     #[repr(align(64))]
-    pub(crate) struct Word(AtomicU64);
+    pub(crate) struct Word {
+        spot: AtomicU64,
+        /// A frame of the row that the last small block came from.
+        row: AtomicU64,
+    }
 
-    pub(super) static ALL: [Word; WORDS] = [const { Word(AtomicU64::new(0)) }; WORDS];
+    pub(super) static ALL: [Word; WORDS] = [const { Word { spot: AtomicU64::new(0), row: AtomicU64::new(0) } }; WORDS];
 
     impl Word {
         #[inline]
         pub(crate) fn load(&self) -> u64 {
-            self.0.load(Ordering::Relaxed)
+            self.spot.load(Ordering::Relaxed)
+        }
+
+        /// False, and nothing changed, if others did.
+        pub(crate) fn replace(&self, old: u64, new: u64) -> bool {
+            self.spot.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         }
 
         #[inline]
-        pub(crate) fn store(&self, spot: u64) {
-            self.0.store(spot, Ordering::Relaxed);
+        pub(crate) fn row(&self) -> Option<FrameId> {
+            let frame = self.row.load(Ordering::Relaxed);
+            (frame != 0).then_some(FrameId(frame))
+        }
+
+        pub(crate) fn set_row(&self, frame: FrameId) {
+            // Zero is nowhere, and the row has more than one frame.
+            self.row.store(frame.0 | 1, Ordering::Relaxed);
         }
     }
 }
@@ -199,6 +274,7 @@ mod words {
 #[cfg(any(loom, shuttle, stepping))]
 mod words {
     use super::WORDS;
+    use shared_layout::FrameId;
 
     pub(crate) struct Word;
 
@@ -209,7 +285,15 @@ mod words {
             0
         }
 
-        pub(crate) fn store(&self, _spot: u64) {}
+        pub(crate) fn replace(&self, _old: u64, _new: u64) -> bool {
+            false
+        }
+
+        pub(crate) fn row(&self) -> Option<FrameId> {
+            None
+        }
+
+        pub(crate) fn set_row(&self, _frame: FrameId) {}
     }
 }
 
@@ -220,7 +304,7 @@ mod tests {
     #[test]
     fn a_spot_survives_its_word() {
         let place = Place::numbered(3);
-        let mut spot = Spot { huge: HugeId(77), any: true, ..Spot::at(0, 0) };
+        let mut spot = Spot { huge: HugeId(77), any: true, ..Spot::at(0, None) };
         for small in [None, Some(HugeId(0)), Some(HugeId(5))] {
             spot.small[1] = small;
             let again = Spot::unpack(spot.pack(), 128, &place);

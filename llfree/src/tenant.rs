@@ -145,17 +145,26 @@ impl<'a> Tenant<'a> {
     /// # Errors
     /// The error in the block; nothing changed unless [`FreeError::Corrupt`].
     pub fn free(&self, frame: FrameId, order: Order) -> Result<(), FreeError> {
-        if order < Order::ROW
+        if order <= Order::ROW
             && let Some((huge, after)) = self.lower.give_in_row(frame, order)
         {
-            self.note_free(huge, after);
+            self.note_free(huge, after, order.frames());
             return Ok(());
         }
-        let after = self.lower.give(frame, order)?;
+        let after = self.give(frame, order)?;
         if let Some(huge) = frame.huge() {
-            self.note_free(huge, after);
+            self.note_free(huge, after, order.frames());
         }
         Ok(())
+    }
+
+    /// Gives a block back; the caller makes it known. A part of a block, which a wrong free gives, is known already.
+    pub(crate) fn give(&self, frame: FrameId, order: Order) -> Result<HugeEntry, FreeError> {
+        self.lower.give(frame, order).inspect_err(|error| {
+            if let (FreeError::NotAllocated(..), Some(huge)) = (error, frame.huge()) {
+                self.note_undone(huge);
+            }
+        })
     }
 
     /// Forgets all hints and counts them from the entries: at boot, also over memory that was used
@@ -219,14 +228,14 @@ impl<'a> Tenant<'a> {
 
     /// Frames came free in a huge frame: does its tree's hint promise them? True if it did not.
     #[inline]
-    pub(crate) fn note_free(&self, huge: HugeId, after: HugeEntry) -> bool {
+    pub(crate) fn note_free(&self, huge: HugeId, after: HugeEntry, frames: u64) -> bool {
         let tree = tree_of(huge);
         // The entry was changed before; see `hint`.
         change_before_looks();
         let hint = self.trees.get(tree);
         let news = if after.has_room() {
             // A count may find that by now there is more than a little.
-            hint.is_outdone_by(after) || hint.has_few() && after.free().is_multiple_of(ENOUGH)
+            hint.is_outdone_by(after) || hint.has_few() && u64::from(after.free() % ENOUGH) < frames
         } else {
             let promised = hint.promises(Want::Installed) || after.is_evicted() && hint.promises(Want::Free);
             !promised || !hint.has_pair() && self.is_free(HugeId(huge.0 ^ 1))

@@ -98,9 +98,11 @@ fn a_look_that_was_overtaken_says_nothing() {
     let small = refusal.begin(order(2), 0);
     assert!(!refusal.conclude(large), "another one was written over it");
     let again = refusal.begin(order(5), 0);
-    assert!(refusal.conclude(again), "it looked while a smaller one stood");
-    assert!(!refusal.stands(order(5), 0), "but that is for others to say");
-    assert!(refusal.conclude(small) && refusal.stands(order(5), 0));
+    assert!(refusal.conclude(again) && refusal.stands(order(5), 0), "the smaller one may have been found");
+    assert!(!refusal.conclude(small), "if not, it looks again");
+    assert!(refusal.conclude(refusal.begin(order(2), 0)) && refusal.stands(order(2), 0));
+    let known = refusal.begin(order(7), 0);
+    assert!(refusal.conclude(known) && refusal.stands(order(2), 0), "that of the smaller one stays");
     refusal.withdraw(order(9));
     let next = refusal.begin(order(2), 0);
     assert!(!refusal.conclude(small) && refusal.conclude(next));

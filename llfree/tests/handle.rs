@@ -171,3 +171,19 @@ fn memory_gets_tidier_while_it_is_used() {
     let free = tenant.stats().free_huge;
     assert!(free >= 120, "{free} of 128 huge frames that could be free");
 }
+
+/// Handles that did little hold back little: 64 idle ones once hid an eighth of 128 MiB.
+#[test]
+fn idle_handles_hold_back_no_more_than_they_gave_out() {
+    let table = Table::installed(64);
+    let tenant = table.tenant();
+    let mut idle: Vec<_> = (0..64).map(|_| tenant.cpu()).collect();
+    idle.iter_mut().for_each(|cpu| _ = ready(cpu.alloc(Order::BASE).expect("free")));
+    let mut cpu = tenant.cpu();
+    let found = std::iter::from_fn(|| cpu.alloc(Order::BASE).ok()).count();
+    let hidden = 64 * 512 - 64 - found;
+    assert!(hidden * 4096 <= 1 << 20, "{hidden} frames are hidden");
+    // Nor do they keep what they freed, once drained.
+    idle.iter_mut().for_each(llfree::Cpu::drain);
+    assert_eq!(std::iter::from_fn(|| cpu.alloc(Order::BASE).ok()).count(), hidden);
+}

@@ -185,20 +185,22 @@ impl HugeEntry {
         (self.0 & RUN_MASK) >> RUN_SHIFT
     }
 
-    /// Guest: take `frames` base frames (1..=511 or a whole row), keeping `evicted` and `run`.
+    /// Guest: take `frames` base frames (1..=511 or a whole row), keeping `evicted`. A run is no longer than what is
+    /// left.
     #[must_use]
     #[inline]
     pub const fn take(self, frames: u16) -> Option<Self> {
         if !self.is_small() || frames == 0 || self.free() < frames {
             return None;
         }
-        let rest = self.0 - frames;
-        Some(Self(match self.free() - frames {
-            0 => rest & !RUN_MASK,
-            // All were free: now any run may be, but not all.
-            _ if self.free() == ALL_FREE => rest | Run::ANY.0 << RUN_SHIFT,
-            _ => rest,
-        }))
+        let left = self.free() - frames;
+        let Some(longest) = left.checked_ilog2() else {
+            return Some(Self(self.0 & EVICTED));
+        };
+        // All were free: now any run may be, but not all.
+        let run = if self.free() == ALL_FREE { Run::ANY.0 } else { self.run_bits() };
+        let run = if (longest as u16) < run { longest as u16 } else { run };
+        Some(Self(self.0 & EVICTED | run << RUN_SHIFT | left))
     }
 
     /// Guest: give `frames` base frames back, after which the free runs around them are bounded by `run`.
@@ -293,6 +295,41 @@ impl HugeEntry {
     #[inline]
     pub const fn take_order(self, order: Order) -> Option<Self> {
         if order.is_huge() { None } else { self.take(order.frames() as u16) }
+    }
+}
+
+/// What is set in any of some entries: a look at a whole table reads each once and asks of many together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Glance(u16);
+
+impl Glance {
+    /// The same with one more entry.
+    #[must_use]
+    #[inline]
+    pub const fn and(self, entry: HugeEntry) -> Self {
+        Self(self.0 | entry.0)
+    }
+
+    /// Whether one of the entries may have a block of `order` below 9: surely not where it says no.
+    #[must_use]
+    #[inline]
+    pub const fn may_fit(self, order: Order) -> bool {
+        // The bits of several bounds together are no less than each of them.
+        self.has_all_free() || self.0 & FREE_MASK != 0 && (self.0 & RUN_MASK) >> RUN_SHIFT >= Run::of(order).0
+    }
+
+    /// Whether one of the entries is free as a whole.
+    #[must_use]
+    #[inline]
+    pub const fn has_all_free(self) -> bool {
+        self.0 & ALL_FREE != 0
+    }
+
+    /// Whether the host holds one of the entries.
+    #[must_use]
+    #[inline]
+    pub const fn has_held(self) -> bool {
+        self.0 & HELD != 0
     }
 }
 
@@ -419,10 +456,27 @@ mod tests {
     }
 
     #[test]
+    fn a_glance_denies_nothing_that_one_of_the_entries_has() {
+        let others = [HugeEntry::HUGE_EVICTED, HugeEntry(0), HugeEntry(EVICTED), HugeEntry(7 | 3 << RUN_SHIFT)];
+        for e in every() {
+            let alone = Glance::default().and(e);
+            let glances = others.map(|other| alone.and(other));
+            for order in (0..9).filter_map(Order::new) {
+                let fits = e.has_room() && e.run() >= Run::of(order) || e.is_all_free();
+                assert!(!fits || alone.may_fit(order) && glances.iter().all(|glance| glance.may_fit(order)), "{e:?}");
+                assert!(!e.is_valid() || alone.may_fit(order) == fits, "{e:?} {order:?}");
+            }
+            assert_eq!((alone.has_all_free(), alone.has_held()), (e.free() >= 512, e.is_held()));
+            assert!(glances.iter().all(|g| g.has_all_free() == (e.free() >= 512) && g.has_held() == e.is_held()));
+        }
+    }
+
+    #[test]
     fn a_transition_and_its_inverse_cancel() {
         for e in every().filter(|e| e.is_valid()) {
             if let Some(t) = e.take(8) {
-                assert_eq!(t.give(8, e.run()), Some(e));
+                let run = e.run().max(t.run());
+                assert_eq!(t.give(8, run), Some(e));
             }
             if let Some(l) = e.lower(Run::SINGLE) {
                 assert_eq!(l.raise(e.run()), Some(e));

@@ -19,7 +19,7 @@ pub mod entry;
 pub mod table;
 pub mod units;
 
-pub use entry::{HugeEntry, Run};
+pub use entry::{Glance, HugeEntry, Run};
 pub use table::{HostWord, TableLayout};
 pub use units::{FRAME_SIZE, FRAMES_PER_HUGE, FrameId, HUGE_SIZE, HugeId, HugeRange, Order};
 

@@ -191,12 +191,11 @@ impl Scratch {
             // Every VM would warn about it, which has its own test; the other tests read all of stderr.
             command.env("RUST_LOG", "warn,cli::run=error");
         }
-        // SAFETY: two system calls on the child's own side.
+        // SAFETY: three system calls on the child's own side.
         unsafe {
             command.pre_exec(|| {
-                // Ignored in the background jobs of a script, which is where some CI runs tests.
-                libc::signal(libc::SIGINT, libc::SIG_DFL);
-                libc::signal(libc::SIGQUIT, libc::SIG_DFL);
+                // Ignored in the background jobs of a script and under nohup, which is where some CI runs tests.
+                [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP].map(|signal| libc::signal(signal, libc::SIG_DFL));
                 Ok(())
             });
         }

@@ -448,13 +448,13 @@ impl Party {
             // The same block may be given twice here, by both parties: the second time is refused.
             Step::Give(frame, o) => drop(lower.give(FrameId(frame), order(o))),
             Step::TakeRow(huge) => {
-                if let Ok(row) = lower.take_row(HugeId(huge), Order::BASE) {
+                if let Ok(row) = lower.take_row(HugeId(huge), Order::BASE, 64) {
                     self.owned.insert((row.first.0 / 64) as usize, row.bits);
                 }
             }
             Step::TakeRest(huge) => {
                 let mut bits = [0; ROWS];
-                if lower.take_rest(HugeId(huge), &mut bits).is_ok() {
+                if lower.take_rest(HugeId(huge), 64, &mut bits).is_ok() {
                     self.owned.extend(bits.into_iter().enumerate().map(|(i, bits)| (huge as usize * ROWS + i, bits)));
                 }
             }

@@ -55,10 +55,10 @@ fn a_base_frame_changes_hands_in_every_way() {
     let takes: [fn(&Table) -> bool; 4] = [
         |t| t.lower().take(H0, order(0)).ok().is_some_and(|taken| taken.frame.0 == 0),
         |t| t.lower().take_at(FrameId(0), order(0)).is_ok(),
-        |t| t.lower().take_row(H0, Order::BASE).ok().is_some_and(|row| row.first.0 == 0 && row.bits & 1 != 0),
+        |t| t.lower().take_row(H0, Order::BASE, 64).ok().is_some_and(|row| row.first.0 == 0 && row.bits & 1 != 0),
         |t| {
             let mut rows = [0; ROWS];
-            t.lower().take_rest(H0, &mut rows).ok().is_some() && rows[0] & 1 != 0
+            t.lower().take_rest(H0, 64, &mut rows).ok().is_some() && rows[0] & 1 != 0
         },
     ];
     let gives: [fn(&Table); 2] = [give_base, |t| {

@@ -3,13 +3,14 @@
 //! With `cfg(loom)` the crate's atomics are loom's. Each model checks what must hold whatever the
 //! order: no frame has two owners, none is lost, R and the entry agree. Here are blocks and the
 //! host; `rows` has the rows of handles, `memory` what the owner of a frame sees of the last one's
-//! work, `process` a tenant that installs by itself, `handle` whole handles.
+//! work, `refusal` what is remembered of a refusal, `process` a tenant that installs by itself, `handle` whole handles.
 //!
 //! `cargo test -p llfree-loom` runs them; so does `RUSTFLAGS="--cfg loom" cargo test -p llfree --lib`.
 
 mod handle;
 mod memory;
 mod process;
+mod refusal;
 mod rows;
 #[path = "../shared.rs"]
 mod shared;
@@ -164,7 +165,7 @@ fn take_of_two_rows_against_take_of_one() {
 fn row_cache_against_take() {
     race(
         || Table::one_row(0b111),
-        |t| t.lower().take_row(H0, Order::BASE).ok(),
+        |t| t.lower().take_row(H0, Order::BASE, 64).ok(),
         |t| t.lower().take(H0, order(0)).ok(),
         |t, row, frame| {
             let bits = row.map_or(0, |row| row.bits);

@@ -10,7 +10,7 @@ use shared_layout::{FrameId, HugeEntry, Order, Run};
 /// All rests of the one huge frame, as bits of row 0.
 fn take_rest(t: &Table) -> u64 {
     let mut rows = [0; ROWS];
-    let taken = t.lower().take_rest(H0, &mut rows).ok();
+    let taken = t.lower().take_rest(H0, 64, &mut rows).ok();
     assert_eq!(taken.is_some(), rows != [0; ROWS], "some or none");
     assert!(rows[1..].iter().all(|bits| *bits == 0), "these have no free frame");
     rows[0]
@@ -22,7 +22,7 @@ fn take(t: &Table, o: u8) -> u64 {
 }
 
 fn take_row(t: &Table) -> u64 {
-    t.lower().take_row(H0, Order::BASE).ok().map_or(0, |row| row.bits)
+    t.lower().take_row(H0, Order::BASE, 64).ok().map_or(0, |row| row.bits)
 }
 
 /// Two parties took these bits of row 0, where `free` were free at the start, and `given` came in.
@@ -264,7 +264,7 @@ fn hold_and_evict_against_a_row() {
         race(
             || Table::new(&[(HugeEntry::FREE_INSTALLED, Residency::Installed)]),
             move |t| reclaim(t, how),
-            |t| t.lower().take_row(H0, Order::BASE).ok(),
+            |t| t.lower().take_row(H0, Order::BASE, 64).ok(),
             move |t, reclaimed, row| {
                 if how == Reclaim::Hard {
                     assert!(reclaimed != row.is_some(), "exactly one owner");
@@ -331,7 +331,7 @@ fn a_rest_whose_frame_moves_to_a_row_behind() {
         table,
         |t| {
             let mut rows = [0; ROWS];
-            let _ = t.lower().take_rest(H0, &mut rows).ok();
+            let _ = t.lower().take_rest(H0, 64, &mut rows).ok();
             (rows[0], rows[1])
         },
         |t| {
@@ -375,7 +375,7 @@ fn a_bound_is_not_lowered_below_a_run_that_came_meanwhile() {
 fn of_two_that_free_neighbouring_rows_one_sees_both() {
     let table = || {
         let table = Table::one_row(0);
-        let entry = HugeEntry::FREE_INSTALLED.take(511).and_then(|e| e.lower(Run::SINGLE)).expect("one is left");
+        let entry = HugeEntry::FREE_INSTALLED.take(511).expect("one is left");
         table.rows[7].store(!1, Ordering::Relaxed);
         table.entries[0].store(entry.bits(), Ordering::Relaxed);
         table

@@ -1,0 +1,75 @@
+//! [`Query`]: what a search is for, and [`Broken`]: what it found to be untrue on its way.
+
+use crate::class::{Class, Rank};
+use crate::hint::{TreeHint, Want};
+use crate::steps::{HUGE_STEPS, HUGE_TABLE, SMALL_STEPS, SMALL_TABLE, Step};
+use crate::tenant::Tenant;
+use shared_layout::Order;
+
+/// Trees whose hints promised too much, in one search, before it counts all of them.
+const BROKEN_PROMISES: usize = 8;
+
+/// The goal of a search.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Query {
+    pub(crate) order: Order,
+    pub(crate) class: Class,
+    /// The trees that blocks come from are marked as the asking CPU's own.
+    pub(crate) reserve: bool,
+    /// One block is taken, and no row or rest to serve others from.
+    pub(crate) single: bool,
+}
+
+impl Query {
+    /// For a caller without a handle: its place remembers a reservation for small blocks.
+    pub(crate) const fn at_place(order: Order) -> Self {
+        Self { order, class: Class::of(order), reserve: !order.is_huge(), single: false }
+    }
+
+    /// For a CPU with a handle.
+    pub(crate) const fn reserving(order: Order, class: Class) -> Self {
+        Self { order, class, reserve: true, single: false }
+    }
+
+    /// For a CPU with a handle that has rows already, or cannot use any.
+    pub(crate) const fn single(order: Order, class: Class) -> Self {
+        Self { single: true, ..Self::reserving(order, class) }
+    }
+
+    #[inline]
+    pub(crate) fn rank(self, tenant: &Tenant<'_>, hint: TreeHint) -> Rank {
+        tenant.policy.rank(self.class, hint.class())
+    }
+
+    #[inline]
+    pub(crate) fn step_of(self, tenant: &Tenant<'_>, hint: TreeHint) -> u8 {
+        let table = if self.order.is_huge() { &HUGE_TABLE } else { &SMALL_TABLE };
+        table[self.rank(tenant, hint) as usize][hint.offer(self.order).index()]
+    }
+
+    pub(crate) fn want(self, step: u8) -> Want {
+        let steps: &[Step] = if self.order.is_huge() { &HUGE_STEPS } else { &SMALL_STEPS };
+        steps.get(usize::from(step)).map_or(Want::Free, |step| step.0)
+    }
+}
+
+/// Trees that a search found without what their hints promise.
+#[derive(Default)]
+pub(crate) struct Broken {
+    trees: [u32; BROKEN_PROMISES],
+    len: usize,
+}
+
+impl Broken {
+    pub(crate) fn has(&self, tree: u32) -> bool {
+        self.trees[..self.len].contains(&tree)
+    }
+
+    /// False if there is no room for more.
+    pub(crate) fn add(&mut self, tree: u32) -> bool {
+        let Some(place) = self.trees.get_mut(self.len) else { return false };
+        *place = tree;
+        self.len += 1;
+        true
+    }
+}
