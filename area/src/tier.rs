@@ -70,6 +70,12 @@ pub fn large_objects() -> Option<&'static Objects> {
     made
 }
 
+/// How far behind the start of the area an address lies, if it lies in it: that of a block begins at a multiple of 64 KiB.
+#[must_use]
+pub fn large_block(start: *mut u8) -> Option<usize> {
+    owner(start).map(|(objects, start)| objects.offset(start))
+}
+
 fn owner(start: *mut u8) -> Option<(&'static Objects, NonNull<u8>)> {
     let objects = LARGE.get()?.as_ref()?;
     let start = NonNull::new(start)?;

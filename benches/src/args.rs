@@ -35,6 +35,7 @@ Examples:
   llfree-bench fill --csv fill.csv                 order 0 in nearly full memory
   llfree-bench recovery --mem 8G                   a persistent instance after a crash
   llfree-bench objects --plot objects.svg          large objects of a process, against lgalloc
+  llfree-bench areas                               reclaim from another process, against the raw call
 
 Progress goes to standard error: one line redrawn in place on a terminal, one line per candidate in a pipe, none \
 with --quiet. Standard output gets only the rows.
@@ -72,6 +73,8 @@ pub(crate) enum Figure {
     Recovery(RecoveryArgs),
     /// Allocate and free large objects in a process, against lgalloc and others
     Objects(ObjectsArgs),
+    /// Take memory back from the area of another process, against the raw system call
+    Areas(AreasArgs),
 }
 
 const INFLATE_HELP: &str = "\
@@ -316,6 +319,20 @@ pub(crate) struct ObjectsArgs {
     pub(crate) output: Output,
     #[command(flatten)]
     pub(crate) picture: Picture,
+}
+
+#[derive(Args)]
+pub(crate) struct AreasArgs {
+    /// The size of the area, all of which is touched
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "512M")]
+    pub(crate) mem: Bytes,
+    /// Be the other process
+    #[arg(long, hide = true)]
+    pub(crate) tenant: bool,
+    #[command(flatten)]
+    pub(crate) rounds: Rounds,
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 /// The number of times that a figure of a VM is measured.

@@ -7,6 +7,7 @@
 
 mod alloc;
 mod allocator;
+mod areas;
 mod args;
 mod baselines;
 mod boot;
@@ -140,6 +141,13 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
             files.publish_rows(recovery::run(args.mem, args.iterations, show)?, &args.output)
         }
         Figure::Objects(args) => run_objects(args, show),
+        Figure::Areas(args) if args.tenant => areas::tenant(args.mem),
+        Figure::Areas(args) => {
+            let files = Files::open(&args.output, None)?;
+            // The tenant's, and another one here.
+            room::check(args.mem.0.saturating_mul(2))?;
+            files.publish_rows(areas::run(args.mem, args.rounds.iterations, show)?, &args.output)
+        }
     }
 }
 

@@ -39,7 +39,7 @@ fn a_process_is_listed_shrunk_and_reclaimed_from_as_a_vm_is() {
     assert_eq!((number(&status, "limit_bytes"), number(&status, "resident_bytes")), (16 * MIB, 8 * MIB));
     dir.run(&["grow", "rows", "--to", "64M"]).exits(0);
     dir.run(&["reclaim", "rows"]).exits(0);
-    dir.run(&["auto-reclaim", "rows", "off"]).exits(0);
+    dir.run(&["auto-reclaim", "off", "rows"]).exits(0);
     dir.run(&["validate", "rows"]).exits(0);
     let refused = dir.run(&["stop", "rows"]).exits(1);
     assert!(refused.one_error_line().contains("no VM"), "{}", refused.stderr);

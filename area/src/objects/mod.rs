@@ -296,10 +296,14 @@ impl Objects {
         Some(class.bytes())
     }
 
+    /// The distance of an address from the start of the area; more than its size if it does not lie in it.
+    pub(crate) fn offset(&self, start: NonNull<u8>) -> usize {
+        start.as_ptr().addr().wrapping_sub(self.source.space.address(FrameId(0)).as_ptr().addr())
+    }
+
     /// Whether an address lies in the area.
     pub(crate) fn contains(&self, start: NonNull<u8>) -> bool {
-        let base = self.source.space.address(FrameId(0)).as_ptr().addr();
-        start.as_ptr().addr().wrapping_sub(base) < self.source.space.bytes() as usize
+        self.offset(start) < self.source.space.bytes() as usize
     }
 }
 

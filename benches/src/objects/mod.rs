@@ -40,17 +40,17 @@ pub(crate) struct Plan {
 /// One line of the figure.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub(crate) struct Row {
-    bench: &'static str,
-    allocator: String,
+    pub(crate) bench: &'static str,
+    pub(crate) allocator: String,
     /// Bytes of an object.
-    size: u64,
-    threads: u32,
-    op: String,
-    ns_median: f64,
+    pub(crate) size: u64,
+    pub(crate) threads: u32,
+    pub(crate) op: String,
+    pub(crate) ns_median: f64,
     /// A second after the last free.
-    resident_after_bytes: Option<u64>,
+    pub(crate) resident_after_bytes: Option<u64>,
     /// Median over lgalloc's, or over the first allocator's where lgalloc is not there.
-    ratio: f64,
+    pub(crate) ratio: f64,
 }
 
 impl Table for Row {
