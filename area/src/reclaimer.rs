@@ -1,4 +1,4 @@
-//! [`Reclaimer`]: the monitor of an area, and the thread that has it look for memory to give back.
+//! `Reclaimer`: the monitor of an area, and the thread that has it look for memory to give back.
 //!
 //! The monitor is that of virtual machines; the tenant here installs by itself. Before each of its looks around the thread
 //! has the caches of this process free what lies in them unused.
@@ -124,6 +124,10 @@ impl Reclaimer {
     }
 
     pub(crate) fn add_cache(&self, cache: Weak<dyn Flush>) {
+        if self.maker.is_gone() {
+            // Nobody flushes caches here, and the list's lock may be with a thread of the parent.
+            return;
+        }
         let mut caches = lock(&self.caches);
         caches.retain(|cache| cache.strong_count() > 0);
         caches.push(cache);

@@ -25,7 +25,7 @@
 //! | `class`, `cache` | sizes; what one thread freed |
 //! | `local` | a thread's way to its caches |
 //! | [`handle`], [`region`] | an object that somebody owns, untyped and typed |
-//! | [`stats`] | what there is to count |
+//! | [`stats`](mod@stats) | what there is to count |
 //! | [`global`](mod@global) | the objects of the process: functions as lgalloc has them |
 
 mod cache;
