@@ -5,6 +5,7 @@ mod common;
 use common::{dirty, fork, is_dirty, small};
 use llfree_area::area::Builder;
 use llfree_area::{AllocError, Area, AreaError, Block, FreeError, MemoryKind, Order, Switch};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use test_support::skipped;
 
@@ -242,6 +243,42 @@ fn what_stays_free_goes_back_by_itself_and_what_is_used_does_not() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(area.validate().expect("known").findings.is_empty());
+}
+
+#[test]
+fn an_allocation_waits_for_what_the_reclaimer_has_in_hand() {
+    for kind in KINDS {
+        let area = small(kind);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    area.reclaim(u64::MAX).expect("nothing is locked");
+                }
+            });
+            let mut handle = area.handle();
+            let mut refused = 0;
+            for round in 0..200u64 {
+                // All of it, in one piece or in many: a frame in the reclaimer's hands is one too few.
+                let blocks: Vec<_> = match round % 2 {
+                    0 => vec![handle.alloc_run(32)],
+                    _ => (0..32).map(|_| handle.alloc(Order::HUGE)).collect(),
+                };
+                for block in blocks {
+                    match block {
+                        Ok(block) => {
+                            dirty(&block, round);
+                            assert!(is_dirty(&block, round), "the reclaimer took what it did not own");
+                            handle.free(block).expect("ours");
+                        }
+                        Err(_) => refused += 1,
+                    }
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(refused, 0, "it was free but for a moment");
+        });
+    }
 }
 
 #[test]
