@@ -14,10 +14,10 @@ use crate::block::{Allocation, huge_range};
 use crate::class::{CLASSES, Class};
 use crate::error::{AllocError, FreeError};
 use crate::hint::tree_of;
+use crate::listed::CROWDED_FRAMES;
 use crate::query::Query;
 use crate::row::{free_run, run_mask};
 use crate::rows::ROWS;
-use crate::search::CROWDED_FRAMES;
 use crate::spot::{Listed, Spot};
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken, TakenRow};
@@ -69,13 +69,18 @@ impl<'a> Tenant<'a> {
     /// A handle for one CPU. Any number may exist; each works best in one CPU's hands.
     #[must_use]
     pub fn cpu(&self) -> Cpu<'a> {
-        Cpu::new(*self)
+        self.cpu_at(self.next_start())
+    }
+
+    /// The same for one that begins at a tree.
+    pub(crate) fn cpu_at(&self, start: u32) -> Cpu<'a> {
+        Cpu::new(*self, start)
     }
 }
 
 impl<'a> Cpu<'a> {
-    fn new(tenant: Tenant<'a>) -> Self {
-        let spot = Spot::at(tenant.next_start(), Some(tenant.return_epoch.load(Ordering::Acquire)));
+    fn new(tenant: Tenant<'a>, start: u32) -> Self {
+        let spot = Spot::at(start, Some(tenant.return_epoch.load(Ordering::Acquire)));
         Self {
             tenant,
             row: EMPTY_ROW,
@@ -256,6 +261,8 @@ impl<'a> Cpu<'a> {
             self.tenant.leave(Some(tree_of(huge)));
         }
         self.tenant.leave(self.spot.tree.take());
+        let last = self.spot.last_tree.take();
+        self.tenant.leave(last.filter(|_| core::mem::take(&mut self.spot.owns_last)));
     }
 
     /// The next frame of a row that has one.

@@ -101,6 +101,7 @@ mod error;
 mod format;
 mod hint;
 pub mod host;
+mod listed;
 mod lower;
 #[cfg(not(any(loom, shuttle)))]
 pub mod persist;

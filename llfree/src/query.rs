@@ -47,6 +47,12 @@ impl Query {
         table[self.rank(tenant, hint) as usize][hint.offer(self.order).index()]
     }
 
+    /// The tree that a search finds is to be our own: it is reserved.
+    #[inline]
+    pub(crate) fn stays(self) -> bool {
+        self.reserve && (!self.order.is_huge() || self.class == Class::HUGE)
+    }
+
     pub(crate) fn want(self, step: u8) -> Want {
         let steps: &[Step] = if self.order.is_huge() { &HUGE_STEPS } else { &SMALL_STEPS };
         steps.get(usize::from(step)).map_or(Want::Free, |step| step.0)

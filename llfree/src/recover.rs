@@ -160,7 +160,8 @@ mod tests {
     #[test]
     fn any_entry_over_any_bits_becomes_valid_and_keeps_its_owners() {
         for bits in [0, 1, u64::MAX >> 1, u64::MAX] {
-            for entry in 0..=u16::MAX {
+            // All of them, but where each step takes long.
+            for entry in (0..=u16::MAX).step_by(if cfg!(miri) { 97 } else { 1 }) {
                 let found = HugeEntry::from_bits(entry);
                 let (after, clear, recovery) = recovered(entry, bits);
                 assert!(after.is_valid(), "{found:?} became {after:?}");

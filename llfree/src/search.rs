@@ -21,15 +21,7 @@ use crate::sync::Ordering;
 use crate::taken::{Miss, Taken};
 use crate::tenant::Tenant;
 use shared_layout::table::HUGE_PER_TREE;
-use shared_layout::{HugeEntry, HugeId, Order};
-
-/// A huge frame with no more free frames than this is emptied in one go.
-pub(crate) const CROWDED_FRAMES: u16 = 64;
-
-/// One with no more than this many is served before emptier ones.
-const FULL_FRAMES: u16 = 256;
-/// Listed huge frames that are tried before a search.
-const LISTED_TRIES: u32 = 4;
+use shared_layout::{HugeId, Order};
 
 /// More trees that a search looks at when it knows a good one.
 const MORE_LOOKS: u32 = 32;
@@ -38,6 +30,8 @@ const MORE_LOOKS_FOR_BAD: u32 = 256;
 /// Looks that a search may cost on average where no tree in use has what it wants: a walk that looked at more
 /// is paid off by searches that take a free huge frame without one.
 const LOOKS_PER_SEARCH: u32 = 8;
+/// Trees that a search counts and passes over because others may suit better.
+const PROMISES_CHECKED: u32 = 16;
 /// Trees that a search looks into beside each of the table once, before it counts all of them.
 const MORE_TREES: u32 = 64;
 /// One in this many single blocks has its tree counted.
@@ -110,11 +104,6 @@ impl Tenant<'_> {
         self.noted(huge, self.lower.take(huge, order))
     }
 
-    /// The huge frames of a tree that are in use and have little room, a bit each.
-    pub(crate) fn crowded(&self, tree: u32) -> u32 {
-        self.entries_of(tree).mask(|entry| entry.has_room() & (entry.free() <= CROWDED_FRAMES))
-    }
-
     /// Takes a block, the spot first.
     pub(crate) fn take(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
         let Query { order, class, .. } = query;
@@ -128,35 +117,6 @@ impl Tenant<'_> {
             near.or_else(|| self.take_listed(spot, query)).or_else(|| self.take_fresh(spot, query))
         };
         near.or_else(|| self.search(spot, query, |huge| self.grab(huge, order)))
-    }
-
-    /// A block out of a huge frame that had one when the tree of the last one was looked at.
-    #[inline]
-    fn take_listed(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
-        let Query { order, class, single, .. } = query;
-        if !single || class != Class::MOVABLE {
-            return None;
-        }
-        for _ in 0..LISTED_TRIES {
-            let huge = spot.next_listed(order)?;
-            if self.lower.entry(huge).is_some_and(|entry| entry.may_fit_in_part(order) && entry.has_room())
-                && let Some(taken) = self.grab(huge, order)
-            {
-                spot.remember(order, class, huge);
-                return Some(taken);
-            }
-        }
-        None
-    }
-
-    /// The huge frames of a tree that are in use and may have a block of `order`, a bit each: the fuller ones if
-    /// there are some; and whether these are all.
-    fn fitting(&self, tree: u32, order: Order) -> (u32, bool) {
-        let entries = self.entries_of(tree);
-        let fits = |entry: HugeEntry| entry.has_room() & entry.may_fit_in_part(order);
-        let full = entries.mask(|entry| fits(entry) & (entry.free() <= FULL_FRAMES));
-        let all = entries.mask(fits);
-        if full != 0 { (full, full == all) } else { (all, true) }
     }
 
     /// The free huge frame after the last one that a search opened, in the same tree: what it found
@@ -248,8 +208,11 @@ impl Tenant<'_> {
         if !hint.promises(want) || hint.is_reserved() || rank > Rank::Fresh {
             return false;
         }
+        let change = |hint: TreeHint| hint.with_class(Class::HUGE).reserved(reserve || hint.is_reserved());
+        if self.trees.change(tree, change).0.is_reserved() {
+            return false;
+        }
         spot.tree = reserve.then_some(tree);
-        self.trees.change(tree, |hint| hint.with_class(Class::HUGE).reserved(reserve || hint.is_reserved()));
         true
     }
 
@@ -287,18 +250,32 @@ impl Tenant<'_> {
         let mut tries = 0;
         // What is left at last may be in trees that others reserved.
         for everywhere in [false, true] {
-            while let Some((tree, step)) = self.best_tree(spot, query, everywhere, &broken) {
+            while let Some((tree, mut step)) = self.best_tree(spot, query, everywhere, &broken) {
                 tries += 1;
                 if tries > self.trees.len() + MORE_TREES {
                     break;
                 }
                 // Frees say little of how full a tree is: it is counted before it is chosen for that.
-                if query.want(step).is_partial() && query.step_of(self, self.recount_tree(tree)) != step {
+                if query.want(step).is_partial() {
+                    let counted = query.step_of(self, self.recount_tree(tree));
+                    if counted != step && (counted == NO_STEP || tries < PROMISES_CHECKED) {
+                        continue;
+                    }
+                    // After so many that were not as full as they seemed, what it has will do.
+                    step = counted;
+                }
+                let claims = !everywhere && query.stays() && self.own_tree(spot, query) != Some(tree);
+                if claims && self.trees.change(tree, |hint| hint.reserved(true)).0.is_reserved() {
+                    // Two that look at the same moment find the same.
                     continue;
                 }
-                if let Some(found) = self.search_tree(tree, query.order, query.want(step), &mut grab) {
-                    self.settle(spot, query, found.0, step);
-                    return Some(found.1);
+                let found = self.search_tree(tree, query.order, query.want(step), &mut grab);
+                let stays = found.as_ref().is_some_and(|(huge, _)| self.settle(spot, query, *huge, step, claims));
+                if claims && !stays {
+                    self.trees.change(tree, |hint| hint.reserved(false));
+                }
+                if let Some((_, found)) = found {
+                    return Some(found);
                 }
                 // It was counted: most often it promises something else by now, or nothing.
                 if query.step_of(self, self.trees.get(tree)) == step && !broken.add(tree) {
@@ -307,6 +284,12 @@ impl Tenant<'_> {
             }
         }
         self.refuse(spot, query, &mut grab)
+    }
+
+    /// The tree that a search comes from: it may be reserved, and then by us.
+    #[inline]
+    fn own_tree(&self, spot: &Spot, query: Query) -> Option<u32> {
+        if query.order.is_huge() { spot.tree } else { spot.small[usize::from(query.class.get())].map(tree_of) }
     }
 
     /// The host returned memory without a word to the hints: counts some trees, the others later.
@@ -323,7 +306,7 @@ impl Tenant<'_> {
     /// The tree that suits best, and the step that says so.
     fn best_tree(&self, spot: &mut Spot, query: Query, everywhere: bool, broken: &Broken) -> Option<(u32, u8)> {
         let is_huge = query.order.is_huge();
-        let own = if is_huge { spot.tree } else { spot.small[usize::from(query.class.get())].map(tree_of) };
+        let own = self.own_tree(spot, query);
         let home = if is_huge { tree_of(spot.huge) } else { own.unwrap_or(spot.home) };
         let (passes, good): (&[(Want, u8)], _) =
             if is_huge { (&HUGE_PASSES, HUGE_GOOD) } else { (&SMALL_PASSES, SMALL_GOOD) };
@@ -406,7 +389,7 @@ impl Tenant<'_> {
     }
 
     #[inline]
-    fn entries_of(&self, tree: u32) -> Entries {
+    pub(crate) fn entries_of(&self, tree: u32) -> Entries {
         let range = tree_range(tree);
         match self.lower.entry_array(range.first()) {
             Some(entries) => Entries::whole(entries),
@@ -440,7 +423,7 @@ impl Tenant<'_> {
                 for want in wants {
                     if let Some((huge, found)) = self.search_tree(tree, order, *want, grab) {
                         let step = if order.is_huge() { HUGE_STEPS.len() } else { SMALL_STEPS.len() } as u8 - 1;
-                        self.settle(spot, query, huge, step);
+                        self.settle(spot, query, huge, step, false);
                         return Some(found);
                     }
                 }
@@ -456,8 +439,8 @@ impl Tenant<'_> {
         }
     }
 
-    /// Remembers where a search ended: in `huge`, by this step.
-    fn settle(&self, spot: &mut Spot, query: Query, huge: HugeId, step: u8) {
+    /// Remembers where a search ended: in `huge`, by this step. Returns whether the tree is our own from now on.
+    fn settle(&self, spot: &mut Spot, query: Query, huge: HugeId, step: u8, is_claimed: bool) -> bool {
         let Query { order, class, reserve, .. } = query;
         let tree = tree_of(huge);
         let takes_over = |rank| matches!(rank, Rank::Fresh | Rank::Demote);
@@ -468,7 +451,7 @@ impl Tenant<'_> {
         if order == Order::MAX && query.rank(self, self.trees.get(tree)) > Rank::Demote {
             // One pair among others' blocks is no place to stay at.
             self.recount_tree(tree);
-            return;
+            return false;
         }
         if order.is_huge() {
             let own = reserve && class == Class::HUGE;
@@ -477,7 +460,7 @@ impl Tenant<'_> {
             }
             let hint = self.recount_tree_as(tree, |hint| class_now(hint).reserved(own || hint.is_reserved()));
             if class != Class::HUGE {
-                return;
+                return false;
             }
             let want = query.want(step);
             spot.huge = HugeId(huge.0 + order.huge_frames());
@@ -486,18 +469,23 @@ impl Tenant<'_> {
                 // That was the last one here.
                 spot.huge = HugeId((tree + 1) * HUGE_PER_TREE);
             }
-            return;
+            return own;
         }
         if query.single {
             self.remember(spot, query, huge);
-            spot.last_tree = Some(tree);
-            if query.want(step).is_partial() {
+            let is_partial = query.want(step).is_partial();
+            if spot.last_tree != Some(tree) || is_claimed {
+                let old = spot.last_tree.replace(tree).filter(|_| spot.owns_last);
+                spot.owns_last = is_claimed && is_partial;
+                self.leave(old.filter(|old| *old != tree));
+            }
+            if is_partial {
                 // What is found among others' blocks is no place to stay at.
                 spot.singles = spot.singles.wrapping_add(1);
                 if spot.singles.is_multiple_of(SINGLES) || order > Order::ROW {
                     self.recount_tree(tree);
                 }
-                return;
+                return true;
             }
         }
         spot.is_fresh = query.want(step) == Want::Installed;
@@ -511,16 +499,7 @@ impl Tenant<'_> {
         } else {
             self.recount_tree_as(tree, class_now);
         }
-    }
-
-    /// Remembers where a single block came from, and where more of its kind may be.
-    fn remember(&self, spot: &mut Spot, query: Query, huge: HugeId) {
-        let Query { order, class, .. } = query;
-        spot.remember(order, class, huge);
-        if class == Class::MOVABLE {
-            let tree = tree_of(huge);
-            spot.list(order, tree, self.fitting(tree, order), huge);
-        }
+        reserve
     }
 
     /// Gives a tree's reservation up.

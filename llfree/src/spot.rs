@@ -38,6 +38,8 @@ pub(crate) struct Spot {
     pub(crate) freed_pair: Option<HugeId>,
     /// The tree that single blocks come from.
     pub(crate) last_tree: Option<u32>,
+    /// It was reserved for them.
+    pub(crate) owns_last: bool,
     /// Single blocks that were searched for, modulo 256.
     pub(crate) singles: u8,
     /// Searches for blocks of this order and larger ones that go without a walk over trees in use.
@@ -57,7 +59,7 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
-    pub(crate) const NOTHING: Self = Self { tree: NONE, rest: 0, is_all: false };
+    pub(crate) const NOTHING: Self = Self { tree: u32::MAX, rest: 0, is_all: false };
 
     /// Those of a tree, a bit each, but one; and whether these are all that would do.
     pub(crate) const fn new(tree: u32, (listed, is_all): (u32, bool), but: HugeId) -> Self {
@@ -65,7 +67,7 @@ impl Listed {
     }
 
     /// Whether a tree was gone through.
-    const fn is_through(&self, tree: u32) -> bool {
+    pub(crate) const fn is_through(&self, tree: u32) -> bool {
         self.is_all && self.rest == 0 && self.tree == tree
     }
 
@@ -107,6 +109,7 @@ impl Spot {
             is_fresh: false,
             freed_pair: None,
             last_tree: None,
+            owns_last: false,
             singles: 0,
             owed: 0,
             owed_order: Order::BASE,

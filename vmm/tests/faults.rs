@@ -452,7 +452,7 @@ fn a_vm_that_stops_has_forgotten_no_claim() {
     let vm = launch();
     let installing = [faults::MOVE, faults::POPULATE];
     std::thread::scope(|scope| {
-        installing.iter().for_each(|point| scenario.set(point, "1*sleep(3000)->off").expect("actions"));
+        installing.iter().for_each(|point| scenario.set(point, "1*sleep(2000)->off").expect("actions"));
         let alloc = scope.spawn(|| vm.run_guest(&GuestRequest::Alloc { bytes: 64 * MIB, order: 9 }));
         std::thread::sleep(Duration::from_millis(200));
         vm.monitor().stop();
@@ -474,7 +474,7 @@ fn a_status_does_not_wait_for_a_validation() {
     let [mut allocates, mut validates, mut asks] = std::array::from_fn(|_| served.client());
     let installing = [faults::MOVE, faults::POPULATE];
     std::thread::scope(|scope| {
-        installing.iter().for_each(|point| scenario.set(point, "1*sleep(5000)->off").expect("actions"));
+        installing.iter().for_each(|point| scenario.set(point, "1*sleep(2500)->off").expect("actions"));
         let alloc = Request::Guest(GuestRequest::Alloc { bytes: 64 * MIB, order: 9 });
         scope.spawn(move || drop(allocates.call_within(&alloc, PATIENCE)));
         std::thread::sleep(Duration::from_millis(200));
@@ -498,7 +498,7 @@ fn a_vm_ends_though_a_request_does_not() {
     let served = Served::start();
     let mut client = served.client();
     assert!(matches!(client.call_within(&Request::Status, PATIENCE), Ok(Reply::Status(_))));
-    scenario.set(faults::RESIDENCY, "1*sleep(30000)->off").expect("actions");
+    scenario.set(faults::RESIDENCY, "1*sleep(17000)->off").expect("actions");
     let asks = std::thread::spawn(move || client.call_within(&Request::Status, Duration::from_secs(100)));
     std::thread::sleep(Duration::from_millis(500));
     assert!(!asks.is_finished(), "the kernel does not say what is resident");

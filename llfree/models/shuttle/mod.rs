@@ -286,3 +286,33 @@ fn schedules_with_few_but_unlucky_switches() {
     }
     check(PctScheduler::new(3, 400), 3, 3, true);
 }
+
+/// Two handles that look for a tree at the same moment do not take the same one, nor follow each other from there.
+#[test]
+fn two_that_search_at_once_end_in_different_trees() {
+    let mut config = shuttle::Config::new();
+    config.max_steps = shuttle::MaxSteps::None;
+    for order in [0, 3, 9, 10].map(|order| Order::new(order).expect("in range")) {
+        let runner = shuttle::Runner::new(RandomScheduler::new(200), config.clone());
+        runner.run(move || {
+            let frames = vec![(HugeEntry::FREE_INSTALLED, Residency::Installed); 96];
+            let shared = Arc::new(Shared::new(&frames, |_| 0));
+            let parties: Vec<_> = (0..2)
+                .map(|_| {
+                    let shared = shared.clone();
+                    shuttle::thread::spawn(move || {
+                        let tenant = shared.tenant();
+                        // The same start, as two have that left the same tree.
+                        let mut cpu = tenant.cpu_at(0);
+                        let block = cpu.alloc(order).expect("free").position().0;
+                        std::mem::forget(cpu);
+                        block.0 / 512 / 32
+                    })
+                })
+                .collect();
+            let trees: Vec<_> = parties.into_iter().map(|party| party.join().expect("no panic")).collect();
+            assert_ne!(trees[0], trees[1], "{order:?}");
+            assert_eq!((0..3).filter(|tree| shared.tenant().trees.get(*tree).is_reserved()).count(), 2);
+        });
+    }
+}
