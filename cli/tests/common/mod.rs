@@ -195,7 +195,9 @@ impl Scratch {
         unsafe {
             command.pre_exec(|| {
                 // Ignored in the background jobs of a script and under nohup, which is where some CI runs tests.
-                [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP].map(|signal| libc::signal(signal, libc::SIG_DFL));
+                for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
                 Ok(())
             });
         }
