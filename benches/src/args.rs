@@ -7,6 +7,7 @@ use crate::alloc::Selection;
 use crate::allocator::Allocator;
 use crate::candidates::{self, Candidate};
 use crate::frag::Exchange;
+use crate::objects::{self, Cell, Op};
 use crate::output::{Output, Picture};
 use crate::passes::Bench;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -33,6 +34,8 @@ Examples:
   llfree-bench frag --plot frag.svg                huge frames that become free again
   llfree-bench fill --csv fill.csv                 order 0 in nearly full memory
   llfree-bench recovery --mem 8G                   a persistent instance after a crash
+  llfree-bench objects --plot objects.svg          large objects of a process, against lgalloc
+  llfree-bench areas                               reclaim from another process, against the raw call
 
 Progress goes to standard error: one line redrawn in place on a terminal, one line per candidate in a pipe, none \
 with --quiet. Standard output gets only the rows.
@@ -68,6 +71,10 @@ pub(crate) enum Figure {
     Fill(FillArgs),
     /// Open a persistent instance that was closed cleanly, or was not
     Recovery(RecoveryArgs),
+    /// Allocate and free large objects in a process, against lgalloc and others
+    Objects(ObjectsArgs),
+    /// Take memory back from the area of another process, against the raw system call
+    Areas(AreasArgs),
 }
 
 const INFLATE_HELP: &str = "\
@@ -285,6 +292,45 @@ pub(crate) struct RecoveryArgs {
     /// Rounds to measure, after a warm-up round
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = rounds())]
     pub(crate) iterations: u32,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct ObjectsArgs {
+    /// Sizes of an object
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64K,1M,2M,4M,8M,16M,32M,64M,256M,1G")]
+    pub(crate) sizes: Vec<Bytes>,
+    /// Threads to compare
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) threads: Vec<u32>,
+    /// What they do
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "pair,pair-touched,batch,batch-touched")]
+    pub(crate) ops: Vec<Op>,
+    /// Allocators to compare
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,lgalloc")]
+    pub(crate) allocators: Vec<objects::Allocator>,
+    /// Run one cell in this process: allocator:bytes:threads:op
+    #[arg(long, value_name = "CELL", hide = true)]
+    pub(crate) once: Option<Cell>,
+    #[command(flatten)]
+    pub(crate) rounds: Rounds,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) picture: Picture,
+}
+
+#[derive(Args)]
+pub(crate) struct AreasArgs {
+    /// The size of the area, all of which is touched
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "512M")]
+    pub(crate) mem: Bytes,
+    /// Be the other process
+    #[arg(long, hide = true)]
+    pub(crate) tenant: bool,
+    #[command(flatten)]
+    pub(crate) rounds: Rounds,
     #[command(flatten)]
     pub(crate) output: Output,
 }

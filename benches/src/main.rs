@@ -7,6 +7,7 @@
 
 mod alloc;
 mod allocator;
+mod areas;
 mod args;
 mod baselines;
 mod boot;
@@ -26,6 +27,7 @@ mod latency;
 mod loads;
 mod measured;
 mod mover;
+mod objects;
 mod output;
 mod passes;
 mod plot;
@@ -37,7 +39,7 @@ mod tables;
 mod turns;
 
 use alloc::Selection;
-use args::{AllocArgs, Cli, Figure, InstallArgs};
+use args::{AllocArgs, Cli, Figure, InstallArgs, ObjectsArgs};
 use clap::Parser;
 use cli::args::Exit;
 use error::{BenchError, SizeError};
@@ -138,6 +140,14 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
             room::check(room::of_regions(args.mem))?;
             files.publish_rows(recovery::run(args.mem, args.iterations, show)?, &args.output)
         }
+        Figure::Objects(args) => run_objects(args, show),
+        Figure::Areas(args) if args.tenant => areas::tenant(args.mem),
+        Figure::Areas(args) => {
+            let files = Files::open(&args.output, None)?;
+            // The tenant's, and another one here.
+            room::check(args.mem.0.saturating_mul(2))?;
+            files.publish_rows(areas::run(args.mem, args.rounds.iterations, show)?, &args.output)
+        }
     }
 }
 
@@ -200,6 +210,25 @@ fn run_alloc(args: &AllocArgs, show: Show) -> Result<(), BenchError> {
     files.publish_as(rows, &args.output, markdown, |rows| {
         ("Nanoseconds an operation, median".to_owned(), alloc::panels(rows))
     })
+}
+
+fn run_objects(args: &ObjectsArgs, show: Show) -> Result<(), BenchError> {
+    if let Some(cell) = &args.once {
+        return output::print(objects::once(cell)?.as_bytes());
+    }
+    // What a batch or the steady loop touches at once, or a few of the largest.
+    let largest = args.sizes.iter().map(|size| size.0).max().unwrap_or(0);
+    room::check(largest.saturating_mul(4).max(1 << 30))?;
+    let plan = objects::Plan {
+        allocators: args.allocators.clone(),
+        sizes: args.sizes.clone(),
+        threads: args.threads.clone(),
+        ops: args.ops.clone(),
+        iterations: args.rounds.iterations,
+    };
+    let files = Files::open(&args.output, Some(&args.picture))?;
+    let rows = objects::run(&plan, show)?;
+    files.publish(rows, &args.output, |rows| ("Large objects, median".to_owned(), objects::panels(rows)))
 }
 
 /// The frames of tables that fit into the host's memory.

@@ -36,6 +36,7 @@ Examples:
   llfree-vmm pause                             freeze the guest ...
   llfree-vmm resume                            ... and let it continue
   llfree-vmm demo --mem 16G                    all of this in one terminal
+  llfree-vmm areas                             no VM: take memory back from processes that register
   llfree-vmm --mem 4G --kernel vmlinuz --initrd initrd.img --disk rootfs.img  an unmodified Linux
 
 Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory is a multiple of
@@ -87,6 +88,22 @@ pub enum Command {
     Client(ClientCommand),
     /// Run through the whole story in one terminal: boot, touch, free, shrink, verify, grow
     Demo(DemoArgs),
+    /// Take memory back from processes that register their areas: status, shrink and the rest work on these, too
+    Areas(AreasArgs),
+}
+
+/// Options of the keeper of areas.
+#[derive(Clone, PartialEq, Eq, Debug, Args)]
+pub struct AreasArgs {
+    /// Where processes register; by default 'areas' beside the control sockets
+    #[arg(long, value_name = "PATH")]
+    pub register: Option<PathBuf>,
+    /// Areas at once
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub max_areas: usize,
+    /// Their sizes added up: address space, not memory
+    #[arg(long, value_name = "SIZE", default_value = "16T")]
+    pub max_memory: Bytes,
 }
 
 /// Options of the demo.
@@ -162,6 +179,10 @@ fn check(mut cli: Cli) -> Result<Cli, clap::Error> {
         match cli.command {
             Some(Command::Demo(_)) => {
                 let message = "the demo has no control socket, so --name and --socket do not apply";
+                return refuse(ErrorKind::ArgumentConflict, message.to_owned());
+            }
+            Some(Command::Areas(_)) => {
+                let message = "areas have the names that their processes give them; use --register for the socket";
                 return refuse(ErrorKind::ArgumentConflict, message.to_owned());
             }
             Some(Command::Client(ClientCommand::List { .. })) => {

@@ -13,6 +13,7 @@
 //! | [`background`] | a launch that goes on after its caller |
 //! | [`log_ring`] | the newest lines of the log, in memory |
 //! | [`client_commands`] | the subcommands that ask a running VM |
+//! | [`areas`] | a keeper of other processes' areas |
 //! | [`demo`] | the whole story in one terminal |
 //! | [`workload`] | what a guest is told to do, as text |
 //! | [`render`], [`chart`] | reports and curves as text |
@@ -21,6 +22,7 @@
 //! | [`roles`] | the threads of the process, by what they may ask of the kernel |
 
 pub mod advice;
+pub mod areas;
 pub mod args;
 pub mod background;
 pub mod chart;

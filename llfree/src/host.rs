@@ -35,6 +35,21 @@ pub enum Reclaim {
     Hard,
 }
 
+/// Who says that a frame of a table is backed by memory.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Installer {
+    /// The host, which put the memory there: a virtual machine's.
+    #[default]
+    Host,
+    /// The tenant, whose first touch brings it: a process. It clears `evicted` on its own
+    /// ([`EvictedBlock::self_install`](crate::EvictedBlock::self_install)), and R follows its word at the next
+    /// claim: that a frame has memory is a claim that can cost the host a call, and nothing else.
+    ///
+    /// Such a tenant asks for nothing and so waits for nobody. Therefore a soft reclaim, too, holds the frame while its
+    /// memory goes: a taker in between would lose what it wrote.
+    Tenant,
+}
+
 /// Why one huge frame could not be changed; nothing was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
@@ -75,6 +90,7 @@ pub struct Census {
 pub struct Host<'a> {
     entries: &'a [AtomicU16],
     residency: &'a [AtomicU8],
+    installer: Installer,
 }
 
 impl<'a> Host<'a> {
@@ -87,7 +103,13 @@ impl<'a> Host<'a> {
     pub fn new(entries: &'a [AtomicU16], residency: &'a [AtomicU8]) -> Result<Self, TableError> {
         check_huge_frames(entries.len())?;
         check_len(Part::Residency, residency.len(), entries.len())?;
-        Ok(Self { entries, residency })
+        Ok(Self { entries, residency, installer: Installer::Host })
+    }
+
+    /// The same for a tenant whose frames are installed like this.
+    #[must_use]
+    pub fn installed_by(self, installer: Installer) -> Self {
+        Self { installer, ..self }
     }
 
     /// Huge frames in the table.
@@ -105,7 +127,8 @@ impl<'a> Host<'a> {
     /// The host's knowledge of a huge frame; `None` beyond the table.
     #[must_use]
     pub fn residency(&self, huge: HugeId) -> Option<Residency> {
-        self.residency.get(huge.index()).map(|r| Residency::from_bits(r.load(Ordering::Acquire)))
+        let r = Residency::from_bits(self.residency.get(huge.index())?.load(Ordering::Acquire));
+        Some(self.installer.follow(r, self.entry(huge)?))
     }
 
     /// The right to change one frame's memory; `None` if somebody else has it, or beyond the table.
@@ -119,7 +142,11 @@ impl<'a> Host<'a> {
         }
         // Acquire pairs with the Release in `Claim::settle`: we see what the last claimant did.
         word.compare_exchange(state, state | BUSY, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        Some(Claim { entry: &self.entries[huge.index()], word, huge, state: Residency::from_bits(state) })
+        let entry = &self.entries[huge.index()];
+        let installer = self.installer;
+        let seen = HugeEntry::from_bits(entry.load(Ordering::Relaxed));
+        let state = installer.follow(Residency::from_bits(state), seen);
+        Some(Claim { entry, word, huge, state, installer })
     }
 
     /// One lap over the table, starting at `from` and wrapping around: a cursor for passes that
@@ -130,7 +157,7 @@ impl<'a> Host<'a> {
         (start..len).chain(0..start).map(move |i| {
             let entry = HugeEntry::from_bits(self.entries[i].load(Ordering::Relaxed));
             let residency = Residency::from_bits(self.residency[i].load(Ordering::Relaxed));
-            (HugeId(i as u32), entry, residency)
+            (HugeId(i as u32), entry, self.installer.follow(residency, entry))
         })
     }
 
@@ -143,7 +170,8 @@ impl<'a> Host<'a> {
         let mut all = self.entries.iter().zip(self.residency).zip(0..);
         let violation = all.find_map(|((entry, r), huge)| {
             let (entry, r) = (HugeEntry::from_bits(entry.load(Ordering::Relaxed)), r.load(Ordering::Acquire));
-            Violation::of_residency(HugeId(huge), entry, Residency::from_bits(r), r & BUSY != 0)
+            let known = self.installer.follow(Residency::from_bits(r), entry);
+            Violation::of_residency(HugeId(huge), entry, known, r & BUSY != 0)
         });
         violation.map_or(Ok(()), Err)
     }
@@ -184,6 +212,25 @@ impl<'a> Host<'a> {
     }
 }
 
+impl Installer {
+    /// What is known of a frame, given R and its entry.
+    #[inline]
+    fn follow(self, r: Residency, entry: HugeEntry) -> Residency {
+        match r {
+            Residency::Installed | Residency::Evicted
+                if self == Self::Tenant && entry.is_valid() && !entry.is_held() =>
+            {
+                if entry.is_evicted() {
+                    Residency::Evicted
+                } else {
+                    Residency::Installed
+                }
+            }
+            _ => r,
+        }
+    }
+}
+
 impl fmt::Debug for Host<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Host").field("huge_frames", &self.huge_frames()).finish_non_exhaustive()
@@ -197,6 +244,7 @@ pub struct Claim<'a> {
     word: &'a AtomicU8,
     huge: HugeId,
     state: Residency,
+    installer: Installer,
 }
 
 impl<'a> Claim<'a> {
@@ -227,19 +275,23 @@ impl<'a> Claim<'a> {
     /// # Errors
     /// [`Refused`]; the claim is over and nothing changed.
     #[inline]
-    pub fn reclaim(self, how: Reclaim) -> Result<Reclaimed<'a>, Refused> {
+    pub fn reclaim(mut self, how: Reclaim) -> Result<Reclaimed<'a>, Refused> {
         match (how, self.state) {
             (_, Residency::Held) | (Reclaim::Soft, Residency::Evicted) => {
                 return Err(Refused::Residency(self.state));
             }
             _ => {}
         }
-        let step = match how {
-            Reclaim::Soft => HugeEntry::evict,
-            Reclaim::Hard => HugeEntry::hold,
+        let step = match (how, self.installer) {
+            (Reclaim::Soft, Installer::Host) => HugeEntry::evict,
+            (Reclaim::Soft, Installer::Tenant) | (Reclaim::Hard, _) => HugeEntry::hold,
         };
         match transition(self.entry, PATIENCE, step) {
-            Ok(_) => Ok(Reclaimed { claim: self, how }),
+            Ok(old) => {
+                // The tenant may have had the frame, and touched it, since it was claimed.
+                self.state = self.installer.follow(self.state, old);
+                Ok(Reclaimed { claim: self, how })
+            }
             Err(seen) if step(seen).is_some() => Err(Refused::Contended),
             Err(seen) => Err(Refused::NotFree(seen)),
         }
@@ -260,6 +312,17 @@ impl<'a> Claim<'a> {
         // busy bit makes that install wait until R says `Evicted`, when this claim is dropped.
         self.state = Residency::Evicted;
         Ok(transition(self.entry, PATIENCE, HugeEntry::release).is_ok())
+    }
+
+    /// Takes over a frame that another host, gone by now, held; whether it did. What is behind it is not known.
+    #[must_use]
+    pub fn adopt(mut self) -> bool {
+        let entry = HugeEntry::from_bits(self.entry.load(Ordering::Acquire));
+        let is_orphan = self.state != Residency::Held && entry.release().is_some();
+        if is_orphan {
+            self.state = Residency::Held;
+        }
+        is_orphan
     }
 
     /// Begins to back the frame with memory.
@@ -317,6 +380,10 @@ impl Reclaimed<'_> {
     /// The memory is gone (or never was): R follows.
     #[inline]
     pub fn done(mut self) {
+        if (self.how, self.claim.installer) == (Reclaim::Soft, Installer::Tenant) {
+            // An entry that the tenant overwrote stays as it wants it.
+            let _ = transition(self.claim.entry, PATIENCE, HugeEntry::release);
+        }
         self.claim.state = match self.how {
             Reclaim::Soft => Residency::Evicted,
             Reclaim::Hard => Residency::Held,
@@ -335,6 +402,10 @@ impl Drop for Reclaimed<'_> {
             return;
         }
         // Undo only what `reclaim` did. A guest that overwrote the entry meanwhile keeps its bits.
+        if self.claim.installer == Installer::Tenant && self.claim.state == Residency::Installed {
+            let _ = transition(self.claim.entry, PATIENCE, HugeEntry::keep);
+            return;
+        }
         if self.how == Reclaim::Hard {
             let _ = transition(self.claim.entry, PATIENCE, HugeEntry::release);
         }

@@ -23,6 +23,7 @@
 //! | [`host`] | claims, reclaim, release, install |
 //! | [`tenant`] | the guest's allocator: its words, frees, upkeep of the hints |
 //! | `search` | the way to the next block |
+//! | [`run`] | huge frames side by side, as many as somebody wants |
 //! | [`cpu`], `stats` | one CPU's handle; what a monitor asks |
 //! | [`table`] | all of it in one region |
 //! | [`mod@recover`], `format`, `region_error` | repair after a crash, and a persistent region's words |
@@ -113,6 +114,7 @@ mod region_error;
 mod residency;
 mod row;
 mod rows;
+pub mod run;
 mod search;
 mod spot;
 mod stats;

@@ -146,6 +146,15 @@ impl<'a> Lower<'a> {
         used
     }
 
+    /// Clears `evicted` in a huge frame of which the caller, a process, owns a part: its touch is the install.
+    #[cold]
+    pub(crate) fn self_install(&self, huge: HugeId) {
+        if let Some(word) = self.entries.get(huge.index()) {
+            let _ = transition(word, FOREVER, HugeEntry::self_install);
+            self.settle(huge);
+        }
+    }
+
     /// Clear bits of a huge frame: what the counter should be when nobody is at work in it.
     pub(crate) fn clear_bits(&self, huge: HugeId) -> u32 {
         self.rows_of(huge).iter().map(|row| row.load(Ordering::Acquire).count_zeros()).sum()

@@ -292,6 +292,18 @@ impl EvictedBlock {
     }
 }
 
+impl EvictedBlock {
+    /// In a process that owns its memory: the first touch brings it, so the block is ready as soon as its huge
+    /// frames say so. The reclaimer must [know such a tenant](crate::host::Installer::Tenant).
+    #[must_use]
+    pub fn self_install(self, tenant: &Tenant<'_>) -> Block {
+        for huge in self.huge_range() {
+            tenant.lower.self_install(huge);
+        }
+        self.installed()
+    }
+}
+
 impl fmt::Debug for Tenant<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tenant").field("huge_frames", &self.huge_frames()).finish_non_exhaustive()

@@ -10,6 +10,7 @@
 mod address_map;
 mod byte_range;
 mod discard;
+mod foreign;
 mod mapping;
 mod pages;
 mod pool;
@@ -25,9 +26,9 @@ pub use supply::{Shortfall, Supply, UseUserfaultfd};
 pub use userfault::{Fault, Userfault, UserfaultError};
 
 use llfree_base::{faults, kernel_stats};
-use mapping::Mapping;
+use mapping::{Mapping, User};
 use pages::{Joined, Pagemap};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags};
@@ -59,6 +60,14 @@ pub enum MemoryError {
         bytes: u64,
         /// Bytes of the map.
         mapped: u64,
+    },
+    /// What another process called its memory is none that we can take from.
+    #[error("this is no memory file of {bytes} bytes: {why}")]
+    NotAMemoryFile {
+        /// The size that it was to have.
+        bytes: u64,
+        /// What is wrong with it.
+        why: String,
     },
     /// A range that is not inside the RAM.
     #[error("{count} huge frames from huge frame {first} on are not all in this guest's RAM of {huge_frames}")]
@@ -257,26 +266,37 @@ impl GuestRam {
         Self::with_map(bytes, backing, AddressMap::flat(bytes))
     }
 
+    /// Memory of this very process, which allocates from it. A child that it forks has a copy of [`Backing::Anon`], as of
+    /// any of its memory; the others it does not have at all, for it would share them.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of_process(bytes: u64, backing: Backing) -> Result<Self, MemoryError> {
+        let user = if backing == Backing::Anon { User::ThisProcess } else { User::Guest };
+        Self::with_user(bytes, backing, AddressMap::flat(bytes), user)
+    }
+
     /// The same for a guest that sees its RAM where `map` says, which is a map of as many bytes. For
     /// the host it is one mapping all the same.
     ///
     /// # Errors
     /// As [`new`](Self::new), and [`MemoryError::WrongMap`].
     pub fn with_map(bytes: u64, backing: Backing, map: AddressMap) -> Result<Self, MemoryError> {
+        Self::with_user(bytes, backing, map, User::Guest)
+    }
+
+    fn with_user(bytes: u64, backing: Backing, map: AddressMap, user: User) -> Result<Self, MemoryError> {
         if map.bytes() != bytes {
             return Err(MemoryError::WrongMap { bytes, mapped: map.bytes() });
         }
-        let huge_frames = u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX);
-        if huge_frames == 0 || huge_frames > MAX_HUGE_FRAMES || !bytes.is_multiple_of(HUGE_SIZE) {
-            return Err(MemoryError::BadSize { bytes });
-        }
+        let huge_frames = huge_frames(bytes)?;
         // At most 64 TiB, and usize has 64 bits.
         let len = bytes as usize;
         let map_error = |error: Errno| MemoryError::Map { backing, bytes, source: error.into() };
         let (mut mapping, file, flags) = match backing {
             Backing::Anon => {
                 let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-                (Mapping::anonymous(len).map_err(map_error)?, None, flags)
+                (Mapping::anonymous(len, user).map_err(map_error)?, None, flags)
             }
             Backing::Memfd => {
                 let file = create_file(bytes, backing, MemfdFlags::empty())?;
@@ -333,6 +353,12 @@ impl GuestRam {
     #[must_use]
     pub fn huge_frames(&self) -> u32 {
         self.huge_frames
+    }
+
+    /// The file that it lies in, if it does: whoever has it can take memory from it.
+    #[must_use]
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
     }
 
     /// What the RAM is made of.
@@ -400,6 +426,9 @@ impl GuestRam {
             source,
         };
         faults::point(faults::POPULATE).map_err(refused)?;
+        if !self.mapping.is_here() {
+            return Err(refused(io::ErrorKind::Unsupported.into()));
+        }
         // SAFETY: the range is inside our mapping, and what it holds does not change.
         retry_on_intr(|| unsafe {
             rustix::mm::madvise(self.mapping.pointer(start), end - start, Advice::LinuxPopulateWrite)
@@ -483,6 +512,10 @@ impl GuestRam {
         if let (Some(resident_bytes), Backing::Hugetlb) = (file_bytes, self.backing) {
             return Ok(RamResidency { resident_bytes, huge_bytes: resident_bytes });
         }
+        if let (Some(resident_bytes), false) = (file_bytes, self.mapping.is_here()) {
+            // How its owner maps it is not known.
+            return Ok(RamResidency { resident_bytes, huge_bytes: 0 });
+        }
         let mut mapped = RamResidency::default();
         let scanned = self.pagemap()?.scan(self.mapping.start(), self.mapping.len(), |range, state| {
             let bytes = if state.present && state.is_resident() { range.end - range.start } else { 0 };
@@ -523,6 +556,15 @@ impl GuestRam {
             },
         }
     }
+}
+
+/// Bytes in huge frames, if RAM can have so many.
+fn huge_frames(bytes: u64) -> Result<u32, MemoryError> {
+    let huge_frames = u32::try_from(bytes / HUGE_SIZE).unwrap_or(u32::MAX);
+    if huge_frames == 0 || huge_frames > MAX_HUGE_FRAMES || !bytes.is_multiple_of(HUGE_SIZE) {
+        return Err(MemoryError::BadSize { bytes });
+    }
+    Ok(huge_frames)
 }
 
 /// Whether the kernel is older than `PAGEMAP_SCAN`.

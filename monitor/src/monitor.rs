@@ -26,6 +26,7 @@ use crate::fair_lock::FairLock;
 use crate::memory::{GuestRam, MemoryError, Supply};
 use crate::region::Table;
 use lent::Lent;
+use llfree::host::Installer;
 use llfree::{Census, Claim, Host, Residency};
 use llfree_base::counters::MonitorCounters;
 use llfree_base::metrics::Gauge;
@@ -79,6 +80,10 @@ pub struct TenantStart {
     pub taken: Range<u32>,
     /// These are the tenant's and have memory, such as those of a guest's image.
     pub installed: Vec<Range<u32>>,
+    /// Who puts memory behind frames: a process does it itself.
+    pub installer: Installer,
+    /// It is at work already, and may have had a monitor before: [`Monitor::take_over`] comes next.
+    pub adopted: bool,
 }
 
 /// What a tenant with an allocator of its own agrees with its host beside the table.
@@ -142,6 +147,7 @@ pub struct Monitor {
     supply: Supply,
     table: Table,
     residency: Box<[AtomicU8]>,
+    installer: Installer,
     /// Held for the length of a pass; the value is the frame where the next one starts.
     passes: Mutex<HugeId>,
     /// Held by the thread that discards: for a batch of a pass, what a failed install left, or an audit.
@@ -187,6 +193,7 @@ impl Monitor {
             lent: Lent::new(start.threads),
             table,
             residency,
+            installer: start.installer,
             passes: Mutex::new(HugeId(0)),
             discards: FairLock::default(),
             batch_over: (Mutex::new(()), Condvar::new()),
@@ -215,7 +222,9 @@ impl Monitor {
             claim_for_guest(huge, HugeEntry::HUGE_INSTALLED);
             monitor.residency[huge as usize].store(Residency::Installed as u8, Ordering::Relaxed);
         }
-        monitor.publish_limit();
+        if !start.adopted {
+            monitor.publish_limit();
+        }
         Ok(monitor)
     }
 
@@ -314,6 +323,12 @@ impl Monitor {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// Waits for the batch of discards at work. A tenant that installs by itself finds the frames of a batch held, and
+    /// free again afterwards.
+    pub fn await_batch(&self) {
+        drop(self.discards.lock());
+    }
+
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
@@ -321,6 +336,44 @@ impl Monitor {
     pub(crate) fn host(&self) -> Host<'_> {
         Host::new(self.table.entries(), &self.residency)
             .expect("both tables were made with one element a huge frame of the same RAM")
+            .installed_by(self.installer)
+    }
+
+    /// Takes note of the frames that a tenant has installed by itself since the last time; how many they are.
+    pub(crate) fn note_own_installs(&self) -> u64 {
+        if self.installer == Installer::Host {
+            return 0;
+        }
+        let host = self.host();
+        let is_news = |huge: &HugeId| {
+            let r = self.residency[huge.index()].load(Ordering::Relaxed);
+            r == Residency::Evicted as u8 && host.residency(*huge) == Some(Residency::Installed)
+        };
+        // Letting go of a claim settles what it saw.
+        let settled = (0..self.huge_frames()).map(HugeId).filter(is_news).filter_map(|huge| host.claim(huge)).count();
+        self.counters.installs.add(settled as u64);
+        settled as u64
+    }
+
+    /// Whether the tenant marked a frame since this was asked the last time.
+    pub(crate) fn was_freed_lately(&self, huge: HugeId) -> bool {
+        self.table.was_freed_lately(huge)
+    }
+
+    /// Frames are free again, of which the tenant's hints know nothing.
+    fn tell_of_returns(&self) {
+        let epoch = self.return_epoch.fetch_add(1, Ordering::Relaxed) + 1;
+        self.table.set_control(HostWord::ReturnEpoch, epoch);
+    }
+
+    /// What follows a soft pass: where the frames were held meanwhile, they came back, and those that the kernel kept
+    /// did so too.
+    fn after_evictions(&self, result: Result<Pass, MonitorError>) -> Result<Pass, MonitorError> {
+        let moved = result.as_ref().map_or(true, |pass| pass.frames > 0);
+        if self.installer == Installer::Tenant && moved {
+            self.tell_of_returns();
+        }
+        result
     }
 
     /// Claims a frame of the table, waiting for a thread that holds it.
@@ -341,6 +394,13 @@ impl Monitor {
     fn set_wanted(&self, huge_frames: u64) {
         self.wanted.set(huge_frames);
         self.table.set_control(HostWord::Wanted, huge_frames);
+    }
+
+    /// The limit in the header, which the tenant can write, and another monitor of its.
+    #[must_use]
+    pub fn claimed_limit(&self) -> u32 {
+        let claimed = self.table.claimed_control(HostWord::Limit);
+        u32::try_from(claimed).unwrap_or(u32::MAX).min(self.huge_frames())
     }
 
     fn publish_limit(&self) {

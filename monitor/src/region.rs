@@ -3,11 +3,11 @@
 //! Once the tenant runs, the host treats all of them as the tenant's claims: they are read word by
 //! word, through atomics, each word once, and no offset or count is ever taken from them.
 
-use shared_layout::{HostWord, HugeEntry, TableLayout};
+use shared_layout::{HostWord, HugeEntry, HugeId, TableLayout};
 use std::io;
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use vm_memory::{AtomicInteger, MmapRegion};
 
 /// A mapping that several parties change at any time, reached through atomics only.
@@ -81,6 +81,8 @@ impl Region {
 pub struct Table {
     region: Arc<Region>,
     layout: TableLayout,
+    /// Where the tenant marks what it frees.
+    marks: Option<u64>,
 }
 
 /// A region that is too small for its table.
@@ -105,7 +107,31 @@ impl Table {
         if needed > bytes as u64 {
             return Err(RegionTooSmall { bytes, needed, huge_frames: layout.huge_frames });
         }
-        Ok(Self { region, layout })
+        Ok(Self { region, layout, marks: None })
+    }
+
+    /// The same with marks: a byte a huge frame at `offset`, which the tenant sets when it frees there. An entry does not
+    /// tell whether its frame was in use since somebody looked last; these do. A tenant that sets them for no reason keeps
+    /// its memory a little longer, no more.
+    ///
+    /// # Errors
+    /// If they are not all in the region.
+    pub fn with_marks(self, offset: u64) -> Result<Self, RegionTooSmall> {
+        let (bytes, huge_frames) = (self.region.bytes(), self.layout.huge_frames);
+        let needed = offset.saturating_add(huge_frames.into());
+        if needed > bytes as u64 {
+            return Err(RegionTooSmall { bytes, needed, huge_frames });
+        }
+        Ok(Self { marks: Some(offset), ..self })
+    }
+
+    /// Whether the tenant freed something in a huge frame since this was asked the last time.
+    #[must_use]
+    pub fn was_freed_lately(&self, huge: HugeId) -> bool {
+        let Some(offset) = self.marks else { return false };
+        let mark = self.region.atomics::<AtomicU8>(offset, self.layout.huge_frames as usize).get(huge.index());
+        // Most are not set, and a line that nobody wrote stays shared.
+        mark.is_some_and(|mark| mark.load(Ordering::Relaxed) != 0 && mark.swap(0, Ordering::Relaxed) != 0)
     }
 
     /// Calls every huge frame free and evicted: what a tenant starts from.
@@ -175,6 +201,21 @@ mod tests {
         let mapping = MmapRegion::build(None, 4096, libc::PROT_READ, flags).expect("room");
         let error = Region::over(mapping).expect_err("it is read-only");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_mark_is_seen_once_and_lies_in_the_region() {
+        let layout = TableLayout::new(64).expect("in range");
+        let region = Arc::new(Region::anonymous(layout.total as usize + 64).expect("room"));
+        let table = Table::new(region.clone(), layout).expect("it fits");
+        assert!(!table.was_freed_lately(HugeId(3)), "nobody marks anything");
+        let marked = table.clone().with_marks(layout.total).expect("it fits");
+        region.atomics::<AtomicU8>(layout.total, 64)[3].store(1, Ordering::Relaxed);
+        assert!(marked.was_freed_lately(HugeId(3)) && !marked.was_freed_lately(HugeId(3)));
+        assert!(!marked.was_freed_lately(HugeId(64)), "there is no such frame");
+        for offset in [region.bytes() as u64 - 63, u64::MAX] {
+            table.clone().with_marks(offset).expect_err("outside");
+        }
     }
 
     #[test]

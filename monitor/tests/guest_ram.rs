@@ -53,7 +53,8 @@ fn rss_falls_after_discard() {
         assert!(rss() - before < NOISE, "{backing}: mapping alone costs nothing");
         dirty(&ram, 0, 48);
         let full = rss();
-        assert!(full - before >= 96 * MIB, "{backing}: {} bytes came", full - before);
+        // Its share of code falls when another process runs the same.
+        assert!(full - before >= 96 * MIB - NOISE, "{backing}: {} bytes came", full - before);
         assert_eq!(resident(&ram), 96 * MIB, "{backing}");
 
         ram.discard(HugeRange::saturating(HugeId(8), 32)).expect("inside the RAM");

@@ -274,6 +274,22 @@ impl HugeEntry {
         if self.is_valid() && self.is_evicted() && !self.is_held() { Some(Self(self.0 & !EVICTED)) } else { None }
     }
 
+    /// Host, of a tenant that [installs by itself](Self::self_install): a held frame that kept its memory is free
+    /// again. One step: who finds it evicted in between would take its old contents for zeroes.
+    #[must_use]
+    #[inline]
+    pub const fn keep(self) -> Option<Self> {
+        if self.0 == HELD | EVICTED { Some(Self::FREE_INSTALLED) } else { None }
+    }
+
+    /// Process: the caller owns a part of an evicted frame, and its first touch brings memory. The kernel's page
+    /// fault is the install, so nobody is asked, and whoever takes a part next finds nothing left to do.
+    #[must_use]
+    #[inline]
+    pub const fn self_install(self) -> Option<Self> {
+        if self.is_all_free() { None } else { self.installed() }
+    }
+
     /// Guest: take a block of `order` below 9 whose bits are seen to be clear, whatever `run` says.
     #[must_use]
     #[inline]
@@ -347,6 +363,7 @@ mod tests {
         sized
             .chain(bounds)
             .chain([e.take_huge(), e.give_huge(), e.evict(), e.hold(), e.release(), e.installed()])
+            .chain([e.keep(), e.self_install()])
             .flatten()
     }
 
@@ -398,6 +415,27 @@ mod tests {
             if e.evict().is_some() || e.hold().is_some() {
                 assert_eq!((e.free(), e.is_huge(), e.is_held()), (512, false, false));
             }
+        }
+    }
+
+    #[test]
+    fn a_process_installs_what_it_owns_a_part_of_and_nothing_else() {
+        for e in every() {
+            let owned = e.is_valid() && !e.is_held() && !e.is_all_free();
+            let expected = (owned && e.is_evicted()).then(|| HugeEntry::from_bits(e.bits() & !EVICTED));
+            assert_eq!(e.self_install(), expected, "{e:?}");
+            if let Some(next) = e.self_install() {
+                assert_eq!((next.free(), next.is_huge(), next.run()), (e.free(), e.is_huge(), e.run()));
+                assert_eq!(next.evict().or(next.hold()), None, "no reclaimer meddles: a part of it has an owner");
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_held_frame_is_kept() {
+        for e in every() {
+            let held = e.is_held() && e.is_valid();
+            assert_eq!(e.keep(), held.then_some(HugeEntry::FREE_INSTALLED), "{e:?}");
         }
     }
 

@@ -66,7 +66,18 @@ pub(crate) const PLAN: &[Room] = &[
     Room { name: "llfree-base", sees: &["shared-layout"], others: Not(MACHINE) },
     Room { name: "llfree-harden", sees: &["llfree-base"], others: Not(MACHINE) },
     Room { name: "llfree-monitor", sees: &["shared-layout", "llfree", "llfree-base"], others: Not(MACHINE) },
+    Room {
+        name: "llfree-area",
+        sees: &["shared-layout", "llfree", "llfree-base", "llfree-monitor"],
+        others: Not(MACHINE),
+    },
+    Room { name: "llfree-preload", sees: &["llfree-area"], others: Not(MACHINE) },
     Room { name: "llfree-control", sees: &["shared-layout", "agent-abi", "llfree-base"], others: Not(MACHINE) },
+    Room {
+        name: "llfree-keeper",
+        sees: &["shared-layout", "llfree-base", "llfree-monitor", "llfree-area", "llfree-control"],
+        others: Not(MACHINE),
+    },
     Room {
         name: "vmm",
         sees: &[
@@ -92,6 +103,7 @@ pub(crate) const PLAN: &[Room] = &[
             "llfree-harden",
             "llfree-monitor",
             "llfree-control",
+            "llfree-keeper",
             "vmm",
         ],
         others: Not(&[]),
@@ -120,6 +132,7 @@ pub(crate) const PLAN: &[Room] = &[
             "llfree",
             "llfree-base",
             "llfree-monitor",
+            "llfree-area",
             "llfree-control",
             "vmm",
             "llfree-vmm",

@@ -40,6 +40,14 @@ fn of_user(uid: u32, only: Option<PathBuf>, of_session: Option<PathBuf>) -> Vec<
     places
 }
 
+/// Where a socket of another kind goes that belongs to this user's VMs: the first of these places that can be used.
+///
+/// # Errors
+/// Why the first of them cannot.
+pub fn for_new() -> Result<PathBuf, SocketError> {
+    first_usable(&all())
+}
+
 /// The first of these directories that can have a new VM's socket, made if need be.
 ///
 /// # Errors

@@ -66,6 +66,7 @@ pub struct AutoReclaim {
     monitor: Arc<Monitor>,
     shared: Arc<Shared>,
     threads: Spawner,
+    before_scan: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// Why automatic reclaim was not switched on; it is as it was.
@@ -83,7 +84,15 @@ impl AutoReclaim {
     /// For the guest of `monitor`; no thread runs before it is switched on.
     #[must_use]
     pub fn new(monitor: Arc<Monitor>, threads: Spawner) -> Self {
-        Self { monitor, shared: Arc::default(), threads }
+        Self { monitor, shared: Arc::default(), threads, before_scan: Arc::new(|| ()) }
+    }
+
+    /// The same with something for the thread to do before each scan: a tenant in this very process has caches, and
+    /// what lies in them unused can be freed.
+    #[must_use]
+    pub fn before_each_scan(mut self, step: impl Fn() + Send + Sync + 'static) -> Self {
+        self.before_scan = Arc::new(step);
+        self
     }
 
     /// Switches it on, off, or to other settings.
@@ -100,9 +109,10 @@ impl AutoReclaim {
         let mut state = lock(&self.shared.state);
         if switch.0.is_some() && state.thread.is_none() && !state.stopping {
             let (monitor, shared) = (self.monitor.clone(), self.shared.clone());
+            let before_scan = self.before_scan.clone();
             // From here on, not from whenever the thread gets to run.
             let installs = monitor.counters.installs.get();
-            let body = move || Worker::new(&monitor, &shared, installs).run();
+            let body = move || Worker::new(&monitor, &shared, &*before_scan, installs).run();
             let thread = self.threads.spawn("auto-reclaim", roles::AUTO_RECLAIM, body);
             state.thread = Some(thread.map_err(SwitchError::Thread)?);
         }
@@ -142,6 +152,7 @@ impl Drop for AutoReclaim {
 struct Worker<'a> {
     monitor: &'a Monitor,
     shared: &'a Shared,
+    before_scan: &'a dyn Fn(),
     policy: Policy,
     plan: Vec<HugeId>,
     /// The count of installs at the last scan.
@@ -151,10 +162,11 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(monitor: &'a Monitor, shared: &'a Shared, installs: u64) -> Self {
+    fn new(monitor: &'a Monitor, shared: &'a Shared, before_scan: &'a dyn Fn(), installs: u64) -> Self {
         Self {
             monitor,
             shared,
+            before_scan,
             policy: Policy::new(monitor.huge_frames()),
             plan: Vec::new(),
             installs,
@@ -208,11 +220,13 @@ impl<'a> Worker<'a> {
     }
 
     fn scan(&mut self, settings: &Settings) -> Decision {
+        (self.before_scan)();
         let start = Instant::now();
+        self.monitor.note_own_installs();
         let now = self.installs();
         let installed = u32::try_from(now.saturating_sub(self.installs)).unwrap_or(u32::MAX);
         self.installs = now;
-        let decision = self.policy.scan(settings, self.monitor.free_with_memory(HugeId(0)), installed, &mut self.plan);
+        let decision = self.policy.scan(settings, self.monitor.unused_with_memory(), installed, &mut self.plan);
         let mut state = lock(&self.shared.state);
         state.status.scans += 1;
         state.status.scan_time += start.elapsed();
@@ -256,5 +270,12 @@ impl Monitor {
     /// claims that it is free.
     fn free_with_memory(&self, from: HugeId) -> impl Iterator<Item = bool> {
         self.host().scan(from).map(|(_, entry, r)| r == Residency::Installed && entry.is_all_free())
+    }
+
+    /// The same of all frames, but not of those that the tenant says it freed since the last scan.
+    fn unused_with_memory(&self) -> impl Iterator<Item = bool> {
+        self.host()
+            .scan(HugeId(0))
+            .map(|(huge, entry, r)| r == Residency::Installed && entry.is_all_free() && !self.was_freed_lately(huge))
     }
 }

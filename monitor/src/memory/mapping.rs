@@ -16,6 +16,15 @@ use vm_memory::mmap::MmapRegion;
 /// Space before and behind the RAM: enough to align it, and at least one unmapped page each.
 const MARGIN: usize = (HUGE_SIZE + FRAME_SIZE) as usize;
 
+/// Who uses the memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum User {
+    /// A guest: no child of ours, no core dump and no debugger has business there.
+    Guest,
+    /// This process, as any other of its memory.
+    ThisProcess,
+}
+
 /// Owns the address space of one guest's RAM.
 #[derive(Debug)]
 pub(super) struct Mapping {
@@ -31,13 +40,13 @@ pub(super) struct Mapping {
 
 impl Mapping {
     /// Private anonymous memory; nothing is accounted or reserved before it is touched.
-    pub(super) fn anonymous(len: usize) -> Result<Self, Errno> {
+    pub(super) fn anonymous(len: usize, user: User) -> Result<Self, Errno> {
         let mapping = Self::reserve(len)?;
         // Raising the protection of reserved space, instead of mapping over it, leaves no moment in
         // which the addresses belong to nobody.
         // SAFETY: the range lies inside the space that `reserve` just made for us alone.
         unsafe { rustix::mm::mprotect(mapping.pointer(0), len, MprotectFlags::READ | MprotectFlags::WRITE) }?;
-        Ok(mapping.advised())
+        Ok(mapping.advised(user))
     }
 
     /// A shared mapping of `file`, which holds at least `len` bytes.
@@ -53,7 +62,7 @@ impl Mapping {
             std::mem::forget(mapping);
             return Err(error);
         }
-        Ok(mapping.advised())
+        Ok(mapping.advised(User::Guest))
     }
 
     /// A shared mapping of a hugetlb `file`. The kernel aligns it, and reserves every page of it
@@ -62,7 +71,17 @@ impl Mapping {
         // SAFETY: without MAP_FIXED the kernel chooses addresses that nobody uses.
         let start = unsafe { rustix::mm::mmap(ptr::null_mut(), len, read_write(), MapFlags::SHARED, file, 0) }?;
         let start = start.expose_provenance();
-        Ok(Self { start, len, outer_start: start, outer_len: len, views: Vec::new() }.advised())
+        Ok(Self { start, len, outer_start: start, outer_len: len, views: Vec::new() }.advised(User::Guest))
+    }
+
+    /// `len` bytes that lie in another process.
+    pub(super) fn absent(len: usize) -> Self {
+        Self { start: 0, len, outer_start: 0, outer_len: 0, views: Vec::new() }
+    }
+
+    /// Whether it is mapped in this process.
+    pub(super) fn is_here(&self) -> bool {
+        self.outer_len > 0
     }
 
     /// Takes address space for `len` bytes and its margins, all of it inaccessible.
@@ -78,8 +97,12 @@ impl Mapping {
     }
 
     /// Keeps guest RAM out of child processes and core dumps, and asks for huge pages.
-    fn advised(self) -> Self {
-        for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump, Advice::LinuxHugepage] {
+    fn advised(self, user: User) -> Self {
+        let advices: &[_] = match user {
+            User::Guest => &[Advice::LinuxHugepage, Advice::LinuxDontFork, Advice::LinuxDontDump],
+            User::ThisProcess => &[Advice::LinuxHugepage],
+        };
+        for advice in advices.iter().copied() {
             // SAFETY: the range is ours, and none of the three changes what it holds.
             if let Err(error) = unsafe { rustix::mm::madvise(self.pointer(0), self.len, advice) } {
                 // Each is an improvement, none a need: hugetlb has no transparent huge pages, and
@@ -129,6 +152,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if !self.is_here() {
+            return;
+        }
         // Regions hand out clones in safe code. If one is still alive, unmapping would leave it
         // dangling over whatever is mapped there next.
         if self.views.drain(..).fold(false, |held, view| held | Arc::into_inner(view).is_none()) {

@@ -11,7 +11,7 @@
 //! the one page of zeroes that all share (Linux 6.12), and these are nothing else. So a run is looked at before
 //! it is handed out.
 
-use super::mapping::Mapping;
+use super::mapping::{Mapping, User};
 use super::pages::Pagemap;
 use super::pressure::Pressure;
 use crate::roles;
@@ -98,7 +98,7 @@ struct Ring {
 impl Ring {
     fn new(slots: u32) -> Result<Self, Errno> {
         Ok(Self {
-            mapping: Mapping::anonymous(slots as usize * SLOT)?,
+            mapping: Mapping::anonymous(slots as usize * SLOT, User::Guest)?,
             slots: slots.into(),
             head: AtomicU64::new(0),
             tail: AtomicU64::new(0),
@@ -512,7 +512,7 @@ pub(super) struct Staging(Mapping);
 
 impl Staging {
     pub(super) fn new() -> Result<Self, Errno> {
-        Mapping::anonymous(SLOT).map(Self)
+        Mapping::anonymous(SLOT, User::Guest).map(Self)
     }
 
     /// Fills it with zeroed memory, and says where that is.

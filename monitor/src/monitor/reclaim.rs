@@ -7,7 +7,7 @@
 use super::{BATCH, Monitor, MonitorError, Pass, is_held};
 use llfree::{Reclaim, Reclaimed, Residency};
 use llfree_base::lock;
-use shared_layout::{HUGE_SIZE, HostWord, HugeEntry, HugeId, HugeRange};
+use shared_layout::{HUGE_SIZE, HugeEntry, HugeId, HugeRange};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -77,8 +77,7 @@ impl Monitor {
                 pass.frames += 1;
             }
         }
-        let epoch = self.return_epoch.fetch_add(1, Ordering::Relaxed) + 1;
-        self.table.set_control(HostWord::ReturnEpoch, epoch);
+        self.tell_of_returns();
         self.set_wanted(0);
         self.publish_limit();
         pass
@@ -103,7 +102,8 @@ impl Monitor {
 
     fn evict_leaving(&self, frames: u32, floor: u32) -> Result<Pass, MonitorError> {
         let mut cursor = lock(&self.passes);
-        self.reclaim_pass(&mut cursor, frames, Residency::Installed, (Reclaim::Soft, floor))
+        let result = self.reclaim_pass(&mut cursor, frames, Residency::Installed, (Reclaim::Soft, floor));
+        self.after_evictions(result)
     }
 
     /// Takes the memory of those of `frames` that are still free, which stay free. No more than
@@ -122,7 +122,8 @@ impl Monitor {
                 batch.add(reclaimed);
             }
         }
-        self.settle_batch(&mut batch)
+        let result = self.settle_batch(&mut batch);
+        self.after_evictions(result)
     }
 
     fn reclaim_pass(

@@ -4,7 +4,7 @@
 //! once to give its caches back, and the passes go on for as long as the caller says so.
 
 use super::{Monitor, MonitorError, Pass};
-use shared_layout::HUGE_SIZE;
+use shared_layout::{HUGE_SIZE, HugeId};
 use std::time::{Duration, Instant};
 
 /// Pause between two looks at a tenant that has to give memory up.
@@ -100,6 +100,23 @@ impl Monitor {
             }
         }
         Ok(self.resized(frames, pass, start, duration))
+    }
+
+    /// Takes charge of a tenant whose last monitor is gone, as it left things: what it held stays held, as far as the limit
+    /// that it told the tenant says so; the rest, which it had in hand, is free again. The tenant could have written the
+    /// limit, and then has only itself to thank.
+    ///
+    /// # Errors
+    /// [`MonitorError`] if what is resident cannot be told, or not be taken back.
+    pub fn take_over(&self) -> Result<(), MonitorError> {
+        let limit = self.claimed_limit();
+        for huge in (0..self.huge_frames()).map(HugeId) {
+            let _ = self.claim_patiently(huge).adopt();
+        }
+        // Whether their memory had gone nobody knows.
+        self.audit()?;
+        self.grow(limit);
+        Ok(())
     }
 
     fn resized(&self, frames: u32, pass: Pass, start: Instant, duration: Duration) -> Resize {

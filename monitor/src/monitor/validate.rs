@@ -6,6 +6,7 @@
 //! once, one that somebody is at a few times more, and only the first few of each kind are kept.
 
 use super::{BATCH, CLAIM_POLL, Monitor, MonitorError};
+use llfree::host::Installer;
 use llfree::{Census, Claim, Contradiction, Residency};
 use llfree_base::check::Check;
 use llfree_base::lock;
@@ -139,6 +140,8 @@ impl Monitor {
             }
             let now = host.claim(huge).map(|claim| claim.residency());
             match now {
+                // A process says so before it touches the frame.
+                Some(Residency::Installed) if was_installed && self.installer == Installer::Tenant => {}
                 Some(Residency::Installed) if was_installed => seen.note(Check::MissingMemory, Some(huge)),
                 Some(Residency::Evicted | Residency::Held) if is_resident => {
                     seen.note(Check::UnaskedMemory, Some(huge));

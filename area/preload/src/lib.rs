@@ -1,0 +1,247 @@
+//! `malloc` and its like for a program that knows nothing of us: `LD_PRELOAD=libllfree_preload.so program`.
+//!
+//! Blocks of 512 KiB and more lie in an area of private memory, whose free part goes back to the system by itself; all
+//! others are glibc's, by the names under which it exports its own functions. A block's size is in a table beside the area,
+//! for `free` is not told it. What is wrong with a `free` of a block of ours ends the program with one line, as glibc does.
+//!
+//! This crate is its exports: each is what the C standard or POSIX says of that name.
+
+use llfree_area::Tier;
+use llfree_area::tier::{THRESHOLD, large_block};
+use std::alloc::{GlobalAlloc, Layout};
+use std::ffi::{c_int, c_void};
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// `max_align_t`.
+const ALIGN: usize = 16;
+/// Blocks of the area begin at a multiple of this.
+const GRAIN: usize = 64 << 10;
+
+unsafe extern "C" {
+    fn __libc_malloc(size: usize) -> *mut c_void;
+    fn __libc_calloc(count: usize, size: usize) -> *mut c_void;
+    fn __libc_realloc(start: *mut c_void, size: usize) -> *mut c_void;
+    fn __libc_free(start: *mut c_void);
+    fn __libc_memalign(align: usize, size: usize) -> *mut c_void;
+}
+
+/// glibc's functions, past the names that we export.
+struct Glibc;
+
+// SAFETY: blocks of glibc's are as large and as aligned as asked for, and its own until they are freed.
+unsafe impl GlobalAlloc for Glibc {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: no more than numbers are passed on.
+        let start = unsafe {
+            match layout.align() {
+                0..=ALIGN => __libc_malloc(layout.size()),
+                align => __libc_memalign(align, layout.size()),
+            }
+        };
+        start.cast()
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, _: Layout) {
+        // SAFETY: the caller's block, which is glibc's.
+        unsafe { __libc_free(start.cast()) };
+    }
+}
+
+/// Ours is the global allocator's, so that this library and its program share one area.
+static TIER: Tier<Glibc> = Tier::new(Glibc);
+
+/// The sizes of blocks in the area, one a grain; zero where none begins.
+fn sizes() -> Option<&'static [AtomicUsize]> {
+    static SIZES: OnceLock<Option<&'static [AtomicUsize]>> = OnceLock::new();
+    let make = || {
+        let grains = llfree_area::tier::large_objects()?.area().bytes() as usize / GRAIN;
+        // SAFETY: numbers only; what is zero costs nothing before it is touched.
+        let start = unsafe { __libc_calloc(grains, size_of::<AtomicUsize>()) }.cast::<AtomicUsize>();
+        // SAFETY: that many, zero, aligned, and never freed.
+        (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start, grains) })
+    };
+    *SIZES.get_or_init(make)
+}
+
+/// Where the size of a block of ours is.
+fn size_of_block(start: *mut c_void) -> Option<&'static AtomicUsize> {
+    let offset = large_block(start.cast())?;
+    // An address inside a block has the grain of somebody, or of nobody; only a start is passed on by honest callers.
+    sizes()?.get(offset / GRAIN)
+}
+
+fn layout(size: usize, align: usize) -> Option<Layout> {
+    Layout::from_size_align(size, align).ok()
+}
+
+/// A large block, noted; null if it is to come from glibc.
+fn large(size: usize, align: usize, zeroed: bool) -> *mut c_void {
+    if size < THRESHOLD || sizes().is_none() {
+        return ptr::null_mut();
+    }
+    let Some(layout) = layout(size, align) else { return ptr::null_mut() };
+    // SAFETY: the layout has a size.
+    let start = unsafe { if zeroed { TIER.alloc_zeroed(layout) } else { TIER.alloc(layout) } }.cast();
+    if let Some(word) = size_of_block(start) {
+        // The alignment decides the class, too, and is a power of two below the size's lowest use: kept with it.
+        word.store(size << 6 | align.trailing_zeros() as usize, Ordering::Relaxed);
+    }
+    start
+}
+
+fn noted(word: usize) -> Option<Layout> {
+    layout(word >> 6, 1 << (word & 63))
+}
+
+fn out_of_memory() -> *mut c_void {
+    // SAFETY: the calling thread's own.
+    unsafe { *libc::__errno_location() = libc::ENOMEM };
+    ptr::null_mut()
+}
+
+/// Ends the program: its heap is not what it thinks.
+fn abort(words: &[u8]) -> ! {
+    // SAFETY: a plain write of our own bytes; then the end.
+    unsafe {
+        libc::write(2, words.as_ptr().cast(), words.len());
+        libc::abort()
+    }
+}
+
+/// C: a block of `size` bytes.
+#[unsafe(no_mangle)]
+pub extern "C" fn malloc(size: usize) -> *mut c_void {
+    match large(size, ALIGN, false) {
+        // SAFETY: numbers only.
+        null if null.is_null() => unsafe { __libc_malloc(size) },
+        start => start,
+    }
+}
+
+/// C: a block of zeroes.
+#[unsafe(no_mangle)]
+pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
+    let Some(bytes) = count.checked_mul(size) else { return out_of_memory() };
+    match large(bytes, ALIGN, true) {
+        // SAFETY: numbers only.
+        null if null.is_null() => unsafe { __libc_calloc(count, size) },
+        start => start,
+    }
+}
+
+/// C: frees a block.
+///
+/// # Safety
+/// The caller's own block, or null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn free(start: *mut c_void) {
+    let Some(word) = size_of_block(start) else {
+        // SAFETY: passed on.
+        return unsafe { __libc_free(start) };
+    };
+    match noted(word.swap(0, Ordering::Relaxed)).filter(|layout| layout.size() > 0) {
+        // SAFETY: the block that was noted under this address.
+        Some(layout) => unsafe { TIER.dealloc(start.cast(), layout) },
+        None => abort(b"llfree-preload: free of a block that is not allocated\n"),
+    }
+}
+
+/// C: a block with another size.
+///
+/// # Safety
+/// The caller's own block, or null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn realloc(start: *mut c_void, size: usize) -> *mut c_void {
+    if start.is_null() {
+        return malloc(size);
+    }
+    let Some(word) = size_of_block(start) else {
+        if size < THRESHOLD {
+            // SAFETY: passed on.
+            return unsafe { __libc_realloc(start, size) };
+        }
+        // SAFETY: the caller's own block.
+        let old = unsafe { malloc_usable_size(start) };
+        let new = malloc(size);
+        if !new.is_null() {
+            // SAFETY: two distinct blocks that have as many bytes; the old one is the caller's.
+            unsafe {
+                ptr::copy_nonoverlapping(start.cast::<u8>(), new.cast(), old.min(size));
+                __libc_free(start);
+            }
+        }
+        return new;
+    };
+    let Some(old) = noted(word.swap(0, Ordering::Relaxed)).filter(|layout| layout.size() > 0) else {
+        abort(b"llfree-preload: realloc of a block that is not allocated\n");
+    };
+    if size == 0 {
+        // SAFETY: the block that was noted under this address.
+        unsafe { TIER.dealloc(start.cast(), old) };
+        return ptr::null_mut();
+    }
+    // SAFETY: as above, and a size that is not zero.
+    let new = unsafe { TIER.realloc(start.cast(), old, size) }.cast::<c_void>();
+    let (kept, bytes) = if new.is_null() { (start, old.size()) } else { (new, size) };
+    if let Some(word) = size_of_block(kept) {
+        word.store(bytes << 6 | old.align().trailing_zeros() as usize, Ordering::Relaxed);
+    }
+    if new.is_null() { out_of_memory() } else { new }
+}
+
+/// POSIX: a block at an alignment.
+///
+/// # Safety
+/// `to` is a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posix_memalign(to: *mut *mut c_void, align: usize, size: usize) -> c_int {
+    if !align.is_power_of_two() || !align.is_multiple_of(size_of::<*mut c_void>()) {
+        return libc::EINVAL;
+    }
+    let start = memalign(align, size);
+    if start.is_null() {
+        return libc::ENOMEM;
+    }
+    // SAFETY: the caller's place.
+    unsafe { *to = start };
+    0
+}
+
+/// C11: a block at an alignment.
+#[unsafe(no_mangle)]
+pub extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
+    memalign(align, size)
+}
+
+/// The same, as it was called before.
+#[unsafe(no_mangle)]
+pub extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
+    match large(size, align.max(ALIGN), false) {
+        // SAFETY: numbers only.
+        null if null.is_null() => unsafe { __libc_memalign(align, size) },
+        start => start,
+    }
+}
+
+/// GNU: the bytes that a block has.
+///
+/// # Safety
+/// The caller's own block, or null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn malloc_usable_size(start: *mut c_void) -> usize {
+    type Usable = unsafe extern "C" fn(*mut c_void) -> usize;
+    static GLIBCS: OnceLock<Option<Usable>> = OnceLock::new();
+    if let Some(word) = size_of_block(start) {
+        return word.load(Ordering::Relaxed) >> 6;
+    }
+    let find = || {
+        // SAFETY: the name has its zero.
+        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, c"malloc_usable_size".as_ptr()) };
+        // SAFETY: glibc's function of this name has this type.
+        (!found.is_null()).then(|| unsafe { std::mem::transmute::<*mut c_void, Usable>(found) })
+    };
+    // SAFETY: passed on.
+    GLIBCS.get_or_init(find).map_or(0, |usable| unsafe { usable(start) })
+}

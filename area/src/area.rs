@@ -1,0 +1,273 @@
+//! [`Area`]: memory of this process that is allocated without a system call and goes back without being asked for.
+//!
+//! The front door: what is allocated and freed here is known to the area's monitor, which is the one that virtual machines
+//! have, from the entries of the table. It takes what stays free for long, and no thread that allocates waits for it, but
+//! for one that finds nothing else than the batch in its hands.
+
+use crate::block::{Block, Extent};
+use crate::error::{AllocError, AreaError, FreeError};
+use crate::hand::Hand;
+use crate::reclaimer::{Flush, Reclaimer, Status};
+use crate::space::{MemoryKind, Shared, Space};
+use llfree::run::Behind;
+use llfree_base::choices::{Settings, Switch};
+use llfree_monitor::{Pass, Resize, Validation};
+use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// Looks at an area that has nothing but what its reclaimer has in hand.
+const PATIENCE: u32 = 100;
+/// The time between two of them.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// What an area is to be.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    bytes: u64,
+    kind: MemoryKind,
+    auto_reclaim: Switch,
+}
+
+impl Builder {
+    /// The settings of automatic reclaim that an area has by default: what was free for three tenths of a second goes
+    /// back, but for 32 MiB.
+    pub const AUTO_RECLAIM: Settings =
+        Settings { interval: Duration::from_millis(100), min_age: 3, keep_bytes: 32 << 20, rate_bytes: 16 << 30 };
+
+    /// So much address space, rounded up to 2 MiB; memory comes when it is touched.
+    #[must_use]
+    pub fn size(self, bytes: u64) -> Self {
+        Self { bytes, ..self }
+    }
+
+    /// The kind of memory.
+    #[must_use]
+    pub fn memory(self, kind: MemoryKind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// Automatic reclaim, or none.
+    #[must_use]
+    pub fn auto_reclaim(self, switch: Switch) -> Self {
+        Self { auto_reclaim: switch, ..self }
+    }
+
+    /// Makes the area.
+    ///
+    /// # Errors
+    /// [`AreaError`]: a size that cannot be, or what the system has not to give.
+    pub fn build(self) -> Result<Area, AreaError> {
+        let (space, table) = Space::new(self.bytes, self.kind)?;
+        let reclaimer = Arc::new(Reclaimer::new(space.ram().clone(), table)?);
+        let space = Arc::new(space);
+        let area = Area { space, reclaimer };
+        area.auto_reclaim(self.auto_reclaim)?;
+        Ok(area)
+    }
+}
+
+/// Memory of this process; clones are the same area, which ends with the last of them and the last handle.
+#[derive(Clone, Debug)]
+pub struct Area {
+    // The reclaimer goes first: its thread uses the space.
+    reclaimer: Arc<Reclaimer>,
+    pub(crate) space: Arc<Space>,
+}
+
+impl Area {
+    /// An area of 1 GiB, unless the builder is told otherwise.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder { bytes: 1 << 30, kind: MemoryKind::Auto, auto_reclaim: Switch(Some(Builder::AUTO_RECLAIM)) }
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.space.bytes()
+    }
+
+    /// What another process needs to take free memory from it; `None` for private memory, which nobody else can.
+    #[must_use]
+    pub fn shared(&self) -> Option<Shared<'_>> {
+        if self.space.is_missing() { None } else { self.space.shared() }
+    }
+
+    /// Whether its memory is private, so that a forked child has a copy.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        self.space.is_private()
+    }
+
+    /// A handle for one thread, which allocates faster than the area itself. What it holds back goes back when it is
+    /// dropped.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle { hand: Hand::new(self.space.clone()), area: self.clone() }
+    }
+
+    /// Frees a block, from any thread.
+    ///
+    /// # Errors
+    /// [`FreeError`].
+    pub fn free(&self, block: Block) -> Result<(), FreeError> {
+        self.check_own(&block)?;
+        match block.extent {
+            Extent::Order(frame, order) => {
+                self.space.mark_freed(Space::huge_range(frame, order.frames()));
+                Ok(self.space.tenant().free(frame, order)?)
+            }
+            Extent::Run(range) => {
+                self.space.mark_freed(range);
+                Ok(self.space.tenant().free_run(range)?)
+            }
+        }
+    }
+
+    pub(crate) fn reclaimer(&self) -> &Arc<Reclaimer> {
+        &self.reclaimer
+    }
+
+    fn check_own(&self, block: &Block) -> Result<(), FreeError> {
+        if block.area != self.space.id() {
+            return Err(FreeError::Foreign);
+        }
+        if self.space.is_missing() { Err(FreeError::Forked) } else { Ok(()) }
+    }
+
+    fn block(&self, extent: Extent, first: FrameId, is_zeroed: bool) -> Block {
+        Block { area: self.space.id(), extent, start: self.space.address(first), is_zeroed }
+    }
+
+    /// Calls `look` until it finds memory, or nothing is in the reclaimer's hands for the moment.
+    #[cold]
+    pub(crate) fn insist<T>(&self, mut look: impl FnMut() -> Result<T, AllocError>) -> Result<T, AllocError> {
+        let tenant = self.space.tenant();
+        let is_held = |huge: &HugeId| tenant.entry(*huge).is_some_and(HugeEntry::is_held);
+        let mut patience = PATIENCE;
+        loop {
+            // Counted first: what is returned after that is found.
+            let held = HugeRange::up_to(tenant.huge_frames()).iter().filter(is_held).count();
+            let found = look();
+            patience -= 1;
+            if found.is_ok() || held as u64 <= self.reclaimer.held_for_good() || patience == 0 {
+                return found;
+            }
+            self.reclaimer.await_batch();
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Tells the reclaimer of a cache, whose idle parts it has freed before it looks around.
+    pub(crate) fn add_cache(&self, cache: Weak<dyn Flush>) {
+        self.reclaimer.add_cache(cache);
+    }
+
+    /// Switches automatic reclaim on, off, or to other settings.
+    ///
+    /// # Errors
+    /// [`AreaError::Switch`], or [`AreaError::Forked`].
+    pub fn auto_reclaim(&self, switch: Switch) -> Result<(), AreaError> {
+        self.reclaimer.switch(switch)
+    }
+
+    /// Gives at most `bytes` of free memory back, which stays free to allocate.
+    ///
+    /// # Errors
+    /// [`AreaError::Monitor`] for memory that the kernel keeps, such as locked memory; [`AreaError::Forked`].
+    pub fn reclaim(&self, bytes: u64) -> Result<Pass, AreaError> {
+        self.reclaimer.reclaim(bytes)
+    }
+
+    /// Lowers the limit to `bytes`: free memory goes out of reach until a [`grow_to`](Self::grow_to). Falling short,
+    /// where too much is in use, is no error: the reply says so.
+    ///
+    /// # Errors
+    /// As [`reclaim`](Self::reclaim).
+    pub fn shrink_to(&self, bytes: u64) -> Result<Resize, AreaError> {
+        self.reclaimer.resize(llfree_monitor::Direction::Shrink, bytes)
+    }
+
+    /// Raises the limit.
+    ///
+    /// # Errors
+    /// [`AreaError::Forked`].
+    pub fn grow_to(&self, bytes: u64) -> Result<Resize, AreaError> {
+        self.reclaimer.resize(llfree_monitor::Direction::Grow, bytes)
+    }
+
+    /// Checks that the table, the reclaimer's knowledge and the kernel's account agree.
+    ///
+    /// # Errors
+    /// [`AreaError::Monitor`], or [`AreaError::Forked`].
+    pub fn validate(&self) -> Result<Validation, AreaError> {
+        self.reclaimer.validate()
+    }
+
+    /// What is resident, in use and held.
+    ///
+    /// # Errors
+    /// [`AreaError::Monitor`], or [`AreaError::Forked`].
+    pub fn status(&self) -> Result<Status, AreaError> {
+        self.reclaimer.status()
+    }
+}
+
+/// One thread's access to an area; it may move to another thread, but two cannot use it at once.
+#[derive(Debug)]
+pub struct Handle {
+    hand: Hand,
+    area: Area,
+}
+
+impl Handle {
+    /// Allocates `2^order` pages of 4 KiB: order 0 to 10.
+    ///
+    /// # Errors
+    /// [`AllocError::OutOfMemory`], or [`AllocError::Forked`].
+    #[inline]
+    pub fn alloc(&mut self, order: Order) -> Result<Block, AllocError> {
+        let taken = match self.hand.take(order) {
+            Err(AllocError::OutOfMemory { .. }) => self.area.insist(|| self.hand.take(order)),
+            other => other,
+        }?;
+        Ok(self.area.block(Extent::Order(taken.frame, order), taken.frame, taken.is_zeroed))
+    }
+
+    /// Allocates `huge_frames` of 2 MiB side by side, as many as the area has.
+    ///
+    /// # Errors
+    /// As [`alloc`](Self::alloc); also for none at all.
+    pub fn alloc_run(&mut self, huge_frames: u32) -> Result<Block, AllocError> {
+        let run = match self.hand.take_run(huge_frames, Behind::Any) {
+            Err(AllocError::OutOfMemory { .. }) if huge_frames > 0 => {
+                // Frames that this very handle keeps may be what a run lacks.
+                self.hand.drain();
+                self.area.insist(|| self.hand.take_run(huge_frames, Behind::Any))
+            }
+            other => other,
+        }?;
+        self.area.space.tenant().self_install(run.range);
+        let first = run.range.first().first_frame();
+        Ok(self.area.block(Extent::Run(run.range), first, run.evicted == huge_frames))
+    }
+
+    /// Frees a block, no matter which thread allocated it.
+    ///
+    /// # Errors
+    /// [`FreeError`].
+    #[inline]
+    pub fn free(&mut self, block: Block) -> Result<(), FreeError> {
+        self.area.check_own(&block)?;
+        match block.extent {
+            Extent::Order(frame, order) => self.hand.give(frame, order),
+            Extent::Run(range) => self.hand.give_run(range),
+        }
+    }
+
+    /// Gives back what the handle keeps to be fast.
+    pub fn drain(&mut self) {
+        self.hand.drain();
+    }
+}

@@ -1,0 +1,91 @@
+//! A thread's way to its caches: one of each [`Source`] that it ever used.
+//!
+//! The last one used is found with a comparison. The others are in a list, which ends with the thread: then what it keeps
+//! goes back and its caches are for others.
+
+use super::cache::Cache;
+use super::source::Source;
+use crate::hand::Hand;
+use std::cell::{Cell, RefCell};
+use std::ptr;
+use std::sync::Arc;
+
+/// What a thread has of a source.
+pub(super) struct Local {
+    pub(super) hand: Hand,
+    /// In the list of `source`, and owned by this thread.
+    cache: *const Cache,
+    source: Arc<Source>,
+}
+
+impl Local {
+    fn new(source: &Arc<Source>) -> Self {
+        Self { hand: Hand::new(source.space.clone()), cache: source.caches.own(), source: source.clone() }
+    }
+
+    pub(super) fn cache(&self) -> &Cache {
+        // SAFETY: the source keeps its caches, and we keep the source.
+        unsafe { &*self.cache }
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        // No `Cell` is reached from another thread: this one ends, or has no use for the source any more.
+        LAST.set((ptr::null(), ptr::null()));
+        self.source.empty(self.cache(), |_| true);
+        self.cache().disown();
+    }
+}
+
+thread_local! {
+    /// The source that was used last, and this thread's cache of it, which `LOCALS` keeps.
+    static LAST: Cell<(*const Source, *const Cache)> = const { Cell::new((ptr::null(), ptr::null())) };
+    static LOCALS: RefCell<Vec<Local>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Of so many allocations past the cache one is timed: two looks at the clock take as long as the rest.
+const TIMED: u32 = 16;
+
+/// Whether this one is.
+pub(super) fn is_timed() -> bool {
+    thread_local!(static COUNT: Cell<u32> = const { Cell::new(0) });
+    let count = COUNT.get();
+    COUNT.set(count.wrapping_add(1));
+    count.is_multiple_of(TIMED)
+}
+
+/// Calls `work` with this thread's cache; `None` if it has none any more, or not yet again.
+#[inline]
+pub(super) fn with_cache<T>(source: &Arc<Source>, work: impl FnOnce(&Cache) -> T) -> Option<T> {
+    let (last, cache) = LAST.get();
+    if ptr::eq(last, Arc::as_ptr(source)) {
+        // SAFETY: `LAST` names a cache only while `LOCALS` keeps the source, and so the cache; nothing that `work` does to a
+        // cache drops a `Local`.
+        return Some(work(unsafe { &*cache }));
+    }
+    with_local(source, |local| work(local.cache()))
+}
+
+/// Calls `work` with what this thread has of a source; `None` at the thread's end, or from within itself.
+#[cold]
+pub(super) fn with_local<T>(source: &Arc<Source>, work: impl FnOnce(&mut Local) -> T) -> Option<T> {
+    LOCALS
+        .try_with(|locals| {
+            let mut locals = locals.try_borrow_mut().ok()?;
+            let known = locals.iter().position(|local| Arc::ptr_eq(&local.source, source));
+            let index = match known {
+                Some(index) => index,
+                None => {
+                    // Objects that are gone: nobody but us has their source.
+                    locals.retain(|local| Arc::strong_count(&local.source) > 1);
+                    locals.push(Local::new(source));
+                    locals.len() - 1
+                }
+            };
+            let local = &mut locals[index];
+            LAST.set((Arc::as_ptr(source), local.cache));
+            Some(work(local))
+        })
+        .ok()?
+}

@@ -1,0 +1,234 @@
+//! `Reclaimer`: the monitor of an area, and the thread that has it look for memory to give back.
+//!
+//! The monitor is that of virtual machines; the tenant here installs by itself. Before each of its looks around the thread
+//! has the caches of this process free what lies in them unused.
+
+use crate::error::AreaError;
+use crate::fork::Maker;
+use llfree::host::Installer;
+use llfree_base::choices::Switch;
+use llfree_base::lock;
+use llfree_base::thread::Spawner;
+use llfree_monitor::auto::{AutoReclaim, AutoStatus};
+use llfree_monitor::memory::{GuestRam, PoolConfig, Supply, UseUserfaultfd};
+use llfree_monitor::{Direction, Monitor, Pass, Resize, Table, TenantStart, Validation};
+use shared_layout::HUGE_SIZE;
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+/// A cache of an area's memory.
+pub(crate) trait Flush: Send + Sync {
+    /// Frees what nobody took or put since the last call.
+    fn free_idle(&self);
+    /// Frees all of it.
+    fn free_all(&self);
+}
+
+/// What an area is at, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Status {
+    /// Its size.
+    pub bytes: u64,
+    /// What it may use: its size, less what is held.
+    pub limit_bytes: u64,
+    /// Memory behind it, by the kernel's account.
+    pub resident_bytes: u64,
+    /// Of that what is mapped in huge pages.
+    pub huge_bytes: u64,
+    /// What is allocated, caches included.
+    pub used_bytes: u64,
+    /// Free memory that a reclaim would give back.
+    pub reclaimable_bytes: u64,
+    /// Given back without being asked for, since the area was made.
+    pub evicted_bytes: u64,
+    /// Automatic reclaim.
+    pub auto_reclaim: AutoStatus,
+}
+
+type Caches = Arc<Mutex<Vec<Weak<dyn Flush>>>>;
+
+pub(crate) struct Reclaimer {
+    // A forked child has no such thread, and whoever held its locks stayed with the parent.
+    auto: ManuallyDrop<RwLock<Auto>>,
+    monitor: Arc<Monitor>,
+    caches: Caches,
+    maker: Maker,
+}
+
+/// Who takes memory back. Whoever does takes the lock for reading.
+struct Auto {
+    /// `None` while another process does: then nobody here may.
+    here: Option<AutoReclaim>,
+    /// As it was switched last.
+    switch: Switch,
+}
+
+impl Reclaimer {
+    /// For an area of this process.
+    pub(crate) fn new(ram: Arc<GuestRam>, table: Table) -> Result<Self, AreaError> {
+        Self::start(ram, table, false)
+    }
+
+    /// For one of another process, which is at work already.
+    pub(crate) fn adopting(ram: Arc<GuestRam>, table: Table) -> Result<Self, AreaError> {
+        let reclaimer = Self::start(ram, table, true)?;
+        reclaimer.monitor.take_over()?;
+        Ok(reclaimer)
+    }
+
+    fn start(ram: Arc<GuestRam>, table: Table, adopted: bool) -> Result<Self, AreaError> {
+        let supply = Supply::new(ram.clone(), PoolConfig::default(), UseUserfaultfd::Off, &Spawner::default())?;
+        let start = TenantStart { installer: Installer::Tenant, adopted, ..TenantStart::default() };
+        let monitor = Arc::new(Monitor::new(ram, supply, table, start)?);
+        let caches = Caches::default();
+        let here = Some(auto(&monitor, &caches));
+        let auto = ManuallyDrop::new(RwLock::new(Auto { here, switch: Switch(None) }));
+        Ok(Self { auto, monitor, caches, maker: Maker::new() })
+    }
+
+    fn monitor(&self) -> Result<&Monitor, AreaError> {
+        if self.maker.is_gone() { Err(AreaError::Forked) } else { Ok(&self.monitor) }
+    }
+
+    /// Calls `work` while it is this process that takes memory back.
+    fn with<T>(&self, work: impl FnOnce(&Monitor, &AutoReclaim) -> Result<T, AreaError>) -> Result<T, AreaError> {
+        let monitor = self.monitor()?;
+        let auto = self.auto.read().unwrap_or_else(PoisonError::into_inner);
+        work(monitor, auto.here.as_ref().ok_or(AreaError::Registered)?)
+    }
+
+    /// Leaves the area to another process: when this returns nobody here has a frame of it in hand.
+    pub(crate) fn lend(&self) -> Result<(), AreaError> {
+        self.monitor()?;
+        let mut auto = self.auto.write().unwrap_or_else(PoisonError::into_inner);
+        match auto.here.take() {
+            // It ends with its thread.
+            Some(here) => drop(here),
+            None => return Err(AreaError::Registered),
+        }
+        Ok(())
+    }
+
+    /// Has it again, as the other process, gone by now, left it.
+    pub(crate) fn take_back(&self) -> Result<(), AreaError> {
+        let monitor = self.monitor()?;
+        let mut auto = self.auto.write().unwrap_or_else(PoisonError::into_inner);
+        if auto.here.is_none() {
+            monitor.take_over()?;
+            let here = self::auto(&self.monitor, &self.caches);
+            here.switch(auto.switch)?;
+            auto.here = Some(here);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn add_cache(&self, cache: Weak<dyn Flush>) {
+        if self.maker.is_gone() {
+            // Nobody flushes caches here, and the list's lock may be with a thread of the parent.
+            return;
+        }
+        let mut caches = lock(&self.caches);
+        caches.retain(|cache| cache.strong_count() > 0);
+        caches.push(cache);
+    }
+
+    /// Has all caches of this process give back what lies in them unused.
+    pub(crate) fn free_idle(&self) {
+        flush(&self.caches, |cache| cache.free_idle());
+    }
+
+    /// Huge frames that a lowered limit keeps out of reach.
+    pub(crate) fn held_for_good(&self) -> u64 {
+        if self.maker.is_gone() {
+            // Nobody returns what the parent's reclaimer had in hand.
+            return u64::MAX;
+        }
+        u64::from(self.monitor.huge_frames()).saturating_sub(self.monitor.claimed_limit().into())
+    }
+
+    pub(crate) fn await_batch(&self) {
+        if let Ok(monitor) = self.monitor() {
+            monitor.await_batch();
+        }
+    }
+
+    pub(crate) fn switch(&self, switch: Switch) -> Result<(), AreaError> {
+        self.with(|_, auto| Ok(auto.switch(switch)?))?;
+        self.auto.write().unwrap_or_else(PoisonError::into_inner).switch = switch;
+        Ok(())
+    }
+
+    pub(crate) fn reclaim(&self, bytes: u64) -> Result<Pass, AreaError> {
+        self.with(|monitor, _| {
+            flush(&self.caches, |cache| cache.free_all());
+            Ok(monitor.evict(frames(bytes))?)
+        })
+    }
+
+    pub(crate) fn resize(&self, direction: Direction, bytes: u64) -> Result<Resize, AreaError> {
+        let drain = || flush(&self.caches, |cache| cache.free_all());
+        self.with(|monitor, _| Ok(monitor.resize(direction, frames(bytes), drain, |_| false)?))
+    }
+
+    pub(crate) fn validate(&self) -> Result<Validation, AreaError> {
+        self.with(|monitor, _| Ok(monitor.validate()?))
+    }
+
+    /// Looks for memory that the tenant has behind its own words, and counts it as what it is.
+    pub(crate) fn audit(&self) -> Result<u64, AreaError> {
+        self.with(|monitor, _| Ok(monitor.audit()?))
+    }
+
+    pub(crate) fn status(&self) -> Result<Status, AreaError> {
+        let picture = self.monitor()?.picture()?;
+        let auto = self.auto.read().unwrap_or_else(PoisonError::into_inner);
+        let auto_reclaim = auto.here.as_ref().map(AutoReclaim::status).unwrap_or_default();
+        let census = picture.census;
+        Ok(Status {
+            bytes: census.huge_frames * HUGE_SIZE,
+            limit_bytes: u64::from(self.monitor.claimed_limit()) * HUGE_SIZE,
+            resident_bytes: picture.residency.resident_bytes,
+            huge_bytes: picture.residency.huge_bytes,
+            used_bytes: census.used_frames * 4096,
+            reclaimable_bytes: census.free_installed * HUGE_SIZE,
+            evicted_bytes: auto_reclaim.evicted * HUGE_SIZE,
+            auto_reclaim,
+        })
+    }
+}
+
+/// The thread that takes memory back, of which nobody has heard yet.
+fn auto(monitor: &Arc<Monitor>, caches: &Caches) -> AutoReclaim {
+    let to_flush = caches.clone();
+    AutoReclaim::new(monitor.clone(), Spawner::default())
+        .before_each_scan(move || flush(&to_flush, |cache| cache.free_idle()))
+}
+
+fn flush(caches: &Caches, how: impl Fn(&dyn Flush)) {
+    // Not under the lock: a cache that is added meanwhile has nothing to free.
+    let all: Vec<_> = lock(caches).iter().filter_map(Weak::upgrade).collect();
+    for cache in all {
+        how(&*cache);
+    }
+}
+
+/// Huge frames that hold this many bytes.
+fn frames(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(HUGE_SIZE)).unwrap_or(u32::MAX)
+}
+
+impl Drop for Reclaimer {
+    fn drop(&mut self) {
+        if !self.maker.is_gone() {
+            // SAFETY: dropped once, here, and not used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.auto) };
+        }
+    }
+}
+
+impl fmt::Debug for Reclaimer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reclaimer").field("limit", &self.monitor.limit()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,6 @@
+//! The threads that this crate starts.
+
+use llfree_base::thread::Role;
+
+/// Looks after an area's registration. In a process that confines no threads of ours, as any that links this crate.
+pub(crate) const LINK: Role = Role::new("area-link", &[]);

@@ -1,0 +1,236 @@
+//! [`Space`]: an area's memory and its table, mapped for as long as anybody can reach them.
+//!
+//! What a block of the table is in bytes and addresses, and what kinds of memory there are. Who takes memory back is not
+//! known here.
+
+use crate::error::AreaError;
+use crate::fork::Maker;
+use llfree::{Initial, Tenant};
+use llfree_base::choices::Backing;
+use llfree_monitor::memory::GuestRam;
+use llfree_monitor::{Region, Table};
+use rustix::fs::{MemfdFlags, SealFlags};
+use shared_layout::{FrameId, HUGE_SIZE, HugeRange, Order, TableLayout};
+use std::fs::File;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::{fmt, fs, io};
+use vm_memory::{FileOffset, MmapRegion};
+
+/// The memory that an area lies in.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum MemoryKind {
+    /// A memory file if the machine has huge pages for these, else private memory.
+    #[default]
+    Auto,
+    /// Private anonymous memory with transparent huge pages. Needs no privilege; only this process can take it back; a
+    /// forked child has a copy, as of all its memory.
+    Private,
+    /// A memory file, which whoever has its descriptor can take memory from. A forked child does not have it. Of 4 KiB
+    /// pages, and twenty times as slow to take back, unless the machine's `shmem_enabled` allows huge ones.
+    MemoryFile,
+    /// A file of 2 MiB pages out of the machine's hugetlb pool, all of them reserved from the start.
+    Hugetlb,
+}
+
+impl MemoryKind {
+    /// What it comes down to on this machine.
+    fn backing(self) -> Backing {
+        match self {
+            Self::Private => Backing::Anon,
+            Self::MemoryFile => Backing::Memfd,
+            Self::Hugetlb => Backing::Hugetlb,
+            Self::Auto if files_have_huge_pages() => Backing::Memfd,
+            Self::Auto => Backing::Anon,
+        }
+    }
+}
+
+/// Whether a memory file that asks for huge pages gets them.
+fn files_have_huge_pages() -> bool {
+    let setting = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
+    ["[always]", "[advise]", "[within_size]", "[force]"].iter().any(|word| setting.contains(word))
+}
+
+/// What makes an area, for another process: [`ForeignArea::adopt`](crate::ForeignArea::adopt).
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'a> {
+    /// The file of its memory.
+    pub memory: BorrowedFd<'a>,
+    /// The file of its table, which nobody can shrink or grow.
+    pub table: BorrowedFd<'a>,
+    /// Its size.
+    pub huge_frames: u32,
+}
+
+/// Memory and table of one area.
+pub(crate) struct Space {
+    // Nothing of a shared mapping is there in a forked child: to unmap it would hit whatever lies there by then.
+    ram: ManuallyDrop<Arc<GuestRam>>,
+    region: ManuallyDrop<Arc<Region>>,
+    /// The table's file, where others are to see it.
+    table_file: Option<File>,
+    tenant: Tenant<'static>,
+    marks: &'static [AtomicU8],
+    maker: Maker,
+    is_private: bool,
+    /// Where the memory begins, and how much it is.
+    base: usize,
+    bytes: u64,
+    /// Tells the blocks of areas apart.
+    id: u32,
+}
+
+impl Space {
+    pub(crate) fn new(bytes: u64, kind: MemoryKind) -> Result<(Self, Table), AreaError> {
+        let huge_frames = bytes.div_ceil(HUGE_SIZE);
+        let layout = u32::try_from(huge_frames).ok().and_then(TableLayout::new).ok_or(AreaError::Size { bytes })?;
+        let maker = Maker::new();
+        let backing = kind.backing();
+        let ram = GuestRam::of_process(huge_frames * HUGE_SIZE, backing)?;
+        let (marks_at, region_bytes) = (layout.total, region_bytes(&layout));
+        let (region, file) = match backing {
+            Backing::Anon => (Region::anonymous(region_bytes).map_err(AreaError::Table)?, None),
+            Backing::Memfd | Backing::Hugetlb => {
+                let (region, file) = sealed(region_bytes).map_err(AreaError::Table)?;
+                (region, Some(file))
+            }
+        };
+        let region = Arc::new(region);
+        let fits = "the region was made this large";
+        let table = Table::new(region.clone(), layout).expect(fits).with_marks(marks_at).expect(fits);
+        let base = std::ptr::with_exposed_provenance_mut(region.host_address() as usize);
+        // SAFETY: the region is as long as the layout says, page aligned, reached through atomics only, and new, so that
+        // nobody is at work on it. The slices live as long as `Self`, which keeps the region and hands none of them out
+        // for longer.
+        let tenant = unsafe { llfree::Table::from_layout(base, region_bytes, &layout, Initial::Evicted) };
+        let tenant = tenant.map_err(|error| AreaError::Table(io::Error::other(error)))?.tenant();
+        let marks: &[AtomicU8] = region.atomics(marks_at, huge_frames as usize);
+        // SAFETY: as above: the region is kept.
+        let marks = unsafe { std::slice::from_raw_parts(marks.as_ptr(), marks.len()) };
+        static IDS: AtomicU32 = AtomicU32::new(1);
+        let space = Self {
+            is_private: backing == Backing::Anon,
+            base: ram.host_address() as usize,
+            bytes: ram.bytes(),
+            ram: ManuallyDrop::new(Arc::new(ram)),
+            region: ManuallyDrop::new(region),
+            table_file: file,
+            tenant,
+            marks,
+            maker,
+            id: IDS.fetch_add(1, Ordering::Relaxed),
+        };
+        Ok((space, table))
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    pub(crate) fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    pub(crate) fn shared(&self) -> Option<Shared<'_>> {
+        let (memory, table) = (self.ram.file()?, self.table_file.as_ref()?.as_fd());
+        Some(Shared { memory, table, huge_frames: self.ram.huge_frames() })
+    }
+
+    /// The table's side that allocates; the caller keeps the space for as long as it has this.
+    pub(crate) fn tenant(&self) -> Tenant<'static> {
+        self.tenant
+    }
+
+    #[inline]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    #[inline]
+    pub(crate) fn is_private(&self) -> bool {
+        self.is_private
+    }
+
+    /// Whether memory and table are not here: shared ones, in a child.
+    #[inline]
+    pub(crate) fn is_missing(&self) -> bool {
+        self.maker.is_gone() && !self.is_private()
+    }
+
+    /// The address of a frame of the table.
+    #[inline]
+    pub(crate) fn address(&self, frame: FrameId) -> NonNull<u8> {
+        let address = self.base + frame.byte_offset() as usize;
+        // A mapping never begins at zero.
+        NonNull::new(std::ptr::with_exposed_provenance_mut(address)).unwrap_or(NonNull::dangling())
+    }
+
+    /// The frame that begins at an address, if one of the table does.
+    #[inline]
+    pub(crate) fn frame_at(&self, address: usize) -> Option<FrameId> {
+        let offset = address.wrapping_sub(self.base) as u64;
+        (offset < self.bytes && offset.is_multiple_of(4096)).then_some(FrameId(offset / 4096))
+    }
+
+    /// The table shows no difference between a frame that was free all the time and one that was in use a moment ago:
+    /// the reclaimer is told, so that it takes the former.
+    #[inline]
+    pub(crate) fn mark_freed(&self, frames: HugeRange) {
+        let (first, end) = (frames.first().index(), frames.end().index());
+        for mark in self.marks.get(first..end).unwrap_or(&[]) {
+            if mark.load(Ordering::Relaxed) == 0 {
+                mark.store(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The huge frames that some frames lie in.
+    pub(crate) fn huge_range(first: FrameId, frames: u64) -> HugeRange {
+        let per_huge = Order::HUGE.frames();
+        let (start, end) = (first.0 / per_huge, (first.0 + frames).div_ceil(per_huge));
+        HugeRange::between(shared_layout::HugeId(start as u32), shared_layout::HugeId(end as u32))
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        if self.is_missing() {
+            return;
+        }
+        // SAFETY: dropped once, here, and not used afterwards.
+        unsafe {
+            ManuallyDrop::drop(&mut self.ram);
+            ManuallyDrop::drop(&mut self.region);
+        }
+    }
+}
+
+impl fmt::Debug for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Space").field("id", &self.id).field("ram", &self.ram).finish_non_exhaustive()
+    }
+}
+
+/// Bytes of a region: the table, and a mark a huge frame behind it.
+pub(crate) fn region_bytes(layout: &TableLayout) -> usize {
+    (layout.total + u64::from(layout.huge_frames)).next_multiple_of(4096) as usize
+}
+
+/// A region in a memory file whose size nobody can change, so that no access to it is ever past its end. A child does not
+/// inherit it.
+fn sealed(bytes: usize) -> io::Result<(Region, File)> {
+    let file = rustix::fs::memfd_create("llfree-table", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&file, bytes as u64)?;
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let file = File::from(file);
+    let mapping = MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), bytes).map_err(io::Error::other)?;
+    let region = Region::over(mapping)?;
+    let start = std::ptr::with_exposed_provenance_mut(region.host_address() as usize);
+    // SAFETY: our mapping, of this length; the advice changes nothing that it holds.
+    unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxDontFork) }?;
+    Ok((region, file))
+}

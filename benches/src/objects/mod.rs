@@ -1,0 +1,213 @@
+//! Large objects against lgalloc, glibc and bare `mmap`: time an operation, and memory a second after the last free.
+//!
+//! Each cell (an allocator, a size, a number of threads, an operation) runs in a process of its own, which is this
+//! program with `--once`; so nobody's memory counts for anybody else. In each round the allocators take turns. The last
+//! round waits a second after its last free, and tells what is resident then, beyond what was before the first object.
+
+mod cell;
+mod load;
+
+pub(crate) use cell::{Allocator, Cell, Op};
+
+use crate::error::BenchError;
+use crate::interrupt;
+use crate::plot::Panel;
+use crate::progress::{Progress, Show};
+use crate::series::{Series, Table};
+use cell::name;
+use llfree_base::units::Bytes;
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::io;
+use std::process::{Command, Stdio};
+
+/// Runs one cell in this process, and says what it came to: nanoseconds, and bytes if it settled.
+pub(crate) fn once(cell: &Cell) -> Result<String, BenchError> {
+    let outcome = load::run(cell.allocator, cell.bytes as usize, cell.threads, cell.op, cell.settles)?;
+    let resident = outcome.resident_after.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
+    Ok(format!("{} {resident}\n", outcome.ns))
+}
+
+/// What to measure.
+pub(crate) struct Plan {
+    pub(crate) allocators: Vec<Allocator>,
+    pub(crate) sizes: Vec<Bytes>,
+    pub(crate) threads: Vec<u32>,
+    pub(crate) ops: Vec<Op>,
+    pub(crate) iterations: u32,
+}
+
+/// One line of the figure.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct Row {
+    pub(crate) bench: &'static str,
+    pub(crate) allocator: String,
+    /// Bytes of an object.
+    pub(crate) size: u64,
+    pub(crate) threads: u32,
+    pub(crate) op: String,
+    pub(crate) ns_median: f64,
+    /// A second after the last free.
+    pub(crate) resident_after_bytes: Option<u64>,
+    /// Median over lgalloc's, or over the first allocator's where lgalloc is not there.
+    pub(crate) ratio: f64,
+}
+
+impl Table for Row {
+    fn table(rows: &[Self]) -> String {
+        let mut text = format!(
+            "{:<14} {:>10} {:>7} {:<14} {:>14} {:>10} {:>8}\n",
+            "allocator", "size", "threads", "op", "ns median", "resident", "ratio"
+        );
+        for row in rows {
+            let resident = row.resident_after_bytes.map_or_else(|| "-".to_owned(), |bytes| Bytes(bytes).to_string());
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "{:<14} {:>10} {:>7} {:<14} {:>14.1} {resident:>10} {:>8.3}",
+                row.allocator,
+                Bytes(row.size).to_string(),
+                row.threads,
+                row.op,
+                row.ns_median,
+                row.ratio
+            );
+        }
+        text
+    }
+
+    fn is_measured(&self) -> bool {
+        self.ns_median.is_finite()
+    }
+}
+
+/// Measures each cell in turns.
+pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
+    let cells = plan.sizes.len() * plan.threads.len() * plan.ops.len();
+    let steps = cells as u32 * plan.iterations;
+    let names = plan.allocators.iter().map(|allocator| (allocator.to_string(), steps));
+    let mut progress = Progress::new(show, "objects", names);
+    let mut rows = Vec::new();
+    for op in &plan.ops {
+        for size in &plan.sizes {
+            for threads in &plan.threads {
+                rows.extend(measure(plan, (*op, *size, *threads), &mut progress)?);
+                if interrupt::requested() {
+                    return Ok(rows);
+                }
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// One cell of each allocator, in turns.
+fn measure(
+    plan: &Plan,
+    (op, size, threads): (Op, Bytes, u32),
+    progress: &mut Progress,
+) -> Result<Vec<Row>, BenchError> {
+    let mut series = vec![Series::default(); plan.allocators.len()];
+    let mut resident = vec![None; plan.allocators.len()];
+    for round in 0..plan.iterations {
+        for (index, allocator) in plan.allocators.iter().enumerate() {
+            let settles = round + 1 == plan.iterations;
+            let cell = Cell { allocator: *allocator, bytes: size.0, threads, op, settles };
+            // Smaller ones it has not.
+            if matches!(allocator, Allocator::Lgalloc | Allocator::LgallocEager) && size.0 < 1 << 21 {
+                continue;
+            }
+            let detail = format!("{size}, {threads} threads, {}", name(&op));
+            let (ns, bytes) = progress.step(&allocator.to_string(), &detail, || spawn(&cell))?;
+            series[index].push(ns);
+            resident[index] = bytes.or(resident[index]);
+        }
+    }
+    let is_limit = |allocator: &Allocator| *allocator == Allocator::Lgalloc;
+    let limit = plan.allocators.iter().position(is_limit).filter(|index| series[*index].count() > 0).unwrap_or(0);
+    let limit = series[limit].median();
+    let row = |index: usize| Row {
+        bench: "objects",
+        allocator: plan.allocators[index].to_string(),
+        size: size.0,
+        threads,
+        op: name(&op),
+        ns_median: series[index].median(),
+        resident_after_bytes: resident[index],
+        ratio: series[index].median() / limit,
+    };
+    Ok((0..plan.allocators.len()).map(row).filter(Row::is_measured).collect())
+}
+
+/// Runs a cell in a process of its own.
+fn spawn(cell: &Cell) -> Result<(f64, Option<u64>), BenchError> {
+    let program = std::env::current_exe()?;
+    let output =
+        Command::new(program).args(["objects", "--once", &cell.to_string()]).stderr(Stdio::inherit()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut words = text.split_whitespace();
+    let ns = words.next().and_then(|ns| ns.parse().ok()).filter(|_| output.status.success());
+    let ns = ns.ok_or_else(|| io::Error::other(format!("the process for {cell} ended with {}", output.status)))?;
+    Ok((ns, words.next().and_then(|bytes| bytes.parse().ok())))
+}
+
+/// A panel for each operation, with a line for each allocator and number of threads.
+pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
+    let mut panels: Vec<Panel> = Vec::new();
+    let mut sizes: Vec<u64> = rows.iter().map(|row| row.size).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    for row in rows {
+        let title = format!("objects: {}", row.op);
+        let index = panels.iter().position(|panel| panel.title == title).unwrap_or_else(|| {
+            panels.push(Panel {
+                title,
+                x_label: "size of an object",
+                y_label: "ns",
+                log_y: true,
+                x_names: sizes.iter().map(|size| Bytes(*size).to_string()).collect(),
+                ..Panel::default()
+            });
+            panels.len() - 1
+        });
+        let at = sizes.iter().position(|size| *size == row.size).unwrap_or(0);
+        let line = format!("{}, {} threads", row.allocator, row.threads);
+        panels[index].point(line, &row.allocator, row.threads > 1, (at as f64, row.ns_median));
+    }
+    panels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum;
+
+    #[test]
+    fn every_allocator_does_everything() {
+        for allocator in Allocator::value_variants() {
+            for op in Op::value_variants().iter().filter(|op| **op != Op::Steady) {
+                let cell = Cell { allocator: *allocator, bytes: 4 << 20, threads: 1, op: *op, settles: false };
+                let text = once(&cell).expect("there is memory");
+                let ns: f64 = text.split(' ').next().and_then(|ns| ns.parse().ok()).expect("a number");
+                assert!(ns > 0.0, "{cell}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_have_the_names_that_scripts_read() {
+        let row = Row {
+            bench: "objects",
+            allocator: "llfree".to_owned(),
+            size: 1,
+            threads: 1,
+            op: "pair".to_owned(),
+            ns_median: 1.0,
+            resident_after_bytes: None,
+            ratio: 1.0,
+        };
+        let json = serde_json::to_string(&row).expect("plain data");
+        let keys = r#"{"bench":"objects","allocator":"llfree","size":1,"threads":1,"op":"pair","ns_median":1.0,"#;
+        assert_eq!(json, keys.to_owned() + r#""resident_after_bytes":null,"ratio":1.0}"#);
+    }
+}

@@ -1,0 +1,21 @@
+//! A keeper takes memory back from the areas of other processes.
+//!
+//! A process registers an area over a socket and goes on. From then on its free memory goes back without it, and its
+//! area answers to the commands that a VM answers to: `status`, `shrink`, `grow`, `reclaim`, `auto-reclaim`, `validate`.
+//! Nothing that a process sends, writes or leaves undone harms the keeper or another process; a process that ends is
+//! forgotten, and a keeper that ends leaves every process as it is, to take its memory back by itself.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`keeper`] | the socket, who may register, quotas, one thread an area |
+//! | `tenant` | one registered area: the handshake, its loop, its end |
+//! | `requests` | what can be asked of it, and the answers |
+//! | `quota` | how many and how much |
+
+pub mod keeper;
+mod quota;
+mod requests;
+mod tenant;
+
+pub use keeper::{Keeper, KeeperError, Options};
+pub use quota::Quota;
