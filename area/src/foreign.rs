@@ -36,6 +36,9 @@ pub enum AdoptError {
     Area(#[from] AreaError),
 }
 
+/// The number of the file system that memory files lie in, of `linux/magic.h`.
+const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+
 /// The area of another process. Dropping it leaves the process as it is.
 #[derive(Debug)]
 pub struct ForeignArea {
@@ -53,6 +56,10 @@ impl ForeignArea {
         let layout = TableLayout::new(huge_frames).ok_or(AdoptError::HugeFrames(huge_frames))?;
         let bytes = region_bytes(&layout);
         let seals = rustix::fs::fcntl_get_seals(&table).map_err(|_| AdoptError::Table("is no memory file"))?;
+        // A hugetlb file has seals, too, and no memory where the pool is empty: a touch of it would end us.
+        if rustix::fs::fstatfs(&table).map_err(io::Error::from)?.f_type != TMPFS {
+            return Err(AdoptError::Table("does not lie in tmpfs"));
+        }
         if !seals.contains(SealFlags::SHRINK | SealFlags::GROW) {
             return Err(AdoptError::Table("is not sealed against shrinking and growing"));
         }

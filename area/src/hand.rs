@@ -78,15 +78,15 @@ impl Hand {
 /// Makes what was taken ready to be touched.
 #[inline]
 pub(crate) fn install(space: &Space, taken: Allocation) -> Taken {
-    let (frame, order) = taken.position();
+    let (frame, _) = taken.position();
     match taken {
         Allocation::Ready(_) => Taken { frame, is_zeroed: false },
         Allocation::Evicted(block) => {
             let tenant = space.tenant();
-            // Nobody has touched what is evicted, and of two huge frames one may not be. In one that is, owners of
-            // other parts may clear the mark, but before the first touch of theirs, and of our part there is none.
+            // Nobody has touched what is evicted, and of two huge frames one may not be. We look now that the block is
+            // ours: when it was counted for us an owner before us may still have had it.
             let is_evicted = |huge| tenant.entry(huge).is_some_and(HugeEntry::is_evicted);
-            let is_zeroed = order < Order::MAX || block.huge_range().iter().all(is_evicted);
+            let is_zeroed = block.huge_range().iter().all(is_evicted);
             let _ = block.self_install(&tenant);
             Taken { frame, is_zeroed }
         }

@@ -34,7 +34,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Between two looks at what lies idle.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Why an area was not registered; it takes its memory back by itself, as before.
+/// Why an area was not registered. It takes its memory back by itself, as before, unless nobody knows who has it.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
     /// Only this process can take private memory from it, and of hugetlb memory nobody else knows what is there.
@@ -50,6 +50,15 @@ pub enum RegisterError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The keeper was sent the area and neither says that it has it nor lets go of it.
+    #[error(
+        "the keeper at {} was sent the area and does not say whether it has it: nobody takes its memory back",
+        path.display()
+    )]
+    Undecided {
+        /// The place.
+        path: PathBuf,
     },
     /// The keeper will not have it.
     #[error("the keeper refused the area: {0}")]
@@ -100,6 +109,8 @@ impl Area {
         reclaimer.lend()?;
         let connection = match greet(path, &words, shared) {
             Ok(connection) => connection,
+            // Two at the same memory would take what is in use.
+            Err(error @ RegisterError::Undecided { .. }) => return Err(error),
             Err(error) => {
                 reclaimer.take_back()?;
                 return Err(error);
@@ -112,10 +123,9 @@ impl Area {
         match thread {
             Ok(thread) => Ok(Registered { shared: link, thread: Some(thread), maker: Maker::new() }),
             Err(error) => {
-                if let Some(connection) = lock(&link.state).0.take() {
-                    part(&connection);
+                if lock(&link.state).0.take().is_none_or(|connection| part(&connection)) {
+                    self.reclaimer().take_back()?;
                 }
-                self.reclaimer().take_back()?;
                 Err(AreaError::Table(error).into())
             }
         }
@@ -196,7 +206,9 @@ impl Keeping<'_> {
             Ok(connection) => Some(connection),
             Err(error) => {
                 log::debug!("not registered again: {}", error_line(&error));
-                self.take_back(failures);
+                if !matches!(error, RegisterError::Undecided { .. }) {
+                    self.take_back(failures);
+                }
                 None
             }
         }
@@ -214,16 +226,19 @@ impl Keeping<'_> {
 /// Connects, and has the area adopted.
 fn greet(path: &Path, words: &[u8], shared: Shared<'_>) -> Result<OwnedFd, RegisterError> {
     let unreachable = |source: io::Error| RegisterError::Unreachable { path: path.to_owned(), source };
-    let answer = talk(path, words, shared).map_err(unreachable)?;
-    let (connection, answer) = answer;
+    let connection = send(path, words, shared).map_err(unreachable)?;
+    // What was sent may be adopted at any time, until the keeper has hung up.
+    let parted = |error| if part(&connection) { error } else { RegisterError::Undecided { path: path.to_owned() } };
+    let answer = hear(&connection).map_err(|error| parted(unreachable(error)))?;
     match read_answer(&answer) {
         Some(Ok(())) => Ok(connection),
-        Some(Err(text)) => Err(RegisterError::Refused(text)),
-        None => Err(unreachable(io::ErrorKind::UnexpectedEof.into())),
+        Some(Err(text)) => Err(parted(RegisterError::Refused(text))),
+        None => Err(parted(unreachable(io::ErrorKind::UnexpectedEof.into()))),
     }
 }
 
-fn talk(path: &Path, words: &[u8], shared: Shared<'_>) -> io::Result<(OwnedFd, Vec<u8>)> {
+/// Connects, and sends the area with its words.
+fn send(path: &Path, words: &[u8], shared: Shared<'_>) -> io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
@@ -239,15 +254,19 @@ fn talk(path: &Path, words: &[u8], shared: Shared<'_>) -> io::Result<(OwnedFd, V
         Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => {}
         Err(error) => return Err(error.into()),
     }
+    Ok(socket)
+}
+
+fn hear(connection: &OwnedFd) -> io::Result<Vec<u8>> {
     let mut answer = vec![0; ANSWER];
-    let mut receive = || retry_on_intr(|| recv(&socket, &mut *answer, RecvFlags::empty()));
+    let mut receive = || retry_on_intr(|| recv(connection, &mut *answer, RecvFlags::empty()));
     let (received, _) = match receive() {
         // That it hung up is told before what it said.
         Err(Errno::CONNRESET) => receive(),
         other => other,
     }?;
     answer.truncate(received);
-    Ok((socket, answer))
+    Ok(answer)
 }
 
 /// Whether the other end is there.

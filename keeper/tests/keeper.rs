@@ -79,6 +79,24 @@ fn a_registered_area_answers_as_a_vm_does() {
     assert!(area.validate().expect("known").findings.is_empty() && is_dirty(&keep, 1));
 }
 
+/// What a process held before it registered, and the keeper gave back, may be in use when the process is alone again.
+#[test]
+fn what_a_keeper_gave_back_is_not_taken_when_it_leaves() {
+    let place = Place::new();
+    let _keeper = place.start();
+    let area = area(64);
+    area.shrink_to(16 * MIB).expect("nothing is used");
+    let registered = area.register(&place.socket(), "web").expect("a keeper");
+    let Reply::Resize(report) = place.call("web", &Request::Grow { to_bytes: 64 * MIB }) else { panic!("refused") };
+    assert!(report.complete, "{report:?}");
+    let mut handle = area.handle();
+    let block = handle.alloc_run(30).expect("the limit is lifted");
+    dirty(&block, 1);
+    drop(registered);
+    assert!(is_dirty(&block, 1), "it was in use");
+    assert!(area.validate().expect("known").findings.is_empty());
+}
+
 #[test]
 fn free_memory_of_a_process_goes_back_without_it() {
     let place = Place::new();

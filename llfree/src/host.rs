@@ -314,15 +314,18 @@ impl<'a> Claim<'a> {
         Ok(transition(self.entry, PATIENCE, HugeEntry::release).is_ok())
     }
 
-    /// Takes over a frame that another host, gone by now, held; whether it did. What is behind it is not known.
+    /// Takes over a frame that another host, gone by now, held; whether it did. What is behind it is not known. What we
+    /// held ourselves and it gave back meanwhile may be in use, and is held no longer.
     #[must_use]
     pub fn adopt(mut self) -> bool {
         let entry = HugeEntry::from_bits(self.entry.load(Ordering::Acquire));
-        let is_orphan = self.state != Residency::Held && entry.release().is_some();
-        if is_orphan {
+        let (was_held, is_held) = (self.state == Residency::Held, entry.release().is_some());
+        if is_held {
             self.state = Residency::Held;
+        } else if was_held {
+            self.state = if entry.is_evicted() { Residency::Evicted } else { Residency::Installed };
         }
-        is_orphan
+        is_held && !was_held
     }
 
     /// Begins to back the frame with memory.

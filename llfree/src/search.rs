@@ -494,8 +494,8 @@ impl Tenant<'_> {
             self.leave(old);
         }
         if reserve {
-            // It is counted when we leave it.
-            self.trees.change(tree, |hint| class_now(hint).reserved(true));
+            // It is counted when we leave it. Another caller at our place may have left it already.
+            self.trees.change(tree, |hint| class_now(hint).reserved(hint.is_reserved() || old != Some(tree)));
         } else {
             self.recount_tree_as(tree, class_now);
         }

@@ -3,7 +3,8 @@
 //! A place to look and nothing more: any value will do. The spots of callers without a handle are
 //! words of the program, not of a table: in a table they would be as many for 1 GiB as for 1 TiB, and
 //! only those who work in this program come back to them. Which word is whose is left to a hash of
-//! table and place. Two that meet in one word disturb each other, and nothing else.
+//! table and place. Two tables that meet in one word disturb each other: a tree that one of them reserved may stay
+//! reserved until memory is short, as one does that a program leaves behind in a table which others use.
 
 use crate::class::{CLASSES, Class};
 use shared_layout::table::HUGE_PER_TREE;

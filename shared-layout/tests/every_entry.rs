@@ -62,10 +62,8 @@ impl State {
     fn take(self, frames: u16) -> Option<Self> {
         let Small { free, run, evicted } = self else { return None };
         let left = free.checked_sub(frames).filter(|_| frames > 0)?;
-        let bound = if free == ALL { ANY } else { run };
-        // No run is longer than what is left.
-        let longest = (0..=ANY).rev().find(|order| 1 << order <= left).unwrap_or(0);
-        Some(Small { free: left, run: bound.min(longest), evicted })
+        let run = if free == ALL { ANY } else { run };
+        Some(Small { free: left, run: if left == 0 { 0 } else { run }, evicted })
     }
 
     fn give(self, frames: u16, beside: u16) -> Option<Self> {

@@ -371,11 +371,30 @@ fn a_bound_is_not_lowered_below_a_run_that_came_meanwhile() {
     );
 }
 
+/// Two free the halves of a pair, one sees both, and takes the only other frame before the other one has counted its
+/// half: fewer frames are counted than the pair has, and yet it is there.
+#[test]
+fn a_pair_is_known_although_a_taker_came_between_its_halves() {
+    race(
+        || Table::one_row(0b1000),
+        |t| t.lower().give_in_row(FrameId(4), order(0)).is_some(),
+        |t| {
+            let given = t.lower().give_in_row(FrameId(5), order(0)).is_some();
+            (given, t.lower().take_at(FrameId(3), order(0)).is_ok())
+        },
+        |t, a, (b, taken)| {
+            assert!(a && b && taken);
+            t.check_counter();
+            assert!(t.entry(0).may_fit(order(1)), "frames 4 and 5 are free");
+        },
+    );
+}
+
 #[test]
 fn of_two_that_free_neighbouring_rows_one_sees_both() {
     let table = || {
         let table = Table::one_row(0);
-        let entry = HugeEntry::FREE_INSTALLED.take(511).expect("one is left");
+        let entry = HugeEntry::FREE_INSTALLED.take(511).and_then(|e| e.lower(Run::SINGLE)).expect("one is left");
         table.rows[7].store(!1, Ordering::Relaxed);
         table.entries[0].store(entry.bits(), Ordering::Relaxed);
         table
