@@ -138,7 +138,6 @@ fn flags_of_linux_guests_are_for_linux_guests() {
         assert!(line.contains(flag) && line.contains("built-in guest") && line.contains("--kernel"), "{line}");
     }
     let files = Files::new();
-    files.refused(&files.kernel(), "--mem 256M --elastic llfree", &["llfree", "balloon"]);
     files.refused(&files.kernel(), "--mem 256M --elastic balloon-huge", &["balloon-huge"]);
     files.refused(&files.kernel(), "--mem 256M --install-pool 64M", &["--install-pool"]);
 }
