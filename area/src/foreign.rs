@@ -9,7 +9,7 @@ use crate::error::AreaError;
 use crate::reclaimer::{Reclaimer, Status};
 use crate::space::region_bytes;
 use llfree_base::choices::Switch;
-use llfree_monitor::memory::GuestRam;
+use llfree_monitor::memory::{GuestRam, lies_in_tmpfs};
 use llfree_monitor::{Direction, Pass, Region, Resize, Table, Validation};
 use rustix::fs::SealFlags;
 use shared_layout::{HUGE_SIZE, TableLayout};
@@ -36,9 +36,6 @@ pub enum AdoptError {
     Area(#[from] AreaError),
 }
 
-/// The number of the file system that memory files lie in, of `linux/magic.h`.
-const TMPFS: rustix::fs::FsWord = 0x0102_1994;
-
 /// The area of another process. Dropping it leaves the process as it is.
 #[derive(Debug)]
 pub struct ForeignArea {
@@ -56,8 +53,8 @@ impl ForeignArea {
         let layout = TableLayout::new(huge_frames).ok_or(AdoptError::HugeFrames(huge_frames))?;
         let bytes = region_bytes(&layout);
         let seals = rustix::fs::fcntl_get_seals(&table).map_err(|_| AdoptError::Table("is no memory file"))?;
-        // A hugetlb file has seals, too, and no memory where the pool is empty: a touch of it would end us.
-        if rustix::fs::fstatfs(&table).map_err(io::Error::from)?.f_type != TMPFS {
+        // A touch of a table without memory behind it would end us.
+        if !lies_in_tmpfs(&table)? {
             return Err(AdoptError::Table("does not lie in tmpfs"));
         }
         if !seals.contains(SealFlags::SHRINK | SealFlags::GROW) {

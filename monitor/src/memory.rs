@@ -20,6 +20,7 @@ mod userfault;
 mod vectored;
 
 pub use address_map::{AddressMap, HOLE_END, HOLE_START, Part};
+pub use foreign::lies_in_tmpfs;
 pub use llfree_base::choices::Backing;
 pub use pool::{Fill, PoolConfig, PoolStatus};
 pub use supply::{Shortfall, Supply, UseUserfaultfd};

@@ -4,11 +4,21 @@
 
 use super::mapping::Mapping;
 use super::{AddressMap, Backing, GuestRam, MemoryError, huge_frames};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
+use std::io;
 use vm_memory::GuestMemoryMmap;
 
 /// The number of the file system that memory files lie in, of `linux/magic.h`.
 const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+
+/// Whether a file lies in tmpfs, as memory files do: those of hugetlb have seals, too, but neither tell what of them is
+/// there nor have memory where the pool is empty.
+///
+/// # Errors
+/// Why the kernel does not say.
+pub fn lies_in_tmpfs(file: impl AsFd) -> io::Result<bool> {
+    Ok(rustix::fs::fstatfs(file)?.f_type == TMPFS)
+}
 
 impl GuestRam {
     /// Memory of another process: a memory file that it maps and that we have the descriptor of. It is not mapped here, for
@@ -25,9 +35,7 @@ impl GuestRam {
         if u64::try_from(meta.st_size) != Ok(bytes) {
             return Err(refused(&format!("it has {} bytes", meta.st_size)));
         }
-        // Hugetlb files have seals too, but do not tell what of them is there.
-        let system = rustix::fs::fstatfs(&file).map_err(|error| refused(&error.to_string()))?;
-        if system.f_type != TMPFS {
+        if !lies_in_tmpfs(&file).map_err(|error| refused(&error.to_string()))? {
             return Err(refused("it does not lie in tmpfs"));
         }
         let flags = rustix::fs::fcntl_getfl(&file).map_err(|error| refused(&error.to_string()))?;
