@@ -6,7 +6,7 @@
 //! right before the step that may fail (its errors take the same way as the kernel's), and a
 //! driver in `tests/faults.rs`, which fails while a point has none. Actions are those of the crate
 //! `fail`: `1*return->off` fails the first time, `2*off->1*return->off` the third, `return(12)`
-//! always and with ENOMEM.
+//! always and with ENOMEM, and `return(12/3)` each third time.
 
 /// Names the points, and lists them.
 macro_rules! points {
@@ -70,13 +70,26 @@ mod injection {
     use std::sync::{Mutex, PoisonError};
 
     static HITS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
+    /// The times that points were passed which fail only now and then.
+    static PASSES: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
+
+    /// The error number that an action's argument gives, if it is to fail this time.
+    fn number(name: &'static str, argument: Option<&str>) -> Option<i32> {
+        let Some((number, one_in)) = argument.and_then(|argument| argument.split_once('/')) else {
+            return Some(argument.and_then(|number| number.parse().ok()).unwrap_or(libc::EIO));
+        };
+        let mut passes = PASSES.lock().unwrap_or_else(PoisonError::into_inner);
+        let passes = passes.entry(name).or_default();
+        *passes += 1;
+        passes.is_multiple_of(one_in.parse().unwrap_or(1)).then(|| number.parse().unwrap_or(libc::EIO))
+    }
 
     /// Fails if a test wants this point to: with the error number that it gave, or EIO.
     ///
     /// # Errors
     /// The fault that the test asked for.
     pub fn point(name: &'static str) -> io::Result<()> {
-        match fail::eval(name, |number| number.and_then(|number| number.parse().ok()).unwrap_or(libc::EIO)) {
+        match fail::eval(name, |argument| number(name, argument.as_deref())).flatten() {
             None => Ok(()),
             Some(number) => {
                 *HITS.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
@@ -109,5 +122,22 @@ mod injection {
         pub fn set(&self, name: &str, actions: &str) -> Result<(), String> {
             fail::cfg(name, actions)
         }
+    }
+}
+
+#[cfg(all(test, feature = "fault-injection"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_fails_always_or_each_third_time_as_it_is_told() {
+        let scenario = Scenario::start();
+        let fails = |times| (0..times).map(|_| point(DISCARD).err().and_then(|error| error.raw_os_error())).collect();
+        scenario.set(DISCARD, "return(12/3)").expect("actions");
+        let found: Vec<_> = fails(7);
+        assert_eq!(found, [None, None, Some(12), None, None, Some(12), None]);
+        scenario.set(DISCARD, "return(12)").expect("actions");
+        let found: Vec<_> = fails(2);
+        assert_eq!(found, [Some(12), Some(12)]);
     }
 }
