@@ -340,21 +340,17 @@ impl Guest for Linux {
     }
 }
 
-/// The user's command line with what this machine adds; the shared region lies at `header`.
+/// The user's command line with what this machine adds, but for what a user has set already, who had a reason; the
+/// shared region lies at `header`.
 fn command_line(config: &VmConfig, header: u64) -> String {
     let given = &config.linux.command_line;
     let (given, init) = given.split_at(parameters_end(given));
-    let mut words = vec![given.trim_end().to_owned()];
-    if let Some(parameter) = config.elastic.way().kernel_parameter() {
-        let name = |word: &str| word.split('=').next().map(str::to_owned);
-        // A user who set it had a reason.
-        if !given.split_whitespace().any(|word| name(word) == name(parameter)) {
-            words.push(parameter.to_owned());
-        }
-    }
-    words.push(format!("{HEADER_PARAMETER}={header:#x}"));
-    words.push(init.to_owned());
-    words.retain(|word| !word.is_empty());
+    let name = |word: &str| word.split('=').next().map(str::to_owned);
+    let header = format!("{HEADER_PARAMETER}={header:#x}");
+    let ours = config.elastic.way().kernel_parameter().into_iter().chain([header.as_str()]);
+    let ours = ours.filter(|ours| !given.split_whitespace().any(|word| name(word) == name(ours)));
+    let words: Vec<_> =
+        [given.trim_end()].into_iter().chain(ours).chain([init]).filter(|word| !word.is_empty()).collect();
     words.join(" ")
 }
 
@@ -387,6 +383,8 @@ mod tests {
         assert_eq!(line("quiet -- single", "none"), format!("quiet {header} -- single"));
         assert_eq!(line("--", "none"), format!("{header} --"));
         assert_eq!(line("a=\"b -- c\" --x x-- --", "none"), format!("a=\"b -- c\" --x x-- {header} --"));
+        assert_eq!(line("llfree.header=0x1000 quiet", "none"), "llfree.header=0x1000 quiet");
+        assert_eq!(line("-- llfree.header=1", "none"), format!("{header} -- llfree.header=1"));
         let online = "memhp_default_state=online_movable";
         assert_eq!(line("quiet", "virtio-mem"), format!("quiet {online} {header}"));
         assert_eq!(line(online, "virtio-mem"), format!("{online} {header}"));
