@@ -23,11 +23,11 @@
 #include <linux/reboot.h>
 #include <linux/sched/mm.h>
 #include <linux/sizes.h>
+#include <linux/smp.h>
 #include <linux/suspend.h>
 #include <linux/swap.h>
 #include <linux/sysfs.h>
 #include <linux/workqueue.h>
-#include <asm/smp.h>
 
 #include "internal.h"
 #include "llfree.h"
@@ -98,6 +98,7 @@ static bool llfree_off __initdata;
 /* What was seen of the host's words. */
 static u64 llfree_seen_epoch;
 static u64 llfree_seen_limit;
+static u64 llfree_failed_status;
 
 /* For /sys/kernel/mm/llfree. */
 static atomic_long_t llfree_installs;
@@ -150,10 +151,9 @@ bool llfree_install(unsigned long frame, unsigned int count)
 		atomic_long_add(count, &llfree_installs);
 		return true;
 	}
+	/* The caller may hold any lock: what there is to say is said later. */
 	atomic_long_inc(&llfree_install_failures);
-	pr_warn_ratelimited("no memory behind %u huge frames from %lu on, status %llu\n",
-			    count, frame, status);
-	mod_delayed_work(system_wq, &llfree_tick, HZ);
+	WRITE_ONCE(llfree_failed_status, status);
 	return false;
 }
 
@@ -218,7 +218,8 @@ static void llfree_trim(void)
 	pg_data_t *pgdat;
 
 	if (!wanted) {
-		last_wanted = pause = 0;
+		last_wanted = 0;
+		pause = 0;
 		return;
 	}
 	if (skipped++ < pause)
@@ -247,12 +248,25 @@ static void llfree_trim(void)
 	drain_all_pages(NULL);
 }
 
+static void llfree_tell_failures(void)
+{
+	static long told;
+	long failures = atomic_long_read(&llfree_install_failures);
+
+	if (failures == told)
+		return;
+	pr_warn_ratelimited("the host had no memory %ld times, status %llu\n",
+			    failures - told, READ_ONCE(llfree_failed_status));
+	told = failures;
+}
+
 static void llfree_look_after(bool failed)
 {
 	unsigned long changed;
 	u64 limit;
 
 	mutex_lock(&llfree_mutex);
+	llfree_tell_failures();
 	limit = llfree_word(LLFREE_LIMIT);
 	changed = llfree_returned(failed);
 	if (limit != llfree_seen_limit) {
@@ -455,7 +469,7 @@ static int __init llfree_init(void)
 	int i;
 
 	/* A merged block must not leave by compaction_capture(). */
-	BUILD_BUG_ON(NR_PAGE_ORDERS > LLFREE_ORDER + 2);
+	BUILD_BUG_ON(LLFREE_ORDER + 2 < NR_PAGE_ORDERS);
 	BUILD_BUG_ON(sizeof(struct llfree_header) != 136);
 
 	if (!llfree_header_gpa || llfree_off)
