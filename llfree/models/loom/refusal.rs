@@ -1,6 +1,7 @@
 //! What is remembered of a refusal: looks for two orders, and a block that comes free meanwhile.
 
 use super::order;
+use super::walk::walk;
 use crate::refusal::Refusal;
 use crate::sync::{AtomicU64, Ordering, change_before_looks};
 use loom::sync::Arc;
@@ -45,7 +46,7 @@ fn check(freed: u8) {
     let mut model = loom::model::Builder::new();
     // Of three threads all interleavings would take hours.
     model.preemption_bound = Some(2);
-    model.check(move || {
+    walk(&model, move || {
         let shared = Shared::new();
         let [small, large] = [2, 5].map(|wanted| {
             let shared = shared.clone();
@@ -77,7 +78,7 @@ fn a_block_for_both_looks() {
 /// A look that found its block ends without a word: what comes of another one is remembered all the same.
 #[test]
 fn a_look_that_found_something_is_in_nobodys_way() {
-    loom::model(|| {
+    walk(&loom::model::Builder::new(), || {
         let shared = Shared::new();
         let other = shared.clone();
         let found = thread::spawn(move || _ = other.refusal().begin(order(2), 0));
