@@ -12,6 +12,12 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/llfree-vmm/testbed
 keep=no
 
 step() { echo "==> $SECONDS s: $*"; }
+# How long it will take, before it begins: from sums of times on two cores, to the minute. Downloads come on top.
+takes() { # SECONDS
+    local minutes=$((($1 + 30) / 60))
+    if ((minutes < 1)); then minutes=1; fi
+    echo "$program: takes about $minutes min on two cores, and the time of what has to be downloaded first" >&2
+}
 fail() { # REASON [STATUS]
     verdict=failed
     echo "$program: FAILED ($1; $SECONDS s)"

@@ -23,6 +23,7 @@ mod outcome;
 mod vm;
 
 use clap::Parser;
+use llfree_base::forecast;
 use llfree_base::units::parse_duration;
 use outcome::{Outcome, Round};
 use std::io::Read;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
     let share = cli.time / chosen.len() as u32;
     // Its time is not the attack's, which says why it has no guest.
     let _ = memory::build();
+    forecast::announce("llfree-attack", "this", cli.time);
     if !cli.json {
         println!("seed {seed}, {share:.0?} for each attack\n");
         println!("{:<14} {:>7}  {:<8}  amounts", "attack", "time", "findings");

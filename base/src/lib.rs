@@ -16,6 +16,7 @@
 //! | [`kernel_stats`] | what the host kernel says about this process and its huge pages |
 //! | [`identity`] | the numbers of this user, process and thread |
 //! | [`memory_room`] | how much memory this process can still have |
+//! | [`forecast`] | how long a command will take, said before it begins |
 //! | [`descriptors`] | how many descriptors it may have, and has |
 //! | [`faults`] | places where tests make the host fail |
 
@@ -24,6 +25,7 @@ pub mod choices;
 pub mod counters;
 pub mod descriptors;
 pub mod faults;
+pub mod forecast;
 pub mod identity;
 pub mod kernel_stats;
 pub mod memory_room;

@@ -57,9 +57,13 @@ use catalogue::Kind;
 use rows::WALL;
 use shared_layout::{HUGE_SIZE, Order};
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// Huge frames of a GiB.
 const PER_GIB: u32 = ((1 << 30) / HUGE_SIZE) as u32;
+
+/// What a round takes for each huge frame of its memory.
+const USUAL: Duration = Duration::from_micros(35);
 
 /// The measurement.
 pub(crate) struct Plan {
@@ -152,6 +156,11 @@ impl Cell {
     /// The measured rounds of the run, and those in which this cell takes part.
     fn rounds(&self, plan: &Plan) -> (u32, u32) {
         (plan.iterations, plan.iterations.min(self.entry.rounds))
+    }
+
+    /// What a round takes: as much as its memory, and a part of the time that it may take at the most.
+    fn usual(&self, plan: &Plan) -> Duration {
+        (USUAL * self.huge_frames).min(Entry::patience(plan.full) / 7)
     }
 
     fn add(&mut self, measured: &Measured) {
@@ -250,7 +259,7 @@ fn cells(plan: &Plan) -> Vec<Cell> {
 pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     plan.check()?;
     let mut cells = cells(plan);
-    let steps = cells.iter().map(|cell| (cell.subject.name(), cell.rounds(plan).1 + 1));
+    let steps = cells.iter().map(|cell| (cell.subject.name(), cell.rounds(plan).1 + 1, cell.usual(plan)));
     let mut progress = Progress::new(show, "alloc", steps);
     for round in 0..=plan.iterations {
         for cell in cells.iter_mut().take_while(|_| !interrupt::requested()) {

@@ -139,11 +139,16 @@ impl Drop for Tenant {
     }
 }
 
+/// What a round takes for each huge frame.
+const USUAL: Duration = Duration::from_micros(300);
+
 /// Rounds of each, after one to warm up.
 pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, BenchError> {
     let names = ["asleep", "running", "untouched", "preference"];
-    let mut progress = Progress::new(show, "areas", names.map(|name| (name, iterations + 1)));
     let frames = mem.0 / HUGE_SIZE;
+    // Frames have 32-bit numbers.
+    let usual = USUAL * frames as u32;
+    let mut progress = Progress::new(show, "areas", names.map(|name| (name, iterations + 1, usual)));
     let mut tenant = Tenant::start(mem)?;
     let area = tenant.adopt(mem)?;
     let mut series: [[Series; 2]; 4] = Default::default();

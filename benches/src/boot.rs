@@ -17,11 +17,14 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::vm::{Vm, VmConfig};
 
+/// What a boot takes, and the end of the VM.
+const USUAL: Duration = Duration::from_millis(40);
+
 /// Measures `iterations` boots of each, after one to warm up.
 pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, BenchError> {
     let (mut ours, mut bare) = (Series::default(), Series::default());
     let rounds = iterations + 1;
-    let mut progress = Progress::new(show, "boot", [("llfree", rounds), ("raw", rounds)]);
+    let mut progress = Progress::new(show, "boot", [("llfree", rounds, USUAL), ("raw", rounds, USUAL)]);
     for round in 0..rounds {
         if interrupt::requested() {
             break;

@@ -20,7 +20,7 @@ use llfree_base::units::Bytes;
 use serde::Serialize;
 use shared_layout::{HUGE_SIZE, Order};
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Fill levels, in thousandths of all frames.
 const LEVELS: [u32; 4] = [500, 900, 990, 999];
@@ -67,6 +67,9 @@ impl Table for Row {
         !self.ns_median.is_nan()
     }
 }
+
+/// What a round takes for each huge frame.
+const USUAL: Duration = Duration::from_micros(25);
 
 /// One round of one level.
 pub(crate) struct Level<'a> {
@@ -139,7 +142,9 @@ pub(crate) fn run(
         cells.extend(able.map(|allocator| (per_mille, *allocator, Default::default(), Series::default())));
     }
     let rounds = iterations + 1;
-    let mut progress = Progress::new(show, "fill", cells.iter().map(|(_, allocator, ..)| (allocator.name(), rounds)));
+    let usual = USUAL * huge_frames;
+    let steps = cells.iter().map(|(_, allocator, ..)| (allocator.name(), rounds, usual));
+    let mut progress = Progress::new(show, "fill", steps);
     for round in 0..rounds {
         for (per_mille, allocator, series, cas) in cells.iter_mut().take_while(|_| !interrupt::requested()) {
             let level = Level { per_mille: *per_mille, huge_frames, seed: u64::from(round), cores };

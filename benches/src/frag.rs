@@ -18,6 +18,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use shared_layout::Order;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// The way that a round exchanges frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -129,6 +130,9 @@ fn served(ok: bool) -> Result<(), Exhausted> {
     if ok { Ok(()) } else { Err(Exhausted { bench: "frag", order: 0 }) }
 }
 
+/// What a round takes for each huge frame.
+const USUAL: Duration = Duration::from_nanos(3_500);
+
 /// One allocator's rounds.
 struct Rounds<'a> {
     name: &'static str,
@@ -182,7 +186,7 @@ pub(crate) fn run(
 ) -> Result<Vec<Row>, BenchError> {
     let able = || allocators.iter().filter(|a| a.supports(Order::BASE, huge_frames)).map(|a| (a, a.name()));
     let all = || exchanges.iter().flat_map(|exchange| able().map(|(allocator, name)| (allocator, name, *exchange)));
-    let steps = all().map(|(_, name, exchange)| (candidate(name, exchange), rounds + 1));
+    let steps = all().map(|(_, name, exchange)| (candidate(name, exchange), rounds + 1, USUAL * huge_frames));
     let mut progress = Progress::new(show, "frag", steps);
     let mut rows = Vec::new();
     for (allocator, name, exchange) in all().take_while(|_| !interrupt::requested()) {

@@ -110,7 +110,8 @@ pub(crate) fn run(mem: Bytes, time: Duration, iterations: u32, show: Show) -> Re
         candidate("interval=100ms", Some(shortest)),
     ];
     let rounds = iterations + 1;
-    let mut progress = Progress::new(show, "idle", candidates.each_ref().map(|candidate| (candidate.name, rounds)));
+    let mut progress =
+        Progress::new(show, "idle", candidates.each_ref().map(|candidate| (candidate.name, rounds, time)));
     for round in 0..rounds {
         for candidate in candidates.iter_mut().take_while(|_| !interrupt::requested()) {
             progress.step(candidate.name, "", || candidate.wait(&vm, time, round > 0))?;

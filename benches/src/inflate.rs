@@ -23,7 +23,7 @@ mod plan;
 
 pub(crate) use plan::{Allowance, Plan};
 
-use crate::candidates::Candidate;
+use crate::candidates::{Candidate, Moves};
 use crate::error::{BenchError, SizeError};
 use crate::guest::{Moved, ask, fill_pool, grow, measure, shrink, touch_and_free};
 use crate::interrupt;
@@ -120,6 +120,16 @@ impl Book {
     }
 }
 
+/// What a round takes for each frame of the memory that moves.
+const fn usual(moves: Moves) -> Duration {
+    match moves {
+        Moves::Frames => Duration::from_millis(2),
+        Moves::Pages => Duration::from_millis(35),
+    }
+}
+/// The same of the raw calls.
+const USUAL_RAW: Duration = Duration::from_millis(1);
+
 /// Measures `plan.iterations` rounds after one to warm up; candidates that move single pages take part in some.
 pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let (mem, to) = (plan.mem, plan.to);
@@ -140,8 +150,13 @@ pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     }
     let raw = GuestRam::new(mem.0 - to.0, plan.backing)?;
     let mut book = Book::default();
-    let steps = subjects.iter().map(|subject| (subject.candidate.name, subject.share.rounds.1 + 1));
-    let mut progress = Progress::new(show, "inflate", steps.chain([(RAW, plan.iterations + 1)]));
+    let steps = subjects.iter().map(|subject| {
+        let Share { mem, to, rounds, .. } = subject.share;
+        // Frames have 32-bit numbers.
+        let frames = ((mem.0 - to.0) / HUGE_SIZE) as u32;
+        (subject.candidate.name, rounds.1 + 1, usual(subject.candidate.moves) * frames)
+    });
+    let mut progress = Progress::new(show, "inflate", steps.chain([(RAW, plan.iterations + 1, USUAL_RAW * frames)]));
     for round in 0..=plan.iterations {
         let taking_part = subjects.iter().filter(|subject| takes_part(subject.share.rounds, round));
         for subject in taking_part.take_while(|_| !interrupt::requested()) {

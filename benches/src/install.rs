@@ -73,6 +73,11 @@ impl Plan {
         }
         Ok(self)
     }
+
+    /// What a round of a VM takes: some milliseconds for each frame of its bursts.
+    fn usual_round(&self) -> Duration {
+        Duration::from_millis(3) * (self.burst / HUGE_SIZE) as u32
+    }
 }
 
 /// One line of the figure.
@@ -257,7 +262,8 @@ pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let mut limits: [Cell; 3] = Default::default();
     let rounds = plan.iterations + 1;
     let names = subjects.iter().map(Subject::name).chain([RAW.to_owned()]);
-    let mut progress = Progress::new(show, "install", names.map(|name| (name, rounds)));
+    let usual = plan.usual_round();
+    let mut progress = Progress::new(show, "install", names.map(|name| (name, rounds, usual)));
     for round in 0..rounds {
         for subject in subjects.iter_mut().take_while(|_| !interrupt::requested()) {
             let name = subject.name();

@@ -40,6 +40,9 @@ const SLICES: u64 = 64;
 /// Between two resizes: the host's time is not all theirs.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// What a run takes besides its time.
+const USUAL_BESIDE: Duration = Duration::from_millis(300);
+
 /// The measurement.
 pub(crate) struct Plan {
     pub(crate) candidates: Vec<&'static Candidate>,
@@ -260,7 +263,9 @@ fn run_pinned(plan: &Plan, guest_core: u32, show: Show) -> Result<Vec<Row>, Benc
     }
     let rounds = plan.iterations + 1;
     let steps = rounds * 2 * LOADS.len() as u32;
-    let mut progress = Progress::new(show, "interference", subjects.iter().map(|subject| (subject.candidate, steps)));
+    let usual = Duration::from_millis(plan.millis) + USUAL_BESIDE;
+    let steps = subjects.iter().map(|subject| (subject.candidate, steps, usual));
+    let mut progress = Progress::new(show, "interference", steps);
     for round in 0..rounds {
         for subject in &mut subjects {
             let loads = LOADS.into_iter().zip(&mut subject.cells);

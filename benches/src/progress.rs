@@ -4,10 +4,13 @@
 //! disturbed: no thread ticks, and nothing is drawn between the start and the end of a step, so what stands on the
 //! screen is as old as the step that runs.
 //!
-//! The time left is that of the steps to come, each as long as the same candidate's have been in the mean. (indicatif
-//! has an estimate too, but takes all steps to be alike: a balloon's last a hundred times as long as others'.)
+//! The time left is that of the steps to come, each as long as the same candidate's have been in the mean. Before its
+//! first one a candidate's steps count as long as they usually are: so the figure begins by saying how long it will
+//! take. (indicatif has an estimate too, but takes all steps to be alike: a balloon's last a hundred times as long as
+//! others'.)
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use llfree_base::forecast::{self, span};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -25,6 +28,8 @@ struct Track {
     steps: u32,
     done: u32,
     spent: Duration,
+    /// How long all steps together usually take.
+    forecast: Duration,
 }
 
 impl Track {
@@ -32,18 +37,15 @@ impl Track {
         self.steps.saturating_sub(self.done)
     }
 
-    /// The time that a step has taken; `None` before the first.
-    fn mean(&self) -> Option<Duration> {
-        self.spent.checked_div(self.done)
+    /// The time that a step has taken, or usually takes.
+    fn mean(&self) -> Duration {
+        self.spent.checked_div(self.done).or_else(|| self.forecast.checked_div(self.steps)).unwrap_or_default()
     }
 }
 
-/// The time for all steps to come. Candidates that have not run yet are taken for average ones; `None` if that
-/// is all of them.
-fn time_left(tracks: &[Track]) -> Option<Duration> {
-    let known: Vec<Duration> = tracks.iter().filter_map(Track::mean).collect();
-    let average = known.iter().sum::<Duration>().checked_div(known.len() as u32)?;
-    Some(tracks.iter().map(|track| track.mean().unwrap_or(average) * track.left()).sum())
+/// The time for all steps to come.
+fn time_left(tracks: &[Track]) -> Duration {
+    tracks.iter().map(|track| track.mean() * track.left()).sum()
 }
 
 enum Place {
@@ -61,24 +63,32 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// A figure's candidates, each with its number of steps; equal names are one candidate.
+    /// A figure's candidates, each with its number of steps and the time that one usually takes; equal names are one
+    /// candidate. Says how long the figure will take.
     pub(crate) fn new<N: Into<String>>(
         show: Show,
         figure: &'static str,
-        candidates: impl IntoIterator<Item = (N, u32)>,
+        candidates: impl IntoIterator<Item = (N, u32, Duration)>,
     ) -> Self {
         let place = match show {
             Show::Nothing => Place::Nowhere,
             Show::Progress => place(ProgressDrawTarget::stderr()),
         };
         let mut progress = Self { figure, start: Instant::now(), tracks: Vec::new(), place };
-        for (name, steps) in candidates {
+        for (name, steps, usual) in candidates {
             let index = progress.index(&name.into());
             progress.tracks[index].steps += steps;
+            progress.tracks[index].forecast += usual * steps;
         }
-        if let Place::Terminal(bar) = &progress.place {
-            bar.set_length(progress.tracks.iter().map(|track| u64::from(track.steps)).sum());
-            bar.set_prefix(figure);
+        match &progress.place {
+            Place::Terminal(bar) => {
+                bar.set_length(progress.tracks.iter().map(|track| u64::from(track.steps)).sum());
+                bar.set_prefix(figure);
+                let forecast = forecast::about(time_left(&progress.tracks));
+                bar.set_message(format!("takes {forecast}"));
+            }
+            Place::Lines => forecast::announce("llfree-bench", figure, time_left(&progress.tracks)),
+            Place::Nowhere => {}
         }
         progress
     }
@@ -105,7 +115,13 @@ impl Progress {
 
     fn index(&mut self, name: &str) -> usize {
         self.tracks.iter().position(|track| track.name == name).unwrap_or_else(|| {
-            self.tracks.push(Track { name: name.to_owned(), steps: 0, done: 0, spent: Duration::ZERO });
+            self.tracks.push(Track {
+                name: name.to_owned(),
+                steps: 0,
+                done: 0,
+                spent: Duration::ZERO,
+                forecast: Duration::ZERO,
+            });
             self.tracks.len() - 1
         })
     }
@@ -142,8 +158,8 @@ impl Progress {
     fn time(&self) -> String {
         let elapsed = span(self.start.elapsed());
         match time_left(&self.tracks) {
-            Some(left) if left > Duration::ZERO => format!("{elapsed} so far, about {} left", span(left)),
-            _ => format!("{elapsed} so far"),
+            Duration::ZERO => format!("{elapsed} so far"),
+            left => format!("{elapsed} so far, about {} left", span(left)),
         }
     }
 }
@@ -157,16 +173,6 @@ fn place(target: ProgressDrawTarget) -> Place {
     // A test draws with it.
     let style = ProgressStyle::with_template("{prefix} [{bar:20}] {wide_msg}").unwrap_or_else(|_| unreachable!());
     Place::Terminal(bar.with_style(style.progress_chars("=> ")))
-}
-
-/// A time as people say it: tenths of short ones, no fractions of long ones.
-fn span(time: Duration) -> String {
-    let seconds = time.as_secs_f64().round() as u64;
-    match seconds {
-        0..10 => format!("{:.1} s", time.as_secs_f64()),
-        10..120 => format!("{seconds} s"),
-        _ => format!("{} min {} s", seconds / 60, seconds % 60),
-    }
 }
 
 #[cfg(test)]

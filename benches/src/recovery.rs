@@ -67,6 +67,9 @@ impl Table for Row {
     }
 }
 
+/// What it takes to open an instance and to read it, for each huge frame.
+const USUAL: Duration = Duration::from_nanos(40);
+
 /// Measures every state `iterations` times, after one round to warm up.
 pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, BenchError> {
     let size = u32::try_from(mem.0 / HUGE_SIZE).ok().and_then(|huge| Some((huge, region_bytes(huge)?)));
@@ -78,7 +81,8 @@ pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, B
         STATES.iter().map(|(state, _)| image(region, huge_frames, *state)).collect::<Result<Vec<_>, BenchError>>()?;
     let mut series: [Series; STATES.len()] = Default::default();
     let mut read = Series::default();
-    let mut progress = Progress::new(show, "recovery", STATES.map(|(_, name)| (name, iterations + 1)));
+    let mut progress =
+        Progress::new(show, "recovery", STATES.map(|(_, name)| (name, iterations + 1, USUAL * huge_frames)));
     for round in 0..=iterations {
         let states = images.iter().zip(&mut series).zip(STATES);
         for ((image, series), (_, name)) in states.take_while(|_| !interrupt::requested()) {

@@ -3,7 +3,7 @@
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
 
 const FRAG: [&str; 9] =
@@ -45,7 +45,8 @@ fn text(bytes: &[u8]) -> String {
 /// The lines that say that a candidate is through, by its name.
 fn finished(stderr: &str, figure: &str) -> Vec<String> {
     let prefix = format!("llfree-bench: {figure}: ");
-    let lines = stderr.lines().map(|line| line.strip_prefix(&prefix).unwrap_or_else(|| panic!("{line}")));
+    // The first one says how long it will take.
+    let lines = stderr.lines().skip(1).map(|line| line.strip_prefix(&prefix).unwrap_or_else(|| panic!("{line}")));
     let finished = lines.filter(|line| line.contains(" steps in ") && line.contains(" so far"));
     finished.filter_map(|line| Some(line.split_once(": ")?.0.to_owned())).collect()
 }
@@ -86,10 +87,28 @@ fn tables_for_a_document_are_all_that_is_printed() {
 #[test]
 fn where_candidates_take_turns_a_pipe_has_an_estimate_after_the_first() {
     let taking_turns = text(&piped(&RECOVERY).stderr);
-    let first = taking_turns.lines().next().expect("a line");
+    let first = taking_turns.lines().nth(1).expect("a line");
     assert!(first.contains("each candidate had its first step") && first.contains(" left"), "{taking_turns}");
     // One after the other: their own lines are all there is to say.
-    assert_eq!(text(&piped(&FRAG).stderr).lines().count(), 4);
+    assert_eq!(text(&piped(&FRAG).stderr).lines().count(), 1 + 4);
+}
+
+#[test]
+fn a_figure_begins_by_saying_how_long_it_will_take() {
+    for args in [&RECOVERY[..], &FRAG[..]] {
+        let output = piped(&[args, &["--json"]].concat());
+        let stderr = text(&output.stderr);
+        assert!(stderr.starts_with(&format!("llfree-bench: {} takes some seconds\n", args[0])), "{stderr}");
+        assert!(!text(&output.stdout).contains("takes"), "rows and nothing else");
+    }
+    // More rounds than anybody waits for here.
+    let mut long = bench(&["frag", "--mem", "8G", "--rounds", "1000"]);
+    let mut child = long.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let mut line = String::new();
+    let read = BufReader::new(child.stderr.take().expect("a pipe")).read_line(&mut line);
+    child.kill().and_then(|()| child.wait()).expect("it is ours");
+    read.expect("text");
+    assert_eq!(line, "llfree-bench: frag takes about 2 min\n");
 }
 
 #[test]
@@ -124,7 +143,7 @@ fn on_a_terminal_one_line_is_redrawn_and_cleared_at_the_end() {
     let (screen, output) = on_a_terminal(&[&FRAG[..], &["--json"]].concat(), "xterm");
     assert!(output.status.success());
     assert!(serde_json::from_slice::<Vec<Value>>(&output.stdout).is_ok_and(|rows| !rows.is_empty()));
-    assert!(screen.contains("frag [") && screen.contains("llfree, batch, 1 of 4"), "{screen:?}");
+    assert!(screen.contains("frag [") && screen.contains("llfree, batch, 1 of"), "{screen:?}");
     assert!(screen.contains(" left: "), "{screen:?}");
     assert!(!screen.contains('\n') && !screen.contains("llfree-bench:"), "one line, in place: {screen:?}");
     // What stands there at the end was written after the last time that the line was cleared.

@@ -16,6 +16,7 @@ use crate::render;
 use crate::roles;
 use crate::run::{DemoSizeError, RunError, sandbox};
 use crate::workload::DEFAULT_ORDER;
+use llfree_base::forecast;
 use llfree_base::lock;
 use llfree_base::memory_room::Room;
 use llfree_base::thread::Spawner;
@@ -306,6 +307,7 @@ fn sizes(args: &DemoArgs) -> Result<Sizes, RunError> {
 /// If there is no VM, or the guest does not answer.
 pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let Sizes { memory, touch, kept, target } = sizes(args)?;
+    forecast::announce("llfree-vmm", "the demo", usual_time(touch, kept));
     let start = Instant::now();
     let mut config = VmConfig::new(Bytes(memory), args.cpus(), args.backing.unwrap_or_default());
     if config.backing == Backing::Anon {
@@ -354,6 +356,14 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     };
     output.to.write_all(text.as_bytes()).and_then(|()| output.to.flush()).map_err(RunError::Output)?;
     Ok(if report.passed { exit::OK } else { exit::PARTIAL })
+}
+
+/// How long the story takes: the guest touches memory that the host has to find first, and later as much again.
+fn usual_time(touch: u64, kept: u64) -> Duration {
+    const A_GIB: f64 = 1.4;
+    let seconds = (2 * touch - kept) as f64 / Bytes::GIB as f64 * A_GIB;
+    // Of at most as many bytes as an address has.
+    Duration::from_secs_f64(seconds)
 }
 
 fn play(story: &mut Story<'_, '_>, vm: &Vm) -> Result<(), RunError> {
@@ -468,6 +478,12 @@ mod tests {
             let refusal = fitted(mem, touch, available).expect_err("it would be killed").to_string();
             assert!(refusal.contains("the host has only"), "{refusal}");
         }
+    }
+
+    #[test]
+    fn the_time_of_the_story_is_that_of_what_it_touches() {
+        let seconds = |touch: u64, kept: u64| usual_time(touch << 30, kept << 30).as_secs();
+        assert_eq!((seconds(0, 0), seconds(8, 0), seconds(8, 2)), (0, 22, 19));
     }
 
     #[test]

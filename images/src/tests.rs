@@ -127,3 +127,21 @@ fn the_guest_needs_no_special_instruction() {
     }
     assert!(instructions > 1000, "{instructions} instructions seen");
 }
+
+#[test]
+fn scripts_that_take_minutes_say_so_before_they_begin() {
+    for (script, arguments, minutes) in [
+        ("linux/build", &[][..], 1),
+        ("linux/testbed", &["console"][..], 4),
+        ("linux/testbed", &["console", "ends", "memfd"][..], 6),
+    ] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+        // Without room for its files it ends where it would begin.
+        let output = std::process::Command::new(path).args(arguments).env("TMPDIR", "/nonexistent").output();
+        let output = output.expect("bash is there");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success());
+        assert!(stderr.contains(&format!(": takes about {minutes} min on two cores")), "{script}: {stderr}");
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("takes"), "{script}: {output:?}");
+    }
+}

@@ -10,12 +10,14 @@
 //! | `launch` | the steps of a launch |
 //! | `life`, `life_state` | pause, resume, stop |
 //! | `devices` | starts the devices' threads |
+//! | `end` | why the guest ended, and who is told |
 //! | `pursuit`, `target` | a limit that was not reached yet |
 //! | `request` | requests for the guest's agents |
 //! | `view` | what the guest says about its memory |
 
 mod cost;
 mod devices;
+mod end;
 mod guest_tables;
 mod launch;
 mod life;
@@ -46,17 +48,16 @@ use crate::exit::ExitReason;
 use crate::guest::Guest;
 use crate::vcpu::VcpuHandle;
 use agent_abi::{Command, Report};
+use end::ExitNotifier;
 use guest_tables::GuestTables;
 use kvm_ioctls::VmFd;
 use life_state::LifeState;
-use llfree_base::faults;
-use llfree_base::lock;
 use llfree_base::units::Bytes;
 use llfree_monitor::auto::AutoReclaim;
 use llfree_monitor::{Direction, Monitor, Violations};
 use shared_layout::HUGE_SIZE;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use target::Pursuit;
 use vmm_sys_util::eventfd::EventFd;
@@ -64,38 +65,6 @@ use vmm_sys_util::eventfd::EventFd;
 /// The longest time for a resize without a deadline, however steadily it comes nearer to its target: a
 /// driver may do so as slowly as it likes. Less than a client's patience.
 pub const LONGEST_RESIZE: Duration = Duration::from_secs(9 * 60);
-
-/// Why the guest ended, once it has, and the condition that waiters sleep on.
-#[derive(Default)]
-struct End {
-    reason: Mutex<Option<ExitReason>>,
-    changed: Condvar,
-}
-
-/// Tells every waiter that the guest has ended.
-#[derive(Clone)]
-struct ExitNotifier {
-    end: Arc<End>,
-    event: Arc<EventFd>,
-    agents: Arc<Agents>,
-    /// Not its owner: the guest may share KVM's VM, which must go before guest memory does.
-    guest: Weak<dyn Guest>,
-}
-
-impl ExitNotifier {
-    fn notify(&self, reason: ExitReason) {
-        // The first reason is the cause, later ones are its consequences.
-        lock(&self.end.reason).get_or_insert(reason);
-        self.end.changed.notify_all();
-        self.agents.stop();
-        if let Some(guest) = self.guest.upgrade() {
-            guest.stop();
-        }
-        if let Err(error) = faults::point(faults::EVENTFD).and_then(|()| self.event.write(1)) {
-            log::error!("the guest's end could not be announced: {error}");
-        }
-    }
-}
 
 /// A running virtual machine.
 pub struct Vm {
@@ -251,10 +220,10 @@ impl Vm {
         &self.exit_notifier.event
     }
 
-    /// Why the guest ended, if it did.
+    /// Why the guest ended, if it did: the final word once it was [stopped](Self::stop).
     #[must_use]
     pub fn ended(&self) -> Option<ExitReason> {
-        lock(&self.exit_notifier.end.reason).clone()
+        self.exit_notifier.end.reason()
     }
 
     /// Has the guest's agent carry out a command, on all vCPUs. A command that a pause interrupts goes on
@@ -368,10 +337,7 @@ impl Vm {
     /// Waits until the guest ends, for at most `timeout`.
     #[must_use]
     pub fn wait_for_end(&self, timeout: Duration) -> Option<ExitReason> {
-        let end = &self.exit_notifier.end;
-        let reason = lock(&end.reason);
-        let waited = end.changed.wait_timeout_while(reason, timeout, |reason| reason.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.exit_notifier.end.wait(timeout)
     }
 }
 

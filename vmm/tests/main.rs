@@ -5,6 +5,7 @@
 //! fail ([faults.rs](faults.rs)) have their own.
 
 mod elastic;
+mod ends;
 mod hostile_driver;
 mod monitor;
 mod pause;

@@ -269,7 +269,7 @@ fn each_way_of_moving_memory_stands_still_and_goes_on() {
         alloc(&vm, 64, 9);
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let churn = scope.spawn(|| ask_between_pauses(&vm, &GuestRequest::Churn { millis: 1500 }));
+            let churn = scope.spawn(|| ask_between_pauses(&vm, &GuestRequest::Churn { millis: 900 }));
             let resizes = scope.spawn(|| {
                 while kind != "none" && !over.load(Ordering::Relaxed) {
                     vm.shrink(320 * MIB, |elapsed| vm.is_moving(elapsed)).expect("in range");

@@ -20,6 +20,7 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::io;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Runs one cell in this process, and says what it came to: nanoseconds, and bytes if it settled.
 pub(crate) fn once(cell: &Cell) -> Result<String, BenchError> {
@@ -81,11 +82,14 @@ impl Table for Row {
     }
 }
 
+/// What a round of a cell takes, the start of its process included.
+const USUAL: Duration = Duration::from_millis(150);
+
 /// Measures each cell in turns.
 pub(crate) fn run(plan: &Plan, show: Show) -> Result<Vec<Row>, BenchError> {
     let cells = plan.sizes.len() * plan.threads.len() * plan.ops.len();
     let steps = cells as u32 * plan.iterations;
-    let names = plan.allocators.iter().map(|allocator| (allocator.to_string(), steps));
+    let names = plan.allocators.iter().map(|allocator| (allocator.to_string(), steps, USUAL));
     let mut progress = Progress::new(show, "objects", names);
     let mut rows = Vec::new();
     for op in &plan.ops {

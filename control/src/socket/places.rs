@@ -131,6 +131,13 @@ mod tests {
         let root_is_us = effective_user() == ROOT;
         let result = first_usable(&[PathBuf::from("/"), good]);
         assert_eq!(result.is_ok(), !root_is_us, "{result:?}: ours but open is refused, another's is passed by");
+        // Root can also make somebody else's.
+        let foreign = scratch.path().join("foreign");
+        std::fs::DirBuilder::new().mode(0o700).create(&foreign).expect("a directory");
+        if std::os::unix::fs::chown(&foreign, Some(65534), None).is_ok() {
+            let next = scratch.path().join("next");
+            assert_eq!(first_usable(&[foreign, next.clone()]).expect("the second one can be made"), next);
+        }
         let error = first_usable(&[absent]).expect_err("nothing left");
         assert!(error.to_string().starts_with("cannot create"), "{error}");
     }

@@ -177,7 +177,7 @@ fn the_end_of_a_vm_lets_go_of_who_waits_for_storage_that_does_not_answer() {
     let device = driver.device.clone();
     let reset = std::thread::spawn(move || device.write(reg::VIRTIO_MMIO_STATUS.into(), &[0; 4]));
     let start = Instant::now();
-    worker::end(vec![worker]);
+    worker::end_within(vec![worker], Duration::from_millis(300));
     assert!(start.elapsed() < LONG / 2, "{:?}", start.elapsed());
     reset.join().expect("no panic");
     storage.answer();

@@ -187,7 +187,7 @@ fn a_request_that_does_not_end_keeps_no_vm_from_ending() {
     driver.add(0, 0);
     let worker = Worker::start(driver.device.clone(), &Spawner::default()).expect("a thread");
     wait_until("the device is asked", || asked.load(Ordering::Relaxed) == 1);
-    worker::end(vec![worker]);
+    worker::end_within(vec![worker], Duration::from_millis(300));
     assert_eq!(driver.used(0), 0, "it is still working on it");
     // The thread has all that it needs, should the storage come back.
     writer.write_all(&[7]).expect("a reader");

@@ -136,7 +136,7 @@ impl Worker {
             }
             if !thread.is_finished() {
                 let name = thread.thread().name().unwrap_or("device");
-                log::warn!("{name}: a request did not finish within {LAST_REQUESTS:?}; the VM ends without it");
+                log::warn!("{name}: a request did not finish in time; the VM ends without it");
             } else if thread.join().is_err() {
                 log::error!("a device's thread panicked");
             }
@@ -151,10 +151,16 @@ impl Drop for Worker {
     }
 }
 
-/// Ends all of these at once.
-pub fn end(mut workers: Vec<Worker>) {
+/// Ends all of these at once. A request that does not finish, because the host does not answer, is waited for for some
+/// seconds in all.
+pub fn end(workers: Vec<Worker>) {
+    end_within(workers, LAST_REQUESTS);
+}
+
+/// The same with another limit.
+pub(super) fn end_within(mut workers: Vec<Worker>, patience: Duration) {
     workers.iter().for_each(Worker::tell);
-    let deadline = Instant::now() + LAST_REQUESTS;
+    let deadline = Instant::now() + patience;
     workers.iter_mut().for_each(|worker| worker.wait(deadline));
 }
 

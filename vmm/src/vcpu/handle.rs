@@ -120,10 +120,16 @@ pub fn settle(vcpus: &[Arc<VcpuHandle>], deadline: Instant) -> Result<(), u32> {
     }
 }
 
+/// Tells vCPUs to stop and gets them out of the guest, at once but not for sure: see [`stop`].
+pub fn order_stop(vcpus: &[Arc<VcpuHandle>]) {
+    vcpus.iter().for_each(|vcpu| vcpu.parking.give(Order::Stop));
+    vcpus.iter().filter(|vcpu| !vcpu.has_settled()).for_each(|vcpu| vcpu.kick());
+}
+
 /// Stops vCPUs and joins their threads. A thread that does not end, because the host does not answer it,
 /// is left behind: it owns all it uses.
 pub fn stop(vcpus: &[Arc<VcpuHandle>]) {
-    vcpus.iter().for_each(|vcpu| vcpu.parking.give(Order::Stop));
+    order_stop(vcpus);
     let deadline = Instant::now() + STOP;
     // `join` leaves behind those that do not end.
     let _ = settle(vcpus, deadline);

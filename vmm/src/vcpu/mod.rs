@@ -13,7 +13,7 @@ mod exits;
 mod handle;
 mod run;
 
-pub use handle::{VcpuCounters, VcpuHandle, prepare_kick, settle, stop};
+pub use handle::{VcpuCounters, VcpuHandle, order_stop, prepare_kick, settle, stop};
 pub use run::run;
 
 use crate::boot::Platform;

@@ -5,8 +5,9 @@
 //! hears of it. Kinds of guests differ inside the steps ([`Plan`]), ways of moving memory in one of
 //! them ([`Way::build`](crate::elastic::Way::build)).
 
+use super::end::{End, ExitNotifier};
 use super::guest_tables::GuestTables;
-use super::{End, ExitNotifier, Vm, devices};
+use super::{Vm, devices};
 use crate::agent::Agents;
 use crate::boot::{self, Image, KvmLimits, Platform};
 use crate::config::VmConfig;
@@ -96,6 +97,7 @@ impl Vm {
             event: Arc::new(event),
             agents: agents.clone(),
             guest: Arc::downgrade(&guest),
+            vcpus: vcpus.clone(),
         };
         let on_end = exit_notifier.clone();
         // Whoever asked for a userfaultfd does not want to go on without one.
