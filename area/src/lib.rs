@@ -28,6 +28,7 @@
 //! | `space` | memory and table, mapped; kinds of memory |
 //! | [`reclaimer`] | the monitor, and its thread |
 //! | [`tier`], `collections` | on top: a global allocator, and the `Allocator` trait of allocator-api2 |
+//! | [`once`] | a value that nobody waits for, as allocators need it |
 //! | [`link`], [`wire`] | an area registered with a process that takes memory back; the words for that |
 //! | [`foreign`] | the area of another process, for who takes memory from it |
 //! | `fork` | whether this is still the process that made the area |
@@ -42,6 +43,7 @@ mod fork;
 mod hand;
 pub mod link;
 pub mod objects;
+pub mod once;
 pub mod reclaimer;
 mod roles;
 mod space;
