@@ -1,8 +1,9 @@
 //! A keeper, the processes that register with it, and those that only pretend to.
 
 mod common;
+mod hostile;
 
-use common::{MIB, Over, Place, Player, area, churn, dirty, eventually, is_dirty, part};
+use common::{LONG, MIB, Over, Place, Player, area, churn, dirty, eventually, is_dirty, part};
 use llfree_area::wire::{Registration, read_answer};
 use llfree_area::{Area, AreaError, MemoryKind, Order, RegisterError, Switch};
 use llfree_base::choices;
@@ -11,7 +12,7 @@ use llfree_keeper::{Keeper, KeeperError, Options, Quota};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType, connect, recv, sendmsg, socket_with,
+    SocketType, connect, recv, sendmsg, socket_with, sockopt,
 };
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -153,9 +154,10 @@ fn quotas_hold() {
 }
 
 /// Sends bytes and descriptors, and hangs up or waits for the answer.
-fn offer(socket: &Path, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Option<Result<(), String>> {
+pub(crate) fn offer(socket: &Path, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Option<Result<(), String>> {
     let connection =
         socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a socket");
+    sockopt::set_socket_timeout(&connection, sockopt::Timeout::Recv, Some(LONG)).expect("a socket");
     connect(&connection, &SocketAddrUnix::new(socket).expect("short")).expect("a keeper");
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = SendAncillaryBuffer::new(&mut space);
