@@ -67,6 +67,37 @@ fn free_memory_goes_back_and_comes_as_zeroes() {
 }
 
 #[test]
+fn memory_of_the_hugetlb_pool_goes_back_to_it() {
+    let area = Area::builder().size(16 * MIB).memory(MemoryKind::Hugetlb).auto_reclaim(Switch(None));
+    let area = match area.build() {
+        Ok(area) => area,
+        Err(AreaError::Memory(error)) => return skipped(format_args!("no hugetlb memory: {error}")),
+        Err(error) => panic!("{error}"),
+    };
+    let free_pages = || {
+        let text = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+        text.expect("there is a pool").trim().parse::<u64>().expect("a number")
+    };
+    let mut handle = area.handle();
+    let (keep, free) = (handle.alloc_run(3).expect("room"), handle.alloc_run(5).expect("room"));
+    dirty(&keep, 1);
+    dirty(&free, 2);
+    let before = free_pages();
+    handle.free(free).expect("ours");
+    assert_eq!(area.status().expect("known").resident_bytes, 16 * MIB);
+    assert_eq!(area.reclaim(u64::MAX).expect("nothing is locked").discarded, 5);
+    assert_eq!((area.status().expect("known").resident_bytes, free_pages()), (6 * MIB, before + 5));
+    let again = handle.alloc_run(5).expect("all of it was reserved");
+    dirty(&again, 3);
+    assert!(is_dirty(&keep, 1) && is_dirty(&again, 3));
+    assert!(area.validate().expect("known").findings.is_empty());
+    let registered = area.register(std::path::Path::new("/nowhere"), "pool");
+    assert!(matches!(registered, Err(llfree_area::RegisterError::NotShared)), "{registered:?}");
+    let child = fork(|| area.handle().alloc(Order::HUGE) == Err(AllocError::Forked));
+    assert!(child, "its table is not in the child");
+}
+
+#[test]
 fn frames_with_memory_come_first() {
     let area = small(MemoryKind::Private);
     let mut handle = area.handle();

@@ -182,7 +182,8 @@ fn lies_and_rubbish_are_refused_in_words_and_leave_nothing_behind() {
     let place = Place::new();
     let _keeper = place.start();
     let honest = area(64);
-    let shared = honest.shared().expect("a memory file");
+    // SAFETY: nobody has references to its memory.
+    let shared = unsafe { honest.shared() }.expect("a memory file");
     let words = |huge_frames, name: &str| Registration { huge_frames, name: name.into() }.to_bytes().expect("a name");
     let good = words(32, "liar");
     let both = SealFlags::SHRINK | SealFlags::GROW;
@@ -249,7 +250,8 @@ fn a_tenant_that_scribbles_harms_nobody_but_itself() {
         let _over = Over(&over);
         scope.spawn(|| {
             // A table of its own to write to, as a process has it.
-            let shared = hostile.shared().expect("a memory file");
+            // SAFETY: nobody has references to its memory.
+            let shared = unsafe { hostile.shared() }.expect("a memory file");
             let bytes = rustix::fs::fstat(shared.table).expect("open").st_size as usize;
             let mut random = fastrand::Rng::with_seed(4);
             while !over.load(Ordering::Relaxed) {

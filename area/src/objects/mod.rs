@@ -166,6 +166,12 @@ impl Objects {
         self.source.stats(self.area.status().ok())
     }
 
+    /// Whether the objects are not in this process: a forked child of the one that has them.
+    #[inline]
+    pub(crate) fn is_missing(&self) -> bool {
+        self.source.space.is_missing()
+    }
+
     /// Untyped: what the allocators on top use.
     #[inline]
     pub(crate) fn take(&self, bytes: usize, align: usize) -> Result<Raw, AllocError> {
@@ -184,14 +190,14 @@ impl Objects {
     fn take_slow(&self, class: Class, zeroes: bool) -> Result<Raw, AllocError> {
         let begin = is_timed().then(Instant::now);
         let take = || {
-            let found = with_local(&self.source, |local| {
-                let found = self.source.take(Some(&mut local.hand), class, zeroes);
+            let found = with_local(&self.source, |cache, grip| {
+                let found = self.source.take(grip, class, zeroes);
                 if found.is_ok() {
-                    local.cache().count(class, true);
+                    cache.count(class, true);
                 }
                 found
             });
-            found.unwrap_or_else(|| self.source.take(None, class, zeroes))
+            found.unwrap_or_else(|| self.source.take_without(class, zeroes))
         };
         let found = match take() {
             Err(AllocError::OutOfMemory { .. }) => {
@@ -248,9 +254,9 @@ impl Objects {
     #[cold]
     #[inline(never)]
     fn give_slow(&self, frame: FrameId, class: Class) -> Result<(), FreeError> {
-        let given = with_local(&self.source, |local| {
-            local.cache().count(class, false);
-            self.source.give(Some(&mut local.hand), frame, class)
+        let given = with_local(&self.source, |cache, grip| {
+            cache.count(class, false);
+            self.source.give(Some(grip), frame, class)
         });
         given.unwrap_or_else(|| self.source.give(None, frame, class))
     }
