@@ -13,6 +13,7 @@
 use crate::error::BenchError;
 use crate::interrupt;
 use crate::objects::Row;
+use crate::plot::Panel;
 use crate::progress::{Progress, Show};
 use crate::series::Series;
 use llfree_area::{Area, ForeignArea, MemoryKind, Order, Switch};
@@ -181,6 +182,25 @@ pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, B
     let [time, faults] = &series[3];
     rows.push(row("llfree", "preference", time, faults.median()));
     Ok(rows)
+}
+
+/// One panel: a bar for each operation, ours and the raw calls'.
+pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
+    let mut ops: Vec<&str> = Vec::new();
+    for row in rows {
+        if !ops.contains(&row.op.as_str()) {
+            ops.push(&row.op);
+        }
+    }
+    let x_names = ops.iter().map(|op| (*op).to_owned()).collect();
+    let title = "taking memory back from another process".to_owned();
+    let mut panel =
+        Panel { title, x_label: "", y_label: "ns, a 2 MiB frame", log_y: true, x_names, ..Panel::default() };
+    for row in rows {
+        let at = ops.iter().position(|op| *op == row.op).unwrap_or(0);
+        panel.point(row.allocator.clone(), &row.allocator, false, (at as f64, row.ns_median));
+    }
+    vec![panel]
 }
 
 fn keep(series: &mut [Series; 2], times: [f64; 2], round: u32) {
