@@ -240,6 +240,7 @@ impl Reclaimer {
 fn auto(monitor: &Arc<Monitor>, caches: &Caches) -> AutoReclaim {
     let to_flush = caches.clone();
     AutoReclaim::new(monitor.clone(), Spawner::default())
+        .heeding_pressure()
         .before_each_scan(move || flush(&to_flush, |cache| cache.free_idle()))
 }
 
