@@ -24,6 +24,7 @@
 //! | [`area`] | the area, its builder, handles of threads |
 //! | [`block`], [`error`] | what an allocation yields, and why it may not |
 //! | [`objects`] | large objects: classes, caches, typed regions |
+//! | `raw` | frames by address and layout, for allocators of others |
 //! | `hand` | one thread's access to the table |
 //! | `space` | memory and table, mapped; kinds of memory |
 //! | [`reclaimer`] | the monitor, and its thread |
@@ -44,6 +45,7 @@ mod hand;
 pub mod link;
 pub mod objects;
 pub mod once;
+mod raw;
 pub mod reclaimer;
 mod roles;
 mod space;
