@@ -149,6 +149,17 @@ mod tests {
             unsafe { area.give(start, layout) }.expect("it was taken");
         }
         assert_eq!(area.status().expect("known").used_bytes, 0);
+        for bytes in [4096, 60_000, 2 << 20, 7 << 20] {
+            let (start, _) = area.take(layout(bytes, 1)).expect("room");
+            // SAFETY: the first time it is ours; the second time the table refuses it, for nobody took it since.
+            let twice = unsafe { [area.give(start, layout(bytes, 1)), area.give(start, layout(bytes, 1))] };
+            assert!(twice[0].is_ok() && twice[1].is_err(), "{bytes}: {twice:?}");
+        }
+        let outside = NonNull::from(&area).cast();
+        assert!(!area.contains(outside));
+        // SAFETY: it is refused.
+        assert_eq!(unsafe { area.give(outside, layout(4096, 1)) }, Err(FreeError::Foreign));
+        assert_eq!(area.status().expect("known").used_bytes, 0, "neither changed anything");
         assert_eq!(area.take(layout(1, 4 << 20)), Err(AllocError::Alignment(4 << 20)));
         let bytes = isize::MAX as usize - 4096;
         assert_eq!(area.take(layout(bytes, 1)), Err(AllocError::OutOfMemory { bytes: bytes as u64 }));

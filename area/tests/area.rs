@@ -189,6 +189,35 @@ fn an_address_space_that_is_limited_is_an_error() {
 }
 
 #[test]
+fn memory_files_that_are_denied_are_an_error_and_private_memory_is_not() {
+    let child = fork(|| {
+        let jump = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
+        let (load, equal, ret) = (0x20, 0x15, 0x06);
+        // memfd_create fails with EPERM, all else is allowed.
+        let mut filter = [
+            jump(load, 0, 0, 0),
+            jump(equal, libc::SYS_memfd_create as u32, 0, 1),
+            jump(ret, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0, 0),
+            jump(ret, libc::SECCOMP_RET_ALLOW, 0, 0),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: numbers, and a program that outlives the call; of this child alone.
+        let failed = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+                + libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+        };
+        if failed != 0 {
+            // Where filters are not to be had nothing is denied.
+            return true;
+        }
+        let build = |kind| Area::builder().size(4 * MIB).memory(kind).auto_reclaim(Switch(None)).build();
+        let denied = [MemoryKind::MemoryFile, MemoryKind::Hugetlb].map(build);
+        denied.iter().all(|area| matches!(area, Err(AreaError::Memory(_)))) && build(MemoryKind::Private).is_ok()
+    });
+    assert!(child);
+}
+
+#[test]
 fn a_forked_child_has_a_copy_of_private_memory_and_allocates_in_it() {
     let area = small(MemoryKind::Private);
     let mut handle = area.handle();

@@ -164,9 +164,11 @@ pub(crate) fn offer(socket: &Path, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Op
     if !files.is_empty() {
         assert!(control.push(SendAncillaryMessage::ScmRights(files)));
     }
-    sendmsg(&connection, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).expect("it listens");
+    // One that is refused before it was heard finds that out here, and is told below.
+    let _ = sendmsg(&connection, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
     let mut answer = [0; 300];
-    let (received, _) = recv(&connection, &mut answer, RecvFlags::empty()).ok()?;
+    let mut hear = || recv(&connection, &mut answer, RecvFlags::empty());
+    let (received, _) = hear().or_else(|_| hear()).ok()?;
     read_answer(&answer[..received])
 }
 

@@ -12,7 +12,9 @@ use llfree_control::client::Client;
 use llfree_control::protocol::{Reply, Request};
 use llfree_keeper::{Keeper, Options, Quota};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::fs::Permissions;
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use test_support::skipped;
@@ -124,6 +126,39 @@ fn a_process_without_a_number_is_registered() {
 
 fn has_ended(child: &mut Child) -> bool {
     child.try_wait().expect("ours").is_some()
+}
+
+/// Calls `work` as another user; `None` where only root could. Of a thread that ends with it, and those that it starts.
+fn as_user<T: Send>(user: u32, work: impl FnOnce() -> T + Send) -> Option<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: numbers only; of this thread alone.
+            (unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) } == 0).then(work)
+        });
+        thread.join().expect("no panic")
+    })
+}
+
+#[test]
+fn a_process_of_another_user_is_refused() {
+    let place = Place::new();
+    std::fs::set_permissions(place.path(), Permissions::from_mode(0o777)).expect("ours");
+    let Some(keeper) = as_user(65534, || place.start()) else {
+        return skipped("only root can be another user");
+    };
+    let honest = area(4);
+    // SAFETY: nobody has references to its memory.
+    let shared = unsafe { honest.shared() }.expect("a memory file");
+    let words = Registration { huge_frames: 2, name: "x".into() }.to_bytes().expect("a name");
+    let attempt = || offer(&place.socket(), &words, &[shared.memory, shared.table]);
+    let registered = as_user(1234, || honest.register(&place.socket(), "x").map(drop)).expect("as before");
+    assert!(matches!(registered, Err(RegisterError::Unreachable { .. })), "the socket's mode: {registered:?}");
+    // And where somebody opened that.
+    std::fs::set_permissions(place.socket(), Permissions::from_mode(0o666)).expect("ours");
+    let answer = as_user(1234, attempt).expect("as before");
+    let Some(Err(text)) = answer else { panic!("{answer:?}") };
+    assert!(text.contains("own user"), "{text}");
+    drop(keeper);
 }
 
 /// Without descriptors it cannot even wait: it goes on, slowly, and ends when it is told to.
