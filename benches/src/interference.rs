@@ -389,7 +389,7 @@ mod tests {
 
     fn plan(mem: u64) -> Plan {
         let candidates = ELASTIC.iter().collect();
-        Plan { candidates, mem, bytes: 12 << 20, beside: 8 << 20, millis: 60, iterations: 1 }
+        Plan { candidates, mem, bytes: 12 << 20, beside: 8 << 20, millis: 30, iterations: 1 }
     }
 
     #[test]

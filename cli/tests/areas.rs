@@ -1,8 +1,6 @@
 //! `llfree-vmm areas`: a process registers its area, and the commands for VMs work on it.
 
-mod common;
-
-use common::{Scratch, number};
+use crate::common::{Scratch, number};
 use llfree_area::{Area, MemoryKind};
 use std::time::{Duration, Instant};
 
@@ -12,7 +10,7 @@ const MIB: u64 = 1 << 20;
 fn a_process_is_listed_shrunk_and_reclaimed_from_as_a_vm_is() {
     let dir = Scratch::new();
     let socket = dir.path().join("register");
-    let keeper = common::Process::spawn(&mut dir.command(&["areas", "--register", &socket.to_string_lossy()]));
+    let keeper = crate::common::Process::spawn(&mut dir.command(&["areas", "--register", &socket.to_string_lossy()]));
     let deadline = Instant::now() + Duration::from_secs(30);
     while !socket.exists() {
         assert!(Instant::now() < deadline, "{}", keeper.stderr());

@@ -1,10 +1,8 @@
 //! What automatic reclaim promises on real machines: memory goes back without a command, a headroom
 //! stays, a busy guest is left alone, and the switch works while the VM runs.
 
-mod common;
-
-use common::machine::{fill, free, guest, launch, resident};
-use common::{MIB, Scratch, need_kvm, number, wait_for};
+use crate::common::machine::{fill, free, guest, launch, resident};
+use crate::common::{MIB, Scratch, need_kvm, number, wait_for};
 use llfree_base::choices::Switch;
 use llfree_control::protocol::GuestRequest;
 use llfree_monitor::memory::Backing;

@@ -1,10 +1,8 @@
 //! What a user can get wrong: each mistake costs one clear line on stderr and exit code 1, and
 //! leaves nothing behind.
 
-mod common;
-
-use common::image::{BASE, Image, LOOP};
-use common::{MIB, Process, Scratch, need_kvm};
+use crate::common::image::{BASE, Image, LOOP};
+use crate::common::{MIB, Process, Scratch, need_kvm};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use test_support::skipped;

@@ -2,12 +2,10 @@
 //! and this user may write it.
 //!
 //! Elsewhere, the emulated machine has one. With TEST for the test's binary, which
-//! `cargo test -p llfree-vmm --test cgroup --no-run` builds and names:
-//! `images/testbed -- sh -c 'mount -t cgroup2 none /sys/fs/cgroup; TEST --test-threads 1'`.
+//! `cargo test -p llfree-vmm --test tests --no-run` builds and names:
+//! `images/testbed -- sh -c 'mount -t cgroup2 none /sys/fs/cgroup; TEST cgroup:: --test-threads 1'`.
 
-mod common;
-
-use common::{MIB, Scratch, need_kvm, number};
+use crate::common::{MIB, Scratch, need_kvm, number};
 use rustix::process::Signal;
 use std::path::PathBuf;
 use test_support::skipped;

@@ -1,8 +1,6 @@
 //! Clients of a live VM, many and hostile: whatever they send or leave undone, it goes on.
 
-mod common;
-
-use common::{DEADLINE, MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
+use crate::common::{DEADLINE, MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
 use rustix::process::Signal;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;

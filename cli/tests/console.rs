@@ -113,7 +113,10 @@ impl Screen {
     /// This test binary, as the others start it.
     fn new(mode: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this test"));
-        command.args(["--exact", "a_vmm_on_a_terminal", "--nocapture"]).env(CHILD, mode).env("RUST_BACKTRACE", "0");
+        command
+            .args(["--exact", "console::a_vmm_on_a_terminal", "--nocapture"])
+            .env(CHILD, mode)
+            .env("RUST_BACKTRACE", "0");
         Self::start(command)
     }
 

@@ -1,10 +1,8 @@
 //! Guests that crash, lie, or never answer: each ends in a report for its user, or costs nobody
 //! anything but itself.
 
-mod common;
-
-use common::image::{HLT, Image, LOOP, NOP, NULL_READ, UD2, call, hello, ring, say};
-use common::{Output, Process, Scratch, Vm, need_kvm, number, wait_for};
+use crate::common::image::{HLT, Image, LOOP, NOP, NULL_READ, UD2, call, hello, ring, say};
+use crate::common::{Output, Process, Scratch, Vm, need_kvm, number, wait_for};
 use guest_abi::Call;
 use guest_abi::header::ABI_VERSION;
 use rustix::process::Signal;

@@ -1,8 +1,6 @@
 //! The demo, on a guest small enough for any machine: every number it promises, and its verdict.
 
-mod common;
-
-use common::{MIB, Process, Scratch, has_fields, need_kvm, number, wait_for};
+use crate::common::{MIB, Process, Scratch, has_fields, need_kvm, number, wait_for};
 use rustix::process::Signal;
 
 #[test]

@@ -1,10 +1,8 @@
 //! A VM whose log nobody reads: stderr is a pipe that is full from the start. Whoever asks it something
 //! gets an answer all the same, and it ends when it is told to.
 
-mod common;
-
-use common::image::{Image, hello, say};
-use common::{Scratch, full_pipe, need_kvm, number};
+use crate::common::image::{Image, hello, say};
+use crate::common::{Scratch, full_pipe, need_kvm, number};
 use guest_abi::Call;
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,7 @@
 //! `kill -9` at any moment leaves nothing behind that matters: the name can be used again, no process
 //! is left, and the next VM of that name cleans up after the last one.
 
-mod common;
-
-use common::{Process, Scratch, need_kvm};
+use crate::common::{Process, Scratch, need_kvm};
 use rustix::process::{Pid, Signal, test_kill_process};
 use std::time::Duration;
 

@@ -1,8 +1,6 @@
 //! The life of a VM as its user sees it: launched, used, shrunk, grown, listed, stopped.
 
-mod common;
-
-use common::{MIB, Process, Scratch, has_fields, need_kvm, number, wait_for};
+use crate::common::{MIB, Process, Scratch, has_fields, need_kvm, number, wait_for};
 use test_support::skipped;
 
 /// More than the VMM itself ever needs, less than any amount tested here.

@@ -1,8 +1,6 @@
 //! A VM's life as a script sees it: started in the background, waited for, asked by name, stopped.
 
-mod common;
-
-use common::{MIB, Process, Scratch, need_kvm, number, wait_for};
+use crate::common::{MIB, Process, Scratch, need_kvm, number, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::path::Path;

@@ -1,9 +1,7 @@
 //! What a user can get wrong about a Linux guest: one clear line and exit code 1, on any machine; and
 //! a machine that cannot run one says why.
 
-mod common;
-
-use common::Scratch;
+use crate::common::Scratch;
 use std::fs;
 use std::path::{Path, PathBuf};
 use test_support::skipped;

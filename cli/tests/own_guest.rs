@@ -1,8 +1,6 @@
 //! The template of a guest of one's own (`images/guest-template`): built as its page says, booted, and at its end.
 
-mod common;
-
-use common::{Scratch, need_kvm};
+use crate::common::{Scratch, need_kvm};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

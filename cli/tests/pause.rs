@@ -1,9 +1,7 @@
 //! `pause` and `resume` as a user sees them: what they print, what a paused VM still does and what it
 //! refuses, and clients that are killed in the middle.
 
-mod common;
-
-use common::{MIB, Scratch, has_fields, need_kvm, number, wait_for};
+use crate::common::{MIB, Scratch, has_fields, need_kvm, number, wait_for};
 use rustix::process::Signal;
 use serde_json::json;
 use std::time::{Duration, Instant};

@@ -1,8 +1,6 @@
 //! A target is a target: what a resize did not reach is pursued, shown, and told when it is reached.
 
-mod common;
-
-use common::{MIB, Scratch, need_kvm, number, wait_for};
+use crate::common::{MIB, Scratch, need_kvm, number, wait_for};
 use serde_json::Value;
 
 /// The events that a VM has told so far.

@@ -1,12 +1,10 @@
 //! What rights a running VM has given up, according to the kernel, and what happens to a thread that
 //! makes a system call that is not on its list.
 
-mod common;
-
+use crate::common::{Process, Scratch, full_pipe, need_kvm, number, wait_for};
 use cli::advice;
 use cli::exit;
 use cli::roles;
-use common::{Process, Scratch, full_pipe, need_kvm, number, wait_for};
 use llfree_harden::{Needs, Sandbox, Seccomp};
 use rustix::process::Signal;
 use std::os::unix::process::ExitStatusExt;
@@ -134,7 +132,7 @@ fn a_call_that_is_none_is_named_as_it_is() {
         return skipped("this kernel has no seccomp");
     }
     let mut command = Command::new(std::env::current_exe().expect("this test"));
-    command.args(["--exact", "a_thread_that_makes_a_call_that_is_none", "--nocapture"]).env(CHILD, "on");
+    command.args(["--exact", "sandbox::a_thread_that_makes_a_call_that_is_none", "--nocapture"]).env(CHILD, "on");
     let forbidden = command.output().expect("it starts");
     assert_eq!(forbidden.status.code(), Some(exit::FORBIDDEN.into()), "{forbidden:?}");
     let line = String::from_utf8_lossy(&forbidden.stderr);
@@ -174,7 +172,7 @@ fn a_forbidden_call_ends_the_process_and_is_named() {
     }
     let run = |mode: &str| {
         let mut command = Command::new(std::env::current_exe().expect("this test"));
-        command.args(["--exact", "a_thread_that_opens_a_socket", "--nocapture"]).env(CHILD, mode);
+        command.args(["--exact", "sandbox::a_thread_that_opens_a_socket", "--nocapture"]).env(CHILD, mode);
         command.output().expect("it starts")
     };
     let forbidden = run("on");
@@ -186,12 +184,13 @@ fn a_forbidden_call_ends_the_process_and_is_named() {
     // The process ends all the same if nobody reads the line.
     let (_reader, stderr) = full_pipe();
     let mut command = Command::new(std::env::current_exe().expect("this test"));
-    command.args(["--exact", "a_thread_that_opens_a_socket", "--nocapture"]).env(CHILD, "on");
+    command.args(["--exact", "sandbox::a_thread_that_opens_a_socket", "--nocapture"]).env(CHILD, "on");
     let unread = Process::spawn(command.stdout(Stdio::null()).stderr(stderr)).wait();
     assert_eq!(unread.status.code(), Some(exit::FORBIDDEN.into()), "{unread:?}");
     for mode in ["log", "off"] {
         let allowed = run(mode);
         assert!(allowed.status.success(), "{mode}: {allowed:?}");
+        assert!(String::from_utf8_lossy(&allowed.stdout).contains("1 passed"), "{mode}: {allowed:?}");
     }
 }
 
@@ -216,9 +215,10 @@ fn a_bounded_thread_may_free_all_that_it_allocated() {
         return skipped("this kernel has no seccomp");
     }
     let mut command = Command::new(std::env::current_exe().expect("this test"));
-    command.args(["--exact", "a_thread_that_frees_all_of_a_large_heap", "--nocapture"]).env(CHILD, "on");
+    command.args(["--exact", "sandbox::a_thread_that_frees_all_of_a_large_heap", "--nocapture"]).env(CHILD, "on");
     let output = command.output().expect("it starts");
     assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
 }
 
 /// Not a test of its own: what the next one starts in a process of its own.
@@ -242,7 +242,7 @@ fn a_bounded_thread_that_crashes_does_not_blame_its_filter() {
         return skipped("this kernel has no seccomp");
     }
     let mut command = Command::new(std::env::current_exe().expect("this test"));
-    command.args(["--exact", "a_thread_that_reads_where_nothing_is", "--nocapture"]).env(CHILD, "on");
+    command.args(["--exact", "sandbox::a_thread_that_reads_where_nothing_is", "--nocapture"]).env(CHILD, "on");
     let output = command.output().expect("it starts");
     assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{output:?}");
 }

@@ -1,8 +1,6 @@
 //! The end of a VM, asked for by a signal in any state: prompt, clean, with the right exit code.
 
-mod common;
-
-use common::{MIB, Process, Scratch, Vm, full_pipe, need_kvm, number, wait_for};
+use crate::common::{MIB, Process, Scratch, Vm, full_pipe, need_kvm, number, wait_for};
 use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -70,7 +68,7 @@ fn once_the_socket_is_there_a_signal_is_a_clean_end() {
         let lock = scratch.path().join("llfree-vmm/boot.lock");
         let start = Instant::now();
         while !lock.exists() {
-            assert!(start.elapsed() < common::DEADLINE, "no lock");
+            assert!(start.elapsed() < crate::common::DEADLINE, "no lock");
         }
         process.signal(Signal::TERM);
         process.wait().exits(0);
@@ -169,7 +167,7 @@ fn whoever_asked_before_the_end_hears_of_it() {
     let mut asked = Vec::new();
     for request in [r#"{"guest":"stats"}"#, r#"{"guest":"verify"}"#, r#""status""#, r#""ping""#].repeat(5) {
         let mut stream = std::os::unix::net::UnixStream::connect(&vm.socket).expect("it listens");
-        stream.set_read_timeout(Some(common::DEADLINE)).expect("a timeout");
+        stream.set_read_timeout(Some(crate::common::DEADLINE)).expect("a timeout");
         writeln!(stream, r#"{{"version":1,"request":{request}}}"#).expect("it reads");
         asked.push(stream);
     }

@@ -1,9 +1,7 @@
 //! A guest that does nothing, for ever: no agent, no driver. Nobody waits for it longer than he said.
 
-mod common;
-
-use common::image::{Image, LOOP, hello};
-use common::{MIB, Scratch, need_kvm, number};
+use crate::common::image::{Image, LOOP, hello};
+use crate::common::{MIB, Scratch, need_kvm, number};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};

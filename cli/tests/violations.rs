@@ -1,11 +1,9 @@
 //! Guests that touch memory they do not have: what each policy makes of them, that none gets beyond
 //! its limit, and what the VMM says where it cannot see them. Real guests on /dev/kvm.
 
-mod common;
-
-use common::image::{Image, LOOP, hello, ring};
-use common::machine::resident;
-use common::{MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
+use crate::common::image::{Image, LOOP, hello, ring};
+use crate::common::machine::resident;
+use crate::common::{MIB, Process, Scratch, Vm, need_kvm, number, wait_for};
 use guest_abi::Call;
 use llfree_base::units::Bytes;
 use llfree_control::protocol::GuestRequest;
@@ -36,7 +34,7 @@ const STORM: &[u8] = &[
 macro_rules! need_userfaultfd {
     () => {
         need_kvm!();
-        if let Some(reason) = common::no_userfaultfd() {
+        if let Some(reason) = crate::common::no_userfaultfd() {
             skipped(reason);
             return;
         }
@@ -183,7 +181,7 @@ fn a_pool_that_nobody_could_use_is_refused() {
         ("-2M", "negative"),
     ] {
         let output = scratch.run(&["--mem", "64M", "--install-pool", pool]);
-        if common::no_kvm().is_none() || pool != "128M" {
+        if crate::common::no_kvm().is_none() || pool != "128M" {
             assert!(output.clone().exits(1).one_error_line().contains(words), "{output:#?}");
         }
     }
@@ -208,7 +206,7 @@ fn a_machine_stops_while_its_vcpus_sleep_in_a_fault() {
     let kernel = scratch.file("guest.elf", &Image::new(&[STORM]).bytes());
     for _ in 0..10 {
         let vm = machine(16, 2, Some(&kernel), OnViolation::Stop);
-        let end = vm.wait_for_end(common::DEADLINE).expect("it touches");
+        let end = vm.wait_for_end(crate::common::DEADLINE).expect("it touches");
         assert!(matches!(end, ExitReason::Violation(v) if !v.held && v.vcpu.is_some()), "{end}");
         vm.stop();
         assert!(resident(&vm) <= 4 * MIB, "nothing was given on the way out");

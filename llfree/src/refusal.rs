@@ -109,6 +109,16 @@ impl<'a> Refusal<'a> {
         }
     }
 
+    /// Every tree was looked at: whether nothing that fits came free meanwhile. For a refusal that is true now and not
+    /// to be remembered.
+    pub(crate) fn is_undisturbed(self, looking: Looking) -> bool {
+        let word = self.0.load(Ordering::Relaxed);
+        word & (SAID | LOOKING) != 0
+            && word & NUMBER_MASK == looking.number
+            // Release: the looks come before it.
+            && self.0.compare_exchange(word, word, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
     /// A block of `largest` may be free, and a hint is about to say so.
     #[inline]
     pub(crate) fn withdraw(self, largest: Order) {

@@ -9,9 +9,6 @@ use crate::tenant::Tenant;
 use core::fmt;
 use shared_layout::{HugeEntry, HugeId, HugeRange, Order};
 
-/// Windows that a search tries after others took frames of the one it had found.
-const ATTEMPTS: u32 = 8;
-
 /// Why a run was not taken or not given back; nothing changed unless the variant says so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RunError {
@@ -86,14 +83,14 @@ impl Tenant<'_> {
             return Err(RunError::Empty);
         }
         let mut from = *near;
-        for _ in 0..ATTEMPTS {
-            let Some(range) = self.find_run(huge_frames, behind, from) else { break };
+        while let Some(range) = self.find_run(huge_frames, behind, from) {
             match self.take_run(range) {
                 Ok(run) => {
                     *near = range.end();
                     return Ok(run);
                 }
-                // Behind the frame that was taken from under us.
+                // Behind the frame that was taken from under us. Of two runs that are taken at the same time each
+                // frame in turn, the one that began farther behind meets nobody: somebody makes progress.
                 Err(at) => from = HugeId(at.0 + 1),
             }
         }

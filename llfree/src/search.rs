@@ -432,8 +432,10 @@ impl Tenant<'_> {
             }
             // What the host holds may come back at any moment, after a reclaim that failed without a new epoch.
             let is_lasting = certain && !may_return;
+            let is_true =
+                if is_lasting { self.refusal.conclude(looking) } else { self.refusal.is_undisturbed(looking) };
             // If something came free meanwhile it may be behind us: once more. Somebody made progress.
-            if !is_lasting || self.refusal.conclude(looking) {
+            if is_true && self.return_epoch.load(Ordering::Acquire) == epoch {
                 return None;
             }
         }

@@ -1,8 +1,6 @@
 //! Promises to a tenant: exhaustion to the last frame, preferences, misuse, two threads.
 
-mod common;
-
-use common::{Table, order, ready};
+use crate::common::{Table, order, ready};
 use llfree::{AllocError, Allocation, FreeError, Reclaim};
 use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeEntry, HugeId, Order};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,14 +1,7 @@
 //! The fuzz targets as a plain test: over the corpus that fuzzing found worth keeping, and over
 //! random inputs whose seeds are fixed.
 
-#[path = "common/bytes.rs"]
-mod bytes;
-mod common;
-#[path = "common/hostile.rs"]
-mod hostile;
-#[path = "common/ops.rs"]
-mod ops;
-
+use crate::{bytes, hostile};
 use std::path::Path;
 
 /// Runs `target` over its corpus; says which input failed.

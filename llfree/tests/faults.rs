@@ -1,8 +1,6 @@
 //! Faults of earlier implementations of this allocator, one test each: they shall not return.
 
-mod common;
-
-use common::{Table, order, ready};
+use crate::common::{Table, order, ready};
 use llfree::{AllocError, Allocation, FreeError, Reclaim, Residency, Tenant};
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,9 +1,7 @@
 //! What the registers of a CPU's handle must never do: give out a frame without memory as usable,
 //! a frame twice, or keep one forever.
 
-mod common;
-
-use common::{Table, order, ready};
+use crate::common::{Table, order, ready};
 use llfree::{Allocation, Class, FreeError, HANDLE_FRAMES, Reclaim};
 use shared_layout::{FrameId, HugeEntry, Order};
 use std::sync::atomic::Ordering;

@@ -99,7 +99,7 @@ fn child() {
 /// Starts a child and kills it a while after it began.
 fn run_and_kill(path: &Path, after: Duration) {
     let mut child = Command::new(std::env::current_exe().expect("this binary"))
-        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "kill::child", "--nocapture", "--test-threads=1"])
         .env(FILE, path)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -1,9 +1,7 @@
 //! Wrong calls: what can be seen is a typed error, what cannot be seen harms the caller alone, and
 //! nothing panics or makes the table unsound. The crate's front page lists the second kind.
 
-mod common;
-
-use common::{Table, order, ready};
+use crate::common::{Table, order, ready};
 use llfree::{AllocError, Allocation, Contradiction, FreeError, Host, Part, Reclaim, Refused, Residency};
 use llfree::{TableError, Tenant, Violation};
 use shared_layout::table::MAX_HUGE_FRAMES;

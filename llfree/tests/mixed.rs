@@ -4,9 +4,7 @@
 //! Two handles and a caller without one take turns with a host that takes free huge frames and gives them back. The
 //! blocks are random, so that memory becomes as fragmented as it would in years of use.
 
-mod common;
-
-use common::{Table, order};
+use crate::common::{Table, order};
 use llfree::{AllocError, Cpu, Reclaim, Tenant};
 use shared_layout::{FrameId, Order};
 

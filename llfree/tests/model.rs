@@ -1,13 +1,8 @@
 //! The allocator and its host against a model: random operations, made smaller when they fail.
 
-mod common;
-#[path = "common/hostile.rs"]
-mod hostile;
-#[path = "common/ops.rs"]
-mod ops;
-
+use crate::ops::{CPUS, Op, SIZES};
+use crate::{hostile, ops};
 use llfree::Class;
-use ops::{CPUS, Op, SIZES};
 use proptest::prelude::*;
 use shared_layout::Order;
 

@@ -1,11 +1,8 @@
 //! Persistent regions: what they keep, what they refuse, and that a refusal changes nothing.
 
-#[path = "common/memory.rs"]
-mod memory;
-
+use crate::memory::Memory;
 use llfree::persist::{MAGIC, VERSION, inspect, region_bytes};
 use llfree::{AllocError, CloseError, CreateError, OpenError, Persistent, Recovery, WriteBack};
-use memory::Memory;
 use proptest::prelude::*;
 use shared_layout::{FrameId, HugeEntry, Order};
 use std::sync::atomic::AtomicU8;

@@ -1,12 +1,9 @@
 //! Runs of huge frames: found, taken whole or not at all, given back in any shape.
 
-#[path = "common/memory.rs"]
-mod memory;
-
+use crate::memory::Memory;
 use llfree::host::Installer;
 use llfree::run::{Behind, RunError, TakenRun};
 use llfree::{AllocError, Allocation, HugeEntry, HugeId, HugeRange, Initial, Order, Reclaim, Table, Tenant};
-use memory::Memory;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 const HUGE: u32 = 100;

@@ -1,8 +1,6 @@
 //! The numbers that a monitor sees, against counting by hand.
 
-mod common;
-
-use common::Table;
+use crate::common::Table;
 use llfree::{Allocation, Class, ORDERS, Stats};
 use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeId, Order};
 

@@ -1,11 +1,8 @@
 //! The front door: one region of memory, one call, and an allocator that works.
 
-#[path = "common/memory.rs"]
-mod memory;
-
+use crate::memory::Memory;
 use llfree::{AllocError, Allocation, Class, FrameId, HUGE_SIZE, HugeId, HugeRange, Initial, Order};
 use llfree::{MAX_HUGE_FRAMES, Part, Reclaim, Residency, Table, TableError, TableLayout};
-use memory::Memory;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 const HUGE: u32 = 40;

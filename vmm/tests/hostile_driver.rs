@@ -1,7 +1,7 @@
 //! The fuzz target of virtio devices as a plain test, over random inputs whose seeds are fixed.
 
 #[path = "common/hostile_driver.rs"]
-mod hostile_driver;
+mod driver;
 
 #[test]
 fn no_bytes_of_a_driver_make_a_device_panic_or_hang() {
@@ -10,6 +10,6 @@ fn no_bytes_of_a_driver_make_a_device_panic_or_hang() {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut input = vec![0; 1 + 8 * rng.usize(..200)];
         rng.fill(&mut input);
-        hostile_driver::run_bytes(&input);
+        driver::run_bytes(&input);
     }
 }

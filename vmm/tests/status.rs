@@ -124,7 +124,7 @@ fn counters_only_rise() {
 fn a_status_is_of_one_moment() {
     for elastic in ["llfree", "balloon-huge"] {
         let elastic = elastic.parse().expect("a kind");
-        let config = VmConfig { elastic, ..VmConfig::new(Bytes(1024 * MIB), 2, Backing::Anon) };
+        let config = VmConfig { elastic, ..VmConfig::new(Bytes(512 * MIB), 2, Backing::Anon) };
         let Some(vm) = start(config) else { return };
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -141,10 +141,10 @@ fn a_status_is_of_one_moment() {
                 (looks, torn)
             });
             for _ in 0..15 {
-                alloc(&vm, 900, 9);
+                alloc(&vm, 440, 9);
                 free(&vm, None, false);
                 vm.shrink(64 * MIB, |elapsed| elapsed < Duration::from_secs(60)).expect("in range");
-                vm.grow(1024 * MIB).expect("in range");
+                vm.grow(512 * MIB).expect("in range");
             }
             over.store(true, Ordering::Relaxed);
             let (looks, torn) = look.join().expect("no panic");

@@ -10,12 +10,14 @@
 //! | [`floors`] | no arrow between crates that is not in the plan |
 //! | [`words`] | no word of the command line in a library |
 //! | [`lengths`] | no function or file that is too long to read in one go |
+//! | [`examples`] | no test or example that nobody runs |
 //! | [`links`] | no page of documentation that leads nowhere |
 //!
 //! A failure names the file, the line and the import, and says how to mend it. Nothing here runs the code it reads,
 //! reaches the network or writes outside a scratch directory.
 
 mod cycles;
+mod examples;
 mod fixtures;
 mod floors;
 mod item;

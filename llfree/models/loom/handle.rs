@@ -3,6 +3,7 @@
 
 use super::order;
 use super::shared::Shared;
+use super::walk::walk;
 use crate::block::Allocation;
 use crate::cpu::Cpu;
 use crate::host::{Reclaim, Residency};
@@ -36,7 +37,7 @@ fn race<A: Send + 'static, B: Send + 'static>(
     model.preemption_bound = Some(1);
     // A search that finds nothing looks at every entry and hint several times.
     model.max_branches = 20_000;
-    model.check(move || {
+    walk(&model, move || {
         let shared = Arc::new(shared());
         let other = shared.clone();
         let first = thread::spawn(move || a(&other));

@@ -14,6 +14,7 @@ mod refusal;
 mod rows;
 #[path = "../shared.rs"]
 mod shared;
+mod walk;
 
 use crate::host::{self, Host, Reclaim, Residency};
 use crate::lower::Lower;
@@ -21,6 +22,7 @@ use crate::sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use loom::sync::Arc;
 use loom::thread;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
+use walk::walk;
 
 const H0: HugeId = HugeId(0);
 
@@ -86,7 +88,7 @@ fn race<A: Send + 'static, B: Send + 'static>(
 ) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(4);
-    model.check(move || {
+    walk(&model, move || {
         let table = table();
         let other = table.clone();
         let first = thread::spawn(move || a(&other));

@@ -1,6 +1,7 @@
 //! What is remembered of a refusal: looks for two orders, and a block that comes free meanwhile.
 
 use super::order;
+use super::walk::walk;
 use crate::refusal::Refusal;
 use crate::sync::{AtomicU64, Ordering, change_before_looks};
 use loom::sync::Arc;
@@ -45,7 +46,7 @@ fn check(freed: u8) {
     let mut model = loom::model::Builder::new();
     // Of three threads all interleavings would take hours.
     model.preemption_bound = Some(2);
-    model.check(move || {
+    walk(&model, move || {
         let shared = Shared::new();
         let [small, large] = [2, 5].map(|wanted| {
             let shared = shared.clone();
@@ -77,12 +78,35 @@ fn a_block_for_both_looks() {
 /// A look that found its block ends without a word: what comes of another one is remembered all the same.
 #[test]
 fn a_look_that_found_something_is_in_nobodys_way() {
-    loom::model(|| {
+    walk(&loom::model::Builder::new(), || {
         let shared = Shared::new();
         let other = shared.clone();
         let found = thread::spawn(move || _ = other.refusal().begin(order(2), 0));
         let refused = shared.look(5);
         found.join().expect("no panic");
         assert!(shared.stands(5) || !refused || shared.look(5) && shared.stands(5));
+    });
+}
+
+/// Two blocks of which one is free at any moment: one comes free, then the other is taken. A look at one after the
+/// other finds neither, and does not say that there was none, whether it would be remembered or not.
+#[test]
+fn a_block_that_is_free_behind_a_look_is_not_refused() {
+    walk(&loom::model::Builder::new(), || {
+        let shared = Arc::new((AtomicU64::new(0), [AtomicU64::new(0), AtomicU64::new(1)]));
+        let other = shared.clone();
+        let moves = thread::spawn(move || {
+            let (word, free) = &*other;
+            let _ = free[0].compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed);
+            change_before_looks();
+            Refusal::new(word).withdraw(order(2));
+            let _ = free[1].compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed);
+        });
+        let (word, free) = &*shared;
+        let looking = Refusal::new(word).begin(order(2), 0);
+        let found = free.iter().any(|block| block.load(Ordering::Acquire) == 1);
+        assert!(found || !Refusal::new(word).is_undisturbed(looking));
+        assert!(found || !Refusal::new(word).conclude(looking));
+        moves.join().expect("no panic");
     });
 }

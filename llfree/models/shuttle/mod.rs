@@ -13,6 +13,7 @@ use crate::block::{Allocation, EvictedBlock};
 use crate::class::Class;
 use crate::cpu::Cpu;
 use crate::host::{Reclaim, Residency};
+use crate::run::Behind;
 use crate::sync::Ordering;
 use crate::tenant::Tenant;
 use shared::Shared;
@@ -315,4 +316,22 @@ fn two_that_search_at_once_end_in_different_trees() {
             assert_eq!((0..3).filter(|tree| shared.tenant().trees.get(*tree).is_reserved()).count(), 2);
         });
     }
+}
+
+/// However often others take what a search for a run has just found: while there is room it finds another one.
+#[test]
+fn a_run_is_found_although_others_are_faster() {
+    let mut config = shuttle::Config::new();
+    config.max_steps = shuttle::MaxSteps::None;
+    shuttle::Runner::new(RandomScheduler::new(3000), config).run(|| {
+        let frames = vec![(HugeEntry::FREE_INSTALLED, Residency::Installed); 24];
+        let shared = Arc::new(Shared::new(&frames, |_| 0));
+        let other = shared.clone();
+        let faster = shuttle::thread::spawn(move || {
+            (0..23).filter(|huge| other.tenant().alloc_run_at(HugeId(*huge).into()).is_ok()).count()
+        });
+        let run = shared.tenant().alloc_run(1, Behind::Any, &mut HugeId(0)).expect("there is room for it");
+        let taken = faster.join().expect("no panic");
+        assert_eq!(taken, if run.range.first() < HugeId(23) { 22 } else { 23 });
+    });
 }
