@@ -61,7 +61,7 @@ fn a_place_whose_name_is_no_text_is_told_all_the_same() {
     let dir = Scratch::new();
     let socket = dir.path().join(std::ffi::OsStr::from_bytes(b"reg\xffister"));
     let mut command = dir.command(&["areas", "--json", "--register"]);
-    let keeper = common::Process::spawn(command.arg(&socket));
+    let keeper = crate::common::Process::spawn(command.arg(&socket));
     let deadline = Instant::now() + Duration::from_secs(30);
     while !keeper.stdout().contains('\n') {
         assert!(Instant::now() < deadline, "{}", keeper.stderr());
