@@ -88,9 +88,20 @@ impl Area {
         self.space.bytes()
     }
 
-    /// What another process needs to take free memory from it; `None` for private memory, which nobody else can.
+    /// What another process needs to take free memory from it; `None` for private memory, which nobody else can, and
+    /// for that of the hugetlb pool, of which nobody else knows what is there. To have a
+    /// keeper do that, [`register`](Self::register) it.
+    ///
+    /// ```compile_fail,E0133
+    /// llfree_area::Area::builder().build().unwrap().shared();
+    /// ```
+    ///
+    /// # Safety
+    /// With these descriptors anybody can write to the area's memory, and take what is in use, without another unsafe word:
+    /// by a write to the file, or by [adopting](crate::ForeignArea::adopt) it. Whoever gets them does neither while there are
+    /// references to that memory, but for taking what the table says is free while nobody else does: not this process either.
     #[must_use]
-    pub fn shared(&self) -> Option<Shared<'_>> {
+    pub unsafe fn shared(&self) -> Option<Shared<'_>> {
         if self.space.is_missing() { None } else { self.space.shared() }
     }
 
@@ -228,8 +239,9 @@ impl Handle {
     /// [`AllocError::OutOfMemory`], or [`AllocError::Forked`].
     #[inline]
     pub fn alloc(&mut self, order: Order) -> Result<Block, AllocError> {
-        let taken = match self.hand.take(order) {
-            Err(AllocError::OutOfMemory { .. }) => self.area.insist(|| self.hand.take(order)),
+        let Hand { grip, space } = &mut self.hand;
+        let taken = match grip.take(space, order) {
+            Err(AllocError::OutOfMemory { .. }) => self.area.insist(|| grip.take(space, order)),
             other => other,
         }?;
         Ok(self.area.block(Extent::Order(taken.frame, order), taken.frame, taken.is_zeroed))
@@ -240,11 +252,12 @@ impl Handle {
     /// # Errors
     /// As [`alloc`](Self::alloc); also for none at all.
     pub fn alloc_run(&mut self, huge_frames: u32) -> Result<Block, AllocError> {
-        let run = match self.hand.take_run(huge_frames, Behind::Any) {
+        let Hand { grip, space } = &mut self.hand;
+        let run = match grip.take_run(space, huge_frames, Behind::Any) {
             Err(AllocError::OutOfMemory { .. }) if huge_frames > 0 => {
                 // Frames that this very handle keeps may be what a run lacks.
-                self.hand.drain();
-                self.area.insist(|| self.hand.take_run(huge_frames, Behind::Any))
+                grip.drain(space);
+                self.area.insist(|| grip.take_run(space, huge_frames, Behind::Any))
             }
             other => other,
         }?;
@@ -260,14 +273,16 @@ impl Handle {
     #[inline]
     pub fn free(&mut self, block: Block) -> Result<(), FreeError> {
         self.area.check_own(&block)?;
+        let Hand { grip, space } = &mut self.hand;
         match block.extent {
-            Extent::Order(frame, order) => self.hand.give(frame, order),
-            Extent::Run(range) => self.hand.give_run(range),
+            Extent::Order(frame, order) => grip.give(space, frame, order),
+            Extent::Run(range) => grip.give_run(space, range),
         }
     }
 
     /// Gives back what the handle keeps to be fast.
     pub fn drain(&mut self) {
-        self.hand.drain();
+        let Hand { grip, space } = &mut self.hand;
+        grip.drain(space);
     }
 }

@@ -51,3 +51,14 @@ impl Block {
         self.is_zeroed
     }
 }
+
+/// The largest aligned blocks of a stretch of pages, from its start, none of them a huge frame.
+pub(crate) fn pieces(start: u64, end: u64) -> impl Iterator<Item = (FrameId, Order)> {
+    let mut at = start;
+    std::iter::from_fn(move || {
+        let largest = (end - at).checked_ilog2()?.min(at.trailing_zeros()).min(8);
+        let piece = (FrameId(at), Order::new(largest as u8)?);
+        at += piece.1.frames();
+        Some(piece)
+    })
+}

@@ -53,10 +53,12 @@ unsafe impl Allocator for &Objects {
 mod tests {
     use super::*;
     use crate::area::Area;
+    use llfree_base::choices::Switch;
 
     #[test]
     fn a_vector_grows_in_the_area() {
-        let objects = Objects::new(Area::builder().size(256 << 20).build().expect("address space"), 0);
+        let objects =
+            Objects::new(Area::builder().size(256 << 20).auto_reclaim(Switch(None)).build().expect("address space"), 0);
         let mut vector = allocator_api2::vec::Vec::new_in(&objects);
         vector.extend(0..1_000_000u64);
         assert_eq!(vector.iter().sum::<u64>(), 999_999 * 500_000);

@@ -79,6 +79,11 @@ impl ForeignArea {
         u64::from(self.huge_frames) * HUGE_SIZE
     }
 
+    /// Ends the pass at work at its next batch, and those that follow at once: nobody waits long for the area to be let go of.
+    pub fn stop(&self) {
+        self.reclaimer.stop();
+    }
+
     /// Switches automatic reclaim on, off, or to other settings.
     ///
     /// # Errors

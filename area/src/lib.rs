@@ -24,10 +24,12 @@
 //! | [`area`] | the area, its builder, handles of threads |
 //! | [`block`], [`error`] | what an allocation yields, and why it may not |
 //! | [`objects`] | large objects: classes, caches, typed regions |
+//! | `raw` | frames by address and layout, for allocators of others |
 //! | `hand` | one thread's access to the table |
 //! | `space` | memory and table, mapped; kinds of memory |
 //! | [`reclaimer`] | the monitor, and its thread |
 //! | [`tier`], `collections` | on top: a global allocator, and the `Allocator` trait of allocator-api2 |
+//! | [`once`] | a value that nobody waits for, as allocators need it |
 //! | [`link`], [`wire`] | an area registered with a process that takes memory back; the words for that |
 //! | [`foreign`] | the area of another process, for who takes memory from it |
 //! | `fork` | whether this is still the process that made the area |
@@ -42,6 +44,8 @@ mod fork;
 mod hand;
 pub mod link;
 pub mod objects;
+pub mod once;
+mod raw;
 pub mod reclaimer;
 mod roles;
 mod space;

@@ -3,6 +3,7 @@
 //! While the connection is open the keeper at its other end has the area, and nobody here takes a frame of it. When it
 //! closes, whoever closed it, the area is this process's again as it was left; a thread then asks every second whether
 //! there is a keeper to register with anew. The thread also has this process's caches give back what lies in them unused.
+//! It is there before an area is lent, and until it is taken back, however long a keeper takes for that.
 
 use crate::area::Area;
 use crate::error::AreaError;
@@ -11,6 +12,7 @@ use crate::reclaimer::Reclaimer;
 use crate::roles;
 use crate::space::{Shared, Space};
 use crate::wire::{ANSWER, Registration, WireError, read_answer};
+use llfree_base::peer::Peer;
 use llfree_base::thread::Spawner;
 use llfree_base::{RateLimit, error_line, lock};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,16 +25,23 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a keeper may take to answer, and to let go of an area.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks whether there is a keeper again.
-const RETRY: Duration = Duration::from_secs(1);
-/// Between two looks at what lies idle.
-const TICK: Duration = Duration::from_millis(100);
+/// How long things may take.
+#[derive(Clone, Copy)]
+struct Times {
+    /// A keeper's answer, and its letting go of an area.
+    patience: Duration,
+    /// Between two looks whether there is a keeper again, and two tries to have the area back.
+    retry: Duration,
+    /// Between two looks at what lies idle.
+    tick: Duration,
+}
+
+const TIMES: Times =
+    Times { patience: Duration::from_secs(10), retry: Duration::from_secs(1), tick: Duration::from_millis(100) };
 
 /// Why an area was not registered. It takes its memory back by itself, as before, unless nobody knows who has it.
 #[derive(Debug, thiserror::Error)]
@@ -51,14 +60,23 @@ pub enum RegisterError {
         /// Why.
         source: io::Error,
     },
-    /// The keeper was sent the area and neither says that it has it nor lets go of it.
+    /// The keeper was sent the area and neither says that it has it nor lets go of it. When it does, or ends, the area is
+    /// this process's again.
     #[error(
-        "the keeper at {} was sent the area and does not say whether it has it: nobody takes its memory back",
+        "the keeper at {} was sent the area and does not say whether it has it: nobody takes its memory back until it ends",
         path.display()
     )]
     Undecided {
         /// The place.
         path: PathBuf,
+    },
+    /// Another user listens there, who could write to the area's memory.
+    #[error("user {uid} listens at {}: only this process's own user and root can be trusted with its memory", path.display())]
+    Stranger {
+        /// The place.
+        path: PathBuf,
+        /// The user.
+        uid: u32,
     },
     /// The keeper will not have it.
     #[error("the keeper refused the area: {0}")]
@@ -68,25 +86,45 @@ pub enum RegisterError {
     Area(#[from] AreaError),
 }
 
-/// The right to have an area registered. Dropped, the area is this process's again.
+/// The right to have an area registered. Dropped, the area is this process's again: at once, or as soon as a keeper that hangs
+/// lets go of it.
 pub struct Registered {
     shared: Arc<Link>,
     thread: Option<JoinHandle<()>>,
+    patience: Duration,
     maker: Maker,
 }
 
 /// What the thread and its owner know.
+#[derive(Default)]
 struct Link {
-    /// The connection, while there is one; and whether it is over.
-    state: Mutex<(Option<OwnedFd>, bool)>,
+    state: Mutex<State>,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// There while a keeper has the area.
+    connection: Option<OwnedFd>,
+    /// The area is to be this process's.
+    over: bool,
+    /// It is.
+    done: bool,
+}
+
+impl Link {
+    /// Waits until it is over, or `time` has passed.
+    fn wait(&self, time: Duration) -> MutexGuard<'_, State> {
+        let waited = self.changed.wait_timeout_while(lock(&self.state), time, |state| !state.over);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
 }
 
 impl Registered {
     /// Whether a keeper has the area at the moment.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        lock(&self.shared.state).0.is_some()
+        lock(&self.shared.state).connection.is_some()
     }
 }
 
@@ -100,35 +138,64 @@ impl Area {
     /// Lets the keeper at `path` take memory back from this area, under a name. From then on it does, and nobody here: not
     /// even when asked, until the result is dropped or the keeper is gone.
     ///
+    /// It must be a process of this one's user, or of root: it gets descriptors by which it can write to the area's memory.
+    ///
     /// # Errors
     /// [`RegisterError`].
     pub fn register(&self, path: &Path, name: &str) -> Result<Registered, RegisterError> {
+        self.register_within(path, name, TIMES)
+    }
+
+    fn register_within(&self, path: &Path, name: &str, times: Times) -> Result<Registered, RegisterError> {
         let (space, reclaimer) = (self.space.clone(), self.reclaimer().clone());
-        let shared = self.shared().ok_or(RegisterError::NotShared)?;
+        if space.is_missing() {
+            return Err(AreaError::Forked.into());
+        }
+        let shared = space.shared().ok_or(RegisterError::NotShared)?;
         let words = Registration { huge_frames: shared.huge_frames, name: name.to_owned() }.to_bytes()?;
+        // As long as nobody is there, the area is ours.
+        let connection = dial(path, times.patience)?;
+        let link = Arc::new(Link::default());
+        let (of_thread, of_space, place) = (link.clone(), space.clone(), path.to_owned());
         reclaimer.lend()?;
-        let connection = match greet(path, &words, shared) {
-            Ok(connection) => connection,
-            // Two at the same memory would take what is in use.
-            Err(error @ RegisterError::Undecided { .. }) => return Err(error),
+        // From here on the thread sees to it that the area is taken back.
+        let body = move || {
+            let keeping =
+                Keeping { link: &of_thread, space: &of_space, reclaimer: &reclaimer, path: place, words, times };
+            keeping.run();
+        };
+        let thread = match Spawner::default().spawn("area-link", roles::LINK, body) {
+            Ok(thread) => Some(thread),
             Err(error) => {
-                reclaimer.take_back()?;
-                return Err(error);
+                self.reclaimer().take_back()?;
+                return Err(AreaError::Table(error).into());
             }
         };
-        let link = Arc::new(Link { state: Mutex::new((Some(connection), false)), changed: Condvar::new() });
-        let (of_thread, path) = (link.clone(), path.to_owned());
-        let body = move || Keeping { link: &of_thread, space: &space, reclaimer: &reclaimer, path, words }.run();
-        let thread = Spawner::default().spawn("area-link", roles::LINK, body);
-        match thread {
-            Ok(thread) => Ok(Registered { shared: link, thread: Some(thread), maker: Maker::new() }),
-            Err(error) => {
-                if lock(&link.state).0.take().is_none_or(|connection| part(&connection)) {
-                    self.reclaimer().take_back()?;
-                }
-                Err(AreaError::Table(error).into())
+        let greeted = greet(connection, path, &words, shared, times.patience);
+        let mut registered = Registered { shared: link, thread, patience: times.patience, maker: Maker::new() };
+        match greeted {
+            Ok(connection) => {
+                lock(&registered.shared.state).connection = Some(connection);
+                registered.shared.changed.notify_all();
+                Ok(registered)
             }
+            // Two at the same memory would take what is in use: the thread waits, and nobody for it.
+            Err((error, Some(connection))) => {
+                lock(&registered.shared.state).connection = Some(connection);
+                drop(registered.end());
+                Err(error)
+            }
+            Err((error, None)) => Err(error),
         }
+    }
+}
+
+impl Registered {
+    /// Tells the thread that it is over.
+    fn end(&mut self) -> Option<JoinHandle<()>> {
+        lock(&self.shared.state).over = true;
+        self.shared.changed.notify_all();
+        self.thread.take()
     }
 }
 
@@ -139,9 +206,11 @@ impl Drop for Registered {
             std::mem::forget(self.thread.take());
             return;
         }
-        lock(&self.shared.state).1 = true;
-        self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take() {
+        let Some(thread) = self.end() else { return };
+        let waiting = |state: &mut State| !state.done;
+        // A little more than the thread waits for its keeper.
+        let waited = self.shared.changed.wait_timeout_while(lock(&self.shared.state), self.patience * 5 / 4, waiting);
+        if waited.unwrap_or_else(PoisonError::into_inner).0.done {
             let _ = thread.join();
         }
     }
@@ -154,107 +223,154 @@ struct Keeping<'a> {
     reclaimer: &'a Reclaimer,
     path: PathBuf,
     words: [u8; crate::wire::REGISTRATION],
+    times: Times,
 }
 
 impl Keeping<'_> {
     fn run(&self) {
         let failures = RateLimit::default();
-        let mut retry = Instant::now();
+        self.keep(&failures);
+        // Who needs the area later tries once more.
+        self.take_back(&failures);
+        lock(&self.link.state).done = true;
+        self.link.changed.notify_all();
+    }
+
+    /// Until it is over, and no keeper has the area.
+    fn keep(&self, failures: &RateLimit) {
+        // When it is connected, or was not to be.
+        let mut retry = None;
+        // A keeper that was asked to let go and has not yet.
+        let mut leaving: Option<OwnedFd> = None;
         loop {
-            let mut state = lock(&self.link.state);
-            let (waited, _) = self
-                .link
-                .changed
-                .wait_timeout_while(state, TICK, |(_, over)| !*over)
-                .unwrap_or_else(PoisonError::into_inner);
-            state = waited;
-            let (connection, over) = (state.0.take(), state.1);
-            drop(state);
-            match connection {
-                Some(connection) if over => {
-                    if part(&connection) {
-                        self.take_back(&failures);
+            let mut state = self.link.wait(self.times.tick);
+            let is_open = state.connection.as_ref().is_some_and(is_open);
+            if state.over {
+                let last = state.connection.take().or(leaving);
+                drop(state);
+                if let Some(connection) = last {
+                    self.part_for_good(&connection, failures);
+                }
+                return;
+            }
+            if is_open {
+                drop(state);
+                retry = Some(Instant::now());
+                self.reclaimer.free_idle();
+            } else if state.connection.take().is_some() {
+                drop(state);
+                // The keeper is gone, and with it whatever it had in hand.
+                self.take_back(failures);
+                retry = Some(Instant::now() + self.times.retry);
+            } else if retry.is_some_and(|retry| Instant::now() >= retry) {
+                drop(state);
+                retry = Some(Instant::now() + self.times.retry);
+                leaving = leaving.filter(self::is_open);
+                if leaving.is_none() && self.take_back(failures) {
+                    match self.register_again() {
+                        Ok(connection) => lock(&self.link.state).connection = Some(connection),
+                        Err(None) => _ = self.take_back(failures),
+                        Err(undecided) => leaving = undecided,
                     }
-                    return;
                 }
-                Some(connection) if is_open(&connection) => {
-                    self.reclaimer.free_idle();
-                    lock(&self.link.state).0 = Some(connection);
-                }
-                Some(connection) => {
-                    // The keeper is gone, and with it whatever it had in hand.
-                    drop(connection);
-                    self.take_back(&failures);
-                    retry = Instant::now() + RETRY;
-                }
-                None if over => return,
-                None if Instant::now() >= retry => {
-                    retry = Instant::now() + RETRY;
-                    lock(&self.link.state).0 = self.register_again(&failures);
-                }
-                None => {}
             }
         }
     }
 
-    fn register_again(&self, failures: &RateLimit) -> Option<OwnedFd> {
-        // Nobody is asked for memory while nobody listens.
-        self.path.exists().then_some(())?;
-        let shared = self.space.shared()?;
-        self.reclaimer.lend().ok()?;
-        match greet(&self.path, &self.words, shared) {
-            Ok(connection) => Some(connection),
-            Err(error) => {
-                log::debug!("not registered again: {}", error_line(&error));
-                if !matches!(error, RegisterError::Undecided { .. }) {
-                    self.take_back(failures);
-                }
-                None
+    /// Asks a keeper to let go, and waits for as long as it takes: nobody knows what it would do otherwise.
+    fn part_for_good(&self, connection: &OwnedFd, failures: &RateLimit) {
+        while !part(connection, self.times.patience) {
+            if let Some(number) = failures.tick() {
+                log::warn!(
+                    "the keeper at {} does not let go of an area ({number} so far); nobody takes its memory back",
+                    self.path.display()
+                );
             }
         }
     }
 
-    fn take_back(&self, failures: &RateLimit) {
-        if let Err(error) = self.reclaimer.take_back()
+    /// If the keeper has it, the connection; else that of one that may or may not have it.
+    fn register_again(&self) -> Result<OwnedFd, Option<OwnedFd>> {
+        let nothing = |error: &RegisterError| log::debug!("not registered again: {}", error_line(error));
+        let shared = self.space.shared().ok_or(None)?;
+        let connection = dial(&self.path, self.times.patience).map_err(|error| {
+            nothing(&error);
+            None
+        })?;
+        self.reclaimer.lend().map_err(|_| None)?;
+        greet(connection, &self.path, &self.words, shared, self.times.patience).map_err(|(error, undecided)| {
+            nothing(&error);
+            undecided
+        })
+    }
+
+    /// Whether the area is this process's.
+    fn take_back(&self, failures: &RateLimit) -> bool {
+        let taken = self.reclaimer.take_back();
+        if let Err(error) = &taken
             && let Some(number) = failures.tick()
         {
-            log::warn!("an area takes nothing back any more ({number} so far): {}", error_line(&error));
+            log::warn!("an area takes nothing back for now ({number} so far): {}", error_line(error));
         }
+        taken.is_ok()
     }
 }
 
-/// Connects, and has the area adopted.
-fn greet(path: &Path, words: &[u8], shared: Shared<'_>) -> Result<OwnedFd, RegisterError> {
+/// Connects to who may have an area.
+fn dial(path: &Path, patience: Duration) -> Result<OwnedFd, RegisterError> {
     let unreachable = |source: io::Error| RegisterError::Unreachable { path: path.to_owned(), source };
-    let connection = send(path, words, shared).map_err(unreachable)?;
+    let dial = || {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(patience))?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(patience))?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok::<_, io::Error>(socket)
+    };
+    let socket = dial().map_err(unreachable)?;
+    let peer = Peer::of(&socket).map_err(unreachable)?;
+    if !peer.is_trusted() {
+        return Err(RegisterError::Stranger { path: path.to_owned(), uid: peer.uid });
+    }
+    Ok(socket)
+}
+
+/// Has the area adopted. If it is not known whether it is, the error has the connection, which closes when it is not.
+fn greet(
+    connection: OwnedFd,
+    path: &Path,
+    words: &[u8],
+    shared: Shared<'_>,
+    patience: Duration,
+) -> Result<OwnedFd, (RegisterError, Option<OwnedFd>)> {
+    let unreachable = |source: io::Error| RegisterError::Unreachable { path: path.to_owned(), source };
+    let error = match send(&connection, words, shared).and_then(|()| hear(&connection)) {
+        Ok(answer) => match read_answer(&answer) {
+            Some(Ok(())) => return Ok(connection),
+            Some(Err(text)) => RegisterError::Refused(text),
+            None => unreachable(io::ErrorKind::UnexpectedEof.into()),
+        },
+        Err(error) => unreachable(error),
+    };
     // What was sent may be adopted at any time, until the keeper has hung up.
-    let parted = |error| if part(&connection) { error } else { RegisterError::Undecided { path: path.to_owned() } };
-    let answer = hear(&connection).map_err(|error| parted(unreachable(error)))?;
-    match read_answer(&answer) {
-        Some(Ok(())) => Ok(connection),
-        Some(Err(text)) => Err(parted(RegisterError::Refused(text))),
-        None => Err(parted(unreachable(io::ErrorKind::UnexpectedEof.into()))),
+    match part(&connection, patience) {
+        true => Err((error, None)),
+        false => Err((RegisterError::Undecided { path: path.to_owned() }, Some(connection))),
     }
 }
 
-/// Connects, and sends the area with its words.
-fn send(path: &Path, words: &[u8], shared: Shared<'_>) -> io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
-    connect(&socket, &SocketAddrUnix::new(path)?)?;
+/// Sends the area with its words.
+fn send(connection: &OwnedFd, words: &[u8], shared: Shared<'_>) -> io::Result<()> {
     let files = [shared.memory, shared.table];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(&files)) {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
-    match sendmsg(&socket, &[IoSlice::new(words)], &mut control, SendFlags::NOSIGNAL) {
+    match sendmsg(connection, &[IoSlice::new(words)], &mut control, SendFlags::NOSIGNAL) {
         // A keeper that is full says so before it hears what for, and hangs up.
-        Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => {}
-        Err(error) => return Err(error.into()),
+        Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    Ok(socket)
 }
 
 fn hear(connection: &OwnedFd) -> io::Result<Vec<u8>> {
@@ -281,15 +397,14 @@ fn is_open(connection: &OwnedFd) -> bool {
 }
 
 /// Asks the keeper to let go of the area, and waits until it has; false if it does not.
-fn part(connection: &OwnedFd) -> bool {
+fn part(connection: &OwnedFd, patience: Duration) -> bool {
     if shutdown(connection, Shutdown::Write).is_err() {
         return true;
     }
     let mut fds = [PollFd::new(connection, PollFlags::RDHUP)];
-    let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-    let gone = retry_on_intr(|| poll(&mut fds, Some(&timeout))).is_ok_and(|ready| ready > 0);
-    if !gone {
-        log::warn!("the keeper of an area does not let go of it; nobody takes its memory back any more");
-    }
-    gone
+    let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
+    retry_on_intr(|| poll(&mut fds, Some(&timeout))).is_ok_and(|ready| ready > 0)
 }
+
+#[cfg(test)]
+mod tests;

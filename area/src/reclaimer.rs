@@ -15,7 +15,7 @@ use llfree_monitor::{Direction, Monitor, Pass, Resize, Table, TenantStart, Valid
 use shared_layout::HUGE_SIZE;
 use std::fmt;
 use std::mem::ManuallyDrop;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
 
 /// A cache of an area's memory.
 pub(crate) trait Flush: Send + Sync {
@@ -58,10 +58,19 @@ pub(crate) struct Reclaimer {
 
 /// Who takes memory back. Whoever does takes the lock for reading.
 struct Auto {
-    /// `None` while another process does: then nobody here may.
-    here: Option<AutoReclaim>,
+    whose: Whose,
     /// As it was switched last.
     switch: Switch,
+}
+
+enum Whose {
+    /// This process's.
+    Here(AutoReclaim),
+    /// Another process's: nobody here may take anything.
+    Lent,
+    /// This process's, which has not taken it over from the other, gone by now, for lack of something. Whoever needs it tries
+    /// again.
+    Owed,
 }
 
 impl Reclaimer {
@@ -82,8 +91,8 @@ impl Reclaimer {
         let start = TenantStart { installer: Installer::Tenant, adopted, ..TenantStart::default() };
         let monitor = Arc::new(Monitor::new(ram, supply, table, start)?);
         let caches = Caches::default();
-        let here = Some(auto(&monitor, &caches));
-        let auto = ManuallyDrop::new(RwLock::new(Auto { here, switch: Switch(None) }));
+        let whose = Whose::Here(auto(&monitor, &caches));
+        let auto = ManuallyDrop::new(RwLock::new(Auto { whose, switch: Switch(None) }));
         Ok(Self { auto, monitor, caches, maker: Maker::new() })
     }
 
@@ -94,31 +103,52 @@ impl Reclaimer {
     /// Calls `work` while it is this process that takes memory back.
     fn with<T>(&self, work: impl FnOnce(&Monitor, &AutoReclaim) -> Result<T, AreaError>) -> Result<T, AreaError> {
         let monitor = self.monitor()?;
-        let auto = self.auto.read().unwrap_or_else(PoisonError::into_inner);
-        work(monitor, auto.here.as_ref().ok_or(AreaError::Registered)?)
+        let mut auto = self.auto.read().unwrap_or_else(PoisonError::into_inner);
+        if matches!(auto.whose, Whose::Owed) {
+            drop(auto);
+            self.settle(&mut self.write())?;
+            auto = self.auto.read().unwrap_or_else(PoisonError::into_inner);
+        }
+        match &auto.whose {
+            Whose::Here(here) => work(monitor, here),
+            Whose::Lent | Whose::Owed => Err(AreaError::Registered),
+        }
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Auto> {
+        self.auto.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Leaves the area to another process: when this returns nobody here has a frame of it in hand.
     pub(crate) fn lend(&self) -> Result<(), AreaError> {
         self.monitor()?;
-        let mut auto = self.auto.write().unwrap_or_else(PoisonError::into_inner);
-        match auto.here.take() {
+        let mut auto = self.write();
+        self.settle(&mut auto)?;
+        match &auto.whose {
             // It ends with its thread.
-            Some(here) => drop(here),
-            None => return Err(AreaError::Registered),
+            Whose::Here(_) => auto.whose = Whose::Lent,
+            Whose::Lent | Whose::Owed => return Err(AreaError::Registered),
         }
         Ok(())
     }
 
-    /// Has it again, as the other process, gone by now, left it.
+    /// Has it again, as the other process, gone by now, left it. May be repeated if it fails.
     pub(crate) fn take_back(&self) -> Result<(), AreaError> {
-        let monitor = self.monitor()?;
-        let mut auto = self.auto.write().unwrap_or_else(PoisonError::into_inner);
-        if auto.here.is_none() {
-            monitor.take_over()?;
+        self.monitor()?;
+        let mut auto = self.write();
+        if matches!(auto.whose, Whose::Lent) {
+            auto.whose = Whose::Owed;
+        }
+        self.settle(&mut auto)
+    }
+
+    /// Takes over what is owed.
+    fn settle(&self, auto: &mut Auto) -> Result<(), AreaError> {
+        if matches!(auto.whose, Whose::Owed) {
+            self.monitor.take_over()?;
             let here = self::auto(&self.monitor, &self.caches);
             here.switch(auto.switch)?;
-            auto.here = Some(here);
+            auto.whose = Whose::Here(here);
         }
         Ok(())
     }
@@ -155,8 +185,13 @@ impl Reclaimer {
 
     pub(crate) fn switch(&self, switch: Switch) -> Result<(), AreaError> {
         self.with(|_, auto| Ok(auto.switch(switch)?))?;
-        self.auto.write().unwrap_or_else(PoisonError::into_inner).switch = switch;
+        self.write().switch = switch;
         Ok(())
+    }
+
+    /// Ends passes, now and later, at their next batch.
+    pub(crate) fn stop(&self) {
+        self.monitor.stop();
     }
 
     pub(crate) fn reclaim(&self, bytes: u64) -> Result<Pass, AreaError> {
@@ -183,7 +218,10 @@ impl Reclaimer {
     pub(crate) fn status(&self) -> Result<Status, AreaError> {
         let picture = self.monitor()?.picture()?;
         let auto = self.auto.read().unwrap_or_else(PoisonError::into_inner);
-        let auto_reclaim = auto.here.as_ref().map(AutoReclaim::status).unwrap_or_default();
+        let auto_reclaim = match &auto.whose {
+            Whose::Here(here) => here.status(),
+            Whose::Lent | Whose::Owed => AutoStatus::default(),
+        };
         let census = picture.census;
         Ok(Status {
             bytes: census.huge_frames * HUGE_SIZE,
@@ -202,6 +240,7 @@ impl Reclaimer {
 fn auto(monitor: &Arc<Monitor>, caches: &Caches) -> AutoReclaim {
     let to_flush = caches.clone();
     AutoReclaim::new(monitor.clone(), Spawner::default())
+        .heeding_pressure()
         .before_each_scan(move || flush(&to_flush, |cache| cache.free_idle()))
 }
 

@@ -136,6 +136,10 @@ impl Space {
     }
 
     pub(crate) fn shared(&self) -> Option<Shared<'_>> {
+        if self.ram.backing() == Backing::Hugetlb {
+            // Nobody else can tell what of it is there.
+            return None;
+        }
         let (memory, table) = (self.ram.file()?, self.table_file.as_ref()?.as_fd());
         Some(Shared { memory, table, huge_frames: self.ram.huge_frames() })
     }

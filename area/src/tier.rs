@@ -5,22 +5,21 @@
 
 use crate::area::Area;
 use crate::objects::Objects;
+use crate::once::Once;
 use crate::space::MemoryKind;
 use std::alloc::{GlobalAlloc, Layout};
-use std::cell::Cell;
+use std::ffi::CStr;
 use std::ptr::{self, NonNull};
-use std::sync::OnceLock;
 
 /// Blocks from this size on go to the area by default.
 pub const THRESHOLD: usize = 512 << 10;
 
-/// Made once, when the first large block is asked for; `None` if it could not be.
-static LARGE: OnceLock<Option<Objects>> = OnceLock::new();
+/// Names the size of the area, in bytes, instead of as much as the machine has memory.
+const SIZE: &CStr = c"LLFREE_AREA_BYTES";
 
-thread_local! {
-    /// This thread makes the area: what it needs for that comes from the other allocator.
-    static AT_IT: Cell<bool> = const { Cell::new(false) };
-}
+/// Made when the first large block is asked for; `None` if it could not be. What is asked for meanwhile, the making's own
+/// memory included, comes from the other allocator.
+static LARGE: Once<Option<Objects>> = Once::new();
 
 /// A global allocator in two tiers.
 ///
@@ -51,23 +50,23 @@ impl<A> Tier<A> {
     }
 }
 
-/// The objects that large blocks are.
+/// The objects that large blocks are; `None` also while another thread makes them.
 pub fn large_objects() -> Option<&'static Objects> {
-    if let Some(made) = LARGE.get() {
-        return made.as_ref();
-    }
-    if AT_IT.replace(true) {
-        return None;
-    }
-    // Private memory: a forked child must have its heap. As large as the machine's memory; it is address space alone.
-    let size = llfree_base::kernel_stats::meminfo_bytes("MemTotal").unwrap_or(16 << 30);
     let make = || {
-        let area = Area::builder().size(size).memory(MemoryKind::Private).build().ok()?;
+        // Private memory: a forked child must have its heap. It is address space alone.
+        let area = Area::builder().size(size()).memory(MemoryKind::Private).build().ok()?;
         Some(Objects::new(area, Objects::LOCAL_BYTES))
     };
-    let made = LARGE.get_or_init(make).as_ref();
-    AT_IT.set(false);
-    made
+    LARGE.get_or_make(make)?.as_ref()
+}
+
+fn size() -> u64 {
+    // SAFETY: the name has its zero, and whoever changes the environment while others read it is at fault.
+    let text = unsafe { libc::getenv(SIZE.as_ptr()) };
+    // SAFETY: null, or a string of the environment.
+    let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) });
+    let chosen = text.and_then(|text| text.to_str().ok()?.parse().ok());
+    chosen.or_else(|| llfree_base::kernel_stats::meminfo_bytes("MemTotal").ok()).unwrap_or(16 << 30)
 }
 
 /// How far behind the start of the area an address lies, if it lies in it: that of a block begins at a multiple of 64 KiB.

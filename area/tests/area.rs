@@ -67,6 +67,37 @@ fn free_memory_goes_back_and_comes_as_zeroes() {
 }
 
 #[test]
+fn memory_of_the_hugetlb_pool_goes_back_to_it() {
+    let area = Area::builder().size(16 * MIB).memory(MemoryKind::Hugetlb).auto_reclaim(Switch(None));
+    let area = match area.build() {
+        Ok(area) => area,
+        Err(AreaError::Memory(error)) => return skipped(format_args!("no hugetlb memory: {error}")),
+        Err(error) => panic!("{error}"),
+    };
+    let free_pages = || {
+        let text = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+        text.expect("there is a pool").trim().parse::<u64>().expect("a number")
+    };
+    let mut handle = area.handle();
+    let (keep, free) = (handle.alloc_run(3).expect("room"), handle.alloc_run(5).expect("room"));
+    dirty(&keep, 1);
+    dirty(&free, 2);
+    let before = free_pages();
+    handle.free(free).expect("ours");
+    assert_eq!(area.status().expect("known").resident_bytes, 16 * MIB);
+    assert_eq!(area.reclaim(u64::MAX).expect("nothing is locked").discarded, 5);
+    assert_eq!((area.status().expect("known").resident_bytes, free_pages()), (6 * MIB, before + 5));
+    let again = handle.alloc_run(5).expect("all of it was reserved");
+    dirty(&again, 3);
+    assert!(is_dirty(&keep, 1) && is_dirty(&again, 3));
+    assert!(area.validate().expect("known").findings.is_empty());
+    let registered = area.register(std::path::Path::new("/nowhere"), "pool");
+    assert!(matches!(registered, Err(llfree_area::RegisterError::NotShared)), "{registered:?}");
+    let child = fork(|| area.handle().alloc(Order::HUGE) == Err(AllocError::Forked));
+    assert!(child, "its table is not in the child");
+}
+
+#[test]
 fn frames_with_memory_come_first() {
     let area = small(MemoryKind::Private);
     let mut handle = area.handle();
@@ -155,6 +186,35 @@ fn an_address_space_that_is_limited_is_an_error() {
         matches!(Area::builder().size(8 << 30).build(), Err(AreaError::Memory(_)))
     });
     assert!(child, "the address space was limited");
+}
+
+#[test]
+fn memory_files_that_are_denied_are_an_error_and_private_memory_is_not() {
+    let child = fork(|| {
+        let jump = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
+        let (load, equal, ret) = (0x20, 0x15, 0x06);
+        // memfd_create fails with EPERM, all else is allowed.
+        let mut filter = [
+            jump(load, 0, 0, 0),
+            jump(equal, libc::SYS_memfd_create as u32, 0, 1),
+            jump(ret, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0, 0),
+            jump(ret, libc::SECCOMP_RET_ALLOW, 0, 0),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: numbers, and a program that outlives the call; of this child alone.
+        let failed = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+                + libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+        };
+        if failed != 0 {
+            // Where filters are not to be had nothing is denied.
+            return true;
+        }
+        let build = |kind| Area::builder().size(4 * MIB).memory(kind).auto_reclaim(Switch(None)).build();
+        let denied = [MemoryKind::MemoryFile, MemoryKind::Hugetlb].map(build);
+        denied.iter().all(|area| matches!(area, Err(AreaError::Memory(_)))) && build(MemoryKind::Private).is_ok()
+    });
+    assert!(child);
 }
 
 #[test]

@@ -113,11 +113,26 @@ fn address_space_is_returned_with_the_last_of_the_objects() {
     let clone = objects.clone();
     drop(objects);
     assert!(mapped(start), "a clone is there");
-    drop(clone);
-    // This thread's cache keeps it until the thread uses other objects, or ends.
-    let other = quiet(64);
-    other.deallocate(make(&other, MIB)).expect("ours");
-    assert!(!mapped(start));
+    let barrier = &std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        // A thread that used them, and does nothing any more.
+        scope.spawn({
+            let objects = clone.clone();
+            move || {
+                objects.deallocate(make(&objects, MIB)).expect("ours");
+                drop(objects);
+                barrier.wait();
+                barrier.wait();
+                // It goes on with others.
+                let other = quiet(64);
+                other.deallocate(make(&other, MIB)).expect("ours");
+            }
+        });
+        barrier.wait();
+        drop(clone);
+        assert!(!mapped(start), "neither thread keeps them");
+        barrier.wait();
+    });
 }
 
 #[test]
@@ -181,6 +196,24 @@ fn a_forked_child_has_its_own_objects() {
     });
     assert!(child);
     assert!(holds(start, bytes, 7));
+}
+
+#[test]
+fn a_forked_child_that_has_no_objects_drops_its_vectors_and_touches_nothing() {
+    let area = Area::builder().size(64 << 20).memory(MemoryKind::MemoryFile).auto_reclaim(Switch(None));
+    let objects = Objects::new(area.build().expect("a memory file"), Objects::LOCAL_BYTES);
+    let mut region = Region::new(&objects, 10).expect("room");
+    region.extend((0..1000).map(|n| n.to_string()));
+    let child = fork(|| {
+        let mut region = std::mem::replace(&mut region, Region::new(&objects, 0).expect("no memory"));
+        let empty = region.is_empty() && region.iter_mut().next().is_none();
+        let refused = region.push("x".to_owned()).is_err();
+        region.clear();
+        drop(region);
+        empty && refused && objects.allocate::<u8>(MIB).is_err()
+    });
+    assert!(child);
+    assert_eq!(region.last().map(String::as_str), Some("999"));
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //! | [`thread`] | the one place that starts threads: name, role, fault point |
 //! | [`kernel_stats`] | what the host kernel says about this process and its huge pages |
 //! | [`identity`] | the numbers of this user, process and thread |
+//! | [`peer`] | who is at the other end of a socket |
 //! | [`memory_room`] | how much memory this process can still have |
 //! | [`forecast`] | how long a command will take, said before it begins |
 //! | [`descriptors`] | how many descriptors it may have, and has |
@@ -30,6 +31,7 @@ pub mod identity;
 pub mod kernel_stats;
 pub mod memory_room;
 pub mod metrics;
+pub mod peer;
 pub mod rate_limit;
 pub mod sync;
 pub mod text;

@@ -13,6 +13,7 @@
 use crate::error::BenchError;
 use crate::interrupt;
 use crate::objects::Row;
+use crate::plot::Panel;
 use crate::progress::{Progress, Show};
 use crate::series::Series;
 use llfree_area::{Area, ForeignArea, MemoryKind, Order, Switch};
@@ -34,7 +35,8 @@ const CALL: u64 = 64 << 20;
 pub(crate) fn tenant(mem: Bytes) -> Result<(), BenchError> {
     let area = Area::builder().size(mem.0).memory(MemoryKind::MemoryFile).auto_reclaim(Switch(None)).build();
     let area = area.map_err(io::Error::other)?;
-    let shared = area.shared().ok_or_else(|| io::Error::other("the area has no files"))?;
+    // SAFETY: nobody has references to its memory.
+    let shared = unsafe { area.shared() }.ok_or_else(|| io::Error::other("the area has no files"))?;
     say(&format!("{} {}", shared.memory.as_raw_fd(), shared.table.as_raw_fd()))?;
     let runs = AtomicBool::new(false);
     let over = AtomicBool::new(false);
@@ -185,6 +187,25 @@ pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, B
     let [time, faults] = &series[3];
     rows.push(row("llfree", "preference", time, faults.median()));
     Ok(rows)
+}
+
+/// One panel: a bar for each operation, ours and the raw calls'.
+pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
+    let mut ops: Vec<&str> = Vec::new();
+    for row in rows {
+        if !ops.contains(&row.op.as_str()) {
+            ops.push(&row.op);
+        }
+    }
+    let x_names = ops.iter().map(|op| (*op).to_owned()).collect();
+    let title = "taking memory back from another process".to_owned();
+    let mut panel =
+        Panel { title, x_label: "", y_label: "ns, a 2 MiB frame", log_y: true, x_names, ..Panel::default() };
+    for row in rows {
+        let at = ops.iter().position(|op| *op == row.op).unwrap_or(0);
+        panel.point(row.allocator.clone(), &row.allocator, false, (at as f64, row.ns_median));
+    }
+    vec![panel]
 }
 
 fn keep(series: &mut [Series; 2], times: [f64; 2], round: u32) {

@@ -333,6 +333,8 @@ pub(crate) struct AreasArgs {
     pub(crate) rounds: Rounds,
     #[command(flatten)]
     pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) picture: Picture,
 }
 
 /// The number of times that a figure of a VM is measured.

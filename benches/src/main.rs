@@ -143,10 +143,11 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
         Figure::Objects(args) => run_objects(args, show),
         Figure::Areas(args) if args.tenant => areas::tenant(args.mem),
         Figure::Areas(args) => {
-            let files = Files::open(&args.output, None)?;
+            let files = Files::open(&args.output, Some(&args.picture))?;
             // The tenant's, and another one here.
             room::check(args.mem.0.saturating_mul(2))?;
-            files.publish_rows(areas::run(args.mem, args.rounds.iterations, show)?, &args.output)
+            let rows = areas::run(args.mem, args.rounds.iterations, show)?;
+            files.publish(rows, &args.output, |rows| ("Areas, median".to_owned(), areas::panels(rows)))
         }
     }
 }

@@ -129,11 +129,11 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
 fn colour(name: &str) -> RGBColor {
     match name {
         "llfree" | "p50" => RGBColor(0, 114, 178),
-        "llfree-shared" | "balloon-joined" => RGBColor(86, 180, 233),
-        "buddy" | "balloon" | "p99.9" => RGBColor(213, 94, 0),
-        "buddy-spin" | "balloon-huge" | "p99" => RGBColor(230, 159, 0),
-        "per-core" | "virtio-mem" => RGBColor(0, 158, 115),
-        "queue" | "balloon-huge-joined" => RGBColor(204, 121, 167),
+        "llfree-shared" | "llfree-pooled" | "balloon-joined" => RGBColor(86, 180, 233),
+        "buddy" | "balloon" | "p99.9" | "lgalloc" | "raw" => RGBColor(213, 94, 0),
+        "buddy-spin" | "balloon-huge" | "p99" | "lgalloc-eager" => RGBColor(230, 159, 0),
+        "per-core" | "virtio-mem" | "system" => RGBColor(0, 158, 115),
+        "queue" | "balloon-huge-joined" | "mmap" => RGBColor(204, 121, 167),
         _ => RGBColor(60, 60, 60),
     }
 }
@@ -242,7 +242,8 @@ where
             let left = f64::from(group) * width - BARS / 2.0;
             let bar = |(x, y)| {
                 let corners = [(x + left + width * 0.05, floor), (x + left + width * 0.95, y)];
-                Rectangle::new(corners, line.colour.filled())
+                // What would be a dashed line is a paler bar.
+                Rectangle::new(corners, line.colour.mix(if line.dashed { 0.5 } else { 1.0 }).filled())
             };
             chart.draw_series(points.map(bar))?;
             group += 1;

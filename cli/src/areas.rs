@@ -59,7 +59,8 @@ pub fn run(args: &AreasArgs, output: &mut Output<'_>) -> Result<u8, AreasError> 
     let quota = Quota { areas: args.max_areas, bytes: args.max_memory.0, ..Quota::default() };
     let keeper = Keeper::start(Options { socket: socket.clone(), control, quota })?;
     let text = match output.json {
-        true => format!("{}\n", serde_json::json!({ "register": socket })),
+        // Lossy: JSON has no way to say a path that is not UTF-8.
+        true => format!("{}\n", serde_json::json!({ "register": socket.display().to_string() })),
         false => format!("processes register their areas at {}\n", socket.display()),
     };
     output.to.write_all(text.as_bytes()).and_then(|()| output.to.flush()).map_err(AreasError::Output)?;

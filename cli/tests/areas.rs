@@ -54,3 +54,20 @@ fn a_process_is_listed_shrunk_and_reclaimed_from_as_a_vm_is() {
     let bytes = unsafe { std::slice::from_raw_parts(keep.as_ptr().as_ptr(), keep.bytes()) };
     assert!(bytes.iter().all(|byte| *byte == 1));
 }
+
+#[test]
+fn a_place_whose_name_is_no_text_is_told_all_the_same() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = Scratch::new();
+    let socket = dir.path().join(std::ffi::OsStr::from_bytes(b"reg\xffister"));
+    let mut command = dir.command(&["areas", "--json", "--register"]);
+    let keeper = crate::common::Process::spawn(command.arg(&socket));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !keeper.stdout().contains('\n') {
+        assert!(Instant::now() < deadline, "{}", keeper.stderr());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(keeper.stdout().contains("\"register\":") && socket.exists(), "{}", keeper.stdout());
+    keeper.signal(rustix::process::Signal::TERM);
+    assert_eq!(keeper.wait().code(), 0);
+}

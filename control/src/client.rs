@@ -6,6 +6,7 @@
 use crate::protocol::{DecodeError, ErrorKind, MAX_REPLY, Reply, Request};
 use crate::report::{Reason, Word};
 use crate::socket::{self, SocketError};
+use llfree_base::peer::Peer;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -180,8 +181,7 @@ impl Client {
     /// The process that listens there, by the kernel's account; `None` if the kernel does not say.
     #[must_use]
     pub fn peer(&self) -> Option<u32> {
-        let peer = rustix::net::sockopt::socket_peercred(&self.stream).ok()?;
-        u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
+        Peer::of(&self.stream).ok()?.pid
     }
 
     /// The next line without its newline; `None` at the end of the stream.

@@ -1,30 +1,37 @@
 //! [`Keeper`]: the socket where areas are registered, and who may do that.
 
+use crate::exit::Exit;
 use crate::quota::{Book, Quota};
 use crate::tenant;
 use llfree_area::wire::answer;
+use llfree_base::peer::Peer;
 use llfree_base::thread::{Role, Spawner};
-use llfree_base::{RateLimit, error_line};
+use llfree_base::{RateLimit, error_line, identity};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, send, socket_with,
-    sockopt,
 };
-use rustix::process::Uid;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use std::time::{Duration, Instant};
 
 /// The thread that accepts registrations.
 const ACCEPT: Role = Role::new("areas", &[]);
 /// The thread of one area.
 const AREA: Role = Role::new("area", &[]);
+
+/// How long the threads of areas may take to end, all together. One that waits for a file of its process, which is no
+/// memory file and answers when that process likes, is left behind.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Before the next try of what failed for lack of something.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What a keeper is to be.
 #[derive(Clone, Debug)]
@@ -64,7 +71,7 @@ pub enum KeeperError {
 pub struct Keeper {
     socket: PathBuf,
     inode: Option<u64>,
-    exit: EventFd,
+    exit: Arc<Exit>,
     accepting: Option<JoinHandle<()>>,
 }
 
@@ -76,8 +83,8 @@ impl Keeper {
     pub fn start(options: Options) -> Result<Self, KeeperError> {
         let listener = listen_at(&options.socket)?;
         let inode = fs::symlink_metadata(&options.socket).map(|meta| meta.ino()).ok();
-        let exit = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(KeeperError::Host)?;
-        let of_thread = exit.try_clone().map_err(KeeperError::Host)?;
+        let exit = Arc::new(Exit::new().map_err(KeeperError::Host)?);
+        let of_thread = exit.clone();
         let socket = options.socket.clone();
         let body = move || Accepting { listener, exit: of_thread, book: Book::new(options.quota), options }.run();
         let accepting = Some(Spawner::default().spawn("areas", ACCEPT, body).map_err(KeeperError::Host)?);
@@ -87,8 +94,7 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        // Never read, so that every thread sees it.
-        let _ = self.exit.write(1);
+        self.exit.say();
         if self.accepting.take().is_some_and(|thread| thread.join().is_err()) {
             log::error!("a thread of the keeper panicked");
         }
@@ -103,7 +109,9 @@ impl Drop for Keeper {
 fn listen_at(path: &Path) -> Result<OwnedFd, KeeperError> {
     let failed = |source: io::Error| KeeperError::Listen { path: path.to_owned(), source };
     let address = SocketAddrUnix::new(path).map_err(|error| failed(error.into()))?;
-    let socket = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    // Nobody waits for a client that connects and is gone before it is accepted.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
     if let Ok(meta) = fs::symlink_metadata(path) {
         if !meta.file_type().is_socket() {
             return Err(KeeperError::NotASocket(path.to_owned()));
@@ -126,38 +134,45 @@ fn listen_at(path: &Path) -> Result<OwnedFd, KeeperError> {
 /// The accepting thread's own.
 struct Accepting {
     listener: OwnedFd,
-    exit: EventFd,
+    exit: Arc<Exit>,
     book: Book,
     options: Options,
 }
 
 impl Accepting {
-    fn run(&self) {
+    fn run(self) {
         let troubles = RateLimit::default();
+        let trouble = |error: Errno| {
+            if let Some(number) = troubles.tick() {
+                log::warn!("no process could register ({number} so far): {error}");
+            }
+            // Out of descriptors, most likely: not as fast as can be.
+            std::thread::sleep(PAUSE);
+        };
         let mut areas: Vec<JoinHandle<()>> = Vec::new();
-        loop {
-            let mut fds = [
-                PollFd::new(&self.listener, PollFlags::IN),
-                PollFd::from_borrowed_fd(borrow(&self.exit), PollFlags::IN),
-            ];
-            let _ = retry_on_intr(|| poll(&mut fds, None));
-            if !fds[1].revents().is_empty() {
-                break;
+        while !self.exit.is_said() {
+            let mut fds = [PollFd::new(&self.listener, PollFlags::IN), self.exit.poll_fd()];
+            if let Err(error) = retry_on_intr(|| poll(&mut fds, None)) {
+                trouble(error);
             }
             areas.retain(|area| !area.is_finished());
+            // It never blocks, whether somebody is there or not.
             match retry_on_intr(|| accept_with(&self.listener, SocketFlags::CLOEXEC)) {
                 Ok(connection) => areas.extend(self.welcome(connection)),
-                Err(error) => {
-                    if let Some(number) = troubles.tick() {
-                        log::warn!("a process could not register ({number} so far): {error}");
-                    }
-                    // Out of descriptors, most likely: not as fast as can be.
-                    std::thread::sleep(std::time::Duration::from_millis(10));
-                }
+                Err(Errno::AGAIN | Errno::CONNABORTED) => {}
+                Err(error) => trouble(error),
             }
         }
+        // Who comes from here on finds nobody, and does not wait.
+        drop(self.listener);
+        let deadline = Instant::now() + FAREWELL;
+        while areas.iter().any(|area| !area.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(PAUSE / 4);
+        }
         for area in areas {
-            if area.join().is_err() {
+            if !area.is_finished() {
+                log::warn!("an area's thread does not end: it waits for a file that its process sent");
+            } else if area.join().is_err() {
                 log::error!("the thread of an area panicked");
             }
         }
@@ -169,35 +184,27 @@ impl Accepting {
             log::info!("a process was refused: {text}");
             let _ = send(&connection, &answer(Err(text)), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         };
-        let peer = match sockopt::socket_peercred(&connection) {
+        let peer = match Peer::of(&connection) {
             Ok(peer) => peer,
             Err(error) => {
                 refuse(&format!("who you are cannot be told: {error}"));
                 return None;
             }
         };
-        let own = rustix::process::geteuid();
-        if peer.uid != own && !own.is_root() && peer.uid != Uid::ROOT {
+        if !peer.is_trusted() && identity::effective_user() != 0 {
             refuse("only processes of the keeper's own user may register");
             return None;
         }
-        let pid = peer.pid.as_raw_pid();
-        let place = match self.book.place(pid) {
+        let place = match self.book.place(peer.pid) {
             Ok(place) => place,
             Err(full) => {
                 refuse(&error_line(&full));
                 return None;
             }
         };
-        let exit = match self.exit.try_clone() {
-            Ok(exit) => exit,
-            Err(error) => {
-                refuse(&format!("the keeper lacks a descriptor: {error}"));
-                return None;
-            }
-        };
         let dir = self.options.control.clone();
-        let body = move || tenant::serve(&connection, pid, place, &dir, exit);
+        let exit = self.exit.clone();
+        let body = move || tenant::serve(&connection, peer.pid, place, &dir, &exit);
         match Spawner::default().spawn("area", AREA, body) {
             Ok(thread) => Some(thread),
             Err(error) => {
@@ -206,10 +213,4 @@ impl Accepting {
             }
         }
     }
-}
-
-fn borrow(fd: &EventFd) -> std::os::fd::BorrowedFd<'_> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the eventfd is borrowed for as long, and open.
-    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd.as_raw_fd()) }
 }

@@ -8,14 +8,19 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`keeper`] | the socket, who may register, quotas, one thread an area |
-//! | `tenant` | one registered area: the handshake, its loop, its end |
-//! | `requests` | what can be asked of it, and the answers |
-//! | `quota` | how many and how much |
+//! | `tenant` | one registered area: its loop, its end |
+//! | `handshake` | what a process sends, and what of it is believed |
+//! | `work` | the thread that takes memory back and answers |
+//! | `requests` | what can be asked of an area, and the answers |
+//! | `quota`, `exit` | how many and how much; that the keeper ends |
 
+mod exit;
+mod handshake;
 pub mod keeper;
 mod quota;
 mod requests;
 mod tenant;
+mod work;
 
 pub use keeper::{Keeper, KeeperError, Options};
 pub use quota::Quota;

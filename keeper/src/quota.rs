@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 pub struct Quota {
     /// Areas in all, those included that are about to be registered.
     pub areas: usize,
-    /// Of one process.
+    /// Of one process; those whose number is not known here count as one.
     pub areas_a_process: usize,
     /// Bytes of address space in all.
     pub bytes: u64,
@@ -44,7 +44,8 @@ pub(crate) struct Identity {
 #[derive(Clone, Copy)]
 struct Line {
     number: u64,
-    pid: i32,
+    /// `None` for all whose number is not known here.
+    pid: Option<u32>,
     bytes: u64,
     table: Option<Identity>,
 }
@@ -74,7 +75,7 @@ impl Book {
     }
 
     /// A place for a process, which has not said yet what for.
-    pub(crate) fn place(&self, pid: i32) -> Result<Place, Full> {
+    pub(crate) fn place(&self, pid: Option<u32>) -> Result<Place, Full> {
         let mut book = lock(&self.lines);
         if book.lines.len() >= self.quota.areas {
             return Err(Full::Areas(book.lines.len()));
@@ -132,11 +133,11 @@ mod tests {
     #[test]
     fn places_are_bounded_in_every_way_and_come_back() {
         let book = Book::new(Quota { areas: 3, areas_a_process: 2, bytes: 4 * HUGE_SIZE });
-        let first = book.place(7).expect("room");
-        let second = book.place(7).expect("room");
-        assert_eq!(book.place(7).err(), Some(Full::Process(2)));
-        let third = book.place(8).expect("room");
-        assert_eq!(book.place(9).err(), Some(Full::Areas(3)));
+        let first = book.place(Some(7)).expect("room");
+        let second = book.place(Some(7)).expect("room");
+        assert_eq!(book.place(Some(7)).err(), Some(Full::Process(2)));
+        let third = book.place(Some(8)).expect("room");
+        assert_eq!(book.place(None).err(), Some(Full::Areas(3)));
         first.fill(3, table(1)).expect("room");
         assert_eq!(second.fill(1, table(1)), Err(Full::Twice));
         assert_eq!(second.fill(2, table(2)), Err(Full::Bytes(4 * HUGE_SIZE)));

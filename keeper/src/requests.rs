@@ -15,17 +15,22 @@ use std::time::{Duration, Instant};
 /// An area that answers.
 pub(crate) struct Answering {
     pub(crate) name: String,
-    /// The process's.
+    /// The process's; 0 where it has no number here.
     pub(crate) pid: u32,
     pub(crate) area: ForeignArea,
     pub(crate) since: Instant,
 }
 
 impl Answering {
+    /// That it is there: the one answer that nothing is looked at for.
+    pub(crate) fn pong(&self) -> Reply {
+        Reply::Pong { name: self.name.clone(), pid: std::process::id() }
+    }
+
     /// The answer to a request; none of them takes longer than a pass.
     pub(crate) fn answer(&self, request: Request) -> Reply {
         let result = match request {
-            Request::Ping => Ok(Reply::Pong { name: self.name.clone(), pid: std::process::id() }),
+            Request::Ping => Ok(self.pong()),
             Request::Status => self.status().map(|report| Reply::Status(Box::new(report))),
             Request::Validate => self.validate().map(Reply::Validate),
             // A process asks for no floor.

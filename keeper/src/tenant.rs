@@ -1,82 +1,63 @@
-//! One registered area: its handshake, its loop, its end.
+//! One registered area: its loop, its end.
 //!
-//! The thread has a loop of its own, with the connection that stands for the process, the control socket that has the
-//! area's name, and a clock for audits. Whatever ends it, the area is let go of first and the connection closed last: the
-//! process then has every frame again that was in hand here.
+//! The thread has a loop of its own, with the connection that stands for the process and the control socket that has the
+//! area's name; nothing in it takes long, for another thread [works](crate::work). Whatever ends the loop, the work ends at
+//! its next batch, the area is let go of, and the connection is closed last: the process then has every frame again that was
+//! in hand here.
 
+use crate::exit::Exit;
+use crate::handshake::{Refusal, are_memory, receive};
 use crate::quota::{Identity, Place};
 use crate::requests::Answering;
+use crate::work::Work;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use llfree_area::wire::{REGISTRATION, Registration, answer};
+use llfree_area::wire::answer;
 use llfree_area::{AdoptError, Builder, ForeignArea, Switch};
-use llfree_base::{RateLimit, error_line};
+use llfree_base::error_line;
 use llfree_control::protocol::Request;
 use llfree_control::server::{ControlServer, Limits, Responder};
-use llfree_control::socket::{Claim, SocketError};
+use llfree_control::socket::Claim;
 use rustix::io::retry_on_intr;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send, sockopt,
-};
+use rustix::net::{SendFlags, send};
 use std::cell::Cell;
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
-use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::timerfd::TimerFd;
+use std::sync::Arc;
+use std::time::Instant;
 
-/// How long a process may take to say what it wants after it connected.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Between two audits.
-const AUDIT: Duration = Duration::from_secs(1);
-
-/// Why an area was not registered, in words for its process.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Refusal {
-    #[error(transparent)]
-    Words(#[from] llfree_area::wire::WireError),
-    #[error("two descriptors come with a registration, the memory's and the table's")]
-    Descriptors,
-    #[error(transparent)]
-    Full(#[from] crate::quota::Full),
-    #[error("the name cannot be had")]
-    Name(#[from] SocketError),
-    #[error(transparent)]
-    Adopt(#[from] AdoptError),
-    #[error("no registration came")]
-    Silent(#[source] io::Error),
-    #[error("the keeper lacks something")]
-    Host(#[source] io::Error),
-}
-
-/// What came with a registration.
-struct Offer {
-    words: Registration,
-    memory: OwnedFd,
-    table: OwnedFd,
-}
+/// Clients of one area at once.
+const CLIENTS: usize = 16;
+/// Places among these for clients that ask what is answered at once.
+const PROMPT_PLACES: usize = 4;
 
 /// Registers the process at the other end, and serves its area until either is gone.
-pub(crate) fn serve(connection: &OwnedFd, pid: i32, place: Place, dir: &Path, exit: EventFd) {
-    match register(connection, pid, &place, dir, exit) {
+pub(crate) fn serve(connection: &OwnedFd, pid: Option<u32>, place: Place, dir: &Path, exit: &Arc<Exit>) {
+    let mut files = Vec::new();
+    let process = pid.map_or("of another namespace".to_owned(), |pid| pid.to_string());
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match register(connection, &mut files, pid, &place, dir, exit) {
         Ok(mut served) => {
             let name = served.name.clone();
-            if retry_on_intr(|| send(connection, &answer(Ok(())), SendFlags::NOSIGNAL)).is_ok() {
-                log::info!("{name}: registered by process {pid}");
+            if retry_on_intr(|| send(connection, &answer(Ok(())), flags)).is_ok() {
+                log::info!("{name}: registered by process {process}");
                 served.run();
                 log::info!("{name}: gone");
             }
             // Before the connection is closed: see above. Who registers again then finds the place free.
-            drop((served, place));
+            served.end();
+            drop(place);
         }
         Err(refusal) => {
             let text = error_line(&refusal);
-            log::info!("process {pid} was refused: {text}");
-            drop(place);
+            log::info!("process {process} was refused: {text}");
+            // Who tries again finds the place free, but for one whose files may keep us.
+            let kept = (!are_memory(&files)).then_some(place);
             // Whoever has hung up does not want to know.
-            let _ = retry_on_intr(|| send(connection, &answer(Err(&text)), SendFlags::NOSIGNAL | SendFlags::DONTWAIT));
+            let _ = retry_on_intr(|| send(connection, &answer(Err(&text)), flags));
+            drop(files);
+            drop(kept);
         }
     }
 }
@@ -86,8 +67,9 @@ struct Served {
     name: String,
     events: EventManager<Box<dyn MutEventSubscriber>>,
     over: Rc<Cell<bool>>,
+    work: Work,
     // Removes the control socket.
-    _claim: Claim,
+    claim: Claim,
 }
 
 impl Served {
@@ -99,73 +81,64 @@ impl Served {
             }
         }
     }
+
+    /// Returns when nobody here has anything of the area in hand.
+    fn end(self) {
+        let Self { events, work, claim, .. } = self;
+        // Its server has the other end of the work's queue.
+        drop(events);
+        drop(claim);
+        drop(work);
+    }
 }
 
-fn register(connection: &OwnedFd, pid: i32, place: &Place, dir: &Path, exit: EventFd) -> Result<Served, Refusal> {
-    let Offer { words, memory, table } = receive(connection)?;
+fn register(
+    connection: &OwnedFd,
+    files: &mut Vec<OwnedFd>,
+    pid: Option<u32>,
+    place: &Place,
+    dir: &Path,
+    exit: &Arc<Exit>,
+) -> Result<Served, Refusal> {
+    let words = receive(connection, exit, files)?;
+    let (Some(table), Some(memory)) = (files.pop(), files.pop()) else { return Err(Refusal::Descriptors) };
     let meta = rustix::fs::fstat(&table).map_err(|error| Refusal::Host(error.into()))?;
     place.fill(words.huge_frames, Identity { device: meta.st_dev, inode: meta.st_ino })?;
     let claim = Claim::by_name(dir, &words.name)?;
     let area = ForeignArea::adopt(memory, table, words.huge_frames)?;
     area.auto_reclaim(Switch(Some(Builder::AUTO_RECLAIM))).map_err(AdoptError::from)?;
-    let answering = Rc::new(Answering {
-        name: words.name.clone(),
-        // Never negative for a process that is there.
-        pid: pid.unsigned_abs(),
-        area,
-        since: Instant::now(),
-    });
-    let of_requests = answering.clone();
-    let dispatch = move |request: Request, responder: Responder| responder.answer(&of_requests.answer(request));
+    let answering =
+        Arc::new(Answering { name: words.name.clone(), pid: pid.unwrap_or(0), area, since: Instant::now() });
+    let (work, jobs) = Work::start(answering.clone()).map_err(Refusal::Host)?;
+    let dispatch = move |request: Request, responder: Responder| match request {
+        Request::Ping => responder.answer(&answering.pong()),
+        request => jobs.push(request, responder),
+    };
     let of_process = Limits::of_this_process().map_err(|error| Refusal::Host(io::Error::other(error)))?;
-    let limits = Limits { clients: 16, prompt_places: 4, ..of_process };
-    let server = ControlServer::new(claim.listener()?, limits, dispatch).map_err(Refusal::Host)?;
+    let server = ControlServer::new(claim.listener()?, limits(of_process), dispatch).map_err(Refusal::Host)?;
     let over = Rc::new(Cell::new(false));
-    let clock = Clock::new(answering).map_err(Refusal::Host)?;
-    let watch = Watch { fds: [connection.as_raw_fd(), exit.as_raw_fd()], _exit: exit, over: over.clone() };
+    let watch = Watch { fds: [connection.as_raw_fd(), exit.raw()], _exit: exit.clone(), over: over.clone() };
     let host = |error: event_manager::Error| Refusal::Host(io::Error::other(format!("{error:?}")));
     let mut events = EventManager::new().map_err(host)?;
-    for part in [Box::new(server) as Box<dyn MutEventSubscriber>, Box::new(clock), Box::new(watch)] {
+    for part in [Box::new(server) as Box<dyn MutEventSubscriber>, Box::new(watch)] {
         events.add_subscriber(part);
     }
-    Ok(Served { name: words.name, events, over, _claim: claim })
+    Ok(Served { name: words.name, events, over, work, claim })
 }
 
-/// The first packet, with its descriptors. Whatever else comes is closed.
-fn receive(connection: &OwnedFd) -> Result<Offer, Refusal> {
-    let silent = |error: rustix::io::Errno| Refusal::Silent(error.into());
-    sockopt::set_socket_timeout(connection, sockopt::Timeout::Recv, Some(PATIENCE)).map_err(silent)?;
-    // One byte more than there may be, so that too many are seen.
-    let mut bytes = [0; REGISTRATION + 1];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let got =
-        retry_on_intr(|| recvmsg(connection, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)).map_err(silent)?;
-    let mut files = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            files.extend(rights);
-        }
-    }
-    if got.bytes == 0 {
-        return Err(Refusal::Silent(io::ErrorKind::UnexpectedEof.into()));
-    }
-    let words = Registration::from_bytes(&bytes[..got.bytes])?;
-    let count = files.len();
-    let mut files = files.into_iter();
-    match (files.next(), files.next()) {
-        (Some(memory), Some(table)) if count == 2 && !got.flags.contains(ReturnFlags::CTRUNC) => {
-            Ok(Offer { words, memory, table })
-        }
-        _ => Err(Refusal::Descriptors),
+/// As many clients as an area is to have, or as the process has descriptors for.
+fn limits(of_process: Limits) -> Limits {
+    Limits {
+        clients: of_process.clients.min(CLIENTS),
+        prompt_places: of_process.prompt_places.min(PROMPT_PLACES),
+        ..of_process
     }
 }
 
 /// Ends the loop when the process is gone, or the keeper goes.
 struct Watch {
     fds: [i32; 2],
-    _exit: EventFd,
+    _exit: Arc<Exit>,
     over: Rc<Cell<bool>>,
 }
 
@@ -186,35 +159,16 @@ impl MutEventSubscriber for Watch {
     }
 }
 
-/// Audits once a second.
-struct Clock {
-    answering: Rc<Answering>,
-    timer: TimerFd,
-    failures: RateLimit,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Clock {
-    fn new(answering: Rc<Answering>) -> io::Result<Self> {
-        let mut timer = TimerFd::new().map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-        timer.reset(AUDIT, Some(AUDIT)).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-        Ok(Self { answering, timer, failures: RateLimit::default() })
-    }
-}
-
-impl MutEventSubscriber for Clock {
-    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        // It never blocks: the timer has fired.
-        let _ = self.timer.wait();
-        if let Err(error) = self.answering.area.audit()
-            && let Some(number) = self.failures.tick()
-        {
-            log::warn!("{}: an audit failed ({number} so far): {}", self.answering.name, error_line(&error));
-        }
-    }
-
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(&self.timer, EventSet::IN)) {
-            log::warn!("{}: nothing is audited: {error:?}", self.answering.name);
-        }
+    #[test]
+    fn an_area_has_no_more_clients_than_the_process_has_descriptors_for() {
+        let few = Limits::with_descriptors(Some(40), 20).expect("a few");
+        assert_eq!((limits(few).clients, limits(few).prompt_places), (few.clients, few.prompt_places));
+        assert!(few.clients < CLIENTS);
+        let many = limits(Limits::default());
+        assert_eq!((many.clients, many.prompt_places), (CLIENTS, PROMPT_PLACES));
     }
 }

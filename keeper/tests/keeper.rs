@@ -1,8 +1,9 @@
 //! A keeper, the processes that register with it, and those that only pretend to.
 
 mod common;
+mod hostile;
 
-use common::{MIB, Over, Place, Player, area, churn, dirty, eventually, is_dirty, part};
+use common::{LONG, MIB, Over, Place, Player, area, churn, dirty, eventually, is_dirty, part};
 use llfree_area::wire::{Registration, read_answer};
 use llfree_area::{Area, AreaError, MemoryKind, Order, RegisterError, Switch};
 use llfree_base::choices;
@@ -11,7 +12,7 @@ use llfree_keeper::{Keeper, KeeperError, Options, Quota};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType, connect, recv, sendmsg, socket_with,
+    SocketType, connect, recv, sendmsg, socket_with, sockopt,
 };
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -153,18 +154,21 @@ fn quotas_hold() {
 }
 
 /// Sends bytes and descriptors, and hangs up or waits for the answer.
-fn offer(socket: &Path, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Option<Result<(), String>> {
+pub(crate) fn offer(socket: &Path, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Option<Result<(), String>> {
     let connection =
         socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a socket");
+    sockopt::set_socket_timeout(&connection, sockopt::Timeout::Recv, Some(LONG)).expect("a socket");
     connect(&connection, &SocketAddrUnix::new(socket).expect("short")).expect("a keeper");
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !files.is_empty() {
         assert!(control.push(SendAncillaryMessage::ScmRights(files)));
     }
-    sendmsg(&connection, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).expect("it listens");
+    // One that is refused before it was heard finds that out here, and is told below.
+    let _ = sendmsg(&connection, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
     let mut answer = [0; 300];
-    let (received, _) = recv(&connection, &mut answer, RecvFlags::empty()).ok()?;
+    let mut hear = || recv(&connection, &mut answer, RecvFlags::empty());
+    let (received, _) = hear().or_else(|_| hear()).ok()?;
     read_answer(&answer[..received])
 }
 
@@ -180,7 +184,8 @@ fn lies_and_rubbish_are_refused_in_words_and_leave_nothing_behind() {
     let place = Place::new();
     let _keeper = place.start();
     let honest = area(64);
-    let shared = honest.shared().expect("a memory file");
+    // SAFETY: nobody has references to its memory.
+    let shared = unsafe { honest.shared() }.expect("a memory file");
     let words = |huge_frames, name: &str| Registration { huge_frames, name: name.into() }.to_bytes().expect("a name");
     let good = words(32, "liar");
     let both = SealFlags::SHRINK | SealFlags::GROW;
@@ -247,7 +252,8 @@ fn a_tenant_that_scribbles_harms_nobody_but_itself() {
         let _over = Over(&over);
         scope.spawn(|| {
             // A table of its own to write to, as a process has it.
-            let shared = hostile.shared().expect("a memory file");
+            // SAFETY: nobody has references to its memory.
+            let shared = unsafe { hostile.shared() }.expect("a memory file");
             let bytes = rustix::fs::fstat(shared.table).expect("open").st_size as usize;
             let mut random = fastrand::Rng::with_seed(4);
             while !over.load(Ordering::Relaxed) {

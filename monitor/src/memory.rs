@@ -23,6 +23,7 @@ pub use address_map::{AddressMap, HOLE_END, HOLE_START, Part};
 pub use foreign::lies_in_tmpfs;
 pub use llfree_base::choices::Backing;
 pub use pool::{Fill, PoolConfig, PoolStatus};
+pub(crate) use pressure::Pressure;
 pub use supply::{Shortfall, Supply, UseUserfaultfd};
 pub use userfault::{Fault, Userfault, UserfaultError};
 

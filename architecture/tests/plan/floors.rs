@@ -71,6 +71,7 @@ pub(crate) const PLAN: &[Room] = &[
         sees: &["shared-layout", "llfree", "llfree-base", "llfree-monitor"],
         others: Not(MACHINE),
     },
+    Room { name: "llfree-area-c", sees: &["llfree-area"], others: Not(MACHINE) },
     Room { name: "llfree-preload", sees: &["llfree-area"], others: Not(MACHINE) },
     Room { name: "llfree-control", sees: &["shared-layout", "agent-abi", "llfree-base"], others: Not(MACHINE) },
     Room {

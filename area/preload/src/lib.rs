@@ -7,6 +7,7 @@
 //! This crate is its exports: each is what the C standard or POSIX says of that name.
 
 use llfree_area::Tier;
+use llfree_area::once::Once;
 use llfree_area::tier::{THRESHOLD, large_block};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_void};
@@ -43,6 +44,20 @@ unsafe impl GlobalAlloc for Glibc {
         start.cast()
     }
 
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if layout.align() <= ALIGN {
+            // SAFETY: numbers only. What glibc has from the kernel just now it does not clear.
+            return unsafe { __libc_calloc(1, layout.size()) }.cast();
+        }
+        // SAFETY: passed on.
+        let start = unsafe { self.alloc(layout) };
+        if !start.is_null() {
+            // SAFETY: the block is ours since a moment ago, and this large.
+            unsafe { start.write_bytes(0, layout.size()) };
+        }
+        start
+    }
+
     unsafe fn dealloc(&self, start: *mut u8, _: Layout) {
         // SAFETY: the caller's block, which is glibc's.
         unsafe { __libc_free(start.cast()) };
@@ -52,9 +67,10 @@ unsafe impl GlobalAlloc for Glibc {
 /// Ours is the global allocator's, so that this library and its program share one area.
 static TIER: Tier<Glibc> = Tier::new(Glibc);
 
-/// The sizes of blocks in the area, one a grain; zero where none begins.
+/// The sizes of blocks in the area, one a grain; zero where none begins. `None` also while they are made, for that asks for
+/// memory itself.
 fn sizes() -> Option<&'static [AtomicUsize]> {
-    static SIZES: OnceLock<Option<&'static [AtomicUsize]>> = OnceLock::new();
+    static SIZES: Once<Option<&'static [AtomicUsize]>> = Once::new();
     let make = || {
         let grains = llfree_area::tier::large_objects()?.area().bytes() as usize / GRAIN;
         // SAFETY: numbers only; what is zero costs nothing before it is touched.
@@ -62,14 +78,30 @@ fn sizes() -> Option<&'static [AtomicUsize]> {
         // SAFETY: that many, zero, aligned, and never freed.
         (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start, grains) })
     };
-    *SIZES.get_or_init(make)
+    *SIZES.get_or_make(make)?
 }
 
-/// Where the size of a block of ours is.
-fn size_of_block(start: *mut c_void) -> Option<&'static AtomicUsize> {
-    let offset = large_block(start.cast())?;
-    // An address inside a block has the grain of somebody, or of nobody; only a start is passed on by honest callers.
-    sizes()?.get(offset / GRAIN)
+/// Whose an address is.
+enum Owner {
+    Glibc,
+    /// Where a block of ours can begin; the word has its size, if one does.
+    Ours(&'static AtomicUsize),
+    /// In our area, and no place where a block begins.
+    Nobody,
+}
+
+fn owner(start: *mut c_void) -> Owner {
+    let Some(offset) = large_block(start.cast()) else { return Owner::Glibc };
+    let word = sizes().and_then(|sizes| sizes.get(offset / GRAIN));
+    word.filter(|_| offset.is_multiple_of(GRAIN)).map_or(Owner::Nobody, Owner::Ours)
+}
+
+/// Notes the size of a block, if it is one of ours.
+fn note(start: *mut c_void, size: usize, align: usize) {
+    if let Owner::Ours(word) = owner(start) {
+        // The alignment decides the class, too: kept with it, as a power of two.
+        word.store(size << 6 | align.trailing_zeros() as usize, Ordering::Relaxed);
+    }
 }
 
 fn layout(size: usize, align: usize) -> Option<Layout> {
@@ -84,10 +116,7 @@ fn large(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     let Some(layout) = layout(size, align) else { return ptr::null_mut() };
     // SAFETY: the layout has a size.
     let start = unsafe { if zeroed { TIER.alloc_zeroed(layout) } else { TIER.alloc(layout) } }.cast();
-    if let Some(word) = size_of_block(start) {
-        // The alignment decides the class, too, and is a power of two below the size's lowest use: kept with it.
-        word.store(size << 6 | align.trailing_zeros() as usize, Ordering::Relaxed);
-    }
+    note(start, size, align);
     start
 }
 
@@ -137,11 +166,13 @@ pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
 /// The caller's own block, or null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free(start: *mut c_void) {
-    let Some(word) = size_of_block(start) else {
+    let block = match owner(start) {
         // SAFETY: passed on.
-        return unsafe { __libc_free(start) };
+        Owner::Glibc => return unsafe { __libc_free(start) },
+        Owner::Ours(word) => noted(word.swap(0, Ordering::Relaxed)).filter(|layout| layout.size() > 0),
+        Owner::Nobody => None,
     };
-    match noted(word.swap(0, Ordering::Relaxed)).filter(|layout| layout.size() > 0) {
+    match block {
         // SAFETY: the block that was noted under this address.
         Some(layout) => unsafe { TIER.dealloc(start.cast(), layout) },
         None => abort(b"llfree-preload: free of a block that is not allocated\n"),
@@ -157,24 +188,13 @@ pub unsafe extern "C" fn realloc(start: *mut c_void, size: usize) -> *mut c_void
     if start.is_null() {
         return malloc(size);
     }
-    let Some(word) = size_of_block(start) else {
-        if size < THRESHOLD {
-            // SAFETY: passed on.
-            return unsafe { __libc_realloc(start, size) };
-        }
+    let block = match owner(start) {
         // SAFETY: the caller's own block.
-        let old = unsafe { malloc_usable_size(start) };
-        let new = malloc(size);
-        if !new.is_null() {
-            // SAFETY: two distinct blocks that have as many bytes; the old one is the caller's.
-            unsafe {
-                ptr::copy_nonoverlapping(start.cast::<u8>(), new.cast(), old.min(size));
-                __libc_free(start);
-            }
-        }
-        return new;
+        Owner::Glibc => return unsafe { realloc_of_glibcs(start, size) },
+        Owner::Ours(word) => noted(word.swap(0, Ordering::Relaxed)).filter(|layout| layout.size() > 0),
+        Owner::Nobody => None,
     };
-    let Some(old) = noted(word.swap(0, Ordering::Relaxed)).filter(|layout| layout.size() > 0) else {
+    let Some(old) = block else {
         abort(b"llfree-preload: realloc of a block that is not allocated\n");
     };
     if size == 0 {
@@ -185,10 +205,28 @@ pub unsafe extern "C" fn realloc(start: *mut c_void, size: usize) -> *mut c_void
     // SAFETY: as above, and a size that is not zero.
     let new = unsafe { TIER.realloc(start.cast(), old, size) }.cast::<c_void>();
     let (kept, bytes) = if new.is_null() { (start, old.size()) } else { (new, size) };
-    if let Some(word) = size_of_block(kept) {
-        word.store(bytes << 6 | old.align().trailing_zeros() as usize, Ordering::Relaxed);
-    }
+    note(kept, bytes, old.align());
     if new.is_null() { out_of_memory() } else { new }
+}
+
+/// # Safety
+/// The caller's own block, which is glibc's.
+unsafe fn realloc_of_glibcs(start: *mut c_void, size: usize) -> *mut c_void {
+    if size < THRESHOLD {
+        // SAFETY: passed on.
+        return unsafe { __libc_realloc(start, size) };
+    }
+    // SAFETY: the caller's own block.
+    let old = unsafe { malloc_usable_size(start) };
+    let new = malloc(size);
+    if !new.is_null() {
+        // SAFETY: two distinct blocks that have as many bytes; the old one is the caller's.
+        unsafe {
+            ptr::copy_nonoverlapping(start.cast::<u8>(), new.cast(), old.min(size));
+            __libc_free(start);
+        }
+    }
+    new
 }
 
 /// POSIX: a block at an alignment.
@@ -233,8 +271,10 @@ pub extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
 pub unsafe extern "C" fn malloc_usable_size(start: *mut c_void) -> usize {
     type Usable = unsafe extern "C" fn(*mut c_void) -> usize;
     static GLIBCS: OnceLock<Option<Usable>> = OnceLock::new();
-    if let Some(word) = size_of_block(start) {
-        return word.load(Ordering::Relaxed) >> 6;
+    match owner(start) {
+        Owner::Glibc => {}
+        Owner::Ours(word) => return word.load(Ordering::Relaxed) >> 6,
+        Owner::Nobody => return 0,
     }
     let find = || {
         // SAFETY: the name has its zero.

@@ -18,6 +18,37 @@ fn python(script: &str, preloaded: bool) -> Option<Output> {
     command.output().ok()
 }
 
+/// What a script sees of C's allocator.
+const C: &str = "
+import ctypes, os, sys
+c = ctypes.CDLL(None)
+c.malloc.restype = c.calloc.restype = c.realloc.restype = ctypes.c_void_p
+c.malloc.argtypes = [ctypes.c_size_t]
+c.calloc.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
+c.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+c.free.argtypes = [ctypes.c_void_p]
+def resident():
+    return int(open('/proc/self/statm').read().split()[1]) * 4096
+";
+
+/// Runs a script with C's allocator and an area of so many bytes; `None`, with its reason said, where none can.
+fn with_c(script: &str, area: Option<u64>) -> Option<Output> {
+    let mut command = Command::new("timeout");
+    // A hang is a failure, and not for ever.
+    command.args(["60", "python3", "-c", &format!("{C}{script}")]).env("LD_PRELOAD", library());
+    command.envs(area.map(|bytes| ("LLFREE_AREA_BYTES", bytes.to_string())));
+    let output = command.output().ok().filter(|output| output.status.code() != Some(127));
+    let Some(output) = output else {
+        skipped("there is no python3");
+        return None;
+    };
+    if String::from_utf8_lossy(&output.stderr).contains("ModuleNotFound") {
+        skipped("this python3 has no ctypes");
+        return None;
+    }
+    Some(output)
+}
+
 /// Phases of large buffers, with a checksum, and what is resident a second after each.
 const PHASES: &str = r#"
 import hashlib, os, time
@@ -42,10 +73,16 @@ print(digest.hexdigest(), resident())
 #[test]
 fn a_program_computes_the_same_and_its_memory_goes_back() {
     assert!(library().exists(), "{} was not built", library().display());
-    let Some(plain) = python(PHASES, false).filter(|output| output.status.success()) else {
+    // Both at once, for each sleeps most of the time.
+    let (plain, preloaded) = std::thread::scope(|scope| {
+        let plain = scope.spawn(|| python(PHASES, false));
+        let preloaded = python(PHASES, true);
+        (plain.join().expect("no panic"), preloaded)
+    });
+    let Some(plain) = plain.filter(|output| output.status.success()) else {
         return skipped("there is no python3");
     };
-    let preloaded = python(PHASES, true).expect("it was there a moment ago");
+    let preloaded = preloaded.expect("it was there for the other");
     let words = |output: &Output| {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let mut words = text.split_whitespace().map(str::to_owned);
@@ -58,24 +95,47 @@ fn a_program_computes_the_same_and_its_memory_goes_back() {
 }
 
 #[test]
-fn a_large_block_that_is_freed_twice_ends_the_program_with_a_line() {
-    let script = "
-import ctypes
-c = ctypes.CDLL(None)
-c.malloc.restype = ctypes.c_void_p
-c.malloc.argtypes = [ctypes.c_size_t]
-c.free.argtypes = [ctypes.c_void_p]
-block = c.malloc(1 << 20)
-c.free(block)
-print('once', flush=True)
-c.free(block)
-print('twice', flush=True)
-";
-    let Some(output) = python(script, true) else { return skipped("there is no python3") };
-    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    if error.contains("ModuleNotFound") {
-        return skipped("this python3 has no ctypes");
+fn a_free_of_what_is_no_block_ends_the_program_with_a_line() {
+    // Twice; inside a block, in the same grain and in the next one; the same for another size.
+    for wrong in [
+        "c.free(block); c.free(block)",
+        "c.free(block + 4096)",
+        "c.free(block + 65536)",
+        "c.realloc(block + 4096, 1 << 21)",
+    ] {
+        let script =
+            format!("block = c.malloc(1 << 20)\nprint('once', flush=True)\n{wrong}\nprint('twice', flush=True)");
+        let Some(output) = with_c(&script, None) else { return };
+        let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(out.contains("once") && !out.contains("twice"), "{wrong}: {output:?}");
+        assert!(error.contains("not allocated"), "{wrong}: {output:?}");
     }
-    assert!(out.contains("once") && !out.contains("twice"), "{output:?}");
-    assert!(error.contains("not allocated"), "{output:?}");
+}
+
+/// What describes an area of 2 TiB is itself large enough to be asked of it.
+#[test]
+fn an_area_of_terabytes_comes_up() {
+    let script = "
+blocks = [c.malloc(3 << 20) for _ in range(4)]
+for block in blocks:
+    ctypes.memset(block, 7, 3 << 20)
+print('area' if max(blocks) - min(blocks) == 3 * (4 << 20) else blocks)
+[c.free(block) for block in blocks]
+";
+    let Some(output) = with_c(script, Some(2 << 40)) else { return };
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "area", "{output:?}");
+}
+
+#[test]
+fn zeroes_that_come_from_glibc_are_not_written() {
+    let script = "
+before = resident()
+block = c.calloc(256, 1 << 20)
+print(resident() - before, ctypes.string_at(block, 4096) == bytes(4096))
+";
+    // There is no room for them in the area.
+    let Some(output) = with_c(script, Some(2 << 20)) else { return };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (bytes, zero) = text.trim().split_once(' ').expect("two words");
+    assert!(zero == "True" && bytes.parse::<i64>().is_ok_and(|bytes| bytes < 32 << 20), "{output:?}");
 }

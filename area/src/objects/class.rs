@@ -3,6 +3,7 @@
 //! Above 2 MiB all of them are whole huge frames, for only these go back to the system; between 1 and 2 MiB there are none,
 //! for a huge frame with an object in it costs all of its memory anyway.
 
+use crate::block::pieces;
 use crate::error::AllocError;
 use shared_layout::{FRAME_SIZE, FRAMES_PER_HUGE, FrameId, HUGE_SIZE, Order};
 
@@ -98,17 +99,6 @@ impl Class {
     pub(crate) fn offcuts(self, first: FrameId) -> impl Iterator<Item = (FrameId, Order)> {
         pieces(first.0 + self.frames(), first.0 + self.order().frames())
     }
-}
-
-/// The largest aligned blocks of a stretch, from its start.
-fn pieces(start: u64, end: u64) -> impl Iterator<Item = (FrameId, Order)> {
-    let mut at = start;
-    std::iter::from_fn(move || {
-        let largest = (end - at).checked_ilog2()?.min(at.trailing_zeros()).min(8);
-        let piece = (FrameId(at), Order::new(largest as u8)?);
-        at += piece.1.frames();
-        Some(piece)
-    })
 }
 
 #[cfg(test)]

@@ -5,27 +5,23 @@
 
 use super::cache::Cache;
 use super::source::Source;
-use crate::hand::Hand;
+use crate::hand::Grip;
 use std::cell::{Cell, RefCell};
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-/// What a thread has of a source.
-pub(super) struct Local {
-    pub(super) hand: Hand,
+/// What a thread has of a source; it does not keep it, for a thread may do nothing more for ever.
+struct Local {
+    grip: Grip,
     /// In the list of `source`, and owned by this thread.
     cache: *const Cache,
-    source: Arc<Source>,
+    // Nobody else gets its address as long as this is here.
+    source: Weak<Source>,
 }
 
 impl Local {
     fn new(source: &Arc<Source>) -> Self {
-        Self { hand: Hand::new(source.space.clone()), cache: source.caches.own(), source: source.clone() }
-    }
-
-    pub(super) fn cache(&self) -> &Cache {
-        // SAFETY: the source keeps its caches, and we keep the source.
-        unsafe { &*self.cache }
+        Self { grip: Grip::new(&source.space), cache: source.caches.own(), source: Arc::downgrade(source) }
     }
 }
 
@@ -33,8 +29,13 @@ impl Drop for Local {
     fn drop(&mut self) {
         // No `Cell` is reached from another thread: this one ends, or has no use for the source any more.
         LAST.set((ptr::null(), ptr::null()));
-        self.source.empty(self.cache(), |_| true);
-        self.cache().disown();
+        if let Some(source) = self.source.upgrade() {
+            // SAFETY: the source keeps its caches.
+            let cache = unsafe { &*self.cache };
+            self.grip.let_go(&source.space);
+            source.empty(cache, |_| true);
+            cache.disown();
+        }
     }
 }
 
@@ -60,32 +61,33 @@ pub(super) fn is_timed() -> bool {
 pub(super) fn with_cache<T>(source: &Arc<Source>, work: impl FnOnce(&Cache) -> T) -> Option<T> {
     let (last, cache) = LAST.get();
     if ptr::eq(last, Arc::as_ptr(source)) {
-        // SAFETY: `LAST` names a cache only while `LOCALS` keeps the source, and so the cache; nothing that `work` does to a
-        // cache drops a `Local`.
+        // SAFETY: `LAST` names a cache of a source only while `LOCALS` keeps others from its address, so that it is this very
+        // one, which is there and keeps its caches.
         return Some(work(unsafe { &*cache }));
     }
-    with_local(source, |local| work(local.cache()))
+    with_local(source, |cache, _| work(cache))
 }
 
 /// Calls `work` with what this thread has of a source; `None` at the thread's end, or from within itself.
 #[cold]
-pub(super) fn with_local<T>(source: &Arc<Source>, work: impl FnOnce(&mut Local) -> T) -> Option<T> {
+pub(super) fn with_local<T>(source: &Arc<Source>, work: impl FnOnce(&Cache, &mut Grip) -> T) -> Option<T> {
     LOCALS
         .try_with(|locals| {
             let mut locals = locals.try_borrow_mut().ok()?;
-            let known = locals.iter().position(|local| Arc::ptr_eq(&local.source, source));
+            let known = locals.iter().position(|local| ptr::eq(local.source.as_ptr(), Arc::as_ptr(source)));
             let index = match known {
                 Some(index) => index,
                 None => {
-                    // Objects that are gone: nobody but us has their source.
-                    locals.retain(|local| Arc::strong_count(&local.source) > 1);
+                    // Objects that are gone.
+                    locals.retain(|local| local.source.strong_count() > 0);
                     locals.push(Local::new(source));
                     locals.len() - 1
                 }
             };
             let local = &mut locals[index];
             LAST.set((Arc::as_ptr(source), local.cache));
-            Some(work(local))
+            // SAFETY: the source is there and keeps its caches.
+            Some(work(unsafe { &*local.cache }, &mut local.grip))
         })
         .ok()?
 }

@@ -48,6 +48,7 @@ use class::Class;
 use local::{is_timed, with_cache, with_local};
 use shared_layout::{FrameId, HUGE_SIZE, HugeRange};
 use source::Source;
+use std::alloc::Layout;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -166,6 +167,54 @@ impl Objects {
         self.source.stats(self.area.status().ok())
     }
 
+    /// Allocates for a layout, for programs in other languages, which keep sizes instead of handles. All of it is zero if that
+    /// is wanted.
+    ///
+    /// # Errors
+    /// [`AllocError`].
+    pub fn allocate_layout(&self, layout: Layout, zeroed: bool) -> Result<NonNull<u8>, AllocError> {
+        let raw = match zeroed {
+            true => self.take_zeroed(layout.size(), layout.align()),
+            false => self.take(layout.size(), layout.align()),
+        };
+        Ok(raw?.start)
+    }
+
+    /// Frees what [`allocate_layout`](Self::allocate_layout) gave.
+    ///
+    /// # Safety
+    /// It gave this address for this layout, and nobody uses the memory any more.
+    ///
+    /// # Errors
+    /// [`FreeError`].
+    pub unsafe fn deallocate_layout(&self, start: NonNull<u8>, layout: Layout) -> Result<(), FreeError> {
+        self.give_sized(start, layout.size(), layout.align())
+    }
+
+    /// Makes what [`allocate_layout`](Self::allocate_layout) gave of another size where it is; then it was given for that.
+    ///
+    /// # Safety
+    /// It gave this address for this layout; and nobody uses what comes to lie behind its end.
+    ///
+    /// # Errors
+    /// [`AllocError`] if that cannot be; nothing changed.
+    pub unsafe fn resize_layout(&self, start: NonNull<u8>, layout: Layout, bytes: usize) -> Result<(), AllocError> {
+        let align = layout.align();
+        match bytes >= layout.size() {
+            true => self.grow(start, layout.size(), bytes, align).map(drop),
+            false => self
+                .shrink(start, layout.size(), bytes, align)
+                .map(drop)
+                .ok_or(AllocError::OutOfMemory { bytes: bytes as u64 }),
+        }
+    }
+
+    /// Whether the objects are not in this process: a forked child of the one that has them.
+    #[inline]
+    pub(crate) fn is_missing(&self) -> bool {
+        self.source.space.is_missing()
+    }
+
     /// Untyped: what the allocators on top use.
     #[inline]
     pub(crate) fn take(&self, bytes: usize, align: usize) -> Result<Raw, AllocError> {
@@ -184,14 +233,14 @@ impl Objects {
     fn take_slow(&self, class: Class, zeroes: bool) -> Result<Raw, AllocError> {
         let begin = is_timed().then(Instant::now);
         let take = || {
-            let found = with_local(&self.source, |local| {
-                let found = self.source.take(Some(&mut local.hand), class, zeroes);
+            let found = with_local(&self.source, |cache, grip| {
+                let found = self.source.take(grip, class, zeroes);
                 if found.is_ok() {
-                    local.cache().count(class, true);
+                    cache.count(class, true);
                 }
                 found
             });
-            found.unwrap_or_else(|| self.source.take(None, class, zeroes))
+            found.unwrap_or_else(|| self.source.take_without(class, zeroes))
         };
         let found = match take() {
             Err(AllocError::OutOfMemory { .. }) => {
@@ -248,9 +297,9 @@ impl Objects {
     #[cold]
     #[inline(never)]
     fn give_slow(&self, frame: FrameId, class: Class) -> Result<(), FreeError> {
-        let given = with_local(&self.source, |local| {
-            local.cache().count(class, false);
-            self.source.give(Some(&mut local.hand), frame, class)
+        let given = with_local(&self.source, |cache, grip| {
+            cache.count(class, false);
+            self.source.give(Some(grip), frame, class)
         });
         given.unwrap_or_else(|| self.source.give(None, frame, class))
     }

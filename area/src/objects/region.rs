@@ -1,12 +1,15 @@
 //! [`Region`]: a vector in an object. Keeps the rules that a handle leaves to its owner.
 
 use super::{Handle, Objects};
-use crate::error::AllocError;
+use crate::error::{AllocError, FreeError};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 
 /// Elements in one large object. It grows where it is while the memory behind it is free, and moves otherwise.
+///
+/// In a forked child that does not have the area's memory it is empty and stays so: the elements are the parent's, and are
+/// not dropped.
 pub struct Region<'a, T> {
     objects: &'a Objects,
     start: NonNull<T>,
@@ -42,7 +45,7 @@ impl<'a, T> Region<'a, T> {
     /// # Errors
     /// The element, if there is no room and no memory for more.
     pub fn push(&mut self, element: T) -> Result<(), T> {
-        if self.len == self.capacity && self.reserve(1).is_err() {
+        if self.objects.is_missing() || self.len == self.capacity && self.reserve(1).is_err() {
             return Err(element);
         }
         // SAFETY: there is room for one more, which nobody has initialized.
@@ -100,6 +103,9 @@ impl<T> Deref for Region<'_, T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
+        if self.objects.is_missing() {
+            return &[];
+        }
         // SAFETY: so many elements were written, and the object is ours. Of elements without size the pointer dangles.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
@@ -107,6 +113,9 @@ impl<T> Deref for Region<'_, T> {
 
 impl<T> DerefMut for Region<'_, T> {
     fn deref_mut(&mut self) -> &mut [T] {
+        if self.objects.is_missing() {
+            return &mut [];
+        }
         // SAFETY: as above, and we are borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
@@ -117,6 +126,7 @@ impl<T> Drop for Region<'_, T> {
         self.clear();
         if let Some(handle) = self.handle.take()
             && let Err(error) = self.objects.deallocate(handle)
+            && error != FreeError::Forked
         {
             log::error!("an object is lost: {error}");
         }

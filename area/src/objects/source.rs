@@ -7,7 +7,7 @@ use super::cache::{CLASSES, Cache, List};
 use super::class::Class;
 use super::stats::{ClassStats, Histogram, Stats};
 use crate::error::{AllocError, FreeError};
-use crate::hand::{Hand, Taken, install};
+use crate::hand::{Grip, Taken, install};
 use crate::reclaimer::{Flush, Status};
 use crate::space::Space;
 use llfree::run::Behind;
@@ -40,35 +40,30 @@ impl Source {
         }
     }
 
+    /// The same for a thread at its very end, which has no grip any more.
+    pub(super) fn take_without(&self, class: Class, zeroes: bool) -> Result<(FrameId, bool), AllocError> {
+        let mut grip = Grip::new(&self.space);
+        let found = self.take(&mut grip, class, zeroes);
+        grip.let_go(&self.space);
+        found
+    }
+
     /// An object, and whether all of it is zero. That is made true if `zeroes` says so and the object is large enough
-    /// for some of it to be zero already. A thread at its very end has no hand any more.
-    pub(super) fn take(
-        &self,
-        hand: Option<&mut Hand>,
-        class: Class,
-        zeroes: bool,
-    ) -> Result<(FrameId, bool), AllocError> {
+    /// for some of it to be zero already.
+    pub(super) fn take(&self, grip: &mut Grip, class: Class, zeroes: bool) -> Result<(FrameId, bool), AllocError> {
         let Some(huge_frames) = class.huge_frames() else { return self.take_small(class) };
-        let mut spare;
-        let hand = match hand {
-            Some(hand) => hand,
-            None => {
-                spare = Hand::new(self.space.clone());
-                &mut spare
-            }
-        };
         if huge_frames == 1 {
-            let Taken { frame, is_zeroed } = hand.take(Order::HUGE)?;
+            let Taken { frame, is_zeroed } = grip.take(&self.space, Order::HUGE)?;
             // The mark is gone, but nobody was faster than us with a frame that we own.
             return Ok((frame, is_zeroed));
         }
-        let run = match hand.take_run(huge_frames, Behind::Memory) {
+        let run = match grip.take_run(&self.space, huge_frames, Behind::Memory) {
             Ok(run) => run,
             Err(AllocError::OutOfMemory { .. }) => {
                 if let Some(frame) = self.steal(class) {
                     return Ok((frame, false));
                 }
-                hand.take_run(huge_frames, Behind::Any)?
+                grip.take_run(&self.space, huge_frames, Behind::Any)?
             }
             Err(error) => return Err(error),
         };
@@ -110,11 +105,11 @@ impl Source {
     }
 
     /// Gives an object to the table.
-    pub(super) fn give(&self, hand: Option<&mut Hand>, frame: FrameId, class: Class) -> Result<(), FreeError> {
-        if let (Some(hand), Some(huge_frames), Some(first)) = (hand, class.huge_frames(), frame.huge()) {
+    pub(super) fn give(&self, grip: Option<&mut Grip>, frame: FrameId, class: Class) -> Result<(), FreeError> {
+        if let (Some(grip), Some(huge_frames), Some(first)) = (grip, class.huge_frames(), frame.huge()) {
             return match huge_frames {
-                1 => hand.give(frame, Order::HUGE),
-                _ => hand.give_run(HugeRange::saturating(first, huge_frames)),
+                1 => grip.give(&self.space, frame, Order::HUGE),
+                _ => grip.give_run(&self.space, HugeRange::saturating(first, huge_frames)),
             };
         }
         self.space.mark_freed(Space::huge_range(frame, class.frames()));

@@ -155,28 +155,33 @@ fn spawn(cell: &Cell) -> Result<(f64, Option<u64>), BenchError> {
     Ok((ns, words.next().and_then(|bytes| bytes.parse().ok())))
 }
 
-/// A panel for each operation, with a line for each allocator and number of threads.
+/// Two panels for each operation, with bars for each allocator and number of threads: time, and what is resident later.
 pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
     let mut panels: Vec<Panel> = Vec::new();
     let mut sizes: Vec<u64> = rows.iter().map(|row| row.size).collect();
     sizes.sort_unstable();
     sizes.dedup();
-    for row in rows {
-        let title = format!("objects: {}", row.op);
-        let index = panels.iter().position(|panel| panel.title == title).unwrap_or_else(|| {
-            panels.push(Panel {
-                title,
-                x_label: "size of an object",
-                y_label: "ns",
-                log_y: true,
-                x_names: sizes.iter().map(|size| Bytes(*size).to_string()).collect(),
-                ..Panel::default()
+    let parts = [("an operation", "ns", true), ("resident 1 s after the last free", "MiB", false)];
+    for (part, y_label, is_time) in parts {
+        for row in rows {
+            let resident = row.resident_after_bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
+            let Some(value) = (if is_time { Some(row.ns_median) } else { resident }) else { continue };
+            let title = format!("{}: {part}", row.op);
+            let index = panels.iter().position(|panel| panel.title == title).unwrap_or_else(|| {
+                panels.push(Panel {
+                    title,
+                    x_label: "size of an object",
+                    y_label,
+                    log_y: is_time,
+                    x_names: sizes.iter().map(|size| Bytes(*size).to_string()).collect(),
+                    ..Panel::default()
+                });
+                panels.len() - 1
             });
-            panels.len() - 1
-        });
-        let at = sizes.iter().position(|size| *size == row.size).unwrap_or(0);
-        let line = format!("{}, {} threads", row.allocator, row.threads);
-        panels[index].point(line, &row.allocator, row.threads > 1, (at as f64, row.ns_median));
+            let at = sizes.iter().position(|size| *size == row.size).unwrap_or(0);
+            let line = format!("{}, {} threads", row.allocator, row.threads);
+            panels[index].point(line, &row.allocator, row.threads > 1, (at as f64, value));
+        }
     }
     panels
 }
@@ -196,6 +201,32 @@ mod tests {
                 assert!(ns > 0.0, "{cell}: {text}");
             }
         }
+    }
+
+    #[test]
+    fn a_picture_has_every_allocator_in_a_colour_of_its_own_and_what_is_resident() {
+        let row = |allocator: &Allocator| Row {
+            bench: "objects",
+            allocator: allocator.to_string(),
+            size: 8 << 20,
+            threads: 1,
+            op: "pair".to_owned(),
+            ns_median: 20.0,
+            resident_after_bytes: Some(33 << 20),
+            ratio: 1.0,
+        };
+        let rows: Vec<_> = Allocator::value_variants().iter().map(row).collect();
+        let panels = panels(&rows);
+        assert_eq!(panels.len(), 2);
+        let svg = crate::plot::draw("t", &panels, 2).expect("strings are writable");
+        let colours = svg.split("<rect ").filter_map(|rect| Some(rect.split_once("fill=\"#")?.1.get(..6)?.to_owned()));
+        let mut colours: Vec<_> = colours.filter(|colour| colour != "FFFFFF").collect();
+        assert_eq!(colours.len(), 2 * rows.len(), "a bar in each panel");
+        colours.sort();
+        colours.dedup();
+        assert_eq!(colours.len(), rows.len(), "{colours:?}");
+        let size = Bytes(8 << 20).to_string();
+        assert!([&*size, "resident 1 s", "lgalloc-eager"].iter().all(|text| svg.contains(text)), "{svg}");
     }
 
     #[test]

@@ -125,11 +125,17 @@ pub(crate) struct Player(pub(crate) Child);
 
 impl Player {
     pub(crate) fn start(part: &str, dir: &Path, name: &str) -> Self {
+        Self::start_with(part, dir, name, &[])
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn start_with(part: &str, dir: &Path, name: &str, more: &[(&str, &str)]) -> Self {
         let program = std::env::current_exe().expect("this test");
         let command = Command::new(program)
             .args(["--exact", part, "--nocapture", "--test-threads=1"])
             .env("KEEPER_DIR", dir)
             .env("KEEPER_NAME", name)
+            .envs(more.iter().copied())
             .stdout(Stdio::null())
             .stderr(if std::env::var_os("KEEPER_SHOW").is_some() { Stdio::inherit() } else { Stdio::null() })
             .spawn();

@@ -1,11 +1,13 @@
 //! The thread `auto-reclaim`: it scans at each interval and carries the plan out, batch by batch.
 //!
+//! While the host is short of memory, if it is to heed that, a scan leaves no headroom and asks for no age.
 //! It sleeps without a wake-up while it is off. Between two batches it looks whether the guest has
 //! installed something meanwhile, or used what the headroom counted on, and then leaves the rest of
 //! the plan to the next scan. It keeps nothing else waiting: a batch takes the same locks as one of
 //! a reclaim that somebody asked for.
 
 use super::{Decision, Pace, Policy};
+use crate::memory::Pressure;
 use crate::monitor::{BATCH, Monitor};
 use crate::roles;
 use llfree::Residency;
@@ -67,6 +69,8 @@ pub struct AutoReclaim {
     shared: Arc<Shared>,
     threads: Spawner,
     before_scan: Arc<dyn Fn() + Send + Sync>,
+    /// How the host's memory is watched, if it is.
+    pressure: Option<fn() -> Pressure>,
 }
 
 /// Why automatic reclaim was not switched on; it is as it was.
@@ -84,7 +88,7 @@ impl AutoReclaim {
     /// For the guest of `monitor`; no thread runs before it is switched on.
     #[must_use]
     pub fn new(monitor: Arc<Monitor>, threads: Spawner) -> Self {
-        Self { monitor, shared: Arc::default(), threads, before_scan: Arc::new(|| ()) }
+        Self { monitor, shared: Arc::default(), threads, before_scan: Arc::new(|| ()), pressure: None }
     }
 
     /// The same with something for the thread to do before each scan: a tenant in this very process has caches, and
@@ -92,6 +96,14 @@ impl AutoReclaim {
     #[must_use]
     pub fn before_each_scan(mut self, step: impl Fn() + Send + Sync + 'static) -> Self {
         self.before_scan = Arc::new(step);
+        self
+    }
+
+    /// The same heeding the host's need: a scan while it is short of memory (by the kernel's pressure stall information, or
+    /// less than a fiftieth available where there is none) gives back all that is free.
+    #[must_use]
+    pub fn heeding_pressure(mut self) -> Self {
+        self.pressure = Some(Pressure::watch);
         self
     }
 
@@ -112,7 +124,11 @@ impl AutoReclaim {
             let before_scan = self.before_scan.clone();
             // From here on, not from whenever the thread gets to run.
             let installs = monitor.counters.installs.get();
-            let body = move || Worker::new(&monitor, &shared, &*before_scan, installs).run();
+            let watch = self.pressure;
+            let body = move || {
+                let pressure = watch.map(|watch| watch());
+                Worker::new(&monitor, &shared, &*before_scan, (installs, pressure)).run();
+            };
             let thread = self.threads.spawn("auto-reclaim", roles::AUTO_RECLAIM, body);
             state.thread = Some(thread.map_err(SwitchError::Thread)?);
         }
@@ -153,6 +169,7 @@ struct Worker<'a> {
     monitor: &'a Monitor,
     shared: &'a Shared,
     before_scan: &'a dyn Fn(),
+    pressure: Option<Pressure>,
     policy: Policy,
     plan: Vec<HugeId>,
     /// The count of installs at the last scan.
@@ -162,11 +179,17 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(monitor: &'a Monitor, shared: &'a Shared, before_scan: &'a dyn Fn(), installs: u64) -> Self {
+    fn new(
+        monitor: &'a Monitor,
+        shared: &'a Shared,
+        before_scan: &'a dyn Fn(),
+        (installs, pressure): (u64, Option<Pressure>),
+    ) -> Self {
         Self {
             monitor,
             shared,
             before_scan,
+            pressure,
             policy: Policy::new(monitor.huge_frames()),
             plan: Vec::new(),
             installs,
@@ -201,6 +224,7 @@ impl<'a> Worker<'a> {
             }
             // By the clock, so that a long plan does not stretch the interval; missed scans are lost.
             due = Some((deadline + settings.interval).max(Instant::now()));
+            let settings = self.in_need(settings);
             let decision = self.scan(&settings);
             self.carry_out(&settings, decision, turn);
         }
@@ -213,6 +237,14 @@ impl<'a> Worker<'a> {
         let waited = self.shared.changed.wait_timeout_while(state, time, same);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         same(&mut state)
+    }
+
+    /// The settings for a scan: others while the host is short of memory.
+    fn in_need(&mut self, settings: Settings) -> Settings {
+        match self.pressure.as_mut().is_some_and(Pressure::is_high) {
+            true => Settings { min_age: 1, keep_bytes: 0, ..settings },
+            false => settings,
+        }
     }
 
     fn installs(&self) -> u64 {
@@ -277,5 +309,50 @@ impl Monitor {
         self.host()
             .scan(HugeId(0))
             .map(|(huge, entry, r)| r == Residency::Installed && entry.is_all_free() && !self.was_freed_lately(huge))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
+    use crate::{Region, Table, TenantStart};
+    use shared_layout::{HUGE_SIZE, HugeEntry, TableLayout};
+    use std::sync::atomic::Ordering;
+
+    /// A tenant of 8 frames, all of them with memory and free.
+    fn all_free() -> Arc<Monitor> {
+        let ram = Arc::new(GuestRam::new(8 * HUGE_SIZE, Backing::Anon).expect("small"));
+        let supply = Supply::new(ram.clone(), PoolConfig::default(), UseUserfaultfd::Off, &Spawner::default());
+        let layout = TableLayout::new(8).expect("small");
+        let region = Arc::new(Region::anonymous(layout.total as usize).expect("room"));
+        let table = Table::new(region, layout).expect("it fits");
+        let start = TenantStart { taken: 0..8, installed: vec![0..4, 4..8], ..TenantStart::default() };
+        let monitor = Monitor::new(ram, supply.expect("no pool"), table.clone(), start).expect("memory for eight");
+        for entry in table.entries() {
+            let given = HugeEntry::from_bits(entry.load(Ordering::Relaxed)).give_huge().expect("it is taken");
+            entry.store(given.bits(), Ordering::Relaxed);
+        }
+        Arc::new(monitor)
+    }
+
+    fn scanned(pressure: fn() -> Pressure) -> AutoStatus {
+        let mut auto = AutoReclaim::new(all_free(), Spawner::default());
+        auto.pressure = Some(pressure);
+        let interval = Duration::from_millis(10);
+        let settings = Settings { interval, min_age: 200, keep_bytes: 8 * HUGE_SIZE, rate_bytes: 64 << 30 };
+        auto.switch(Switch(Some(settings))).expect("a thread");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while auto.status().scans < 4 {
+            assert!(Instant::now() < deadline, "it does not scan");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        auto.status()
+    }
+
+    #[test]
+    fn a_host_in_need_gets_what_would_be_kept() {
+        assert_eq!(scanned(|| Pressure::below(0)).evicted, 0, "it is young, and no more than is to stay");
+        assert_eq!(scanned(|| Pressure::below(u64::MAX)).evicted, 8);
     }
 }

@@ -35,7 +35,7 @@ impl Source {
 }
 
 /// How the host's memory is.
-pub(super) struct Pressure {
+pub(crate) struct Pressure {
     source: Source,
     high: Cell<bool>,
     looked: Cell<Option<Instant>>,
@@ -43,7 +43,7 @@ pub(super) struct Pressure {
 
 impl Pressure {
     /// The best source that this process may use.
-    pub(super) fn watch() -> Self {
+    pub(crate) fn watch() -> Self {
         let places = cgroup_file().into_iter().chain([PathBuf::from("/proc/pressure/memory")]);
         for place in places {
             match arm(&place) {
@@ -56,7 +56,7 @@ impl Pressure {
 
     /// High while less than `bytes` are available.
     #[cfg(test)]
-    pub(super) fn below(bytes: u64) -> Self {
+    pub(crate) fn below(bytes: u64) -> Self {
         Self::new(Source::Available(bytes))
     }
 
@@ -83,7 +83,7 @@ impl Pressure {
     }
 
     /// Whether it was high since the last question.
-    pub(super) fn is_high(&mut self) -> bool {
+    pub(crate) fn is_high(&mut self) -> bool {
         self.is_high_now();
         self.high.take()
     }
@@ -131,6 +131,20 @@ mod tests {
     use rustix::net::{SendFlags, send};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::OwnedFd;
+    use test_support::skipped;
+
+    #[test]
+    fn the_kernel_is_asked_to_say_so_where_it_can() {
+        let pressure = Pressure::watch();
+        if !PathBuf::from("/proc/pressure/memory").exists() {
+            assert!(pressure.trigger().is_none(), "then memory that is available has to do");
+            return skipped("the kernel tells no memory pressure");
+        }
+        if let Err(error) = arm(&PathBuf::from("/proc/pressure/memory")) {
+            return skipped(format_args!("no trigger can be set: {error}"));
+        }
+        assert!(pressure.trigger().is_some());
+    }
 
     #[test]
     fn a_trigger_is_seen_by_who_never_sleeps() {
