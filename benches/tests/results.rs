@@ -30,9 +30,12 @@ fn text(bytes: &[u8]) -> &str {
 fn started(args: &[&str]) -> (Child, BufReader<std::process::ChildStderr>) {
     let mut child = bench(args).spawn().expect("the binary runs");
     let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-    let mut line = String::new();
-    stderr.read_line(&mut line).expect("it says where it stands");
-    assert!(line.contains("each candidate had its first step"), "{line}");
+    // It begins with how long it will take.
+    for says in ["takes about", "each candidate had its first step"] {
+        let mut line = String::new();
+        stderr.read_line(&mut line).expect("it says where it stands");
+        assert!(line.contains(says), "{line}");
+    }
     // That was to warm up; a step takes some milliseconds.
     std::thread::sleep(Duration::from_millis(300));
     (child, stderr)

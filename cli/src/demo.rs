@@ -307,7 +307,6 @@ fn sizes(args: &DemoArgs) -> Result<Sizes, RunError> {
 /// If there is no VM, or the guest does not answer.
 pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let Sizes { memory, touch, kept, target } = sizes(args)?;
-    forecast::announce("llfree-vmm", "the demo", usual_time(touch, kept));
     let start = Instant::now();
     let mut config = VmConfig::new(Bytes(memory), args.cpus(), args.backing.unwrap_or_default());
     if config.backing == Backing::Anon {
@@ -322,6 +321,8 @@ pub fn run(args: &DemoArgs, output: &mut Output) -> Result<u8, RunError> {
     let vm = Arc::new(Vm::launch(config)?);
     guest(&vm, &GuestRequest::Stats)?;
     let boot_ms = millis(start.elapsed());
+    // What cannot begin takes no time.
+    forecast::announce("llfree-vmm", "the demo", usual_time(touch, kept));
     let mut story = Story {
         output,
         samples: Samples { vm: vm.clone(), start, taken: Arc::default(), sign },
