@@ -98,7 +98,7 @@ impl Area {
     ///
     /// # Safety
     /// With these descriptors anybody can write to the area's memory, and take what is in use, without another unsafe word:
-    /// by a write to the file, or by [adopting](crate::ForeignArea::adopt) it. Whoever gets them does neither while there are
+    /// by a write to the file, or by [adopting](crate::ForeignArea::adopt) it. Their receiver does neither while there are
     /// references to that memory, but for taking what the table says is free while nobody else does: not this process either.
     #[must_use]
     pub unsafe fn shared(&self) -> Option<Shared<'_>> {

@@ -27,7 +27,7 @@ impl<T> Once<T> {
         self.made.get()
     }
 
-    /// The value; made now if nobody has begun to. `None` while somebody is at it.
+    /// The value; made now if nobody has begun to. `None` while another thread makes it.
     #[inline]
     pub fn get_or_make(&self, make: impl FnOnce() -> T) -> Option<&T> {
         match self.get() {

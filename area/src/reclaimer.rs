@@ -68,7 +68,7 @@ enum Whose {
     Here(AutoReclaim),
     /// Another process's: nobody here may take anything.
     Lent,
-    /// This process's, which has not taken it over from the other, gone by now, for lack of something. Whoever needs it tries
+    /// This process's, which has not taken it over from the other, gone by now, for lack of something. The next use of it tries
     /// again.
     Owed,
 }

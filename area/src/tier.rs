@@ -61,7 +61,7 @@ pub fn large_objects() -> Option<&'static Objects> {
 }
 
 fn size() -> u64 {
-    // SAFETY: the name has its zero, and whoever changes the environment while others read it is at fault.
+    // SAFETY: the name has its zero, and changing the environment while others read it is the changer's fault.
     let text = unsafe { libc::getenv(SIZE.as_ptr()) };
     // SAFETY: null, or a string of the environment.
     let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) });

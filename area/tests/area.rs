@@ -207,7 +207,7 @@ fn memory_files_that_are_denied_are_an_error_and_private_memory_is_not() {
                 + libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
         };
         if failed != 0 {
-            // Where filters are not to be had nothing is denied.
+            // Where filters are unavailable nothing is denied.
             return true;
         }
         let build = |kind| Area::builder().size(4 * MIB).memory(kind).auto_reclaim(Switch(None)).build();

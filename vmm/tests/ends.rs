@@ -16,7 +16,7 @@ use vmm::vm::{Vm, VmConfig};
 /// A word in the first vCPU's mailbox that no call uses: what one vCPU tells the other.
 const FLAG: u32 = HEADER_BYTES as u32 + 20 * 8;
 
-/// The first vCPU says that it is about to end, waits for so many turns of a loop, and makes the exit call. The second
+/// The first vCPU says that it is about to end, waits for that number of turns of a loop, and makes the exit call. The second
 /// one fails as soon as it hears of that.
 fn one_exits_and_one_fails(turns: u32) -> Vec<u8> {
     let hello = image::call(Call::Hello, &[ABI_VERSION.into()]);

@@ -220,7 +220,7 @@ pub unsafe extern "C" fn llfree_objects_realloc(
             return Ok(old);
         }
         let new = objects.allocate_layout(to, false)?;
-        // SAFETY: two distinct blocks of at least so many bytes; the old one is the caller's, who gives it up.
+        // SAFETY: two distinct blocks of at least that size; the old one is the caller's, who gives it up.
         unsafe {
             ptr::copy_nonoverlapping(old.as_ptr(), new.as_ptr(), size.min(new_size));
             objects.deallocate_layout(old, from)?;

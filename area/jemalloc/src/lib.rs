@@ -112,7 +112,7 @@ unsafe extern "C" fn alloc(
     commit: *mut bool,
     arena: c_uint,
 ) -> *mut c_void {
-    // Whoever frees it is told the size alone: what would be more for its alignment is not taken here.
+    // Its free is told the size alone: what would be more for its alignment is not taken here.
     let is_plain = at.is_null() && (alignment <= MOST_ALIGN || size > MOST_ALIGN);
     let taken = Layout::from_size_align(size, alignment).ok().filter(|_| is_plain);
     if let Some((start, is_zeroed)) = taken.and_then(|layout| AREA.get()?.take(layout).ok()) {

@@ -31,7 +31,7 @@ def resident():
     return int(open('/proc/self/statm').read().split()[1]) * 4096
 ";
 
-/// Runs a script with C's allocator and an area of so many bytes; `None`, with its reason said, where none can.
+/// Runs a script with C's allocator and an area of that size in bytes; `None`, with its reason said, where none can.
 fn with_c(script: &str, area: Option<u64>) -> Option<Output> {
     let mut command = Command::new("timeout");
     // A hang is a failure, and not for ever.

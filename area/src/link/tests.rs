@@ -111,7 +111,7 @@ fn an_area_is_taken_back_though_the_first_try_fails() {
         eventually(|| area.status().expect("known").auto_reclaim.scans > 0);
         drop(registered);
     });
-    // And without that thread, whoever asks does.
+    // And without that thread, the caller does.
     let fake = Fake::listening();
     std::thread::scope(|scope| {
         let hears = scope.spawn(|| fake.hear(Some(&answer(Ok(())))));

@@ -46,7 +46,7 @@ impl Silent {
         File::options().read(true).write(true).open(&self.path).expect("that is answered")
     }
 
-    /// It is gone, and whoever waits for it has an error.
+    /// It is gone, and its waiters have an error.
     pub(super) fn abort(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -66,7 +66,7 @@ impl Drop for Silent {
 
 fn serve(mut device: File, over: &AtomicBool) {
     let mut request = vec![0; 1 << 17];
-    // Whoever waits for it cannot be killed: a test that fails is not to leave such processes behind.
+    // A process that waits for it cannot be killed: a test that fails is not to leave such processes behind.
     let deadline = Instant::now() + LONG;
     while !over.load(Ordering::Relaxed) && Instant::now() < deadline {
         let mut fd = libc::pollfd { fd: device.as_raw_fd(), events: libc::POLLIN, revents: 0 };
