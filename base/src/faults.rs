@@ -61,13 +61,14 @@ pub const fn point(_: &'static str) -> std::io::Result<()> {
 }
 
 #[cfg(feature = "fault-injection")]
-pub use injection::{Scenario, hits, point};
+pub use injection::{Held, Scenario, hits, point};
 
 #[cfg(feature = "fault-injection")]
 mod injection {
     use std::collections::BTreeMap;
     use std::io;
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::{Arc, Condvar, Mutex, PoisonError};
+    use std::time::Duration;
 
     static HITS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
     /// The times that points were passed which fail only now and then.
@@ -121,6 +122,71 @@ mod injection {
         /// If they make no sense.
         pub fn set(&self, name: &str, actions: &str) -> Result<(), String> {
             fail::cfg(name, actions)
+        }
+
+        /// Keeps the first thread that comes to one of these points there: a host that does not answer.
+        ///
+        /// # Errors
+        /// If a point cannot be set.
+        pub fn hold(&self, points: &[&'static str]) -> Result<Held<'_>, String> {
+            let gate = Arc::<Gate>::default();
+            for point in points {
+                let gate = gate.clone();
+                fail::cfg_callback(*point, move || gate.enter())?;
+            }
+            Ok(Held { gate, points: points.to_vec(), scenario: self })
+        }
+    }
+
+    #[derive(Default)]
+    struct Gate {
+        step: Mutex<Step>,
+        changed: Condvar,
+    }
+
+    #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd)]
+    enum Step {
+        #[default]
+        Waiting,
+        Holding,
+        Open,
+    }
+
+    impl Gate {
+        fn enter(&self) {
+            let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+            if *step == Step::Waiting {
+                *step = Step::Holding;
+                self.changed.notify_all();
+                drop(self.changed.wait_while(step, |step| *step != Step::Open));
+            }
+        }
+    }
+
+    /// A thread that is kept at a point, or will be; it goes on when this goes out of scope.
+    pub struct Held<'a> {
+        gate: Arc<Gate>,
+        points: Vec<&'static str>,
+        scenario: &'a Scenario,
+    }
+
+    impl Held<'_> {
+        /// Waits until there is one, for at most `timeout`; whether there is.
+        #[must_use]
+        pub fn wait(&self, timeout: Duration) -> bool {
+            let step = self.gate.step.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = self.gate.changed.wait_timeout_while(step, timeout, |step| *step == Step::Waiting);
+            *waited.unwrap_or_else(PoisonError::into_inner).0 == Step::Holding
+        }
+    }
+
+    impl Drop for Held<'_> {
+        fn drop(&mut self) {
+            *self.gate.step.lock().unwrap_or_else(PoisonError::into_inner) = Step::Open;
+            self.gate.changed.notify_all();
+            for point in &self.points {
+                self.scenario.set(point, "off").expect("it is an action");
+            }
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use llfree_base::check::Check;
-use llfree_base::faults::{self, Scenario};
+use llfree_base::faults::{self, Held, Scenario};
 use llfree_base::units::Bytes;
 use llfree_control::client::{Client, ClientError};
 use llfree_control::protocol::{GuestRequest, Reply, Request, ShrinkGoal};
@@ -444,13 +444,9 @@ fn after_any_fault_no_frame_is_lost_and_the_vmm_serves_or_stops() {
     }
 }
 
-/// The next one at any of these points stays there until [`release`].
-fn hold(scenario: &Scenario, points: &[&str]) {
-    points.iter().for_each(|point| scenario.set(point, "1*pause->off").expect("actions"));
-}
-
-fn release(scenario: &Scenario, points: &[&str]) {
-    points.iter().for_each(|point| scenario.set(point, "off").expect("actions"));
+/// A thread that is kept at one of these points until this goes out of scope.
+fn hold<'a>(scenario: &'a Scenario, points: &[&'static str]) -> Held<'a> {
+    scenario.hold(points).expect("they exist")
 }
 
 /// An install that the host does not finish is at its frames till the end of the VM: that is no forgotten claim.
@@ -463,13 +459,13 @@ fn a_vm_that_stops_has_forgotten_no_claim() {
     let vm = launch();
     let installing = [faults::MOVE, faults::POPULATE];
     std::thread::scope(|scope| {
-        hold(&scenario, &installing);
+        let held = hold(&scenario, &installing);
         let alloc = scope.spawn(|| vm.run_guest(&GuestRequest::Alloc { bytes: 64 * MIB, order: 9 }));
-        std::thread::sleep(Duration::from_millis(200));
+        assert!(held.wait(PATIENCE), "an install");
         vm.monitor().stop();
         let seen = vm.monitor().validate().expect("the kernel answers");
         assert!(seen.findings.iter().all(|finding| finding.check != Check::ForgottenClaim), "{seen:?}");
-        release(&scenario, &installing);
+        drop(held);
         vm.stop();
         drop(alloc.join().expect("no panic"));
     });
@@ -486,19 +482,44 @@ fn a_status_does_not_wait_for_a_validation() {
     let [mut allocates, mut validates, mut asks] = std::array::from_fn(|_| served.client());
     let installing = [faults::MOVE, faults::POPULATE];
     std::thread::scope(|scope| {
-        hold(&scenario, &installing);
+        let held = hold(&scenario, &installing);
         let alloc = Request::Guest(GuestRequest::Alloc { bytes: 64 * MIB, order: 9 });
         scope.spawn(move || drop(allocates.call_within(&alloc, PATIENCE)));
-        std::thread::sleep(Duration::from_millis(200));
+        assert!(held.wait(PATIENCE), "an install");
         let check = scope.spawn(move || validates.call_within(&Request::Validate, PATIENCE));
         std::thread::sleep(Duration::from_millis(200));
         assert!(matches!(asks.call_within(&Request::Status, PATIENCE), Ok(Reply::Status(_))));
         assert!(!check.is_finished(), "the validation waits for the frame");
-        release(&scenario, &installing);
+        drop(held);
         let Ok(Reply::Validate(report)) = check.join().expect("no panic") else { panic!("no report") };
         assert!(report.clean, "{report:?}");
     });
     served.stop();
+}
+
+/// No memory moves while a status looks: its figures are of one moment.
+#[test]
+fn a_resize_waits_for_a_status_that_is_looking() {
+    if let Err(error) = vmm::boot::open_kvm() {
+        return skipped(llfree_base::error_line(&error));
+    }
+    let scenario = Scenario::start();
+    let vm = launch();
+    drop(vm.run_guest(&GuestRequest::Alloc { bytes: 96 * MIB, order: 9 }).expect("it answers"));
+    drop(vm.run_guest(&GuestRequest::Free { bytes: None, random: false }).expect("it answers"));
+    std::thread::scope(|scope| {
+        let held = hold(&scenario, &[faults::RESIDENCY]);
+        let status = scope.spawn(|| service::status(&vm, "looking").expect("it answers"));
+        assert!(held.wait(PATIENCE), "a status");
+        let shrink = scope.spawn(|| vm.shrink(64 * MIB, |waited| waited < PATIENCE).expect("in range"));
+        std::thread::sleep(Duration::from_millis(300));
+        let seen = (status.is_finished(), shrink.is_finished());
+        drop(held);
+        assert_eq!(seen, (false, false), "a status and a shrink that were done too soon");
+        let status = status.join().expect("no panic");
+        assert!(status.resident_bytes <= status.limit_bytes + MIB, "{status:?}");
+        assert_eq!(shrink.join().expect("no panic").actual, 64 * MIB);
+    });
 }
 
 /// A host that does not answer: who ends the VM does not wait for it.
@@ -511,17 +532,16 @@ fn a_vm_ends_though_a_request_does_not() {
     let served = Served::start();
     let mut client = served.client();
     assert!(matches!(client.call_within(&Request::Status, PATIENCE), Ok(Reply::Status(_))));
-    hold(&scenario, &[faults::RESIDENCY]);
+    let held = hold(&scenario, &[faults::RESIDENCY]);
     let asks = std::thread::spawn(move || client.call_within(&Request::Status, Duration::from_secs(100)));
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(!asks.is_finished(), "the kernel does not say what is resident");
+    assert!(held.wait(PATIENCE), "the kernel does not say what is resident");
     let start = std::time::Instant::now();
     served.vm.stop();
     served.service.finish();
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     // It is still at work, and finds all that it needs.
     assert!(!asks.is_finished());
-    release(&scenario, &[faults::RESIDENCY]);
+    drop(held);
     assert!(asks.join().expect("no panic").is_ok());
     served.stop();
 }
@@ -544,12 +564,12 @@ fn a_pause_that_does_not_come_about_names_who_is_late_and_leaves_the_vm_running(
     let vm = launch();
     let installing = [faults::MOVE, faults::POPULATE];
     std::thread::scope(|scope| {
-        hold(&scenario, &installing);
+        let held = hold(&scenario, &installing);
         let alloc = scope.spawn(|| vm.run_guest(&GuestRequest::Alloc { bytes: 64 * MIB, order: 9 }));
-        std::thread::sleep(Duration::from_millis(200));
+        assert!(held.wait(PATIENCE), "an install");
         let text = late(&vm);
         assert!(text.starts_with("vCPU ") && text.ends_with("did not pause within 2s; the VM runs on"), "{text}");
-        release(&scenario, &installing);
+        drop(held);
         let report = alloc.join().expect("no panic").expect("it goes on");
         assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok.into(), 0));
     });
@@ -561,14 +581,14 @@ fn a_pause_that_does_not_come_about_names_who_is_late_and_leaves_the_vm_running(
     let vm = Vm::launch(config).expect("a VM");
     vm.run_guest(&GuestRequest::Stats).expect("it answers");
     std::thread::scope(|scope| {
-        hold(&scenario, &[faults::DISCARD]);
+        let held = hold(&scenario, &[faults::DISCARD]);
         let shrink = scope.spawn(|| vm.shrink(128 * MIB, |elapsed| elapsed < PATIENCE));
-        std::thread::sleep(Duration::from_millis(200));
+        assert!(held.wait(PATIENCE), "a discard");
         let text = late(&vm);
         // The driver's vCPU may wait for a register of the device, and is then late itself.
         let device = "a request to the device balloon did not finish within 2s; the VM runs on";
         assert!(text == device || text == "vCPU 0 did not pause within 2s; the VM runs on", "{text}");
-        release(&scenario, &[faults::DISCARD]);
+        drop(held);
         assert_eq!(shrink.join().expect("no panic").expect("in range").actual, 128 * MIB, "the driver went on");
     });
     assert!(vm.pause().expect("now it does").changed);
