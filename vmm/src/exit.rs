@@ -53,15 +53,15 @@ pub enum ExitReason {
 
 impl ExitReason {
     /// Whether `later`, which came to light before all vCPUs had stopped, is the reason in its place: the guest asked
-    /// for that end, and this is only what happened to a vCPU meanwhile.
+    /// for that end or the host decided it, and this is only what happened to a vCPU meanwhile.
     #[must_use]
     pub fn yields_to(&self, later: &Self) -> bool {
         let befell = matches!(self, Self::Vcpu { .. } | Self::Exception { .. });
         befell
             && match later {
                 Self::Exited(_) | Self::Panicked(_) | Self::PoweredOff | Self::Rebooted | Self::KernelPanic(_) => true,
+                Self::AbiMismatch { .. } | Self::Violation(_) | Self::Unwatched(_) => true,
                 Self::Exception { .. } | Self::Vcpu { .. } => false,
-                Self::AbiMismatch { .. } | Self::Violation(_) | Self::Unwatched(_) => false,
             }
     }
 }

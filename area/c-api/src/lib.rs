@@ -221,9 +221,12 @@ pub unsafe extern "C" fn llfree_objects_realloc(
         }
         let new = objects.allocate_layout(to, false)?;
         // SAFETY: two distinct blocks of at least that size; the old one is the caller's, who gives it up.
-        unsafe {
-            ptr::copy_nonoverlapping(old.as_ptr(), new.as_ptr(), size.min(new_size));
-            objects.deallocate_layout(old, from)?;
+        unsafe { ptr::copy_nonoverlapping(old.as_ptr(), new.as_ptr(), size.min(new_size)) };
+        // SAFETY: the caller's block, of this layout.
+        if let Err(refused) = unsafe { objects.deallocate_layout(old, from) } {
+            // SAFETY: ours, made just now, of this layout.
+            unsafe { objects.deallocate_layout(new, to)? };
+            return Err(refused.into());
         }
         Ok::<_, Status>(new)
     };

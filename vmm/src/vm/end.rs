@@ -4,7 +4,7 @@
 //! host's scheduler. The reason must not be: what the guest *asked* for stands. It is neither replaced by what happens
 //! to another vCPU afterwards, nor lost because that was noticed an instant before. Hence two rules: the first end
 //! tells all vCPUs to stop, so that no more of the guest runs than was under way; and a fault of a vCPU yields to an
-//! end that the guest asked for, as one may come to light while the others stop. Once [`Vm::stop`](super::Vm::stop) is
+//! end that the guest asked for or that the host decided, as one may come to light while the others stop. Once [`Vm::stop`](super::Vm::stop) is
 //! through, the reason is final.
 
 use crate::agent::Agents;
@@ -111,6 +111,11 @@ mod tests {
             for decided in &decided {
                 assert_eq!(of(decided, asked), *decided);
                 assert_eq!(of(asked, decided), *asked);
+            }
+        }
+        for decided in &decided {
+            for failed in [&fault(1), &crash] {
+                assert_eq!((of(decided, failed), of(failed, decided)), (decided.clone(), decided.clone()));
             }
         }
         assert_eq!(of(&fault(0), &fault(1)), fault(0), "the cause and its consequence");
