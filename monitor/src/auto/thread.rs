@@ -21,6 +21,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// How long the host's need is heeded after it was told: the window of the kernel's trigger.
+const NEED: Duration = Duration::from_secs(2);
+
 /// What automatic reclaim is at, in huge frames.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct AutoStatus {
@@ -170,6 +173,8 @@ struct Worker<'a> {
     shared: &'a Shared,
     before_scan: &'a dyn Fn(),
     pressure: Option<Pressure>,
+    /// The host's need is heeded until then.
+    in_need_until: Option<Instant>,
     policy: Policy,
     plan: Vec<HugeId>,
     /// The count of installs at the last scan.
@@ -190,6 +195,7 @@ impl<'a> Worker<'a> {
             shared,
             before_scan,
             pressure,
+            in_need_until: None,
             policy: Policy::new(monitor.huge_frames()),
             plan: Vec::new(),
             installs,
@@ -239,9 +245,14 @@ impl<'a> Worker<'a> {
         same(&mut state)
     }
 
-    /// The settings for a scan: others while the host is short of memory.
+    /// The settings for a scan: others while the host is short of memory. The kernel says so once a window, and scans
+    /// come more often.
     fn in_need(&mut self, settings: Settings) -> Settings {
-        match self.pressure.as_mut().is_some_and(Pressure::is_high) {
+        let now = Instant::now();
+        if self.pressure.as_mut().is_some_and(Pressure::is_high) {
+            self.in_need_until = Some(now + NEED);
+        }
+        match self.in_need_until.is_some_and(|until| now < until) {
             true => Settings { min_age: 1, keep_bytes: 0, ..settings },
             false => settings,
         }
@@ -354,5 +365,17 @@ mod tests {
     fn a_host_in_need_gets_what_would_be_kept() {
         assert_eq!(scanned(|| Pressure::below(0)).evicted, 0, "it is young, and no more than is to stay");
         assert_eq!(scanned(|| Pressure::below(u64::MAX)).evicted, 8);
+    }
+
+    #[test]
+    fn need_that_is_told_once_is_heeded_until_it_could_be_told_again() {
+        let (monitor, shared) = (all_free(), Shared::default());
+        let mut worker = Worker::new(&monitor, &shared, &|| (), (0, Some(Pressure::once())));
+        let settings = Settings { keep_bytes: 8 * HUGE_SIZE, ..Settings::default() };
+        for _ in 0..3 {
+            assert_eq!(worker.in_need(settings).keep_bytes, 0);
+        }
+        worker.in_need_until = Some(Instant::now());
+        assert_eq!(worker.in_need(settings).keep_bytes, settings.keep_bytes);
     }
 }

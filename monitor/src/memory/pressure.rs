@@ -60,6 +60,12 @@ impl Pressure {
         Self::new(Source::Available(bytes))
     }
 
+    /// High for the first question alone.
+    #[cfg(test)]
+    pub(crate) fn once() -> Self {
+        Self { high: Cell::new(true), looked: Cell::new(Some(Instant::now())), source: Source::Available(0) }
+    }
+
     fn new(source: Source) -> Self {
         Self { source, high: Cell::new(false), looked: Cell::new(None) }
     }
