@@ -95,6 +95,12 @@ impl Entries {
         self.entries.iter().any(|entry| entry.may_fit(order))
     }
 
+    /// Whether a search for `order` that tried those in `tried` would try another one.
+    pub(crate) fn has_more(&self, order: Order, tried: u32) -> bool {
+        let first = |order| self.first(order, Want::Free, tried).is_some();
+        if order.is_huge() { first(order) } else { first(Order::HUGE) || self.fullest(order, tried).is_some() }
+    }
+
     /// The first huge frame for a block of order 9 or 10.
     #[inline]
     pub(crate) fn first(&self, order: Order, want: Want, tried: u32) -> Option<usize> {

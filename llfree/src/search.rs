@@ -401,12 +401,17 @@ impl Tenant<'_> {
     /// No hint offers anything: looks at all entries, once for all who ask until something is freed.
     #[cold]
     #[inline(never)]
-    fn refuse<T>(&self, spot: &mut Spot, query: Query, grab: &mut impl FnMut(HugeId) -> Option<T>) -> Option<T> {
+    pub(crate) fn refuse<T>(
+        &self,
+        spot: &mut Spot,
+        query: Query,
+        grab: &mut impl FnMut(HugeId) -> Option<T>,
+    ) -> Option<T> {
         let order = query.order;
         loop {
             let epoch = self.return_epoch.load(Ordering::Acquire);
             let looking = self.refusal.begin(order, epoch);
-            let (mut certain, mut may_return) = (true, false);
+            let (mut certain, mut may_return, mut came_free) = (true, false, false);
             for tree in 0..self.trees.len() {
                 let glance = self.lower.glance(tree_range(tree));
                 // Free huge frames that are no pair: the host may hold one and give it back.
@@ -420,15 +425,28 @@ impl Tenant<'_> {
                     continue;
                 }
                 let wants: &[Want] = if order.is_huge() { &[Want::Free] } else { &[Want::Crowded, Want::Free] };
+                let mut tried = 0u32;
+                let mut grab = |huge: HugeId| {
+                    tried |= 1 << (huge.0 % HUGE_PER_TREE);
+                    grab(huge)
+                };
                 for want in wants {
-                    if let Some((huge, found)) = self.search_tree(tree, order, *want, grab) {
+                    if let Some((huge, found)) = self.search_tree(tree, order, *want, &mut grab) {
                         let step = if order.is_huge() { HUGE_STEPS.len() } else { SMALL_STEPS.len() } as u8 - 1;
                         self.settle(spot, query, huge, step, false);
                         return Some(found);
                     }
                 }
+                if self.trees.get(tree).offer(order).is_none() {
+                    continue;
+                }
+                // What came free here since, under a promise that was there before, withdrew nothing.
+                came_free |= self.entries_of(tree).has_more(order, tried);
                 // Others may be at work here.
-                certain &= self.trees.get(tree).offer(order).is_none();
+                certain = false;
+            }
+            if came_free {
+                continue;
             }
             // What the host holds may come back at any moment, after a reclaim that failed without a new epoch.
             let is_lasting = certain && !may_return;

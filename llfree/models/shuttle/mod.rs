@@ -335,3 +335,29 @@ fn a_run_is_found_although_others_are_faster() {
         assert_eq!(taken, if run.range.first() < HugeId(23) { 22 } else { 23 });
     });
 }
+
+/// One huge frame is free at any moment, now in one tree and now in the other: a search finds it.
+#[test]
+fn what_is_free_at_any_moment_is_found() {
+    let mut config = shuttle::Config::new();
+    config.max_steps = shuttle::MaxSteps::None;
+    shuttle::Runner::new(RandomScheduler::new(3000), config).run(|| {
+        let frames = vec![(HugeEntry::FREE_INSTALLED, Residency::Installed); 34];
+        let shared = Arc::new(Shared::new(&frames, |_| 0));
+        let tenant = shared.tenant();
+        let take = |tenant: &Tenant<'_>, huge: u32| tenant.alloc_at(HugeId(huge).first_frame(), Order::HUGE).is_ok();
+        assert!((0..34).all(|huge| huge == 1 || take(&tenant, huge)));
+        let other = shared.clone();
+        let mover = shuttle::thread::spawn(move || {
+            let tenant = other.tenant();
+            for (next, last) in [(33, 1), (2, 33), (32, 2), (3, 32), (33, 3)] {
+                tenant.free(HugeId(next).first_frame(), Order::HUGE).expect("ours");
+                if !take(&tenant, last) {
+                    return;
+                }
+            }
+        });
+        drop(tenant.alloc(Order::HUGE).expect("one is free at any moment"));
+        mover.join().expect("no panic");
+    });
+}
