@@ -338,7 +338,7 @@ fn a_keeper_that_is_killed_leaves_processes_running_and_the_next_one_adopts_them
     let area = area(64);
     let kills: u64 = std::env::var("LLFREE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(6);
     let mut player = Player::start("plays_a_keeper", place.path(), "keeper");
-    eventually("it listens", || place.socket().exists());
+    eventually("it listens", || place.listens());
     let _registered = area.register(&place.socket(), "survivor").expect("a keeper");
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {

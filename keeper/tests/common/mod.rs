@@ -43,6 +43,14 @@ impl Place {
         self.dir.path().join("areas")
     }
 
+    /// Whether somebody listens there, as the kernel says. The file alone is there a moment earlier.
+    pub(crate) fn listens(&self) -> bool {
+        /// `SO_ACCEPTCON`, in the column of flags.
+        const ACCEPTS: &str = " 00010000 ";
+        let (sockets, path) = (std::fs::read_to_string("/proc/net/unix").expect("/proc is mounted"), self.socket());
+        sockets.lines().any(|line| line.contains(ACCEPTS) && line.ends_with(&*path.to_string_lossy()))
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }

@@ -62,7 +62,7 @@ fn a_long_pass_keeps_nobody_from_leaving() {
         "keeper",
         &[("FAILPOINTS", "discard=sleep(300)")],
     );
-    eventually("it listens", || place.socket().exists());
+    eventually("it listens", || place.listens());
     let area = area(8192);
     let registered = area.register(&place.socket(), "slow").expect("a keeper");
     let mut handle = area.handle();
@@ -112,7 +112,7 @@ fn a_process_without_a_number_is_registered() {
     let Ok(keeper) = keeper else { return skipped("there is no unshare") };
     let mut keeper = Player(keeper);
     let deadline = Instant::now() + LONG;
-    while !place.socket().exists() {
+    while !place.listens() {
         if has_ended(&mut keeper.0) {
             return skipped("no namespace can be made here");
         }
