@@ -401,12 +401,7 @@ impl Tenant<'_> {
     /// No hint offers anything: looks at all entries, once for all who ask until something is freed.
     #[cold]
     #[inline(never)]
-    pub(crate) fn refuse<T>(
-        &self,
-        spot: &mut Spot,
-        query: Query,
-        grab: &mut impl FnMut(HugeId) -> Option<T>,
-    ) -> Option<T> {
+    fn refuse<T>(&self, spot: &mut Spot, query: Query, grab: &mut impl FnMut(HugeId) -> Option<T>) -> Option<T> {
         let order = query.order;
         loop {
             let epoch = self.return_epoch.load(Ordering::Acquire);

@@ -288,16 +288,25 @@ fn schedules_with_few_but_unlucky_switches() {
     check(PctScheduler::new(3, 400), 3, 3, true);
 }
 
+/// `count` random schedules of parties that each end by themselves, however long that takes.
+fn schedules(count: usize, parties: impl Fn() + Send + Sync + 'static) {
+    let mut config = shuttle::Config::new();
+    config.max_steps = shuttle::MaxSteps::None;
+    shuttle::Runner::new(RandomScheduler::new(count), config).run(parties);
+}
+
+/// Huge frames with memory, none of them in use.
+fn all_free(huge_frames: usize) -> Arc<Shared> {
+    let frames = vec![(HugeEntry::FREE_INSTALLED, Residency::Installed); huge_frames];
+    Arc::new(Shared::new(&frames, |_| 0))
+}
+
 /// Two handles that look for a tree at the same moment do not take the same one, nor follow each other from there.
 #[test]
 fn two_that_search_at_once_end_in_different_trees() {
-    let mut config = shuttle::Config::new();
-    config.max_steps = shuttle::MaxSteps::None;
     for order in [0, 3, 9, 10].map(|order| Order::new(order).expect("in range")) {
-        let runner = shuttle::Runner::new(RandomScheduler::new(200), config.clone());
-        runner.run(move || {
-            let frames = vec![(HugeEntry::FREE_INSTALLED, Residency::Installed); 96];
-            let shared = Arc::new(Shared::new(&frames, |_| 0));
+        schedules(200, move || {
+            let shared = all_free(96);
             let parties: Vec<_> = (0..2)
                 .map(|_| {
                     let shared = shared.clone();
@@ -321,11 +330,8 @@ fn two_that_search_at_once_end_in_different_trees() {
 /// However often others take what a search for a run has just found: while there is room it finds another one.
 #[test]
 fn a_run_is_found_although_others_are_faster() {
-    let mut config = shuttle::Config::new();
-    config.max_steps = shuttle::MaxSteps::None;
-    shuttle::Runner::new(RandomScheduler::new(3000), config).run(|| {
-        let frames = vec![(HugeEntry::FREE_INSTALLED, Residency::Installed); 24];
-        let shared = Arc::new(Shared::new(&frames, |_| 0));
+    schedules(3000, || {
+        let shared = all_free(24);
         let other = shared.clone();
         let faster = shuttle::thread::spawn(move || {
             (0..23).filter(|huge| other.tenant().alloc_run_at(HugeId(*huge).into()).is_ok()).count()
@@ -339,11 +345,8 @@ fn a_run_is_found_although_others_are_faster() {
 /// One huge frame is free at any moment, now in one tree and now in the other: a search finds it.
 #[test]
 fn what_is_free_at_any_moment_is_found() {
-    let mut config = shuttle::Config::new();
-    config.max_steps = shuttle::MaxSteps::None;
-    shuttle::Runner::new(RandomScheduler::new(3000), config).run(|| {
-        let frames = vec![(HugeEntry::FREE_INSTALLED, Residency::Installed); 34];
-        let shared = Arc::new(Shared::new(&frames, |_| 0));
+    schedules(3000, || {
+        let shared = all_free(34);
         let tenant = shared.tenant();
         let take = |tenant: &Tenant<'_>, huge: u32| tenant.alloc_at(HugeId(huge).first_frame(), Order::HUGE).is_ok();
         assert!((0..34).all(|huge| huge == 1 || take(&tenant, huge)));
