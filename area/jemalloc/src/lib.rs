@@ -14,10 +14,17 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use tikv_jemalloc_sys::{extent_hooks_t, mallctl};
 
-/// What `malloc_conf` should say: one arena, also for the largest blocks, so that the first is all there is; nothing kept
-/// that was freed. A program
-/// exports it under the name that its jemalloc looks for.
-pub const CONF: &[u8] = b"narenas:1,oversize_threshold:0,retain:false,dirty_decay_ms:0,muzzy_decay_ms:0\0";
+/// What `malloc_conf` must say: one arena, also for the largest blocks, so that the first is all there is; nothing kept that was
+/// freed; and what another thread is about to give back fits exactly or is not taken ([`WHOLE`]). A program exports it under the
+/// name that its jemalloc looks for.
+pub const CONF: &[u8] =
+    b"narenas:1,oversize_threshold:0,retain:false,dirty_decay_ms:0,muzzy_decay_ms:0,lg_extent_max_active_fit:0\0";
+
+/// From this size on (jemalloc's smallest large one) an extent goes back in the call that frees it. Smaller ones wait for a
+/// moment in a list where another thread may take them, and would cut a larger one than it needs; an area's are not cut (jemalloc
+/// then loses the whole), so that only those of one size may be taken: of up to three pages each length is a class of its own,
+/// of more it is not.
+const WHOLE: usize = 16 << 10;
 
 /// Why jemalloc goes on as before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +33,8 @@ pub enum InstallError {
     Twice,
     /// A child that a process forks must have its heap.
     NotPrivate,
+    /// It runs with other options than [`CONF`]; this one differs.
+    Conf(&'static str),
     /// jemalloc refused, with this error number.
     Refused(i32),
 }
@@ -35,6 +44,7 @@ impl std::fmt::Display for InstallError {
         match self {
             Self::Twice => f.write_str("jemalloc has an area already"),
             Self::NotPrivate => f.write_str("only private memory can be a heap: a forked child has no other"),
+            Self::Conf(option) => write!(f, "jemalloc runs with another {option} than malloc_conf must say"),
             Self::Refused(number) => write!(f, "jemalloc refused its hooks with error {number}"),
         }
     }
@@ -58,7 +68,7 @@ static HOOKS: Hooks = Hooks(extent_hooks_t {
     decommit: None,
     purge_lazy: None,
     purge_forced: None,
-    // What was taken whole is given back whole.
+    // What was taken whole is given back whole: see `WHOLE`.
     split: None,
     merge: None,
 });
@@ -76,21 +86,38 @@ pub fn install(area: Area) -> Result<(), InstallError> {
     if !area.is_private() {
         return Err(InstallError::NotPrivate);
     }
-    AREA.set(area).map_err(|_| InstallError::Twice)?;
-    let name: &CStr = c"arena.0.extent_hooks";
-    let mut old: *mut extent_hooks_t = ptr::null_mut();
-    let mut bytes = size_of_val(&old);
-    // First only asked for, so that the new ones find them from their first call on.
-    // SAFETY: a place for a pointer, and its size.
-    let failed = unsafe { mallctl(name.as_ptr(), (&raw mut old).cast(), &raw mut bytes, ptr::null_mut(), 0) };
-    if failed != 0 {
-        return Err(InstallError::Refused(failed));
+    let differs = [
+        ("narenas", get(c"opt.narenas", 0u32)? != 1),
+        ("oversize_threshold", get(c"opt.oversize_threshold", 0usize)? != 0),
+        ("retain", get(c"opt.retain", false)?),
+        ("dirty_decay_ms", get(c"opt.dirty_decay_ms", 0isize)? != 0),
+        ("lg_extent_max_active_fit", get(c"opt.lg_extent_max_active_fit", 0usize)? != 0),
+    ];
+    if let Some((option, _)) = differs.into_iter().find(|(_, differs)| *differs) {
+        return Err(InstallError::Conf(option));
     }
-    BEFORE.store(old, Ordering::Release);
-    let mut new = (&raw const HOOKS.0).cast_mut();
-    // SAFETY: a pointer to hooks that live for ever, and its size.
-    let failed = unsafe { mallctl(name.as_ptr(), ptr::null_mut(), ptr::null_mut(), (&raw mut new).cast(), bytes) };
-    if failed != 0 { Err(InstallError::Refused(failed)) } else { Ok(()) }
+    AREA.set(area).map_err(|_| InstallError::Twice)?;
+    set(c"arena.0.oversize_threshold", WHOLE)?;
+    let hooks = c"arena.0.extent_hooks";
+    // First only asked for, so that the new ones find them from their first call on.
+    BEFORE.store(get(hooks, ptr::null_mut())?, Ordering::Release);
+    set(hooks, (&raw const HOOKS.0).cast_mut())
+}
+
+/// What stands under a name.
+fn get<T: Copy>(name: &CStr, mut value: T) -> Result<T, InstallError> {
+    let mut bytes = size_of::<T>();
+    // SAFETY: a place of this type, and its size, which jemalloc checks.
+    let failed = unsafe { mallctl(name.as_ptr(), (&raw mut value).cast(), &raw mut bytes, ptr::null_mut(), 0) };
+    if failed == 0 { Ok(value) } else { Err(InstallError::Refused(failed)) }
+}
+
+/// Sets what stands under a name. A pointer among it must be one that jemalloc may keep.
+fn set<T: Copy>(name: &CStr, mut value: T) -> Result<(), InstallError> {
+    // SAFETY: a value of this type, and its size, which jemalloc checks; the hooks are the only pointer, and live for ever.
+    let failed =
+        unsafe { mallctl(name.as_ptr(), ptr::null_mut(), ptr::null_mut(), (&raw mut value).cast(), size_of::<T>()) };
+    if failed == 0 { Ok(()) } else { Err(InstallError::Refused(failed)) }
 }
 
 /// The area, if there is one.
