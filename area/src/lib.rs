@@ -31,6 +31,7 @@
 //! | [`tier`], `collections` | on top: a global allocator, and the `Allocator` trait of allocator-api2 |
 //! | [`once`] | a value that nobody waits for, as allocators need it |
 //! | [`link`], [`wire`] | an area registered with a process that takes memory back; the words for that |
+//! | [`patience`] | how long a descriptor is waited for |
 //! | [`foreign`] | the area of another process, for who takes memory from it |
 //! | `fork` | whether this is still the process that made the area |
 
@@ -45,6 +46,7 @@ mod hand;
 pub mod link;
 pub mod objects;
 pub mod once;
+pub mod patience;
 mod raw;
 pub mod reclaimer;
 mod roles;

@@ -8,6 +8,7 @@
 use crate::area::Area;
 use crate::error::AreaError;
 use crate::fork::Maker;
+use crate::patience::Deadline;
 use crate::reclaimer::Reclaimer;
 use crate::roles;
 use crate::space::{Shared, Space};
@@ -16,7 +17,7 @@ use llfree_base::peer::Peer;
 use llfree_base::thread::Spawner;
 use llfree_base::{RateLimit, error_line, lock};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix,
     SocketFlags, SocketType, connect, recv, sendmsg, shutdown, socket_with, sockopt,
@@ -121,9 +122,13 @@ impl Link {
 }
 
 impl Registered {
-    /// Whether a keeper has the area at the moment.
+    /// Whether a keeper has the area at the moment. Not that of a forked child, which has none.
     #[must_use]
     pub fn is_connected(&self) -> bool {
+        if self.maker.is_gone() {
+            // A thread of the parent may have had the lock.
+            return false;
+        }
         lock(&self.shared.state).connection.is_some()
     }
 }
@@ -321,10 +326,15 @@ fn dial(path: &Path, patience: Duration) -> Result<OwnedFd, RegisterError> {
     let unreachable = |source: io::Error| RegisterError::Unreachable { path: path.to_owned(), source };
     let dial = || {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(patience))?;
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(patience))?;
-        connect(&socket, &SocketAddrUnix::new(path)?)?;
-        Ok::<_, io::Error>(socket)
+        let (place, deadline) = (SocketAddrUnix::new(path)?, Deadline::within(patience));
+        loop {
+            // Room in a listener's queue is nothing that can be polled for.
+            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(deadline.left()?))?;
+            match connect(&socket, &place) {
+                Err(Errno::INTR) => {}
+                other => break Ok::<_, io::Error>(other.map(|()| socket)?),
+            }
+        }
     };
     let socket = dial().map_err(unreachable)?;
     let peer = Peer::of(&socket).map_err(unreachable)?;
@@ -343,7 +353,7 @@ fn greet(
     patience: Duration,
 ) -> Result<OwnedFd, (RegisterError, Option<OwnedFd>)> {
     let unreachable = |source: io::Error| RegisterError::Unreachable { path: path.to_owned(), source };
-    let error = match send(&connection, words, shared).and_then(|()| hear(&connection)) {
+    let error = match send(&connection, words, shared, patience).and_then(|()| hear(&connection, patience)) {
         Ok(answer) => match read_answer(&answer) {
             Some(Ok(())) => return Ok(connection),
             Some(Err(text)) => RegisterError::Refused(text),
@@ -359,28 +369,33 @@ fn greet(
 }
 
 /// Sends the area with its words.
-fn send(connection: &OwnedFd, words: &[u8], shared: Shared<'_>) -> io::Result<()> {
+fn send(connection: &OwnedFd, words: &[u8], shared: Shared<'_>, patience: Duration) -> io::Result<()> {
     let files = [shared.memory, shared.table];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(&files)) {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
-    match sendmsg(connection, &[IoSlice::new(words)], &mut control, SendFlags::NOSIGNAL) {
-        // A keeper that is full says so before it hears what for, and hangs up.
-        Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let room = PollFd::new(connection, PollFlags::OUT);
+    Deadline::within(patience).attempt(room, || {
+        match sendmsg(connection, &[IoSlice::new(words)], &mut control, flags) {
+            // A keeper that is full says so before it hears what for, and hangs up.
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            Err(error) => Err(error),
+        }
+    })
 }
 
-fn hear(connection: &OwnedFd) -> io::Result<Vec<u8>> {
+fn hear(connection: &OwnedFd, patience: Duration) -> io::Result<Vec<u8>> {
     let mut answer = vec![0; ANSWER];
-    let mut receive = || retry_on_intr(|| recv(connection, &mut *answer, RecvFlags::empty()));
-    let (received, _) = match receive() {
-        // That it hung up is told before what it said.
-        Err(Errno::CONNRESET) => receive(),
-        other => other,
-    }?;
+    let words = PollFd::new(connection, PollFlags::IN);
+    let (received, _) =
+        Deadline::within(patience).attempt(words, || match recv(connection, &mut *answer, RecvFlags::DONTWAIT) {
+            // That it hung up is told before what it said.
+            Err(Errno::CONNRESET) => recv(connection, &mut *answer, RecvFlags::DONTWAIT),
+            other => other,
+        })?;
     answer.truncate(received);
     Ok(answer)
 }
@@ -402,8 +417,7 @@ fn part(connection: &OwnedFd, patience: Duration) -> bool {
         return true;
     }
     let mut fds = [PollFd::new(connection, PollFlags::RDHUP)];
-    let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
-    retry_on_intr(|| poll(&mut fds, Some(&timeout))).is_ok_and(|ready| ready > 0)
+    Deadline::within(patience).poll(&mut fds).is_ok()
 }
 
 #[cfg(test)]

@@ -155,3 +155,79 @@ fn an_area_is_not_given_to_another_user() {
     assert!(matches!(error, RegisterError::Stranger { uid: 65534, .. }), "{error}");
     area.reclaim(1).expect("it is ours");
 }
+
+/// Calls `work` on a thread that is interrupted all the time, and without end if that is what the work waits for.
+fn interrupted<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: a handler that does nothing, for a signal that nobody else here sends; calls are not restarted.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+        libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut());
+    }
+    std::thread::scope(|scope| {
+        let (told, thread) = std::sync::mpsc::channel();
+        let worker = scope.spawn(move || {
+            // SAFETY: the calling thread's own number.
+            told.send(unsafe { libc::pthread_self() }).expect("it is heard");
+            work()
+        });
+        let thread = thread.recv().expect("it began");
+        for signals in 0.. {
+            if worker.is_finished() {
+                break;
+            }
+            assert!(signals < 3000, "each signal began the wait anew");
+            // SAFETY: not joined yet, so that the number is its own.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        worker.join().expect("no panic")
+    })
+}
+
+#[test]
+fn signals_do_not_renew_a_wait_for_a_keeper_nor_end_it() {
+    let _alone = Scenario::start();
+    let (fake, area) = (Fake::new(), area());
+    listen(&fake.listener, 0).expect("it is bound");
+    // It does not accept: what it is sent stays where it is, and no answer comes.
+    let error = interrupted(|| area.register_within(&fake.path(), "a", QUICK)).expect_err("it says nothing");
+    assert!(matches!(error, RegisterError::Undecided { .. }), "{error}");
+    let error = interrupted(|| dial(&fake.path(), QUICK.patience)).expect_err("its queue is full");
+    let RegisterError::Unreachable { source, .. } = error else { panic!("{error}") };
+    assert!(matches!(source.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{source}");
+}
+
+#[test]
+fn signals_do_not_end_a_wait_for_room_to_speak() {
+    let _alone = Scenario::start();
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .expect("a pair");
+    while rustix::net::send(&ours, &[0; 1000], SendFlags::DONTWAIT).is_ok() {}
+    let area = area();
+    let shared = area.space.shared().expect("a memory file");
+    let patient = Duration::from_secs(30);
+    let sent = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(QUICK.patience);
+            while recv(&theirs, &mut [0; 1000], RecvFlags::DONTWAIT).is_ok() {}
+        });
+        interrupted(|| send(&ours, b"words", shared, patient))
+    });
+    sent.expect("there was room in the end");
+}
+
+#[test]
+fn a_child_does_not_wait_for_a_thread_of_its_parent() {
+    let _alone = Scenario::start();
+    let (fake, area) = (Fake::listening(), area());
+    let registered = std::thread::scope(|scope| {
+        scope.spawn(|| drop(fake.hear(Some(&answer(Ok(()))))));
+        area.register_within(&fake.path(), "a", QUICK).expect("it has it")
+    });
+    let held = lock(&registered.shared.state);
+    assert!(crate::fork::tests::holds_in_a_child(|| !registered.is_connected()));
+    drop(held);
+}

@@ -3,11 +3,16 @@
 use super::{Handle, Objects, Stats};
 use crate::area::{Area, Builder};
 use crate::error::{AllocError, AreaError, FreeError};
+use crate::fork::Maker;
 use crate::space::MemoryKind;
 use llfree_base::choices::Switch;
-use llfree_base::lock;
 use std::ptr::NonNull;
-use std::sync::{Mutex, OnceLock};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, TryLockError};
+use std::time::Duration;
+
+/// Between two looks whether another thread is done with the configuration.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What the objects of the process are to be; what is left out stays as it is.
 #[derive(Clone, Default, Debug)]
@@ -64,16 +69,46 @@ pub enum ConfigError {
 static CONFIG: Mutex<Option<Config>> = Mutex::new(None);
 static OBJECTS: OnceLock<Objects> = OnceLock::new();
 
+/// The configuration, for whoever makes the objects; [`AreaError::Forked`] if a thread of the parent had it when this process was
+/// forked, for then it does not come free.
+fn config() -> Result<MutexGuard<'static, Option<Config>>, AreaError> {
+    /// The process whose thread had it last.
+    static HAD_BY: AtomicU32 = AtomicU32::new(0);
+    let ours = Maker::new().number();
+    let mut looks_stuck = false;
+    loop {
+        match CONFIG.try_lock() {
+            Ok(config) => {
+                HAD_BY.store(ours, Ordering::Relaxed);
+                return Ok(config);
+            }
+            Err(TryLockError::Poisoned(poisoned)) => {
+                HAD_BY.store(ours, Ordering::Relaxed);
+                return Ok(poisoned.into_inner());
+            }
+            Err(TryLockError::WouldBlock) => {
+                // Twice, for another thread of this process may have it and not have said so yet.
+                let is_stuck = HAD_BY.load(Ordering::Relaxed) != ours;
+                if is_stuck && looks_stuck {
+                    return Err(AreaError::Forked);
+                }
+                looks_stuck = is_stuck;
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+}
+
 /// The objects of the process. Made on the first call, and never gone.
 ///
 /// # Errors
-/// [`AreaError`], each time: a later call may succeed.
+/// [`AreaError`], each time: a later call may succeed, but not in a child that was forked while another thread made them.
 pub fn global() -> Result<&'static Objects, AreaError> {
     if let Some(objects) = OBJECTS.get() {
         return Ok(objects);
     }
     // Held until it is made, so that it is made once.
-    let config = lock(&CONFIG);
+    let config = config()?;
     if let Some(objects) = OBJECTS.get() {
         return Ok(objects);
     }
@@ -92,7 +127,7 @@ pub fn global() -> Result<&'static Objects, AreaError> {
 /// # Errors
 /// [`ConfigError`].
 pub fn set_config(new: &Config) -> Result<(), ConfigError> {
-    let mut config = lock(&CONFIG);
+    let mut config = config()?;
     if let Some(objects) = OBJECTS.get() {
         if new.size.is_some() || new.memory.is_some() {
             return Err(ConfigError::InUse);
@@ -135,4 +170,20 @@ pub fn deallocate(handle: Handle) -> Result<(), FreeError> {
 /// If there is no area.
 pub fn stats() -> Result<Stats, AreaError> {
     global().map(Objects::stats)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fork::tests::holds_in_a_child;
+
+    #[test]
+    fn a_child_that_is_forked_while_another_thread_makes_the_objects_is_told_so() {
+        let held = config().expect("nobody is forked");
+        let refused = || matches!(global(), Err(AreaError::Forked)) && set_config(&Config::new()).is_err();
+        assert!(std::thread::scope(|scope| scope.spawn(|| holds_in_a_child(refused)).join().expect("no panic")));
+        drop(held);
+        assert!(holds_in_a_child(|| set_config(&Config::new()).is_ok()), "it is free");
+        set_config(&Config::new()).expect("it is free");
+    }
 }
