@@ -24,11 +24,11 @@ use std::time::{Duration, Instant};
 
 /// The thread that accepts registrations.
 const ACCEPT: Role = Role::new("areas", &[]);
-/// The thread of one area.
+/// The thread that has one area's name.
 const AREA: Role = Role::new("area", &[]);
 
-/// How long the threads of areas may take to end, all together. One that waits for a file of its process, which is no
-/// memory file and answers when that process likes, is left behind.
+/// How long the threads of areas may take to end, all together. One that waits for a file of its process, which answers when
+/// that process likes, is left behind, with [a table of descriptors](crate::own_table) of its own.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Before the next try of what failed for lack of something.
 const PAUSE: Duration = Duration::from_millis(10);

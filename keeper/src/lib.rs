@@ -7,16 +7,18 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`keeper`] | the socket, who may register, quotas, one thread an area |
+//! | [`keeper`] | the socket, who may register, quotas |
 //! | `tenant` | one registered area: its loop, its end |
 //! | `handshake` | what a process sends, and what of it is believed |
 //! | `work` | the thread that takes memory back and answers |
 //! | `requests` | what can be asked of an area, and the answers |
+//! | `own_table` | a table of descriptors for each area, so that none keeps another's open |
 //! | `quota`, `exit` | how many and how much; that the keeper ends |
 
 mod exit;
 mod handshake;
 pub mod keeper;
+mod own_table;
 mod quota;
 mod requests;
 mod tenant;

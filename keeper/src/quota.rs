@@ -4,7 +4,7 @@ use llfree_base::lock;
 use shared_layout::HUGE_SIZE;
 use std::sync::{Arc, Mutex};
 
-/// How much may be registered. Each area costs the keeper a thread, some descriptors and a byte for each 2 MiB.
+/// How much may be registered. Each area costs the keeper some threads and descriptors and a byte for each 2 MiB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Quota {
     /// Areas in all, those included that are about to be registered.

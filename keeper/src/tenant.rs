@@ -1,12 +1,13 @@
 //! One registered area: its loop, its end.
 //!
-//! The thread has a loop of its own, with the connection that stands for the process and the control socket that has the
-//! area's name; nothing in it takes long, for another thread [works](crate::work). Whatever ends the loop, the work ends at
-//! its next batch, the area is let go of, and the connection is closed last: the process then has every frame again that was
-//! in hand here.
+//! The loop has the connection that stands for the process and the control socket that has the area's name; nothing in it
+//! takes long, for another thread [works](crate::work). Both have a [table of descriptors](crate::own_table) that is this
+//! area's. Whatever ends the loop, the work ends at its next batch, the area is let go of, and the connection is closed last:
+//! the process then has every frame again that was in hand here.
 
 use crate::exit::Exit;
 use crate::handshake::{Refusal, are_memory, receive};
+use crate::own_table::Door;
 use crate::quota::{Identity, Place};
 use crate::requests::Answering;
 use crate::work::Work;
@@ -14,6 +15,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use llfree_area::wire::answer;
 use llfree_area::{AdoptError, Builder, ForeignArea, Switch};
 use llfree_base::error_line;
+use llfree_base::thread::{Role, Spawner};
 use llfree_control::protocol::Request;
 use llfree_control::server::{ControlServer, Limits, Responder};
 use llfree_control::socket::Claim;
@@ -22,22 +24,92 @@ use rustix::net::{SendFlags, send};
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
+/// The thread of one area's loop.
+const LOOP: Role = Role::new("area-loop", &[]);
 /// Clients of one area at once.
 const CLIENTS: usize = 16;
 /// Places among these for clients that ask what is answered at once.
 const PROMPT_PLACES: usize = 4;
 
 /// Registers the process at the other end, and serves its area until either is gone.
+///
+/// The calling thread has the area's name, and the connection to its very end. All that the process sends is with
+/// another one, which may hang in it.
 pub(crate) fn serve(connection: &OwnedFd, pid: Option<u32>, place: Place, dir: &Path, exit: &Arc<Exit>) {
+    if let Err(error) = serve_behind_a_door(connection, pid, place, dir, exit) {
+        log::warn!("a process could not register: {error}");
+    }
+}
+
+fn serve_behind_a_door(
+    connection: &OwnedFd,
+    pid: Option<u32>,
+    place: Place,
+    dir: &Path,
+    exit: &Arc<Exit>,
+) -> io::Result<()> {
+    let (door, given, gift) = Door::new()?;
+    let (ask, asked) = channel::<String>();
+    let (told, hears) = channel();
+    let exit = exit.clone();
+    let behind = move || {
+        let door = gift.take(exit.raw());
+        match door.receive() {
+            Ok(connection) => serve_apart(&connection, pid, place, Names { ask, hears, door }, &exit),
+            Err(error) => log::warn!("a process could not register: {error}"),
+        }
+    };
+    let thread = Spawner::default().spawn("area-loop", LOOP, behind)?;
+    given.leave();
+    let passed = door.pass(connection);
+    let mut claims = Vec::new();
+    // Until that thread ends.
+    for name in asked.iter().filter(|_| passed.is_ok()) {
+        let claimed = Claim::by_name(dir, &name).and_then(|claim| Ok((claim.listener()?, claim)));
+        let passed = claimed.map_err(Refusal::from).and_then(|(listener, claim)| {
+            claims.push(claim);
+            door.pass(listener).map_err(Refusal::Host)
+        });
+        // It waits for it.
+        let _ = told.send(passed);
+    }
+    drop(door);
+    if thread.join().is_err() {
+        log::error!("the loop of an area panicked");
+    }
+    passed
+}
+
+/// The way to claim a name, for a thread with a table of its own.
+struct Names {
+    ask: Sender<String>,
+    hears: Receiver<Result<(), Refusal>>,
+    door: Door,
+}
+
+impl Names {
+    /// Has a name claimed until this thread ends; its listener.
+    fn claim(&self, name: &str) -> Result<UnixListener, Refusal> {
+        let gone = || Refusal::Host(io::ErrorKind::BrokenPipe.into());
+        self.ask.send(name.to_owned()).map_err(|_| gone())?;
+        self.hears.recv().map_err(|_| gone())??;
+        self.door.receive().map(UnixListener::from).map_err(Refusal::Host)
+    }
+}
+
+/// The same on a thread with a table of its own.
+fn serve_apart(connection: &OwnedFd, pid: Option<u32>, place: Place, names: Names, exit: &Arc<Exit>) {
     let mut files = Vec::new();
     let process = pid.map_or("of another namespace".to_owned(), |pid| pid.to_string());
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    match register(connection, &mut files, pid, &place, dir, exit) {
+    match register(connection, &mut files, pid, &place, &names, exit) {
         Ok(mut served) => {
             let name = served.name.clone();
             if retry_on_intr(|| send(connection, &answer(Ok(())), flags)).is_ok() {
@@ -45,8 +117,8 @@ pub(crate) fn serve(connection: &OwnedFd, pid: Option<u32>, place: Place, dir: &
                 served.run();
                 log::info!("{name}: gone");
             }
-            // Before the connection is closed: see above. Who registers again then finds the place free.
             served.end();
+            // Who registers again when it sees the connection closed finds the place free.
             drop(place);
         }
         Err(refusal) => {
@@ -68,8 +140,6 @@ struct Served {
     events: EventManager<Box<dyn MutEventSubscriber>>,
     over: Rc<Cell<bool>>,
     work: Work,
-    // Removes the control socket.
-    claim: Claim,
 }
 
 impl Served {
@@ -84,10 +154,9 @@ impl Served {
 
     /// Returns when nobody here has anything of the area in hand.
     fn end(self) {
-        let Self { events, work, claim, .. } = self;
+        let Self { events, work, .. } = self;
         // Its server has the other end of the work's queue.
         drop(events);
-        drop(claim);
         drop(work);
     }
 }
@@ -97,14 +166,14 @@ fn register(
     files: &mut Vec<OwnedFd>,
     pid: Option<u32>,
     place: &Place,
-    dir: &Path,
+    names: &Names,
     exit: &Arc<Exit>,
 ) -> Result<Served, Refusal> {
     let words = receive(connection, exit, files)?;
     let (Some(table), Some(memory)) = (files.pop(), files.pop()) else { return Err(Refusal::Descriptors) };
     let meta = rustix::fs::fstat(&table).map_err(|error| Refusal::Host(error.into()))?;
     place.fill(words.huge_frames, Identity { device: meta.st_dev, inode: meta.st_ino })?;
-    let claim = Claim::by_name(dir, &words.name)?;
+    let listener = names.claim(&words.name)?;
     let area = ForeignArea::adopt(memory, table, words.huge_frames)?;
     area.auto_reclaim(Switch(Some(Builder::AUTO_RECLAIM))).map_err(AdoptError::from)?;
     let answering =
@@ -115,7 +184,7 @@ fn register(
         request => jobs.push(request, responder),
     };
     let of_process = Limits::of_this_process().map_err(|error| Refusal::Host(io::Error::other(error)))?;
-    let server = ControlServer::new(claim.listener()?, limits(of_process), dispatch).map_err(Refusal::Host)?;
+    let server = ControlServer::new(listener, limits(of_process), dispatch).map_err(Refusal::Host)?;
     let over = Rc::new(Cell::new(false));
     let watch = Watch { fds: [connection.as_raw_fd(), exit.raw()], _exit: exit.clone(), over: over.clone() };
     let host = |error: event_manager::Error| Refusal::Host(io::Error::other(format!("{error:?}")));
@@ -123,7 +192,7 @@ fn register(
     for part in [Box::new(server) as Box<dyn MutEventSubscriber>, Box::new(watch)] {
         events.add_subscriber(part);
     }
-    Ok(Served { name: words.name, events, over, work, claim })
+    Ok(Served { name: words.name, events, over, work })
 }
 
 /// As many clients as an area is to have, or as the process has descriptors for.

@@ -13,7 +13,6 @@ use llfree_control::protocol::{Reply, Request};
 use llfree_keeper::{Keeper, Options, Quota};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::fs::Permissions;
-use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,20 +22,15 @@ use test_support::skipped;
 #[test]
 fn a_file_whose_file_system_is_silent_holds_up_nobody() {
     let place = Place::new();
-    let Some(mut silent) = Silent::mount(&place.path().join("silent")) else {
-        return skipped("no file system can be mounted here");
-    };
-    let file = silent.open();
     let quota = Quota { areas: 3, ..Quota::default() };
     let keeper = Keeper::start(Options { quota, ..place.options() }).expect("a free place");
+    let _culprit;
+    let Some(silent) = Silent::start(place.path()) else {
+        return skipped("no file system can be mounted here");
+    };
+    _culprit = Player::start("hostile::fuse::plays_a_culprit", place.path(), "sends-it");
+    eventually("it has sent it twice", || place.path().join("sent").exists());
     let honest = area(4);
-    // SAFETY: nobody has references to its memory.
-    let shared = unsafe { honest.shared() }.expect("a memory file");
-    let words = Registration { huge_frames: 2, name: "x".into() }.to_bytes().expect("a name");
-    for files in [[file.as_fd(), file.as_fd()], [shared.memory, file.as_fd()]] {
-        let Some(Err(text)) = offer(&place.socket(), &words, &files) else { panic!("adopted") };
-        assert!(text.contains("no memory file"), "{text}");
-    }
     let registered = honest.register(&place.socket(), "honest").expect("nobody is held up");
     let Err(RegisterError::Refused(text)) = area(4).register(&place.socket(), "more") else {
         panic!("who blocks keeps his place")
@@ -47,9 +41,55 @@ fn a_file_whose_file_system_is_silent_holds_up_nobody() {
     assert!(begin.elapsed() < LONG / 2, "it ends all the same");
     assert!(!place.socket().exists());
     eventually("the area is its process's", || honest.reclaim(0).is_ok());
-    drop(registered);
-    silent.abort();
-    drop(file);
+    drop((registered, silent));
+}
+
+/// A keeper that is killed while one of its threads hangs in the kernel is gone for all but who had that thread hang.
+fn a_kill_is_seen_by_all_but(culprits: &str, hangs: impl Fn(&Player) -> bool) {
+    let place = Place::new();
+    let mut keeper = Player::start("plays_a_keeper", place.path(), "keeper");
+    // Neither of the two ends before the file system does.
+    let _culprit;
+    let Some(silent) = Silent::start(place.path()) else {
+        return skipped("no file system can be mounted here");
+    };
+    eventually("it listens", || place.listens());
+    let areas = [area(4), area(4)];
+    let before = areas[0].register(&place.socket(), "before").expect("a keeper");
+    _culprit = Player::start("hostile::fuse::plays_a_culprit", place.path(), culprits);
+    eventually("it hangs", || hangs(&keeper));
+    let after = areas[1].register(&place.socket(), "after").expect("a keeper");
+    keeper.0.kill().expect("ours");
+    eventually("they see it", || !before.is_connected() && !after.is_connected());
+    let next = place.start();
+    eventually("there is another keeper", || before.is_connected() && after.is_connected());
+    assert!(!has_ended(&mut keeper.0), "nothing hung, and this shows nothing");
+    drop((before, after, next, silent));
+}
+
+#[test]
+fn a_keeper_that_is_killed_while_it_closes_a_silent_file_is_gone() {
+    let number = format!("{} ", libc::SYS_close);
+    a_kill_is_seen_by_all_but("sends-it", |keeper| {
+        shows(keeper, "area-loop", "syscall", |text| text.starts_with(&number))
+    });
+}
+
+/// The lock of a memory file's inode is with whoever writes to it, also while the kernel waits for what is to be written.
+#[test]
+fn a_keeper_that_is_killed_while_it_waits_for_a_memory_file_is_gone() {
+    a_kill_is_seen_by_all_but("writes-from-it", |keeper| {
+        shows(keeper, "area-work", "stat", |text| text.contains(") D "))
+    });
+}
+
+/// Whether the kernel's file about a thread of this name says so.
+fn shows(player: &Player, thread: &str, file: &str, is_so: impl Fn(&str) -> bool) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", player.0.id())).expect("it lives");
+    threads.flatten().any(|entry| {
+        let read = |file| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        read("comm").trim() == thread && is_so(&read(file))
+    })
 }
 
 /// A pass of half a minute ends when its process leaves, and nothing waits for it that does not have to.
