@@ -12,8 +12,7 @@ use llfree_area::tier::{THRESHOLD, large_block};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// `max_align_t`.
 const ALIGN: usize = 16;
@@ -209,22 +208,24 @@ pub unsafe extern "C" fn realloc(start: *mut c_void, size: usize) -> *mut c_void
     if new.is_null() { out_of_memory() } else { new }
 }
 
+/// A small block that becomes a large one moves to the area, while there is room. Large ones stay glibc's, which moves their
+/// pages and copies nothing.
+///
 /// # Safety
 /// The caller's own block, which is glibc's.
 unsafe fn realloc_of_glibcs(start: *mut c_void, size: usize) -> *mut c_void {
-    if size < THRESHOLD {
+    // SAFETY: the caller's own block.
+    let old = if size < THRESHOLD { None } else { unsafe { usable_of_glibcs(start) } };
+    let small = old.filter(|old| *old < THRESHOLD);
+    let new = small.map_or(ptr::null_mut(), |_| large(size, ALIGN, false));
+    let (Some(old), false) = (small, new.is_null()) else {
         // SAFETY: passed on.
         return unsafe { __libc_realloc(start, size) };
-    }
-    // SAFETY: the caller's own block.
-    let old = unsafe { malloc_usable_size(start) };
-    let new = malloc(size);
-    if !new.is_null() {
-        // SAFETY: two distinct blocks that have as many bytes; the old one is the caller's.
-        unsafe {
-            ptr::copy_nonoverlapping(start.cast::<u8>(), new.cast(), old.min(size));
-            __libc_free(start);
-        }
+    };
+    // SAFETY: two distinct blocks that have as many bytes; the old one is the caller's.
+    unsafe {
+        ptr::copy_nonoverlapping(start.cast::<u8>(), new.cast(), old.min(size));
+        __libc_free(start);
     }
     new
 }
@@ -269,19 +270,33 @@ pub extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
 /// The caller's own block, or null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn malloc_usable_size(start: *mut c_void) -> usize {
-    type Usable = unsafe extern "C" fn(*mut c_void) -> usize;
-    static GLIBCS: OnceLock<Option<Usable>> = OnceLock::new();
     match owner(start) {
-        Owner::Glibc => {}
-        Owner::Ours(word) => return word.load(Ordering::Relaxed) >> 6,
-        Owner::Nobody => return 0,
+        // SAFETY: the caller's own block.
+        Owner::Glibc => unsafe { usable_of_glibcs(start) }.unwrap_or(0),
+        Owner::Ours(word) => word.load(Ordering::Relaxed) >> 6,
+        Owner::Nobody => 0,
     }
-    let find = || {
+}
+
+/// The bytes that a block of glibc's has; `None` if its function cannot be found.
+///
+/// # Safety
+/// The caller's own block, which is glibc's, or null.
+unsafe fn usable_of_glibcs(start: *mut c_void) -> Option<usize> {
+    type Usable = unsafe extern "C" fn(*mut c_void) -> usize;
+    // Found by each who needs it before the first has: nobody waits for a thread that a forked child does not have.
+    static FOUND: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+    let mut found = FOUND.load(Ordering::Relaxed);
+    if found.is_null() {
         // SAFETY: the name has its zero.
-        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, c"malloc_usable_size".as_ptr()) };
-        // SAFETY: glibc's function of this name has this type.
-        (!found.is_null()).then(|| unsafe { std::mem::transmute::<*mut c_void, Usable>(found) })
-    };
+        found = unsafe { libc::dlsym(libc::RTLD_NEXT, c"malloc_usable_size".as_ptr()) };
+        FOUND.store(found, Ordering::Relaxed);
+    }
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: glibc's function of this name has this type.
+    let usable = unsafe { std::mem::transmute::<*mut c_void, Usable>(found) };
     // SAFETY: passed on.
-    GLIBCS.get_or_init(find).map_or(0, |usable| unsafe { usable(start) })
+    Some(unsafe { usable(start) })
 }

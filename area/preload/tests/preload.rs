@@ -139,3 +139,29 @@ print(resident() - before, ctypes.string_at(block, 4096) == bytes(4096))
     let (bytes, zero) = text.trim().split_once(' ').expect("two words");
     assert!(zero == "True" && bytes.parse::<i64>().is_ok_and(|bytes| bytes < 32 << 20), "{output:?}");
 }
+
+/// Nor are the bytes of a large block of glibc's copied when it grows: it has pages that can be moved.
+#[test]
+fn a_large_block_of_glibcs_grows_without_a_copy_and_each_knows_its_size() {
+    let script = "
+c.malloc_usable_size.restype = ctypes.c_size_t
+c.malloc_usable_size.argtypes = [ctypes.c_void_p]
+small = c.malloc(1000)
+ctypes.memset(small, 7, 1000)
+small = c.realloc(small, 1 << 20)
+sizes = [c.malloc_usable_size(small), c.malloc_usable_size(c.malloc(1000))]
+kept = ctypes.string_at(small, 1000) == bytes([7] * 1000)
+block = c.malloc(256 << 20)
+ctypes.memset(block, 7, 4096)
+before = resident()
+block = c.realloc(block, 512 << 20)
+print(resident() - before, kept and ctypes.string_at(block, 4096) == bytes([7] * 4096))
+print(1 << 20 <= sizes[0] < 2 << 20 and 1000 <= sizes[1] < 2000, c.malloc_usable_size(block) >= 512 << 20)
+";
+    // There is no room for the large one in the area.
+    let Some(output) = with_c(script, Some(4 << 20)) else { return };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let words: Vec<_> = text.split_whitespace().collect();
+    let [bytes, "True", "True", "True"] = words[..] else { panic!("{output:?}") };
+    assert!(bytes.parse::<i64>().is_ok_and(|bytes| bytes < 32 << 20), "{output:?}");
+}
