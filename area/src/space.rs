@@ -23,7 +23,7 @@ use vm_memory::{FileOffset, MmapRegion};
 /// The memory that an area lies in.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum MemoryKind {
-    /// A memory file if the machine has huge pages for these, else private memory.
+    /// A memory file if the machine has huge pages for these and permits it, else private memory.
     #[default]
     Auto,
     /// Private anonymous memory with transparent huge pages. Needs no privilege; only this process can take it back; a
@@ -37,14 +37,14 @@ pub enum MemoryKind {
 }
 
 impl MemoryKind {
-    /// What it comes down to on this machine.
-    fn backing(self) -> Backing {
+    /// What it comes down to on this machine, and, if that is not to be had, instead.
+    fn backings(self, files_have_huge_pages: impl FnOnce() -> bool) -> (Backing, Option<Backing>) {
         match self {
-            Self::Private => Backing::Anon,
-            Self::MemoryFile => Backing::Memfd,
-            Self::Hugetlb => Backing::Hugetlb,
-            Self::Auto if files_have_huge_pages() => Backing::Memfd,
-            Self::Auto => Backing::Anon,
+            Self::Private => (Backing::Anon, None),
+            Self::MemoryFile => (Backing::Memfd, None),
+            Self::Hugetlb => (Backing::Hugetlb, None),
+            Self::Auto if files_have_huge_pages() => (Backing::Memfd, Some(Backing::Anon)),
+            Self::Auto => (Backing::Anon, None),
         }
     }
 }
@@ -86,10 +86,20 @@ pub(crate) struct Space {
 
 impl Space {
     pub(crate) fn new(bytes: u64, kind: MemoryKind) -> Result<(Self, Table), AreaError> {
+        Self::in_one_of(bytes, kind.backings(files_have_huge_pages))
+    }
+
+    fn in_one_of(bytes: u64, (first, instead): (Backing, Option<Backing>)) -> Result<(Self, Table), AreaError> {
+        match (Self::in_backing(bytes, first), instead) {
+            (Err(AreaError::Memory(_) | AreaError::Table(_)), Some(instead)) => Self::in_backing(bytes, instead),
+            (made, _) => made,
+        }
+    }
+
+    fn in_backing(bytes: u64, backing: Backing) -> Result<(Self, Table), AreaError> {
         let huge_frames = bytes.div_ceil(HUGE_SIZE);
         let layout = u32::try_from(huge_frames).ok().and_then(TableLayout::new).ok_or(AreaError::Size { bytes })?;
         let maker = Maker::new();
-        let backing = kind.backing();
         let ram = GuestRam::of_process(huge_frames * HUGE_SIZE, backing)?;
         let (marks_at, region_bytes) = (layout.total, region_bytes(&layout));
         let (region, file) = match backing {
@@ -165,6 +175,11 @@ impl Space {
         self.maker.is_gone() && !self.is_private()
     }
 
+    /// Whether this is a forked child's copy, in which other threads may have stopped half-way.
+    pub(crate) fn is_copy(&self) -> bool {
+        self.maker.is_gone()
+    }
+
     /// The address of a frame of the table.
     #[inline]
     pub(crate) fn address(&self, frame: FrameId) -> NonNull<u8> {
@@ -237,4 +252,45 @@ fn sealed(bytes: usize) -> io::Result<(Region, File)> {
     // SAFETY: our mapping, of this length; the advice changes nothing that it holds.
     unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxDontFork) }?;
     Ok((region, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fork::tests::holds_in_a_child;
+
+    /// Has a system call fail from here on; whether that could be done.
+    fn deny(call: libc::c_long) -> bool {
+        let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
+        let (load, equal, end) = (0x20, 0x15, 0x06);
+        let mut filter = [
+            step(load, 0, 0, 0),
+            step(equal, call as u32, 0, 1),
+            step(end, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0, 0),
+            step(end, libc::SECCOMP_RET_ALLOW, 0, 0),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: numbers, and a program that outlives the call.
+        let failed = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+                + libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+        };
+        failed == 0
+    }
+
+    #[test]
+    fn without_a_memory_file_there_is_private_memory() {
+        let either = MemoryKind::Auto.backings(|| true);
+        assert_eq!(either, (Backing::Memfd, Some(Backing::Anon)));
+        let made = |backings| Space::in_one_of(4 << 20, backings).map(|(space, _)| space.is_private());
+        assert!(made(either).is_ok_and(|is_private| !is_private), "it is not denied yet");
+        let denied = || {
+            // Where filters are unavailable nothing is denied.
+            !deny(libc::SYS_memfd_create)
+                || made(either).is_ok_and(|is_private| is_private)
+                    && matches!(made(MemoryKind::MemoryFile.backings(|| true)), Err(AreaError::Memory(_)))
+        };
+        assert!(holds_in_a_child(denied));
+        assert!(matches!(made((Backing::Memfd, None)), Ok(false)), "of the child alone");
+    }
 }

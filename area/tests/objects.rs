@@ -4,7 +4,7 @@ mod common;
 
 use common::fork;
 use llfree_area::objects::{Handle, Objects, Region};
-use llfree_area::{AllocError, Area, Builder, FreeError, MemoryKind, Settings, Switch};
+use llfree_area::{AllocError, Area, Builder, FreeError, MemoryKind, Order, Settings, Switch};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 use test_support::skipped;
@@ -380,5 +380,33 @@ fn what_other_threads_keep_is_found_before_memory_is_short() {
         let (_, _, handle) = objects.allocate::<u8>(60 * MIB).expect("all caches are emptied for it");
         objects.deallocate(handle).expect("ours");
         barrier.wait();
+    });
+}
+
+/// A thread that had objects goes on; the area, too, without them.
+#[test]
+fn objects_that_are_dropped_before_their_area_leave_no_part_of_it_to_their_threads() {
+    let objects = quiet(256);
+    let area = objects.area().clone();
+    let barrier = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        let ours = objects.clone();
+        let waits = &barrier;
+        scope.spawn(move || {
+            let (start, bytes, handle) = ours.allocate::<u8>(2 * MIB).expect("room");
+            touch(start, bytes, 1);
+            ours.deallocate(handle).expect("ours");
+            drop(ours);
+            waits.wait();
+            waits.wait();
+        });
+        barrier.wait();
+        drop(objects);
+        let mut handle = area.handle();
+        let block = handle.alloc(Order::HUGE);
+        barrier.wait();
+        let block = block.expect("room");
+        assert!(!block.is_zeroed(), "what has memory is first");
+        handle.free(block).expect("ours");
     });
 }

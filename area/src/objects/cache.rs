@@ -1,12 +1,15 @@
 //! [`Cache`]: the objects that one thread freed and has not used again, a few of each class.
 //!
 //! Only its owner puts objects in; anybody may take them out, each with one swap: the owner from the top, thieves and the
-//! reclaimer's thread from the bottom. All else in it is the owner's, and read by others for statistics. No lock, so that a
-//! fork at any moment leaves a cache that works.
+//! reclaimer's thread from the bottom. All else in it is the owner's, and read by others for statistics. No lock that two
+//! threads ask for, so that a fork at any moment leaves a cache that works.
 
 use super::class::Class;
+use crate::hand::Grip;
+use crate::space::Space;
 use shared_layout::FrameId;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Classes that are cached: up to 64 MiB.
 pub(crate) const CLASSES: usize = 41;
@@ -36,6 +39,9 @@ pub(crate) struct Cache {
     stolen: AtomicU64,
     /// Some thread is its owner.
     is_owned: AtomicBool,
+    /// The owner's hold on the table; nobody else asks for it, so that no one ever waits. It lies here so that the end of the list
+    /// ends it, however long its thread goes on.
+    grip: Mutex<Option<Grip>>,
     next: AtomicPtr<Cache>,
 }
 
@@ -52,6 +58,7 @@ impl Cache {
             put: AtomicU64::new(0),
             stolen: AtomicU64::new(0),
             is_owned: AtomicBool::new(true),
+            grip: Mutex::new(None),
             next: AtomicPtr::default(),
         }
     }
@@ -140,8 +147,19 @@ impl Cache {
         bin.map_or(0, |bin| bin.slots.iter().filter(|slot| slot.load(Ordering::Relaxed) != 0).count() as u64)
     }
 
-    /// Its thread is gone: the next one may have it.
-    pub(crate) fn disown(&self) {
+    /// Owner: calls `work` with the hold on the table; `None` from within itself.
+    pub(crate) fn with_grip<T>(&self, space: &Space, work: impl FnOnce(&mut Grip) -> T) -> Option<T> {
+        let mut grip = self.grip.try_lock().ok()?;
+        Some(work(grip.get_or_insert_with(|| Grip::new(space))))
+    }
+
+    /// Owner: its thread ends, and the next one may have it.
+    pub(crate) fn disown(&self, space: &Space) {
+        if let Ok(mut grip) = self.grip.try_lock()
+            && let Some(mut grip) = grip.take()
+        {
+            grip.let_go(space);
+        }
         self.is_owned.store(false, Ordering::Release);
     }
 }
@@ -173,6 +191,18 @@ impl List {
         }
     }
 
+    /// The end of all holds on the table, of threads that go on, too.
+    pub(crate) fn let_go(&mut self, space: &Space) {
+        let mut at = *self.0.get_mut();
+        // SAFETY: null, or a cache of this list, of which nobody else has anything while it is borrowed for writing.
+        while let Some(cache) = unsafe { at.as_mut() } {
+            if let Some(mut grip) = cache.grip.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+                grip.let_go(space);
+            }
+            at = *cache.next.get_mut();
+        }
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Cache> {
         let mut at = self.0.load(Ordering::Acquire);
         std::iter::from_fn(move || {
@@ -198,6 +228,7 @@ impl Drop for List {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::space::MemoryKind;
 
     const MIB: usize = 1 << 20;
 
@@ -289,10 +320,11 @@ mod tests {
 
     #[test]
     fn a_cache_outlives_its_thread_and_has_one_owner() {
+        let (space, _) = Space::new(2 << 20, MemoryKind::Private).expect("address space");
         let list = List::default();
         let first = list.own();
         assert!(!std::ptr::eq(first, list.own()));
-        first.disown();
+        first.disown(&space);
         assert!(std::ptr::eq(first, list.own()));
         assert_eq!(list.iter().count(), 2);
     }

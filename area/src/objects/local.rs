@@ -12,7 +12,6 @@ use std::sync::{Arc, Weak};
 
 /// What a thread has of a source; it does not keep it, for a thread may do nothing more for ever.
 struct Local {
-    grip: Grip,
     /// In the list of `source`, and owned by this thread.
     cache: *const Cache,
     // Nobody else gets its address as long as this is here.
@@ -21,7 +20,7 @@ struct Local {
 
 impl Local {
     fn new(source: &Arc<Source>) -> Self {
-        Self { grip: Grip::new(&source.space), cache: source.caches.own(), source: Arc::downgrade(source) }
+        Self { cache: source.caches.own(), source: Arc::downgrade(source) }
     }
 }
 
@@ -32,9 +31,8 @@ impl Drop for Local {
         if let Some(source) = self.source.upgrade() {
             // SAFETY: the source keeps its caches.
             let cache = unsafe { &*self.cache };
-            self.grip.let_go(&source.space);
             source.empty(cache, |_| true);
-            cache.disown();
+            cache.disown(&source.space);
         }
     }
 }
@@ -84,10 +82,11 @@ pub(super) fn with_local<T>(source: &Arc<Source>, work: impl FnOnce(&Cache, &mut
                     locals.len() - 1
                 }
             };
-            let local = &mut locals[index];
-            LAST.set((Arc::as_ptr(source), local.cache));
+            let cache = locals[index].cache;
+            LAST.set((Arc::as_ptr(source), cache));
             // SAFETY: the source is there and keeps its caches.
-            Some(work(unsafe { &*local.cache }, &mut local.grip))
+            let cache = unsafe { &*cache };
+            cache.with_grip(&source.space, |grip| work(cache, grip))
         })
         .ok()?
 }

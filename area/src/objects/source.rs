@@ -186,6 +186,11 @@ impl Flush for Source {
 impl Drop for Source {
     fn drop(&mut self) {
         self.give_all_back();
+        // Threads that used them may go on without end, and the area without these objects. What those of a parent were at is
+        // not known.
+        if !self.space.is_copy() {
+            self.caches.let_go(&self.space);
+        }
     }
 }
 
