@@ -43,6 +43,11 @@ impl Policy {
         Self { ages: vec![0; huge_frames as usize].into(), back_off: 0 }
     }
 
+    /// Forgets what recent installs call for: all of it is to go, whatever that costs later.
+    pub fn forget_installs(&mut self) {
+        self.back_off = 0;
+    }
+
     /// One scan: `free` says of each frame whether it is free and backed, `installs` how
     /// many frames were installed since the last scan. What is to be evicted is put into `plan`, in
     /// ascending order.
@@ -154,6 +159,10 @@ mod tests {
         assert_eq!([headroom(0), headroom(40), headroom(0), headroom(0), headroom(15)], [4, 44, 24, 14, 19]);
         assert_eq!([headroom(0), headroom(0), headroom(0), headroom(0), headroom(0)], [11, 7, 5, 4, 4]);
         assert_eq!(headroom(u32::MAX), u32::MAX);
+        policy.forget_installs();
+        let nothing_kept = Settings { keep_bytes: 0, ..settings };
+        let decision = policy.scan(&nothing_kept, std::iter::repeat_n(true, 100), 0, &mut plan);
+        assert_eq!((decision.headroom, plan.len()), (0, 100));
     }
 
     proptest! {

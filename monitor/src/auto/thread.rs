@@ -175,6 +175,8 @@ struct Worker<'a> {
     pressure: Option<Pressure>,
     /// The host's need is heeded until then.
     in_need_until: Option<Instant>,
+    /// The scan at work heeds it.
+    is_in_need: bool,
     policy: Policy,
     plan: Vec<HugeId>,
     /// The count of installs at the last scan.
@@ -196,6 +198,7 @@ impl<'a> Worker<'a> {
             before_scan,
             pressure,
             in_need_until: None,
+            is_in_need: false,
             policy: Policy::new(monitor.huge_frames()),
             plan: Vec::new(),
             installs,
@@ -252,7 +255,8 @@ impl<'a> Worker<'a> {
         if self.pressure.as_mut().is_some_and(Pressure::is_high) {
             self.in_need_until = Some(now + NEED);
         }
-        match self.in_need_until.is_some_and(|until| now < until) {
+        self.is_in_need = self.in_need_until.is_some_and(|until| now < until);
+        match self.is_in_need {
             true => Settings { min_age: 1, keep_bytes: 0, ..settings },
             false => settings,
         }
@@ -267,8 +271,13 @@ impl<'a> Worker<'a> {
         let start = Instant::now();
         self.monitor.note_own_installs();
         let now = self.installs();
-        let installed = u32::try_from(now.saturating_sub(self.installs)).unwrap_or(u32::MAX);
+        let mut installed = u32::try_from(now.saturating_sub(self.installs)).unwrap_or(u32::MAX);
         self.installs = now;
+        if self.is_in_need {
+            // Nor does anything stay for what came back lately.
+            self.policy.forget_installs();
+            installed = 0;
+        }
         let decision = self.policy.scan(settings, self.monitor.unused_with_memory(), installed, &mut self.plan);
         let mut state = lock(&self.shared.state);
         state.status.scans += 1;
@@ -365,6 +374,18 @@ mod tests {
     fn a_host_in_need_gets_what_would_be_kept() {
         assert_eq!(scanned(|| Pressure::below(0)).evicted, 0, "it is young, and no more than is to stay");
         assert_eq!(scanned(|| Pressure::below(u64::MAX)).evicted, 8);
+    }
+
+    #[test]
+    fn a_host_in_need_gets_what_would_be_kept_for_what_came_back_lately() {
+        let (monitor, shared) = (all_free(), Shared::default());
+        let headroom = |pressure| {
+            let mut worker = Worker::new(&monitor, &shared, &|| (), (monitor.counters.installs.get(), Some(pressure)));
+            monitor.counters.installs.add(5);
+            let settings = worker.in_need(Settings { keep_bytes: 0, ..Settings::default() });
+            worker.scan(&settings).headroom
+        };
+        assert_eq!([headroom(Pressure::below(0)), headroom(Pressure::below(u64::MAX))], [5, 0]);
     }
 
     #[test]
