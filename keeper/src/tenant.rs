@@ -69,9 +69,12 @@ fn serve_behind_a_door(
     let thread = Spawner::default().spawn("area-loop", LOOP, behind)?;
     given.leave();
     let passed = door.pass(connection);
+    // It waits for that, or for the end of the door.
+    let door = passed.is_ok().then_some(door);
     let mut claims = Vec::new();
     // Until that thread ends.
-    for name in asked.iter().filter(|_| passed.is_ok()) {
+    for name in asked {
+        let Some(door) = &door else { break };
         let claimed = Claim::by_name(dir, &name).and_then(|claim| Ok((claim.listener()?, claim)));
         let passed = claimed.map_err(Refusal::from).and_then(|(listener, claim)| {
             claims.push(claim);
