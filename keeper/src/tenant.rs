@@ -176,8 +176,9 @@ fn register(
     let (Some(table), Some(memory)) = (files.pop(), files.pop()) else { return Err(Refusal::Descriptors) };
     let meta = rustix::fs::fstat(&table).map_err(|error| Refusal::Host(error.into()))?;
     place.fill(words.huge_frames, Identity { device: meta.st_dev, inode: meta.st_ino })?;
-    let listener = names.claim(&words.name)?;
     let area = ForeignArea::adopt(memory, table, words.huge_frames)?;
+    // After what may be refused, for it is let go of only after the answer; then somebody who tries again would find it taken.
+    let listener = names.claim(&words.name)?;
     area.auto_reclaim(Switch(Some(Builder::AUTO_RECLAIM))).map_err(AdoptError::from)?;
     let answering =
         Arc::new(Answering { name: words.name.clone(), pid: pid.unwrap_or(0), area, since: Instant::now() });
