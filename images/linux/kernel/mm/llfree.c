@@ -306,6 +306,7 @@ struct page *__llfree_get_page(struct zone *zone, struct free_area *area,
 	if (first || look == LLFREE_LOOK) {
 		lz->starved = true;
 		lz->migratetype = migratetype;
+		lz->order = current_order;
 	}
 	return NULL;
 }
@@ -474,10 +475,15 @@ bool __llfree_refill(struct zone *zone, unsigned int order, int migratetype)
 		return true;
 	}
 	count = llfree_choose(zone, order, migratetype, &first, &again);
-	/* The search may have met them in the list of another type. */
-	if (!count && !again && lz->starved && lz->migratetype != migratetype)
+	/*
+	 * The search may have met them in the list of another type. It takes
+	 * such a block in one piece: for a smaller one it may not look at all.
+	 */
+	if (!count && !again && lz->starved && lz->migratetype != migratetype) {
+		order = max(order, lz->order);
 		count = llfree_choose(zone, order, lz->migratetype, &first,
 				      &again);
+	}
 	/* If what it met is gone, the next search looks at other types. */
 	again |= lz->starved;
 	lz->starved = false;

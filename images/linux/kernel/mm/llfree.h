@@ -152,7 +152,8 @@ struct llfree_zone {
 	bool starved;			/* see llfree_starved() */
 	bool installing;		/* one CPU has blocks out of the lists */
 	u8 failures;			/* of installs, in a row */
-	int migratetype;		/* the list that starved */
+	int migratetype;		/* the list that starved, */
+	unsigned int order;		/* and of which order */
 	unsigned int ahead;		/* huge frames of the next install */
 	unsigned long last_install;	/* in jiffies */
 	struct list_head aside;		/* blocks that cannot be had now */

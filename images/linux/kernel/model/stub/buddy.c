@@ -14,11 +14,13 @@ unsigned long model_nr_pages;
 unsigned long jiffies = 1000000;
 static u8 *block_types;
 static bool is_6_12;
+/* That of a huge page, or the largest one if the kernel has none in files. */
+static unsigned int pageblock_order = 9;
 static struct llfree_zone llfree_zones[MAX_NR_ZONES];
 
 static int get_pageblock_migratetype(const struct page *page)
 {
-	return block_types[page_to_pfn(page) >> PAGEBLOCK_ORDER];
+	return block_types[page_to_pfn(page) >> pageblock_order];
 }
 
 static void add_to_free_list(struct page *page, struct zone *zone, unsigned int order, int type, bool tail)
@@ -53,8 +55,8 @@ static void change_pageblock_range(struct page *page, unsigned int order, int ty
 {
 	unsigned long i;
 
-	for (i = 0; i < 1UL << order; i += 1UL << PAGEBLOCK_ORDER)
-		block_types[(page_to_pfn(page) + i) >> PAGEBLOCK_ORDER] = type;
+	for (i = 0; i < 1UL << order; i += 1UL << pageblock_order)
+		block_types[(page_to_pfn(page) + i) >> pageblock_order] = type;
 }
 
 static void free_one_page(struct page *page, struct zone *zone, unsigned int order, int type)
@@ -69,7 +71,7 @@ static void free_one_page(struct page *page, struct zone *zone, unsigned int ord
 		if (!buddy || !PageBuddy(buddy) || buddy_order(buddy) != order)
 			break;
 		/* See __free_one_page(). */
-		if (order >= PAGEBLOCK_ORDER) {
+		if (order >= pageblock_order) {
 			int buddy_type = get_pageblock_migratetype(buddy);
 
 			if (type != buddy_type && (type >= MIGRATE_PCPTYPES || buddy_type >= MIGRATE_PCPTYPES))
@@ -123,7 +125,7 @@ static int find_suitable_fallback(struct free_area *area, unsigned int order, in
 {
 	int i;
 
-	*can_steal = order >= PAGEBLOCK_ORDER / 2 || type != MIGRATE_MOVABLE;
+	*can_steal = order >= pageblock_order / 2 || type != MIGRATE_MOVABLE;
 	for (i = 0; i < MIGRATE_PCPTYPES - 1; i++)
 		if (!list_empty(&area->free_list[fallbacks[type][i]]))
 			return fallbacks[type][i];
@@ -131,15 +133,16 @@ static int find_suitable_fallback(struct free_area *area, unsigned int order, in
 }
 
 /* __rmqueue_fallback() of 6.1: moves a block to the list of this type. */
-static bool rmqueue_fallback(struct zone *zone, int order, int type)
+static bool rmqueue_fallback(struct zone *zone, int order, int type, bool no_fragment)
 {
+	int min_order = no_fragment && order < (int)pageblock_order ? (int)pageblock_order : order;
 	struct free_area *area;
 	int current_order, other;
 	struct page *page;
 	bool can_steal;
 
-	for (current_order = MAX_ORDER - 1; current_order >= order; current_order--) {
-		if (current_order < PAGEBLOCK_ORDER && llfree_starved(zone))
+	for (current_order = MAX_ORDER - 1; current_order >= min_order; current_order--) {
+		if (current_order < LLFREE_ORDER && llfree_starved(zone))
 			break;
 		area = &zone->free_area[current_order];
 		other = find_suitable_fallback(area, current_order, type, &can_steal);
@@ -169,7 +172,7 @@ find_smallest:
 
 do_steal:
 	page = list_first_entry(&area->free_list[other], struct page, buddy_list);
-	if (current_order >= PAGEBLOCK_ORDER)
+	if (current_order >= pageblock_order)
 		change_pageblock_range(page, current_order, type);
 	list_move_tail(&page->buddy_list, &area->free_list[type]);
 	return true;
@@ -178,10 +181,10 @@ do_steal:
 /* The free blocks of a pageblock go to the lists of a type. */
 static void move_freepages_block(struct zone *zone, unsigned long start, int type)
 {
-	struct page *page = pfn_to_page(start), *end = page + LLFREE_PAGES;
-	int was = block_types[start >> PAGEBLOCK_ORDER];
+	struct page *page = pfn_to_page(start), *end = page + (1UL << pageblock_order);
+	int was = block_types[start >> pageblock_order];
 
-	block_types[start >> PAGEBLOCK_ORDER] = type;
+	block_types[start >> pageblock_order] = type;
 	while (page < end) {
 		unsigned int order;
 
@@ -201,7 +204,7 @@ static unsigned long free_pages_of(unsigned long start)
 {
 	unsigned long pfn, pages = 0;
 
-	for (pfn = start; pfn < start + LLFREE_PAGES; pfn++)
+	for (pfn = start; pfn < start + (1UL << pageblock_order); pfn++)
 		if (PageBuddy(pfn_to_page(pfn)))
 			pages += 1UL << buddy_order(pfn_to_page(pfn));
 	return pages;
@@ -211,9 +214,9 @@ static unsigned long free_pages_of(unsigned long start)
 static struct page *try_to_steal_block(struct zone *zone, struct page *page, int current_order, int order, int type)
 {
 	int block_type = get_pageblock_migratetype(page);
-	unsigned long start = page_to_pfn(page) & ~(LLFREE_PAGES - 1);
+	unsigned long start = page_to_pfn(page) & ~((1UL << pageblock_order) - 1);
 
-	if (current_order >= PAGEBLOCK_ORDER) {
+	if (current_order >= pageblock_order) {
 		page = llfree_get_page(zone, &zone->free_area[current_order], block_type, order, current_order);
 		if (!page)
 			return NULL;
@@ -222,30 +225,33 @@ static struct page *try_to_steal_block(struct zone *zone, struct page *page, int
 		expand(zone, page, order, current_order, type);
 		return page;
 	}
-	if (free_pages_of(start) < LLFREE_PAGES / 2)
+	if (free_pages_of(start) < 1UL << (pageblock_order - 1))
 		return NULL;
 	move_freepages_block(zone, start, type);
 	return rmqueue_smallest(zone, order, type);
 }
 
 /* __rmqueue_claim() and __rmqueue_steal() of 6.12. */
-static struct page *rmqueue_claim(struct zone *zone, int order, int type)
+static struct page *rmqueue_claim(struct zone *zone, int order, int type, bool no_fragment)
 {
+	int min_order = no_fragment && order < (int)pageblock_order ? (int)pageblock_order : order;
 	int current_order;
 
-	for (current_order = MAX_ORDER - 1; current_order >= order; current_order--) {
+	for (current_order = MAX_ORDER - 1; current_order >= min_order; current_order--) {
 		struct free_area *area = &zone->free_area[current_order];
 		struct page *page;
 		bool can_steal;
 		int other;
 
-		if (current_order < PAGEBLOCK_ORDER && llfree_starved(zone))
+		if (current_order < LLFREE_ORDER && llfree_starved(zone))
 			break;
 		other = find_suitable_fallback(area, current_order, type, &can_steal);
 		if (other == -1)
 			continue;
 		if (!can_steal)
 			break;
+		if (!llfree_has_page(zone, area, other, order, current_order))
+			continue;
 		page = list_first_entry(&area->free_list[other], struct page, buddy_list);
 		page = try_to_steal_block(zone, page, current_order, order, type);
 		if (page)
@@ -278,7 +284,7 @@ static struct page *rmqueue_steal(struct zone *zone, int order, int type)
 	return NULL;
 }
 
-static struct page *__rmqueue(struct zone *zone, unsigned int order, int type)
+static struct page *__rmqueue(struct zone *zone, unsigned int order, int type, bool no_fragment)
 {
 	struct page *page;
 
@@ -286,21 +292,21 @@ static struct page *__rmqueue(struct zone *zone, unsigned int order, int type)
 		page = rmqueue_smallest(zone, order, type);
 		if (!page && type == MIGRATE_MOVABLE)
 			page = rmqueue_smallest(zone, order, MIGRATE_CMA);
-	} while (!page && !is_6_12 && !llfree_starved(zone) && rmqueue_fallback(zone, order, type));
+	} while (!page && !is_6_12 && !llfree_starved(zone) && rmqueue_fallback(zone, order, type, no_fragment));
 	if (page || !is_6_12 || llfree_starved(zone))
 		return page;
-	page = rmqueue_claim(zone, order, type);
-	if (!page && !llfree_starved(zone))
+	page = rmqueue_claim(zone, order, type, no_fragment);
+	if (!page && !no_fragment && !llfree_starved(zone))
 		page = rmqueue_steal(zone, order, type);
 	return page;
 }
 
-static struct page *rmqueue(struct zone *zone, unsigned int order, int type)
+static struct page *rmqueue(struct zone *zone, unsigned int order, int type, bool no_fragment)
 {
 	struct page *page;
 
 	model_lock(&zone->lock);
-	page = __rmqueue(zone, order, type);
+	page = __rmqueue(zone, order, type, no_fragment);
 	if (page)
 		account(zone, -(1L << order), get_pageblock_migratetype(page));
 	model_unlock(&zone->lock);
@@ -334,18 +340,20 @@ void llfree_free(struct zone *zone, struct page *page, unsigned int order)
 
 /* ---- for the tests */
 
-void model_start(u16 *entries, unsigned long huge_frames, unsigned long low_frames, bool new_fallbacks)
+void model_start(u16 *entries, unsigned long huge_frames, unsigned long low_frames, bool new_fallbacks,
+		 bool large_pageblocks)
 {
 	unsigned long pfn, pages;
 	unsigned int order, type;
 
 	llfree_table = (struct llfree_table){ entries, huge_frames, low_frames, llfree_zones };
+	pageblock_order = large_pageblocks ? MAX_ORDER - 1 : LLFREE_ORDER;
 	/* The hole has pages, too, that are never free. */
 	pages = llfree_frame_pfn(huge_frames - 1) + LLFREE_PAGES;
 	free(model_pages);
 	free(block_types);
 	model_pages = calloc(pages, sizeof(*model_pages));
-	block_types = calloc(pages >> PAGEBLOCK_ORDER, 1);
+	block_types = calloc(pages >> pageblock_order, 1);
 	if (!model_pages || !block_types)
 		abort();
 	model_nr_pages = pages;
@@ -355,7 +363,7 @@ void model_start(u16 *entries, unsigned long huge_frames, unsigned long low_fram
 			INIT_LIST_HEAD(&model_zone.free_area[order].free_list[type]);
 	llfree_zones[0] = (struct llfree_zone){ .ahead = 1 };
 	INIT_LIST_HEAD(&llfree_zones[0].aside);
-	for (pfn = 0; pfn < pages >> PAGEBLOCK_ORDER; pfn++)
+	for (pfn = 0; pfn < pages >> pageblock_order; pfn++)
 		block_types[pfn] = MIGRATE_MOVABLE;
 	llfree_key = false;
 	is_6_12 = new_fallbacks;
@@ -368,14 +376,27 @@ void model_hand_over(void)
 	llfree_give_zone(&model_zone);
 }
 
+/* As get_page_from_freelist(): at first, types are not mixed within a pageblock. */
 long model_alloc(unsigned int order, int type)
 {
+	bool no_fragment = true;
 	struct page *page;
+	int tries = 0;
 
-	do
-		page = rmqueue(&model_zone, order, type);
-	while (!page && llfree_refill(&model_zone, order, type));
-	return page ? (long)page_to_pfn(page) : -1;
+	for (;;) {
+		page = rmqueue(&model_zone, order, type, no_fragment);
+		if (page)
+			return page_to_pfn(page);
+		/* As long as something comes of it. */
+		if (llfree_refill(&model_zone, order, type)) {
+			if (++tries > 10000)
+				abort();
+			continue;
+		}
+		if (!no_fragment)
+			return -1;
+		no_fragment = false;
+	}
 }
 
 void model_free(unsigned long pfn, unsigned int order)
@@ -383,7 +404,7 @@ void model_free(unsigned long pfn, unsigned int order)
 	struct page *page = pfn_to_page(pfn);
 
 	/* Types change under blocks in use; see split_free_page(). */
-	if (order > PAGEBLOCK_ORDER &&
+	if (order > pageblock_order &&
 	    get_pageblock_migratetype(page) != get_pageblock_migratetype(page + LLFREE_PAGES)) {
 		model_free(pfn, order - 1);
 		model_free(pfn + LLFREE_PAGES, order - 1);
@@ -422,18 +443,18 @@ long model_isolate(unsigned long pfn, unsigned int *order)
 /* As set_migratetype_isolate() and steal_suitable_fallback() move a pageblock. */
 void model_set_type(unsigned long pfn, int type)
 {
-	unsigned long start = pfn & ~(LLFREE_PAGES - 1);
+	unsigned long start = pfn & ~((1UL << pageblock_order) - 1);
 	struct page *head = pfn_to_page(start & ~(2 * LLFREE_PAGES - 1));
 
 	/* Part of a block of two pageblocks: they stay together. */
-	if (PageBuddy(head) && buddy_order(head) > PAGEBLOCK_ORDER)
+	if (PageBuddy(head) && buddy_order(head) > pageblock_order)
 		return;
 	move_freepages_block(&model_zone, start, type);
 }
 
 int model_type(unsigned long pfn)
 {
-	return block_types[pfn >> PAGEBLOCK_ORDER];
+	return block_types[pfn >> pageblock_order];
 }
 
 /* What a huge frame is: 0 in use, 1 free as a whole or part of such, 2 aside. */

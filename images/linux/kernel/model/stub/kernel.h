@@ -21,7 +21,6 @@ typedef uint64_t u64;
 #define HZ			250
 #define MAX_ORDER		11
 #define MAX_NR_ZONES		1
-#define PAGEBLOCK_ORDER		9
 
 enum {
 	MIGRATE_UNMOVABLE,
