@@ -18,9 +18,11 @@
  * - A block leaves for an allocation only if its entries could be taken, and
  *   if there is memory behind it. Held blocks that a search meets are set
  *   aside: they leave the lists, and MemTotal, until the host returns them.
- *   If it meets no others than evicted ones, the zone is *starved*:
- *   get_page_from_freelist() then has llfree_refill() take some of them off
- *   the list and ask the host for their memory without the lock.
+ *   If it meets no others than evicted ones, the zone is *starved*, until
+ *   one with memory is found: get_page_from_freelist() then has
+ *   llfree_refill() take some of them off the list and ask the host for their
+ *   memory without the lock.
+ * - A block is claimed for another migratetype only if it has memory.
  *
  * Rules that keep this right:
  *
@@ -52,8 +54,11 @@
 #define LLFREE_AHEAD_MAX	32
 /* Installs in such short order are a sign that more will follow. */
 #define LLFREE_AHEAD_JIFFIES	max(HZ / 50, 1)
-/* Failed installs in a row after which allocations look elsewhere. */
+/* Failed installs in a row after which allocations look elsewhere, */
 #define LLFREE_FAILURES		4
+/* for this long, and twice as long after each that fails then, up to HZ. */
+#define LLFREE_PAUSE_JIFFIES	max(HZ / 128, 1)
+#define LLFREE_PAUSES		8
 /* Attempts at an entry that the host keeps changing. It has no reason to. */
 #define LLFREE_PATIENCE		8
 /* The hole in physical memory ends here. */
@@ -277,9 +282,6 @@ struct page *__llfree_get_page(struct zone *zone, struct free_area *area,
 
 	if (!lz->on)
 		return list_first_entry_or_null(list, struct page, buddy_list);
-	/* A new search begins. */
-	if (current_order == max_t(unsigned int, order, LLFREE_ORDER))
-		lz->starved = false;
 	for (look = 0; look < LLFREE_LOOK; look++) {
 		page = list_first_entry_or_null(list, struct page, buddy_list);
 		if (!page || page == first)
@@ -304,15 +306,45 @@ struct page *__llfree_get_page(struct zone *zone, struct free_area *area,
 	if (first || look == LLFREE_LOOK) {
 		lz->starved = true;
 		lz->migratetype = migratetype;
+		lz->order = current_order;
 	}
 	return NULL;
+}
+
+/*
+ * The same, for a fallback that moves a block to the list of another type
+ * before it is searched: it is not taken yet, and is the first of its list.
+ */
+bool __llfree_has_page(struct zone *zone, struct free_area *area,
+		       int migratetype, unsigned int order,
+		       unsigned int current_order)
+{
+	unsigned long i, pages = 1UL << max_t(unsigned int, order, LLFREE_ORDER);
+	struct llfree_zone *lz = llfree_zone(zone);
+	struct page *page;
+
+	page = __llfree_get_page(zone, area, migratetype, order, current_order);
+	if (!page)
+		return false;
+	if (!lz->on)
+		return true;
+	for (i = 0; i < pages; i += LLFREE_PAGES) {
+		llfree_give_entry(page_to_pfn(page) + i);
+		lz->takes--;
+	}
+	return true;
 }
 
 /* The host has had no memory for us lately. */
 static bool llfree_failing(struct llfree_zone *lz)
 {
-	return lz->failures >= LLFREE_FAILURES &&
-	       time_before(jiffies, lz->last_install + HZ);
+	unsigned long pause;
+
+	if (lz->failures < LLFREE_FAILURES)
+		return false;
+	pause = LLFREE_PAUSE_JIFFIES << (lz->failures - LLFREE_FAILURES);
+	pause = min_t(unsigned long, pause, HZ);
+	return time_before(jiffies, lz->last_install + pause);
 }
 
 bool __llfree_starved(struct zone *zone)
@@ -426,7 +458,7 @@ bool __llfree_refill(struct zone *zone, unsigned int order, int migratetype)
 {
 	struct llfree_zone *lz = llfree_zone(zone);
 	unsigned int i, count, size;
-	bool again = false, some = false;
+	bool again = false, some = false, missing = false;
 	struct page *first;
 	unsigned long flags;
 
@@ -443,10 +475,17 @@ bool __llfree_refill(struct zone *zone, unsigned int order, int migratetype)
 		return true;
 	}
 	count = llfree_choose(zone, order, migratetype, &first, &again);
-	/* The last search may have been for another type, such as CMA. */
-	if (!count && !again && lz->starved && lz->migratetype != migratetype)
+	/*
+	 * The search may have met them in the list of another type. It takes
+	 * such a block in one piece: for a smaller one it may not look at all.
+	 */
+	if (!count && !again && lz->starved && lz->migratetype != migratetype) {
+		order = max(order, lz->order);
 		count = llfree_choose(zone, order, lz->migratetype, &first,
 				      &again);
+	}
+	/* If what it met is gone, the next search looks at other types. */
+	again |= lz->starved;
 	lz->starved = false;
 	if (!count) {
 		spin_unlock_irqrestore(&zone->lock, flags);
@@ -472,6 +511,7 @@ bool __llfree_refill(struct zone *zone, unsigned int order, int migratetype)
 
 		if (llfree_is_evicted(page_to_pfn(page))) {
 			llfree_put_aside(lz, page);
+			missing = true;
 			continue;
 		}
 		/* Not merged with neighbours that may have no memory. */
@@ -480,12 +520,14 @@ bool __llfree_refill(struct zone *zone, unsigned int order, int migratetype)
 	}
 	if (some)
 		lz->failures = 0;
-	else if (lz->failures < LLFREE_FAILURES)
+	else if (lz->failures < LLFREE_FAILURES + LLFREE_PAUSES)
 		lz->failures++;
 	lz->last_install = jiffies;
 	/* Pairs with the acquire above. */
 	smp_store_release(&lz->installing, false);
 	spin_unlock_irqrestore(&zone->lock, flags);
+	if (missing)
+		llfree_try_later();
 	/* After a failure, another block may have more luck. */
 	return true;
 }
@@ -570,8 +612,8 @@ void llfree_set_held_aside(void)
 
 /*
  * Puts blocks that are set aside, and that the host has returned, back into
- * the free lists; also those whose install @failed, to try again. Returns huge
- * frames.
+ * the free lists; also those whose install @failed, to try again at once.
+ * Returns huge frames.
  */
 unsigned long llfree_return_blocks(bool failed)
 {
@@ -583,9 +625,13 @@ unsigned long llfree_return_blocks(bool failed)
 		struct llfree_zone *lz = llfree_zone(zone);
 		unsigned long i;
 
-		if (!READ_ONCE(lz->nr_aside))
+		if (!READ_ONCE(lz->nr_aside) && !READ_ONCE(lz->failures))
 			continue;
 		spin_lock_irqsave(&zone->lock, flags);
+		/* The host has memory again; or it must be asked once more. */
+		if (failed)
+			lz->failures = min_t(u8, lz->failures,
+					     LLFREE_FAILURES - 1);
 		list_for_each_entry_safe(page, next, &lz->aside, lru) {
 			u16 *entry = llfree_entry(page_to_pfn(page));
 			u16 now = READ_ONCE(*entry) & ~LLFREE_EVICTED;

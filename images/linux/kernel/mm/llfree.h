@@ -34,6 +34,9 @@ bool __llfree_give(struct zone *zone, unsigned long pfn, unsigned int order);
 struct page *__llfree_get_page(struct zone *zone, struct free_area *area,
 			       int migratetype, unsigned int order,
 			       unsigned int current_order);
+bool __llfree_has_page(struct zone *zone, struct free_area *area,
+		       int migratetype, unsigned int order,
+		       unsigned int current_order);
 bool __llfree_starved(struct zone *zone);
 bool __llfree_refill(struct zone *zone, unsigned int order, int migratetype);
 bool __llfree_take_block(struct zone *zone, struct page *page,
@@ -71,6 +74,18 @@ static inline struct page *llfree_get_page(struct zone *zone,
 					 current_order);
 	return list_first_entry_or_null(&area->free_list[migratetype],
 					struct page, buddy_list);
+}
+
+/*
+ * Whether llfree_get_page() would find one, which then is the first block of
+ * its list. zone->lock must be held.
+ */
+static inline bool llfree_has_page(struct zone *zone, struct free_area *area,
+				   int migratetype, unsigned int order,
+				   unsigned int current_order)
+{
+	return !llfree_enabled() || current_order < LLFREE_ORDER ||
+	       __llfree_has_page(zone, area, migratetype, order, current_order);
 }
 
 /*
@@ -136,8 +151,9 @@ struct llfree_zone {
 	bool on;			/* its free blocks were given */
 	bool starved;			/* see llfree_starved() */
 	bool installing;		/* one CPU has blocks out of the lists */
-	u8 failures;			/* installs in a row */
-	int migratetype;		/* the list that starved */
+	u8 failures;			/* of installs, in a row */
+	int migratetype;		/* the list that starved, */
+	unsigned int order;		/* and of which order */
 	unsigned int ahead;		/* huge frames of the next install */
 	unsigned long last_install;	/* in jiffies */
 	struct list_head aside;		/* blocks that cannot be had now */
@@ -169,6 +185,8 @@ unsigned long llfree_fragmented(struct zone *zone);
 
 /* In mm/llfree_guest.c: has memory put behind huge frames; interrupts off. */
 bool llfree_install(unsigned long frame, unsigned int count);
+/* Has what is set aside for want of memory tried again; from any context. */
+void llfree_try_later(void);
 
 #else
 
@@ -185,6 +203,13 @@ static inline struct page *llfree_get_page(struct zone *zone,
 {
 	return list_first_entry_or_null(&area->free_list[migratetype],
 					struct page, buddy_list);
+}
+
+static inline bool llfree_has_page(struct zone *zone, struct free_area *area,
+				   int migratetype, unsigned int order,
+				   unsigned int current_order)
+{
+	return true;
 }
 
 static inline bool llfree_starved(struct zone *zone)

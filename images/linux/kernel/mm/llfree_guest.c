@@ -15,6 +15,7 @@
 #include <linux/init.h>
 #include <linux/interrupt.h>
 #include <linux/io.h>
+#include <linux/irq_work.h>
 #include <linux/kobject.h>
 #include <linux/memory.h>
 #include <linux/mm.h>
@@ -111,6 +112,10 @@ static void llfree_work_fn(struct work_struct *work);
 static DECLARE_WORK(llfree_work, llfree_work_fn);
 static void llfree_tick_fn(struct work_struct *work);
 static DECLARE_DEFERRABLE_WORK(llfree_tick, llfree_tick_fn);
+static void llfree_retry_fn(struct work_struct *work);
+static DECLARE_DELAYED_WORK(llfree_retry, llfree_retry_fn);
+static void llfree_later_fn(struct irq_work *work);
+static DEFINE_IRQ_WORK(llfree_later, llfree_later_fn);
 static DEFINE_MUTEX(llfree_mutex);
 
 static u64 llfree_word(unsigned int offset)
@@ -287,6 +292,26 @@ static void llfree_work_fn(struct work_struct *work)
 	llfree_look_after(false);
 }
 
+/*
+ * A second after an install that failed. The tick may be long in coming, as
+ * the CPU that has it may be idle while another one goes without its memory.
+ */
+static void llfree_retry_fn(struct work_struct *work)
+{
+	llfree_look_after(true);
+}
+
+static void llfree_later_fn(struct irq_work *work)
+{
+	queue_delayed_work(system_wq, &llfree_retry, HZ);
+}
+
+/* The caller may hold any lock, those of timers and work queues among them. */
+void llfree_try_later(void)
+{
+	irq_work_queue(&llfree_later);
+}
+
 /* Now and then, but no idle CPU wakes up for it. */
 static void llfree_tick_fn(struct work_struct *work)
 {
@@ -306,10 +331,17 @@ static irqreturn_t llfree_notice(int irq, void *data)
 static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 		      void *freed)
 {
-	unsigned long flags, returned;
+	static long seen_installs;
+	unsigned long flags, returned, retried;
+	long installs = atomic_long_read(&llfree_installs);
 	u64 released = 0;
 
-	returned = llfree_returned(true);
+	returned = llfree_returned(false);
+	/* To try what failed before is no progress if it failed ever since. */
+	retried = llfree_returned(true);
+	if (installs != seen_installs)
+		returned += retried;
+	seen_installs = installs;
 	if (!returned) {
 		atomic_long_inc(&llfree_needs);
 		local_irq_save(flags);

@@ -1,6 +1,6 @@
 //! The kernel's hooks against the transitions of [`HugeEntry`]: over every value of an entry, and in long random
 //! runs of allocations, frees, isolations and moves of blocks, with a host that evicts, holds, returns and fails to
-//! install at any moment between two steps, and while an install is under way.
+//! install at any moment between two steps, and while an install is under way; with the fallbacks of 6.1 and of 6.12.
 
 use shared_layout::HugeEntry;
 use std::collections::BTreeMap;
@@ -12,16 +12,32 @@ const FRAMES: usize = 48;
 const LOW: usize = 24;
 const ORDER: u32 = 9;
 const PAGES: u64 = 512;
-const ISOLATE: i32 = 3;
+const UNMOVABLE: i32 = 0;
+const MOVABLE: i32 = 1;
+const RECLAIMABLE: i32 = 2;
+const ISOLATE: i32 = 4;
+/// Which kernel's way of falling back to blocks of other types.
+const VERSIONS: [Version; 4] = [Version(false, false), Version(true, false), Version(false, true), Version(true, true)];
+
+/// Is it 6.12's, and is a pageblock as large as the largest block, not as a huge page?
+#[derive(Clone, Copy, Debug)]
+struct Version(bool, bool);
 
 #[link(name = "llfree-kernel", kind = "static")]
 unsafe extern "C" {
-    fn model_start(entries: *const AtomicU16, huge_frames: u64, low_frames: u64);
+    fn model_start(
+        entries: *const AtomicU16,
+        huge_frames: u64,
+        low_frames: u64,
+        new_fallbacks: bool,
+        large_pageblocks: bool,
+    );
     fn model_hand_over();
     fn model_alloc(order: u32, migratetype: i32) -> i64;
     fn model_free(pfn: u64, order: u32);
     fn model_isolate(pfn: u64, order: *mut u32) -> i64;
     fn model_set_type(pfn: u64, migratetype: i32);
+    fn model_type(pfn: u64) -> i32;
     fn model_state(frame: u64) -> i32;
     fn model_books(listed: *mut i64, counted: *mut i64, managed: *mut i64, aside: *mut i64);
     fn model_tick(ticks: u64);
@@ -33,6 +49,9 @@ unsafe extern "C" {
 
 static ENTRIES: [AtomicU16; FRAMES] = [const { AtomicU16::new(0) }; FRAMES];
 static INSTALLS: AtomicU64 = AtomicU64::new(0);
+/// How often the host was asked, and how often the kernel's files asked to be run once more.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+static LATER: AtomicU64 = AtomicU64::new(0);
 /// One install in so many fails; 0: none.
 static FAIL_ONE_IN: AtomicU64 = AtomicU64::new(0);
 /// The host also acts while an install is under way.
@@ -79,6 +98,7 @@ fn host_step() {
 /// The host's half of an install.
 #[unsafe(no_mangle)]
 extern "C" fn llfree_install(frame: u64, count: u32) -> bool {
+    CALLS.fetch_add(1, Ordering::Relaxed);
     for frame in frame as usize..frame as usize + count as usize {
         let one_in = FAIL_ONE_IN.load(Ordering::Relaxed);
         if one_in > 0 && random(one_in) == 0 {
@@ -97,13 +117,18 @@ extern "C" fn llfree_install(frame: u64, count: u32) -> bool {
     true
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn llfree_try_later() {
+    LATER.fetch_add(1, Ordering::Relaxed);
+}
+
 /// All memory is in use, and evicted; the first `low` huge frames lie below a hole.
-fn start(low: usize) {
+fn start(low: usize, version: Version) {
     for frame in 0..FRAMES {
         set(frame, HugeEntry::HUGE_EVICTED);
     }
     // SAFETY: the entries are static; the caller holds the lock.
-    unsafe { model_start(ENTRIES.as_ptr(), FRAMES as u64, low as u64) };
+    unsafe { model_start(ENTRIES.as_ptr(), FRAMES as u64, low as u64, version.0, version.1) };
 }
 
 fn pfn(frame: usize) -> u64 {
@@ -134,7 +159,7 @@ fn every_entry_is_given_and_taken_as_the_transitions_say() {
     FAIL_ONE_IN.store(0, Ordering::Relaxed);
     RACES.store(false, Ordering::Relaxed);
     for bits in 0..=u16::MAX {
-        start(FRAMES);
+        start(FRAMES, VERSIONS[usize::from(bits & 3)]);
         // SAFETY: the lock is held.
         unsafe { model_hand_over() };
         let old = HugeEntry::from_bits(bits);
@@ -161,8 +186,8 @@ struct Run {
 }
 
 impl Run {
-    fn new() -> Self {
-        start(LOW);
+    fn new(version: Version) -> Self {
+        start(LOW, version);
         // Boot: some is freed before the host hears of it, the rest after.
         for frame in 0..FRAMES / 2 {
             free(pfn(frame), ORDER);
@@ -221,7 +246,7 @@ impl Run {
                 }
             }
             88..89 => {
-                let kind = if random(4) == 0 { ISOLATE } else { random(3) as i32 };
+                let kind = if random(4) == 0 { ISOLATE } else { random(4) as i32 };
                 // SAFETY: the lock is held.
                 unsafe { model_set_type(pfn(random(FRAMES as u64) as usize), kind) };
             }
@@ -261,13 +286,13 @@ impl Run {
     }
 }
 
-fn run(steps: u64, seed: u64, fail_one_in: u64, races: bool) {
+fn run(version: Version, steps: u64, seed: u64, fail_one_in: u64, races: bool) {
     let _alone = alone();
-    println!("seed {seed}");
+    println!("{version:?}, seed {seed}");
     SEED.store(seed, Ordering::Relaxed);
     FAIL_ONE_IN.store(fail_one_in, Ordering::Relaxed);
     RACES.store(races, Ordering::Relaxed);
-    let mut run = Run::new();
+    let mut run = Run::new(version);
     for step in 0..steps {
         run.step();
         if step % 64 == 0 {
@@ -301,11 +326,154 @@ fn a_seed() -> u64 {
 
 #[test]
 fn ten_million_random_steps_keep_lists_entries_and_books_together() {
-    run(5_000_000, a_seed(), 0, false);
-    run(5_000_000, a_seed() ^ 0xa5a5, 0, true);
+    for version in VERSIONS {
+        run(version, 1_250_000, a_seed(), 0, false);
+        run(version, 1_250_000, a_seed() ^ 0xa5a5, 0, true);
+    }
 }
 
 #[test]
 fn installs_that_fail_lose_nothing() {
-    run(1_000_000, a_seed(), 3, true);
+    for version in VERSIONS {
+        run(version, 250_000, a_seed(), 3, true);
+    }
+}
+
+/// Frees these huge frames, which are not neighbours, as blocks of this type: evicted, or with memory.
+fn offer(frames: &[usize], kind: i32, evicted: bool) {
+    for &frame in frames {
+        set(frame, if evicted { HugeEntry::HUGE_EVICTED } else { HugeEntry::HUGE_INSTALLED });
+        // SAFETY: the lock is held.
+        unsafe { model_set_type(pfn(frame), kind) };
+        free(pfn(frame), ORDER);
+    }
+}
+
+fn kind_of(frame: usize) -> i32 {
+    // SAFETY: it only looks.
+    unsafe { model_type(pfn(frame)) }
+}
+
+/// A kernel that has handed over nothing yet, and a host that installs, or never does.
+fn started(version: Version, fails: bool) {
+    RACES.store(false, Ordering::Relaxed);
+    FAIL_ONE_IN.store(u64::from(fails), Ordering::Relaxed);
+    start(FRAMES, version);
+    // SAFETY: the lock is held.
+    unsafe { model_hand_over() };
+}
+
+fn tick(ticks: u64) {
+    // SAFETY: it only counts.
+    unsafe { model_tick(ticks) };
+}
+
+fn calls() -> u64 {
+    CALLS.load(Ordering::Relaxed)
+}
+
+/// Movable memory may also come from blocks for contiguous memory. That there are none of those does not make a search
+/// forget that it met movable blocks without memory, and rob others.
+#[test]
+fn a_search_for_contiguous_memory_keeps_what_starves() {
+    let _alone = alone();
+    for version in VERSIONS {
+        started(version, false);
+        offer(&[5, 9], MOVABLE, true);
+        offer(&[13, 17], UNMOVABLE, false);
+        let got = alloc(0, MOVABLE).map(|pfn| pfn / PAGES);
+        assert!(got == Some(5) || got == Some(9), "{version:?} took from huge frame {got:?}");
+        assert_eq!((kind_of(13), kind_of(17)), (UNMOVABLE, UNMOVABLE), "{version:?}");
+    }
+}
+
+/// While the host has no memory, blocks that have none keep their type, however often they are asked for.
+#[test]
+fn failing_installs_do_not_change_the_type_of_a_block() {
+    let _alone = alone();
+    let frames = [3, 5, 9, 11, 13, 17, 19, 23];
+    for version in VERSIONS {
+        for (kind, wanted) in [(UNMOVABLE, MOVABLE), (UNMOVABLE, RECLAIMABLE), (MOVABLE, UNMOVABLE)] {
+            started(version, true);
+            offer(&frames, kind, true);
+            for order in [0, 3, 9, 5] {
+                for _ in 0..20 {
+                    assert_eq!(alloc(order, wanted), None);
+                }
+                tick(3);
+            }
+            for frame in frames {
+                assert_eq!(kind_of(frame), kind, "{version:?}: huge frame {frame} for type {wanted}");
+            }
+        }
+    }
+}
+
+/// A fallback claims the block that has memory, wherever it is, and has memory put behind one if none has.
+#[test]
+fn a_fallback_claims_what_has_memory() {
+    let _alone = alone();
+    for version in VERSIONS {
+        for order in [0, 5, 9] {
+            started(version, false);
+            // Two that merge to one of the largest order, which is looked at first.
+            offer(&[5, 9, 20, 21], UNMOVABLE, true);
+            let before = INSTALLS.load(Ordering::Relaxed);
+            assert!(alloc(order, RECLAIMABLE).is_some(), "{version:?}");
+            // A whole pageblock, if that can be.
+            assert_eq!(INSTALLS.load(Ordering::Relaxed) - before, 1 + u64::from(version.1), "{version:?}");
+            started(version, true);
+            offer(&[5, 9, 20, 21], UNMOVABLE, true);
+            offer(&[13], UNMOVABLE, false);
+            assert_eq!(alloc(order, RECLAIMABLE), Some(pfn(13)), "{version:?}");
+            assert_eq!((kind_of(5), kind_of(9), kind_of(20)), (UNMOVABLE, UNMOVABLE, UNMOVABLE), "{version:?}");
+        }
+    }
+}
+
+/// A host that had no memory for a moment is asked again soon, and one that has none for long, ever more rarely.
+#[test]
+fn failed_installs_pause_installs_for_a_moment() {
+    let _alone = alone();
+    let frames: Vec<usize> = (0..FRAMES).step_by(2).collect();
+    for version in VERSIONS {
+        started(version, true);
+        offer(&frames, MOVABLE, true);
+        assert_eq!(alloc(0, MOVABLE), None);
+        // 20 ms later.
+        tick(5);
+        FAIL_ONE_IN.store(0, Ordering::Relaxed);
+        assert!(alloc(0, MOVABLE).is_some(), "{version:?}: still paused");
+        FAIL_ONE_IN.store(1, Ordering::Relaxed);
+        let before = calls();
+        // 10 s, in which somebody asks all the time, and what is aside is tried again each second.
+        for ticks in 0..2500 {
+            alloc(9, UNMOVABLE);
+            tick(1);
+            if ticks % 250 == 0 {
+                // SAFETY: the lock is held.
+                unsafe { llfree_return_blocks(true) };
+            }
+        }
+        assert!(calls() - before < 150, "{version:?}: the host was asked {} times", calls() - before);
+    }
+}
+
+/// What an install that failed put aside is tried again: somebody is told to, for no one else may come by.
+#[test]
+fn what_is_put_aside_for_want_of_memory_is_tried_again() {
+    let _alone = alone();
+    for version in VERSIONS {
+        started(version, true);
+        offer(&[5, 9, 13, 17, 21], MOVABLE, true);
+        let before = LATER.load(Ordering::Relaxed);
+        assert_eq!(alloc(0, MOVABLE), None);
+        assert!(state(5) == 2 || state(9) == 2 || state(13) == 2, "something is aside");
+        assert!(LATER.load(Ordering::Relaxed) > before, "{version:?}: nobody will try again");
+        // Who does asks the host at once, however lately it had nothing.
+        FAIL_ONE_IN.store(0, Ordering::Relaxed);
+        // SAFETY: the lock is held.
+        unsafe { llfree_return_blocks(true) };
+        assert!(alloc(0, MOVABLE).is_some(), "{version:?}: still paused");
+    }
 }
