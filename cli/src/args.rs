@@ -8,18 +8,20 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use llfree_base::units::{Bytes, parse_memory};
 use llfree_harden::Seccomp;
+use llfree_metrics::address::Address;
 use llfree_monitor::memory::Backing;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 mod client_args;
 mod launch_args;
 
 pub use client_args::{
-    ClientCommand, GrowArgs, GuestCommand, Patience, ResizeArgs, ShrinkArgs, StopArgs, VmArgs, WaitFor,
+    ClientCommand, GrowArgs, GuestCommand, MetricsFormat, Patience, ResizeArgs, ShrinkArgs, StopArgs, VmArgs, WaitFor,
 };
-pub use launch_args::{AUTO, LaunchArgs, SerialLine};
-use launch_args::{default_cpus, parse_cpus};
+pub use launch_args::{AUTO, LaunchArgs, METRICS_INTERVAL, SerialLine};
+use launch_args::{default_cpus, parse_cpus, parse_publish_interval};
 
 const HELP_TAIL: &str = "\
 Examples:
@@ -35,6 +37,7 @@ Examples:
   llfree-vmm stop web                          all commands take a name; stop --all stops all VMs
   llfree-vmm pause                             freeze the guest ...
   llfree-vmm resume                            ... and let it continue
+  llfree-vmm exporter                          serve the metrics of all VMs to Prometheus
   llfree-vmm demo --mem 16G                    all of this in one terminal
   llfree-vmm areas                             no VM: take memory back from processes that register
   llfree-vmm --mem 4G --kernel vmlinuz --initrd initrd.img --disk rootfs.img  an unmodified Linux
@@ -90,6 +93,23 @@ pub enum Command {
     Demo(DemoArgs),
     /// Take memory back from processes that register their areas: status, shrink and the rest work on these, too
     Areas(AreasArgs),
+    /// Serve the metrics of all VMs of this user to Prometheus, until a signal ends it
+    Exporter(ExporterArgs),
+}
+
+/// Options of the exporter.
+#[derive(Clone, PartialEq, Eq, Debug, Args)]
+pub struct ExporterArgs {
+    /// Where scrapers come to: PORT (on the loopback device), ADDRESS:PORT or unix:PATH [default: 127.0.0.1:9837,
+    /// unless there is a --file]
+    #[arg(long, value_name = "WHERE")]
+    pub listen: Option<Address>,
+    /// Write metrics there again and again, for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// How often that file is written [default: 15s]
+    #[arg(long, value_name = "TIME", value_parser = parse_publish_interval, requires = "file", allow_hyphen_values = true)]
+    pub interval: Option<Duration>,
 }
 
 /// Options of the keeper of areas.
@@ -185,12 +205,20 @@ fn check(mut cli: Cli) -> Result<Cli, clap::Error> {
                 let message = "areas have the names that their processes give them; use --register for the socket";
                 return refuse(ErrorKind::ArgumentConflict, message.to_owned());
             }
+            Some(Command::Exporter(_)) => {
+                let message = "the exporter serves all VMs; use --metrics-listen at the launch of one";
+                return refuse(ErrorKind::ArgumentConflict, message.to_owned());
+            }
             Some(Command::Client(ClientCommand::List { .. })) => {
                 let message = "list shows all VMs; use --name and --socket with status";
                 return refuse(ErrorKind::ArgumentConflict, message.to_owned());
             }
             _ => {}
         }
+    }
+    if cli.global.json && matches!(cli.command, Some(Command::Client(ClientCommand::Metrics { .. }))) {
+        let message = "metrics have a format of their own; use --json with status and list";
+        return refuse(ErrorKind::ArgumentConflict, message.to_owned());
     }
     let launch = &cli.launch;
     let given = launch.given();

@@ -8,7 +8,7 @@ use cli::failure::{Fails, Failure};
 use cli::log_ring;
 use cli::log_writer::LOG;
 use cli::run::{self, RunError};
-use cli::{areas, demo, exit};
+use cli::{areas, demo, exit, exporter};
 use env_logger::{Builder, Env, Logger, Target, WriteStyle};
 use log::{Log, Metadata, Record};
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -94,6 +94,10 @@ fn execute(cli: &Cli, background: Option<Background>) -> u8 {
         None => run::run(&cli.global, &cli.launch, background, &mut output),
         Some(Command::Demo(args)) => demo::run(args, &mut output),
         Some(Command::Areas(args)) => match areas::run(args, &mut output) {
+            Ok(code) => return code,
+            Err(error) => return fail(&error, json),
+        },
+        Some(Command::Exporter(args)) => match exporter::run(args, &mut output) {
             Ok(code) => return code,
             Err(error) => return fail(&error, json),
         },

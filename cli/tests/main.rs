@@ -20,6 +20,7 @@ mod kill;
 mod launch;
 mod life;
 mod linux_input;
+mod metrics;
 mod own_guest;
 mod pause;
 mod pursuit;

@@ -100,6 +100,21 @@ pub enum ClientCommand {
         #[arg(long, value_name = "TIME", value_parser = parse_interval, allow_hyphen_values = true)]
         watch: Option<Duration>,
     },
+    /// Print the metrics of one VM, or of all, as Prometheus reads them
+    Metrics {
+        /// The VM; all if none is named.
+        #[command(flatten)]
+        vm: VmArgs,
+        /// openmetrics (the default), or prometheus for the older text format
+        #[arg(
+            long,
+            value_name = "FORMAT",
+            default_value = "openmetrics",
+            hide_default_value = true,
+            hide_possible_values = true
+        )]
+        format: MetricsFormat,
+    },
     /// Run a command in the test guest
     Guest {
         /// The VM.
@@ -172,6 +187,7 @@ impl ClientCommand {
             | Self::AutoReclaim { vm, .. }
             | Self::Validate { vm }
             | Self::Status { vm, .. }
+            | Self::Metrics { vm, .. }
             | Self::Pause { vm }
             | Self::Resume { vm }
             | Self::Wait { vm, .. }
@@ -187,6 +203,15 @@ impl ClientCommand {
             Self::List { .. } => Vec::new(),
         }
     }
+}
+
+/// How metrics are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum MetricsFormat {
+    /// OpenMetrics 1.0.
+    Openmetrics,
+    /// Prometheus' text format 0.0.4.
+    Prometheus,
 }
 
 /// What `wait` waits for.

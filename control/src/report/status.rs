@@ -1,8 +1,8 @@
 //! [`StatusReport`]: everything known about a running VM, part by part.
 //!
 //! Marked fields are metrics: a [walk](llfree_base::metrics::walk) over a status visits all of its
-//! numbers, except for the process id and the indices of vCPUs, under their paths in the JSON. The
-//! counters of parts are declared in [`llfree_base::counters`].
+//! numbers, except for the process id, the indices of vCPUs and what is counted by duration, under their paths in the
+//! JSON. The counters of parts are declared in [`llfree_base::counters`].
 
 use super::words::{ElasticKind, Enforcement, GuestSays, VcpuState, VmState, Word};
 use llfree_base::choices::{Backing, OnViolation};
@@ -10,6 +10,7 @@ use llfree_base::counters::{
     AgentCounts, BalloonCounts, CallCounts, DiskCounts, DoorbellCounts, DriverCounts, ExitCounts, FrameCounts,
     MemCounts, MonitorCounts, SupplyCounts,
 };
+use llfree_base::histogram::DurationCounts;
 use llfree_base::metered;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ metered! {
         pub name: String,
         /// Its process.
         pub pid: u32,
+        /// The release that it runs. An older VM does not say.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        pub version: String,
         /// Milliseconds since it started.
         pub uptime_ms: u64 => gauge,
         /// Whether its guest runs.
@@ -42,13 +46,13 @@ metered! {
         /// another resize replaces it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub target_bytes: Option<u64> => gauge,
-        /// For how long it has been pursued, in milliseconds.
+        /// For how long that limit has been pursued, in milliseconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub target_age_ms: Option<u64> => gauge,
         /// Resident guest memory of the kernel, in bytes, with what the guest touched without asking
         /// and what is taken back while this report is made.
         pub resident_bytes: u64 => gauge,
-        /// The part of it in huge pages, in bytes.
+        /// The part of the resident memory in huge pages, in bytes.
         pub huge_page_bytes: u64 => gauge,
         /// All host memory that the VM costs, in bytes: resident guest memory, the install pool, the VMM, and
         /// page tables. An older VM does not say, which is 0.
@@ -91,6 +95,12 @@ metered! {
         /// Calls that were refused.
         #[serde(flatten)]
         pub doorbell: DoorbellCounts => inline,
+        /// How long install calls took on the host, whatever became of them.
+        #[serde(default)]
+        pub install_durations: DurationCounts,
+        /// How long resizes took, without the time that a shrink waited for its guest.
+        #[serde(default)]
+        pub resize_durations: DurationCounts,
         /// The commands that the guest's agent has got, and those that wait for it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub guest_commands: Option<GuestCommandsReport> => part,
@@ -273,7 +283,7 @@ metered! {
         pub cache_bytes: Option<u64> => gauge,
         /// Page faults that needed the disk.
         pub major_faults: Option<u64> => counter,
-        /// Page faults that did not.
+        /// Page faults that did not need the disk.
         pub minor_faults: Option<u64> => counter,
     }
 }
@@ -319,7 +329,7 @@ metered! {
         pub path: String => label,
         /// The memory it allows the whole process, in bytes.
         pub memory_max_bytes: u64 => gauge,
-        /// The part of that in use, in bytes.
+        /// The memory in use in it, in bytes.
         pub memory_current_bytes: u64 => gauge,
     }
 }
@@ -336,11 +346,11 @@ metered! {
         pub evicted_bytes: u64 => counter,
         /// Scans since the VM started.
         pub scans: u64 => counter,
-        /// Milliseconds since the last of them.
+        /// Milliseconds since the last scan.
         pub last_scan_ms_ago: Option<u64> => gauge,
         /// Free memory that the host still pays for, at the last scan, in bytes.
         pub free_bytes: u64 => gauge,
-        /// The part of that which stays with the guest, in bytes.
+        /// The part of that free memory which stays with the guest, in bytes.
         pub headroom_bytes: u64 => gauge,
         /// The part of the headroom that recent installs called for, in bytes.
         pub back_off_bytes: u64 => gauge,
