@@ -36,6 +36,7 @@ macro_rules! counters {
             ///
             /// As numbers. What an older VM does not count is 0.
             #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+            #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
             #[serde(default)]
             pub struct $counts {
                 $($(#[$($help)*])* pub $field: u64 => counter $(($word))?,)*

@@ -26,6 +26,7 @@ pub struct Durations {
 
 /// What was counted, for a report. An older VM counts nothing, which is the default.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct DurationCounts {
     /// The durations added up, in microseconds.

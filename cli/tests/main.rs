@@ -23,6 +23,7 @@ mod linux_input;
 mod metrics;
 mod own_guest;
 mod pause;
+mod protocol_page;
 mod pursuit;
 mod sandbox;
 mod signals;

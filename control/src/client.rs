@@ -141,8 +141,16 @@ impl Client {
         }
         let line = self.read_line(deadline, timeout)?.ok_or_else(|| ClientError::Ended(self.path.clone()))?;
         match Reply::from_line(&line) {
-            Ok(Reply::Error { kind, reason, message }) => Err(ClientError::Refused { kind, reason, message }),
-            Ok(reply) => Ok(reply),
+            Ok(Reply::Error { kind, reason, message }) => {
+                #[cfg(feature = "check-replies")]
+                crate::schema::check_reply(&line);
+                Err(ClientError::Refused { kind, reason, message })
+            }
+            Ok(reply) => {
+                #[cfg(feature = "check-replies")]
+                crate::schema::check_reply(&line);
+                Ok(reply)
+            }
             Err(source) => Err(ClientError::Decode { path: self.path.clone(), source }),
         }
     }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 metered! {
     /// All numbers about a VM. "Of the kernel" means: by the host kernel's accounting.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct StatusReport {
         /// The VM's name.
         pub name: String,
@@ -132,6 +133,7 @@ metered! {
 metered! {
     /// Commands for the guest's agent: one at a time.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct GuestCommandsReport {
         /// The one at work.
         pub at_work: Option<String>,
@@ -145,6 +147,7 @@ metered! {
 metered! {
     /// A virtio device, as its transport sees it.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct DeviceStatus {
         /// What it is.
         pub name: String => label,
@@ -159,6 +162,7 @@ metered! {
 metered! {
     /// A network card, and what went through it since the VM started.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct NetReport {
         /// The host's interface.
         pub tap: String => label,
@@ -172,6 +176,7 @@ metered! {
 metered! {
     /// Numbers of a network, for a status.
     #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct NetStatus {
         /// From the tap to the guest.
         pub to_guest: FrameCounts => part,
@@ -183,6 +188,7 @@ metered! {
 metered! {
     /// Messages from an agent, and whether it is there.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct LinuxAgentStatus {
         /// Whether a program in the guest has the port open.
         pub open: bool,
@@ -197,6 +203,7 @@ metered! {
 metered! {
     /// A disk, and what the guest did with it since the VM started.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct DiskStatus {
         /// The file, as it was given.
         pub path: String => label,
@@ -213,6 +220,7 @@ metered! {
 metered! {
     /// The way that the VM's memory is made smaller and larger, and its own figures.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct ElasticStatus {
         /// In which way.
         pub kind: Word<ElasticKind>,
@@ -233,6 +241,7 @@ metered! {
 metered! {
     /// What a guest with an allocator of its own says beside the table, by its own account.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct TableStatus {
         /// Memory that it asks its host to leave free, in bytes.
         pub floor_bytes: u64 => gauge,
@@ -246,6 +255,7 @@ metered! {
 metered! {
     /// A virtio-balloon.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct BalloonStatus {
         /// Its target size, in bytes.
         pub target_bytes: u64 => gauge,
@@ -267,6 +277,7 @@ metered! {
 metered! {
     /// A guest's report on its memory through the balloon; figures that it leaves out are absent.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct GuestStatsReport {
         /// Milliseconds since it said so.
         pub age_ms: u64 => gauge,
@@ -291,6 +302,7 @@ metered! {
 metered! {
     /// A virtio-mem device.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct MemStatus {
         /// The part of RAM that is always the guest's, in bytes.
         pub boot_bytes: u64 => gauge,
@@ -307,6 +319,7 @@ metered! {
 metered! {
     /// Memory kept ready for installs.
     #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct InstallPoolStatus {
         /// Its size at most, in bytes; 0 without a pool.
         pub size_bytes: u64 => gauge,
@@ -324,6 +337,7 @@ metered! {
 metered! {
     /// The memory cgroup of a VM.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct CgroupStatus {
         /// Its directory.
         pub path: String => label,
@@ -337,6 +351,7 @@ metered! {
 metered! {
     /// The state of automatic reclaim.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct AutoReclaimReport {
         /// Whether it runs.
         pub on: bool,
@@ -360,6 +375,7 @@ metered! {
 metered! {
     /// One vCPU.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct VcpuStatus {
         /// Its number, from 0.
         pub index: u32,
