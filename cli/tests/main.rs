@@ -29,3 +29,4 @@ mod sandbox;
 mod signals;
 mod silent_guest;
 mod violations;
+mod words;
