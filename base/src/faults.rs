@@ -4,7 +4,7 @@
 //! Without the Cargo feature `fault-injection` (only tests turn it on) a point is
 //! nothing: it compiles to `Ok(())`. To add one: a name in the list below, `faults::point(NAME)?`
 //! right before the step that may fail (its errors take the same way as the kernel's), and a
-//! driver in `tests/faults.rs`, which fails while a point has none. Actions are those of the crate
+//! driver in `vmm/tests/faults.rs`, which fails while a point has none. Actions are those of the crate
 //! `fail`: `1*return->off` fails the first time, `2*off->1*return->off` the third, `return(12)`
 //! always and with ENOMEM, and `return(12/3)` each third time.
 
@@ -30,6 +30,8 @@ points! {
     USERFAULT_READ = "userfault-read";
     /// The kernel does not say what is resident.
     RESIDENCY = "residency";
+    /// The kernel says what is resident, and then that it could not.
+    RESIDENCY_LATE = "residency-late";
     /// No thread can be started.
     THREAD_START = "thread-start";
     /// A thread that carries requests out ends in the middle of one.

@@ -215,7 +215,7 @@ fn a_machine_stops_while_its_vcpus_sleep_in_a_fault() {
 }
 
 #[test]
-fn an_audit_finds_nothing_that_was_seen_in_the_act() {
+fn audits_in_a_storm_of_touches_find_nothing() {
     need_userfaultfd!();
     let scratch = Scratch::new();
     let kernel = scratch.file("guest.elf", &Image::new(&[STORM]).bytes());

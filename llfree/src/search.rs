@@ -203,17 +203,14 @@ impl Tenant<'_> {
                 }
             }
         }
-        let hint = self.trees.get(tree);
-        let rank = self.policy.rank(Class::HUGE, hint.class());
-        if !hint.promises(want) || hint.is_reserved() || rank > Rank::Fresh {
-            return false;
-        }
-        let change = |hint: TreeHint| hint.with_class(Class::HUGE).reserved(reserve || hint.is_reserved());
-        if self.trees.change(tree, change).0.is_reserved() {
-            return false;
-        }
-        spot.tree = reserve.then_some(tree);
-        true
+        let may = |hint: TreeHint| {
+            hint.promises(want) && !hint.is_reserved() && self.policy.rank(Class::HUGE, hint.class()) <= Rank::Fresh
+        };
+        // Looked at once more at the change: who has it by now keeps it, and its class.
+        let take = |hint: TreeHint| if may(hint) { hint.with_class(Class::HUGE).reserved(reserve) } else { hint };
+        let is_ours = may(self.trees.get(tree)) && may(self.trees.change(tree, take).0);
+        spot.tree = (is_ours && reserve).then_some(tree);
+        is_ours
     }
 
     /// The slow path: another huge frame, for `grab` to take from.

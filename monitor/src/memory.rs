@@ -459,7 +459,9 @@ impl GuestRam {
                 joined.push(range);
             }
         };
-        self.walk_mapped(resident).map_err(MemoryError::Residency)?;
+        self.walk_mapped(resident)
+            .and_then(|()| faults::point(faults::RESIDENCY_LATE))
+            .map_err(MemoryError::Residency)?;
         joined.finish();
         Ok(())
     }

@@ -2,12 +2,10 @@
 //! guest that allocates, shrinks, grows, reclaims and installs. Afterwards no frame is lost or owned
 //! twice, and the VMM goes on serving or has stopped and said why.
 //!
-//! One test walks all of [`faults::ALL`]: a point without a driver here, or one that its driver
-//! never reaches, fails it.
+//! Each of [`faults::ALL`] has a test: a point without a driver here, or one that its driver never reaches, fails.
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use llfree_base::check::Check;
-use llfree_base::faults::{self, Held, Scenario};
+use llfree_base::faults::{self, Scenario};
 use llfree_base::units::Bytes;
 use llfree_control::client::{Client, ClientError};
 use llfree_control::protocol::{GuestRequest, Reply, Request, ShrinkGoal};
@@ -29,14 +27,22 @@ use vmm::exit::ExitReason;
 use vmm::service::{self, Service};
 use vmm::vm::{LaunchError, Vm, VmConfig, VmError};
 
-const MIB: u64 = 1 << 20;
-const MEMORY: u64 = 256 * MIB;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const MEMORY: u64 = 256 * MIB;
 /// More time than the step needs, however slow the machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The first time, the third time, always; without and with the host's "out of memory".
 const WHEN: [&str; 4] = ["1*return->off", "2*off->1*return->off", "return", "return(12)"];
 
-fn launch() -> Vm {
+/// Runs a test in a process of its own, for what is made to fail there fails in all of it.
+pub(crate) fn alone(test: impl FnOnce(&Scenario)) {
+    match vmm::boot::open_kvm() {
+        Ok(_) => test_support::in_own_process(|| test(&Scenario::start())),
+        Err(error) => skipped(llfree_base::error_line(&error)),
+    }
+}
+
+pub(crate) fn launch() -> Vm {
     launch_with(InstallConfig::default())
 }
 
@@ -364,9 +370,9 @@ fn a_cgroup_stays_as_it_is(scenario: &Scenario, point: &str) {
 }
 
 /// A VM with a control socket, all in this process.
-struct Served {
-    vm: Arc<Vm>,
-    service: Arc<Service>,
+pub(crate) struct Served {
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) service: Arc<Service>,
     path: PathBuf,
     end: Arc<AtomicBool>,
     server: JoinHandle<()>,
@@ -374,7 +380,7 @@ struct Served {
 }
 
 impl Served {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("vm").tempdir_in("/tmp").expect("a scratch directory");
         let claim = Claim::by_name(dir.path(), "faulty").expect("free");
         let path = claim.path().to_owned();
@@ -396,12 +402,12 @@ impl Served {
         Self { vm, service, path, end, server, _dir: dir }
     }
 
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::connect(&self.path).expect("it listens")
     }
 
     /// It stops cleanly, whatever happened.
-    fn stop(self) {
+    pub(crate) fn stop(self) {
         self.vm.stop();
         self.service.finish();
         self.end.store(true, Ordering::Release);
@@ -410,187 +416,57 @@ impl Served {
     }
 }
 
-#[test]
-fn after_any_fault_no_frame_is_lost_and_the_vmm_serves_or_stops() {
-    if let Err(error) = vmm::boot::open_kvm() {
-        return skipped(llfree_base::error_line(&error));
-    }
-    let scenario = Scenario::start();
-    let enforced = launch().is_enforced();
-    for point in faults::ALL.iter().copied() {
-        let driver = match point {
-            faults::DISCARD | faults::RESIDENCY => memory_step_fails,
-            faults::POPULATE => populate_fails,
-            faults::POPULATE_LATE => memory_step_fails_without_pool,
-            faults::MOVE | faults::USERFAULT_READ if !enforced => {
-                skipped("no userfaultfd is available");
-                continue;
-            }
-            faults::MOVE => memory_step_fails,
-            faults::USERFAULT_READ => faults_cannot_be_read,
-            faults::THREAD_START => no_thread_is_to_be_had,
-            faults::THREAD_DEATH => a_worker_dies,
-            faults::VCPU_RUN => a_vcpu_cannot_run,
-            faults::EVENTFD => an_eventfd_is_full,
-            faults::SOCKET_READ | faults::SOCKET_WRITE => a_socket_breaks,
-            faults::SOCKET_SHORT_WRITE => writes_are_short,
-            faults::CGROUP_WRITE => a_cgroup_stays_as_it_is,
-            faults::EPOLL_ADD => a_loop_is_deaf,
-            other => panic!("no driver for the point '{other}'"),
-        };
-        driver(&scenario, point);
+/// What makes a point fail, and says what must hold after that.
+type Driver = fn(&Scenario, &str);
+
+/// Each point has a test, whose name is the point's.
+macro_rules! drivers {
+    ($($name:ident: $point:ident, $driver:expr;)*) => {
+        const DRIVERS: &[(&str, Driver)] = &[$((faults::$point, $driver)),*];
+
+        mod after_any_fault_no_frame_is_lost_and_the_vmm_serves_or_stops {
+            $(#[test]
+            fn $name() {
+                super::fails(super::faults::$point);
+            })*
+        }
+    };
+}
+
+drivers! {
+    discard: DISCARD, memory_step_fails;
+    populate: POPULATE, populate_fails;
+    populate_late: POPULATE_LATE, memory_step_fails_without_pool;
+    moved: MOVE, memory_step_fails;
+    userfault_read: USERFAULT_READ, faults_cannot_be_read;
+    residency: RESIDENCY, memory_step_fails;
+    residency_late: RESIDENCY_LATE, memory_step_fails;
+    thread_start: THREAD_START, no_thread_is_to_be_had;
+    thread_death: THREAD_DEATH, a_worker_dies;
+    vcpu_run: VCPU_RUN, a_vcpu_cannot_run;
+    epoll_add: EPOLL_ADD, a_loop_is_deaf;
+    eventfd: EVENTFD, an_eventfd_is_full;
+    socket_read: SOCKET_READ, a_socket_breaks;
+    socket_write: SOCKET_WRITE, a_socket_breaks;
+    socket_short_write: SOCKET_SHORT_WRITE, writes_are_short;
+    cgroup_write: CGROUP_WRITE, a_cgroup_stays_as_it_is;
+}
+
+fn fails(point: &'static str) {
+    alone(|scenario| {
+        if matches!(point, faults::MOVE | faults::USERFAULT_READ) && !launch().is_enforced() {
+            return skipped("no userfaultfd is available");
+        }
+        let (_, driver) = DRIVERS.iter().find(|(driven, _)| *driven == point).expect("each test is of the list");
+        driver(scenario, point);
         scenario.set(point, "off").expect("actions");
         assert!(faults::hits(point) > 0, "the point '{point}' was never reached");
-    }
-}
-
-/// A thread that is kept at one of these points until this goes out of scope.
-fn hold<'a>(scenario: &'a Scenario, points: &[&'static str]) -> Held<'a> {
-    scenario.hold(points).expect("they exist")
-}
-
-/// An install that the host does not finish is at its frames till the end of the VM: that is no forgotten claim.
-#[test]
-fn a_vm_that_stops_has_forgotten_no_claim() {
-    if let Err(error) = vmm::boot::open_kvm() {
-        return skipped(llfree_base::error_line(&error));
-    }
-    let scenario = Scenario::start();
-    let vm = launch();
-    let installing = [faults::MOVE, faults::POPULATE];
-    std::thread::scope(|scope| {
-        let held = hold(&scenario, &installing);
-        let alloc = scope.spawn(|| vm.run_guest(&GuestRequest::Alloc { bytes: 64 * MIB, order: 9 }));
-        assert!(held.wait(PATIENCE), "an install");
-        vm.monitor().stop();
-        let seen = vm.monitor().validate().expect("the kernel answers");
-        assert!(seen.findings.iter().all(|finding| finding.check != Check::ForgottenClaim), "{seen:?}");
-        drop(held);
-        vm.stop();
-        drop(alloc.join().expect("no panic"));
     });
 }
 
-/// A validation waits for an install at a frame, and a status for neither.
 #[test]
-fn a_status_does_not_wait_for_a_validation() {
-    if let Err(error) = vmm::boot::open_kvm() {
-        return skipped(llfree_base::error_line(&error));
+fn each_point_has_a_driver() {
+    for point in faults::ALL {
+        assert!(DRIVERS.iter().any(|(driven, _)| driven == point), "no driver for the point '{point}'");
     }
-    let scenario = Scenario::start();
-    let served = Served::start();
-    let [mut allocates, mut validates, mut asks] = std::array::from_fn(|_| served.client());
-    let installing = [faults::MOVE, faults::POPULATE];
-    std::thread::scope(|scope| {
-        let held = hold(&scenario, &installing);
-        let alloc = Request::Guest(GuestRequest::Alloc { bytes: 64 * MIB, order: 9 });
-        scope.spawn(move || drop(allocates.call_within(&alloc, PATIENCE)));
-        assert!(held.wait(PATIENCE), "an install");
-        let check = scope.spawn(move || validates.call_within(&Request::Validate, PATIENCE));
-        std::thread::sleep(Duration::from_millis(200));
-        assert!(matches!(asks.call_within(&Request::Status, PATIENCE), Ok(Reply::Status(_))));
-        assert!(!check.is_finished(), "the validation waits for the frame");
-        drop(held);
-        let Ok(Reply::Validate(report)) = check.join().expect("no panic") else { panic!("no report") };
-        assert!(report.clean, "{report:?}");
-    });
-    served.stop();
-}
-
-/// No memory moves while a status looks: its figures are of one moment.
-#[test]
-fn a_resize_waits_for_a_status_that_is_looking() {
-    if let Err(error) = vmm::boot::open_kvm() {
-        return skipped(llfree_base::error_line(&error));
-    }
-    let scenario = Scenario::start();
-    let vm = launch();
-    drop(vm.run_guest(&GuestRequest::Alloc { bytes: 96 * MIB, order: 9 }).expect("it answers"));
-    drop(vm.run_guest(&GuestRequest::Free { bytes: None, random: false }).expect("it answers"));
-    std::thread::scope(|scope| {
-        let held = hold(&scenario, &[faults::RESIDENCY]);
-        let status = scope.spawn(|| service::status(&vm, "looking").expect("it answers"));
-        assert!(held.wait(PATIENCE), "a status");
-        let shrink = scope.spawn(|| vm.shrink(64 * MIB, |waited| waited < PATIENCE).expect("in range"));
-        std::thread::sleep(Duration::from_millis(300));
-        let seen = (status.is_finished(), shrink.is_finished());
-        drop(held);
-        assert_eq!(seen, (false, false), "a status and a shrink that were done too soon");
-        let status = status.join().expect("no panic");
-        assert!(status.resident_bytes <= status.limit_bytes + MIB, "{status:?}");
-        assert_eq!(shrink.join().expect("no panic").actual, 64 * MIB);
-    });
-}
-
-/// A host that does not answer: who ends the VM does not wait for it.
-#[test]
-fn a_vm_ends_though_a_request_does_not() {
-    if let Err(error) = vmm::boot::open_kvm() {
-        return skipped(llfree_base::error_line(&error));
-    }
-    let scenario = Scenario::start();
-    let served = Served::start();
-    let mut client = served.client();
-    assert!(matches!(client.call_within(&Request::Status, PATIENCE), Ok(Reply::Status(_))));
-    let held = hold(&scenario, &[faults::RESIDENCY]);
-    let asks = std::thread::spawn(move || client.call_within(&Request::Status, Duration::from_secs(100)));
-    assert!(held.wait(PATIENCE), "the kernel does not say what is resident");
-    let start = std::time::Instant::now();
-    served.vm.stop();
-    served.service.finish();
-    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
-    // It is still at work, and finds all that it needs.
-    assert!(!asks.is_finished());
-    drop(held);
-    assert!(asks.join().expect("no panic").is_ok());
-    served.stop();
-}
-
-/// A slow host: the pause says what did not settle, and the VM runs on as before.
-#[test]
-fn a_pause_that_does_not_come_about_names_who_is_late_and_leaves_the_vm_running() {
-    if let Err(error) = vmm::boot::open_kvm() {
-        return skipped(llfree_base::error_line(&error));
-    }
-    let scenario = Scenario::start();
-    let late = |vm: &Vm| {
-        let start = std::time::Instant::now();
-        let error = vm.pause().expect_err("somebody is late");
-        assert!(start.elapsed() < 2 * vmm::vm::PAUSE + Duration::from_secs(1), "{:?}", start.elapsed());
-        assert!(!vm.is_paused());
-        error.to_string()
-    };
-    // A vCPU in an install that the host does not finish.
-    let vm = launch();
-    let installing = [faults::MOVE, faults::POPULATE];
-    std::thread::scope(|scope| {
-        let held = hold(&scenario, &installing);
-        let alloc = scope.spawn(|| vm.run_guest(&GuestRequest::Alloc { bytes: 64 * MIB, order: 9 }));
-        assert!(held.wait(PATIENCE), "an install");
-        let text = late(&vm);
-        assert!(text.starts_with("vCPU ") && text.ends_with("did not pause within 2s; the VM runs on"), "{text}");
-        drop(held);
-        let report = alloc.join().expect("no panic").expect("it goes on");
-        assert_eq!((report.outcome, report.mismatches), (GuestOutcome::Ok.into(), 0));
-    });
-    assert!(vm.pause().expect("now it does").changed && vm.resume().expect("it runs").changed);
-    vm.run_guest(&GuestRequest::Verify).expect("it answers");
-    // A device in a request that the host does not finish.
-    let elastic = "balloon-huge".parse().expect("a kind");
-    let config = VmConfig { elastic, ..VmConfig::new(Bytes(MEMORY), 2, Backing::Anon) };
-    let vm = Vm::launch(config).expect("a VM");
-    vm.run_guest(&GuestRequest::Stats).expect("it answers");
-    std::thread::scope(|scope| {
-        let held = hold(&scenario, &[faults::DISCARD]);
-        let shrink = scope.spawn(|| vm.shrink(128 * MIB, |elapsed| elapsed < PATIENCE));
-        assert!(held.wait(PATIENCE), "a discard");
-        let text = late(&vm);
-        // The driver's vCPU may wait for a register of the device, and is then late itself.
-        let device = "a request to the device balloon did not finish within 2s; the VM runs on";
-        assert!(text == device || text == "vCPU 0 did not pause within 2s; the VM runs on", "{text}");
-        drop(held);
-        assert_eq!(shrink.join().expect("no panic").expect("in range").actual, 128 * MIB, "the driver went on");
-    });
-    assert!(vm.pause().expect("now it does").changed);
-    vm.stop();
 }

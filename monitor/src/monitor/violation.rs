@@ -19,6 +19,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::fmt;
 use std::io;
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -63,6 +64,13 @@ pub enum Ending {
     Unwatched(String),
 }
 
+/// A fault that somebody sleeps in.
+struct Waiting {
+    fault: Fault,
+    /// Whether it is among the violations already, and waits to be served only.
+    is_counted: bool,
+}
+
 /// What a fault came to.
 enum Verdict {
     /// Nobody waits for it any more.
@@ -75,7 +83,8 @@ enum Verdict {
 
 impl Monitor {
     /// Decides about a fault of `vcpu`, or of another thread.
-    fn judge(&self, userfault: &Userfault, fault: &Fault, vcpu: Option<u32>, policy: OnViolation) -> Verdict {
+    fn judge(&self, userfault: &Userfault, waiting: &mut Waiting, vcpu: Option<u32>, policy: OnViolation) -> Verdict {
+        let Waiting { fault, is_counted } = waiting;
         let huge = HugeId((fault.offset / HUGE_SIZE) as u32);
         let Some(claim) = self.host().claim(huge) else { return Verdict::Later };
         let residency = claim.residency();
@@ -94,12 +103,14 @@ impl Monitor {
             self.counters.boot_touches.inc();
             return self.serve_touch(userfault, fault, claim);
         }
-        self.counters.violations.inc();
-        self.counters.held_violations.add(held.into());
         let violation = Violation { address: fault.offset, held, write: fault.write, vcpu };
         let ends = policy == OnViolation::Stop || (policy == OnViolation::Install && held);
-        if !ends && let Some(number) = self.violations_found.tick() {
-            log::warn!("{violation}; the guest had not asked for it ({number} so far)");
+        if !mem::replace(is_counted, true) {
+            self.counters.violations.inc();
+            self.counters.held_violations.add(held.into());
+            if !ends && let Some(number) = self.violations_found.tick() {
+                log::warn!("{violation}; the guest had not asked for it ({number} so far)");
+            }
         }
         match (policy, held) {
             (OnViolation::Stop, _) | (OnViolation::Install, true) => {
@@ -240,12 +251,15 @@ impl Violations {
         let of_thread = shared.clone();
         let thread = threads.spawn("userfault", roles::USERFAULT, move || {
             let Some(userfault) = monitor.supply.userfault() else { return };
-            let keep = |fault: &Fault| match monitor.judge(userfault, fault, identify(fault.thread), policy) {
-                Verdict::Served => false,
-                Verdict::Later => true,
-                Verdict::End(violation) => {
-                    end(Ending::Violation(violation));
-                    false
+            let keep = |waiting: &mut Waiting| {
+                let vcpu = identify(waiting.fault.thread);
+                match monitor.judge(userfault, waiting, vcpu, policy) {
+                    Verdict::Served => false,
+                    Verdict::Later => true,
+                    Verdict::End(violation) => {
+                        end(Ending::Violation(violation));
+                        false
+                    }
                 }
             };
             let mut waiting = Vec::new();
@@ -305,8 +319,8 @@ fn serve(
     monitor: &Monitor,
     userfault: &Userfault,
     shared: &Shared,
-    waiting: &mut Vec<Fault>,
-    keep: &impl Fn(&Fault) -> bool,
+    waiting: &mut Vec<Waiting>,
+    keep: &impl Fn(&mut Waiting) -> bool,
 ) -> io::Result<()> {
     let pause = (!waiting.is_empty()).then_some(CLAIM_POLL);
     if userfault.wait(shared.event.as_fd(), pause)? {
@@ -316,7 +330,9 @@ fn serve(
             userfault.wake_all();
         }
     }
-    userfault.read(waiting)?;
-    waiting.retain(keep);
+    let mut new = Vec::new();
+    userfault.read(&mut new)?;
+    waiting.extend(new.into_iter().map(|fault| Waiting { fault, is_counted: false }));
+    waiting.retain_mut(keep);
     Ok(())
 }
