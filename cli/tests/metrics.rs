@@ -1,10 +1,12 @@
 //! Metrics as a scraper meets them: of one VM, of all, in a file; and what a scraper cannot do.
 
 use crate::common::{DEADLINE, MIB, Output, Process, Scratch, Vm, need_kvm, wait_for};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Signal;
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -188,6 +190,22 @@ fn squat(dir: &Path, name: &str) -> UnixListener {
     UnixListener::bind(dir.join(format!("{name}.sock"))).expect("free")
 }
 
+/// Listens and has no place for one more client.
+fn squat_full(dir: &Path, name: &str) -> Vec<OwnedFd> {
+    let socket = |flags| rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let address = SocketAddrUnix::new(dir.join(format!("{name}.sock"))).expect("short");
+    let mut sockets = vec![socket(SocketFlags::empty()).expect("a socket")];
+    rustix::net::bind(&sockets[0], &address).expect("free");
+    rustix::net::listen(&sockets[0], 0).expect("it is bound");
+    loop {
+        let client = socket(SocketFlags::NONBLOCK).expect("a socket");
+        if rustix::net::connect(&client, &address).is_err() {
+            return sockets;
+        }
+        sockets.push(client);
+    }
+}
+
 #[test]
 fn vms_that_hang_or_end_meanwhile_cost_the_others_nothing() {
     need_kvm!();
@@ -195,6 +213,9 @@ fn vms_that_hang_or_end_meanwhile_cost_the_others_nothing() {
     let dir = scratch.path().join("llfree-vmm");
     let vm: Vm<'_> = scratch.launch("--mem 64M --cpus 1 --name web");
     let _hangs = squat(&dir, "hangs");
+    let _full = squat_full(&dir, "full");
+    // As a killed VM leaves it.
+    drop(squat(&dir, "dead"));
     // It takes the connection, and is gone.
     let ends = squat(&dir, "ends");
     std::thread::spawn(move || {
@@ -211,10 +232,13 @@ fn vms_that_hang_or_end_meanwhile_cost_the_others_nothing() {
     });
     let start = Instant::now();
     let found = samples(&scratch.run(&["metrics"]).exits(0).stdout);
+    // All at once, and each for a bounded time.
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert_eq!(value(&found, "llfree_vm_up{vm=\"web\"}"), 1.0);
     assert_eq!(value(&found, "llfree_vm_up{vm=\"hangs\"}"), 0.0);
     assert_eq!(value(&found, "llfree_vm_up{vm=\"senseless\"}"), 0.0);
+    assert_eq!(value(&found, "llfree_vm_up{vm=\"full\"}"), 0.0);
+    assert!(!found.keys().any(|sample| sample.contains("\"dead\"")), "{found:#?}");
     assert!(!found.keys().any(|sample| sample.contains("\"ends\"")), "{found:#?}");
     let output = vm.ask("stop");
     output.exits(0);

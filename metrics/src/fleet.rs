@@ -8,7 +8,7 @@ use llfree_control::socket::{self, LiveVm, SocketError};
 use std::path::Path;
 use std::time::Duration;
 
-/// Time that a VM has to answer.
+/// Time that a VM has to take the question, and again to answer.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// VMs that are asked at the same time.
 const AT_ONCE: usize = 64;
@@ -18,7 +18,7 @@ const AT_ONCE: usize = 64;
 /// # Errors
 /// It is not there, or does not say in time.
 pub fn ask(path: &Path) -> Result<StatusReport, ClientError> {
-    match Client::connect(path)?.call_within(&Request::Status, PATIENCE)? {
+    match Client::connect_within(path, PATIENCE)?.call_within(&Request::Status, PATIENCE)? {
         Reply::Status(report) => Ok(*report),
         _ => Err(ClientError::Unexpected(path.to_owned())),
     }
@@ -29,7 +29,8 @@ pub fn ask(path: &Path) -> Result<StatusReport, ClientError> {
 /// # Errors
 /// A directory of sockets cannot be read.
 pub fn observe() -> Result<Vec<Observed>, SocketError> {
-    Ok(ask_all(&socket::live_vms()?))
+    // A look at whether they listen would be one more connection each.
+    Ok(ask_all(&socket::vms_to_ask()?))
 }
 
 fn ask_all(vms: &[LiveVm]) -> Vec<Observed> {
