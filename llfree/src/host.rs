@@ -383,10 +383,6 @@ impl Reclaimed<'_> {
     /// The memory is gone (or never was): R follows.
     #[inline]
     pub fn done(mut self) {
-        if (self.how, self.claim.installer) == (Reclaim::Soft, Installer::Tenant) {
-            // An entry that the tenant overwrote stays as it wants it.
-            let _ = transition(self.claim.entry, PATIENCE, HugeEntry::release);
-        }
         self.claim.state = match self.how {
             Reclaim::Soft => Residency::Evicted,
             Reclaim::Hard => Residency::Held,
@@ -401,6 +397,11 @@ impl Drop for Reclaimed<'_> {
             Reclaim::Soft => Residency::Evicted,
             Reclaim::Hard => Residency::Held,
         };
+        if (self.how, self.claim.installer, self.claim.state) == (Reclaim::Soft, Installer::Tenant, Residency::Evicted)
+        {
+            // Held while its memory went, or without any. An entry that the tenant overwrote stays as it wants it.
+            let _ = transition(self.claim.entry, PATIENCE, HugeEntry::release);
+        }
         if self.claim.state == settled {
             return;
         }

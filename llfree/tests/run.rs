@@ -188,6 +188,16 @@ fn a_new_host_takes_over_what_the_last_one_held() {
     assert_eq!([old, new].map(|host| host.residency(huge)), [Some(llfree::Residency::Installed); 2]);
     old.claim(huge).expect("idle").reclaim(Reclaim::Soft).expect("free").done();
     assert!(new.claim(huge).expect("idle").reclaim(Reclaim::Soft).is_err());
+    // Nor does it keep what the other evicted while it was about to.
+    let taken = table.tenant().alloc_run_at(taken.range).expect("free");
+    table.tenant().self_install(taken.range);
+    table.tenant().free_run(taken.range).expect("ours");
+    let late = new.claim(huge).expect("idle");
+    old.claim(huge).expect("idle").reclaim(Reclaim::Soft).expect("free").done();
+    let reclaimed = late.reclaim(Reclaim::Soft).expect("free");
+    assert!(!reclaimed.has_memory());
+    drop(reclaimed);
+    assert_eq!(table.tenant().stats().free_huge, u64::from(HUGE), "it is not held");
 }
 
 #[test]
