@@ -13,6 +13,7 @@ use thiserror::Error;
 
 /// The kind of memory that backs guest RAM.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Backing {
     /// Private anonymous memory with transparent huge pages: the default and the fastest.
@@ -60,6 +61,7 @@ pub struct UnknownBacking(String);
 
 /// The fate of a guest that touches memory it does not have.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum OnViolation {
     /// It ends, with a report.

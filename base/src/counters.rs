@@ -36,6 +36,7 @@ macro_rules! counters {
             ///
             /// As numbers. What an older VM does not count is 0.
             #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+            #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
             #[serde(default)]
             pub struct $counts {
                 $($(#[$($help)*])* pub $field: u64 => counter $(($word))?,)*
@@ -54,7 +55,7 @@ counters! {
         /// Touches of huge frames that the guest had not asked for: each of them where the RAM is under
         /// a userfaultfd, else the frames that audits found.
         violations,
-        /// The part of them that hit held frames.
+        /// The part of the violations that hit held frames.
         held_violations,
         /// Huge frames that a guest with an allocator of its own touched before it handed over what is free.
         boot_touches,
@@ -78,7 +79,7 @@ counters! {
         bad_calls,
         /// Times that a guest was about to kill for want of memory and asked for held memory.
         needs,
-        /// Huge frames that it got back for that.
+        /// Huge frames that a guest in need got back.
         released,
     }
 
@@ -108,11 +109,11 @@ counters! {
     DiskCounters, DiskCounts {
         /// Reads that succeeded.
         reads,
-        /// Bytes that they read.
+        /// Bytes that were read.
         read_bytes = "read",
         /// Writes that succeeded.
         writes,
-        /// Bytes that they wrote.
+        /// Bytes that were written.
         written_bytes = "written",
         /// Flushes that succeeded.
         flushes,

@@ -8,6 +8,7 @@
 //! | [`units`] | sizes and times as people type them |
 //! | [`choices`] | what people choose, the wire carries and the monitor obeys |
 //! | [`metrics`], [`counters`] | counters, gauges, and how a report declares its numbers; every counter of a VM |
+//! | [`histogram`] | how long something takes, by powers of two |
 //! | [`check`] | what a validation compares, as monitor and wire name it |
 //! | [`text`] | error lines, and text that is fit for a terminal |
 //! | [`rate_limit`] | which of many like events to log |
@@ -27,6 +28,7 @@ pub mod counters;
 pub mod descriptors;
 pub mod faults;
 pub mod forecast;
+pub mod histogram;
 pub mod identity;
 pub mod kernel_stats;
 pub mod memory_room;

@@ -3,52 +3,66 @@
 //! [`parse`] turns arguments into a [`Cli`], or into the text and exit code to end with: usage
 //! errors are one line like all others, and exit 1, because 2 means a partial result.
 
+use crate::completions::{Shell, vm_names};
 use crate::exit;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use llfree_base::units::{Bytes, parse_memory};
 use llfree_harden::Seccomp;
+use llfree_metrics::address::Address;
 use llfree_monitor::memory::Backing;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 mod client_args;
 mod launch_args;
 
 pub use client_args::{
-    ClientCommand, GrowArgs, GuestCommand, Patience, ResizeArgs, ShrinkArgs, StopArgs, VmArgs, WaitFor,
+    ClientCommand, GrowArgs, GuestCommand, MetricsFormat, Patience, ResizeArgs, ShrinkArgs, StopArgs, VmArgs, WaitFor,
 };
-pub use launch_args::{AUTO, LaunchArgs, SerialLine};
-use launch_args::{default_cpus, parse_cpus};
+pub use launch_args::{AUTO, LaunchArgs, METRICS_INTERVAL, SerialLine};
+use launch_args::{default_cpus, parse_cpus, parse_publish_interval};
 
-const HELP_TAIL: &str = "\
-Examples:
-  llfree-vmm --mem 16G                         launch a guest that costs only what it touches
-  llfree-vmm --mem 4G --cpus 2 --name web --workload \"alloc 1G, verify\"
-  llfree-vmm guest alloc 8G                    in another terminal: make it use memory
-  llfree-vmm guest free all                    ... and free it again
-  llfree-vmm shrink --to 4G --wait 10s         take memory back
-  llfree-vmm grow --to 16G                     and give it back
-  llfree-vmm resize --to 8G                    either, whichever it is
-  llfree-vmm status --watch 1s                 watch it
-  llfree-vmm --mem 4G --name web --detach      launch in the background: returns when the VM answers
-  llfree-vmm stop web                          all commands take a name; stop --all stops all VMs
-  llfree-vmm pause                             freeze the guest ...
-  llfree-vmm resume                            ... and let it continue
-  llfree-vmm demo --mem 16G                    all of this in one terminal
-  llfree-vmm areas                             no VM: take memory back from processes that register
-  llfree-vmm --mem 4G --kernel vmlinuz --initrd initrd.img --disk rootfs.img  an unmodified Linux
+/// Command lines to begin with.
+pub const EXAMPLES: &str = "\
+llfree-vmm --mem 16G                         launch a guest that costs only what it touches
+llfree-vmm --mem 4G --cpus 2 --name web --workload \"alloc 1G, verify\"
+llfree-vmm guest alloc 8G                    in another terminal: make it use memory
+llfree-vmm guest free all                    ... and free it again
+llfree-vmm shrink --to 4G --wait 10s         take memory back
+llfree-vmm grow --to 16G                     and give it back
+llfree-vmm resize --to 8G                    either, whichever it is
+llfree-vmm status --watch 1s                 watch it
+llfree-vmm --mem 4G --name web --detach      launch in the background: returns when the VM answers
+llfree-vmm stop web                          all commands take a name; stop --all stops all VMs
+llfree-vmm pause                             freeze the guest ...
+llfree-vmm resume                            ... and let it continue
+llfree-vmm exporter                          serve the metrics of all VMs to Prometheus
+llfree-vmm demo --mem 16G                    all of this in one terminal
+llfree-vmm areas                             no VM: take memory back from processes that register
+llfree-vmm --mem 4G --kernel vmlinuz --initrd initrd.img --disk rootfs.img  an unmodified Linux";
 
-Sizes: 4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory is a multiple of
-2 MiB. With only one VM running, its name can be left out.
+/// How sizes are written, and what a name defaults to.
+pub const SIZES: &str = "\
+4096, 512M, 1.5G, 2MiB; K, M, G and T are powers of 1024. Guest memory is a multiple of
+2 MiB. With only one VM running, its name can be left out.";
 
-Exit codes: 0 success; 1 error; 2 partial result: a shrink or guest command that fell short (verify
+/// What an exit code means.
+pub const EXIT_CODES: &str = "\
+0 success; 1 error; 2 partial result: a shrink or guest command that fell short (verify
 found wrong data, no memory left), or findings from validate; 3 the guest crashed; 4 a Linux guest
 rebooted; 5 its kernel panicked; 130 interrupted; 159 the VMM's seccomp filter caught a system call.";
 
+/// What `--help` ends with.
+fn help_tail() -> String {
+    let examples: String = EXAMPLES.lines().map(|line| format!("  {line}\n")).collect();
+    format!("Examples:\n{examples}\nSizes: {SIZES}\n\nExit codes: {EXIT_CODES}")
+}
+
 /// Launches and controls a guest whose unused memory the host takes back in microseconds.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "llfree-vmm", version, after_help = HELP_TAIL, max_term_width = 110)]
+#[command(name = "llfree-vmm", version, after_help = help_tail(), max_term_width = 110)]
 #[command(subcommand_value_name = "COMMAND", infer_long_args = false)]
 #[command(override_usage = "llfree-vmm --mem SIZE [OPTIONS]\n       llfree-vmm COMMAND [OPTIONS]")]
 pub struct Cli {
@@ -70,7 +84,7 @@ pub struct Global {
     #[arg(long, global = true)]
     pub json: bool,
     /// The VM's name; a launch defaults to the first unused one of vm0, vm1 ...
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = vm_names())]
     pub name: Option<String>,
     /// The VM's control socket, instead of a name
     #[arg(long, value_name = "PATH")]
@@ -90,6 +104,29 @@ pub enum Command {
     Demo(DemoArgs),
     /// Take memory back from processes that register their areas: status, shrink and the rest work on these, too
     Areas(AreasArgs),
+    /// Serve the metrics of all VMs of this user to Prometheus, until a signal ends it
+    Exporter(ExporterArgs),
+    /// Print what makes a shell complete commands, flags and names of VMs, like: source <(llfree-vmm completions bash)
+    Completions {
+        /// bash, zsh or fish
+        #[arg(value_name = "SHELL", hide_possible_values = true)]
+        shell: Shell,
+    },
+}
+
+/// Options of the exporter.
+#[derive(Clone, PartialEq, Eq, Debug, Args)]
+pub struct ExporterArgs {
+    /// Where scrapers come to: PORT (on the loopback device), ADDRESS:PORT or unix:PATH [default: 127.0.0.1:9837,
+    /// unless there is a --file]
+    #[arg(long, value_name = "WHERE")]
+    pub listen: Option<Address>,
+    /// Write metrics there again and again, for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// How often that file is written [default: 15s]
+    #[arg(long, value_name = "TIME", value_parser = parse_publish_interval, requires = "file", allow_hyphen_values = true)]
+    pub interval: Option<Duration>,
 }
 
 /// Options of the keeper of areas.
@@ -185,12 +222,23 @@ fn check(mut cli: Cli) -> Result<Cli, clap::Error> {
                 let message = "areas have the names that their processes give them; use --register for the socket";
                 return refuse(ErrorKind::ArgumentConflict, message.to_owned());
             }
+            Some(Command::Completions { .. }) => {
+                return refuse(ErrorKind::ArgumentConflict, "completions are of no VM".to_owned());
+            }
+            Some(Command::Exporter(_)) => {
+                let message = "the exporter serves all VMs; use --metrics-listen at the launch of one";
+                return refuse(ErrorKind::ArgumentConflict, message.to_owned());
+            }
             Some(Command::Client(ClientCommand::List { .. })) => {
                 let message = "list shows all VMs; use --name and --socket with status";
                 return refuse(ErrorKind::ArgumentConflict, message.to_owned());
             }
             _ => {}
         }
+    }
+    if cli.global.json && matches!(cli.command, Some(Command::Client(ClientCommand::Metrics { .. }))) {
+        let message = "metrics have a format of their own; use --json with status and list";
+        return refuse(ErrorKind::ArgumentConflict, message.to_owned());
     }
     let launch = &cli.launch;
     let given = launch.given();

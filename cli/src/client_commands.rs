@@ -5,6 +5,7 @@
 
 mod error;
 mod find;
+mod metrics;
 mod output;
 mod progress;
 mod stop;
@@ -41,6 +42,7 @@ fn run_command(global: &Global, command: &ClientCommand, output: &mut Output) ->
     match command {
         ClientCommand::List { watch } => watch::list(*watch, output),
         ClientCommand::Status { watch, .. } => connect(global).and_then(|client| watch::status(client, *watch, output)),
+        ClientCommand::Metrics { format, .. } => metrics::metrics(global, *format, output),
         ClientCommand::Stop(args) => stop::stop(global, args, output),
         ClientCommand::Wait { what, timeout, .. } => wait::wait(global, *what, *timeout, output),
         ClientCommand::Console { .. } => streams::console(global),

@@ -14,6 +14,8 @@
 //! | [`log_ring`] | the newest lines of the log, in memory |
 //! | [`client_commands`] | the subcommands that ask a running VM |
 //! | [`areas`] | a keeper of other processes' areas |
+//! | [`completions`] | what a shell completes |
+//! | [`exporter`] | the metrics of all VMs from one place |
 //! | [`demo`] | the whole story in one terminal |
 //! | [`workload`] | what a guest is told to do, as text |
 //! | [`render`], [`chart`] | reports and curves as text |
@@ -27,8 +29,10 @@ pub mod args;
 pub mod background;
 pub mod chart;
 pub mod client_commands;
+pub mod completions;
 pub mod demo;
 pub mod exit;
+pub mod exporter;
 pub mod failure;
 pub mod log_ring;
 pub mod log_writer;

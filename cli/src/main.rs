@@ -1,6 +1,7 @@
 //! The binary: reads the command line, runs one thing, prints errors as one line (a crashed guest's
 //! registers below it).
 
+use clap::CommandFactory;
 use cli::args::{self, Cli, Command};
 use cli::background::{self, Background, CallerEnd, Side};
 use cli::client_commands::{self, Output};
@@ -8,7 +9,7 @@ use cli::failure::{Fails, Failure};
 use cli::log_ring;
 use cli::log_writer::LOG;
 use cli::run::{self, RunError};
-use cli::{areas, demo, exit};
+use cli::{areas, completions, demo, exit, exporter};
 use env_logger::{Builder, Env, Logger, Target, WriteStyle};
 use log::{Log, Metadata, Record};
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -19,6 +20,15 @@ fn main() -> ExitCode {
     // Tests make the whole binary fail through a variable.
     #[cfg(feature = "fault-injection")]
     let _scenario = llfree_base::faults::Scenario::start();
+    // A shell that asks what may follow takes no other answer.
+    match completions::answer(Cli::command) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::FAILURE;
+        }
+    }
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(end) => return ExitCode::from(refuse(&end)),
@@ -94,6 +104,13 @@ fn execute(cli: &Cli, background: Option<Background>) -> u8 {
         None => run::run(&cli.global, &cli.launch, background, &mut output),
         Some(Command::Demo(args)) => demo::run(args, &mut output),
         Some(Command::Areas(args)) => match areas::run(args, &mut output) {
+            Ok(code) => return code,
+            Err(error) => return fail(&error, json),
+        },
+        Some(Command::Completions { shell }) => {
+            completions::write(*shell, output.to).map(|()| exit::OK).map_err(RunError::Output)
+        }
+        Some(Command::Exporter(args)) => match exporter::run(args, &mut output) {
             Ok(code) => return code,
             Err(error) => return fail(&error, json),
         },

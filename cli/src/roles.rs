@@ -21,11 +21,13 @@ pub const WORKLOAD: Role = Role::new("workload", &[]);
 pub const HARD_END: Role = Role::new("hard-end", &[]);
 /// Writes the log.
 pub const LOG: Role = Role::new("log", &[WAIT]);
+/// Answers scrapers of metrics, and writes them to a file.
+pub const METRICS: Role = Role::new("metrics", &[MEMORY, READ_FILES, WAIT, SCRAPES]);
 /// Watches resident memory for the chart of `demo`.
 pub const SAMPLER: Role = Role::new("sampler", &[READ_FILES]);
 
 /// The threads of this crate.
-const OWN: [Role; 6] = [MAIN, STORY, WORKLOAD, HARD_END, LOG, SAMPLER];
+const OWN: [Role; 7] = [MAIN, STORY, WORKLOAD, HARD_END, LOG, METRICS, SAMPLER];
 
 /// Every kind of thread in the process.
 pub fn all() -> impl Iterator<Item = Role> {
@@ -65,6 +67,16 @@ const EVENT_LOOP: &[Allow] = &[
     Call(libc::SYS_unlink),
     With(libc::SYS_unlinkat, 2, &[0]),
 ];
+
+/// Scrapers, on a socket that is open already, and the file of metrics: one that is new takes the place of the one before.
+/// Landlock says where such a file may lie: nowhere, without a file of metrics.
+const SCRAPES: &[Allow] = &[
+    Call(libc::SYS_accept4),
+    With(libc::SYS_openat, 2, &[METRICS_FLAGS, METRICS_FLAGS | LARGEFILE]),
+    Call(libc::SYS_rename),
+    Call(libc::SYS_unlink),
+];
+const METRICS_FLAGS: u64 = llfree_metrics::file::OPEN.bits() as u64;
 
 /// How the log is opened: the one way in which the event loop may open a file for writing.
 pub(crate) const LOG_FLAGS: OFlags =

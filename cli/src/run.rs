@@ -8,6 +8,7 @@ pub mod console;
 mod error;
 mod events;
 mod files;
+mod publish;
 mod stop;
 mod workload;
 
@@ -36,7 +37,9 @@ use llfree_control::report::{Event, Reason};
 use llfree_control::server::{ControlServer, Limits, Responder, Waker};
 use llfree_control::socket;
 use llfree_harden::{Needs, Sandbox, Seccomp, SeccompError};
+use llfree_metrics::publisher::Publisher;
 use llfree_monitor::memory::Backing;
+use publish::Publishing;
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
@@ -106,9 +109,10 @@ pub fn run(
     let Signals { stops, reopen, second_is_hard } =
         watch_signals(&stop, log.is_some()).map_err(host("watch for signals"))?;
     let claim = claim_name(global)?;
+    let publisher = publish::prepare(args)?;
     warn_about_huge_pages(&config);
     // Dropped from the last to the first: the VM goes before its cgroup is left.
-    let Launched { _leave, sandbox, vm } = launch(config, args, &claim)?;
+    let Launched { _leave, sandbox, vm } = launch(config, args, &claim, publisher.as_ref())?;
     vm.auto_reclaim().switch(auto_reclaim)?;
     if let Some(limit) = args.limit {
         service::start_with_limit(&vm, limit.0).map_err(RunError::Limit)?;
@@ -126,6 +130,8 @@ pub fn run(
         events.add(Reopen::new(signal, log.path()).map_err(host("watch for SIGHUP"))?)?;
     }
     let pid_file = args.pid_file.as_deref().map(PidFile::write).transpose().map_err(host("write the pid file"))?;
+    let publish = |publisher| Publishing::start(publisher, &service, claim.name(), &sandbox.spawner());
+    let publishing = publisher.map(publish).transpose()?;
     service.say(&up_event(&vm, &claim));
     let words = announcement(&vm, &claim, background.is_some(), output.json);
     let first_words = if background.is_some() { String::new() } else { words.clone() };
@@ -149,6 +155,7 @@ pub fn run(
     let result = exit_code(&vm, reason, worked);
     service.say_end(reason_text(&vm, reason), result.as_ref().map_or_else(RunError::exit_code, |code| *code));
     service.finish();
+    drop(publishing);
     events.send_last_replies();
     // The files go before clients hear of the end: one that waits for that finds them gone.
     drop((pid_file, claim));
@@ -239,7 +246,12 @@ struct Launched {
     vm: Arc<Vm>,
 }
 
-fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Result<Launched, RunError> {
+fn launch(
+    mut config: VmConfig,
+    args: &LaunchArgs,
+    claim: &socket::Claim,
+    publisher: Option<&Publisher>,
+) -> Result<Launched, RunError> {
     // Before there is memory: what is charged elsewhere stays charged there.
     let pool = config.supply().map_err(LaunchError::Install)?.0;
     let besides = u64::from(pool.huge_frames) * HUGE_SIZE;
@@ -247,7 +259,11 @@ fn launch(mut config: VmConfig, args: &LaunchArgs, claim: &socket::Claim) -> Res
     let leave = cgroup.clone().map(Leave);
     let [pid_dir, log_dir] = [&args.pid_file, &args.log_file].map(|file| file.as_deref().and_then(Path::parent));
     let cgroup_dir = cgroup.as_ref().map(|cgroup| cgroup.path());
-    let needs = Needs { socket_dir: claim.path().parent(), cgroup: cgroup_dir, pid_dir, log_dir };
+    let metrics_dir = publisher.and_then(|publisher| publisher.file.as_ref()?.0.path().parent());
+    let metrics_socket = publisher.and_then(|publisher| publisher.listener.as_ref()?.address().path());
+    let metrics_socket_dir = metrics_socket.and_then(Path::parent);
+    let socket_dir = claim.path().parent();
+    let needs = Needs { socket_dir, cgroup: cgroup_dir, pid_dir, log_dir, metrics_dir, metrics_socket_dir };
     let sandbox = sandbox(args.seccomp, &needs)?;
     config.threads = sandbox.spawner();
     if let Some(cgroup) = &cgroup {

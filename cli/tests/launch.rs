@@ -104,7 +104,10 @@ fn every_json_output_has_its_fields() {
     let status_fields = [
         "name",
         "pid",
+        "version",
         "uptime_ms",
+        "install_durations",
+        "resize_durations",
         "state",
         "backing",
         "memory_bytes",

@@ -81,6 +81,14 @@ impl Client {
     /// # Errors
     /// When nobody listens there or takes the connection within five seconds.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        Self::connect_within(path, CONNECT)
+    }
+
+    /// The same, with another patience for a listener whose queue is full.
+    ///
+    /// # Errors
+    /// When nobody listens there or takes the connection in time.
+    pub fn connect_within(path: &Path, patience: Duration) -> Result<Self, ClientError> {
         let start = Instant::now();
         loop {
             match socket::connect(path) {
@@ -92,11 +100,11 @@ impl Client {
                     return Ok(Self { stream, path: path.to_owned(), input: Vec::new() });
                 }
                 // The kernel tells a full queue from a dead listener, but wakes nobody when it drains.
-                Err(rustix::io::Errno::AGAIN) if start.elapsed() < CONNECT => {
+                Err(rustix::io::Errno::AGAIN) if start.elapsed() < patience => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(rustix::io::Errno::AGAIN) => {
-                    return Err(ClientError::Timeout { path: path.to_owned(), waited: CONNECT });
+                    return Err(ClientError::Timeout { path: path.to_owned(), waited: patience });
                 }
                 Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => {
                     return Err(SocketError::NoSuchVm(path.to_owned()).into());
@@ -141,8 +149,16 @@ impl Client {
         }
         let line = self.read_line(deadline, timeout)?.ok_or_else(|| ClientError::Ended(self.path.clone()))?;
         match Reply::from_line(&line) {
-            Ok(Reply::Error { kind, reason, message }) => Err(ClientError::Refused { kind, reason, message }),
-            Ok(reply) => Ok(reply),
+            Ok(Reply::Error { kind, reason, message }) => {
+                #[cfg(feature = "check-replies")]
+                crate::schema::check_reply(&line);
+                Err(ClientError::Refused { kind, reason, message })
+            }
+            Ok(reply) => {
+                #[cfg(feature = "check-replies")]
+                crate::schema::check_reply(&line);
+                Ok(reply)
+            }
             Err(source) => Err(ClientError::Decode { path: self.path.clone(), source }),
         }
     }

@@ -12,6 +12,8 @@ pub mod feed;
 pub mod jobs;
 pub mod protocol;
 pub mod report;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod server;
 pub mod socket;
 pub mod watch;

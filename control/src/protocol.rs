@@ -39,8 +39,10 @@ pub const QUANTUM_US: std::ops::RangeInclusive<u64> = 10..=1_000_000;
 
 /// The contents of a line. The version is checked before the rest is read, and so not kept.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(title = "Request"))]
 #[serde(deny_unknown_fields)]
-struct RequestLine {
+pub(crate) struct RequestLine {
     #[serde(rename = "version")]
     _version: u32,
     request: Request,
@@ -48,7 +50,11 @@ struct RequestLine {
 
 /// Likewise for a reply, which may say more.
 #[derive(Deserialize)]
-struct ReplyLine {
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(title = "Reply"))]
+pub(crate) struct ReplyLine {
+    #[serde(rename = "version")]
+    _version: u32,
     reply: Reply,
 }
 
@@ -60,6 +66,7 @@ struct VersionOnly {
 
 /// A request from a client to a VM.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Are you there, and who are you?
@@ -112,6 +119,7 @@ pub enum Request {
     /// Reclaim without being asked: on, off or how.
     AutoReclaim {
         /// As on the command line: `on`, `off`, or settings.
+        #[cfg_attr(feature = "schema", schemars(with = "String"))]
         settings: Switch,
     },
     /// Check that no frame is lost or owned twice.
@@ -140,6 +148,7 @@ pub enum Request {
 
 /// The goal of a resize.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ResizeGoal {
     /// To this limit in bytes, from wherever it is.
@@ -165,6 +174,7 @@ impl From<ShrinkGoal> for ResizeGoal {
 
 /// The goal of a shrink.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ShrinkGoal {
     /// To this limit in bytes.
@@ -175,6 +185,7 @@ pub enum ShrinkGoal {
 
 /// Work for the test guest's agent; the VM shares it out among the vCPUs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum GuestRequest {
     /// Allocate, touch and stamp memory.
@@ -236,6 +247,7 @@ pub enum GuestRequest {
 
 /// The part of its allocations that a burst touches.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BurstTouch {
     /// Nothing.
@@ -291,6 +303,7 @@ impl GuestRequest {
 
 /// A VM's answer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// To a ping.
@@ -333,6 +346,7 @@ pub enum Reply {
 
 /// Why a request was not carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// No JSON, an unknown request or field, a number out of range.

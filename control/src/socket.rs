@@ -276,14 +276,26 @@ pub struct LiveVm {
 /// When a directory of sockets cannot be read.
 pub fn live_vms() -> Result<Vec<LiveVm>, SocketError> {
     // Terminals differ in XDG_RUNTIME_DIR; so a VM is looked for wherever one may be.
-    live_in_any(&places::all())
+    in_any(&places::all(), live_in)
 }
 
-fn live_in_any(dirs: &[PathBuf]) -> Result<Vec<LiveVm>, SocketError> {
+/// The sockets of this user's VMs, by name, without a look at whether somebody listens: for who asks all of them anyway.
+///
+/// # Errors
+/// When a directory of sockets cannot be read.
+pub fn vms_to_ask() -> Result<Vec<LiveVm>, SocketError> {
+    in_any(&places::all(), |dir| sockets_in(dir, |_| true))
+}
+
+/// The VMs that `look` finds in these directories.
+fn in_any(
+    dirs: &[PathBuf],
+    look: impl Fn(&Path) -> Result<Vec<LiveVm>, SocketError>,
+) -> Result<Vec<LiveVm>, SocketError> {
     let mut vms = Vec::new();
     for dir in dirs.iter().filter(|dir| std::fs::symlink_metadata(dir).is_ok()) {
         match places::check(dir) {
-            Ok(()) => vms.extend(live_in(dir)?),
+            Ok(()) => vms.extend(look(dir)?),
             // No VM of ours is in there, as none would have started; and its creator must not
             // keep us from those elsewhere.
             Err(error) => places::warn_once(dir, &error),
@@ -298,12 +310,16 @@ fn live_in_any(dirs: &[PathBuf]) -> Result<Vec<LiveVm>, SocketError> {
 /// # Errors
 /// When it cannot be read.
 pub fn live_in(dir: &Path) -> Result<Vec<LiveVm>, SocketError> {
+    sockets_in(dir, listens)
+}
+
+fn sockets_in(dir: &Path, is_wanted: impl Fn(&Path) -> bool) -> Result<Vec<LiveVm>, SocketError> {
     let mut vms = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(io_error("read", dir))? {
         let path = entry.map_err(io_error("read", dir))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".sock"));
         let Some(name) = name.filter(|name| check_name(name).is_ok()) else { continue };
-        if listens(&path) {
+        if is_wanted(&path) {
             vms.push(LiveVm { name: name.to_owned(), path });
         }
     }
@@ -398,7 +414,7 @@ mod tests {
         std::os::unix::fs::symlink(&ours, &link).expect("scratch");
         let _claim = Claim::by_name(&ours, "a").expect("free");
         let _squatter = Claim::by_name(&open, "b").expect("free");
-        let vms = live_in_any(&[open, link, scratch.path().join("absent"), ours]).expect("readable");
+        let vms = in_any(&[open, link, scratch.path().join("absent"), ours], live_in).expect("readable");
         assert_eq!(vms.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), ["a"]);
     }
 

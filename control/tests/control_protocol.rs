@@ -12,7 +12,7 @@ use llfree_control::report::{
 };
 use proptest::prelude::*;
 
-fn requests() -> Vec<(Request, &'static str)> {
+pub(crate) fn requests() -> Vec<(Request, &'static str)> {
     vec![
         (Request::Ping, r#"{"version":1,"request":"ping"}"#),
         (Request::Status, r#"{"version":1,"request":"status"}"#),

@@ -5,3 +5,4 @@
 mod control_protocol;
 mod control_server;
 mod control_streams;
+mod schema;

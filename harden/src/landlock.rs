@@ -58,11 +58,14 @@ fn rules(needs: &Needs<'_>) -> Result<Files, RulesetError> {
     for path in READ {
         allow(Path::new(path), AccessFs::ReadFile.into())?;
     }
-    for dir in needs.socket_dir.into_iter().chain(needs.pid_dir) {
+    for dir in [needs.socket_dir, needs.pid_dir, needs.metrics_socket_dir].into_iter().flatten() {
         allow(named(dir), AccessFs::RemoveFile.into())?;
     }
     if let Some(dir) = needs.log_dir {
         allow(named(dir), AccessFs::WriteFile | AccessFs::MakeReg)?;
+    }
+    if let Some(dir) = needs.metrics_dir {
+        allow(named(dir), AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile)?;
     }
     // Its files are open; what is left is to remove it.
     if let Some(parent) = needs.cgroup.and_then(Path::parent) {

@@ -13,6 +13,10 @@ pub struct Needs<'a> {
     pub pid_dir: Option<&'a Path>,
     /// The directory that the log is opened in again, after somebody moved it away.
     pub log_dir: Option<&'a Path>,
+    /// The directory that the file of metrics is exchanged in, again and again.
+    pub metrics_dir: Option<&'a Path>,
+    /// The directory that the socket of metrics must be removed from.
+    pub metrics_socket_dir: Option<&'a Path>,
 }
 
 impl<'a> Needs<'a> {

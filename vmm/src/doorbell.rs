@@ -13,10 +13,12 @@ use guest_abi::header::ABI_VERSION;
 use guest_abi::mailbox::{WORDS, Words, text_bytes};
 use guest_abi::{Call, Request, Status};
 use llfree_base::counters::DoorbellCounters;
+use llfree_base::histogram::Durations;
 use llfree_base::{RateLimit, printable};
 use llfree_monitor::{InstallError, Monitor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// How many lines of one guest reach the log.
 const LOG_LINES: u64 = 10_000;
@@ -41,6 +43,8 @@ pub struct Doorbell {
     agents: Arc<Agents>,
     /// Calls that were refused.
     pub counters: DoorbellCounters,
+    /// How long install calls took.
+    pub install_durations: Durations,
     /// Whether a guest in need gets held frames back.
     grows_on_need: bool,
     log_lines: AtomicU64,
@@ -56,6 +60,7 @@ impl Doorbell {
             monitor,
             agents,
             counters: DoorbellCounters::default(),
+            install_durations: Durations::default(),
             grows_on_need,
             log_lines: AtomicU64::new(0),
             hellos: RateLimit::default(),
@@ -114,10 +119,15 @@ impl Doorbell {
                 let expected = self.agents.report(vcpu, Report::decode(&words));
                 (if expected { Status::Ok } else { Status::BadArgument }, Flow::Continue)
             }
-            Request::Install { frames } => match self.monitor.install_while(frames, || !self.agents.is_paused()) {
-                Some(installed) => (install_status(installed), Flow::Continue),
-                None => (Status::Ok, Flow::Again),
-            },
+            Request::Install { frames } => {
+                let start = Instant::now();
+                // One that gives way to a pause is made again, and counts then.
+                let Some(installed) = self.monitor.install_while(frames, || !self.agents.is_paused()) else {
+                    return (Status::Ok, Flow::Again);
+                };
+                self.install_durations.record(start.elapsed());
+                (install_status(installed), Flow::Continue)
+            }
             Request::Log(words) => {
                 match self.log_lines.fetch_add(1, Ordering::Relaxed) {
                     line if line < LOG_LINES => log::info!("guest vCPU {vcpu}: {}", guest_text(&words)),

@@ -7,11 +7,12 @@ use llfree_control::report::StatusReport;
 use llfree_monitor::memory::Backing;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use test_machine::MIB;
 use test_machine::machine::{alloc, fill, free, start};
-use vmm::service;
+use vmm::service::{self, Service};
 use vmm::vm::{Vm, VmConfig};
 
 const KINDS: [&str; 4] = ["llfree", "balloon,stats=10ms", "virtio-mem,boot=64M", "none"];
@@ -56,6 +57,8 @@ fn every_number_of_a_status_is_a_metric_under_its_own_name() {
         numbers("", &serde_json::to_value(&report).expect("plain data"), &mut json);
         // Identifiers rather than measurements.
         json.retain(|path, _| path != "pid" && !path.ends_with("_index"));
+        // Not one number each: `what_takes_time_is_counted_by_its_duration`.
+        json.retain(|path, _| !path.starts_with("install_durations") && !path.starts_with("resize_durations"));
         let mut metrics = BTreeMap::new();
         walk(&report, &mut |metric| {
             let again = metrics.insert(path(metric), metric.value);
@@ -151,4 +154,20 @@ fn a_status_is_of_one_moment() {
             assert!(torn.is_empty(), "{} of {looks}: {torn:?}", torn.len());
         });
     }
+}
+
+#[test]
+fn what_takes_time_is_counted_by_its_duration() {
+    let Some(vm) = launch("llfree") else { return };
+    let vm = Arc::new(vm);
+    let service = Service::start(vm.clone(), "numbers").expect("threads");
+    fill(&vm, 64);
+    let report = service.status().expect("the kernel answers");
+    let installs = report.install_durations;
+    assert!(installs.total() > 0 && installs.total() <= report.monitor.installs, "{installs:?}");
+    assert!(installs.sum_us > 0, "{installs:?}");
+    // Only what is asked of the service is a resize to be counted: `a_resize_is_counted` of the command line's tests.
+    assert_eq!(report.resize_durations.total(), 0);
+    service.finish();
+    service.status().expect_err("its threads have ended");
 }

@@ -74,6 +74,7 @@ pub(crate) const PLAN: &[Room] = &[
     Room { name: "llfree-area-c", sees: &["llfree-area"], others: Not(MACHINE) },
     Room { name: "llfree-preload", sees: &["llfree-area"], others: Not(MACHINE) },
     Room { name: "llfree-control", sees: &["shared-layout", "agent-abi", "llfree-base"], others: Not(MACHINE) },
+    Room { name: "llfree-metrics", sees: &["llfree-base", "llfree-control"], others: Not(MACHINE) },
     Room {
         name: "llfree-keeper",
         sees: &["shared-layout", "llfree-base", "llfree-monitor", "llfree-area", "llfree-control"],
@@ -104,6 +105,7 @@ pub(crate) const PLAN: &[Room] = &[
             "llfree-harden",
             "llfree-monitor",
             "llfree-control",
+            "llfree-metrics",
             "llfree-keeper",
             "vmm",
         ],

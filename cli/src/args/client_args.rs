@@ -1,5 +1,6 @@
 //! The commands that talk to running VMs, and what can be written after them.
 
+use crate::completions::vm_names;
 use crate::workload::{
     DEFAULT_ORDER, FreeAmount, WorkloadError, parse_amount, parse_millis, parse_order, parse_some, parse_time,
 };
@@ -15,10 +16,10 @@ use std::time::Duration;
 #[derive(Clone, PartialEq, Eq, Default, Debug, Args)]
 pub struct VmArgs {
     /// The VM's name; not needed while only one is running
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = vm_names())]
     pub vm: Option<String>,
     /// Its name, as an option
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["vm", "socket"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["vm", "socket"], add = vm_names())]
     pub name: Option<String>,
     /// Its control socket, instead of a name
     #[arg(long, value_name = "PATH", conflicts_with = "vm")]
@@ -41,7 +42,7 @@ impl VmArgs {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Args)]
 pub struct OptionalVm {
     /// The VM's name
-    #[arg(long, value_name = "NAME", conflicts_with = "socket", hide = true)]
+    #[arg(long, value_name = "NAME", conflicts_with = "socket", hide = true, add = vm_names())]
     pub name: Option<String>,
     /// Its control socket
     #[arg(long, value_name = "PATH", hide = true)]
@@ -99,6 +100,21 @@ pub enum ClientCommand {
         /// Repeat at this interval
         #[arg(long, value_name = "TIME", value_parser = parse_interval, allow_hyphen_values = true)]
         watch: Option<Duration>,
+    },
+    /// Print the metrics of one VM, or of all, as Prometheus reads them
+    Metrics {
+        /// The VM; all if none is named.
+        #[command(flatten)]
+        vm: VmArgs,
+        /// openmetrics (the default), or prometheus for the older text format
+        #[arg(
+            long,
+            value_name = "FORMAT",
+            default_value = "openmetrics",
+            hide_default_value = true,
+            hide_possible_values = true
+        )]
+        format: MetricsFormat,
     },
     /// Run a command in the test guest
     Guest {
@@ -172,6 +188,7 @@ impl ClientCommand {
             | Self::AutoReclaim { vm, .. }
             | Self::Validate { vm }
             | Self::Status { vm, .. }
+            | Self::Metrics { vm, .. }
             | Self::Pause { vm }
             | Self::Resume { vm }
             | Self::Wait { vm, .. }
@@ -187,6 +204,15 @@ impl ClientCommand {
             Self::List { .. } => Vec::new(),
         }
     }
+}
+
+/// How metrics are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum MetricsFormat {
+    /// OpenMetrics 1.0.
+    Openmetrics,
+    /// Prometheus' text format 0.0.4.
+    Prometheus,
 }
 
 /// What `wait` waits for.
@@ -268,10 +294,10 @@ pub struct Patience {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Args)]
 pub struct StopArgs {
     /// The VMs' names; not needed while only one is running
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = vm_names())]
     pub vms: Vec<String>,
     /// A VM's name, as an option
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["vms", "socket", "all"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["vms", "socket", "all"], add = vm_names())]
     pub name: Option<String>,
     /// Its control socket, instead of a name
     #[arg(long, value_name = "PATH", conflicts_with_all = ["vms", "all"])]

@@ -4,12 +4,14 @@ use crate::workload::Workload;
 use clap::Args;
 use guest_abi::header::MAX_VCPUS;
 use llfree_base::choices::Switch;
-use llfree_base::units::{Bytes, parse_memory};
+use llfree_base::units::{Bytes, parse_duration, parse_memory};
 use llfree_harden::Seccomp;
+use llfree_metrics::address::Address;
 use llfree_monitor::OnViolation;
 use llfree_monitor::install_config::{InstallConfig, InstallPool};
 use llfree_monitor::memory::{Backing, UseUserfaultfd};
 use std::path::PathBuf;
+use std::time::Duration;
 use vmm::devices::blk::DiskConfig;
 use vmm::devices::net::NetConfig;
 use vmm::elastic::Elastic;
@@ -99,7 +101,19 @@ pub struct LaunchArgs {
     /// --detach), to which 'llfree-vmm console' attaches
     #[arg(long, value_name = "WHERE", value_parser = parse_serial)]
     pub serial: Option<SerialLine>,
+    /// Serve metrics to Prometheus by HTTP: PORT (on the loopback device), ADDRESS:PORT or unix:PATH
+    #[arg(long, value_name = "WHERE")]
+    pub metrics_listen: Option<Address>,
+    /// Write metrics there again and again, for node_exporter's textfile collector; the file goes with the VM
+    #[arg(long, value_name = "FILE")]
+    pub metrics_file: Option<PathBuf>,
+    /// How often that file is written [default: 15s]
+    #[arg(long, value_name = "TIME", value_parser = parse_publish_interval, requires = "metrics_file", allow_hyphen_values = true)]
+    pub metrics_interval: Option<Duration>,
 }
+
+/// How often metrics are written to a file, if nothing else is said: as often as Prometheus scrapes.
+pub const METRICS_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Where the guest's serial line goes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -179,6 +193,9 @@ impl LaunchArgs {
             ("--pid-file", self.pid_file.is_some()),
             ("--log-file", self.log_file.is_some()),
             ("--serial", self.serial.is_some()),
+            ("--metrics-listen", self.metrics_listen.is_some()),
+            ("--metrics-file", self.metrics_file.is_some()),
+            ("--metrics-interval", self.metrics_interval.is_some()),
         ];
         flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
     }
@@ -188,6 +205,11 @@ impl LaunchArgs {
 pub(super) fn default_cpus() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if cores < 2 { 1 } else { 2 }
+}
+
+pub(super) fn parse_publish_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text).map_err(|error| error.to_string())?;
+    if interval < Duration::from_secs(1) { Err("the shortest interval is 1s".to_owned()) } else { Ok(interval) }
 }
 
 fn parse_userfaultfd(text: &str) -> Result<UseUserfaultfd, String> {

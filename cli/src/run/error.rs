@@ -7,6 +7,8 @@ use llfree_base::units::Bytes;
 use llfree_control::server::LimitsError;
 use llfree_control::socket::SocketError;
 use llfree_harden::SeccompError;
+use llfree_metrics::address::ListenError;
+use llfree_metrics::file::FileError;
 use llfree_monitor::auto::SwitchError;
 use std::io;
 use std::path::PathBuf;
@@ -50,6 +52,20 @@ pub enum RunError {
     /// A serial line of a guest that has none.
     #[error("this kind of guest has no serial line; leave --serial out, or name a Linux with --kernel")]
     NoSerial,
+    /// Nowhere to serve metrics.
+    #[error("no metrics")]
+    MetricsListen(#[from] ListenError),
+    /// No file for metrics.
+    #[error(transparent)]
+    MetricsFile(#[from] FileError),
+    /// A directory that a VM in its sandbox cannot write to.
+    #[error("{dir} belongs to user {owner}, and a VM of root's gives up the right to write there")]
+    MetricsDir {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
     /// The guest ended on its own, and not well.
     #[error(transparent)]
     Guest(#[from] ExitReason),
@@ -122,6 +138,8 @@ impl Fails for RunError {
             Self::Guest(_) | Self::Workload { source: VmError::Ended(_), .. } => "guest".to_owned(),
             Self::Flags(_) | Self::DemoSize(_) | Self::NoSerial | Self::Limit(_) => "usage".to_owned(),
             Self::Host { .. } | Self::Clients(_) | Self::Loop(_) | Self::SerialFile { .. } => "host".to_owned(),
+            Self::MetricsListen(ListenError::InUse(_)) => "in_use".to_owned(),
+            Self::MetricsListen(_) | Self::MetricsFile(_) | Self::MetricsDir { .. } => "host".to_owned(),
             Self::Output(_) => "output".to_owned(),
             Self::Launch(_) | Self::Cgroup(_) | Self::Seccomp(_) | Self::AutoReclaim(_) | Self::Workload { .. } => {
                 "launch".to_owned()
@@ -142,6 +160,11 @@ impl Advised for RunError {
             Self::Guest(end) => advice::exit(end),
             Self::Workload { source, .. } | Self::Limit(source) => advice::vm(source),
             Self::SerialFile { .. } | Self::NoSerial => None,
+            Self::MetricsListen(ListenError::InUse(_)) => Some("choose another one with --metrics-listen".into()),
+            Self::MetricsDir { .. } => {
+                Some("choose a directory of root's, or have 'llfree-vmm exporter --file' write there".into())
+            }
+            Self::MetricsListen(_) | Self::MetricsFile(_) => None,
             Self::Seccomp(_) | Self::AutoReclaim(_) | Self::Host { .. } => None,
             Self::DemoSize(_) | Self::Loop(_) | Self::Output(_) => None,
         }

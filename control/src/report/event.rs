@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Something that happened to a VM.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// The VM answers.
@@ -77,7 +78,8 @@ pub enum Event {
 
 /// An event with its time.
 #[derive(Serialize)]
-struct Stamped<'a> {
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(title = "Event"))]
+pub(crate) struct Stamped<'a> {
     #[serde(flatten)]
     event: &'a Event,
     unix_ms: u64,

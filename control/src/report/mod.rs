@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 /// The outcome of a shrink or a grow.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ResizeReport {
     /// The limit that was asked for, in bytes.
     pub target_bytes: u64,
@@ -52,6 +53,7 @@ pub struct ResizeReport {
 
 /// Why a shrink stopped short of its target.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Shortfall {
     /// Memory that the guest has allocated, in bytes, if it says so.
     pub in_use_bytes: Option<u64>,
@@ -63,6 +65,7 @@ pub struct Shortfall {
 
 /// The outcome of a soft reclaim.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ReclaimReport {
     /// Huge frames that lost their memory.
     pub huge_frames: u64,
@@ -74,6 +77,7 @@ pub struct ReclaimReport {
 
 /// The outcome of a pause or a resume.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LifeReport {
     /// The VM's state now.
     pub state: Word<VmState>,
@@ -88,6 +92,7 @@ pub struct LifeReport {
 
 /// Findings of a check of a live VM.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ValidateReport {
     /// Whether nothing was found.
     pub clean: bool,
@@ -107,6 +112,7 @@ pub struct ValidateReport {
 
 /// One kind of contradiction.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FindingReport {
     /// The things compared.
     pub check: Word<Check>,
@@ -123,6 +129,7 @@ pub struct FindingReport {
 
 /// The outcome of the guest's work, added up over its vCPUs. All of it is the guest's own claim.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GuestReport {
     /// Did it do what was asked?
     pub outcome: Word<GuestOutcome>,
@@ -160,6 +167,7 @@ pub struct GuestReport {
 
 /// Samples of a measuring request: of several vCPUs the worst percentiles, mean and median averaged.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SampleReport {
     /// Their unit.
     pub unit: Word<SampleUnit>,
@@ -185,6 +193,7 @@ pub struct SampleReport {
 
 /// A page that held something other than its stamp.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BadPage {
     /// Guest-physical address.
     pub address: u64,

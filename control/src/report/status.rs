@@ -1,8 +1,8 @@
 //! [`StatusReport`]: everything known about a running VM, part by part.
 //!
 //! Marked fields are metrics: a [walk](llfree_base::metrics::walk) over a status visits all of its
-//! numbers, except for the process id and the indices of vCPUs, under their paths in the JSON. The
-//! counters of parts are declared in [`llfree_base::counters`].
+//! numbers, except for the process id, the indices of vCPUs and what is counted by duration, under their paths in the
+//! JSON. The counters of parts are declared in [`llfree_base::counters`].
 
 use super::words::{ElasticKind, Enforcement, GuestSays, VcpuState, VmState, Word};
 use llfree_base::choices::{Backing, OnViolation};
@@ -10,17 +10,22 @@ use llfree_base::counters::{
     AgentCounts, BalloonCounts, CallCounts, DiskCounts, DoorbellCounts, DriverCounts, ExitCounts, FrameCounts,
     MemCounts, MonitorCounts, SupplyCounts,
 };
+use llfree_base::histogram::DurationCounts;
 use llfree_base::metered;
 use serde::{Deserialize, Serialize};
 
 metered! {
     /// All numbers about a VM. "Of the kernel" means: by the host kernel's accounting.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct StatusReport {
         /// The VM's name.
         pub name: String,
         /// Its process.
         pub pid: u32,
+        /// The release that it runs. An older VM does not say.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        pub version: String,
         /// Milliseconds since it started.
         pub uptime_ms: u64 => gauge,
         /// Whether its guest runs.
@@ -42,13 +47,13 @@ metered! {
         /// another resize replaces it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub target_bytes: Option<u64> => gauge,
-        /// For how long it has been pursued, in milliseconds.
+        /// For how long that limit has been pursued, in milliseconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub target_age_ms: Option<u64> => gauge,
         /// Resident guest memory of the kernel, in bytes, with what the guest touched without asking
         /// and what is taken back while this report is made.
         pub resident_bytes: u64 => gauge,
-        /// The part of it in huge pages, in bytes.
+        /// The part of the resident memory in huge pages, in bytes.
         pub huge_page_bytes: u64 => gauge,
         /// All host memory that the VM costs, in bytes: resident guest memory, the install pool, the VMM, and
         /// page tables. An older VM does not say, which is 0.
@@ -91,6 +96,12 @@ metered! {
         /// Calls that were refused.
         #[serde(flatten)]
         pub doorbell: DoorbellCounts => inline,
+        /// How long install calls took on the host, whatever became of them.
+        #[serde(default)]
+        pub install_durations: DurationCounts,
+        /// How long resizes took, without the time that a shrink waited for its guest.
+        #[serde(default)]
+        pub resize_durations: DurationCounts,
         /// The commands that the guest's agent has got, and those that wait for it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub guest_commands: Option<GuestCommandsReport> => part,
@@ -122,6 +133,7 @@ metered! {
 metered! {
     /// Commands for the guest's agent: one at a time.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct GuestCommandsReport {
         /// The one at work.
         pub at_work: Option<String>,
@@ -135,6 +147,7 @@ metered! {
 metered! {
     /// A virtio device, as its transport sees it.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct DeviceStatus {
         /// What it is.
         pub name: String => label,
@@ -149,6 +162,7 @@ metered! {
 metered! {
     /// A network card, and what went through it since the VM started.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct NetReport {
         /// The host's interface.
         pub tap: String => label,
@@ -162,6 +176,7 @@ metered! {
 metered! {
     /// Numbers of a network, for a status.
     #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct NetStatus {
         /// From the tap to the guest.
         pub to_guest: FrameCounts => part,
@@ -173,6 +188,7 @@ metered! {
 metered! {
     /// Messages from an agent, and whether it is there.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct LinuxAgentStatus {
         /// Whether a program in the guest has the port open.
         pub open: bool,
@@ -187,6 +203,7 @@ metered! {
 metered! {
     /// A disk, and what the guest did with it since the VM started.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct DiskStatus {
         /// The file, as it was given.
         pub path: String => label,
@@ -203,6 +220,7 @@ metered! {
 metered! {
     /// The way that the VM's memory is made smaller and larger, and its own figures.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct ElasticStatus {
         /// In which way.
         pub kind: Word<ElasticKind>,
@@ -223,6 +241,7 @@ metered! {
 metered! {
     /// What a guest with an allocator of its own says beside the table, by its own account.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct TableStatus {
         /// Memory that it asks its host to leave free, in bytes.
         pub floor_bytes: u64 => gauge,
@@ -236,6 +255,7 @@ metered! {
 metered! {
     /// A virtio-balloon.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct BalloonStatus {
         /// Its target size, in bytes.
         pub target_bytes: u64 => gauge,
@@ -257,6 +277,7 @@ metered! {
 metered! {
     /// A guest's report on its memory through the balloon; figures that it leaves out are absent.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct GuestStatsReport {
         /// Milliseconds since it said so.
         pub age_ms: u64 => gauge,
@@ -273,7 +294,7 @@ metered! {
         pub cache_bytes: Option<u64> => gauge,
         /// Page faults that needed the disk.
         pub major_faults: Option<u64> => counter,
-        /// Page faults that did not.
+        /// Page faults that did not need the disk.
         pub minor_faults: Option<u64> => counter,
     }
 }
@@ -281,6 +302,7 @@ metered! {
 metered! {
     /// A virtio-mem device.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct MemStatus {
         /// The part of RAM that is always the guest's, in bytes.
         pub boot_bytes: u64 => gauge,
@@ -297,6 +319,7 @@ metered! {
 metered! {
     /// Memory kept ready for installs.
     #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct InstallPoolStatus {
         /// Its size at most, in bytes; 0 without a pool.
         pub size_bytes: u64 => gauge,
@@ -314,12 +337,13 @@ metered! {
 metered! {
     /// The memory cgroup of a VM.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct CgroupStatus {
         /// Its directory.
         pub path: String => label,
         /// The memory it allows the whole process, in bytes.
         pub memory_max_bytes: u64 => gauge,
-        /// The part of that in use, in bytes.
+        /// The memory in use in it, in bytes.
         pub memory_current_bytes: u64 => gauge,
     }
 }
@@ -327,6 +351,7 @@ metered! {
 metered! {
     /// The state of automatic reclaim.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct AutoReclaimReport {
         /// Whether it runs.
         pub on: bool,
@@ -336,11 +361,11 @@ metered! {
         pub evicted_bytes: u64 => counter,
         /// Scans since the VM started.
         pub scans: u64 => counter,
-        /// Milliseconds since the last of them.
+        /// Milliseconds since the last scan.
         pub last_scan_ms_ago: Option<u64> => gauge,
         /// Free memory that the host still pays for, at the last scan, in bytes.
         pub free_bytes: u64 => gauge,
-        /// The part of that which stays with the guest, in bytes.
+        /// The part of that free memory which stays with the guest, in bytes.
         pub headroom_bytes: u64 => gauge,
         /// The part of the headroom that recent installs called for, in bytes.
         pub back_off_bytes: u64 => gauge,
@@ -350,6 +375,7 @@ metered! {
 metered! {
     /// One vCPU.
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct VcpuStatus {
         /// Its number, from 0.
         pub index: u32,

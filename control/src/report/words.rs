@@ -8,6 +8,7 @@ use std::fmt;
 
 /// A word that this release knows, or one that only a newer VM does.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "{T}Word"))]
 #[serde(untagged)]
 pub enum Word<T> {
     /// A word of this release.
@@ -62,6 +63,7 @@ macro_rules! words {
     )*) => { $(
         $(#[$about])*
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         pub enum $name {
             $($(#[$what])* #[serde(rename = $word)] $variant,)*
         }

@@ -27,7 +27,7 @@ use execute::{Resizing, answer};
 use life::Change;
 use llfree_base::lock;
 use llfree_control::protocol::{ErrorKind, Reply, Request, ResizeGoal};
-use llfree_control::report::{Event, Reason};
+use llfree_control::report::{Event, Reason, StatusReport};
 use llfree_control::server::Responder;
 use queues::Queues;
 use std::sync::{Arc, Mutex};
@@ -101,6 +101,15 @@ impl Service {
             Request::Resume => queues.change(Change::Resume, responder),
         }
         false
+    }
+
+    /// What a status request is answered with, made on the calling thread.
+    ///
+    /// # Errors
+    /// As [`status`], and [`AgentError::Gone`] once the threads have ended.
+    pub fn status(&self) -> Result<StatusReport, VmError> {
+        let completion = lock(&self.queues).as_ref().map(Queues::completion).ok_or(AgentError::Gone)?;
+        status(&self.vm, &self.name).map(completion)
     }
 
     fn reclaim(&self, queues: &Queues, bytes: Option<u64>, force: bool, responder: Responder) {

@@ -10,6 +10,7 @@ use super::life::{self, Change};
 use super::report;
 use crate::roles;
 use crate::vm::{Step, Vm};
+use llfree_base::histogram::Durations;
 use llfree_base::thread::Role;
 use llfree_base::{RateLimit, error_line, faults, lock};
 use llfree_control::jobs::{JobSender, Jobs, NoJob, jobs};
@@ -45,8 +46,14 @@ struct Status {
 /// A request to check that no frame is lost, or owned twice.
 struct Validate;
 
-/// The guest command at work, if there is one: its name, and since when.
-type AtWork = Mutex<Option<(&'static str, Instant)>>;
+/// What the threads are at and did, as far as a status tells of it.
+#[derive(Default)]
+struct Work {
+    /// The guest command at work, if there is one: its name, and since when.
+    command: Mutex<Option<(&'static str, Instant)>>,
+    /// How long resizes took.
+    resizes: Durations,
+}
 
 /// Jobs for one thread, in their order.
 struct Queue<J>(JobSender<J>);
@@ -78,6 +85,7 @@ pub(super) struct Queues {
     reports: Queue<Status>,
     checks: Queue<Validate>,
     life: Queue<Change>,
+    work: Arc<Work>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -87,21 +95,21 @@ impl Queues {
         let name = name.to_owned();
         let mut threads = Vec::new();
         let [of_resizes, of_reports, of_life] = std::array::from_fn(|_| events.clone());
-        let at_work = Arc::new(AtWork::default());
-        let of_guest = at_work.clone();
+        let work = Arc::new(Work::default());
+        let [at_resizes, at_guest, at_reports] = std::array::from_fn(|_| work.clone());
         let resizes = Queue::start(vm, &mut threads, "resizes", roles::RESIZES, move |vm, jobs| {
-            resize_and_pursue(vm, jobs, &of_resizes);
+            resize_and_pursue(vm, jobs, &at_resizes, &of_resizes);
         })?;
         let guest = Queue::start(vm, &mut threads, "guest-commands", roles::GUEST_COMMANDS, move |vm, jobs| {
             serve(jobs, |command: GuestRequest, responder| {
-                *lock(&of_guest) = Some((command.verb(), Instant::now()));
+                *lock(&at_guest.command) = Some((command.verb(), Instant::now()));
                 let result = vm.run_guest_while(&command, &|| !responder.is_abandoned());
-                *lock(&of_guest) = None;
+                *lock(&at_guest.command) = None;
                 answer(result.map(Reply::Guest))
             });
         })?;
         let reports = Queue::start(vm, &mut threads, "reports", roles::REPORTS, move |vm, jobs| {
-            report_and_audit(vm, &name, jobs, &at_work, &of_reports);
+            report_and_audit(vm, &name, jobs, &at_reports, &of_reports);
         })?;
         // Waits for installs at work, for seconds if need be, and a status does not.
         let checks = Queue::start(vm, &mut threads, "checks", roles::CHECKS, |vm, jobs| {
@@ -117,7 +125,7 @@ impl Queues {
                 answer(result.map(Reply::Life))
             });
         })?;
-        Ok(Self { resizes, guest, reports, checks, life, threads })
+        Ok(Self { resizes, guest, reports, checks, life, work, threads })
     }
 
     pub(super) fn resize(&self, job: Resizing, responder: Responder) {
@@ -132,6 +140,12 @@ impl Queues {
         self.reports.push(Status { guest_commands: self.guest.0.waiting() }, responder);
     }
 
+    /// What adds to a report on the VM what a status says of these threads. It may be used later, elsewhere.
+    pub(super) fn completion(&self) -> impl Fn(StatusReport) -> StatusReport + use<> {
+        let (work, queued) = (self.work.clone(), self.guest.0.waiting());
+        move |report| with_work(report, &work, queued)
+    }
+
     pub(super) fn validate(&self, responder: Responder) {
         self.checks.push(Validate, responder);
     }
@@ -143,7 +157,7 @@ impl Queues {
     /// Ends the threads after their current jobs. One whose job does not finish, because the host does not
     /// answer, is left behind: it owns all it uses.
     pub(super) fn finish(self) {
-        let Self { resizes, guest, reports, checks, life, threads } = self;
+        let Self { resizes, guest, reports, checks, life, work: _, threads } = self;
         // Without senders the threads run out of jobs.
         drop((resizes, guest, reports, checks, life));
         let deadline = Instant::now() + LAST_JOBS;
@@ -174,7 +188,7 @@ fn serve<J>(jobs: &Jobs<J>, mut execute: impl FnMut(J, &Responder) -> Reply) {
 
 /// The resizes thread. Between jobs it pursues what the last resize did not reach: soon after something moved, and
 /// ever more rarely while nothing does.
-fn resize_and_pursue(vm: &Vm, jobs: &Jobs<Resizing>, events: &Events) {
+fn resize_and_pursue(vm: &Vm, jobs: &Jobs<Resizing>, work: &Work, events: &Events) {
     let failures = RateLimit::default();
     // One that is only waiting for its guest makes way for the next.
     let superseded = || jobs.has_waiting(|_| true);
@@ -187,6 +201,7 @@ fn resize_and_pursue(vm: &Vm, jobs: &Jobs<Resizing>, events: &Events) {
                 }
                 let reply = execute::resize(vm, job, &superseded);
                 if let Reply::Resize(report) = &reply {
+                    work.resizes.record_us(report.duration_us);
                     events.resized(vm, report);
                     pause = SHORTEST_LOOK;
                 }
@@ -210,7 +225,7 @@ fn resize_and_pursue(vm: &Vm, jobs: &Jobs<Resizing>, events: &Events) {
 
 /// The reports thread. A status audits on its own; the audits in between find a guest that uses memory it
 /// does not have even if nobody asks.
-fn report_and_audit(vm: &Vm, name: &str, jobs: &Jobs<Status>, at_work: &AtWork, events: &Events) {
+fn report_and_audit(vm: &Vm, name: &str, jobs: &Jobs<Status>, work: &Work, events: &Events) {
     let failures = RateLimit::default();
     let mut pause = AUDIT_PAUSE;
     loop {
@@ -219,8 +234,7 @@ fn report_and_audit(vm: &Vm, name: &str, jobs: &Jobs<Status>, at_work: &AtWork, 
                 if faults::point(faults::THREAD_DEATH).is_err() {
                     return;
                 }
-                let report =
-                    report::status(vm, name).map(|report| with_guest_commands(report, at_work, guest_commands));
+                let report = report::status(vm, name).map(|report| with_work(report, work, guest_commands));
                 responder.answer(&answer(report.map(|report| Reply::Status(Box::new(report)))));
             }
             Err(NoJob::Yet) => pause = audit(vm, &failures),
@@ -230,9 +244,10 @@ fn report_and_audit(vm: &Vm, name: &str, jobs: &Jobs<Status>, at_work: &AtWork, 
     }
 }
 
-/// Adds what the guest's agent is at, if it is at something.
-fn with_guest_commands(report: StatusReport, at_work: &AtWork, queued: u64) -> StatusReport {
-    let Some((verb, since)) = *lock(at_work) else { return report };
+/// Adds how long resizes took, and what the guest's agent is at, if it is at something.
+fn with_work(report: StatusReport, work: &Work, queued: u64) -> StatusReport {
+    let report = StatusReport { resize_durations: work.resizes.counts(), ..report };
+    let Some((verb, since)) = *lock(&work.command) else { return report };
     let age_ms = Some(report::millis(since.elapsed()));
     let guest_commands = Some(GuestCommandsReport { at_work: Some(verb.to_owned()), age_ms, queued });
     StatusReport { guest_commands, ..report }

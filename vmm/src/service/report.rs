@@ -4,6 +4,7 @@ use crate::devices::mmio::Transport;
 use crate::devices::net::{NetConfig, NetCounters};
 use crate::vcpu::VcpuHandle;
 use crate::vm::{Resize, Vm, VmError};
+use llfree_base::histogram::DurationCounts;
 use llfree_control::report::{
     AutoReclaimReport, CgroupStatus, DeviceStatus, Enforcement, InstallPoolStatus, NetReport, ResizeReport, Shortfall,
     StatusReport, VcpuState, VcpuStatus, VmState,
@@ -78,6 +79,7 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
     Ok(StatusReport {
         name: name.to_owned(),
         pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_ms: millis(vm.uptime()),
         state: if paused_for.is_some() { VmState::Paused } else { VmState::Running }.into(),
         paused_ms: paused_for.map(millis),
@@ -105,6 +107,8 @@ pub fn status(vm: &Vm, name: &str) -> Result<StatusReport, VmError> {
         install_pool,
         corrupt_entries: census.corrupt,
         doorbell: vm.doorbell().counters.counts(),
+        install_durations: vm.doorbell().install_durations.counts(),
+        resize_durations: DurationCounts::default(),
         guest_commands: None,
         auto_reclaim: auto_report(&vm.auto_reclaim().status()),
         cgroup: cgroup_status(vm),
