@@ -37,7 +37,7 @@ impl Maker {
     }
 }
 
-/// Does something unless it is done. Nobody waits for who does it at this moment, who may have stayed with the parent, but does
+/// Does something unless it is done. Nobody waits for a thread that does it at this moment, which may have stayed with the parent, but does
 /// it as well: two handlers count a fork twice, which tells as much.
 fn once_or_more(is_done: &AtomicBool, work: impl FnOnce()) {
     if !is_done.load(Ordering::Acquire) {

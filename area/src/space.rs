@@ -37,7 +37,7 @@ pub enum MemoryKind {
 }
 
 impl MemoryKind {
-    /// What it comes down to on this machine, and, if that is not to be had, instead.
+    /// What it comes down to on this machine, and what is taken instead where that is unavailable.
     fn backings(self, files_have_huge_pages: impl FnOnce() -> bool) -> (Backing, Option<Backing>) {
         match self {
             Self::Private => (Backing::Anon, None),

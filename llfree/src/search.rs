@@ -206,7 +206,7 @@ impl Tenant<'_> {
         let may = |hint: TreeHint| {
             hint.promises(want) && !hint.is_reserved() && self.policy.rank(Class::HUGE, hint.class()) <= Rank::Fresh
         };
-        // Looked at once more at the change: who has it by now keeps it, and its class.
+        // Looked at once more at the change: a tree that another caller has by now keeps its class.
         let take = |hint: TreeHint| if may(hint) { hint.with_class(Class::HUGE).reserved(reserve) } else { hint };
         let is_ours = may(self.trees.get(tree)) && may(self.trees.change(tree, take).0);
         spot.tree = (is_ours && reserve).then_some(tree);

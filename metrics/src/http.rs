@@ -85,7 +85,7 @@ pub fn asked(head: &[u8]) -> Asked {
     }
 }
 
-/// OpenMetrics for who names it, else what everybody reads.
+/// OpenMetrics for a scraper that names it, else the format that every scraper reads.
 fn format<'a>(mut fields: impl Iterator<Item = &'a str>) -> Format {
     let names_it = fields.any(|field| {
         let Some((name, value)) = field.split_once(':') else { return false };

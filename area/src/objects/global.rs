@@ -69,7 +69,7 @@ pub enum ConfigError {
 static CONFIG: Mutex<Option<Config>> = Mutex::new(None);
 static OBJECTS: OnceLock<Objects> = OnceLock::new();
 
-/// The configuration, for whoever makes the objects; [`AreaError::Forked`] if a thread of the parent had it when this process was
+/// The configuration, for the thread that makes the objects; [`AreaError::Forked`] if a thread of the parent had it when this process was
 /// forked, for then it does not come free.
 fn config() -> Result<MutexGuard<'static, Option<Config>>, AreaError> {
     /// The process whose thread had it last.
