@@ -12,7 +12,7 @@
 //! | [`fleet`] | all VMs of this user, asked at once |
 //! | [`address`] | where scrapers come to |
 //! | [`http`] | what they ask, and the head of an answer |
-//! | [`file`] | metrics in a file, exchanged in one step |
+//! | [`mod@file`] | metrics in a file, exchanged in one step |
 //! | [`publisher`] | the loop that answers scrapers and writes the file |
 
 pub mod address;

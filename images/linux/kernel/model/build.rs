@@ -5,5 +5,8 @@ fn main() {
     for source in sources.into_iter().chain(["../mm/llfree.h", "stub/kernel.h"]) {
         println!("cargo::rerun-if-changed={source}");
     }
-    cc::Build::new().include("stub").include("../mm").files(sources).std("gnu11").opt_level(2).compile("llfree-kernel");
+    let mut build = cc::Build::new();
+    // As the kernel's own files are compiled.
+    build.include("stub").include("../mm").files(sources).std("gnu11").opt_level(2).flag("-Wno-sign-compare");
+    build.compile("llfree-kernel");
 }
