@@ -16,6 +16,9 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm::service;
 use vmm::vm::{Vm, VmConfig};
 
+/// Where an install is kept, with a pool and without.
+const INSTALLING: [&str; 2] = [faults::MOVE, faults::POPULATE];
+
 /// A thread that is kept at one of these points until this goes out of scope.
 fn hold<'a>(scenario: &'a Scenario, points: &[&'static str]) -> Held<'a> {
     scenario.hold(points).expect("they exist")
@@ -26,9 +29,8 @@ fn hold<'a>(scenario: &'a Scenario, points: &[&'static str]) -> Held<'a> {
 fn a_vm_that_stops_has_forgotten_no_claim() {
     alone(|scenario| {
         let vm = launch();
-        let installing = [faults::MOVE, faults::POPULATE];
         std::thread::scope(|scope| {
-            let held = hold(scenario, &installing);
+            let held = hold(scenario, &INSTALLING);
             let alloc = scope.spawn(|| vm.run_guest(&GuestRequest::Alloc { bytes: 64 * MIB, order: 9 }));
             assert!(held.wait(PATIENCE), "an install");
             vm.monitor().stop();
@@ -47,9 +49,8 @@ fn a_status_does_not_wait_for_a_validation() {
     alone(|scenario| {
         let served = Served::start();
         let [mut allocates, mut validates, mut asks] = std::array::from_fn(|_| served.client());
-        let installing = [faults::MOVE, faults::POPULATE];
         std::thread::scope(|scope| {
-            let held = hold(scenario, &installing);
+            let held = hold(scenario, &INSTALLING);
             let alloc = Request::Guest(GuestRequest::Alloc { bytes: 64 * MIB, order: 9 });
             scope.spawn(move || drop(allocates.call_within(&alloc, PATIENCE)));
             assert!(held.wait(PATIENCE), "an install");
@@ -123,9 +124,8 @@ fn a_pause_that_does_not_come_about_names_who_is_late_and_leaves_the_vm_running(
         };
         // A vCPU in an install that the host does not finish.
         let vm = launch();
-        let installing = [faults::MOVE, faults::POPULATE];
         std::thread::scope(|scope| {
-            let held = hold(scenario, &installing);
+            let held = hold(scenario, &INSTALLING);
             let alloc = scope.spawn(|| vm.run_guest(&GuestRequest::Alloc { bytes: 64 * MIB, order: 9 }));
             assert!(held.wait(PATIENCE), "an install");
             let text = late(&vm);
