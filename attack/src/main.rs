@@ -24,6 +24,7 @@ mod vm;
 
 use clap::Parser;
 use llfree_base::forecast;
+use llfree_base::panics;
 use llfree_base::units::parse_duration;
 use outcome::{Outcome, Round};
 use std::io::Read;
@@ -68,6 +69,7 @@ fn names() -> clap::builder::PossibleValuesParser {
 }
 
 fn main() -> ExitCode {
+    panics::end_the_process();
     let cli = Cli::parse();
     let seed = cli.seed.unwrap_or_else(|| fastrand::u64(..));
     if let Some((_, attack)) = ATTACKS.iter().find(|(name, _)| cli.here.as_deref() == Some(*name)) {

@@ -13,6 +13,7 @@
 //! | [`text`] | error lines, and text that is fit for a terminal |
 //! | [`rate_limit`] | which of many like events to log |
 //! | [`sync`] | a mutex that a panic does not poison |
+//! | [`panics`] | a panic ends the process |
 //! | [`thread`] | the one place that starts threads: name, role, fault point |
 //! | [`kernel_stats`] | what the host kernel says about this process and its huge pages |
 //! | [`identity`] | the numbers of this user, process and thread |
@@ -33,6 +34,7 @@ pub mod identity;
 pub mod kernel_stats;
 pub mod memory_room;
 pub mod metrics;
+pub mod panics;
 pub mod peer;
 pub mod rate_limit;
 pub mod sync;

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks `mutex`, also after a thread panicked while it held it.
 ///
-/// The VMM is built with `panic = "abort"`, so a poisoned mutex is seen in tests only; there, one
+/// A panic ends a binary of ours ([`panics`](crate::panics)), so a poisoned mutex is seen in tests only; there, one
 /// failure is enough to read.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -44,6 +44,7 @@ use clap::Parser;
 use cli::args::Exit;
 use error::{BenchError, SizeError};
 use llfree_base::memory_room::Room;
+use llfree_base::panics;
 use llfree_base::units::Bytes;
 use output::Files;
 use progress::Show;
@@ -52,6 +53,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    panics::end_the_process();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -11,12 +11,14 @@ use cli::log_writer::LOG;
 use cli::run::{self, RunError};
 use cli::{areas, completions, demo, exit, exporter};
 use env_logger::{Builder, Env, Logger, Target, WriteStyle};
+use llfree_base::panics;
 use log::{Log, Metadata, Record};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    panics::end_the_process();
     // Tests make the whole binary fail through a variable.
     #[cfg(feature = "fault-injection")]
     let _scenario = llfree_base::faults::Scenario::start();
@@ -86,13 +88,13 @@ impl Log for ToTheEnd {
 
 /// A panic ends the process, whether or not somebody reads of it.
 fn report_panics() {
-    std::panic::set_hook(Box::new(|panic| {
+    panics::end_the_process_after(|panic| {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("?").to_owned();
         let trace = Backtrace::capture();
         let trace = if trace.status() == BacktraceStatus::Captured { format!("{trace}") } else { String::new() };
         LOG.print_last(format!("llfree-vmm: thread '{name}' {panic}; please report this\n{trace}").as_bytes());
-    }));
+    });
 }
 
 fn execute(cli: &Cli, background: Option<Background>) -> u8 {
