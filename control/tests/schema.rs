@@ -1,9 +1,6 @@
 //! The schemas that are committed are those of the types, and lines that other programs rely on are valid.
 
-use llfree_control::protocol::{ErrorKind, Reply, Request};
-use llfree_control::report::{Event, Reason, StatusReport, VcpuStatus};
 use llfree_control::schema;
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Writes the schemas anew instead of comparing them.
@@ -11,13 +8,6 @@ const WRITE: &str = "LLFREE_WRITE_SCHEMA";
 
 fn place(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schema").join(name)
-}
-
-fn validator(name: &str) -> jsonschema::Validator {
-    let text = std::fs::read_to_string(place(name)).expect("committed");
-    let schema: Value = serde_json::from_str(&text).expect("JSON");
-    jsonschema::meta::validate(&schema).expect("a schema");
-    jsonschema::validator_for(&schema).expect("a schema")
 }
 
 #[test]
@@ -36,56 +26,72 @@ fn the_committed_schemas_are_those_of_the_types() {
     }
 }
 
-#[track_caller]
-fn is_valid(validator: &jsonschema::Validator, line: &str) {
-    let value: Value = serde_json::from_str(line).expect("JSON");
-    if let Err(error) = validator.validate(&value) {
-        panic!("{error} at {} in {line}", error.instance_path());
-    }
-}
+/// What a validator says, which is there if it was asked for: some 40 crates come with it.
+#[cfg(feature = "check-replies")]
+mod validity {
+    use super::{super::control_protocol, place};
+    use llfree_control::protocol::{ErrorKind, Reply, Request};
+    use llfree_control::report::{Event, Reason, StatusReport, VcpuStatus};
+    use serde_json::Value;
 
-#[test]
-fn golden_lines_are_valid() {
-    let request = validator("request.json");
-    for (_, line) in super::control_protocol::requests() {
-        is_valid(&request, line);
+    fn validator(name: &str) -> jsonschema::Validator {
+        let text = std::fs::read_to_string(place(name)).expect("committed");
+        let schema: Value = serde_json::from_str(&text).expect("JSON");
+        jsonschema::meta::validate(&schema).expect("a schema");
+        jsonschema::validator_for(&schema).expect("a schema")
     }
-    let reply = validator("reply.json");
-    for vcpus in [0, 2] {
-        let status = StatusReport { vcpus: vec![VcpuStatus::default(); vcpus], ..StatusReport::default() };
-        is_valid(&reply, &Reply::Status(Box::new(status)).to_line());
-    }
-    is_valid(&reply, &Reply::Stopping.to_line());
-    is_valid(&reply, &Reply::refusal(ErrorKind::Refused, Some(Reason::Paused), "no").to_line());
-    let event = validator("event.json");
-    is_valid(&event, &Event::Paused.to_line());
-    is_valid(&event, &Event::Lost { count: 7 }.to_line());
-}
 
-#[test]
-fn what_the_vm_refuses_to_read_is_invalid_and_what_a_newer_one_says_is_not() {
-    let request = validator("request.json");
-    for line in [
-        r#"{"version":1,"request":"dance"}"#,
-        r#"{"version":1,"request":"status","extra":1}"#,
-        r#"{"version":1,"request":{"grow":{"to_bytes":-1}}}"#,
-        r#"{"version":1,"request":{"grow":{"to_bytes":1,"more":2}}}"#,
-        r#"{"request":"status"}"#,
-        r#"[]"#,
-    ] {
-        Request::from_line(line.as_bytes()).expect_err(line);
-        assert!(!request.is_valid(&serde_json::from_str(line).expect("JSON")), "{line}");
+    #[track_caller]
+    fn is_valid(validator: &jsonschema::Validator, line: &str) {
+        let value: Value = serde_json::from_str(line).expect("JSON");
+        if let Err(error) = validator.validate(&value) {
+            panic!("{error} at {} in {line}", error.instance_path());
+        }
     }
-    let reply = validator("reply.json");
-    let newer =
-        r#"{"version":1,"reply":{"life":{"state":"migrating","changed":true,"duration_us":1,"more":2}},"new":3}"#;
-    assert!(matches!(Reply::from_line(newer.as_bytes()), Ok(Reply::Life(_))));
-    is_valid(&reply, newer);
-    for line in [
-        r#"{"version":1,"reply":{"life":{"state":"paused"}}}"#,
-        r#"{"version":1,"reply":{"pong":{"name":"a","pid":"b"}}}"#,
-        r#"{"reply":"stopping"}"#,
-    ] {
-        assert!(!reply.is_valid(&serde_json::from_str(line).expect("JSON")), "{line}");
+
+    #[test]
+    fn golden_lines_are_valid() {
+        let request = validator("request.json");
+        for (_, line) in control_protocol::requests() {
+            is_valid(&request, line);
+        }
+        let reply = validator("reply.json");
+        for vcpus in [0, 2] {
+            let status = StatusReport { vcpus: vec![VcpuStatus::default(); vcpus], ..StatusReport::default() };
+            is_valid(&reply, &Reply::Status(Box::new(status)).to_line());
+        }
+        is_valid(&reply, &Reply::Stopping.to_line());
+        is_valid(&reply, &Reply::refusal(ErrorKind::Refused, Some(Reason::Paused), "no").to_line());
+        let event = validator("event.json");
+        is_valid(&event, &Event::Paused.to_line());
+        is_valid(&event, &Event::Lost { count: 7 }.to_line());
+    }
+
+    #[test]
+    fn what_the_vm_refuses_to_read_is_invalid_and_what_a_newer_one_says_is_not() {
+        let request = validator("request.json");
+        for line in [
+            r#"{"version":1,"request":"dance"}"#,
+            r#"{"version":1,"request":"status","extra":1}"#,
+            r#"{"version":1,"request":{"grow":{"to_bytes":-1}}}"#,
+            r#"{"version":1,"request":{"grow":{"to_bytes":1,"more":2}}}"#,
+            r#"{"request":"status"}"#,
+            r#"[]"#,
+        ] {
+            Request::from_line(line.as_bytes()).expect_err(line);
+            assert!(!request.is_valid(&serde_json::from_str(line).expect("JSON")), "{line}");
+        }
+        let reply = validator("reply.json");
+        let newer =
+            r#"{"version":1,"reply":{"life":{"state":"migrating","changed":true,"duration_us":1,"more":2}},"new":3}"#;
+        assert!(matches!(Reply::from_line(newer.as_bytes()), Ok(Reply::Life(_))));
+        is_valid(&reply, newer);
+        for line in [
+            r#"{"version":1,"reply":{"life":{"state":"paused"}}}"#,
+            r#"{"version":1,"reply":{"pong":{"name":"a","pid":"b"}}}"#,
+            r#"{"reply":"stopping"}"#,
+        ] {
+            assert!(!reply.is_valid(&serde_json::from_str(line).expect("JSON")), "{line}");
+        }
     }
 }
