@@ -57,28 +57,37 @@ impl Gate {
 }
 
 /// Runs `work(thread, gate)` once on each of the first `threads` cores; results in that order.
-///
-/// A thread that panics ends the process (`panic = "abort"`), so nobody waits for it at the gate.
 pub(crate) fn on_cores<T: Send>(
     cores: &[usize],
     threads: u32,
     work: impl Fn(u32, &Gate) -> T + Sync,
 ) -> Result<Vec<T>, BenchError> {
-    let gate = Gate::new(threads);
-    let run = |thread: u32, core: usize| {
+    let results: Vec<_> = (0..threads).map(|_| Mutex::new(None)).collect();
+    each_on_its_core(cores, threads, &|thread, gate| {
+        let result = work(thread, gate);
+        *lock(&results[thread as usize]) = Some(result);
+    })?;
+    Ok(results.into_iter().filter_map(|result| result.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
+}
+
+/// The part of it that is compiled once and not for each workload on each allocator.
+///
+/// A thread that panics ends the process, so nobody waits for it at the gate.
+fn each_on_its_core(cores: &[usize], threads: u32, work: &(dyn Fn(u32, &Gate) + Sync)) -> Result<(), BenchError> {
+    let gate = &Gate::new(threads);
+    let run = move |thread: u32, core: usize| {
         let mut set = CpuSet::new();
         set.set(core);
         let pinned = sched_setaffinity(None, &set).map_err(|errno| BenchError::Cores(errno.into()));
         // Also a thread that was not pinned takes part: the others count on it at the gate.
-        let result = work(thread, &gate);
-        pinned.map(|()| result)
+        work(thread, gate);
+        pinned
     };
     std::thread::scope(|scope| {
-        let run = &run;
-        let handles: Vec<_> =
+        let threads: Vec<_> =
             (0..threads).zip(cores).map(|(thread, core)| scope.spawn(move || run(thread, *core))).collect();
         // A panic would have ended the process already.
-        handles.into_iter().map(|handle| handle.join().unwrap_or_else(|_| unreachable!())).collect()
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| unreachable!()))
     })
 }
 
