@@ -133,7 +133,7 @@ fn the_guest_works_while_it_is_resized() {
     for kind in DEVICES {
         let Some(vm) = launch(kind, 1024) else { return };
         std::thread::scope(|scope| {
-            let churn = scope.spawn(|| ask(&vm, &GuestRequest::Churn { millis: 1500 }));
+            let churn = scope.spawn(|| ask(&vm, &GuestRequest::Churn { millis: 800 }));
             for _ in 0..4 {
                 let resize = vm.shrink(640 * MIB, |elapsed| vm.elastic().is_moving(elapsed)).expect("in range");
                 assert!(resize.actual < 1024 * MIB, "{kind}: {resize:?} {:?}", elastic_status(&vm));

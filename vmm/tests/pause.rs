@@ -234,10 +234,10 @@ fn the_memory_of_a_paused_vm_is_taken_and_given() {
 #[test]
 fn a_storm_of_installs_pauses_in_the_middle_and_finishes_after() {
     for backing in [Backing::Anon, Backing::Memfd] {
-        let Some(vm) = &launch(1024, 2, backing) else { return };
+        let Some(vm) = &launch(512, 2, backing) else { return };
         std::thread::scope(|scope| {
             for single in [true, false] {
-                let burst = GuestRequest::Burst { bytes: 768 * MIB, touch: BurstTouch::Pages, keep: false, single };
+                let burst = GuestRequest::Burst { bytes: 256 * MIB, touch: BurstTouch::Pages, keep: false, single };
                 vm.monitor().evict(u32::MAX).expect("the kernel discards");
                 let before = installs(vm);
                 let storm = scope.spawn(move || ask_between_pauses(vm, &burst));
@@ -269,7 +269,7 @@ fn each_way_of_moving_memory_stands_still_and_goes_on() {
         alloc(&vm, 64, 9);
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let churn = scope.spawn(|| ask_between_pauses(&vm, &GuestRequest::Churn { millis: 900 }));
+            let churn = scope.spawn(|| ask_between_pauses(&vm, &GuestRequest::Churn { millis: 500 }));
             let resizes = scope.spawn(|| {
                 while kind != "none" && !over.load(Ordering::Relaxed) {
                     vm.shrink(320 * MIB, |elapsed| vm.is_moving(elapsed)).expect("in range");

@@ -26,7 +26,7 @@ fn every_candidate_is_measured_in_every_way() {
     }
     let plan = |to: u64| Plan {
         candidates: ELASTIC.iter().collect(),
-        mem: Bytes(128 << 20),
+        mem: Bytes(96 << 20),
         to: Bytes(to << 20),
         backing: Backing::Anon,
         iterations: 1,
