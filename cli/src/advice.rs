@@ -72,6 +72,7 @@ pub fn refusal(reason: Reason) -> Option<Advice> {
         Reason::Cgroup => "raise what is above it, or launch without --cgroup".into(),
         // Their words name the remedy.
         Reason::NotAMultiple | Reason::AboveMemory | Reason::ByTooMuch | Reason::KeepTooLarge => return None,
+        Reason::NoPowerButton => return None,
         Reason::Order | Reason::Paused | Reason::NoAgent | Reason::NoAnswer => return None,
     })
 }
@@ -238,7 +239,9 @@ pub fn vm(error: &VmError) -> Option<Advice> {
         VmError::Ended(end) => exit(end),
         VmError::Size(_) | VmError::Order(_) | VmError::Monitor(_) | VmError::Agent(_) => None,
         // Their words name the remedy.
-        VmError::AutoReclaim(_) | VmError::Pause(_) | VmError::Paused => None,
+        VmError::AutoReclaim(_) | VmError::Pause(_) | VmError::Paused | VmError::NoPowerButton | VmError::Kvm(_) => {
+            None
+        }
     }
 }
 

@@ -93,6 +93,7 @@ fn error_codes_are_listed_and_stable() {
         (Reason::NoAgent, "no_agent"),
         (Reason::NoAnswer, "no_answer"),
         (Reason::NoConsole, "no_console"),
+        (Reason::NoPowerButton, "no_power_button"),
         (Reason::Cgroup, "cgroup"),
     ];
     for (reason, word) in reasons {

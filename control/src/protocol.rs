@@ -130,6 +130,9 @@ pub enum Request {
     Pause,
     /// Let them go on.
     Resume,
+    /// Press the power button of a guest that has one. What it does then is up to it; one that is set up to powers itself
+    /// off.
+    PowerButton,
     /// The VM's log, as it stands in memory.
     Logs {
         /// The last lines only; all that are kept if absent.
@@ -327,6 +330,8 @@ pub enum Reply {
     Guest(GuestReport),
     /// To a pause or a resume.
     Life(LifeReport),
+    /// To a power button: it is pressed.
+    Pressed,
     /// To a request for a log, events or a console: what follows on this connection are the bytes of that,
     /// and no more replies. The end of the stream is the end of the connection.
     Stream,
@@ -498,6 +503,7 @@ impl Request {
             | Self::Guest(_)
             | Self::Pause
             | Self::Resume
+            | Self::PowerButton
             | Self::Logs { .. }
             | Self::Events
             | Self::Console
@@ -514,7 +520,7 @@ impl Request {
             Self::Ping | Self::Status | Self::AutoReclaim { .. } | Self::Logs { .. } | Self::Events | Self::Console => {
                 Duration::from_secs(5)
             }
-            Self::Pause | Self::Resume | Self::Stop => Duration::from_secs(30),
+            Self::Pause | Self::Resume | Self::PowerButton | Self::Stop => Duration::from_secs(30),
             Self::Shrink { wait_ms, .. } | Self::Resize { wait_ms, .. } | Self::ShrinkByForce { wait_ms, .. } => {
                 work + Duration::from_millis(*wait_ms)
             }

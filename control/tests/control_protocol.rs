@@ -57,6 +57,7 @@ pub(crate) fn requests() -> Vec<(Request, &'static str)> {
         (Request::Guest(GuestRequest::Stats), r#"{"version":1,"request":{"guest":"stats"}}"#),
         (Request::Pause, r#"{"version":1,"request":"pause"}"#),
         (Request::Resume, r#"{"version":1,"request":"resume"}"#),
+        (Request::PowerButton, r#"{"version":1,"request":"power_button"}"#),
         (Request::Stop, r#"{"version":1,"request":"stop"}"#),
         (
             Request::Guest(GuestRequest::Burst { bytes: 4096, touch: BurstTouch::Pages, keep: false, single: false }),
@@ -124,6 +125,7 @@ fn replies_survive_a_line() {
             samples: Some(SampleReport { count: 1, ..SampleReport::default() }),
             ..guest_report()
         }),
+        Reply::Pressed,
         Reply::Life(LifeReport { state: VmState::Paused.into(), changed: true, duration_us: 9, paused_ms: None }),
         Reply::Life(LifeReport { state: VmState::Running.into(), changed: true, duration_us: 9, paused_ms: Some(3) }),
         Reply::Stopping,

@@ -42,7 +42,7 @@ impl Answering {
                 let status = self.area.status()?;
                 Ok(Reply::AutoReclaim(auto_report(&status.auto_reclaim)))
             }),
-            Request::Stop | Request::Pause | Request::Resume | Request::Guest(_) => {
+            Request::Stop | Request::Pause | Request::Resume | Request::PowerButton | Request::Guest(_) => {
                 return Reply::error(
                     ErrorKind::Refused,
                     "this is a process and no VM: it runs and ends by its own means",

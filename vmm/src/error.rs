@@ -156,6 +156,12 @@ pub enum VmError {
     /// The VM did not pause.
     #[error(transparent)]
     Pause(#[from] PauseError),
+    /// Nothing to press.
+    #[error("this kind of guest has no power button")]
+    NoPowerButton,
+    /// KVM refused.
+    #[error("KVM could not raise the power button's interrupt")]
+    Kvm(#[source] kvm_ioctls::Error),
     /// The guest cannot carry out commands while it is paused.
     #[error("the VM is paused; resume it first")]
     Paused,

@@ -6,13 +6,13 @@ use llfree_base::thread::rights::{Allow, EVENTS, READ, READ_FILES, WAIT, WRITE, 
 use llfree_monitor::roles::{INSTALL, MEMORY, POPULATE};
 
 /// Runs the guest, and serves its calls.
-pub const VCPU: Role = Role::new("vcpu", &[KVM_VCPU, MEMORY, POPULATE, INSTALL]);
+pub const VCPU: Role = Role::new("vcpu", &[KVM_VCPU, KVM_LINE, MEMORY, POPULATE, INSTALL]);
 /// Shrinks, grows, reclaims.
 pub const RESIZES: Role = Role::new("resizes", &[MEMORY, READ_FILES]);
 /// Hands commands to the guest.
 pub const GUEST_COMMANDS: Role = Role::new("guest-commands", &[]);
-/// Pauses and resumes; every thread may kick a vCPU.
-pub const LIFE: Role = Role::new("life", &[]);
+/// Pauses and resumes, as every thread may kick a vCPU, and presses the power button.
+pub const LIFE: Role = Role::new("life", &[KVM_LINE]);
 /// Status and audits.
 pub const REPORTS: Role = Role::new("reports", &[MEMORY, READ_FILES]);
 /// Looks for lost frames.
@@ -50,6 +50,9 @@ const KVM_VCPU: &[Allow] = &[With(
     ],
 )];
 
+/// The level of an interrupt line: the power button's.
+const KVM_LINE: &[Allow] = &[With(libc::SYS_ioctl, 1, &[ioc(WRITE, KVM, 0x61, 8)])]; // KVM_IRQ_LINE
+
 /// Reading and writing an open file, and punching holes into it.
 const FILE: &[Allow] = &[
     Call(libc::SYS_preadv),
@@ -71,6 +74,7 @@ mod tests {
     #[test]
     fn numbers_of_ioctls_are_the_kernels() {
         assert_eq!(ioc(0, KVM, 0x80, 0), 0xae80, "KVM_RUN");
+        assert_eq!(ioc(WRITE, KVM, 0x61, size_of::<kvm_bindings::kvm_irq_level>() as u64), 0x4008_ae61, "KVM_IRQ_LINE");
         assert_eq!(ioc(0, KVM, 0xad, 0), 0xaead, "KVM_KVMCLOCK_CTRL");
         assert_eq!(ioc(READ, KVM, 0x81, size_of::<kvm_bindings::kvm_regs>() as u64), 0x8090_ae81, "KVM_GET_REGS");
         assert_eq!(ioc(READ, KVM, 0x83, size_of::<kvm_bindings::kvm_sregs>() as u64), 0x8138_ae83, "KVM_GET_SREGS");

@@ -137,7 +137,7 @@ pub enum ClientCommand {
         #[command(flatten)]
         vm: VmArgs,
     },
-    /// Stop VMs cleanly; to a Linux guest this looks like a power cut
+    /// Stop VMs cleanly; to a Linux guest this looks like a power cut, unless --wait lets it power itself off
     Stop(StopArgs),
     /// Wait until a VM answers, until its guest takes commands, or until it ends
     Wait {
@@ -305,6 +305,9 @@ pub struct StopArgs {
     /// Stop every running VM
     #[arg(long, conflicts_with = "vms")]
     pub all: bool,
+    /// Press the guest's power button first, and give it this long to power itself off
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
+    pub wait: Option<Duration>,
     /// Kill the process of a VM that does not end within 3 s
     #[arg(long)]
     pub force: bool,

@@ -29,8 +29,24 @@ const AFTER_KILL: Duration = Duration::from_secs(30);
 #[derive(Serialize)]
 struct Stopped {
     stopped: bool,
+    /// Its guest powered itself off.
+    #[serde(skip_serializing_if = "is_false")]
+    powered_off: bool,
     #[serde(skip_serializing_if = "is_false")]
     killed: bool,
+}
+
+impl Stopped {
+    const CLEANLY: Self = Self { stopped: true, powered_off: false, killed: false };
+}
+
+/// How VMs are stopped.
+#[derive(Clone, Copy)]
+struct Manner {
+    /// How long their guests may take to power themselves off.
+    wait: Option<Duration>,
+    /// Whether those that hang are killed.
+    force: bool,
 }
 
 /// A row of it for several.
@@ -49,21 +65,18 @@ fn is_false(value: &bool) -> bool {
 }
 
 pub(super) fn stop(global: &Global, args: &StopArgs, output: &mut Output) -> Result<u8, CommandError> {
+    let manner = Manner { wait: args.wait, force: args.force };
     if args.all {
         let vms = socket::live_vms()?;
-        return stop_several(
-            vms.into_iter().map(|vm| (vm.name, Target::Socket(vm.path))).collect(),
-            args.force,
-            output,
-        );
+        return stop_several(vms.into_iter().map(|vm| (vm.name, Target::Socket(vm.path))).collect(), manner, output);
     }
     match &args.vms[..] {
-        [] => stop_one(global, args.force, output),
-        [name] => stop_one(&Global { name: Some(name.clone()), ..global.clone() }, args.force, output),
+        [] => stop_one(global, manner, output),
+        [name] => stop_one(&Global { name: Some(name.clone()), ..global.clone() }, manner, output),
         names => {
             let target =
                 |name: &String| (name.clone(), Target::Named(Global { name: Some(name.clone()), ..global.clone() }));
-            stop_several(names.iter().map(target).collect(), args.force, output)
+            stop_several(names.iter().map(target).collect(), manner, output)
         }
     }
 }
@@ -74,17 +87,19 @@ enum Target {
     Socket(std::path::PathBuf),
 }
 
-fn stop_one(global: &Global, force: bool, output: &mut Output) -> Result<u8, CommandError> {
-    let stopped = end(find::connect(global)?, force)?;
+fn stop_one(global: &Global, manner: Manner, output: &mut Output) -> Result<u8, CommandError> {
+    let stopped = end(find::connect(global)?, manner)?;
     output.print(&stopped, || format!("{}\n", words(&stopped)))?;
     Ok(exit::OK)
 }
 
 /// Stops them all at once, and says of each how that went.
-fn stop_several(vms: Vec<(String, Target)>, force: bool, output: &mut Output) -> Result<u8, CommandError> {
+fn stop_several(vms: Vec<(String, Target)>, manner: Manner, output: &mut Output) -> Result<u8, CommandError> {
     let stop = |target: &Target| match target {
-        Target::Named(global) => find::connect(global).and_then(|client| end(client, force)),
-        Target::Socket(path) => Client::connect(path).map_err(CommandError::from).and_then(|client| end(client, force)),
+        Target::Named(global) => find::connect(global).and_then(|client| end(client, manner)),
+        Target::Socket(path) => {
+            Client::connect(path).map_err(CommandError::from).and_then(|client| end(client, manner))
+        }
     };
     let results: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = vms.iter().map(|(_, target)| scope.spawn(|| stop(target))).collect();
@@ -97,10 +112,10 @@ fn stop_several(vms: Vec<(String, Target)>, force: bool, output: &mut Output) ->
         let (said, stopped, error) = match result {
             Ok(stopped) => (words(&stopped).to_owned(), stopped, None),
             // It went by itself meanwhile.
-            Err(error) if error.is_absence() => ("stopped".to_owned(), Stopped { stopped: true, killed: false }, None),
+            Err(error) if error.is_absence() => ("stopped".to_owned(), Stopped::CLEANLY, None),
             Err(error) => {
                 code = code.max(error.exit_code());
-                (advice::line(&error), Stopped { stopped: false, killed: false }, Some(error.failure()))
+                (advice::line(&error), Stopped { stopped: false, ..Stopped::CLEANLY }, Some(error.failure()))
             }
         };
         text += &format!("{}  {}\n", printable(&name), printable(&said));
@@ -114,21 +129,46 @@ fn stop_several(vms: Vec<(String, Target)>, force: bool, output: &mut Output) ->
 }
 
 fn words(stopped: &Stopped) -> &'static str {
-    if stopped.killed { "killed" } else { "stopped" }
+    match stopped {
+        Stopped { killed: true, .. } => "killed",
+        Stopped { powered_off: true, .. } => "powered off",
+        _ => "stopped",
+    }
 }
 
 /// Ends the VM behind this connection.
-fn end(mut client: Client, force: bool) -> Result<Stopped, CommandError> {
+fn end(mut client: Client, manner: Manner) -> Result<Stopped, CommandError> {
     let path = client.path().to_owned();
-    let patience = if force { BEFORE_FORCE } else { PATIENCE };
+    let patience = if manner.force { BEFORE_FORCE } else { PATIENCE };
+    if let Some(wait) = manner.wait
+        && powers_itself_off(&mut client, patience, wait)?
+    {
+        return Ok(Stopped { powered_off: true, ..Stopped::CLEANLY });
+    }
     match ask_to_stop(&mut client, patience) {
-        Ok(()) => Ok(Stopped { stopped: true, killed: false }),
-        Err(CommandError::StillThere { .. }) if force => {
+        Ok(()) => Ok(Stopped::CLEANLY),
+        Err(CommandError::StillThere { .. }) if manner.force => {
             drop(client);
             kill(&path)?;
-            Ok(Stopped { stopped: true, killed: true })
+            Ok(Stopped { killed: true, ..Stopped::CLEANLY })
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Presses the guest's power button, and waits until the VM is gone. False if the guest has none, or does not heed it.
+fn powers_itself_off(client: &mut Client, patience: Duration, wait: Duration) -> Result<bool, CommandError> {
+    match client.call_within(&Request::PowerButton, patience) {
+        Ok(Reply::Pressed) => Ok(client.wait_for_end(wait)?),
+        // It has none, is paused, is of an older release, or on its way out.
+        Err(ClientError::Refused { .. } | ClientError::Ended(_)) => Ok(false),
+        // It hangs, which the stop finds out; a late answer would be taken for one to that.
+        Err(ClientError::Timeout { path, .. }) => {
+            *client = Client::connect(&path)?;
+            Ok(false)
+        }
+        Ok(_) => Err(ClientError::Unexpected(client.path().to_owned()).into()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -193,6 +193,8 @@ words! {
         NoAnswer = "no_answer",
         /// The guest has no serial line that could be attached to.
         NoConsole = "no_console",
+        /// The guest has no power button.
+        NoPowerButton = "no_power_button",
         /// The VM's cgroup made no room.
         Cgroup = "cgroup",
     }

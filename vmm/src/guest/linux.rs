@@ -331,6 +331,10 @@ impl Guest for Linux {
         self.pc.read(port, data);
     }
 
+    fn press_power_button(&self) -> Result<bool, kvm_ioctls::Error> {
+        self.pc.press_power_button().map(|()| true)
+    }
+
     fn serial(&self) -> Option<&Arc<Serial>> {
         Some(self.pc.serial())
     }

@@ -159,6 +159,14 @@ pub trait Guest: Send + Sync {
         data.fill(0xff);
     }
 
+    /// Presses its power button; false if it has none.
+    ///
+    /// # Errors
+    /// KVM does not take the interrupt.
+    fn press_power_button(&self) -> Result<bool, kvm_ioctls::Error> {
+        Ok(false)
+    }
+
     /// Its symbols, for crash reports.
     fn kernel(&self) -> Option<&Kernel> {
         None

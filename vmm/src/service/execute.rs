@@ -35,7 +35,9 @@ pub(super) enum Resizing {
 pub(super) fn answer(result: Result<Reply, VmError>) -> Reply {
     result.unwrap_or_else(|error| {
         let kind = match &error {
-            VmError::Size(_) | VmError::Order(_) | VmError::Resize(_) | VmError::Paused => ErrorKind::Refused,
+            VmError::Size(_) | VmError::Order(_) | VmError::Resize(_) | VmError::Paused | VmError::NoPowerButton => {
+                ErrorKind::Refused
+            }
             VmError::Agent(AgentError::Gone) => ErrorKind::Stopping,
             VmError::Agent(_) => ErrorKind::Guest,
             VmError::Ended(ExitReason::Exited(0)) => ErrorKind::Stopping,
@@ -45,6 +47,7 @@ pub(super) fn answer(result: Result<Reply, VmError>) -> Reply {
             VmError::Monitor(_)
             | VmError::AutoReclaim(SwitchError::Thread(_))
             | VmError::Cgroup(_)
+            | VmError::Kvm(_)
             | VmError::Pause(_) => ErrorKind::Internal,
         };
         Reply::refusal(kind, reason(&error), error_line(&error))
@@ -71,12 +74,15 @@ fn reason(error: &VmError) -> Option<Reason> {
         },
         VmError::Order(_) => Reason::Order,
         VmError::Paused => Reason::Paused,
+        VmError::NoPowerButton => Reason::NoPowerButton,
         VmError::AutoReclaim(SwitchError::KeepTooLarge(_)) => Reason::KeepTooLarge,
         VmError::Cgroup(_) => Reason::Cgroup,
         VmError::Agent(AgentError::Timeout(_)) => Reason::NoAnswer,
         VmError::Agent(AgentError::Gone) => return None,
         VmError::Agent(_) => Reason::NoAgent,
-        VmError::Monitor(_) | VmError::AutoReclaim(_) | VmError::Ended(_) | VmError::Pause(_) => return None,
+        VmError::Monitor(_) | VmError::AutoReclaim(_) | VmError::Ended(_) | VmError::Pause(_) | VmError::Kvm(_) => {
+            return None;
+        }
     })
 }
 

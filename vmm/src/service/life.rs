@@ -13,6 +13,15 @@ pub(super) enum Change {
     Resume,
 }
 
+/// What the thread of pauses does.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LifeJob {
+    /// A pause or a resume.
+    Change(Change),
+    /// A press of the power button.
+    PowerButton,
+}
+
 impl Change {
     /// What has happened then.
     pub(super) const fn event(self) -> Event {

@@ -99,6 +99,7 @@ impl Service {
             Request::Guest(command) => queues.guest(command, responder),
             Request::Pause => queues.change(Change::Pause, responder),
             Request::Resume => queues.change(Change::Resume, responder),
+            Request::PowerButton => queues.press_power_button(responder),
         }
         false
     }

@@ -6,7 +6,7 @@
 
 use super::events::Events;
 use super::execute::{self, Resizing, answer};
-use super::life::{self, Change};
+use super::life::{self, Change, LifeJob};
 use super::report;
 use crate::roles;
 use crate::vm::{Step, Vm};
@@ -84,7 +84,7 @@ pub(super) struct Queues {
     guest: Queue<GuestRequest>,
     reports: Queue<Status>,
     checks: Queue<Validate>,
-    life: Queue<Change>,
+    life: Queue<LifeJob>,
     work: Arc<Work>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -117,7 +117,10 @@ impl Queues {
         })?;
         // A pause waits for vCPUs and devices: neither a waiting shrink nor a command may hold it up.
         let life = Queue::start(vm, &mut threads, "life", roles::LIFE, move |vm, jobs| {
-            serve(jobs, |change, _| {
+            serve(jobs, |job, _| {
+                let LifeJob::Change(change) = job else {
+                    return answer(vm.press_power_button().map(|()| Reply::Pressed));
+                };
                 let result = life::change(vm, change);
                 if let Ok(LifeReport { changed: true, .. }) = result {
                     of_life.say(&change.event());
@@ -151,7 +154,11 @@ impl Queues {
     }
 
     pub(super) fn change(&self, job: Change, responder: Responder) {
-        self.life.push(job, responder);
+        self.life.push(LifeJob::Change(job), responder);
+    }
+
+    pub(super) fn press_power_button(&self, responder: Responder) {
+        self.life.push(LifeJob::PowerButton, responder);
     }
 
     /// Ends the threads after their current jobs. One whose job does not finish, because the host does not

@@ -74,6 +74,23 @@ impl Vm {
         Ok(LifeChange { changed: since.is_some(), duration: start.elapsed(), paused_for })
     }
 
+    /// Presses the guest's power button.
+    ///
+    /// # Errors
+    /// It has none, is paused, or has ended.
+    pub fn press_power_button(&self) -> Result<(), VmError> {
+        let _turn = lock(&self.life.turn);
+        self.check_alive()?;
+        if self.is_paused() {
+            return Err(VmError::Paused);
+        }
+        match self.guest.press_power_button() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(VmError::NoPowerButton),
+            Err(error) => Err(VmError::Kvm(error)),
+        }
+    }
+
     /// When the VM was paused; `None` while it runs.
     #[must_use]
     pub fn paused_since(&self) -> Option<Instant> {

@@ -77,8 +77,7 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
         .firmware_ctrl_32(facs as u32)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        // These flags say that the fixed registers have no such buttons.
-        .flag(Flags::PwrButton)
+        // This flag says that the fixed registers have no such button; they have one for power.
         .flag(Flags::SlpButton)
         .flag(Flags::ResetRegSup);
     fadt.sci_int = ports::SCI_GSI.into();

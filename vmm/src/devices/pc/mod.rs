@@ -13,12 +13,15 @@ use crate::devices::serial::{self, Serial};
 use crate::exit::ExitReason;
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 use kvm_ioctls::VmFd;
-use std::sync::Arc;
+use llfree_base::lock;
+use std::sync::{Arc, Mutex};
 
 /// The ports of one machine.
 pub struct Pc {
     serial: Arc<Serial>,
     power: Power,
+    /// The level of ACPI's interrupt line; held while that changes.
+    line: Mutex<bool>,
     vm: Arc<VmFd>,
 }
 
@@ -26,7 +29,7 @@ impl Pc {
     /// The ports of this VM, with this serial line.
     #[must_use]
     pub fn new(serial: Arc<Serial>, vm: Arc<VmFd>) -> Self {
-        Self { serial, power: Power::default(), vm }
+        Self { serial, power: Power::default(), line: Mutex::new(false), vm }
     }
 
     /// The serial line.
@@ -51,7 +54,13 @@ impl Pc {
             data.iter().for_each(|value| self.serial.write(register, *value));
             return None;
         }
-        Some(match self.power.write(port, data)? {
+        let event = self.power.write(port, data);
+        if Power::is_event(port)
+            && let Err(error) = self.set_line()
+        {
+            log::debug!("ACPI's interrupt line stays as it is: {error}");
+        }
+        Some(match event? {
             PowerEvent::Off => ExitReason::PoweredOff,
             PowerEvent::Panicked => ExitReason::KernelPanic("it says so itself"),
             // A kernel that shuts down masks all interrupts before it resets the machine; one that
@@ -61,6 +70,26 @@ impl Pc {
             }
             PowerEvent::Reset => ExitReason::Rebooted,
         })
+    }
+
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// KVM does not take the interrupt.
+    pub fn press_power_button(&self) -> Result<(), kvm_ioctls::Error> {
+        self.power.press();
+        self.set_line()
+    }
+
+    /// Has ACPI's interrupt line follow the registers, for vCPUs and whoever presses the button.
+    fn set_line(&self) -> Result<(), kvm_ioctls::Error> {
+        let mut line = lock(&self.line);
+        let up = self.power.is_line_up();
+        if *line != up {
+            self.vm.set_irq_line(ports::SCI_GSI.into(), up)?;
+            *line = up;
+        }
+        Ok(())
     }
 
     /// Whether the guest has any line of the I/O APIC unmasked, according to KVM.

@@ -20,7 +20,7 @@ pub const SOFT_OFF: u8 = 5;
 pub const RESET: u16 = 0x608;
 /// The value that resets the machine there.
 pub const RESET_VALUE: u8 = 1;
-/// ACPI's interrupt line; nothing raises it.
+/// ACPI's interrupt line; the power button raises it.
 pub const SCI_GSI: u16 = 9;
 /// The chipset's reset register, for kernels that do not use ACPI.
 pub const CHIPSET_RESET: u16 = 0xcf9;

@@ -13,6 +13,9 @@ const SLEEP: u16 = 1 << 13;
 const PANICKED: u8 = 1;
 const CRASH_LOADED: u8 = 2;
 
+/// The bit of the power button among the events.
+const POWER_BUTTON: u16 = 1 << 8;
+
 /// What a guest asks of its machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PowerEvent {
@@ -28,17 +31,35 @@ pub enum PowerEvent {
 #[derive(Default, Debug)]
 pub struct Power {
     control: AtomicU16,
+    status: AtomicU16,
     enabled: AtomicU16,
 }
 
 impl Power {
+    /// Presses the power button.
+    pub fn press(&self) {
+        self.status.fetch_or(POWER_BUTTON, Ordering::Relaxed);
+    }
+
+    /// The level of the interrupt line: something happened that the guest wants to hear of.
+    #[must_use]
+    pub fn is_line_up(&self) -> bool {
+        self.status.load(Ordering::Relaxed) & self.enabled.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether the line's level may change with a write to this port.
+    #[must_use]
+    pub fn is_event(port: u16) -> bool {
+        range(ports::PM1_EVENT, ports::PM1_EVENT_BYTES).contains(&port)
+    }
+
     /// Reads `data.len()` bytes from `port` on; false if it is none of these.
     pub fn read(&self, port: u16, data: &mut [u8]) -> bool {
         let (start, register): (u16, [u8; 4]) = match port {
-            // Nothing ever happens, so the status half is zero.
-            _ if range(ports::PM1_EVENT, ports::PM1_EVENT_BYTES).contains(&port) => {
-                let [low, high] = self.enabled.load(Ordering::Relaxed).to_le_bytes();
-                (ports::PM1_EVENT, [0, 0, low, high])
+            _ if Self::is_event(port) => {
+                let [status, enabled] =
+                    [&self.status, &self.enabled].map(|half| half.load(Ordering::Relaxed).to_le_bytes());
+                (ports::PM1_EVENT, [status[0], status[1], enabled[0], enabled[1]])
             }
             _ if range(ports::PM1_CONTROL, ports::PM1_CONTROL_BYTES).contains(&port) => {
                 let control = self.control.load(Ordering::Relaxed) & !SLEEP | SCI_ENABLED;
@@ -71,6 +92,11 @@ impl Power {
                 self.control.store(control, Ordering::Relaxed);
                 let sleeps = control & SLEEP != 0 && control >> SLEEP_TYPE_SHIFT & 7 == u16::from(ports::SOFT_OFF);
                 sleeps.then_some(PowerEvent::Off)
+            }
+            // Ones clear what has happened.
+            ports::PM1_EVENT => {
+                self.status.fetch_and(!word?, Ordering::Relaxed);
+                None
             }
             _ if port == ports::PM1_EVENT + 2 => {
                 self.enabled.store(word?, Ordering::Relaxed);
@@ -126,6 +152,29 @@ mod tests {
         assert!(power.read(ports::PM1_CONTROL + 1, &mut long));
         assert_eq!(long, [0; 8], "no register there");
         assert!(!power.read(0x80, &mut word));
+    }
+
+    #[test]
+    fn a_pressed_button_holds_the_line_until_the_guest_has_seen_it() {
+        let power = Power::default();
+        let event = |half: u16, word: u16| power.write(ports::PM1_EVENT + half, &word.to_le_bytes());
+        power.press();
+        assert!(!power.is_line_up(), "nobody wants to know");
+        assert_eq!(event(2, POWER_BUTTON), None);
+        assert!(power.is_line_up(), "what happened before is not lost");
+        let mut word = [0; 2];
+        assert!(power.read(ports::PM1_EVENT, &mut word));
+        assert_eq!(word, POWER_BUTTON.to_le_bytes());
+        assert_eq!(event(0, !POWER_BUTTON), None);
+        assert!(power.is_line_up(), "another event was seen");
+        assert_eq!(event(0, POWER_BUTTON), None);
+        assert!(!power.is_line_up());
+        assert!(power.read(ports::PM1_EVENT, &mut word));
+        assert_eq!(word, [0; 2]);
+        power.press();
+        assert!(power.is_line_up(), "pressed again");
+        assert_eq!(event(2, 0), None);
+        assert!(!power.is_line_up(), "it does not want to know any more");
     }
 
     #[test]
