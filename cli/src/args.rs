@@ -6,23 +6,30 @@
 use crate::completions::{Shell, vm_names};
 use crate::exit;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use llfree_base::units::{Bytes, parse_memory};
 use llfree_harden::Seccomp;
 use llfree_metrics::address::Address;
 use llfree_monitor::memory::Backing;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod client_args;
+mod config;
 mod launch_args;
+mod usage_line;
 
 pub use client_args::{
     ClientCommand, GrowArgs, GuestCommand, MetricsFormat, Patience, ResizeArgs, ShrinkArgs, StopArgs, VmArgs, WaitFor,
 };
-pub use launch_args::{AUTO, LaunchArgs, METRICS_INTERVAL, SerialLine};
+use config::Config;
+pub use launch_args::{AUTO, LaunchArgs, METRICS_INTERVAL, Ready, SerialLine};
 use launch_args::{default_cpus, parse_cpus, parse_publish_interval};
+use usage_line::one_line;
+
+/// What errors begin with.
+const PROGRAM: &str = "llfree-vmm";
 
 /// Command lines to begin with.
 pub const EXAMPLES: &str = "\
@@ -180,16 +187,58 @@ pub struct Exit {
     pub code: u8,
 }
 
-/// Parses a command line, the program's name first.
+/// Parses a command line, the program's name first, and the file that its `--config` names.
 ///
 /// # Errors
-/// Help, version or a usage error: what to print and how to exit.
+/// Help, version, a config to print or a usage error: what to print and how to exit.
 pub fn parse<I, T>(args: I) -> Result<Cli, Exit>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    Cli::try_parse_from(args).and_then(check).map_err(|error| Exit::of("llfree-vmm", &error))
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    if !args.iter().any(|arg| arg.as_encoded_bytes().starts_with(b"--config")) {
+        return parse_all(args).map_err(|error| Exit::of(PROGRAM, &error)).and_then(|(cli, all)| finish(cli, &all));
+    }
+    // What is missing may be in the file, and what is wrong is said below.
+    let given = Cli::command().ignore_errors(true).try_get_matches_from(&args);
+    let given = given.ok().filter(|given| given.subcommand_name().is_none());
+    let path = given.as_ref().and_then(|given| given.get_one::<PathBuf>("config").cloned());
+    match (given, path) {
+        (Some(given), Some(path)) => parse_with_config(&args, &given, &path),
+        _ => parse_all(args).map_err(|error| Exit::of(PROGRAM, &error)).and_then(|(cli, all)| finish(cli, &all)),
+    }
+}
+
+fn parse_with_config(args: &[OsString], given: &ArgMatches, path: &Path) -> Result<Cli, Exit> {
+    match Cli::command().try_get_matches_from(args) {
+        Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => return Err(Exit::of(PROGRAM, &error)),
+        _ => {}
+    }
+    let config = Config::read(path, &Cli::command()).map_err(|line| Exit::error(PROGRAM, &line))?;
+    let of_file = config.arguments(given).map_err(|line| Exit::error(PROGRAM, &line))?;
+    let (program, rest) = args.split_at(args.len().min(1));
+    let all = program.iter().chain(&of_file).chain(rest).cloned().collect();
+    let (cli, all) = parse_all(all).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::of(PROGRAM, &error),
+        _ => Exit::error(PROGRAM, &config.place(&one_line(&error.to_string()))),
+    })?;
+    finish(cli, &all)
+}
+
+fn parse_all(args: Vec<OsString>) -> Result<(Cli, ArgMatches), clap::Error> {
+    let matches = Cli::command().try_get_matches_from(args)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut Cli::command()))?;
+    Ok((check(cli)?, matches))
+}
+
+/// Ends here if the flags are to be printed.
+fn finish(cli: Cli, all: &ArgMatches) -> Result<Cli, Exit> {
+    if !cli.launch.print_config {
+        return Ok(cli);
+    }
+    let text = config::print(all, &Cli::command(), cli.global.json).map_err(|line| Exit::error(PROGRAM, &line))?;
+    Err(Exit { text, code: exit::OK })
 }
 
 /// Checks that clap's own rules cannot express, because launch flags and subcommands share a level. A VM that is named
@@ -276,21 +325,11 @@ impl Exit {
         } else {
             one_line(&text)
         };
-        Self { text: format!("{program}: error: {text} (see {program} --help)\n"), code: exit::ERROR }
+        Self::error(program, &text)
     }
-}
 
-/// The message of clap's report and its tips, without the usage that follows.
-fn one_line(report: &str) -> String {
-    let report = report.strip_prefix("error: ").unwrap_or(report);
-    let body = report.split("\nUsage:").next().unwrap_or(report);
-    let body = body.split("\nFor more information").next().unwrap_or(body);
-    let lines: Vec<String> = body
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
-        .filter(|l| !l.is_empty())
-        .collect();
-    let line = lines.join("; ").replace(":; ", ": ").replace("; [possible", " [possible").replace("; tip: ", "; ");
-    // An argument may hold anything; a terminal should not have to take it.
-    line.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
+    /// A usage error, in one line.
+    fn error(program: &str, line: &str) -> Self {
+        Self { text: format!("{program}: error: {line} (see {program} --help)\n"), code: exit::ERROR }
+    }
 }

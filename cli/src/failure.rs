@@ -54,6 +54,7 @@ pub(crate) fn of_socket(error: &SocketError) -> String {
         | SocketError::NoDirectory(_)
         | SocketError::NotASocket(_)
         | SocketError::NotALock(_)
+        | SocketError::Passed(_)
         | SocketError::Io { .. } => "socket",
     }
     .to_owned()

@@ -10,6 +10,7 @@
 //! | [`failure`] | an error as a program reads it |
 //! | [`advice`] | which flag to turn when something fails |
 //! | [`run`] | a launch: from flags to a VM that serves its socket |
+//! | [`service_manager`] | the socket that systemd passes, and what it is told |
 //! | [`background`] | a launch that goes on after its caller |
 //! | [`log_ring`] | the newest lines of the log, in memory |
 //! | [`client_commands`] | the subcommands that ask a running VM |
@@ -39,5 +40,6 @@ pub mod log_writer;
 pub mod render;
 pub mod roles;
 pub mod run;
+pub mod service_manager;
 pub mod terminal;
 pub mod workload;

@@ -9,7 +9,7 @@ use cli::failure::{Fails, Failure};
 use cli::log_ring;
 use cli::log_writer::LOG;
 use cli::run::{self, RunError};
-use cli::{areas, completions, demo, exit, exporter};
+use cli::{areas, completions, demo, exit, exporter, service_manager};
 use env_logger::{Builder, Env, Logger, Target, WriteStyle};
 use llfree_base::panics;
 use log::{Log, Metadata, Record};
@@ -35,6 +35,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(end) => return ExitCode::from(refuse(&end)),
     };
+    if cli.launch.detach && service_manager::has_passed_a_socket() {
+        return ExitCode::from(fail(&RunError::PassedToCaller, cli.global.json));
+    }
     // A fork: there must be no other thread yet, and no log that two processes write.
     let background = match (&cli.command, cli.launch.detach) {
         (None, true) => match background::fork() {

@@ -4,12 +4,14 @@
 //! event loop; nothing in it blocks. The loop runs until somebody gives a reason to stop, then
 //! everything is taken down in order: vCPUs, requests at work, socket files.
 
+mod claim;
 pub mod console;
 mod error;
 mod events;
 mod files;
 mod publish;
 mod stop;
+mod supervision;
 mod workload;
 
 pub use error::{DemoSizeError, RunError};
@@ -22,6 +24,7 @@ use crate::exit;
 use crate::log_ring;
 use crate::log_writer::LOG;
 use crate::roles;
+use crate::service_manager::{self, ServiceManager};
 use crate::terminal::{Input, Terminal};
 use console::{Carrier, Line};
 use error::host;
@@ -52,6 +55,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use stop::{Signals, Stop, StopCell, watch_signals};
+use supervision::Supervision;
 use vmm::boot::{Image, Initrd};
 use vmm::cgroup::{Cgroup, CgroupError};
 use vmm::devices::serial::Serial;
@@ -96,19 +100,17 @@ pub fn run(
     output: &mut Output,
 ) -> Result<u8, RunError> {
     let stop = StopCell::default();
+    // First of all: nobody may have put a file of ours in its place.
+    let passed = service_manager::passed_socket()?;
+    let manager = claim::service_manager();
     let Prepared { config, auto_reclaim, line } = vm_config(args)?;
     // It forks, so there must be no other thread yet.
     let terminal = open_terminal(&config, args)?;
-    let log = args
-        .log_file
-        .as_deref()
-        .map(|path| LogFile::open(path, background.is_none()))
-        .transpose()
-        .map_err(host("open the log file"))?;
+    let log = open_log(args, background.is_none())?;
     // Before there is a file that an early signal could leave behind.
     let Signals { stops, reopen, second_is_hard } =
         watch_signals(&stop, log.is_some()).map_err(host("watch for signals"))?;
-    let claim = claim_name(global)?;
+    let claim = claim::claim_name(global, passed)?;
     let publisher = publish::prepare(args)?;
     warn_about_huge_pages(&config);
     // Dropped from the last to the first: the VM goes before its cgroup is left.
@@ -129,6 +131,7 @@ pub fn run(
     if let (Some(log), Some(signal)) = (&log, reopen) {
         events.add(Reopen::new(signal, log.path()).map_err(host("watch for SIGHUP"))?)?;
     }
+    supervise(&mut events, manager.as_ref(), &vm, args)?;
     let pid_file = args.pid_file.as_deref().map(PidFile::write).transpose().map_err(host("write the pid file"))?;
     let publish = |publisher| Publishing::start(publisher, &service, claim.name(), &sandbox.spawner());
     let publishing = publisher.map(publish).transpose()?;
@@ -146,6 +149,9 @@ pub fn run(
         background.is_up(&words).map_err(host("tell the caller that the VM is up"))?;
     }
     let reason = events.run_until(&stop)?;
+    if let Some(manager) = &manager {
+        manager.says_end(&reason_text(&vm, reason));
+    }
     // Ctrl-C works again from here on.
     if let Some(terminal) = &terminal {
         terminal.restore();
@@ -165,6 +171,23 @@ pub fn run(
         say_to_both(&log, result.as_ref().err());
     }
     result
+}
+
+fn open_log(args: &LaunchArgs, gives_back: bool) -> Result<Option<LogFile>, RunError> {
+    let open = |path| LogFile::open(path, gives_back);
+    args.log_file.as_deref().map(open).transpose().map_err(host("open the log file"))
+}
+
+/// Has the service manager hear how the VM does, if there is one.
+fn supervise(
+    events: &mut EventLoop,
+    manager: Option<&Arc<ServiceManager>>,
+    vm: &Arc<Vm>,
+    args: &LaunchArgs,
+) -> Result<(), RunError> {
+    let Some(manager) = manager else { return Ok(()) };
+    let supervision = Supervision::new(manager.clone(), vm.clone(), args.ready).map_err(host("create a timer"))?;
+    events.add(supervision).map(drop)
 }
 
 /// Leaves the caller's terminal, and has the log go on in its file: from here on stderr is that.
@@ -229,13 +252,6 @@ fn open_terminal(config: &VmConfig, args: &LaunchArgs) -> Result<Option<Arc<Term
     }
     let terminal = Terminal::open(io::stdin().as_fd()).map_err(host("set up the terminal"))?;
     Ok(terminal.map(Arc::new))
-}
-
-fn claim_name(global: &Global) -> Result<socket::Claim, RunError> {
-    Ok(match (&global.socket, &global.name) {
-        (Some(path), _) => socket::Claim::at_path(path)?,
-        (None, name) => socket::Claim::in_place(name.as_deref())?,
-    })
 }
 
 /// A VM within its cgroup and its sandbox.

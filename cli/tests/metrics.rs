@@ -1,9 +1,11 @@
 //! Metrics as a scraper meets them: of one VM, of all, in a file; and what a scraper cannot do.
 
 use crate::common::{DEADLINE, MIB, Output, Process, Scratch, Vm, need_kvm, wait_for};
+use rustix::fs::FlockOperation;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Signal;
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
@@ -190,6 +192,14 @@ fn squat(dir: &Path, name: &str) -> UnixListener {
     UnixListener::bind(dir.join(format!("{name}.sock"))).expect("free")
 }
 
+/// The lock of whoever is to pass for a VM.
+fn lock(dir: &Path, name: &str) -> File {
+    let mut file = File::create(dir.join(format!("{name}.lock"))).expect("scratch");
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).expect("nobody has it");
+    writeln!(file, "{}", std::process::id()).expect("scratch");
+    file
+}
+
 /// Listens and has no place for one more client.
 fn squat_full(dir: &Path, name: &str) -> Vec<OwnedFd> {
     let socket = |flags| rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
@@ -214,6 +224,7 @@ fn vms_that_hang_or_end_meanwhile_cost_the_others_nothing() {
     let vm: Vm<'_> = scratch.launch("--mem 64M --cpus 1 --name web");
     let _hangs = squat(&dir, "hangs");
     let _full = squat_full(&dir, "full");
+    let _locks = ["hangs", "full", "ends", "senseless"].map(|name| lock(&dir, name));
     // As a killed VM leaves it.
     drop(squat(&dir, "dead"));
     // It takes the connection, and is gone.

@@ -8,6 +8,7 @@
 //! one without is somebody else's file.
 
 mod lock;
+mod passed;
 
 use llfree_base::units::shorten;
 use lock::{Identity, Lock, LockError, remove};
@@ -47,8 +48,8 @@ pub struct Claim {
     name: String,
     path: PathBuf,
     lock_path: PathBuf,
-    /// The socket's file, whatever has its name by now.
-    socket: Identity,
+    /// The socket's file, whatever has its name by now; `None` if it stays with who made it.
+    socket: Option<Identity>,
     listener: UnixListener,
     /// Locked until it is closed, after both files are gone.
     lock: Lock,
@@ -139,12 +140,31 @@ impl Claim {
             Ok((listener, Identity::of(&socket)))
         });
         match listening {
-            Ok((listener, socket)) => Ok(Self { name, path, lock_path, socket, listener, lock }),
+            Ok((listener, socket)) => Ok(Self { name, path, lock_path, socket: Some(socket), listener, lock }),
             Err(error) => {
                 lock.remove(&lock_path);
                 Err(error)
             }
         }
+    }
+
+    /// Claims a socket that somebody made for this VM and listens on already, as a service manager does. It stays when the
+    /// VM goes. The VM's name is the file's.
+    ///
+    /// # Errors
+    /// When it is no socket that listens at a path, or a live VM has that path.
+    pub fn of_listener(listener: OwnedFd) -> Result<Self, SocketError> {
+        let path = passed::path_of(&listener)?;
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let by_name = path.extension().is_some_and(|extension| extension == "sock") && check_name(stem).is_ok();
+        let beside = || {
+            let mut lock = path.as_os_str().to_owned();
+            lock.push(".lock");
+            PathBuf::from(lock)
+        };
+        let lock_path = if by_name { path.with_extension("lock") } else { beside() };
+        let lock = take_lock(&lock_path, &path)?;
+        Ok(Self { name: stem.to_owned(), path, lock_path, socket: None, listener: listener.into(), lock })
     }
 
     /// The VM's name.
@@ -171,7 +191,9 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         // The lock goes last: until then nobody else may touch the socket's path.
-        remove(&self.path, self.socket);
+        if let Some(socket) = self.socket {
+            remove(&self.path, socket);
+        }
         self.lock.remove(&self.lock_path);
     }
 }
@@ -196,6 +218,8 @@ fn sweep_dead(dir: &Path) {
         let Ok(lock) = take_lock(&lock_path, &socket) else { continue };
         if let Ok(meta) = std::fs::symlink_metadata(&socket)
             && meta.file_type().is_socket()
+            // First: a service manager that listens would start a VM for who connects.
+            && !passed::is_listening(&socket)
             && !listens(&socket)
         {
             log::info!("removing {}: its VM is gone", socket.display());
@@ -234,7 +258,7 @@ fn listen_on(path: &Path) -> Result<UnixListener, SocketError> {
         Err(error) => return Err(io_error("look at", path)(error)),
         Ok(meta) if !meta.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
         // A program that knows nothing of our lock may listen on a path that the user chose.
-        Ok(_) if listens(path) => {
+        Ok(_) if passed::is_listening(path) || listens(path) => {
             return Err(SocketError::InUse { path: path.to_owned(), pid: None });
         }
         Ok(_) => {
@@ -270,7 +294,7 @@ pub struct LiveVm {
     pub path: PathBuf,
 }
 
-/// The VMs of this user that listen now, by name.
+/// The VMs of this user that listen now, by name. A socket that waits for its first client to start a VM is none.
 ///
 /// # Errors
 /// When a directory of sockets cannot be read.
@@ -284,7 +308,7 @@ pub fn live_vms() -> Result<Vec<LiveVm>, SocketError> {
 /// # Errors
 /// When a directory of sockets cannot be read.
 pub fn vms_to_ask() -> Result<Vec<LiveVm>, SocketError> {
-    in_any(&places::all(), |dir| sockets_in(dir, |_| true))
+    in_any(&places::all(), |dir| sockets_in(dir, has_owner))
 }
 
 /// The VMs that `look` finds in these directories.
@@ -310,7 +334,12 @@ fn in_any(
 /// # Errors
 /// When it cannot be read.
 pub fn live_in(dir: &Path) -> Result<Vec<LiveVm>, SocketError> {
-    sockets_in(dir, listens)
+    sockets_in(dir, |path| has_owner(path) && listens(path))
+}
+
+/// Whether a process holds the lock beside a socket.
+fn has_owner(path: &Path) -> bool {
+    lock::holder(&path.with_extension("lock")).is_some()
 }
 
 fn sockets_in(dir: &Path, is_wanted: impl Fn(&Path) -> bool) -> Result<Vec<LiveVm>, SocketError> {
@@ -357,6 +386,25 @@ pub fn find(name: Option<&str>, socket: Option<&Path>) -> Result<PathBuf, Socket
         check_name(name)?;
     }
     choose(name, live_vms()?, places::all())
+}
+
+/// The same; of a VM called `name` that does not run, the socket at which a service manager waits for somebody to start
+/// it for.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_or_start(name: Option<&str>, socket: Option<&Path>) -> Result<PathBuf, SocketError> {
+    match find(name, socket) {
+        Err(error @ SocketError::UnknownName { .. }) => name.and_then(waiting_for).ok_or(error),
+        found => found,
+    }
+}
+
+/// The socket of a VM that a service manager starts for its first client.
+fn waiting_for(name: &str) -> Option<PathBuf> {
+    let places = places::all();
+    let mut paths = places.iter().filter(|dir| places::check(dir).is_ok()).map(|dir| dir.join(format!("{name}.sock")));
+    paths.find(|path| passed::is_listening(path))
 }
 
 /// Likewise, among these.

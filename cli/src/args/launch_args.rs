@@ -23,6 +23,12 @@ pub const AUTO: &str = "auto";
 #[derive(Clone, PartialEq, Eq, Debug, Args)]
 #[command(next_help_heading = "Launch a VM")]
 pub struct LaunchArgs {
+    /// Take flags from this file as well: TOML, with flags' names as keys, like mem = "16G"
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print such a file with what the flags say, and launch nothing
+    #[arg(long)]
+    pub print_config: bool,
     /// Maximum guest memory; only what the guest touches costs host memory
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
     pub mem: Option<Bytes>,
@@ -90,6 +96,10 @@ pub struct LaunchArgs {
     /// Go on in the background: returns when the VM answers, or with the launch's error and exit code
     #[arg(long)]
     pub detach: bool,
+    /// When a service manager (NOTIFY_SOCKET) hears that the VM is ready: up, when it answers, or agent, when a
+    /// Linux guest's agent is there (the default for Linux)
+    #[arg(long, value_name = "WHEN", hide_possible_values = true)]
+    pub ready: Option<Ready>,
     /// Write the process id there while the VM runs
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
@@ -114,6 +124,15 @@ pub struct LaunchArgs {
 
 /// How often metrics are written to a file, if nothing else is said: as often as Prometheus scrapes.
 pub const METRICS_INTERVAL: Duration = Duration::from_secs(15);
+
+/// When a VM is ready.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Ready {
+    /// It answers.
+    Up,
+    /// So does its guest's agent.
+    Agent,
+}
 
 /// Where the guest's serial line goes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -171,6 +190,8 @@ impl LaunchArgs {
     /// The first flag of a launch that was given.
     pub(super) fn given(&self) -> Option<&'static str> {
         let flags = [
+            ("--config", self.config.is_some()),
+            ("--print-config", self.print_config),
             ("--mem", self.mem.is_some()),
             ("--limit", self.limit.is_some()),
             ("--cpus", self.cpus.is_some()),
@@ -190,6 +211,7 @@ impl LaunchArgs {
             ("--on-violation", self.on_violation.is_some()),
             ("--userfaultfd", self.userfaultfd.is_some()),
             ("--detach", self.detach),
+            ("--ready", self.ready.is_some()),
             ("--pid-file", self.pid_file.is_some()),
             ("--log-file", self.log_file.is_some()),
             ("--serial", self.serial.is_some()),

@@ -18,16 +18,20 @@ pub(super) fn connect(global: &Global) -> Result<Client, CommandError> {
 
 /// The same, with another patience.
 pub(super) fn connect_within(global: &Global, patience: Duration) -> Result<Client, CommandError> {
+    until(patience, || Ok(Client::connect(&socket::find_or_start(global.name.as_deref(), global.socket.as_deref())?)?))
+}
+
+/// Connects to a VM that runs, or is about to: one that a service manager would start for this client is left alone.
+pub(super) fn connect_running(global: &Global) -> Result<Client, CommandError> {
+    until(COMING_UP, || Ok(Client::connect(&socket::find(global.name.as_deref(), global.socket.as_deref())?)?))
+}
+
+fn until(patience: Duration, connect: impl Fn() -> Result<Client, CommandError>) -> Result<Client, CommandError> {
     let start = Instant::now();
     loop {
-        match connect_now(global) {
+        match connect() {
             Err(error) if error.is_absence() && start.elapsed() < patience => std::thread::sleep(LOOK),
             result => return result,
         }
     }
-}
-
-fn connect_now(global: &Global) -> Result<Client, CommandError> {
-    let path = socket::find(global.name.as_deref(), global.socket.as_deref())?;
-    Ok(Client::connect(&path)?)
 }

@@ -88,7 +88,7 @@ enum Target {
 }
 
 fn stop_one(global: &Global, manner: Manner, output: &mut Output) -> Result<u8, CommandError> {
-    let stopped = end(find::connect(global)?, manner)?;
+    let stopped = end(find::connect_running(global)?, manner)?;
     output.print(&stopped, || format!("{}\n", words(&stopped)))?;
     Ok(exit::OK)
 }
@@ -96,7 +96,7 @@ fn stop_one(global: &Global, manner: Manner, output: &mut Output) -> Result<u8, 
 /// Stops them all at once, and says of each how that went.
 fn stop_several(vms: Vec<(String, Target)>, manner: Manner, output: &mut Output) -> Result<u8, CommandError> {
     let stop = |target: &Target| match target {
-        Target::Named(global) => find::connect(global).and_then(|client| end(client, manner)),
+        Target::Named(global) => find::connect_running(global).and_then(|client| end(client, manner)),
         Target::Socket(path) => {
             Client::connect(path).map_err(CommandError::from).and_then(|client| end(client, manner))
         }

@@ -54,7 +54,7 @@ pub(super) fn wait(
     let end = match what {
         WaitFor::Up => until_up(global, &left).map(|()| None).map_err(|error| too_late(Some(error)))?,
         WaitFor::Agent => until_agent(global, &left).map(|()| None).map_err(|error| too_late(Some(error)))?,
-        WaitFor::End => match until_end(find::connect(global)?, &left)? {
+        WaitFor::End => match until_end(find::connect_running(global)?, &left)? {
             Some(end) => Some(end),
             None => return Err(too_late(None)),
         },

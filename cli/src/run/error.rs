@@ -3,6 +3,7 @@
 use crate::advice::{self, Advice, Advised};
 use crate::exit;
 use crate::failure::{self, Fails, Failure};
+use crate::service_manager::PassedError;
 use llfree_base::units::Bytes;
 use llfree_control::server::LimitsError;
 use llfree_control::socket::SocketError;
@@ -23,6 +24,22 @@ pub enum RunError {
     /// No control socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// What was passed as control socket.
+    #[error(transparent)]
+    Passed(#[from] PassedError),
+    /// Two control sockets.
+    #[error("the service manager passed {passed} as control socket, and {flag} says {asked}")]
+    TwoSockets {
+        /// The socket passed.
+        passed: PathBuf,
+        /// The flag that says something else.
+        flag: &'static str,
+        /// What it says.
+        asked: String,
+    },
+    /// A control socket for another process.
+    #[error("the service manager passed a control socket to this process, and --detach goes on in another one")]
+    PassedToCaller,
     /// Nobody could ask it anything.
     #[error("the host could not serve the control socket")]
     Clients(#[from] LimitsError),
@@ -135,6 +152,7 @@ impl Fails for RunError {
     fn failure(&self) -> Failure {
         let kind = match self {
             Self::Socket(error) => failure::of_socket(error),
+            Self::Passed(_) | Self::PassedToCaller | Self::TwoSockets { .. } => "socket".to_owned(),
             Self::Guest(_) | Self::Workload { source: VmError::Ended(_), .. } => "guest".to_owned(),
             Self::Flags(_) | Self::DemoSize(_) | Self::NoSerial | Self::Limit(_) => "usage".to_owned(),
             Self::Host { .. } | Self::Clients(_) | Self::Loop(_) | Self::SerialFile { .. } => "host".to_owned(),
@@ -159,7 +177,9 @@ impl Advised for RunError {
             Self::Flags(error) => Some(advice::resize(error)),
             Self::Guest(end) => advice::exit(end),
             Self::Workload { source, .. } | Self::Limit(source) => advice::vm(source),
-            Self::SerialFile { .. } | Self::NoSerial => None,
+            Self::TwoSockets { flag, .. } => Some(format!("leave {flag} out").into()),
+            Self::PassedToCaller => Some("leave --detach out".into()),
+            Self::SerialFile { .. } | Self::NoSerial | Self::Passed(_) => None,
             Self::MetricsListen(ListenError::InUse(_)) => Some("choose another one with --metrics-listen".into()),
             Self::MetricsDir { .. } => {
                 Some("choose a directory of root's, or have 'llfree-vmm exporter --file' write there".into())

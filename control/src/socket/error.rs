@@ -70,6 +70,9 @@ pub enum SocketError {
         /// The directories that have none of that name.
         looked: Vec<PathBuf>,
     },
+    /// A descriptor that was passed for it.
+    #[error("the descriptor that was passed as control socket cannot be one: {0}")]
+    Passed(&'static str),
     /// The kernel refused.
     #[error("cannot {action} {path}")]
     Io {

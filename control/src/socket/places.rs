@@ -15,6 +15,9 @@ use std::sync::Mutex;
 /// The variable that names the one directory to use, instead of all others.
 pub const ONLY: &str = "LLFREE_VMM_DIR";
 
+/// The directory of root, or of the user that VMs of a service manager run as.
+const OF_SYSTEM: &str = "/run/llfree-vmm";
+
 /// The user that has all rights.
 const ROOT: u32 = 0;
 
@@ -22,7 +25,13 @@ const ROOT: u32 = 0;
 #[must_use]
 pub fn all() -> Vec<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    of_user(effective_user(), absolute(ONLY), absolute("XDG_RUNTIME_DIR"))
+    let mut places = of_user(effective_user(), absolute(ONLY), absolute("XDG_RUNTIME_DIR"));
+    // Of the user that services run as; only root can have made it.
+    let of_services = PathBuf::from(OF_SYSTEM);
+    if absolute(ONLY).is_none() && !places.contains(&of_services) && check(&of_services).is_ok() {
+        places.insert(places.len() - 1, of_services);
+    }
+    places
 }
 
 fn of_user(uid: u32, only: Option<PathBuf>, of_session: Option<PathBuf>) -> Vec<PathBuf> {
@@ -33,7 +42,7 @@ fn of_user(uid: u32, only: Option<PathBuf>, of_session: Option<PathBuf>) -> Vec<
     let of_login = PathBuf::from(format!("/run/user/{uid}"));
     let mut places: Vec<PathBuf> = of_session.into_iter().chain([of_login]).map(|dir| dir.join("llfree-vmm")).collect();
     if uid == ROOT {
-        places.push(PathBuf::from("/run/llfree-vmm"));
+        places.push(PathBuf::from(OF_SYSTEM));
     }
     places.push(PathBuf::from(format!("/tmp/llfree-vmm-{uid}")));
     places.dedup();
