@@ -5,6 +5,7 @@ Two query sets in Python, one in numpy and one in DuckDB. Each runs in phases: a
 it little is in use. No program is changed: each allocator is preloaded. They take turns, and what they compute must be the same.
 
     cargo build --release -p llfree-preload
+    cargo build --release --manifest-path area/real-work/lgalloc/Cargo.toml
     python3 -m venv VENV && VENV/bin/pip install -r area/real-work/requirements.txt
     VENV/bin/python area/real-work/compare.py --rounds 5 --json real-work.json
 
@@ -85,6 +86,7 @@ def libraries():
     """Allocators and the environment that brings each into a program."""
     target = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parents[2] / "target"))
     debian = Path("/usr/lib") / (os.uname().machine + "-linux-gnu")
+    lgalloc = HERE.parent / "lgalloc/target/release/liblgalloc_preload.so"
     jemalloc, mimalloc = debian / "libjemalloc.so.2", debian / "libmimalloc.so.2.0"
     candidates = [
         ("glibc", None, {}),
@@ -92,6 +94,8 @@ def libraries():
         ("jemalloc", jemalloc, {}),
         ("jemalloc-decay-0", jemalloc, {"MALLOC_CONF": "dirty_decay_ms:0,muzzy_decay_ms:0"}),
         ("mimalloc", mimalloc, {}),
+        ("lgalloc", lgalloc, {}),
+        ("lgalloc-eager", lgalloc, {"LGALLOC_EAGER": "1"}),
     ]
     for name, library, settings in candidates:
         if library and not library.exists():

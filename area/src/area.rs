@@ -6,13 +6,18 @@
 
 use crate::block::{Block, Extent};
 use crate::error::{AllocError, AreaError, FreeError};
+use crate::file::NamedFile;
+use crate::file_error::{FileError, FileFault};
 use crate::hand::Hand;
 use crate::reclaimer::{Flush, Reclaimer, Status};
 use crate::space::{MemoryKind, Shared, Space};
+use llfree::Leaks;
 use llfree::run::Behind;
 use llfree_base::choices::{Settings, Switch};
-use llfree_monitor::{Pass, Resize, Validation};
+use llfree_monitor::{Pass, Resize, Table, Validation};
 use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order};
+use std::path::Path;
+use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -65,6 +70,83 @@ impl Builder {
         area.auto_reclaim(self.auto_reclaim)?;
         Ok(area)
     }
+
+    /// Makes the area in a new file, which outlives it. What it takes of the file system is what it has resident; memory that goes
+    /// back leaves a hole. The kind of memory is that of the file.
+    ///
+    /// # Errors
+    /// [`FileError`]; then there is no such file, unless there was one before.
+    pub fn create_at(self, path: &Path) -> Result<Area, FileError> {
+        let (space, table) = Space::create(path, self.bytes)?;
+        Opened { space, table, auto_reclaim: self.auto_reclaim }.start(path, Reclaimer::new)
+    }
+
+    /// Opens the area in a file, with all that was allocated in it. Its size is what it was.
+    ///
+    /// # Errors
+    /// [`FileError`]; then the file is as it was.
+    pub fn open_at(self, path: &Path) -> Result<Opened, FileError> {
+        let (space, table) = Space::open(path)?;
+        Ok(Opened { space, table, auto_reclaim: self.auto_reclaim })
+    }
+}
+
+/// An area in a file that nobody allocates from yet: the moment to look for what its last user has left. Dropped, it is
+/// closed again.
+#[derive(Debug)]
+pub struct Opened {
+    space: Space,
+    table: Table,
+    auto_reclaim: Switch,
+}
+
+impl Opened {
+    /// The file, and what it says of its past.
+    ///
+    /// # Panics
+    /// In a forked child, which does not have it.
+    #[must_use]
+    pub fn file(&self) -> &NamedFile {
+        self.space.named().expect("this process opened it")
+    }
+
+    /// Where an offset lies in this process, this time.
+    #[must_use]
+    pub fn at(&self, offset: u64) -> Option<NonNull<u8>> {
+        self.space.at(offset)
+    }
+
+    /// Frees what nobody owns: whatever is allocated and not claimed by `owned`, which is asked for an offset and a size, of
+    /// 4 KiB or 2 MiB. A process that was killed leaves such: what its threads kept to be fast, and what each was about to
+    /// take or to give.
+    pub fn free_unowned(&mut self, owned: impl FnMut(u64, u64) -> bool) -> Leaks {
+        self.space.named_mut().map_or_else(Leaks::default, |file| file.free_unowned(owned))
+    }
+
+    /// The area, to allocate from.
+    ///
+    /// # Errors
+    /// [`FileFault::Area`]: what the system has not to give.
+    pub fn area(self) -> Result<Area, FileError> {
+        let path = self.file().path().to_owned();
+        // As after another process that took memory back, and is gone.
+        self.start(&path, Reclaimer::adopting)
+    }
+
+    fn start(
+        self,
+        path: &Path,
+        reclaimer: impl FnOnce(Arc<llfree_monitor::memory::GuestRam>, Table) -> Result<Reclaimer, AreaError>,
+    ) -> Result<Area, FileError> {
+        let Self { space, table, auto_reclaim } = self;
+        let start = || {
+            let reclaimer = Arc::new(reclaimer(space.ram().clone(), table)?);
+            let area = Area { reclaimer, space: Arc::new(space) };
+            area.auto_reclaim(auto_reclaim)?;
+            Ok::<_, AreaError>(area)
+        };
+        start().map_err(|error| FileError { path: path.to_owned(), fault: error.into() })
+    }
 }
 
 /// Memory of this process; clones are the same area, which ends with the last of them and the last handle.
@@ -103,6 +185,66 @@ impl Area {
     #[must_use]
     pub unsafe fn shared(&self) -> Option<Shared<'_>> {
         if self.space.is_missing() { None } else { self.space.shared() }
+    }
+
+    /// The file that it lies in, if that has a name and this process has it.
+    #[must_use]
+    pub fn file(&self) -> Option<&NamedFile> {
+        self.space.named()
+    }
+
+    /// Closes an area in a file, with all of it on the disk: it is there when the machine was down meanwhile. Without this
+    /// the file is closed with the last clone and the last handle, and is there for as long as the machine stays up.
+    /// Nothing for other areas.
+    ///
+    /// # Errors
+    /// [`FileFault::StillUsed`] while there are other clones, handles or objects of it, and nothing is done; else what the
+    /// system says.
+    pub fn close(self) -> Result<(), FileError> {
+        let path = self.file().map(|file| file.path().to_owned()).unwrap_or_default();
+        let Self { reclaimer, space } = self;
+        // With its thread, which uses the space.
+        drop(reclaimer);
+        Arc::into_inner(space).ok_or(FileError { path, fault: FileFault::StillUsed })?.close()
+    }
+
+    /// How far from the area's start an address of it lies: what to keep in a file, where addresses are others each time.
+    #[must_use]
+    pub fn offset_of(&self, start: NonNull<u8>) -> Option<u64> {
+        self.space.offset_of(start)
+    }
+
+    /// The address of an offset.
+    #[must_use]
+    pub fn at(&self, offset: u64) -> Option<NonNull<u8>> {
+        self.space.at(offset)
+    }
+
+    /// The block of so many bytes at an offset that was allocated when the area's file was open before. `None` where no such
+    /// block can be: not allocated, or of no such size.
+    ///
+    /// # Safety
+    /// The caller is its owner, and nobody else has or makes a block of any part of it.
+    #[must_use]
+    pub unsafe fn block_at(&self, offset: u64, bytes: u64) -> Option<Block> {
+        if self.space.is_missing() {
+            return None;
+        }
+        let frame = self.space.frame_at_offset(offset)?;
+        let is_huge = bytes.is_multiple_of(Order::HUGE.bytes());
+        let extent = if is_huge {
+            let count = u32::try_from(bytes / Order::HUGE.bytes()).ok().filter(|count| *count > 0)?;
+            Extent::Run(HugeRange::new(frame.huge()?, count)?)
+        } else {
+            let order = Order::new(u8::try_from((bytes / Order::BASE.bytes()).checked_ilog2()?).ok()?)?;
+            (order.bytes() == bytes && frame.is_aligned(order)).then_some(Extent::Order(frame, order))?
+        };
+        let tenant = self.space.tenant();
+        let is_used =
+            |entry: HugeEntry| if is_huge { entry.is_huge() } else { !entry.is_all_free() && !entry.is_huge() };
+        let frames = Space::huge_range(frame, bytes / Order::BASE.bytes());
+        let all = frames.iter().all(|huge| tenant.entry(huge).is_some_and(|entry| !entry.is_held() && is_used(entry)));
+        all.then(|| self.block(extent, frame, false))
     }
 
     /// Whether its memory is private, so that a forked child has a copy.

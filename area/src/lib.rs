@@ -33,6 +33,7 @@
 //! | [`link`], [`wire`] | an area registered with a process that takes memory back; the words for that |
 //! | [`patience`] | how long a descriptor is waited for |
 //! | [`foreign`] | the area of another process, for who takes memory from it |
+//! | [`file`], [`file_error`] | table and memory in a file that outlives its process |
 //! | `fork` | whether this is still the process that made the area |
 
 pub mod area;
@@ -40,6 +41,8 @@ pub mod block;
 #[cfg(feature = "allocator-api2")]
 mod collections;
 pub mod error;
+pub mod file;
+pub mod file_error;
 pub mod foreign;
 mod fork;
 mod hand;
@@ -54,9 +57,11 @@ mod space;
 pub mod tier;
 pub mod wire;
 
-pub use area::{Area, Builder, Handle};
+pub use area::{Area, Builder, Handle, Opened};
 pub use block::Block;
 pub use error::{AllocError, AreaError, FreeError};
+pub use file::NamedFile;
+pub use file_error::{FileError, FileFault};
 pub use foreign::{AdoptError, ForeignArea};
 pub use link::{RegisterError, Registered};
 pub use llfree_base::choices::{Settings, Switch};

@@ -4,9 +4,12 @@
 //! known here.
 
 use crate::error::AreaError;
+use crate::file::{self, NamedFile, mapped};
+use crate::file_error::FileError;
 use crate::fork::Maker;
 use llfree::{Initial, Tenant};
 use llfree_base::choices::Backing;
+use llfree_base::error_line;
 use llfree_monitor::memory::GuestRam;
 use llfree_monitor::{Region, Table};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -14,11 +17,11 @@ use shared_layout::{FrameId, HUGE_SIZE, HugeRange, Order, TableLayout};
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::{fmt, fs, io};
-use vm_memory::{FileOffset, MmapRegion};
 
 /// The memory that an area lies in.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -73,6 +76,8 @@ pub(crate) struct Space {
     region: ManuallyDrop<Arc<Region>>,
     /// The table's file, where others are to see it.
     table_file: Option<File>,
+    /// The file that both lie in and that outlives them.
+    named: Option<NamedFile>,
     tenant: Tenant<'static>,
     marks: &'static [AtomicU8],
     maker: Maker,
@@ -99,9 +104,8 @@ impl Space {
     fn in_backing(bytes: u64, backing: Backing) -> Result<(Self, Table), AreaError> {
         let huge_frames = bytes.div_ceil(HUGE_SIZE);
         let layout = u32::try_from(huge_frames).ok().and_then(TableLayout::new).ok_or(AreaError::Size { bytes })?;
-        let maker = Maker::new();
         let ram = GuestRam::of_process(huge_frames * HUGE_SIZE, backing)?;
-        let (marks_at, region_bytes) = (layout.total, region_bytes(&layout));
+        let region_bytes = region_bytes(&layout);
         let (region, file) = match backing {
             Backing::Anon => (Region::anonymous(region_bytes).map_err(AreaError::Table)?, None),
             Backing::Memfd | Backing::Hugetlb => {
@@ -109,32 +113,82 @@ impl Space {
                 (region, Some(file))
             }
         };
-        let region = Arc::new(region);
+        let (mut space, table) = Self::over(ram, Arc::new(region), (layout, layout.total), Initial::Evicted)?;
+        space.table_file = file;
+        Ok((space, table))
+    }
+
+    /// In a file of that name, which is made for it.
+    pub(crate) fn create(path: &Path, bytes: u64) -> Result<(Self, Table), FileError> {
+        Self::in_file(file::create(path, bytes)?)
+    }
+
+    /// In one that is there.
+    pub(crate) fn open(path: &Path) -> Result<(Self, Table), FileError> {
+        Self::in_file(file::open(path)?)
+    }
+
+    fn in_file(parts: file::Parts) -> Result<(Self, Table), FileError> {
+        let file::Parts { ram, region, layout, marks_at, named } = parts;
+        match Self::over(ram, region, (layout, marks_at), Initial::Joined) {
+            Ok((mut space, table)) => {
+                space.named = Some(named);
+                Ok((space, table))
+            }
+            Err(error) => Err(FileError { path: named.path().to_owned(), fault: error.into() }),
+        }
+    }
+
+    /// Memory, and a region with its table and its marks, which begins in the given state.
+    fn over(
+        ram: GuestRam,
+        region: Arc<Region>,
+        (layout, marks_at): (TableLayout, u64),
+        initial: Initial,
+    ) -> Result<(Self, Table), AreaError> {
+        let maker = Maker::new();
         let fits = "the region was made this large";
         let table = Table::new(region.clone(), layout).expect(fits).with_marks(marks_at).expect(fits);
         let base = std::ptr::with_exposed_provenance_mut(region.host_address() as usize);
-        // SAFETY: the region is as long as the layout says, page aligned, reached through atomics only, and new, so that
-        // nobody is at work on it. The slices live as long as `Self`, which keeps the region and hands none of them out
-        // for longer.
-        let tenant = unsafe { llfree::Table::from_layout(base, region_bytes, &layout, Initial::Evicted) };
+        // SAFETY: the region is as long as the layout says, page aligned, reached through atomics only, and nobody is at work
+        // on it yet. The slices live as long as `Self`, which keeps the region and hands none of them out for longer.
+        let tenant = unsafe { llfree::Table::from_layout(base, region.bytes(), &layout, initial) };
         let tenant = tenant.map_err(|error| AreaError::Table(io::Error::other(error)))?.tenant();
-        let marks: &[AtomicU8] = region.atomics(marks_at, huge_frames as usize);
+        let marks: &[AtomicU8] = region.atomics(marks_at, layout.huge_frames as usize);
         // SAFETY: as above: the region is kept.
         let marks = unsafe { std::slice::from_raw_parts(marks.as_ptr(), marks.len()) };
         static IDS: AtomicU32 = AtomicU32::new(1);
         let space = Self {
-            is_private: backing == Backing::Anon,
+            is_private: ram.backing() == Backing::Anon,
             base: ram.host_address() as usize,
             bytes: ram.bytes(),
             ram: ManuallyDrop::new(Arc::new(ram)),
             region: ManuallyDrop::new(region),
-            table_file: file,
+            table_file: None,
+            named: None,
             tenant,
             marks,
             maker,
             id: IDS.fetch_add(1, Ordering::Relaxed),
         };
         Ok((space, table))
+    }
+
+    /// The file that it lies in, where that has a name.
+    pub(crate) fn named(&self) -> Option<&NamedFile> {
+        if self.is_missing() { None } else { self.named.as_ref() }
+    }
+
+    pub(crate) fn named_mut(&mut self) -> Option<&mut NamedFile> {
+        if self.is_missing() { None } else { self.named.as_mut() }
+    }
+
+    /// Its end, with all of it on the disk, where it lies in a file with a name.
+    pub(crate) fn close(mut self) -> Result<(), FileError> {
+        if self.is_missing() {
+            return Ok(());
+        }
+        self.named.take().map_or(Ok(()), |named| named.close(true))
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -195,6 +249,23 @@ impl Space {
         (offset < self.bytes && offset.is_multiple_of(4096)).then_some(FrameId(offset / 4096))
     }
 
+    /// The address of an offset into the memory.
+    pub(crate) fn at(&self, offset: u64) -> Option<NonNull<u8>> {
+        let address = self.base + usize::try_from(offset).ok().filter(|_| offset < self.bytes && !self.is_missing())?;
+        NonNull::new(std::ptr::with_exposed_provenance_mut(address))
+    }
+
+    /// The offset of an address.
+    pub(crate) fn offset_of(&self, start: NonNull<u8>) -> Option<u64> {
+        let offset = start.as_ptr().addr().wrapping_sub(self.base) as u64;
+        (offset < self.bytes).then_some(offset)
+    }
+
+    /// The frame that begins at an offset.
+    pub(crate) fn frame_at_offset(&self, offset: u64) -> Option<FrameId> {
+        self.frame_at(self.base.checked_add(usize::try_from(offset).ok()?)?)
+    }
+
     /// The table shows no difference between a frame that was free all the time and one that was in use a moment ago:
     /// the reclaimer is told, so that it takes the former.
     #[inline]
@@ -219,6 +290,10 @@ impl Drop for Space {
     fn drop(&mut self) {
         if self.is_missing() {
             return;
+        }
+        // Every handle has given back what it held: nothing is to be recovered.
+        if let Some(Err(error)) = self.named.take().map(|named| named.close(false)) {
+            log::warn!("{}", error_line(&error));
         }
         // SAFETY: dropped once, here, and not used afterwards.
         unsafe {
@@ -246,11 +321,7 @@ fn sealed(bytes: usize) -> io::Result<(Region, File)> {
     rustix::fs::ftruncate(&file, bytes as u64)?;
     rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     let file = File::from(file);
-    let mapping = MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), bytes).map_err(io::Error::other)?;
-    let region = Region::over(mapping)?;
-    let start = std::ptr::with_exposed_provenance_mut(region.host_address() as usize);
-    // SAFETY: our mapping, of this length; the advice changes nothing that it holds.
-    unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxDontFork) }?;
+    let region = mapped(file.try_clone()?, bytes)?;
     Ok((region, file))
 }
 

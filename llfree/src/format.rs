@@ -1,16 +1,15 @@
-//! The format of a persistent region: the words of its header, and the layout of its parts.
+//! The format of a persistent region: a header, and behind it a frame table as any party lays it out.
 //!
-//! Numbers only, no memory touched. Everything here is on disk: a change needs another [`VERSION`].
+//! The words of the header are here, the parts of the table are [`TableLayout`]'s, so that a monitor works on the table of
+//! a region as on any other. Numbers only, no memory touched. Everything here is on disk: a change needs another [`VERSION`].
 
 use crate::durable::LINE;
-use crate::rows::ROWS;
 use shared_layout::TableLayout;
-use shared_layout::table::MAX_HUGE_FRAMES;
 
 /// `"LLFREEPM"` in memory order.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LLFREEPM");
 /// Version of the region; the [module](crate::persist) says when to raise it.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The alignment of a region: a cache line, so that a bitfield lies in one.
 pub const REGION_ALIGN: usize = LINE;
 
@@ -25,7 +24,7 @@ pub(crate) const W_VERSION: usize = 1;
 pub(crate) const W_HUGE_FRAMES: usize = 2;
 const W_ENTRIES: usize = 3;
 const W_BITFIELDS: usize = 4;
-const W_HINTS: usize = 5;
+const W_TENANT: usize = 5;
 const W_TOTAL: usize = 6;
 // And of the second.
 pub(crate) const W_STATE: usize = 8;
@@ -36,63 +35,38 @@ const VERSION_WORD: u64 = (HEADER_BYTES as u64) << 32 | VERSION as u64;
 pub(crate) const IN_USE: u64 = 1;
 pub(crate) const CLEAN: u64 = 2;
 
-/// The layout of a region's parts.
-#[derive(Clone, Copy)]
-pub(crate) struct Geometry {
-    pub(crate) huge_frames: u32,
-    pub(crate) entries: usize,
-    pub(crate) bitfields: usize,
-    pub(crate) hints: usize,
-    pub(crate) total: usize,
+/// Where the table of a region lies in it. `None` for zero huge frames or more than
+/// [`MAX_HUGE_FRAMES`](crate::MAX_HUGE_FRAMES).
+#[must_use]
+pub const fn table_layout(huge_frames: u32) -> Option<TableLayout> {
+    TableLayout::after(HEADER_BYTES as u64, huge_frames)
 }
 
-impl Geometry {
-    pub(crate) const fn new(huge_frames: u32) -> Option<Self> {
-        if huge_frames == 0 || huge_frames > MAX_HUGE_FRAMES {
-            return None;
-        }
-        let entries = HEADER_BYTES;
-        let bitfields = line_up(entries + huge_frames as usize * size_of::<u16>());
-        let hints = bitfields + huge_frames as usize * ROWS * size_of::<u64>();
-        let total = line_up(hints + Self::hint_words(huge_frames) * 8 + TableLayout::trees(huge_frames) as usize * 2);
-        Some(Self { huge_frames, entries, bitfields, hints, total })
-    }
-
-    /// The return epoch and the summary, in front of the hints.
-    pub(crate) const fn hint_words(huge_frames: u32) -> usize {
-        1 + TableLayout::summary_words(huge_frames) as usize
-    }
-
-    /// The first line of the header, word by word.
-    pub(crate) const fn words(&self) -> [u64; 7] {
-        let mut words = [0; 7];
-        words[W_MAGIC] = MAGIC;
-        words[W_VERSION] = VERSION_WORD;
-        words[W_HUGE_FRAMES] = self.huge_frames as u64;
-        words[W_ENTRIES] = self.entries as u64;
-        words[W_BITFIELDS] = self.bitfields as u64;
-        words[W_HINTS] = self.hints as u64;
-        words[W_TOTAL] = self.total as u64;
-        words
-    }
-}
-
-const fn line_up(bytes: usize) -> usize {
-    bytes.next_multiple_of(LINE)
+/// The first line of the header, word by word.
+pub(crate) const fn header_words(layout: &TableLayout) -> [u64; 7] {
+    let mut words = [0; 7];
+    words[W_MAGIC] = MAGIC;
+    words[W_VERSION] = VERSION_WORD;
+    words[W_HUGE_FRAMES] = layout.huge_frames as u64;
+    words[W_ENTRIES] = layout.entries;
+    words[W_BITFIELDS] = layout.bitfields;
+    words[W_TENANT] = layout.tenant;
+    words[W_TOTAL] = layout.total;
+    words
 }
 
 /// Bytes of a region for `huge_frames` of memory; `None` for zero or more than
-/// [`MAX_HUGE_FRAMES`].
+/// [`MAX_HUGE_FRAMES`](crate::MAX_HUGE_FRAMES).
 ///
 /// ```
-/// // 8 GiB of memory need 264 KiB and the hints.
+/// // 8 GiB of memory need 264 KiB, and the host's words and the hints.
 /// const BYTES: usize = llfree::persist::region_bytes(4096).unwrap();
 /// assert_eq!(BYTES, 128 + 4096 * 66 + 448);
 /// ```
 #[must_use]
 pub const fn region_bytes(huge_frames: u32) -> Option<usize> {
-    match Geometry::new(huge_frames) {
-        Some(geometry) => Some(geometry.total),
+    match table_layout(huge_frames) {
+        Some(layout) => Some(layout.total as usize),
         None => None,
     }
 }

@@ -1,14 +1,15 @@
 //! [`Persistent`]: an allocator whose lower level lies in a file or on persistent memory.
 //!
-//! The caller maps the region and hands in its bytes; nothing here makes a system call. Entries and
-//! bitfields are what persists. The hints follow them, mean nothing to the next opener and are
+//! The caller maps the region and hands in its bytes; nothing here makes a system call. Behind the header lies a
+//! frame table like any other ([`table_layout`] says where), so that a monitor can take memory back from a persistent
+//! instance, too. Entries, bitfields and the host's limit are what persists. The hints mean nothing to the next opener and are
 //! rebuilt by it, so that one pointer and one length are all an instance needs:
 //!
 //! ```text
-//! +------------------------------+-------------+-----------+-------------+------------+
-//! | magic, version, geometry     | state,      | entries   | bitfields   | hints      |
-//! | 64 bytes, fixed once created | generation  | 2 B/2 MiB | 64 B/2 MiB  | rebuilt    |
-//! +------------------------------+-------------+-----------+-------------+------------+
+//! +------------------------------+-------------+--------+-----------+-------------+------------+
+//! | magic, version, geometry     | state,      | host's | entries   | bitfields   | hints      |
+//! | 64 bytes, fixed once created | generation  | words  | 2 B/2 MiB | 64 B/2 MiB  | rebuilt    |
+//! +------------------------------+-------------+--------+-----------+-------------+------------+
 //! ```
 //!
 //! A region is checked before a byte of it is changed. While it is open its header says "in use";
@@ -36,17 +37,19 @@
 
 use crate::durable::WriteBack;
 use crate::format::{
-    CLEAN, Geometry, HEADER_BYTES, IN_USE, RESERVED, W_GENERATION, W_HUGE_FRAMES, W_MAGIC, W_STATE, W_VERSION, WORDS,
+    CLEAN, HEADER_BYTES, IN_USE, RESERVED, W_GENERATION, W_HUGE_FRAMES, W_MAGIC, W_STATE, W_VERSION, WORDS,
+    header_words,
 };
-pub use crate::format::{MAGIC, REGION_ALIGN, VERSION, region_bytes};
+pub use crate::format::{MAGIC, REGION_ALIGN, VERSION, region_bytes, table_layout};
 use crate::lower::Lower;
 use crate::recover::{Leaks, Recovery, free_unowned, recover};
 use crate::region_error::{CloseError, CreateError, OpenError};
 use crate::stats::Stats;
 use crate::sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use crate::table::Initial;
 use crate::tenant::Tenant;
-use core::fmt;
-use shared_layout::{FrameId, HugeEntry, HugeRange, Order};
+use core::{fmt, slice};
+use shared_layout::{FrameId, HugeEntry, HugeRange, Order, TableLayout};
 
 /// Findings of [`inspect`] in a region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,12 +73,12 @@ pub struct Inspection {
 /// # Errors
 /// As [`Persistent::open`].
 pub fn inspect(region: &[AtomicU8]) -> Result<Inspection, OpenError> {
-    let (geometry, header) = check(region)?;
-    let (entries, rows) = tables(region, &geometry);
-    let lower = Lower::new(entries, rows).expect("the geometry gives each entry eight rows");
-    let all = || HugeRange::up_to(geometry.huge_frames).iter();
+    let (layout, header) = check(region)?;
+    let (entries, rows) = tables(region, &layout);
+    let lower = Lower::new(entries, rows).expect("the layout gives each entry eight rows");
+    let all = || HugeRange::up_to(layout.huge_frames).iter();
     Ok(Inspection {
-        huge_frames: geometry.huge_frames,
+        huge_frames: layout.huge_frames,
         generation: header[W_GENERATION].load(Ordering::Relaxed),
         clean: header[W_STATE].load(Ordering::Relaxed) == CLEAN,
         stats: Stats::count(all().filter_map(|huge| lower.entry(huge))),
@@ -123,44 +126,70 @@ impl<'a> Persistent<'a> {
     /// # Errors
     /// The mismatch; the region is unchanged.
     pub fn create(region: &'a mut [u8], huge_frames: u32, write_back: WriteBack) -> Result<Self, CreateError> {
-        let geometry = Geometry::new(huge_frames).ok_or(CreateError::HugeFrames(huge_frames))?;
-        let address = region.as_ptr().addr();
+        // SAFETY: exclusively borrowed for as long as the instance lives, and of this length.
+        unsafe { Self::create_raw(region.as_mut_ptr(), region.len(), huge_frames, Initial::Free, write_back) }
+    }
+
+    /// The same in memory that others reach as well, such as a monitor, and with another first state. Of
+    /// [`Initial::Kept`] and [`Initial::Joined`] there is nothing yet: they mean [`Initial::Free`].
+    ///
+    /// # Safety
+    /// For as long as `'a`, `base` points to `bytes` bytes that stay mapped, and every party accesses them as atomics
+    /// only. No other party is at work before this returns.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub unsafe fn create_raw(
+        base: *mut u8,
+        bytes: usize,
+        huge_frames: u32,
+        initial: Initial,
+        write_back: WriteBack,
+    ) -> Result<Self, CreateError> {
+        let layout = table_layout(huge_frames).ok_or(CreateError::HugeFrames(huge_frames))?;
+        let (address, needed) = (base.addr(), layout.total as usize);
         if !address.is_multiple_of(REGION_ALIGN) {
             return Err(CreateError::Misaligned { address });
         }
-        if region.len() != geometry.total {
-            return Err(CreateError::Length { bytes: region.len(), needed: geometry.total });
+        if bytes != needed {
+            return Err(CreateError::Length { bytes, needed });
         }
-        let region = share(region);
+        // SAFETY: by the caller's contract; any byte is an atomic one.
+        let region = unsafe { slice::from_raw_parts(base.cast::<AtomicU8>(), bytes) };
         let header = header_of(region);
         let first = header[W_MAGIC].load(Ordering::Relaxed);
         if first != 0 {
             return Err(CreateError::Occupied { first });
         }
-        let (entries, rows) = tables(region, &geometry);
+        let (entries, rows) = tables(region, &layout);
+        let first_entry = match initial {
+            Initial::Evicted => HugeEntry::FREE_EVICTED,
+            Initial::Allocated => HugeEntry::HUGE_INSTALLED,
+            Initial::Free | Initial::Kept | Initial::Joined => HugeEntry::FREE_INSTALLED,
+        };
         for entry in entries {
-            entry.store(HugeEntry::FREE_INSTALLED.bits(), Ordering::Relaxed);
+            entry.store(first_entry.bits(), Ordering::Relaxed);
         }
-        for row in rows {
-            row.store(0, Ordering::Relaxed);
-        }
-        for word in &header[W_VERSION..] {
+        // All words in front of the entries but the magic, and the bits.
+        let words = &as_u64s(&region[..layout.entries as usize])[W_VERSION..];
+        for word in words.iter().chain(rows) {
             word.store(0, Ordering::Relaxed);
         }
-        for (word, value) in header.iter().zip(geometry.words()).skip(W_VERSION) {
+        for (word, value) in header.iter().zip(header_words(&layout)).skip(W_VERSION) {
             word.store(value, Ordering::Relaxed);
         }
         header[W_STATE].store(IN_USE, Ordering::Relaxed);
         header[W_GENERATION].store(1, Ordering::Relaxed);
         write_back.lines(entries);
         write_back.lines(rows);
+        write_back.lines(words);
         write_back.lines(header);
         write_back.fence();
         // The magic comes last: with it, all else is there. Release, for the compiler to keep it so.
         header[W_MAGIC].store(MAGIC, Ordering::Release);
         write_back.lines(header);
         write_back.fence();
-        Ok(Self::start(region, &geometry, write_back, 1, None))
+        Ok(Self::start(region, &layout, write_back, 1, None))
     }
 
     /// Opens a region that [`create`](Self::create) formatted; recovers it first if it was not
@@ -169,7 +198,21 @@ impl<'a> Persistent<'a> {
     /// # Errors
     /// The reason that this is not such a region; then no byte of it was changed.
     pub fn open(region: &'a mut [u8], write_back: WriteBack) -> Result<Self, OpenError> {
-        let (geometry, header) = check(share(&mut *region))?;
+        // SAFETY: as in `create`.
+        unsafe { Self::open_raw(region.as_mut_ptr(), region.len(), write_back) }
+    }
+
+    /// The same in memory that others reach as well.
+    ///
+    /// # Safety
+    /// As [`create_raw`](Self::create_raw).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub unsafe fn open_raw(base: *mut u8, bytes: usize, write_back: WriteBack) -> Result<Self, OpenError> {
+        // SAFETY: by the caller's contract, ours alone until this returns.
+        let region = unsafe { slice::from_raw_parts_mut(base, bytes) };
+        let (layout, header) = check(share(&mut *region))?;
         let was_clean = header[W_STATE].load(Ordering::Relaxed) == CLEAN;
         let generation = header[W_GENERATION].load(Ordering::Relaxed).wrapping_add(1);
         header[W_STATE].store(IN_USE, Ordering::Relaxed);
@@ -178,7 +221,7 @@ impl<'a> Persistent<'a> {
         write_back.lines(header);
         write_back.fence();
 
-        let (entries, rows) = tables_mut(&mut *region, &geometry);
+        let (entries, rows) = tables_mut(region, &layout);
         // A closed instance is believed, and its bitfields not even read, unless an entry is broken.
         let is_valid = |word: &AtomicU16| HugeEntry::from_bits(word.load(Ordering::Relaxed)).is_valid();
         let recovery = if was_clean && entries.iter().all(is_valid) {
@@ -190,26 +233,28 @@ impl<'a> Persistent<'a> {
             write_back.fence();
             recovery
         };
-        Ok(Self::start(share(region), &geometry, write_back, generation, recovery))
+        // SAFETY: as above, and from here on everybody's.
+        let region = unsafe { slice::from_raw_parts(base.cast::<AtomicU8>(), bytes) };
+        Ok(Self::start(region, &layout, write_back, generation, recovery))
     }
 
     fn start(
         region: &'a [AtomicU8],
-        geometry: &Geometry,
+        layout: &TableLayout,
         write_back: WriteBack,
         generation: u64,
         recovery: Option<Recovery>,
     ) -> Self {
-        let (entries, rows) = tables(region, geometry);
-        let words = Geometry::hint_words(geometry.huge_frames);
-        let (words, hints) = region[geometry.hints..].split_at(words * 8);
-        let words = as_u64s(words);
-        let hints = &as_u16s(hints)[..Tenant::hint_len(geometry.huge_frames)];
+        let (entries, rows) = tables(region, layout);
+        let (summary, hints) =
+            region[layout.tenant as usize..].split_at(Tenant::summary_len(layout.huge_frames) * size_of::<u64>());
+        let (summary, hints) = (as_u64s(summary), &as_u16s(hints)[..Tenant::hint_len(layout.huge_frames)]);
+        let return_epoch = &as_u64s(&region[layout.return_epoch as usize..])[0];
         // Whatever the last user left there.
-        for word in words {
+        for word in summary.iter().chain([return_epoch]) {
             word.store(0, Ordering::Relaxed);
         }
-        let mut tenant = Tenant::new(entries, rows, hints, &words[1..], &words[0])
+        let mut tenant = Tenant::new(entries, rows, hints, summary, return_epoch)
             .expect("all lengths were computed from one number, at most MAX_HUGE_FRAMES");
         tenant.lower = tenant.lower.with_write_back(write_back);
         tenant.classify();
@@ -278,7 +323,7 @@ impl<'a> Persistent<'a> {
 }
 
 /// Whether this is a region, and where its parts lie; reads only.
-fn check(region: &[AtomicU8]) -> Result<(Geometry, &[AtomicU64]), OpenError> {
+fn check(region: &[AtomicU8]) -> Result<(TableLayout, &[AtomicU64]), OpenError> {
     let (address, bytes) = (region.as_ptr().addr(), region.len());
     if bytes < HEADER_BYTES {
         return Err(OpenError::NoHeader { bytes, needed: HEADER_BYTES });
@@ -303,13 +348,13 @@ fn check(region: &[AtomicU8]) -> Result<(Geometry, &[AtomicU64]), OpenError> {
         return Err(OpenError::NewerVersion { found: version });
     }
     let huge_frames = words[W_HUGE_FRAMES];
-    let geometry = u32::try_from(huge_frames).ok().and_then(Geometry::new).ok_or(OpenError::HugeFrames(huge_frames))?;
-    for (index, expected) in geometry.words().into_iter().enumerate() {
+    let layout = u32::try_from(huge_frames).ok().and_then(table_layout).ok_or(OpenError::HugeFrames(huge_frames))?;
+    for (index, expected) in header_words(&layout).into_iter().enumerate() {
         if words[index] != expected {
             return Err(OpenError::Header { offset: index * 8, found: words[index], expected });
         }
     }
-    let said = geometry.total;
+    let said = layout.total as usize;
     match bytes {
         _ if bytes < said => return Err(OpenError::Shorter { bytes, said }),
         _ if bytes > said => return Err(OpenError::Longer { bytes, said }),
@@ -319,7 +364,7 @@ fn check(region: &[AtomicU8]) -> Result<(Geometry, &[AtomicU64]), OpenError> {
         return Err(OpenError::Reserved { offset: index * 8, found: words[index] });
     }
     match words[W_STATE] {
-        IN_USE | CLEAN => Ok((geometry, header)),
+        IN_USE | CLEAN => Ok((layout, header)),
         found => Err(OpenError::State { found }),
     }
 }
@@ -330,20 +375,21 @@ fn header_of(region: &[AtomicU8]) -> &[AtomicU64] {
 }
 
 /// Entries and bitfields, of a region that was checked.
-fn tables<'a>(region: &'a [AtomicU8], geometry: &Geometry) -> (&'a [AtomicU16], &'a [AtomicU64]) {
-    let entries = as_u16s(&region[geometry.entries..geometry.bitfields]);
-    (&entries[..geometry.huge_frames as usize], as_u64s(&region[geometry.bitfields..geometry.hints]))
+fn tables<'a>(region: &'a [AtomicU8], layout: &TableLayout) -> (&'a [AtomicU16], &'a [AtomicU64]) {
+    let (entries, bitfields) = (layout.entries as usize, layout.bitfields as usize);
+    let entries = &as_u16s(&region[entries..bitfields])[..layout.huge_frames as usize];
+    (entries, as_u64s(&region[bitfields..layout.tenant as usize]))
 }
 
 /// The same for an exclusive user.
-fn tables_mut<'a>(region: &'a mut [u8], geometry: &Geometry) -> (&'a mut [AtomicU16], &'a mut [AtomicU64]) {
-    let (front, bitfields) = region[..geometry.hints].split_at_mut(geometry.bitfields);
+fn tables_mut<'a>(region: &'a mut [u8], layout: &TableLayout) -> (&'a mut [AtomicU16], &'a mut [AtomicU64]) {
+    let (front, bitfields) = region[..layout.tenant as usize].split_at_mut(layout.bitfields as usize);
+    let entries = &mut front[layout.entries as usize..];
     // SAFETY: an atomic integer has the layout of its integer and takes any bits; `align_to_mut`
     // keeps bounds and alignment, and the slices stay exclusive. All parts begin at a multiple of
     // a cache line and are whole words long, so that nothing is cut off.
-    let (entries, rows) =
-        unsafe { (front[geometry.entries..].align_to_mut::<AtomicU16>().1, bitfields.align_to_mut::<AtomicU64>().1) };
-    (&mut entries[..geometry.huge_frames as usize], rows)
+    let (entries, rows) = unsafe { (entries.align_to_mut::<AtomicU16>().1, bitfields.align_to_mut::<AtomicU64>().1) };
+    (&mut entries[..layout.huge_frames as usize], rows)
 }
 
 /// Bytes that were ours alone, for everybody to work on.

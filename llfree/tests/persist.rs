@@ -1,8 +1,8 @@
 //! Persistent regions: what they keep, what they refuse, and that a refusal changes nothing.
 
 use crate::memory::Memory;
-use llfree::persist::{MAGIC, VERSION, inspect, region_bytes};
-use llfree::{AllocError, CloseError, CreateError, OpenError, Persistent, Recovery, WriteBack};
+use llfree::persist::{MAGIC, VERSION, inspect, region_bytes, table_layout};
+use llfree::{AllocError, CloseError, CreateError, Initial, OpenError, Persistent, Recovery, Table, WriteBack};
 use proptest::prelude::*;
 use shared_layout::{FrameId, HugeEntry, Order};
 use std::sync::atomic::AtomicU8;
@@ -11,8 +11,8 @@ const HUGE: u32 = 20;
 const FRAMES: u64 = HUGE as u64 * 512;
 const BYTES: usize = region_bytes(HUGE).expect("in range");
 /// The offsets of the entries and the bitfields, as the format defines them.
-const ENTRIES: usize = 128;
-const BITFIELDS: usize = 192;
+const ENTRIES: usize = 192;
+const BITFIELDS: usize = 256;
 
 struct Region(Memory);
 
@@ -144,6 +144,28 @@ fn held_and_evicted_frames_stay_so() {
 }
 
 #[test]
+fn the_table_of_a_region_is_one_that_others_can_join() {
+    let mut memory = Region(Memory::new(BYTES));
+    let base = memory.region().as_mut_ptr();
+    // SAFETY: the memory outlives both, and nobody accesses it otherwise meanwhile.
+    let instance = unsafe { Persistent::create_raw(base, BYTES, HUGE, Initial::Evicted, WriteBack::NONE) };
+    let instance = instance.expect("fresh");
+    assert_eq!(instance.tenant().stats().evicted_huge, u64::from(HUGE), "nothing has memory yet");
+    let layout = table_layout(HUGE).expect("in range");
+    // SAFETY: as above.
+    let joined = unsafe { Table::from_layout(base, BYTES, &layout, Initial::Joined) }.expect("a table");
+    let (frame, _) = joined.tenant().alloc(order(9)).expect("free").position();
+    instance.tenant().free(frame, order(9)).expect("of the same table");
+    let residency = [const { AtomicU8::new(0) }; HUGE as usize];
+    let host = joined.host(&residency).expect("a byte a huge frame");
+    assert_eq!((host.validate(), instance.tenant().validate()), (Ok(()), Ok(())));
+    instance.close().expect("alone");
+    // SAFETY: as above.
+    let again = unsafe { Persistent::open_raw(base, BYTES, WriteBack::NONE) }.expect("closed");
+    assert_eq!((again.recovery(), again.tenant().stats().evicted_huge), (None, u64::from(HUGE)));
+}
+
+#[test]
 fn leaks_are_what_no_owner_claims() {
     let mut memory = Region::created();
     let mut instance = open(memory.region()).expect("a region");
@@ -256,9 +278,9 @@ fn open_refuses_other_versions_with_both_numbers() {
     let mut memory = Region::closed();
     let newer = VERSION + 6;
     memory.region()[8..12].copy_from_slice(&newer.to_le_bytes());
-    refuses(memory.region(), OpenError::NewerVersion { found: newer }, &["8", "reads 2"]);
+    refuses(memory.region(), OpenError::NewerVersion { found: newer }, &["9", "reads 3"]);
     memory.region()[8..12].copy_from_slice(&0u32.to_le_bytes());
-    refuses(memory.region(), OpenError::OlderVersion { found: 0 }, &["0", "reads 2"]);
+    refuses(memory.region(), OpenError::OlderVersion { found: 0 }, &["0", "reads 3"]);
 }
 
 #[test]

@@ -61,6 +61,10 @@ impl Policy {
         plan.clear();
         let mut of_age = [0u32; 256];
         for (age, is_free) in self.ages.iter_mut().zip(free) {
+            if !is_free && *age == 0 {
+                // Nearly all of them.
+                continue;
+            }
             *age = if is_free { age.saturating_add(1) } else { 0 };
             of_age[usize::from(*age)] += 1;
         }
@@ -78,7 +82,9 @@ impl Policy {
             due -= of_age[oldest];
         }
         let partly = oldest.checked_sub(1).filter(|age| *age >= usize::from(settings.min_age.max(1)));
-        for (age, huge) in self.ages.iter().zip(0..) {
+        let is_anything_due = oldest <= usize::from(u8::MAX) || due > 0 && partly.is_some();
+        let ages = if is_anything_due { &*self.ages } else { &[] };
+        for (age, huge) in ages.iter().zip(0..) {
             let age = usize::from(*age);
             if age >= oldest {
                 plan.push(HugeId(huge));

@@ -7,6 +7,7 @@
 //! every range is checked against the RAM before a system call sees it, and memory that was
 //! discarded has really gone back and reads as zero when it returns.
 
+mod account;
 mod address_map;
 mod byte_range;
 mod discard;
@@ -245,6 +246,8 @@ pub struct GuestRam {
     memory: GuestMemoryMmap<()>,
     mapping: Mapping,
     file: Option<OwnedFd>,
+    /// Where it begins in that file.
+    file_start: u64,
     /// What the kernel maps; `None` without `/proc`.
     pagemap: Option<Pagemap>,
     /// How scattered runs go back, where the kernel takes them together.
@@ -295,14 +298,14 @@ impl GuestRam {
         // At most 64 TiB, and usize has 64 bits.
         let len = bytes as usize;
         let map_error = |error: Errno| MemoryError::Map { backing, bytes, source: error.into() };
-        let (mut mapping, file, flags) = match backing {
+        let (mapping, file, flags) = match backing {
             Backing::Anon => {
                 let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
                 (Mapping::anonymous(len, user).map_err(map_error)?, None, flags)
             }
             Backing::Memfd => {
                 let file = create_file(bytes, backing, MemfdFlags::empty())?;
-                (Mapping::shared(len, &file).map_err(map_error)?, Some(file), MapFlags::SHARED | MapFlags::NORESERVE)
+                (Mapping::shared(len, &file, 0).map_err(map_error)?, Some(file), MapFlags::SHARED | MapFlags::NORESERVE)
             }
             Backing::Hugetlb => {
                 let file = create_file(bytes, backing, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)?;
@@ -311,6 +314,32 @@ impl GuestRam {
                 (mapping, Some(file), MapFlags::SHARED)
             }
         };
+        Self::over(mapping, (file, 0), flags, backing, map)
+    }
+
+    /// Memory of this very process in a file of its own that may outlive it, from byte `start` on, a multiple of 2 MiB. What the
+    /// file holds there stays.
+    ///
+    /// # Errors
+    /// [`MemoryError::BadSize`], [`MemoryError::Map`].
+    pub fn in_file(bytes: u64, file: OwnedFd, start: u64) -> Result<Self, MemoryError> {
+        huge_frames(bytes)?;
+        let backing = Backing::Memfd;
+        let map_error = |error: Errno| MemoryError::Map { backing, bytes, source: error.into() };
+        let mapping = Mapping::shared(bytes as usize, &file, start).map_err(map_error)?;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        Self::over(mapping, (Some(file), start), flags, backing, AddressMap::flat(bytes))
+    }
+
+    fn over(
+        mut mapping: Mapping,
+        (file, file_start): (Option<OwnedFd>, u64),
+        flags: MapFlags,
+        backing: Backing,
+        map: AddressMap,
+    ) -> Result<Self, MemoryError> {
+        let bytes = mapping.len() as u64;
+        let huge_frames = huge_frames(bytes)?;
         let region = |part: Part| {
             let view = mapping
                 .view(part.offset as usize, part.bytes as usize, flags)
@@ -322,7 +351,7 @@ impl GuestRam {
         let memory = GuestMemoryMmap::from_regions(regions).map_err(|error| MemoryError::Region(error.into()))?;
         let vectored = if backing == Backing::Anon { Vectored::detect() } else { None };
         let pagemap = Pagemap::open().inspect_err(|error| log::debug!("no account of memory: {error}")).ok();
-        Ok(Self { memory, mapping, file, pagemap, vectored, huge_frames, backing, map })
+        Ok(Self { memory, mapping, file, file_start, pagemap, vectored, huge_frames, backing, map })
     }
 
     /// The RAM as bounds-checked guest memory, a region for each part of [its map](Self::map).
@@ -394,7 +423,8 @@ impl GuestRam {
             // On a shared mapping MADV_DONTNEED would succeed and free nothing.
             Some(file) => {
                 let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                retry_on_intr(|| rustix::fs::fallocate(file, punch, start as u64, (end - start) as u64))
+                let offset = self.file_start + start as u64;
+                retry_on_intr(|| rustix::fs::fallocate(file, punch, offset, (end - start) as u64))
             }
             // SAFETY: the range is inside our mapping. What it holds is guest memory, which is only
             // ever accessed as volatile bytes and may change at any time.
@@ -492,10 +522,6 @@ impl GuestRam {
         Some(bytes)
     }
 
-    fn pagemap(&self) -> io::Result<&Pagemap> {
-        self.pagemap.as_ref().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "/proc/self/pagemap is missing"))
-    }
-
     /// The bytes of a range of huge frames, if all of them are in the RAM.
     fn range(&self, frames: HugeRange) -> Result<Range<usize>, MemoryError> {
         if frames.end().0 > self.huge_frames {
@@ -504,61 +530,6 @@ impl GuestRam {
         }
         let start = frames.byte_offset() as usize;
         Ok(start..start + frames.bytes() as usize)
-    }
-
-    fn read_residency(&self) -> io::Result<RamResidency> {
-        faults::point(faults::RESIDENCY)?;
-        let file_bytes = match &self.file {
-            // A page can be in the file and in no page table.
-            Some(file) => Some(u64::try_from(rustix::fs::fstat(file)?.st_blocks).unwrap_or(0) * 512),
-            None => None,
-        };
-        if let (Some(resident_bytes), Backing::Hugetlb) = (file_bytes, self.backing) {
-            return Ok(RamResidency { resident_bytes, huge_bytes: resident_bytes });
-        }
-        if let (Some(resident_bytes), false) = (file_bytes, self.mapping.is_here()) {
-            // How its owner maps it is not known.
-            return Ok(RamResidency { resident_bytes, huge_bytes: 0 });
-        }
-        let mut mapped = RamResidency::default();
-        let scanned = self.pagemap()?.scan(self.mapping.start(), self.mapping.len(), |range, state| {
-            let bytes = if state.present && state.is_resident() { range.end - range.start } else { 0 };
-            mapped.resident_bytes += bytes;
-            mapped.huge_bytes += if state.huge { bytes } else { 0 };
-        });
-        match scanned {
-            Err(error) if lacks_scan(&error) => return self.read_residency_without_scan(file_bytes),
-            other => other?,
-        }
-        Ok(RamResidency { resident_bytes: file_bytes.unwrap_or(mapped.resident_bytes), ..mapped })
-    }
-
-    /// The same on kernels before 6.7; `file_bytes` is what the file says, if there is one.
-    fn read_residency_without_scan(&self, file_bytes: Option<u64>) -> io::Result<RamResidency> {
-        let addresses = self.host_address()..self.host_address() + self.bytes();
-        let huge_bytes = kernel_stats::huge_mapped_bytes(&addresses)?;
-        if let Some(resident_bytes) = file_bytes {
-            return Ok(RamResidency { resident_bytes, huge_bytes });
-        }
-        let mut resident_bytes = 0;
-        pages::mincore(self.mapping.start(), self.mapping.len(), |range| resident_bytes += range.end - range.start)?;
-        Ok(RamResidency { resident_bytes, huge_bytes })
-    }
-
-    fn walk_mapped(&self, mut visit: impl FnMut(Range<u64>, bool)) -> io::Result<()> {
-        faults::point(faults::RESIDENCY)?;
-        let (start, len) = (self.mapping.start(), self.mapping.len());
-        match &self.file {
-            Some(file) if self.backing == Backing::Memfd => {
-                pages::file_data(file, self.bytes(), |range| visit(range, true))
-            }
-            // Hugetlb files do not tell data from holes, but their pages come and go with the
-            // mapping's entries: nobody else has the file.
-            _ => match self.pagemap()?.scan(start, len, |range, state| visit(range, state.is_resident())) {
-                Err(error) if lacks_scan(&error) => pages::mincore(start, len, |range| visit(range, true)),
-                other => other,
-            },
-        }
     }
 }
 
@@ -569,11 +540,6 @@ fn huge_frames(bytes: u64) -> Result<u32, MemoryError> {
         return Err(MemoryError::BadSize { bytes });
     }
     Ok(huge_frames)
-}
-
-/// Whether the kernel is older than `PAGEMAP_SCAN`.
-fn lacks_scan(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENOTTY)
 }
 
 fn create_file(bytes: u64, backing: Backing, kind: MemfdFlags) -> Result<OwnedFd, MemoryError> {

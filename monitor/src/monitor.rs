@@ -33,7 +33,7 @@ use llfree_base::metrics::Gauge;
 use llfree_base::{RateLimit, lock};
 use shared_layout::{HostWord, HugeEntry, HugeId};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -345,14 +345,25 @@ impl Monitor {
             return 0;
         }
         let host = self.host();
-        let is_news = |huge: &HugeId| {
-            let r = self.residency[huge.index()].load(Ordering::Relaxed);
-            r == Residency::Evicted as u8 && host.residency(*huge) == Some(Residency::Installed)
+        // Most frames of most tenants are evicted, and are passed over for one load each.
+        let is_news = |((huge, entry), r): &((u32, &AtomicU16), &AtomicU8)| {
+            !HugeEntry::from_bits(entry.load(Ordering::Relaxed)).is_evicted()
+                && r.load(Ordering::Relaxed) == Residency::Evicted as u8
+                && host.residency(HugeId(*huge)) == Some(Residency::Installed)
         };
+        let all = (0..).zip(self.table.entries()).zip(&self.residency);
         // Letting go of a claim settles what it saw.
-        let settled = (0..self.huge_frames()).map(HugeId).filter(is_news).filter_map(|huge| host.claim(huge)).count();
+        let settled = all.filter(is_news).filter_map(|((huge, _), _)| host.claim(HugeId(huge))).count();
         self.counters.installs.add(settled as u64);
         settled as u64
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    pub(crate) fn installer(&self) -> Installer {
+        self.installer
     }
 
     /// Whether the tenant marked a frame since this was asked the last time.

@@ -26,8 +26,8 @@ use std::mem::ManuallyDrop;
 const HUGE: u32 = 5;
 const FRAMES: u64 = HUGE as u64 * FRAMES_PER_HUGE;
 const BYTES: usize = region_bytes(HUGE).expect("in range");
-/// Entries and bitfields in the region: header before, hints after.
-const TABLE: std::ops::Range<usize> = 128..192 + HUGE as usize * 64;
+/// Entries and bitfields in the region: header and the host's words before, hints after.
+const TABLE: std::ops::Range<usize> = 192..256 + HUGE as usize * 64;
 const CPUS: usize = 2;
 
 fn order(order: u8) -> Order {

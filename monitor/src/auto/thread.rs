@@ -11,12 +11,14 @@ use crate::memory::Pressure;
 use crate::monitor::{BATCH, Monitor};
 use crate::roles;
 use llfree::Residency;
+use llfree::host::Installer;
 use llfree_base::choices::{Settings, Switch};
 use llfree_base::thread::Spawner;
 use llfree_base::units::Bytes;
 use llfree_base::{RateLimit, error_line, lock};
-use shared_layout::HugeId;
+use shared_layout::{HugeEntry, HugeId};
 use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -321,14 +323,33 @@ impl Monitor {
     /// Of each huge frame, `from` first and then around, whether memory backs it and its entry
     /// claims that it is free.
     fn free_with_memory(&self, from: HugeId) -> impl Iterator<Item = bool> {
-        self.host().scan(from).map(|(_, entry, r)| r == Residency::Installed && entry.is_all_free())
+        let (before, behind) = {
+            let entries = self.table().entries();
+            entries.split_at(from.index().min(entries.len()))
+        };
+        let is_free = self.has_memory_and_is_free();
+        let wrapped = (from.0..).zip(behind).chain((0..).zip(before));
+        wrapped.map(move |(huge, word)| is_free(HugeId(huge), word))
     }
 
     /// The same of all frames, but not of those that the tenant says it freed since the last scan.
     fn unused_with_memory(&self) -> impl Iterator<Item = bool> {
-        self.host()
-            .scan(HugeId(0))
-            .map(|(huge, entry, r)| r == Residency::Installed && entry.is_all_free() && !self.was_freed_lately(huge))
+        let is_free = self.has_memory_and_is_free();
+        let all = (0..).map(HugeId).zip(self.table().entries());
+        all.map(move |(huge, word)| is_free(huge, word) && !self.was_freed_lately(huge))
+    }
+
+    /// Asks for one load of most frames, for a scan has all of them, and there are many scans.
+    fn has_memory_and_is_free(&self) -> impl Fn(HugeId, &AtomicU16) -> bool {
+        let host = self.host();
+        let follows_entries = self.installer() == Installer::Tenant;
+        move |huge, word| {
+            let entry = HugeEntry::from_bits(word.load(Ordering::Relaxed));
+            // Where R follows the entries, no evicted frame has memory.
+            entry.is_all_free()
+                && !(follows_entries && entry.is_evicted())
+                && host.residency(huge) == Some(Residency::Installed)
+        }
     }
 }
 

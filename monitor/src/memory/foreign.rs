@@ -46,6 +46,7 @@ impl GuestRam {
             memory: GuestMemoryMmap::default(),
             mapping: Mapping::absent(bytes as usize),
             file: Some(file),
+            file_start: 0,
             pagemap: None,
             vectored: None,
             huge_frames,

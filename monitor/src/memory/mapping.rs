@@ -49,13 +49,13 @@ impl Mapping {
         Ok(mapping.advised(user))
     }
 
-    /// A shared mapping of `file`, which holds at least `len` bytes.
-    pub(super) fn shared(len: usize, file: &OwnedFd) -> Result<Self, Errno> {
+    /// A shared mapping of `file` from byte `offset` on, where it holds at least `len` bytes.
+    pub(super) fn shared(len: usize, file: &OwnedFd, offset: u64) -> Result<Self, Errno> {
         let mapping = Self::reserve(len)?;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: the range lies inside the space that `reserve` just made for us alone, so the
         // mapping replaces nobody's memory.
-        let mapped = unsafe { rustix::mm::mmap(mapping.pointer(0), len, read_write(), flags, file, 0) };
+        let mapped = unsafe { rustix::mm::mmap(mapping.pointer(0), len, read_write(), flags, file, offset) };
         if let Err(error) = mapped {
             // The kernel may have emptied the range before it failed, and another thread may live
             // there by now: to give up address space is safe, to unmap it is not.

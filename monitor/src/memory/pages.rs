@@ -172,21 +172,21 @@ pub(super) fn mincore(start: usize, len: usize, mut visit: impl FnMut(Range<u64>
     Ok(())
 }
 
-/// Reports the pages that the first `len` bytes of a memory file hold, mapped or not, swapped or not.
+/// Reports the pages that a stretch of a file holds, mapped or not, swapped or not, counted from its start.
 ///
 /// Not for hugetlb: it calls the whole file data.
-pub(super) fn file_data(file: &OwnedFd, len: u64, mut visit: impl FnMut(Range<u64>)) -> io::Result<()> {
-    let mut offset = 0;
-    while offset < len {
+pub(super) fn file_data(file: &OwnedFd, stretch: Range<u64>, mut visit: impl FnMut(Range<u64>)) -> io::Result<()> {
+    let mut offset = stretch.start;
+    while offset < stretch.end {
         let start = match rustix::fs::seek(file, SeekFrom::Data(offset)) {
             Ok(start) => start,
             // No data behind `offset`.
             Err(Errno::NXIO) => break,
             Err(error) => return Err(error.into()),
         };
-        let end = rustix::fs::seek(file, SeekFrom::Hole(start))?.min(len);
+        let end = rustix::fs::seek(file, SeekFrom::Hole(start))?.min(stretch.end);
         if start < end {
-            visit(start..end);
+            visit(start - stretch.start..end - stretch.start);
         }
         // The page at `start` may have vanished in between: go on behind it all the same.
         offset = end.max(start.saturating_add(FRAME_SIZE));

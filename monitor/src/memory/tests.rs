@@ -1,5 +1,6 @@
 //! What can be promised about guest RAM without looking at the whole process.
 
+use super::account::lacks_scan;
 use super::*;
 use shared_layout::{HugeId, HugeRange};
 use test_support::skipped;
@@ -263,4 +264,36 @@ fn running_out_is_told_from_other_failures() {
     assert!(populate(Backing::Hugetlb, libc::EHWPOISON));
     let source = io::Error::from_raw_os_error(libc::ENOMEM);
     assert!(!MemoryError::Discard { first: 0, count: 1, backing: Backing::Anon, source }.is_out_of_memory());
+}
+
+#[test]
+fn memory_in_a_part_of_a_file_is_given_back_and_counted_there_alone() {
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(6 * HUGE_SIZE).expect("room");
+    // What lies in front is not ours.
+    rustix::io::pwrite(&file, &[9; 8192], 0).expect("room");
+    let ram = GuestRam::in_file(4 * HUGE_SIZE, file.try_clone().expect("a copy").into(), 2 * HUGE_SIZE);
+    let ram = ram.expect("a file of that size");
+    for page in [0, 512, 1024] {
+        ram.guest_memory().write_obj(page, GuestAddress(page * 4096)).expect("inside");
+    }
+    // Some file systems have huge pages, others 4 KiB of each.
+    let frames = |ram: &GuestRam| {
+        let ranges = resident_ranges(ram);
+        let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        assert_eq!(ram.residency().expect("the file tells").resident_bytes, bytes);
+        let frames = ranges.iter().flat_map(|range| range.start / HUGE_SIZE..range.end.div_ceil(HUGE_SIZE));
+        frames.collect::<Vec<_>>()
+    };
+    assert_eq!(frames(&ram), [0, 1, 2]);
+    ram.discard(HugeId(1)).expect("the file system makes holes");
+    assert_eq!(frames(&ram), [0, 2]);
+    assert_eq!(ram.guest_memory().read_obj::<u64>(GuestAddress(HUGE_SIZE)).expect("inside"), 0);
+    drop(ram);
+    let mut front = [0; 8192];
+    rustix::io::pread(&file, &mut front, 0).expect("there");
+    let mut kept = [0u8; 8];
+    rustix::io::pread(&file, &mut kept, 4 * HUGE_SIZE).expect("there");
+    assert_eq!((front, u64::from_le_bytes(kept)), ([9; 8192], 1024), "the file has what was written");
+    GuestRam::in_file(HUGE_SIZE + 1, file.into(), 0).expect_err("no whole huge frames");
 }

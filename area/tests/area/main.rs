@@ -1,6 +1,8 @@
 //! Areas: what they promise to those who allocate, and to the rest of the machine.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod file;
 
 use common::{dirty, fork, is_dirty, small};
 use llfree_area::area::Builder;
@@ -159,6 +161,60 @@ fn blocks_are_freed_by_any_thread_and_handles_drain_when_theirs_ends() {
 }
 
 #[test]
+fn a_thread_that_dies_with_a_handle_leaves_what_it_had_allocated_and_no_more() {
+    let area = small(MemoryKind::Private);
+    let blocks = std::sync::Mutex::new(Vec::new());
+    let used = || area.status().expect("known").used_bytes;
+    std::thread::scope(|scope| {
+        let dies = || {
+            let mut handle = area.handle();
+            let two = [Order::BASE, Order::HUGE].map(|order| handle.alloc(order).expect("room"));
+            blocks.lock().expect("nobody panicked yet").extend(two);
+            // Past the hook, which would tell of it.
+            std::panic::resume_unwind(Box::new(()));
+        };
+        scope.spawn(dies).join().expect_err("it panicked");
+        assert_eq!(used(), 2 * MIB + 4096, "what it kept to be fast is back");
+        // One that never lets go of its handle.
+        let forgets = || {
+            let mut handle = area.handle();
+            let page = handle.alloc(Order::BASE).expect("room");
+            std::mem::forget(handle);
+            page
+        };
+        blocks.lock().expect("not held").push(scope.spawn(forgets).join().expect("no panic"));
+    });
+    for block in blocks.into_inner().expect("not held") {
+        area.free(block).expect("ours");
+    }
+    assert!(used() <= llfree::HANDLE_FRAMES * 4096, "{}", used());
+    assert!(area.validate().expect("known").findings.is_empty());
+}
+
+#[test]
+fn without_huge_pages_memory_comes_and_goes_in_small_ones() {
+    let child = fork(|| {
+        // SAFETY: numbers only, and of this child alone.
+        if unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) } != 0 {
+            return true;
+        }
+        KINDS.into_iter().all(|kind| {
+            let area = small(kind);
+            let mut handle = area.handle();
+            let block = handle.alloc_run(3).expect("room");
+            dirty(&block, 4);
+            let before = area.status().expect("known");
+            let kept = is_dirty(&block, 4);
+            handle.free(block).expect("ours");
+            let gone = area.reclaim(u64::MAX).expect("nothing is locked").freed_bytes;
+            let resident = (before.resident_bytes, before.huge_bytes, area.status().expect("known").resident_bytes);
+            kept && gone == 6 * MIB && resident == (6 * MIB, 0, 0)
+        })
+    });
+    assert!(child);
+}
+
+#[test]
 fn a_foreign_block_is_refused() {
     let (area, other) = (small(MemoryKind::Private), small(MemoryKind::Private));
     let block = area.handle().alloc(Order::BASE).expect("room");
@@ -188,26 +244,30 @@ fn an_address_space_that_is_limited_is_an_error() {
     assert!(child, "the address space was limited");
 }
 
+/// Has a system call fail from here on, with this error, and all else be allowed; whether that could be done.
+pub(crate) fn deny(call: libc::c_long, error: i32) -> bool {
+    let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
+    let (load, equal, ret) = (0x20, 0x15, 0x06);
+    let mut filter = [
+        step(load, 0, 0, 0),
+        step(equal, call as u32, 0, 1),
+        step(ret, libc::SECCOMP_RET_ERRNO | error as u32, 0, 0),
+        step(ret, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: numbers, and a program that outlives the call.
+    let failed = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            + libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+    };
+    failed == 0
+}
+
 #[test]
 fn memory_files_that_are_denied_are_an_error_and_private_memory_is_not() {
     let child = fork(|| {
-        let jump = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
-        let (load, equal, ret) = (0x20, 0x15, 0x06);
-        // memfd_create fails with EPERM, all else is allowed.
-        let mut filter = [
-            jump(load, 0, 0, 0),
-            jump(equal, libc::SYS_memfd_create as u32, 0, 1),
-            jump(ret, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0, 0),
-            jump(ret, libc::SECCOMP_RET_ALLOW, 0, 0),
-        ];
-        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        // SAFETY: numbers, and a program that outlives the call; of this child alone.
-        let failed = unsafe {
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-                + libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
-        };
-        if failed != 0 {
-            // Where filters are unavailable nothing is denied.
+        // Where filters are unavailable nothing is denied.
+        if !deny(libc::SYS_memfd_create, libc::EPERM) {
             return true;
         }
         let build = |kind| Area::builder().size(4 * MIB).memory(kind).auto_reclaim(Switch(None)).build();
