@@ -10,7 +10,6 @@
 use crate::{Command, Report};
 use guest_abi::header::ABI_VERSION;
 use guest_abi::mailbox::{WORDS, Words};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The port's name: `/dev/virtio-ports/org.llfree.agent`, and in `/sys/class/virtio-ports/*/name`.
 pub const PORT_NAME: &str = "org.llfree.agent";
@@ -20,7 +19,7 @@ pub const FRAME_BYTES: usize = size_of::<Frame>();
 pub const HELLO: u64 = u64::MAX;
 
 /// One frame, as it is on the wire.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Frame {
     /// The number that a report has in common with its command; the host gives each number once.
@@ -74,13 +73,24 @@ impl Frame {
     /// The frame as it is sent, little-endian.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; FRAME_BYTES] {
-        zerocopy::transmute!(*self)
+        let mut bytes = [0; FRAME_BYTES];
+        let words = [self.ticket].into_iter().chain(self.words);
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
     }
 
     /// A frame as it was received.
     #[must_use]
     pub fn from_bytes(bytes: [u8; FRAME_BYTES]) -> Self {
-        zerocopy::transmute!(bytes)
+        let (words, _) = bytes.as_chunks::<8>();
+        let mut frame = Self { ticket: 0, words: [0; WORDS] };
+        let places = [&mut frame.ticket].into_iter().chain(&mut frame.words);
+        for (place, word) in places.zip(words) {
+            *place = u64::from_le_bytes(*word);
+        }
+        frame
     }
 }
 

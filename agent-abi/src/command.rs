@@ -6,7 +6,6 @@
 
 use guest_abi::mailbox::{WORDS, Words};
 use shared_layout::Order;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Work for one vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,7 +164,7 @@ impl Outcome {
 }
 
 /// One vCPU's report after a command. A claim, like all that a guest says.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 pub struct Report {
     /// An [`Outcome`].
@@ -215,7 +214,7 @@ pub struct Report {
 
 /// Samples of a measuring command, in the command's unit. Percentiles are by nearest rank: a sample
 /// that at most this percentage of the samples is below.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 pub struct Samples {
     /// How many; 0 also where the guest has no clock.
@@ -241,14 +240,37 @@ const _: () = assert!(size_of::<Report>() == size_of::<Words>());
 impl Report {
     /// Guest half.
     #[must_use]
+    #[rustfmt::skip]
     pub fn encode(&self) -> Words {
-        zerocopy::transmute!(*self)
+        let Self { outcome, bytes, blocks, held_bytes, held_blocks, mismatches, bad_address, expected, .. } = *self;
+        let Self { found, detail, allocs, frees, installs, free_frames, free_huge, nanos, ahead, more, .. } = *self;
+        let Samples { count, mean, min, p1, p50, p99, p999, max } = self.samples;
+        let named = [
+            outcome, bytes, blocks, held_bytes, held_blocks, mismatches, bad_address, expected, found, detail, allocs,
+            frees, installs, free_frames, free_huge, nanos, ahead, more, count, mean, min, p1, p50, p99, p999, max,
+            self.beside_nanos,
+        ];
+        let mut words = [0; WORDS];
+        let (first, rest) = words.split_at_mut(named.len());
+        first.copy_from_slice(&named);
+        rest.copy_from_slice(&self.reserved);
+        words
     }
 
     /// Host half; every word is a claim and may hold anything.
     #[must_use]
+    #[rustfmt::skip]
     pub fn decode(words: &Words) -> Self {
-        zerocopy::transmute!(*words)
+        let [
+            outcome, bytes, blocks, held_bytes, held_blocks, mismatches, bad_address, expected, found, detail, allocs,
+            frees, installs, free_frames, free_huge, nanos, ahead, more, count, mean, min, p1, p50, p99, p999, max,
+            beside_nanos, reserved @ ..
+        ] = *words;
+        let samples = Samples { count, mean, min, p1, p50, p99, p999, max };
+        Self {
+            outcome, bytes, blocks, held_bytes, held_blocks, mismatches, bad_address, expected, found, detail, allocs,
+            frees, installs, free_frames, free_huge, nanos, ahead, more, samples, beside_nanos, reserved,
+        }
     }
 }
 

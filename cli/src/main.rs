@@ -10,12 +10,14 @@ use cli::log_ring;
 use cli::log_writer::LOG;
 use cli::run::{self, RunError};
 use cli::{areas, completions, demo, exit, exporter};
+use env_logger::fmt::Formatter;
 use env_logger::{Builder, Env, Logger, Target, WriteStyle};
 use llfree_base::panics;
 use log::{Log, Metadata, Record};
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 fn main() -> ExitCode {
     panics::end_the_process();
@@ -59,13 +61,22 @@ fn start_logging(verbose: u8) {
     let mut builder = Builder::from_env(Env::default().default_filter_or(level));
     // The logger cannot see what lies behind a writer of ours, and would use no colour.
     let plain = std::env::var_os("TERM").is_none_or(|term| term == "dumb") || std::env::var_os("NO_COLOR").is_some();
-    if std::env::var_os("RUST_LOG_STYLE").is_none() && std::io::stderr().is_terminal() && !plain {
+    if std::env::var_os("RUST_LOG_STYLE").is_none() && io::stderr().is_terminal() && !plain {
         builder.write_style(WriteStyle::Always);
     }
-    let logger = builder.target(Target::Pipe(Box::new(log_ring::Tee))).build();
+    let logger = builder.format(write_line).target(Target::Pipe(Box::new(log_ring::Tee))).build();
     log::set_max_level(logger.filter());
     // It fails if there is a logger already, and here is the only place that sets one.
     let _ = log::set_boxed_logger(Box::new(ToTheEnd(logger)));
+}
+
+/// A line of the log; what goes over several lines is indented from the second on.
+fn write_line(to: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let time = humantime::format_rfc3339_seconds(SystemTime::now());
+    let level = record.level();
+    let style = to.default_level_style(level);
+    let text = record.args().to_string().replace('\n', "\n    ");
+    writeln!(to, "[{time} {style}{level:<5}{style:#} {}] {text}", record.target())
 }
 
 /// A logger whose flush waits for the lines to be written, for a moment: what a thread says just before it
@@ -99,7 +110,7 @@ fn report_panics() {
 
 fn execute(cli: &Cli, background: Option<Background>) -> u8 {
     // Not locked: a workload prints from a thread of its own.
-    let mut stdout = std::io::stdout();
+    let mut stdout = io::stdout();
     let json = cli.global.json;
     let mut output = Output { terminal: stdout.is_terminal(), to: &mut stdout, json };
     let result = match &cli.command {
@@ -134,7 +145,7 @@ fn fail(error: &impl Fails, json: bool) -> u8 {
 fn report(failure: &Failure, json: bool) {
     // Nobody is left to tell if these fail.
     if json {
-        let _ = std::io::stdout().write_all(failure.to_line().as_bytes());
+        let _ = io::stdout().write_all(failure.to_line().as_bytes());
     }
     LOG.print_last(format!("llfree-vmm: error: {}\n", failure.message).as_bytes());
 }
@@ -142,7 +153,7 @@ fn report(failure: &Failure, json: bool) {
 /// Prints help, a version or a usage error.
 fn refuse(end: &args::Exit) -> u8 {
     if end.code == exit::OK {
-        let _ = std::io::stdout().write_all(end.text.as_bytes());
+        let _ = io::stdout().write_all(end.text.as_bytes());
         return end.code;
     }
     let message = end.text.trim_end().trim_start_matches("llfree-vmm: error: ").to_owned();
@@ -155,9 +166,9 @@ fn refuse(end: &args::Exit) -> u8 {
 /// The end of the process that launched a VM in the background.
 fn end_caller(end: &CallerEnd, json: bool) -> u8 {
     if end.is_silent {
-        let source = std::io::Error::other("the launch ended when it had left the terminal; see its log file");
+        let source = io::Error::other("the launch ended when it had left the terminal; see its log file");
         fail(&RunError::Host { step: "go on in the background", source }, json);
     }
-    let _ = std::io::stdout().write_all(&end.words);
+    let _ = io::stdout().write_all(&end.words);
     end.code
 }

@@ -27,6 +27,7 @@
 use crate::mailbox::Mailbox;
 use shared_layout::table::TableLayout;
 use shared_layout::units::FRAME_SIZE;
+#[cfg(feature = "bytes")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use shared_layout::table::{HUGE_PER_TREE, MAX_HUGE_FRAMES};
@@ -53,7 +54,8 @@ pub const FEATURE_NOTICES: u64 = 1 << 3;
 // Bit 4 is kept for thin frames: free frames without memory inside a huge frame that is in use.
 
 /// The fixed part of the shared region's first page. Offsets count from the header's address.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "bytes", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]
 pub struct Header {
     /// [`MAGIC`].

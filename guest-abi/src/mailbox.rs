@@ -4,8 +4,6 @@
 //! returns. The host copies each request word once, before it looks at any of them, and writes
 //! only `reply`. The two halves lie on cache lines of their own.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
 /// 64-bit words in each half.
 pub const WORDS: usize = 32;
 
@@ -13,7 +11,7 @@ pub const WORDS: usize = 32;
 pub type Words = [u64; WORDS];
 
 /// One vCPU's mailbox; `reply[0]` is the [`Status`](crate::Status) of the call.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Mailbox {
     /// Written by the guest, read by the host.
@@ -38,15 +36,20 @@ pub fn pack_text(text: &str) -> Words {
     }
     let mut words = [0; WORDS];
     words[0] = end as u64;
-    words[1..].as_mut_bytes()[..end].copy_from_slice(&text.as_bytes()[..end]);
+    for (word, part) in words[1..].iter_mut().zip(text.as_bytes()[..end].chunks(8)) {
+        let mut bytes = [0; 8];
+        bytes[..part.len()].copy_from_slice(part);
+        *word = u64::from_ne_bytes(bytes);
+    }
     words
 }
 
 /// The bytes of a packed text. The length is the writer's claim and is clamped.
+#[cfg(feature = "bytes")]
 #[must_use]
 pub fn text_bytes(words: &Words) -> &[u8] {
     let len = usize::try_from(words[0]).unwrap_or(TEXT_BYTES).min(TEXT_BYTES);
-    &words[1..].as_bytes()[..len]
+    &zerocopy::IntoBytes::as_bytes(&words[1..])[..len]
 }
 
 #[cfg(test)]
