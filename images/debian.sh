@@ -81,6 +81,18 @@ fetch_package() {
     mv -T "$unpacking" "$cache/$1"
 }
 
+# Debian's source of a kernel, and what builds it.
+fetch_kernel_source() { # VERSION
+    [[ -d $cache/linux-source-$1 ]] || fetch_package "linux-source-$1"
+    install_package gcc gcc
+    install_package make make
+    install_package patch patch
+    install_package flex flex
+    install_package bison bison
+    install_package bc bc
+    [[ -e /usr/include/libelf.h ]] || install_package libelf.h libelf-dev
+}
+
 # Runs DEED with the cache to itself: of several first runs at once, one fetches.
 with_cache_locked() { with_lock "$cache/lock" "$@"; }
 

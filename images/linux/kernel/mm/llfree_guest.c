@@ -16,6 +16,7 @@
 #include <linux/interrupt.h>
 #include <linux/io.h>
 #include <linux/irq_work.h>
+#include <linux/kexec.h>
 #include <linux/kobject.h>
 #include <linux/memory.h>
 #include <linux/mm.h>
@@ -363,9 +364,10 @@ static int llfree_memory(struct notifier_block *nb, unsigned long action,
 {
 	struct memory_notify *range = arg;
 
-	if (action == MEM_GOING_OFFLINE && llfree_entry(range->start_pfn))
-		return notifier_from_errno(-EBUSY);
-	return NOTIFY_OK;
+	if (action != MEM_GOING_OFFLINE || !llfree_entry(range->start_pfn))
+		return NOTIFY_OK;
+	pr_warn_ratelimited("memory of the table cannot be removed\n");
+	return notifier_from_errno(-EBUSY);
 }
 #endif
 
@@ -562,6 +564,10 @@ static int __init llfree_init(void)
 #endif
 #ifdef CONFIG_HIBERNATION
 	pm_notifier(llfree_pm, 0);
+#endif
+#ifdef CONFIG_KEXEC_CORE
+	/* The next kernel would not know what this one has given. */
+	kexec_load_disabled = 1;
 #endif
 	schedule_delayed_work(&llfree_tick, HZ);
 	return 0;
