@@ -33,7 +33,7 @@
 //! | [`link`], [`wire`] | an area registered with a process that takes memory back; the words for that |
 //! | [`patience`] | how long a descriptor is waited for |
 //! | [`foreign`] | the area of another process, for who takes memory from it |
-//! | [`file`], [`file_error`] | table and memory in a file that outlives its process |
+//! | [`mod@file`], [`file_error`] | table and memory in a file that outlives its process |
 //! | `fork` | whether this is still the process that made the area |
 
 pub mod area;
