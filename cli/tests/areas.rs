@@ -12,12 +12,15 @@ fn a_process_is_listed_shrunk_and_reclaimed_from_as_a_vm_is() {
     let socket = dir.path().join("register");
     let keeper = crate::common::Process::spawn(&mut dir.command(&["areas", "--register", &socket.to_string_lossy()]));
     let deadline = Instant::now() + Duration::from_secs(30);
-    while !socket.exists() {
-        assert!(Instant::now() < deadline, "{}", keeper.stderr());
-        std::thread::sleep(Duration::from_millis(5));
-    }
     let area = Area::builder().size(64 * MIB).memory(MemoryKind::MemoryFile).build().expect("a memory file");
-    let registered = area.register(&socket, "rows").expect("a keeper");
+    // The socket has a name for a moment before anybody listens on it.
+    let registered = loop {
+        match area.register(&socket, "rows") {
+            Ok(registered) => break registered,
+            Err(error) => assert!(Instant::now() < deadline, "{error}: {}", keeper.stderr()),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
     let mut handle = area.handle();
     let blocks = [handle.alloc_run(4).expect("room"), handle.alloc_run(8).expect("room")];
     for block in &blocks {
