@@ -148,18 +148,13 @@ impl Client {
             Err(error) => return Err(self.broken()(error)),
         }
         let line = self.read_line(deadline, timeout)?.ok_or_else(|| ClientError::Ended(self.path.clone()))?;
-        match Reply::from_line(&line) {
-            Ok(Reply::Error { kind, reason, message }) => {
-                #[cfg(feature = "check-replies")]
-                crate::schema::check_reply(&line);
-                Err(ClientError::Refused { kind, reason, message })
-            }
-            Ok(reply) => {
-                #[cfg(feature = "check-replies")]
-                crate::schema::check_reply(&line);
-                Ok(reply)
-            }
-            Err(source) => Err(ClientError::Decode { path: self.path.clone(), source }),
+        let reply =
+            Reply::from_line(&line).map_err(|source| ClientError::Decode { path: self.path.clone(), source })?;
+        #[cfg(feature = "check-replies")]
+        crate::schema::check_reply(&line);
+        match reply {
+            Reply::Error { kind, reason, message } => Err(ClientError::Refused { kind, reason, message }),
+            reply => Ok(reply),
         }
     }
 
