@@ -18,6 +18,7 @@ use llfree_monitor::{Pass, Resize, Table, Validation};
 use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -298,13 +299,20 @@ impl Area {
     pub(crate) fn insist<T>(&self, mut look: impl FnMut() -> Result<T, AllocError>) -> Result<T, AllocError> {
         let tenant = self.space.tenant();
         let is_held = |huge: &HugeId| tenant.entry(*huge).is_some_and(HugeEntry::is_held);
+        let held = || HugeRange::up_to(tenant.huge_frames()).iter().filter(is_held).count() as u64;
         let mut patience = PATIENCE;
         loop {
-            // Counted first: what is returned after that is found.
-            let held = HugeRange::up_to(tenant.huge_frames()).iter().filter(is_held).count();
+            let epoch = tenant.return_epoch();
+            let before = held();
             let found = look();
+            // A frame that was held while we looked was so before, or still is, or has gone back since: then the epoch,
+            // which changes before frames go back, is another one.
+            let held = before.max(held());
+            // Entries are looked at relaxed.
+            fence(Ordering::Acquire);
+            let none_came_back = tenant.return_epoch() == epoch;
             patience -= 1;
-            if found.is_ok() || held as u64 <= self.reclaimer.held_for_good() || patience == 0 {
+            if found.is_ok() || none_came_back && held <= self.reclaimer.held_for_good() || patience == 0 {
                 return found;
             }
             self.reclaimer.await_batch();

@@ -92,6 +92,13 @@ impl<'a> Tenant<'a> {
         self.lower.huge_frames()
     }
 
+    /// The host's count of its returns: another one after frames that it held came back, and, where the tenant installs
+    /// by itself, also before those of a soft reclaim do.
+    #[must_use]
+    pub fn return_epoch(&self) -> u64 {
+        self.return_epoch.load(Ordering::Acquire)
+    }
+
     /// The current contents of a huge frame's entry; `None` beyond the table.
     #[must_use]
     pub fn entry(&self, huge: HugeId) -> Option<HugeEntry> {

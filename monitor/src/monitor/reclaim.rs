@@ -5,6 +5,7 @@
 //! half-way loses nothing.
 
 use super::{BATCH, Monitor, MonitorError, Pass, is_held};
+use llfree::host::Installer;
 use llfree::{Reclaim, Reclaimed, Residency};
 use llfree_base::lock;
 use shared_layout::{HUGE_SIZE, HugeEntry, HugeId, HugeRange};
@@ -181,6 +182,10 @@ impl Monitor {
         batch.frames = 0;
         if batch.reclaimed.is_empty() {
             return Ok(pass);
+        }
+        if self.installer == Installer::Tenant {
+            // While they are held: a tenant that finds no frame held, and this as it was before it looked, missed none.
+            self.tell_of_returns();
         }
         let before = self.ram.resident_in(&batch.runs);
         let mut kept = Vec::new();
