@@ -2,9 +2,9 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`model`] | what is shown, and what a key does to it; a plain value |
-//! | [`screen`] | the model as cells; pure |
-//! | [`canvas`] | the cells on a terminal |
+//! | `model` | what is shown, and what a key does to it; a plain value |
+//! | `screen` | the model as cells; pure |
+//! | `canvas` | the cells on a terminal |
 //!
 //! One thread looks at the VMs, and what a key asks of one is done on another: a VM that hangs holds up no key. The
 //! terminal is in the care of [`Terminal`] and its guardian, so it comes back after any end.
