@@ -178,6 +178,7 @@ pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, B
         ns_median: series.median() / frames as f64,
         resident_after_bytes: None,
         ratio,
+        returning: None,
     };
     let mut rows = Vec::new();
     for (op, [ours, raw]) in ["reclaim_asleep", "reclaim_running", "hold_untouched"].into_iter().zip(&series) {

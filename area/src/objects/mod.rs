@@ -2,7 +2,7 @@
 //!
 //! [`Objects`] rounds sizes to four steps a doubling. What a thread frees it keeps, a few objects of each class and no more
 //! bytes than it is allowed in all; the next allocation of the class is one swap away. What a thread has not touched for
-//! a tenth of a second or two goes back to the table, and from there, if nobody wants it, to the system.
+//! two to four tenths of a second goes back to the table, and from there, if nobody wants it, to the system.
 //!
 //! ```
 //! use llfree_area::objects;

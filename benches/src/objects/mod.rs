@@ -2,7 +2,8 @@
 //!
 //! Each cell (an allocator, a size, a number of threads, an operation) runs in a process of its own, which is this
 //! program with `--once`; so nobody's memory counts for anybody else. In each round the allocators take turns. The last
-//! round waits a second after its last free, and tells what is resident then, beyond what was before the first object.
+//! round goes on for a second, waits another one after its last free, and tells what is resident then, beyond what was
+//! before the first object, and what part of the CPU time of those two seconds went into giving memory back.
 
 mod cell;
 mod load;
@@ -22,11 +23,13 @@ use std::io;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Runs one cell in this process, and says what it came to: nanoseconds, and bytes if it settled.
+/// Runs one cell in this process, and says what it came to: nanoseconds, and bytes and a part if it settled.
 pub(crate) fn once(cell: &Cell) -> Result<String, BenchError> {
     let outcome = load::run(cell.allocator, cell.bytes as usize, cell.threads, cell.op, cell.settles)?;
-    let resident = outcome.resident_after.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
-    Ok(format!("{} {resident}\n", outcome.ns))
+    let or_none = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
+    let resident = or_none(outcome.resident_after.map(|bytes| bytes.to_string()));
+    let returning = or_none(outcome.returning.map(|part| part.to_string()));
+    Ok(format!("{} {resident} {returning}\n", outcome.ns))
 }
 
 /// What to measure.
@@ -52,20 +55,23 @@ pub(crate) struct Row {
     pub(crate) resident_after_bytes: Option<u64>,
     /// Median over lgalloc's, or over the first allocator's where lgalloc is not there.
     pub(crate) ratio: f64,
+    /// Of the CPU time of that run and the second after it, what a thread of the allocator's took to give memory back.
+    pub(crate) returning: Option<f64>,
 }
 
 impl Table for Row {
     fn table(rows: &[Self]) -> String {
         let mut text = format!(
-            "{:<14} {:>10} {:>7} {:<14} {:>14} {:>10} {:>8}\n",
-            "allocator", "size", "threads", "op", "ns median", "resident", "ratio"
+            "{:<14} {:>10} {:>7} {:<14} {:>14} {:>10} {:>8} {:>9}\n",
+            "allocator", "size", "threads", "op", "ns median", "resident", "ratio", "returning"
         );
         for row in rows {
             let resident = row.resident_after_bytes.map_or_else(|| "-".to_owned(), |bytes| Bytes(bytes).to_string());
+            let returning = row.returning.map_or_else(|| "-".to_owned(), |part| format!("{:.2} %", part * 100.0));
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "{:<14} {:>10} {:>7} {:<14} {:>14.1} {resident:>10} {:>8.3}",
+                "{:<14} {:>10} {:>7} {:<14} {:>14.1} {resident:>10} {:>8.3} {returning:>9}",
                 row.allocator,
                 Bytes(row.size).to_string(),
                 row.threads,
@@ -112,7 +118,7 @@ fn measure(
     progress: &mut Progress,
 ) -> Result<Vec<Row>, BenchError> {
     let mut series = vec![Series::default(); plan.allocators.len()];
-    let mut resident = vec![None; plan.allocators.len()];
+    let mut resident = vec![(None, None); plan.allocators.len()];
     for round in 0..plan.iterations {
         for (index, allocator) in plan.allocators.iter().enumerate() {
             let settles = round + 1 == plan.iterations;
@@ -122,9 +128,11 @@ fn measure(
                 continue;
             }
             let detail = format!("{size}, {threads} threads, {}", name(&op));
-            let (ns, bytes) = progress.step(&allocator.to_string(), &detail, || spawn(&cell))?;
+            let (ns, settled) = progress.step(&allocator.to_string(), &detail, || spawn(&cell))?;
             series[index].push(ns);
-            resident[index] = bytes.or(resident[index]);
+            if settles {
+                resident[index] = settled;
+            }
         }
     }
     let is_limit = |allocator: &Allocator| *allocator == Allocator::Lgalloc;
@@ -137,14 +145,18 @@ fn measure(
         threads,
         op: name(&op),
         ns_median: series[index].median(),
-        resident_after_bytes: resident[index],
+        resident_after_bytes: resident[index].0,
         ratio: series[index].median() / limit,
+        returning: resident[index].1,
     };
     Ok((0..plan.allocators.len()).map(row).filter(Row::is_measured).collect())
 }
 
+/// What is resident in the end, and the part of the CPU time that giving back took.
+type Settled = (Option<u64>, Option<f64>);
+
 /// Runs a cell in a process of its own.
-fn spawn(cell: &Cell) -> Result<(f64, Option<u64>), BenchError> {
+fn spawn(cell: &Cell) -> Result<(f64, Settled), BenchError> {
     let program = std::env::current_exe()?;
     let output =
         Command::new(program).args(["objects", "--once", &cell.to_string()]).stderr(Stdio::inherit()).output()?;
@@ -152,7 +164,8 @@ fn spawn(cell: &Cell) -> Result<(f64, Option<u64>), BenchError> {
     let mut words = text.split_whitespace();
     let ns = words.next().and_then(|ns| ns.parse().ok()).filter(|_| output.status.success());
     let ns = ns.ok_or_else(|| io::Error::other(format!("the process for {cell} ended with {}", output.status)))?;
-    Ok((ns, words.next().and_then(|bytes| bytes.parse().ok())))
+    let bytes = words.next().and_then(|bytes| bytes.parse().ok());
+    Ok((ns, (bytes, words.next().and_then(|part| part.parse().ok()))))
 }
 
 /// Two panels for each operation, with bars for each allocator and number of threads: time, and what is resident later.
@@ -214,6 +227,7 @@ mod tests {
             ns_median: 20.0,
             resident_after_bytes: Some(33 << 20),
             ratio: 1.0,
+            returning: None,
         };
         let rows: Vec<_> = Allocator::value_variants().iter().map(row).collect();
         let panels = panels(&rows);
@@ -240,9 +254,10 @@ mod tests {
             ns_median: 1.0,
             resident_after_bytes: None,
             ratio: 1.0,
+            returning: Some(0.005),
         };
         let json = serde_json::to_string(&row).expect("plain data");
         let keys = r#"{"bench":"objects","allocator":"llfree","size":1,"threads":1,"op":"pair","ns_median":1.0,"#;
-        assert_eq!(json, keys.to_owned() + r#""resident_after_bytes":null,"ratio":1.0}"#);
+        assert_eq!(json, keys.to_owned() + r#""resident_after_bytes":null,"ratio":1.0,"returning":0.005}"#);
     }
 }
