@@ -44,6 +44,7 @@ pub use stats::{ClassStats, Stats};
 
 use crate::area::Area;
 use crate::error::{AllocError, FreeError};
+use crate::file_error::FileError;
 use class::Class;
 use local::{is_timed, with_cache, with_local};
 use shared_layout::{FrameId, HUGE_SIZE, HugeRange};
@@ -88,6 +89,17 @@ impl Objects {
     #[must_use]
     pub fn area(&self) -> &Area {
         &self.area
+    }
+
+    /// Closes objects in a file, as [`Area::close`] does.
+    ///
+    /// # Errors
+    /// As there: other clones of these objects or the area are users of it.
+    pub fn close(self) -> Result<(), FileError> {
+        let Self { area, source } = self;
+        // With what threads keep.
+        drop(source);
+        area.close()
     }
 
     /// Changes what each thread may keep.
