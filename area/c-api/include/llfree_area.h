@@ -3,7 +3,7 @@
  *
  * An llfree_objects is an area of memory of a size that is chosen once; objects of 64 KiB and more are
  * allocated in it and freed by any thread, without a system call. What stays free for some tenths of a
- * second goes back, but for 32 MiB, unless LLFREE_AREA_KEEP says otherwise. Who frees an object or
+ * second goes back, unless LLFREE_AREA_KEEP says otherwise. Who frees an object or
  * resizes it says what it was allocated with, as with C++'s sized delete.
  *
  * Threads: every function may be called by any number of threads at once, except for
