@@ -14,6 +14,13 @@ use test_support::{in_own_process, skipped};
 /// `O_TMPFILE` without the `O_DIRECTORY` in it.
 const TMPFILE: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
 
+/// The calls that open a file, and which argument has the flags.
+const OPENS: &[(libc::c_long, u32)] = &[
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_open, 1),
+    (libc::SYS_openat, 2),
+];
+
 /// Makes an area there, and opens it again with what it held.
 fn is_kept_at(path: &Path) -> bool {
     let Ok(area) = builder().create_at(path) else { return false };
@@ -45,7 +52,7 @@ fn where_no_file_can_be_without_a_name_it_has_one_and_loses_it_if_it_is_not_fini
             for error in [libc::EOPNOTSUPP, libc::EISDIR] {
                 let child = || {
                     // Where filters are unavailable nothing is denied.
-                    if !refuse(libc::SYS_openat, Some((2, TMPFILE)), error) {
+                    if !OPENS.iter().all(|(call, argument)| refuse(*call, Some((*argument, TMPFILE)), error)) {
                         return true;
                     }
                     let kept = is_kept_at(&path) && matches!(fault(builder().create_at(&path)), FileFault::Exists);
