@@ -1,7 +1,7 @@
 //! One cell of `objects`: an allocator, a size, a number of threads and what they do. It runs in a process of its own, so
 //! that no allocator's memory is counted for another one.
 
-use super::cell::{Allocator, Op};
+use super::cell::{Allocator, Cell, Op};
 use lgalloc::{BackgroundWorkerConfig, LgAlloc};
 use llfree_area::objects::{Handle, Objects};
 use llfree_area::{Area, Builder, MemoryKind, Switch};
@@ -30,9 +30,9 @@ const AREA: u64 = 8 << 30;
 pub(crate) struct Outcome {
     /// Nanoseconds an operation, of wall-clock time in each thread.
     pub(crate) ns: f64,
-    /// Resident memory a second after the last free, beyond what there was at the start.
-    pub(crate) resident_after: Option<u64>,
-    /// By then, of all CPU time of the process, what the thread took that gives memory back; nothing where there is no such.
+    /// Resident memory beyond what there was at the start: at the last free, a second after it, and when it has settled.
+    pub(crate) resident: Option<[u64; 3]>,
+    /// A second after it, of all CPU time of the process, what the thread took that gives memory back; nothing where there is no such.
     pub(crate) returning: Option<f64>,
 }
 
@@ -178,10 +178,12 @@ fn returning(allocator: Allocator) -> io::Result<Option<f64>> {
     Ok(Some(cpu_time(|thread| thread == name)? as f64 / cpu_time(|_| true)?.max(1) as f64))
 }
 
-/// Runs a cell; `settles` waits a second and looks at the resident memory then.
-pub(crate) fn run(allocator: Allocator, bytes: usize, threads: u32, op: Op, settles: bool) -> io::Result<Outcome> {
+/// Runs a cell; where it settles, it waits for so many seconds and looks at the resident memory meanwhile.
+pub(crate) fn run(cell: &Cell) -> io::Result<Outcome> {
+    let Cell { allocator, threads, op, settles, .. } = *cell;
+    let bytes = cell.bytes as usize;
     let before = resident()?;
-    let time = if settles { RUN } else { TIME };
+    let time = if settles.is_some() { RUN } else { TIME };
     let source = Source::new(allocator)?;
     let barrier = Arc::new(Barrier::new(threads as usize + 1));
     let over = Arc::new(Barrier::new(threads as usize + 1));
@@ -221,12 +223,16 @@ pub(crate) fn run(allocator: Allocator, bytes: usize, threads: u32, op: Op, sett
         .collect();
     barrier.wait();
     over.wait();
-    let (mut resident_after, mut returning) = (None, None);
-    if settles {
+    let (mut resident, mut returning) = (None, None);
+    if let Some(seconds) = settles {
+        let beyond = || Ok::<_, io::Error>(self::resident()?.saturating_sub(before));
+        let at_free = beyond()?;
         std::thread::sleep(Duration::from_secs(1));
-        resident_after = Some(resident()?.saturating_sub(before));
+        let after = beyond()?;
         // Before the threads end, whose time is forgotten then.
         returning = self::returning(allocator)?;
+        std::thread::sleep(Duration::from_secs(seconds.saturating_sub(1)));
+        resident = Some([at_free, after, beyond()?]);
     }
     over.wait();
     let mut sum = 0.0;
@@ -234,7 +240,7 @@ pub(crate) fn run(allocator: Allocator, bytes: usize, threads: u32, op: Op, sett
         let ns = worker.join().map_err(|_| io::Error::other("a thread panicked"))?;
         sum += ns.ok_or_else(|| io::Error::other(format!("{allocator} has no {bytes} bytes")))?;
     }
-    Ok(Outcome { ns: sum / f64::from(threads), resident_after, returning })
+    Ok(Outcome { ns: sum / f64::from(threads), resident, returning })
 }
 
 fn pairs(source: &Source, bytes: usize, touches: bool, time: Duration) -> Option<f64> {
