@@ -67,6 +67,9 @@ fn an_idle_vm_costs_a_few_mebibytes() {
         assert_eq!(number(&status["install_pool"], "resident_bytes"), 0, "nobody installs anything: {status:#}");
         assert_eq!(cost, resident + vmm + tables, "{status:#}");
         assert!(tables > 0 && cost <= 8 * MIB, "{status:#}");
+        if status["enforcement"] == "userfaultfd" {
+            assert!(resident < MIB, "of the image's frame the image alone: {status:#}");
+        }
     }
     // A burst makes use of one.
     first.json("guest burst 48M");

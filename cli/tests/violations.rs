@@ -85,7 +85,8 @@ fn touching_an_evicted_frame_is_the_policys_business() {
         assert_eq!((number(&status, "violations"), number(&status, "held_violations")), (6, 0), "{status:#}");
         assert_eq!((&status["enforcement"], &status["on_violation"]), (&"userfaultfd".into(), &policy.into()));
         assert_eq!(number(&status, "installs"), 0, "nobody asked for them");
-        assert_eq!(number(&status, "resident_bytes"), 14 * MIB);
+        // Six frames whole, and of that with the image what was touched.
+        assert!((12 * MIB + 1..13 * MIB).contains(&number(&status, "resident_bytes")), "{status:#}");
         let output = vm.stop();
         assert!(output.stderr.contains("vCPU 0 wrote to 0x400000 in huge frame 2"), "{output:#?}");
     }
@@ -109,7 +110,7 @@ fn a_guest_that_storms_held_frames_stays_within_its_limit() {
             (number(&status, "held_violations") > before + 2000).then_some(())
         });
         assert_eq!(vm.json("grow --to 16M")["complete"], true);
-        let all = |s: &serde_json::Value| number(s, "resident_bytes") == 14 * MIB;
+        let all = |s: &serde_json::Value| number(s, "resident_bytes") > 12 * MIB;
         wait_for("it has all again", || Some(vm.status()).filter(all));
         assert!(number(&vm.status(), "violations") > 2000 * round);
     }
@@ -278,15 +279,14 @@ fn a_storm_of_installs_from_two_vcpus_gets_whole_huge_frames() {
         assert_eq!((verified.mismatches, verified.bytes), (0, 240 * MIB));
         let ram = vm.monitor().ram().residency().expect("the kernel answers");
         if llfree_base::kernel_stats::thp_mode().is_ok_and(|mode| mode != llfree_base::kernel_stats::ThpMode::Never) {
-            assert_eq!(ram.huge_bytes, ram.resident_bytes);
+            assert_eq!(ram.huge_bytes, ram.resident_bytes / HUGE_SIZE * HUGE_SIZE, "all but the image");
         }
         vm.run_guest(&GuestRequest::Free { bytes: None, random: false }).expect("it answers");
         vm.run_guest(&GuestRequest::Idle).expect("it answers");
         vm.monitor().evict(u32::MAX).expect("the kernel discards");
     }
     let (supply, counters) = (vm.monitor().supply(), &vm.monitor().counters);
-    let image = 1;
-    assert_eq!(supply.counters().hits.get() + supply.counters().misses.get(), counters.installs.get() + image);
+    assert_eq!(supply.counters().hits.get() + supply.counters().misses.get(), counters.installs.get());
     assert!(supply.counters().hits.get() > 0 && vm.ended().is_none());
     assert_eq!(counters.violations.get(), 0);
 }

@@ -4,7 +4,8 @@
 //! compare-and-swap on the entry and one on the row (or all of a huge frame that has no more than
 //! 64 left), and serves blocks of order 0 to 5 from a register; frees into that row go back the
 //! same way. A free elsewhere goes straight to the table, unless it follows another one in its row:
-//! then the row gathers in a second register. To everybody else frames in these rows are
+//! then the row gathers in a second register. A block that neither serves comes from where one of its order was freed
+//! lately, and only then from a search. To everybody else frames in these rows are
 //! allocated: a handle that dies with its memory leaks at most [`HANDLE_FRAMES`].
 //!
 //! Handles begin far from each other, and each comes back to the trees that it freed memory in: so
@@ -22,6 +23,7 @@ use crate::spot::{Listed, Spot};
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken, TakenRow};
 use crate::tenant::Tenant;
+use crate::warm::Warm;
 use core::fmt;
 use core::num::NonZeroU64;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
@@ -62,6 +64,8 @@ pub struct Cpu<'a> {
     next_rows: FrameId,
     /// Huge frames with little room that are next.
     crowded: Listed,
+    /// Places of blocks that were freed lately.
+    warm: Warm,
     spot: Spot,
 }
 
@@ -92,6 +96,7 @@ impl<'a> Cpu<'a> {
             share: FIRST_SHARE,
             next_rows: FrameId(0),
             crowded: Listed::NOTHING,
+            warm: Warm::NOTHING,
             spot,
         }
     }
@@ -155,18 +160,34 @@ impl<'a> Cpu<'a> {
             }
             return self.alloc_slow(order, class);
         }
-        let mut near = None;
-        if let Some(huge) = self.spot.small[usize::from(class.get())] {
-            if self.next_rows.huge() == Some(huge) {
-                near = self.tenant.noted(huge, self.tenant.lower.take_rows_at(self.next_rows, order));
-            }
-            if near.is_none() {
-                near = self.tenant.noted(huge, self.tenant.lower.take_rows(huge, order));
-            }
-        }
+        let small = self.spot.small[usize::from(class.get())];
+        let next = small.filter(|huge| self.next_rows.huge() == Some(*huge));
+        let near = next
+            .and_then(|huge| self.tenant.noted(huge, self.tenant.lower.take_rows_at(self.next_rows, order)))
+            .or_else(|| self.take_warm(order, class))
+            .or_else(|| small.and_then(|huge| self.tenant.noted(huge, self.tenant.lower.take_rows(huge, order))));
         let taken = near.or_else(|| self.alloc_slow(order, class))?;
         self.next_rows = FrameId(taken.frame.0 + order.frames());
         Some(taken)
+    }
+
+    /// A block where one of its order was freed lately, if it is free still and nobody else's tree.
+    #[inline]
+    fn take_warm(&mut self, order: Order, class: Class) -> Option<Taken> {
+        let frame = self.warm.pop(order)?;
+        let huge = frame.huge()?;
+        let tree = tree_of(huge);
+        let hint = self.tenant.trees.get(tree);
+        let is_ours = || {
+            let small = self.spot.small[usize::from(class.get())].map(tree_of);
+            [small, self.spot.last_tree].contains(&Some(tree))
+        };
+        if hint.class() != class || hint.is_reserved() && !is_ours() {
+            return None;
+        }
+        let lower = &self.tenant.lower;
+        let taken = if order < Order::ROW { lower.take_in_row(frame, order) } else { lower.take_rows_at(frame, order) };
+        self.tenant.noted(huge, taken)
     }
 
     /// Frees a block, no matter which CPU allocated it.
@@ -227,6 +248,7 @@ impl<'a> Cpu<'a> {
                     return self.refuse(frame, order);
                 };
                 self.tenant.note_free(huge, after, order.frames());
+                self.warm.put(frame, order, after);
                 return Ok(());
             }
             // Two in one row: there will be more.
@@ -322,6 +344,11 @@ impl<'a> Cpu<'a> {
         }
         if order >= Order::ROW || self.row.bits != 0 || self.rest_rows != 0 {
             // What we hold has no run of this order, or is for another class: leave it as it is.
+            if order < Order::ROW
+                && let Some(taken) = self.take_warm(order, class)
+            {
+                return Some(taken);
+            }
             let found = self.tenant.take(&mut self.spot, Query::single(order, class));
             return found.or_else(|| self.alloc_last(order, class));
         }
@@ -452,11 +479,13 @@ impl<'a> Cpu<'a> {
             && let Some((huge, after)) = self.tenant.lower.give_in_row(frame, order)
         {
             self.tenant.note_free(huge, after, order.frames());
+            self.warm.put(frame, order, after);
             return Ok(());
         }
         let after = self.tenant.give(frame, order)?;
         if let Some(huge) = frame.huge() {
             self.tenant.note_free(huge, after, order.frames());
+            self.warm.put(frame, order, after);
             if order == Order::MAX && !after.is_evicted() {
                 self.spot.freed_pair = Some(huge);
             }

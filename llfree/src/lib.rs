@@ -127,6 +127,7 @@ pub mod tenant;
 #[cfg(all(test, not(any(loom, shuttle, stepping))))]
 mod tests;
 mod violation;
+mod warm;
 
 // What the exchanged atomics are for; `sync` says more.
 #[cfg(all(test, stepping))]

@@ -34,7 +34,7 @@ use llfree::{Census, Claim, Host, Residency};
 use llfree_base::counters::MonitorCounters;
 use llfree_base::metrics::Gauge;
 use llfree_base::{RateLimit, lock};
-use shared_layout::{HostWord, HugeEntry, HugeId};
+use shared_layout::{HostWord, HugeEntry, HugeId, HugeRange};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -83,6 +83,8 @@ pub struct TenantStart {
     pub taken: Range<u32>,
     /// These are the tenant's and have memory, such as those of a guest's image.
     pub installed: Vec<Range<u32>>,
+    /// Bytes of frames that are the tenant's. The rest of each of those frames has memory at the latest when it is touched.
+    pub image: Vec<Range<u64>>,
     /// Who puts memory behind frames: a process does it itself.
     pub installer: Installer,
     /// It is at work already, and may have had a monitor before: [`Monitor::take_over`] comes next.
@@ -220,10 +222,17 @@ impl Monitor {
         for huge in start.unusable.chain(start.taken) {
             claim_for_guest(huge, HugeEntry::HUGE_EVICTED);
         }
-        for huge in start.installed.into_iter().flatten() {
-            monitor.supply.install(HugeId(huge)).map_err(|short| short.error)?;
+        let is_installed = |huge: u32| {
             claim_for_guest(huge, HugeEntry::HUGE_INSTALLED);
             monitor.residency[huge as usize].store(Residency::Installed as u8, Ordering::Relaxed);
+        };
+        for huge in start.installed.into_iter().flatten() {
+            monitor.supply.install(HugeId(huge)).map_err(|short| short.error)?;
+            is_installed(huge);
+        }
+        for bytes in start.image {
+            monitor.supply.install_part(bytes.clone())?;
+            HugeRange::around(bytes).iter().for_each(|huge| is_installed(huge.0));
         }
         if !start.adopted {
             monitor.publish_limit();

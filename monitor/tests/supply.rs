@@ -94,6 +94,37 @@ fn without_a_pool_memory_is_made_on_the_spot() {
 }
 
 #[test]
+fn a_small_part_of_a_frame_comes_in_pages_and_a_large_one_whole() {
+    let Some((ram, supply)) = moving(pool(0)) else { return };
+    let resident = || ram.residency().expect("the kernel answers");
+    let at = |huge: u64, byte: u64| huge * HUGE_SIZE + byte;
+    // The end of one frame and the begin of the next.
+    supply.install_part(at(3, HUGE_SIZE - 5)..at(4, FRAME_SIZE + 1)).expect("there is memory");
+    assert_eq!((resident().resident_bytes, resident().huge_bytes), (3 * FRAME_SIZE, 0));
+    for page in [at(3, HUGE_SIZE - FRAME_SIZE), at(4, 0), at(4, FRAME_SIZE)] {
+        assert_eq!(ram.guest_memory().read_obj::<u64>(GuestAddress(page)).expect("in RAM"), 0);
+        ram.guest_memory().write_obj(page, GuestAddress(page)).expect("in RAM");
+    }
+    // What is there stays as it is.
+    supply.install_part(at(4, 0)..at(4, 3 * FRAME_SIZE)).expect("there is memory");
+    assert_eq!(resident().resident_bytes, 4 * FRAME_SIZE);
+    assert_eq!(ram.guest_memory().read_obj::<u64>(GuestAddress(at(4, FRAME_SIZE))).expect("in RAM"), at(4, FRAME_SIZE));
+    supply.install_part(at(8, 0)..at(9, HUGE_SIZE / 2)).expect("there is memory");
+    assert_eq!(resident().resident_bytes, 4 * FRAME_SIZE + 2 * HUGE_SIZE);
+    supply.install_part(at(63, 0)..at(64, 1)).expect_err("the last byte is not in RAM");
+    supply.install_part(at(1, 7)..at(1, 7)).expect("nothing to do");
+    assert_eq!(resident().resident_bytes, 4 * FRAME_SIZE + 2 * HUGE_SIZE);
+}
+
+#[test]
+fn without_userfaultfd_a_part_is_a_whole_frame() {
+    let ram = Arc::new(GuestRam::new(u64::from(FRAMES) * HUGE_SIZE, Backing::Anon).expect("never touched"));
+    let supply = Supply::new(ram.clone(), pool(0), UseUserfaultfd::Off, &Spawner::default()).expect("nothing to fail");
+    supply.install_part(HUGE_SIZE + 5..HUGE_SIZE + 6).expect("there is memory");
+    assert_eq!(ram.residency().expect("the kernel answers").resident_bytes, HUGE_SIZE, "nobody tells of a touch");
+}
+
+#[test]
 fn without_userfaultfd_memory_is_made_in_place() {
     for backing in [Backing::Anon, Backing::Memfd] {
         let ram = Arc::new(GuestRam::new(u64::from(FRAMES) * HUGE_SIZE, backing).expect("never touched"));

@@ -2,6 +2,8 @@
 //!
 //! Frames are numbered from the start of the guest's RAM. Plain values, no memory touched.
 
+use core::ops::Range;
+
 /// Bytes in a base frame (a page).
 pub const FRAME_SIZE: u64 = 4096;
 /// Base frames in a huge frame.
@@ -101,6 +103,18 @@ impl HugeRange {
         Self { first, count: end.0.saturating_sub(first.0) }
     }
 
+    /// Those that some of these bytes of RAM lie in.
+    #[must_use]
+    pub fn around(bytes: Range<u64>) -> Self {
+        if bytes.is_empty() {
+            return Self::EMPTY;
+        }
+        let end = bytes.end.div_ceil(HUGE_SIZE).min(u32::MAX.into());
+        let first = (bytes.start / HUGE_SIZE).min(end);
+        // Both are at most u32::MAX.
+        Self::between(HugeId(first as u32), HugeId(end as u32))
+    }
+
     /// Its first huge frame, if there is any.
     #[must_use]
     pub const fn first(self) -> HugeId {
@@ -174,7 +188,7 @@ impl From<HugeId> for HugeRange {
 
 impl IntoIterator for HugeRange {
     type Item = HugeId;
-    type IntoIter = core::iter::Map<core::ops::Range<u32>, fn(u32) -> HugeId>;
+    type IntoIter = core::iter::Map<Range<u32>, fn(u32) -> HugeId>;
 
     fn into_iter(self) -> Self::IntoIter {
         (self.first.0..self.first.0 + self.count).map(HugeId)
@@ -255,6 +269,11 @@ mod tests {
         assert_eq!(HugeRange::saturating(HugeId(7), u32::MAX).end(), last);
         assert_eq!(HugeRange::up_to(u32::MAX).bytes(), u64::from(u32::MAX) << 21);
         assert!(HugeRange::between(last, HugeId(3)).is_empty());
+        let around = HugeRange::around;
+        assert_eq!(around((2 << 21) - 1..(2 << 21) + 1), HugeRange::between(HugeId(1), HugeId(3)));
+        assert_eq!(around(2 << 21..3 << 21), HugeRange::from(HugeId(2)));
+        assert!(around(5..5).is_empty());
+        assert!(around(u64::MAX - 1..u64::MAX).is_empty());
     }
 
     #[test]

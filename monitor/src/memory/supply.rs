@@ -21,6 +21,9 @@ use shared_layout::{HUGE_SIZE, HugeId, HugeRange};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+/// So much of a frame gets memory in pages of 4 KiB, a microsecond each, rather than in the one of 2 MiB, which the kernel
+/// clears whole.
+const LARGEST_PART: u64 = HUGE_SIZE / 4;
 /// Attempts at a frame that has pages where there should be none.
 const PATIENCE: u32 = 4;
 
@@ -148,6 +151,31 @@ impl Supply {
                 // It was detached meanwhile, and pages come from the kernel again.
                 Err(_) if !userfault.is_attached() => {}
                 Err(error) => return Err(Shortfall { installed, error }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Backs with zeroed memory these bytes of frames that have none, and may leave the rest of each frame to come when
+    /// it is touched: for a small part of one, where a userfaultfd tells of touches. The caller owns the frames.
+    ///
+    /// # Errors
+    /// Bytes outside of RAM, or no memory. Some of them may have theirs.
+    pub fn install_part(&self, bytes: Range<u64>) -> Result<(), MemoryError> {
+        let frames = HugeRange::around(bytes.clone());
+        self.ram.range(frames)?;
+        for huge in frames {
+            let part = bytes.start.max(huge.byte_offset())..bytes.end.min(huge.byte_offset() + HUGE_SIZE);
+            match self.userfault() {
+                Some(userfault) if part.end - part.start <= LARGEST_PART => {
+                    userfault.fill(part).map_err(|source| MemoryError::Populate {
+                        first: huge.0,
+                        count: 1,
+                        backing: self.ram.backing(),
+                        source,
+                    })?;
+                }
+                _ => self.install(huge).map_err(|short| short.error)?,
             }
         }
         Ok(())

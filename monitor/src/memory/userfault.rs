@@ -35,8 +35,12 @@ const EVENT_PAGEFAULT: u8 = 0x12;
 const FAULT_WRITE: u64 = 1;
 /// `UFFD_USER_MODE_ONLY`.
 const USER_MODE_ONLY: u32 = 1;
+/// Calls for a page that the kernel is at for a moment.
+const PATIENCE: u32 = 64;
 /// `sizeof(struct uffd_msg)`.
 const MESSAGE: usize = 32;
+/// A page of zeroes, to copy.
+static ZEROES: [u8; FRAME_SIZE as usize] = [0; FRAME_SIZE as usize];
 /// Faults read with one system call.
 const MESSAGES: usize = 16;
 
@@ -45,6 +49,7 @@ ioctl_iowr_nr!(IOC_API, IOC, 0x3f, ApiArg);
 ioctl_iowr_nr!(IOC_REGISTER, IOC, 0x00, RegisterArg);
 ioctl_ior_nr!(IOC_UNREGISTER, IOC, 0x01, RangeArg);
 ioctl_ior_nr!(IOC_WAKE, IOC, 0x02, RangeArg);
+ioctl_iowr_nr!(IOC_COPY, IOC, 0x03, CopyArg);
 ioctl_iowr_nr!(IOC_ZEROPAGE, IOC, 0x04, ZeropageArg);
 ioctl_iowr_nr!(IOC_MOVE, IOC, 0x05, MoveArg);
 
@@ -71,6 +76,16 @@ struct RegisterArg {
     ioctls: u64,
 }
 
+/// `struct uffdio_copy`.
+#[repr(C)]
+struct CopyArg {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
 /// `struct uffdio_zeropage`.
 #[repr(C)]
 struct ZeropageArg {
@@ -90,6 +105,7 @@ struct MoveArg {
 }
 
 const _: () = assert!(size_of::<RegisterArg>() == 32 && size_of::<ZeropageArg>() == 32 && size_of::<MoveArg>() == 40);
+const _: () = assert!(size_of::<CopyArg>() == 40);
 
 /// Why guest RAM cannot be under a userfaultfd here.
 #[derive(Debug, Error)]
@@ -216,7 +232,7 @@ impl Userfault {
             return Err(MoveError { moved, error: Errno::INVAL });
         }
         // A page that the kernel is at for a moment (compaction, a split) is worth some more calls.
-        let mut patience = 64;
+        let mut patience = PATIENCE;
         while moved < len {
             if let Err(error) = faults::point(faults::MOVE) {
                 return Err(MoveError { moved, error: Errno::from_io_error(&error).unwrap_or(Errno::IO) });
@@ -249,6 +265,36 @@ impl Userfault {
         Ok(())
     }
 
+    /// Gives all pages of these bytes that are missing memory, zeroed, of 4 KiB each.
+    ///
+    /// # Errors
+    /// If the kernel has no memory; some pages may have theirs.
+    pub(super) fn fill(&self, bytes: Range<u64>) -> io::Result<()> {
+        let first = bytes.start - bytes.start % FRAME_SIZE;
+        for offset in (first..bytes.end).step_by(FRAME_SIZE as usize) {
+            self.fill_page(offset)?;
+        }
+        Ok(())
+    }
+
+    fn fill_page(&self, offset: u64) -> io::Result<()> {
+        let Some(page) = self.page(offset) else { return Err(Errno::INVAL.into()) };
+        for _ in 0..PATIENCE {
+            let mut arg =
+                CopyArg { dst: page as u64, src: ZEROES.as_ptr() as u64, len: FRAME_SIZE, mode: 0, copied: 0 };
+            // SAFETY: the structure is the one this request takes. It only fills a page that is missing, inside the RAM.
+            if unsafe { ioctl_with_mut_ref(&self.fd, IOC_COPY(), &mut arg) } == 0 {
+                return Ok(());
+            }
+            match last_errno() {
+                Errno::AGAIN | Errno::INTR => std::thread::yield_now(),
+                Errno::EXIST => return Ok(()),
+                error => return Err(error.into()),
+            }
+        }
+        Err(Errno::AGAIN.into())
+    }
+
     /// Lets threads that wait for the page at byte `offset` see zeroes there, and write to them: then it
     /// costs 4 KiB. Nothing happens to a page that is there.
     ///
@@ -256,7 +302,7 @@ impl Userfault {
     /// If the kernel has no memory for a page table.
     pub fn lend_zeroes(&self, offset: u64) -> io::Result<()> {
         let Some(page) = self.page(offset) else { return Err(Errno::INVAL.into()) };
-        for _ in 0..64 {
+        for _ in 0..PATIENCE {
             let mut arg = ZeropageArg { range: range(page, FRAME_SIZE as usize), mode: 0, zeroed: 0 };
             // SAFETY: the structure is the one this request takes, and the page is inside the RAM.
             if unsafe { ioctl_with_mut_ref(&self.fd, IOC_ZEROPAGE(), &mut arg) } == 0 {

@@ -90,13 +90,19 @@ impl Kernel {
         }
     }
 
-    /// The huge frames from the first to the last byte of all segments.
+    /// From the first to the last byte of all segments.
+    #[must_use]
+    pub fn bytes(&self) -> Range<u64> {
+        let first = self.segments.first().map_or(0, |segment| segment.memory.start);
+        first..self.segments.last().map_or(first, |segment| segment.memory.end)
+    }
+
+    /// The huge frames that they lie in.
     #[must_use]
     pub fn huge_frames(&self) -> Range<u32> {
+        let bytes = self.bytes();
         // Addresses are below MAX_HUGE_FRAMES huge frames, so the numbers fit.
-        let first = self.segments.first().map_or(0, |segment| segment.memory.start / HUGE_SIZE);
-        let end = self.segments.last().map_or(0, |segment| segment.memory.end.div_ceil(HUGE_SIZE));
-        first as u32..end as u32
+        (bytes.start / HUGE_SIZE) as u32..bytes.end.div_ceil(HUGE_SIZE) as u32
     }
 
     /// Copies the segments into guest memory, which must be there already, and zeroes what an

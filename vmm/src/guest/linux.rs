@@ -26,7 +26,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use llfree_control::report::LinuxAgentStatus;
 use llfree_monitor::memory::AddressMap;
 use llfree_monitor::{TenantStart, Terms};
-use shared_layout::HUGE_SIZE;
+use shared_layout::{HUGE_SIZE, HugeRange};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -172,7 +172,8 @@ impl Plan for LinuxPlan<'_> {
         let (threads, all) = (self.config.cpus, (self.config.memory.0 / HUGE_SIZE) as u32);
         let loaded = |range: &Range<u64>| {
             let offset = self.map.offset(range.start, range.end - range.start).unwrap_or_default();
-            (offset / HUGE_SIZE) as u32..(offset + range.end - range.start).div_ceil(HUGE_SIZE) as u32
+            let frames = HugeRange::around(offset..offset + (range.end - range.start));
+            frames.first().0..frames.end().0
         };
         let initrd = self.config.linux.initrd.as_deref();
         let installed = self.kernel.loaded(initrd, self.initrd_address).iter().map(loaded).collect();

@@ -70,7 +70,7 @@ impl Plan for ShimPlan<'_> {
         TenantStart {
             threads: self.config.cpus,
             unusable: 0..1,
-            installed: vec![self.image()],
+            image: vec![self.kernel.bytes()],
             ..TenantStart::default()
         }
     }
@@ -104,7 +104,7 @@ impl Plan for ShimPlan<'_> {
     }
 
     fn load(&self, hardware: &Hardware, _: &Devices, vcpus: &[VcpuFd]) -> Result<(), LaunchError> {
-        // Writes only to installed frames: no thread is there yet to resolve a fault.
+        // Writes only to memory that is there: no thread is there yet to resolve a fault.
         self.kernel.load(hardware.ram.guest_memory())?;
         for (index, vcpu) in vcpus.iter().enumerate() {
             hardware.platform.enter(vcpu, index as u32, self.kernel.entry())?;

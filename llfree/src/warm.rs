@@ -1,0 +1,93 @@
+//! [`Warm`]: where a handle freed blocks of less than a huge frame lately, by their order.
+//!
+//! The next block of that order fits there exactly: nothing is searched, no larger run is cut up, and the lines are near.
+//! So memory that blocks of all sizes come and go in stays as tidy as it is. Places to look and nothing more: any value
+//! will do.
+
+use shared_layout::{FrameId, HugeEntry, Order};
+
+/// Places for each order: as many as make three of four blocks find one where all orders are alike.
+const PLACES: usize = 4;
+/// Orders 1 to 8. Single frames have registers of their own.
+const ORDERS: usize = Order::HUGE.get() as usize - 1;
+/// A huge frame with more free frames than this may soon be free as a whole.
+const MOST_FREE: u16 = 256;
+/// No place: it lies past the end of every table.
+const NOWHERE: FrameId = FrameId(u64::MAX);
+
+#[derive(Clone, Copy, Debug)]
+struct Places {
+    /// A ring: the last one in comes out first, and takes the place of the oldest.
+    frames: [FrameId; PLACES],
+    next: u8,
+}
+
+/// The places of one handle.
+#[derive(Debug)]
+pub(crate) struct Warm([Places; ORDERS]);
+
+impl Warm {
+    pub(crate) const NOTHING: Self = Self([Places { frames: [NOWHERE; PLACES], next: 0 }; ORDERS]);
+
+    #[inline]
+    fn of(&mut self, order: Order) -> Option<&mut Places> {
+        self.0.get_mut(usize::from(order.get()).wrapping_sub(1))
+    }
+
+    /// A block was freed; its huge frame is `after` now.
+    #[inline]
+    pub(crate) fn put(&mut self, frame: FrameId, order: Order, after: HugeEntry) {
+        if after.free() <= MOST_FREE
+            && let Some(places) = self.of(order)
+        {
+            places.frames[usize::from(places.next) % PLACES] = frame;
+            places.next = places.next.wrapping_add(1);
+        }
+    }
+
+    /// The place of the last block of this order that was freed and whose place was not asked for since.
+    #[inline]
+    pub(crate) fn pop(&mut self, order: Order) -> Option<FrameId> {
+        let places = self.of(order)?;
+        places.next = places.next.wrapping_sub(1);
+        let frame = core::mem::replace(&mut places.frames[usize::from(places.next) % PLACES], NOWHERE);
+        (frame != NOWHERE).then_some(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_place_comes_first_and_the_oldest_are_forgotten() {
+        let mut warm = Warm::NOTHING;
+        let used = HugeEntry::FREE_INSTALLED.take(300).expect("in range");
+        let order = |order| Order::new(order).expect("in range");
+        for frame in (0..6).map(|n| FrameId(8 * n)) {
+            warm.put(frame, order(3), used);
+        }
+        warm.put(FrameId(4), order(1), used);
+        for expected in [40, 32, 24, 16] {
+            assert_eq!(warm.pop(order(3)), Some(FrameId(expected)));
+        }
+        assert_eq!((warm.pop(order(3)), warm.pop(order(8))), (None, None));
+        warm.put(FrameId(48), order(3), used);
+        assert_eq!((warm.pop(order(3)), warm.pop(order(1))), (Some(FrameId(48)), Some(FrameId(4))));
+        assert_eq!(warm.pop(order(3)), None);
+    }
+
+    #[test]
+    fn other_orders_and_huge_frames_that_are_nearly_free_have_no_place() {
+        let mut warm = Warm::NOTHING;
+        let used = HugeEntry::FREE_INSTALLED.take(300).expect("in range");
+        for order in [Order::BASE, Order::HUGE, Order::MAX] {
+            warm.put(FrameId(0), order, used);
+            assert_eq!(warm.pop(order), None);
+        }
+        warm.put(FrameId(0), Order::ROW, HugeEntry::FREE_INSTALLED.take(255).expect("in range"));
+        assert_eq!(warm.pop(Order::ROW), None);
+        warm.put(FrameId(0), Order::ROW, HugeEntry::FREE_INSTALLED.take(256).expect("in range"));
+        assert_eq!(warm.pop(Order::ROW), Some(FrameId(0)));
+    }
+}
