@@ -12,12 +12,11 @@ mod thread;
 
 pub use thread::{AutoReclaim, AutoStatus, KeepTooLarge, SwitchError};
 
+pub use crate::region::FRAMES_A_WORD;
+
 use llfree_base::choices::Settings;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::time::Duration;
-
-/// Frames that one word of a scan speaks of.
-pub const FRAMES_A_WORD: usize = u64::BITS as usize;
 
 /// Frames' ages, and how much the guest installed lately.
 #[derive(Clone, Debug)]

@@ -24,10 +24,9 @@ pub use llfree_base::choices::OnViolation;
 pub use resize::{Direction, Resize};
 pub use violation::{Ending, Violation, Violations};
 
-use crate::auto::FRAMES_A_WORD;
 use crate::fair_lock::FairLock;
 use crate::memory::{GuestRam, MemoryError, Supply};
-use crate::region::Table;
+use crate::region::{FRAMES_A_WORD, Table};
 use lent::Lent;
 use llfree::host::Installer;
 use llfree::{Census, Claim, Host, Residency};
