@@ -102,7 +102,10 @@ with_lock() { # FILE DEED ...
     exec {lock}>"$1"
     flock "$lock"
     "${@:2}"
+    # Here only if it did well, or if the caller asks whether it did.
+    local status=$?
     exec {lock}>&-
+    return "$status"
 }
 
 prepare_cache() {

@@ -305,14 +305,17 @@ impl Area {
             let epoch = tenant.return_epoch();
             let before = held();
             let found = look();
+            patience -= 1;
+            if found.is_ok() || patience == 0 {
+                return found;
+            }
             // A frame that was held while we looked was so before, or still is, or has gone back since: then the epoch,
             // which changes before frames go back, is another one.
             let held = before.max(held());
             // Entries are looked at relaxed.
             fence(Ordering::Acquire);
             let none_came_back = tenant.return_epoch() == epoch;
-            patience -= 1;
-            if found.is_ok() || none_came_back && held <= self.reclaimer.held_for_good() || patience == 0 {
+            if none_came_back && held <= self.reclaimer.held_for_good() {
                 return found;
             }
             self.reclaimer.await_batch();

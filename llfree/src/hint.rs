@@ -172,7 +172,7 @@ impl Want {
 }
 
 /// The longest free run, as an order, that a huge frame with room has by its bound and by its count. A bound stays when a
-/// run is cut up, so for the orders above a row's, of which few are left and each is long looked for, the count has a
+/// run is cut up, so for whole rows, of which few are left and each is long looked for, the count has a
 /// say. Only a hint may go by it: what is being freed lies there before it is counted, and whoever counts it tells.
 #[inline]
 pub(crate) fn promised_run(entry: HugeEntry) -> u16 {

@@ -202,8 +202,7 @@ impl<'a> Lower<'a> {
         // hopeless attempts do not make it dip for everybody else.
         let seen = find_run(rows, order);
         if seen.is_none() && order != Order::BASE {
-            self.bound(huge);
-            return Err(Miss::NoFit);
+            return Err(self.bound(huge));
         }
         let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| Miss::NoFit)?;
         self.set_some(huge, word, order, old, seen)
@@ -308,34 +307,48 @@ impl<'a> Lower<'a> {
         }
     }
 
-    /// Lowers the bound on the runs of a huge frame to what its bits say.
+    /// Lowers the bound on the runs of a huge frame to what its bits say. What a search that found no run in it makes of
+    /// that: a bound that fell and rose again may have misled somebody.
     #[cold]
     #[inline(never)]
-    pub(crate) fn bound(&self, huge: HugeId) {
-        self.lower_bound(huge, longest(self.rows_of(huge)));
+    pub(crate) fn bound(&self, huge: HugeId) -> Miss {
+        let Some(before) = self.entry_before_a_look(huge) else { return Miss::NoFit };
+        let has_risen = self.lower_bound(huge, before, longest(self.rows_of(huge)));
+        if has_risen { Miss::Undone } else { Miss::NoFit }
+    }
+
+    /// An entry, before the rows are looked at.
+    #[inline]
+    fn entry_before_a_look(&self, huge: HugeId) -> Option<HugeEntry> {
+        self.entries.get(huge.index()).map(|word| HugeEntry::from_bits(word.load(Ordering::Acquire)))
     }
 
     /// A block of the longest runs was taken: if it was the last, that saves others the look.
     #[inline(never)]
     fn after_longest(&self, huge: HugeId, order: Order) {
+        let Some(before) = self.entry_before_a_look(huge) else { return };
         if find_run(self.rows_of(huge), order).is_none() {
-            self.lower_bound(huge, Run::from_bits(u16::from(order.get()) - 1));
+            self.lower_bound(huge, before, Run::from_bits(u16::from(order.get()) - 1));
         }
     }
 
-    /// A run above `seen` that came since the look is seen now.
+    /// Lowers the bound of an entry that is as it was before the look that found runs up to `seen`: one that was given
+    /// a longer run meanwhile keeps its bound, for others may go by it. Whether the bound had to be raised again, for a
+    /// run above `seen` that came since the look is seen now.
     #[inline]
-    fn lower_bound(&self, huge: HugeId, seen: Run) {
-        let Some(word) = self.entries.get(huge.index()) else { return };
-        if transition(word, FOREVER, |e| e.lower(seen)).is_err() {
-            return;
+    fn lower_bound(&self, huge: HugeId, before: HugeEntry, seen: Run) -> bool {
+        let Some(word) = self.entries.get(huge.index()) else { return false };
+        let lower = |e: HugeEntry| if e == before { e.lower(seen) } else { None };
+        if transition(word, FOREVER, lower).is_err() {
+            return false;
         }
         let rows = self.rows_of(huge);
         let is_there = Order::new(seen.order().get() + 1).is_some_and(|above| find_run(rows, above).is_some());
         if seen != Run::ANY && is_there {
             let now = longest(rows);
-            let _ = transition(word, FOREVER, |e| e.raise(now));
+            return transition(word, FOREVER, |e| e.raise(now)).is_ok();
         }
+        false
     }
 
     /// Takes exactly the block at `frame`; whether frames looked taken for a moment comes with an error.

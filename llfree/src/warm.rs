@@ -1,7 +1,7 @@
 //! [`Warm`]: where a handle freed blocks of less than a huge frame lately, by their order.
 //!
-//! The next block of that order fits there exactly: nothing is searched, no larger run is cut up, and the lines are near.
-//! So memory that blocks of all sizes come and go in stays as tidy as it is. Places to look and nothing more: any value
+//! The next block of that order fits there, or elsewhere in that row: nothing is searched, as a rule no larger run is cut
+//! up, and the lines are near. So memory that blocks of all sizes come and go in stays as tidy as it is. Places to look and nothing more: any value
 //! will do.
 
 use shared_layout::{FrameId, HugeEntry, Order};

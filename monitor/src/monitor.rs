@@ -221,17 +221,17 @@ impl Monitor {
         for huge in start.unusable.chain(start.taken) {
             claim_for_guest(huge, HugeEntry::HUGE_EVICTED);
         }
-        let is_installed = |huge: u32| {
+        let note_installed = |huge: u32| {
             claim_for_guest(huge, HugeEntry::HUGE_INSTALLED);
             monitor.residency[huge as usize].store(Residency::Installed as u8, Ordering::Relaxed);
         };
         for huge in start.installed.into_iter().flatten() {
             monitor.supply.install(HugeId(huge)).map_err(|short| short.error)?;
-            is_installed(huge);
+            note_installed(huge);
         }
         for bytes in start.image {
             monitor.supply.install_part(bytes.clone())?;
-            HugeRange::around(bytes).iter().for_each(|huge| is_installed(huge.0));
+            HugeRange::around(bytes).iter().for_each(|huge| note_installed(huge.0));
         }
         if !start.adopted {
             monitor.publish_limit();
@@ -376,8 +376,8 @@ impl Monitor {
     /// Whether some neighbours are all evicted, by the word of a tenant that installs by itself. Most of most tenants are,
     /// and there are many scans: one load each, and no branch.
     pub(crate) fn has_no_memory(&self, entries: &[AtomicU16]) -> bool {
-        let common = entries.iter().fold(u16::MAX, |common, entry| common & entry.load(Ordering::Relaxed));
-        self.installer == Installer::Tenant && HugeEntry::from_bits(common).is_evicted()
+        let common = || entries.iter().fold(u16::MAX, |common, entry| common & entry.load(Ordering::Relaxed));
+        self.installer == Installer::Tenant && HugeEntry::from_bits(common()).is_evicted()
     }
 
     pub(crate) fn table(&self) -> &Table {

@@ -224,7 +224,7 @@ mod tests {
             for op in Op::value_variants().iter().filter(|op| **op != Op::Steady) {
                 let cell = Cell { allocator: *allocator, bytes: 4 << 20, threads: 1, op: *op, settles: None };
                 let text = once(&cell).expect("there is memory");
-                let ns: f64 = text.split(' ').next().and_then(|ns| ns.parse().ok()).expect("a number");
+                let ns: f64 = text.split_whitespace().next().and_then(|ns| ns.parse().ok()).expect("a number");
                 assert!(ns > 0.0, "{cell}: {text}");
             }
         }

@@ -7,9 +7,10 @@ use super::walk::walk;
 use crate::block::Allocation;
 use crate::cpu::Cpu;
 use crate::host::{Reclaim, Residency};
+use crate::sync::Ordering;
 use loom::sync::Arc;
 use loom::thread;
-use shared_layout::{FrameId, HugeEntry, HugeId, Order};
+use shared_layout::{FrameId, HugeEntry, HugeId, Order, Run};
 
 /// One installed huge frame of which only `free` bits of row 0 are free.
 fn almost_full(free: u64) -> Shared {
@@ -219,4 +220,31 @@ fn a_block_whose_taker_gives_up_is_not_refused_for_good() {
             assert_eq!(found, left);
         },
     );
+}
+
+#[test]
+fn a_bound_that_one_lowers_while_another_frees_is_believed_by_nobody() {
+    let mut model = loom::model::Builder::new();
+    // It takes three to see the fault; they take half a minute, which is for `.ci/run`.
+    let preemptions = std::env::var("LLFREE_PREEMPTIONS").ok().and_then(|number| number.parse().ok());
+    model.preemption_bound = Some(preemptions.unwrap_or(2));
+    model.max_branches = 20_000;
+    walk(&model, move || {
+        // One frame is free, in row 1, with a bound from before; row 2 is ours.
+        let entry = HugeEntry::FREE_INSTALLED.take(511).and_then(|entry| entry.lower(Run::of(order(6))));
+        let rows = |row| if row == 1 { !1 } else { u64::MAX };
+        let shared = Arc::new(Shared::new(&[(entry.expect("valid"), Residency::Installed)], rows));
+        let other = shared.clone();
+        let taker = thread::spawn(move || {
+            // As a search does that found no run.
+            let tenant = other.tenant();
+            let _ = tenant.noted(HugeId(0), Err::<(), _>(tenant.lower.bound(HugeId(0))));
+        });
+        shared.tenant().free(FrameId(128), order(6)).expect("ours");
+        let _ = shared.tenant().alloc(order(6));
+        taker.join().expect("no panic");
+        let is_left = shared.rows.iter().any(|row| row.load(Ordering::Relaxed) == 0);
+        let is_served = shared.tenant().alloc(order(6)).is_ok();
+        assert!(!is_left || is_served, "at rest a free block is refused: {:?}", shared.tenant().entry(HugeId(0)));
+    });
 }

@@ -352,7 +352,7 @@ fn a_bound_is_not_lowered_below_a_run_that_came_meanwhile() {
     // Two pairs of frames, each with one of them taken.
     race(
         || Table::one_row(0b1010),
-        |t| t.lower().bound(H0),
+        |t| _ = t.lower().bound(H0),
         |t| t.lower().give_in_row(FrameId(0), order(0)).is_some(),
         |t, (), given| {
             assert!(given);

@@ -16,8 +16,7 @@ impl<'a> Lower<'a> {
             return Err(Miss::NoFit);
         }
         let Some(offset) = find_run(all, order) else {
-            self.bound(huge);
-            return Err(Miss::NoFit);
+            return Err(self.bound(huge));
         };
         let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| Miss::NoFit)?;
         // One attempt: rows that were set for a moment and are free again have to be told of.

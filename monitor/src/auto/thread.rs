@@ -326,7 +326,10 @@ impl<'a> Worker<'a> {
                     0
                 }
             };
-            size = next_batch(batch.len() as u32, begin.elapsed());
+            // Frames that were in use again say nothing of what a discard takes.
+            if evicted > 0 {
+                size = next_batch(evicted, begin.elapsed());
+            }
             pace.take(evicted, self.started.elapsed());
             lock(&self.shared.state).status.evicted += u64::from(evicted);
         }

@@ -55,6 +55,10 @@ impl Monitor {
             pass += more.map_err(|error| error.after(pass))?;
             Ok(())
         });
+        if result.is_err() {
+            // What the kernel kept is the tenant's again.
+            self.tell_of_returns();
+        }
         self.set_wanted(u64::from(self.limit().saturating_sub(target)));
         self.publish_limit();
         result.map(|()| pass)
