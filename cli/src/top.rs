@@ -5,11 +5,13 @@
 //! | `model` | what is shown, and what a key does to it; a plain value |
 //! | `screen` | the model as cells; pure |
 //! | `canvas` | the cells on a terminal |
+//! | `keys` | what is typed as keys; pure |
 //!
 //! One thread looks at the VMs, and what a key asks of one is done on another: a VM that hangs holds up no key. The
 //! terminal is in the care of [`Terminal`] and its guardian, so it comes back after any end.
 
 mod canvas;
+mod keys;
 mod model;
 mod screen;
 
@@ -19,6 +21,7 @@ use crate::failure::{Fails, Failure};
 use crate::render;
 use crate::terminal::Terminal;
 use canvas::Canvas;
+use keys::Keys;
 use llfree_base::units::Bytes;
 use llfree_base::{error_line, lock};
 use llfree_control::client::{Client, ClientError};
@@ -109,7 +112,8 @@ pub fn run(interval: Duration, output: &Output<'_>) -> Result<u8, TopError> {
         let news = news.clone();
         move || look_again_and_again(&news, &asked, interval)
     })?;
-    let result = Screen { terminal: &terminal, news, woken, signalled, resizers: HashMap::new() }.show();
+    let result =
+        Screen { terminal: &terminal, news, woken, signalled, keys: Keys::default(), resizers: HashMap::new() }.show();
     terminal.restore();
     match result {
         // Its window was closed.
@@ -140,6 +144,7 @@ struct Screen<'a> {
     news: News,
     woken: PipeReader,
     signalled: UnixStream,
+    keys: Keys,
     /// A thread for each VM that a key resized, by its socket.
     resizers: HashMap<PathBuf, Sender<u64>>,
 }
@@ -226,7 +231,7 @@ impl Screen<'_> {
             Err(Errno::INTR | Errno::AGAIN) => return Ok(false),
             Err(error) => return Err(host("read a key")(error.into())),
         };
-        for key in model::keys(typed) {
+        for key in self.keys.feed(typed) {
             match model.press(key) {
                 Some(Wish::Quit) => return Ok(true),
                 Some(Wish::Resize { name, path, to }) => self.resizes(name, path, to)?,
