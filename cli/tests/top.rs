@@ -2,6 +2,7 @@
 
 use crate::common::{Scratch, need_kvm, number, wait_for};
 use crate::console::Screen;
+use crate::metrics::{lock, squat, squat_full};
 use rustix::process::{Pid, Signal};
 use rustix::termios::Winsize;
 use std::num::NonZero;
@@ -197,6 +198,26 @@ fn top_in_the_background_draws_nothing_before_it_is_brought_to_the_front() {
     top.has("llfree-vmm: error: top needs the terminal, which is another job's");
     assert!(!top.emulator.screen().alternate_screen());
     top.screen.ends(1);
+}
+
+#[test]
+fn a_look_is_one_connection_and_waits_for_no_full_queue_longer_than_for_an_answer() {
+    let scratch = Scratch::new();
+    let dir = scratch.path().join("llfree-vmm");
+    let hangs = squat(&dir, "hangs");
+    let _full = squat_full(&dir, "full");
+    let _locks = ["hangs", "full", "dead"].map(|name| lock(&dir, name));
+    // Its process has the lock, and listens no more.
+    drop(squat(&dir, "dead"));
+    let rows = scratch.run(&["list", "--json"]).exits(0).json();
+    let rows = rows.as_array().expect("an array");
+    assert_eq!(rows.iter().map(|row| &row["name"]).collect::<Vec<_>>(), ["full", "hangs"]);
+    for row in rows {
+        let error = row["error"].as_str().expect("it did not answer");
+        assert!(error.contains(" did not answer within 2s (pid "), "{error}");
+    }
+    hangs.set_nonblocking(true).expect("a socket");
+    assert_eq!(hangs.incoming().take_while(Result::is_ok).count(), 1);
 }
 
 #[test]
