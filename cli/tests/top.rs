@@ -145,6 +145,8 @@ fn top_fits_any_terminal_and_every_end_gives_it_back() {
     top.screen.goes_raw();
     // Half a key, and what is none.
     top.screen.types(b"\x1b[\0\xff\x1bx?\x1b[999~\x1b[<0;1Mx\x1b[M");
+    top.screen.types(b"!!!o");
+    top.has("limitv");
     // What others wrote on it meanwhile is gone after a stop.
     top.screen.signal(Signal::STOP);
     top.screen.signal(Signal::CONT);
@@ -185,8 +187,11 @@ fn top_in_the_background_draws_nothing_before_it_is_brought_to_the_front() {
     scratch.file("back", b"");
     wait_for("it to go on", || scratch.path().join("is_back").exists().then_some(()));
     stops();
-    let shown = String::from_utf8_lossy(&top.shown.lock().expect("no panic")).into_owned();
-    assert!(!drew(shown.split_once("marker").expect("the shell's line").1.as_bytes()), "{shown:?}");
+    let since = wait_for("what its shell says", || {
+        let shown = String::from_utf8_lossy(&top.shown.lock().expect("no panic")).into_owned();
+        Some(shown.split_once("marker")?.1.to_owned())
+    });
+    assert!(!drew(since.as_bytes()), "{since:?}");
     scratch.file("front", b"");
     top.shows("a screen of its own", |lines| lines[2] == "no VM is running" && !lines.concat().contains("marker"));
     top.screen.types(b"q");
