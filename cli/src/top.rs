@@ -5,11 +5,13 @@
 //! | `model` | what is shown, and what a key does to it; a plain value |
 //! | `screen` | the model as cells; pure |
 //! | `canvas` | the cells on a terminal |
+//! | `keys` | what is typed as keys; pure |
 //!
 //! One thread looks at the VMs, and what a key asks of one is done on another: a VM that hangs holds up no key. The
 //! terminal is in the care of [`Terminal`] and its guardian, so it comes back after any end.
 
 mod canvas;
+mod keys;
 mod model;
 mod screen;
 
@@ -17,8 +19,9 @@ use crate::client_commands::{self, Look, Output};
 use crate::exit;
 use crate::failure::{Fails, Failure};
 use crate::render;
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, comes_to_the_front};
 use canvas::Canvas;
+use keys::Keys;
 use llfree_base::units::Bytes;
 use llfree_base::{error_line, lock};
 use llfree_control::client::{Client, ClientError};
@@ -45,6 +48,9 @@ pub enum TopError {
     /// Nowhere to draw, or nothing to read keys from.
     #[error("top needs a terminal; 'llfree-vmm list --watch 1s' prints its numbers anywhere, and with --json")]
     NoTerminal,
+    /// The terminal is another job's, and nothing can bring this one to the front.
+    #[error("top needs the terminal, which is another job's; start it in the foreground")]
+    Background,
     /// The host refused a step.
     #[error("the host could not {step}")]
     Host {
@@ -57,7 +63,7 @@ pub enum TopError {
 
 impl Fails for TopError {
     fn failure(&self) -> Failure {
-        let kind = if matches!(self, Self::NoTerminal) { "usage" } else { "host" };
+        let kind = if matches!(self, Self::Host { .. }) { "host" } else { "usage" };
         Failure { kind: kind.to_owned(), reason: None, message: error_line(self), exit_code: exit::ERROR }
     }
 }
@@ -94,6 +100,10 @@ pub fn run(interval: Duration, output: &Output<'_>) -> Result<u8, TopError> {
     if !output.terminal || output.json {
         return Err(TopError::NoTerminal);
     }
+    // Before its modes are read: those of a shell that edits a line are not the ones to come back to.
+    if !comes_to_the_front(io::stdin().as_fd()) {
+        return Err(TopError::Background);
+    }
     let terminal = Terminal::open_screen(io::stdin().as_fd(), &canvas::leave()).map_err(host("set up the terminal"))?;
     let terminal = terminal.ok_or(TopError::NoTerminal)?;
     let (woken, wake) = io::pipe().map_err(host("create a pipe"))?;
@@ -109,7 +119,8 @@ pub fn run(interval: Duration, output: &Output<'_>) -> Result<u8, TopError> {
         let news = news.clone();
         move || look_again_and_again(&news, &asked, interval)
     })?;
-    let result = Screen { terminal: &terminal, news, woken, signalled, resizers: HashMap::new() }.show();
+    let result =
+        Screen { terminal: &terminal, news, woken, signalled, keys: Keys::default(), resizers: HashMap::new() }.show();
     terminal.restore();
     match result {
         // Its window was closed.
@@ -140,19 +151,25 @@ struct Screen<'a> {
     news: News,
     woken: PipeReader,
     signalled: UnixStream,
+    keys: Keys,
     /// A thread for each VM that a key resized, by its socket.
     resizers: HashMap<PathBuf, Sender<u64>>,
 }
 
 impl Screen<'_> {
     fn show(&mut self) -> Result<(), TopError> {
-        self.terminal.raw();
+        self.takes_the_terminal()?;
         let mut stdout = io::stdout();
         stdout.write_all(canvas::enter().as_bytes()).map_err(host("draw"))?;
         let canvas = Canvas::new(stdout, render::terminal_size);
         let mut drawn = ratatui_core::terminal::Terminal::new(canvas).map_err(host("draw"))?;
         let mut model = Model::default();
         loop {
+            // Its shell may have put this job behind another at any time.
+            if !self.terminal.is_ours() {
+                self.takes_the_terminal()?;
+                drawn.clear().map_err(host("draw"))?;
+            }
             let draw = |frame: &mut ratatui_core::terminal::Frame<'_>| {
                 screen::draw(&model, frame.area(), frame.buffer_mut());
             };
@@ -166,7 +183,7 @@ impl Screen<'_> {
             }
             let [keys, look, signal] = fds.each_ref().map(|fd| !fd.revents().is_empty());
             if signal && self.hears_a_signal() {
-                self.terminal.raw();
+                self.takes_the_terminal()?;
                 drawn.clear().map_err(host("draw"))?;
             }
             if look {
@@ -176,6 +193,16 @@ impl Screen<'_> {
                 return Ok(());
             }
         }
+    }
+
+    /// Raw mode, once the terminal is this job's. What is drawn before that is drawn on what another shows.
+    fn takes_the_terminal(&self) -> Result<(), TopError> {
+        while !self.terminal.raw() {
+            if !comes_to_the_front(io::stdin().as_fd()) {
+                return Err(TopError::Background);
+            }
+        }
+        Ok(())
     }
 
     /// How many there were does not matter: a new size is asked for, and what the shell did meanwhile is undone.
@@ -226,7 +253,7 @@ impl Screen<'_> {
             Err(Errno::INTR | Errno::AGAIN) => return Ok(false),
             Err(error) => return Err(host("read a key")(error.into())),
         };
-        for key in model::keys(typed) {
+        for key in self.keys.feed(typed) {
             match model.press(key) {
                 Some(Wish::Quit) => return Ok(true),
                 Some(Wish::Resize { name, path, to }) => self.resizes(name, path, to)?,

@@ -186,14 +186,14 @@ fn the_exporter_has_all_vms_and_nothing_of_those_that_are_gone() {
 }
 
 /// Listens like a VM and does not answer like one.
-fn squat(dir: &Path, name: &str) -> UnixListener {
+pub(crate) fn squat(dir: &Path, name: &str) -> UnixListener {
     use std::os::unix::fs::DirBuilderExt;
     let _ = std::fs::DirBuilder::new().mode(0o700).create(dir);
     UnixListener::bind(dir.join(format!("{name}.sock"))).expect("free")
 }
 
 /// The lock of whoever is to pass for a VM.
-fn lock(dir: &Path, name: &str) -> File {
+pub(crate) fn lock(dir: &Path, name: &str) -> File {
     let mut file = File::create(dir.join(format!("{name}.lock"))).expect("scratch");
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).expect("nobody has it");
     writeln!(file, "{}", std::process::id()).expect("scratch");
@@ -201,7 +201,7 @@ fn lock(dir: &Path, name: &str) -> File {
 }
 
 /// Listens and has no place for one more client.
-fn squat_full(dir: &Path, name: &str) -> Vec<OwnedFd> {
+pub(crate) fn squat_full(dir: &Path, name: &str) -> Vec<OwnedFd> {
     let socket = |flags| rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
     let address = SocketAddrUnix::new(dir.join(format!("{name}.sock"))).expect("short");
     let mut sockets = vec![socket(SocketFlags::empty()).expect("a socket")];

@@ -2,9 +2,11 @@
 
 use crate::common::{Scratch, need_kvm, number, wait_for};
 use crate::console::Screen;
-use rustix::process::Signal;
+use crate::metrics::{lock, squat, squat_full};
+use rustix::process::{Pid, Signal};
 use rustix::termios::Winsize;
 use std::num::NonZero;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 /// A terminal with `top` on it, as its user sees it.
@@ -18,7 +20,19 @@ struct Top {
 
 impl Top {
     fn new(scratch: &Scratch) -> Self {
-        let screen = Screen::start(scratch.command(&["top", "--interval", "100ms"]));
+        Self::start(scratch.command(&["top", "--interval", "100ms"]))
+    }
+
+    /// From a shell with job control, as this script starts it: there `"$@"` is `top`.
+    fn from_shell(scratch: &Scratch, script: &str) -> Self {
+        let mut shell = Command::new("sh");
+        let top = [env!("CARGO_BIN_EXE_llfree-vmm"), "top", "--interval", "100ms"];
+        scratch.prepare(&mut shell).args(["-c", &format!("set -m; {script}"), "sh"]).args(top);
+        Self::start(shell)
+    }
+
+    fn start(command: Command) -> Self {
+        let screen = Screen::start(command);
         let shown = screen.shown.clone();
         Self { screen, shown, emulator: vt100::Parser::new(cells(24), cells(80), 0), read: 0 }
     }
@@ -130,7 +144,9 @@ fn top_fits_any_terminal_and_every_end_gives_it_back() {
     }
     top.screen.goes_raw();
     // Half a key, and what is none.
-    top.screen.types(b"\x1b[\0\xff\x1bx?");
+    top.screen.types(b"\x1b[\0\xff\x1bx?\x1b[999~\x1b[<0;1Mx\x1b[M");
+    top.screen.types(b"!!!o");
+    top.has("limitv");
     // What others wrote on it meanwhile is gone after a stop.
     top.screen.signal(Signal::STOP);
     top.screen.signal(Signal::CONT);
@@ -142,6 +158,71 @@ fn top_fits_any_terminal_and_every_end_gives_it_back() {
     top.has("no VM is running");
     top.screen.types(b"\x03");
     top.ends(0);
+}
+
+#[test]
+fn top_in_the_background_draws_nothing_before_it_is_brought_to_the_front() {
+    let scratch = Scratch::new();
+    let script = r#""$@" & echo $! > pid; read -r line; fg
+        until [ -e back ]; do sleep 0.05; done; echo marker; bg; echo > is_back
+        until [ -e front ]; do sleep 0.05; done; fg"#;
+    let mut top = Top::from_shell(&scratch, script);
+    let pid = wait_for("its number", || std::fs::read_to_string(scratch.path().join("pid")).ok()?.trim().parse().ok());
+    let stops = || {
+        wait_for("its stop", || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+            stat.rsplit_once(") ").expect("a name").1.starts_with('T').then_some(())
+        });
+    };
+    let drew = |shown: &[u8]| shown.contains(&0x1b);
+    stops();
+    assert!(!drew(&top.shown.lock().expect("no panic")));
+    top.screen.types(b"\n");
+    top.has("no VM is running");
+    top.screen.goes_raw();
+    // Behind its shell, and back.
+    let process = Pid::from_raw(pid).expect("a process");
+    rustix::process::kill_process(process, Signal::STOP).expect("it lives");
+    stops();
+    scratch.file("back", b"");
+    wait_for("it to go on", || scratch.path().join("is_back").exists().then_some(()));
+    stops();
+    let since = wait_for("what its shell says", || {
+        let shown = String::from_utf8_lossy(&top.shown.lock().expect("no panic")).into_owned();
+        Some(shown.split_once("marker")?.1.to_owned())
+    });
+    assert!(!drew(since.as_bytes()), "{since:?}");
+    scratch.file("front", b"");
+    top.shows("a screen of its own", |lines| lines[2] == "no VM is running" && !lines.concat().contains("marker"));
+    top.screen.types(b"q");
+    top.ends(0);
+
+    // One that nothing stops says so, in one line.
+    let ignores = r#"(trap "" TTOU; exec "$@") & wait $!"#;
+    let mut top = Top::from_shell(&scratch, ignores);
+    top.has("llfree-vmm: error: top needs the terminal, which is another job's");
+    assert!(!top.emulator.screen().alternate_screen());
+    top.screen.ends(1);
+}
+
+#[test]
+fn a_look_is_one_connection_and_waits_for_no_full_queue_longer_than_for_an_answer() {
+    let scratch = Scratch::new();
+    let dir = scratch.path().join("llfree-vmm");
+    let hangs = squat(&dir, "hangs");
+    let _full = squat_full(&dir, "full");
+    let _locks = ["hangs", "full", "dead"].map(|name| lock(&dir, name));
+    // Its process has the lock, and listens no more.
+    drop(squat(&dir, "dead"));
+    let rows = scratch.run(&["list", "--json"]).exits(0).json();
+    let rows = rows.as_array().expect("an array");
+    assert_eq!(rows.iter().map(|row| &row["name"]).collect::<Vec<_>>(), ["full", "hangs"]);
+    for row in rows {
+        let error = row["error"].as_str().expect("it did not answer");
+        assert!(error.contains(" did not answer within 2s (pid "), "{error}");
+    }
+    hangs.set_nonblocking(true).expect("a socket");
+    assert_eq!(hangs.incoming().take_while(Result::is_ok).count(), 1);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Time that a VM has to send its status.
 const STATUS: Duration = Duration::from_secs(5);
-/// The same in a list: one that hangs is listed as such, and holds up nobody for long.
+/// The same in a list, the connection included: one that hangs is listed as such, and holds up nobody for long.
 const LISTED: Duration = Duration::from_secs(2);
 /// Time that the kernel may take to close the files of a killed process: its memory goes first.
 const LAST_FILES: Duration = Duration::from_secs(2);
@@ -145,27 +145,42 @@ pub type Look = Vec<(LiveVm, Result<StatusReport, String>)>;
 /// # Errors
 /// When a directory of sockets cannot be read.
 pub fn look() -> Result<Look, SocketError> {
-    let vms = socket::live_vms()?;
-    let statuses = ask_all(&vms);
-    Ok(vms.into_iter().zip(statuses).collect())
+    // A look at whether they listen would be one more connection each.
+    Ok(ask_all(socket::vms_to_ask()?))
 }
 
-/// The statuses of all these VMs, each asked on a thread of its own: one that hangs costs the others nothing.
-fn ask_all(vms: &[LiveVm]) -> Vec<Result<StatusReport, String>> {
-    let ask = |vm: &LiveVm| {
-        let status = Client::connect(&vm.path).and_then(|mut client| ask_status(&mut client, LISTED));
-        status.map_err(|error| {
-            let owner = socket::owner(&vm.path).map_or_else(String::new, |pid| format!(" (pid {pid})"));
-            format!("{}{owner}", llfree_base::error_line(&error))
-        })
-    };
+/// The statuses of all these VMs, each asked on a thread of its own: one that hangs costs the others nothing. Those that
+/// nobody listens for any more are left out.
+fn ask_all(vms: Vec<LiveVm>) -> Look {
     let mut statuses = Vec::with_capacity(vms.len());
     for some in vms.chunks(AT_ONCE) {
         std::thread::scope(|scope| {
-            let threads: Vec<_> = some.iter().map(|vm| scope.spawn(|| ask(vm))).collect();
-            let failed = || Err("it could not be asked".to_owned());
+            let threads: Vec<_> = some.iter().map(|vm| scope.spawn(|| ask(&vm.path))).collect();
+            let failed = || Some(Err("it could not be asked".to_owned()));
             statuses.extend(threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| failed())));
         });
     }
-    statuses
+    vms.into_iter().zip(statuses).filter_map(|(vm, status)| Some((vm, status?))).collect()
+}
+
+/// A VM's status, or why there is none; `None` if it is gone.
+fn ask(path: &Path) -> Option<Result<StatusReport, String>> {
+    let error = match ask_in_time(path) {
+        Ok(status) => return Some(Ok(status)),
+        Err(ClientError::Socket(SocketError::NoSuchVm(_))) => return None,
+        Err(error) => error,
+    };
+    let owner = socket::owner(path).map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    Some(Err(format!("{}{owner}", llfree_base::error_line(&error))))
+}
+
+/// Connects and asks, both within [`LISTED`].
+fn ask_in_time(path: &Path) -> Result<StatusReport, ClientError> {
+    let start = Instant::now();
+    let mut client = Client::connect_within(path, LISTED)?;
+    ask_status(&mut client, LISTED.saturating_sub(start.elapsed())).map_err(|error| match error {
+        // The wait for the connection is part of it.
+        ClientError::Timeout { path, .. } => ClientError::Timeout { path, waited: LISTED },
+        error => error,
+    })
 }

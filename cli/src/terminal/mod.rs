@@ -16,7 +16,7 @@ pub mod raw;
 mod tests;
 
 pub use input::Input;
-pub use raw::Terminal;
+pub use raw::{Terminal, comes_to_the_front};
 
 /// The notice printed on a terminal at the start.
 pub const NOTICE: &str = "console: press Ctrl-A X to leave";

@@ -51,18 +51,15 @@ impl Terminal {
     /// it always does.
     #[must_use]
     pub fn is_ours(&self) -> bool {
-        match rustix::termios::tcgetpgrp(&self.fd) {
-            Ok(foreground) => foreground == rustix::process::getpgrp(),
-            Err(_) => true,
-        }
+        is_ours(self.fd.as_fd())
     }
 
-    /// Raw mode; nothing if the terminal is another job's. Lines that we and others print still
-    /// look right, since output is processed as before.
-    pub fn raw(&self) {
+    /// Raw mode; nothing if the terminal is another job's, which it says. Lines that we and others
+    /// print still look right, since output is processed as before.
+    pub fn raw(&self) -> bool {
         let mut raw = lock(&self.raw);
         if !self.is_ours() {
-            return;
+            return false;
         }
         let mut modes = self.saved.clone();
         modes.make_raw();
@@ -74,6 +71,7 @@ impl Terminal {
         self.guardian.tell(true);
         self.set(&modes);
         *raw = true;
+        true
     }
 
     /// Back to the original modes. May be called repeatedly.
@@ -99,6 +97,28 @@ impl Terminal {
             }
         }
     }
+}
+
+fn is_ours(terminal: BorrowedFd<'_>) -> bool {
+    match rustix::termios::tcgetpgrp(terminal) {
+        Ok(foreground) => foreground == rustix::process::getpgrp(),
+        Err(_) => true,
+    }
+}
+
+/// Waits until the terminal is this job's, stopped like any job that wants to change one from behind (SIGTTOU), until
+/// the shell brings it to the front. `false` if nobody can: a job without a shell, or one that ignores that signal.
+#[must_use]
+pub fn comes_to_the_front(terminal: BorrowedFd<'_>) -> bool {
+    while !is_ours(terminal) {
+        // It changes nothing, and the kernel stops a job in the background for it all the same.
+        match rustix::termios::tcdrain(terminal) {
+            Ok(()) => return is_ours(terminal),
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+    true
 }
 
 impl Drop for Terminal {

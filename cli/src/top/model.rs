@@ -1,5 +1,6 @@
 //! [`Model`]: what the screen shows, as a plain value: rows with their past, an order, a selection, a message.
 
+use super::keys::Key;
 use crate::client_commands::Look;
 use llfree_base::units::Bytes;
 use llfree_control::report::StatusReport;
@@ -8,7 +9,6 @@ use shared_layout::HUGE_SIZE;
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Instant;
-use termion::event::{Event, Key as Typed};
 
 /// Looks that a VM's curve goes back.
 const PAST: usize = 256;
@@ -97,9 +97,11 @@ impl Model {
     /// Takes in a look.
     pub(super) fn see(&mut self, look: Look, at: Instant) {
         // Those that go are a line; a VM that is started anew under the name is another.
-        let gone: Vec<&Row> = self.rows.iter().filter(|row| look.iter().all(|(vm, _)| vm.path != row.path)).collect();
-        if let Some(gone) = gone.first() {
-            self.message = format!("{} is gone", gone.name);
+        let is_gone = |row: &&Row| look.iter().all(|(vm, _)| vm.path != row.path);
+        let gone: Vec<&str> = self.rows.iter().filter(is_gone).map(|row| row.name.as_str()).collect();
+        if !gone.is_empty() {
+            let are = if gone.len() == 1 { "is" } else { "are" };
+            self.message = format!("{} {are} gone", gone.join(", "));
         }
         self.past.retain(|path, _| look.iter().any(|(vm, _)| vm.path == *path));
         self.rows = look
@@ -182,7 +184,11 @@ impl Model {
         let selection = self.selection();
         let Row { name, path, now: Ok(now) } = self.rows.get_mut(selection)? else { return None };
         let step = (now.memory / STEPS).next_multiple_of(HUGE_SIZE);
-        let to = if up { (now.limit + step).min(now.memory) } else { now.limit.saturating_sub(step).max(HUGE_SIZE) };
+        let to = if up {
+            now.limit.saturating_add(step).min(now.memory)
+        } else {
+            now.limit.saturating_sub(step).max(HUGE_SIZE)
+        };
         if to == now.limit {
             let end = if up { "all of its memory" } else { "the least there is" };
             self.message = format!("{name} has {end}");
@@ -216,39 +222,6 @@ impl Past {
             installs,
         }
     }
-}
-
-/// What a key means.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Key {
-    Quit,
-    Up,
-    Down,
-    Order,
-    Reverse,
-    Shrink,
-    Grow,
-}
-
-/// The keys in what was typed; what means nothing here is skipped.
-pub(super) fn keys(typed: &[u8]) -> Vec<Key> {
-    let mut keys = Vec::new();
-    let mut rest = typed.iter().map(|byte| Ok(*byte));
-    while let Some(Ok(first)) = rest.next() {
-        // It fails at what is no key, or half of one.
-        let Ok(Event::Key(key)) = termion::event::parse_event(first, &mut rest) else { continue };
-        keys.extend(match key {
-            Typed::Char('q' | 'Q') | Typed::Ctrl('c') => Some(Key::Quit),
-            Typed::Char('k') | Typed::Up => Some(Key::Up),
-            Typed::Char('j') | Typed::Down => Some(Key::Down),
-            Typed::Char('o') => Some(Key::Order),
-            Typed::Char('r') => Some(Key::Reverse),
-            Typed::Char('s' | '-') => Some(Key::Shrink),
-            Typed::Char('g' | '+') => Some(Key::Grow),
-            _ => None,
-        });
-    }
-    keys
 }
 
 #[cfg(test)]
@@ -316,6 +289,17 @@ mod tests {
         assert!(matches!(model.press(Key::Grow), Some(Wish::Resize { to, .. }) if to == 16 * GIB));
         assert_eq!(model.press(Key::Grow), None);
         assert_eq!(model.message, "a has all of its memory");
+        // A limit that no VM has, from whoever listens there.
+        model.see(vec![(vm("a"), status(1, u64::MAX, 0))], Instant::now());
+        assert!(matches!(model.press(Key::Grow), Some(Wish::Resize { to, .. }) if to == 16 * GIB));
+    }
+
+    #[test]
+    fn all_that_go_at_once_are_named() {
+        let mut model = Model::default();
+        model.see(["a", "b", "c"].map(|name| (vm(name), status(1, GIB, 0))).into(), Instant::now());
+        model.see(vec![(vm("b"), status(1, GIB, 0))], Instant::now());
+        assert_eq!((names(&model), model.message.as_str()), (vec!["b"], "a, c are gone"));
     }
 
     #[test]
@@ -335,15 +319,5 @@ mod tests {
         model.see(Vec::new(), now);
         assert_eq!((names(&model).len(), model.message.as_str()), (0, "a is gone"));
         assert_eq!(model.press(Key::Grow), None);
-    }
-
-    #[test]
-    fn keys_are_told_from_what_means_nothing() {
-        let all = [Key::Up, Key::Down, Key::Order, Key::Reverse, Key::Shrink, Key::Grow, Key::Quit];
-        assert_eq!(keys(b"\x1b[A\x1b[Borsg\x03"), all);
-        assert_eq!(keys(b"kj-+Q"), [Key::Up, Key::Down, Key::Shrink, Key::Grow, Key::Quit]);
-        for nothing in [&b"x\x1b[5~\x1b[1;5C\0\xff\xc3\xa9\x1a"[..], b"\x1b", b"\x1b[", b"\x1b[<0;1;1M"] {
-            assert_eq!(keys(nothing), [], "{nothing:?}");
-        }
     }
 }

@@ -151,7 +151,7 @@ mod tests {
     fn any_size_is_drawn_and_the_selected_vm_is_seen() {
         let mut model = model(40);
         for _ in 0..30 {
-            model.press(super::super::model::Key::Down);
+            model.press(super::super::keys::Key::Down);
         }
         for (width, height) in [(0, 0), (1, 1), (5, 3), (80, 2), (80, 5), (20, 10), (300, 100)] {
             let lines = lines(&model, width, height);
