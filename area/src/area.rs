@@ -119,7 +119,7 @@ impl Opened {
 
     /// Frees what nobody owns: whatever is allocated and not claimed by `owned`, which is asked for an offset and a size, of
     /// 4 KiB or 2 MiB. A process that was killed leaves such: what its threads kept to be fast, and what each was about to
-    /// take or to give.
+    /// take or to give. An object owns all that it was [rounded up](crate::objects::rounded) to.
     pub fn free_unowned(&mut self, owned: impl FnMut(u64, u64) -> bool) -> Leaks {
         self.space.named_mut().map_or_else(Leaks::default, |file| file.free_unowned(owned))
     }

@@ -115,7 +115,8 @@ void llfree_registration_end(llfree_registration *registration);
  */
 
 /* Whether what is allocated at this offset has an owner. `memory` is where the area begins: read there, write nothing.
- * `bytes` is 4096 or 2 MiB, a part of an object. It may not call functions of this header. */
+ * `bytes` is 4096 or 2 MiB, a part of an object, which owns all that its size was rounded up to: see
+ * llfree_objects_rounded(), the only function of this header that may be called here. */
 typedef int llfree_area_owned(void *context, const void *memory, uint64_t root, uint64_t offset, uint64_t bytes);
 
 /* Objects in a new file, of its own area of at least this size. */
@@ -125,12 +126,14 @@ llfree_area_status llfree_objects_open_at(const char *path, uint32_t flags, llfr
 					  llfree_objects **objects);
 /* The end of the objects, all of them on the disk: the file can be opened when the machine was down meanwhile. After
  * llfree_objects_destroy(), or a kill, it can be as long as the machine stays up. Null is none. Whatever this
- * returns, they are not to be used any more. */
+ * returns, they are not to be used any more. A registration ends before. */
 llfree_area_status llfree_objects_close(llfree_objects *objects);
 /* The root; 0 where there is no file. */
 uint64_t llfree_objects_root(const llfree_objects *objects);
 /* Sets it; all that was written before is in the file before it is. */
 llfree_area_status llfree_objects_set_root(const llfree_objects *objects, uint64_t root);
+/* The bytes that an object of this size and alignment takes and owns; UINT64_MAX for what no area can have. */
+uint64_t llfree_objects_rounded(uint64_t size, uint64_t align);
 /* The address of an offset; null outside the area. */
 void *llfree_objects_at(const llfree_objects *objects, uint64_t offset);
 /* The offset of an address; UINT64_MAX outside the area. */

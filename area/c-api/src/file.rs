@@ -2,8 +2,9 @@
 
 use crate::{CObjects, KEEP, Status, builder, objects, put_objects, status};
 use llfree_area::file::NamedFile;
-use llfree_area::objects::Objects;
+use llfree_area::objects::{Objects, rounded};
 use llfree_area::{Builder, FileError, FileFault};
+use std::alloc::Layout;
 use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
@@ -140,6 +141,14 @@ pub unsafe extern "C" fn llfree_objects_root(of: *const CObjects) -> u64 {
 pub unsafe extern "C" fn llfree_objects_set_root(of: *const CObjects, root: u64) -> i32 {
     // SAFETY: the caller's word.
     status(unsafe { objects(of) }.and_then(file).map(|file| file.set_root(root)))
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn llfree_objects_rounded(size: u64, align: u64) -> u64 {
+    let layout = usize::try_from(size).ok().zip(usize::try_from(align).ok());
+    let layout = layout.and_then(|(size, align)| Layout::from_size_align(size, align).ok());
+    layout.and_then(|layout| rounded(layout).ok()).map_or(u64::MAX, |bytes| bytes as u64)
 }
 
 /// See the header.

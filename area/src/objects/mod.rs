@@ -37,6 +37,15 @@ pub mod region;
 mod source;
 pub mod stats;
 
+/// Bytes that an object of this layout takes: it is rounded up to a class, and owns all of it. What is asked of
+/// [`Opened::free_unowned`](crate::Opened::free_unowned) is asked for each of them.
+///
+/// # Errors
+/// [`AllocError::OutOfMemory`] for what no area can have.
+pub fn rounded(layout: Layout) -> Result<usize, AllocError> {
+    Ok(Class::of(layout.size(), layout.align())?.bytes())
+}
+
 pub use global::{Config, ConfigError, allocate, deallocate, global, set_config, stats};
 pub use handle::Handle;
 pub use region::Region;

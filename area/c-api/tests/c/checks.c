@@ -70,10 +70,14 @@ static int is_owned(void *context, const void *memory, uint64_t root, uint64_t o
 	if (offset >= root - 1 && offset < root - 1 + 64 * 1024)
 		return 1;
 	for (int i = 0; i < 4; i++)
-		if (offset >= records[i].offset && offset < records[i].offset + records[i].size)
+		if (offset >= records[i].offset &&
+		    offset < records[i].offset + llfree_objects_rounded(records[i].size, 64))
 			return 1;
 	return 0;
 }
+
+/* It takes 6 MiB, and owns all of them. */
+#define OBJECT (6 * MIB - 300 * 1024)
 
 static void in_a_file(const char *directory)
 {
@@ -97,6 +101,8 @@ static void in_a_file(const char *directory)
 	CHECK(llfree_objects_open_at(NULL, 0, NULL, NULL, &objects) == LLFREE_AREA_ERR_ARGUMENT);
 	CHECK(llfree_objects_open_at(directory, 0, NULL, NULL, &objects) == LLFREE_AREA_ERR_FILE);
 	CHECK(llfree_objects_close(NULL) == LLFREE_AREA_OK);
+	CHECK(llfree_objects_rounded(OBJECT, 64) == 6 * MIB && llfree_objects_rounded(6 * MIB, 64) == 6 * MIB);
+	CHECK(llfree_objects_rounded(1, 3) == UINT64_MAX && llfree_objects_rounded(UINT64_MAX, 1) == UINT64_MAX);
 	CHECK(llfree_objects_root(NULL) == 0 && llfree_objects_at(NULL, 0) == NULL);
 	CHECK(llfree_objects_offset(NULL, path) == UINT64_MAX);
 
@@ -108,11 +114,11 @@ static void in_a_file(const char *directory)
 		CHECK(llfree_objects_create_at(path, 32 * MIB, 0, &objects) == LLFREE_AREA_OK);
 		CHECK(llfree_objects_root(objects) == 0);
 		records = llfree_objects_alloc_zeroed(objects, 64 * 1024, 64);
-		block = llfree_objects_alloc(objects, 6 * MIB, 64);
+		block = llfree_objects_alloc(objects, OBJECT, 64);
 		CHECK(records != NULL && block != NULL && llfree_objects_alloc(objects, 4 * MIB, 64) != NULL);
-		memset(block, 9, 6 * MIB);
+		memset(block, 9, OBJECT);
 		records[0].offset = llfree_objects_offset(objects, block);
-		records[0].size = 6 * MIB;
+		records[0].size = OBJECT;
 		CHECK(llfree_objects_offset(objects, path) == UINT64_MAX);
 		CHECK(llfree_objects_set_root(objects, llfree_objects_offset(objects, records) + 1) == LLFREE_AREA_OK);
 		CHECK(llfree_objects_create_at(path, MIB, 0, &again) == LLFREE_AREA_ERR_EXISTS);
@@ -128,10 +134,10 @@ static void in_a_file(const char *directory)
 
 	CHECK(llfree_objects_open_at(path, 0, NULL, NULL, &objects) == LLFREE_AREA_OK);
 	records = llfree_objects_at(objects, llfree_objects_root(objects) - 1);
-	CHECK(records != NULL && records[0].size == 6 * MIB && llfree_objects_at(objects, 32 * MIB) == NULL);
+	CHECK(records != NULL && records[0].size == OBJECT && llfree_objects_at(objects, 32 * MIB) == NULL);
 	block = llfree_objects_at(objects, records[0].offset);
-	CHECK(block != NULL && block[0] == 9 && block[6 * MIB - 1] == 9);
-	CHECK(llfree_objects_free(objects, block, 6 * MIB, 64) == LLFREE_AREA_OK);
+	CHECK(block != NULL && block[0] == 9 && block[OBJECT - 1] == 9);
+	CHECK(llfree_objects_free(objects, block, OBJECT, 64) == LLFREE_AREA_OK);
 	CHECK(llfree_objects_free(objects, records, 64 * 1024, 64) == LLFREE_AREA_OK);
 	llfree_objects_destroy(objects);
 
