@@ -6,6 +6,7 @@
 //! a target directory, flags and an environment of its own; only what says where crates come from
 //! is passed on.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,42 +17,96 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// beyond the base.
 const RUSTFLAGS: [&str; 4] =
     ["-Crelocation-model=static", "-Cno-redzone=yes", "-Cforce-unwind-tables=no", "-Ctarget-cpu=x86-64"];
-/// Sources of the guest, from the workspace's root.
-const SOURCES: &[&str] = &[
-    "Cargo.toml",
-    "Cargo.lock",
-    "guest-abi/Cargo.toml",
-    "guest-abi/src",
-    "agent-abi/Cargo.toml",
-    "agent-abi/src",
-    "agent-core/Cargo.toml",
-    "agent-core/src",
-    "guest-shim/Cargo.toml",
-    "guest-shim/build.rs",
-    "guest-shim/guest.ld",
-    "guest-shim/src",
-    "llfree/Cargo.toml",
-    "llfree/src",
-    "shared-layout/Cargo.toml",
-    "shared-layout/src",
-    "images/build.rs",
-];
+/// The packages that the guest is made of.
+const PACKAGES: [&str; 6] = ["shared-layout", "guest-abi", "agent-abi", "agent-core", "llfree", "guest-shim"];
+/// What is read of each, as far as it is there.
+const PARTS: [&str; 4] = ["Cargo.toml", "build.rs", "guest.ld", "src"];
 
 fn main() {
-    let root = variable("CARGO_MANIFEST_DIR").join("..");
-    for source in SOURCES {
-        println!("cargo:rerun-if-changed={}", root.join(source).display());
-    }
+    let here = variable("CARGO_MANIFEST_DIR");
     let out = variable("OUT_DIR");
-    let elf = build(&root, &out.join("guest"));
+    println!("cargo:rerun-if-changed={}", here.join("build.rs").display());
+    // Cargo leaves it in what it packs, and nowhere else.
+    let is_packed = here.join("Cargo.toml.orig").exists();
+    let root = if is_packed {
+        let root = out.join("sources");
+        println!("cargo:rerun-if-changed={}", here.join("guest").display());
+        unpack(&here.join("guest"), &root).unwrap_or_else(|error| panic!("unpacking the guest's sources: {error}"));
+        root
+    } else {
+        let root = here.join("..");
+        let parts = PACKAGES.iter().flat_map(|package| PARTS.iter().map(move |part| format!("{package}/{part}")));
+        for source in parts.chain(["Cargo.toml", "Cargo.lock"].map(str::to_owned)) {
+            let source = root.join(source);
+            if source.exists() {
+                println!("cargo:rerun-if-changed={}", source.display());
+            }
+        }
+        root
+    };
+    let elf = build(&root, &out.join("guest"), is_packed);
     let embedded = out.join("guest-shim.elf");
     if let Err(error) = std::fs::copy(&elf, &embedded) {
         panic!("copying {} to {}: {error}", elf.display(), embedded.display());
     }
 }
 
+/// Makes a workspace of what this package brings of the guest: a package cannot have packages in it, so their manifests
+/// have another name there.
+fn unpack(packed: &Path, root: &Path) -> io::Result<()> {
+    if root.exists() {
+        std::fs::remove_dir_all(root)?;
+    }
+    for package in PACKAGES {
+        let (from, to) = (packed.join(package), root.join(package));
+        copy(&from, &to)?;
+        std::fs::remove_file(to.join("manifest.toml"))?;
+        let manifest = std::fs::read_to_string(from.join("manifest.toml"))?;
+        std::fs::write(to.join("Cargo.toml"), without_tests(&manifest))?;
+    }
+    let workspace = std::fs::read_to_string(packed.join("workspace.toml"))?;
+    std::fs::write(root.join("Cargo.toml"), with_members(&workspace))?;
+    // It has more crates than are needed; the nested Cargo takes those out.
+    std::fs::copy(packed.join("workspace.lock"), root.join("Cargo.lock")).map(drop)
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() { copy(&from, &to)? } else { std::fs::copy(&from, &to).map(drop)? }
+    }
+    Ok(())
+}
+
+/// The manifest without what only tests need: the package has neither them nor what they link.
+fn without_tests(manifest: &str) -> String {
+    let mut kept = true;
+    let lines = manifest.lines().filter(|line| {
+        if line.starts_with('[') {
+            kept = !(line.ends_with("dev-dependencies]") || *line == "[[test]]");
+        }
+        kept
+    });
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// The workspace's manifest with the guest's packages for members.
+fn with_members(manifest: &str) -> String {
+    let mut in_list = false;
+    let lines = manifest.lines().filter(|line| {
+        in_list |= line.starts_with("members = [") || line.starts_with("exclude = [");
+        let kept = !in_list;
+        in_list &= !line.ends_with(']');
+        kept
+    });
+    let lines: String = lines.map(|line| format!("{line}\n")).collect();
+    lines.replacen("[workspace]\n", &format!("[workspace]\nmembers = {PACKAGES:?}\n"), 1)
+}
+
 /// Runs the nested build and returns where the ELF is.
-fn build(root: &Path, target_dir: &Path) -> PathBuf {
+fn build(root: &Path, target_dir: &Path, is_packed: bool) -> PathBuf {
     let mut cargo = Command::new(variable("CARGO"));
     cargo.current_dir(root);
     for (name, _) in std::env::vars_os() {
@@ -63,10 +118,13 @@ fn build(root: &Path, target_dir: &Path) -> PathBuf {
         .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\x1f"))
         // Symbols stay for crash reports; line tables of the core library would only be bulk.
         .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
-        // The lock file is the caller's, who brought it up to date a moment ago.
-        .args(["build", "--release", "--locked", "--package", "guest-shim", "--bin", "guest-shim"])
+        .args(["build", "--release", "--package", "guest-shim", "--bin", "guest-shim"])
         .args(["--features", "bare-metal", "--target", TARGET, "--target-dir"])
         .arg(target_dir);
+    if !is_packed {
+        // The lock file is the caller's, who brought it up to date a moment ago.
+        cargo.arg("--locked");
+    }
     match cargo.status() {
         Ok(status) if status.success() => target_dir.join(TARGET).join("release/guest-shim"),
         Ok(status) => panic!("the build of the bare-metal guest failed ({status}); its messages are above"),

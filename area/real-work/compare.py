@@ -137,10 +137,10 @@ def system_calls(name, settings):
         return int(totals[-1]) if totals else None
 
 
-def compare(rounds, names, counts_calls):
+def compare(rounds, names, wanted, counts_calls):
     rows = []
     for name in names:
-        allocators = list(libraries())
+        allocators = [(allocator, settings) for allocator, settings in libraries() if not wanted or allocator in wanted]
         runs = {allocator: [] for allocator, _ in allocators}
         for _ in range(rounds):
             for allocator, settings in allocators:
@@ -174,13 +174,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="runs of each allocator, in turns")
     parser.add_argument("--programs", nargs="+", choices=["numpy", "duckdb"], default=["numpy", "duckdb"])
+    parser.add_argument("--allocators", nargs="+", metavar="NAME", help="some of them: glibc, llfree, jemalloc ...")
     parser.add_argument("--strace", action="store_true", help="count system calls in one more run of each")
     parser.add_argument("--json", type=Path, help="where the rows go as well")
     parser.add_argument("--work", choices=["numpy", "duckdb"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
         return work(args.work)
-    rows = compare(args.rounds, args.programs, args.strace)
+    rows = compare(args.rounds, args.programs, args.allocators, args.strace)
     print(table(rows))
     if args.json:
         args.json.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -36,10 +36,10 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// The settings of automatic reclaim that an area has by default: what was free for three tenths of a second goes
-    /// back, but for 32 MiB.
+    /// The settings of automatic reclaim that an area has by default: five looks a second, and what was free at two of them
+    /// and not in use in between goes back, but for as much as came back lately.
     pub const AUTO_RECLAIM: Settings =
-        Settings { interval: Duration::from_millis(100), min_age: 3, keep_bytes: 32 << 20, rate_bytes: 16 << 30 };
+        Settings { interval: Duration::from_millis(200), min_age: 2, keep_bytes: 0, rate_bytes: 16 << 30 };
 
     /// So much address space, rounded up to 2 MiB; memory comes when it is touched.
     #[must_use]

@@ -61,12 +61,18 @@ pub fn large_objects() -> Option<&'static Objects> {
 }
 
 fn size() -> u64 {
+    let chosen = chosen(SIZE);
+    chosen.or_else(|| llfree_base::kernel_stats::meminfo_bytes("MemTotal").ok()).unwrap_or(16 << 30)
+}
+
+/// A number of bytes that the environment has under a name. Allocates nothing.
+#[must_use]
+pub fn chosen(name: &CStr) -> Option<u64> {
     // SAFETY: the name has its zero, and changing the environment while others read it is the changer's fault.
-    let text = unsafe { libc::getenv(SIZE.as_ptr()) };
+    let text = unsafe { libc::getenv(name.as_ptr()) };
     // SAFETY: null, or a string of the environment.
     let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) });
-    let chosen = text.and_then(|text| text.to_str().ok()?.parse().ok());
-    chosen.or_else(|| llfree_base::kernel_stats::meminfo_bytes("MemTotal").ok()).unwrap_or(16 << 30)
+    text.and_then(|text| text.to_str().ok()?.parse().ok())
 }
 
 /// How far behind the start of the area an address lies, if it lies in it: that of a block begins at a multiple of 64 KiB.

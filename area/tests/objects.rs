@@ -4,7 +4,7 @@ mod common;
 
 use common::fork;
 use llfree_area::objects::{Handle, Objects, Region};
-use llfree_area::{AllocError, Area, Builder, FreeError, MemoryKind, Order, Settings, Switch};
+use llfree_area::{AllocError, Area, Builder, FreeError, MemoryKind, Order, Switch};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 use test_support::skipped;
@@ -48,9 +48,9 @@ fn memory_that_was_freed_is_returned_by_default() {
     let handles: Vec<_> = (0..128).map(|_| make(&objects, 2 * MIB)).collect();
     assert!(resident(&objects) >= 256 << 20);
     handles.into_iter().for_each(|handle| objects.deallocate(handle).expect("ours"));
-    // It takes less than a second where nothing else runs.
+    // It takes less than a second where nothing else runs, but for as much as came back lately, which is less each time.
     let deadline = Instant::now() + Duration::from_secs(20);
-    while resident(&objects) > 64 << 20 {
+    while resident(&objects) > 0 {
         assert!(Instant::now() < deadline, "{:?}", objects.stats());
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -58,8 +58,7 @@ fn memory_that_was_freed_is_returned_by_default() {
 
 #[test]
 fn what_lies_idle_in_a_threads_cache_is_returned_too() {
-    let settings = Settings { keep_bytes: 0, ..Builder::AUTO_RECLAIM };
-    let objects = objects(256, Switch(Some(settings)));
+    let objects = objects(256, Switch(Some(Builder::AUTO_RECLAIM)));
     // Of many classes, by threads that do nothing afterwards, but live.
     std::thread::scope(|scope| {
         let (done, wait) = std::sync::mpsc::channel::<()>();
@@ -137,8 +136,7 @@ fn address_space_is_returned_with_the_last_of_the_objects() {
 
 #[test]
 fn locked_objects_are_freed_and_the_reclaimer_goes_on() {
-    let settings = Settings { keep_bytes: 0, ..Builder::AUTO_RECLAIM };
-    let objects = objects(256, Switch(Some(settings)));
+    let objects = objects(256, Switch(Some(Builder::AUTO_RECLAIM)));
     let locked = make(&objects, 2 * MIB);
     let (start, ..) = objects.allocate::<u8>(2 * MIB).expect("room");
     touch(start, 2 * MIB, 1);

@@ -9,6 +9,7 @@
 //! | `reclaim_asleep`, `reclaim_running` | one pass over free memory, the tenant asleep or at work | to the raw calls, 64 MiB each |
 //! | `hold_untouched` | a shrink of memory that nobody touched | to the same |
 //! | `preference` | an allocation and a touch, half of the free frames given back | faults a frame |
+//! | `tenant` | a write to a page of its own and a page allocated and freed, in the tenant while a pass takes all that is free | to the same while nobody does |
 
 use crate::error::BenchError;
 use crate::interrupt;
@@ -25,7 +26,7 @@ use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Bytes of a raw call, as of a monitor's batch.
@@ -40,7 +41,19 @@ pub(crate) fn tenant(mem: Bytes) -> Result<(), BenchError> {
     say(&format!("{} {}", shared.memory.as_raw_fd(), shared.table.as_raw_fd()))?;
     let runs = AtomicBool::new(false);
     let over = AtomicBool::new(false);
+    // Whether it is to work, and picoseconds an operation when it has.
+    let (works, worked) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                if works.load(Ordering::Relaxed) {
+                    let picos = work(&area, &works).unwrap_or(u64::MAX);
+                    worked.store(picos.max(1), Ordering::Relaxed);
+                } else {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            }
+        });
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 if runs.load(Ordering::Relaxed) {
@@ -55,6 +68,18 @@ pub(crate) fn tenant(mem: Bytes) -> Result<(), BenchError> {
                 "touch" => touch_all(&area)?,
                 "run" => runs.store(true, Ordering::Relaxed),
                 "sleep" => runs.store(false, Ordering::Relaxed),
+                "work" => works.store(true, Ordering::Relaxed),
+                "rest" => {
+                    works.store(false, Ordering::Relaxed);
+                    // The worker ends its round first.
+                    let ns = loop {
+                        match worked.swap(0, Ordering::Relaxed) {
+                            0 => std::thread::sleep(Duration::from_micros(100)),
+                            ns => break ns,
+                        }
+                    };
+                    return say(&ns.to_string());
+                }
                 other => return Err(io::Error::other(format!("'{other}' is no order"))),
             }
             say("done")
@@ -62,6 +87,28 @@ pub(crate) fn tenant(mem: Bytes) -> Result<(), BenchError> {
         over.store(true, Ordering::Relaxed);
         Ok(result?)
     })
+}
+
+/// Goes over an eighth of the area that it has, and takes and gives a page for each that it writes to, until it is to rest:
+/// picoseconds an operation.
+fn work(area: &Area, goes_on: &AtomicBool) -> io::Result<u64> {
+    let mut handle = area.handle();
+    let frames = (area.bytes() / HUGE_SIZE / 8).max(1) as u32;
+    let block = handle.alloc_run(frames).map_err(io::Error::other)?;
+    touch(&block);
+    let (start, mut count) = (Instant::now(), 0);
+    while goes_on.load(Ordering::Relaxed) {
+        for offset in (0..block.bytes()).step_by(4096) {
+            let page = handle.alloc(Order::BASE).map_err(io::Error::other)?;
+            // SAFETY: inside the block, which is ours.
+            unsafe { block.as_ptr().add(offset).write_volatile(1) };
+            handle.free(page).map_err(io::Error::other)?;
+            count += 1;
+        }
+    }
+    let picos = start.elapsed().as_nanos() as u64 * 1000 / count.max(1);
+    handle.free(block).map_err(io::Error::other)?;
+    Ok(picos)
 }
 
 fn say(line: &str) -> io::Result<()> {
@@ -118,10 +165,14 @@ impl Tenant {
     }
 
     fn order(&mut self, order: &str) -> Result<(), BenchError> {
+        if self.ask(order)? == "done\n" { Ok(()) } else { Err(io::Error::other("the tenant has ended").into()) }
+    }
+
+    fn ask(&mut self, order: &str) -> Result<String, BenchError> {
         writeln!(self.orders, "{order}")?;
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
-        if line == "done\n" { Ok(()) } else { Err(io::Error::other("the tenant has ended").into()) }
+        Ok(line)
     }
 
     fn memory(&self) -> &OwnedFd {
@@ -146,14 +197,14 @@ const USUAL: Duration = Duration::from_micros(300);
 
 /// Rounds of each, after one to warm up.
 pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, BenchError> {
-    let names = ["asleep", "running", "untouched", "preference"];
+    let names = ["asleep", "running", "untouched", "preference", "tenant"];
     let frames = mem.0 / HUGE_SIZE;
     // Frames have 32-bit numbers.
     let usual = USUAL * frames as u32;
     let mut progress = Progress::new(show, "areas", names.map(|name| (name, iterations + 1, usual)));
     let mut tenant = Tenant::start(mem)?;
     let area = tenant.adopt(mem)?;
-    let mut series: [[Series; 2]; 4] = Default::default();
+    let mut series: [[Series; 2]; 5] = Default::default();
     for round in 0..=iterations {
         for (index, order) in [(0, "sleep"), (1, "run")] {
             tenant.order(order)?;
@@ -165,6 +216,8 @@ pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, B
         keep(&mut series[2], times, round);
         let times = progress.step(names[3], "", || preference(mem))?;
         keep(&mut series[3], times, round);
+        let times = progress.step(names[4], "", || cost(&area, &mut tenant, mem, round % 2 == 1))?;
+        keep(&mut series[4], times, round);
         if interrupt::requested() {
             break;
         }
@@ -176,8 +229,11 @@ pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, B
         threads: 1,
         op: op.to_owned(),
         ns_median: series.median() / frames as f64,
+        resident_at_free_bytes: None,
         resident_after_bytes: None,
+        resident_settled_bytes: None,
         ratio,
+        returning: None,
     };
     let mut rows = Vec::new();
     for (op, [ours, raw]) in ["reclaim_asleep", "reclaim_running", "hold_untouched"].into_iter().zip(&series) {
@@ -186,6 +242,8 @@ pub(crate) fn run(mem: Bytes, iterations: u32, show: Show) -> Result<Vec<Row>, B
     }
     let [time, faults] = &series[3];
     rows.push(row("llfree", "preference", time, faults.median()));
+    let [reclaimed, alone] = &series[4];
+    rows.push(row("llfree", "tenant", reclaimed, reclaimed.median() / alone.median()));
     Ok(rows)
 }
 
@@ -255,6 +313,32 @@ fn hold(area: &ForeignArea, tenant: &Tenant, mem: Bytes) -> Result<[f64; 2], Ben
     let ours = timed(|| Ok(resize(Direction::Shrink, HUGE_SIZE)?))?;
     resize(Direction::Grow, mem.0)?;
     Ok([ours, timed(|| punch(tenant, mem))?])
+}
+
+/// What an operation takes in the tenant while all that is free goes, and as long again while nothing does; times frames,
+/// as all times here.
+fn cost(area: &ForeignArea, tenant: &mut Tenant, mem: Bytes, alone_first: bool) -> Result<[f64; 2], BenchError> {
+    let frames = (mem.0 / HUGE_SIZE) as f64;
+    let mut times = [0.0; 2];
+    // What a pass takes, from the last one.
+    let mut pass = Duration::from_millis(20);
+    for alone in [alone_first, !alone_first] {
+        tenant.order("touch")?;
+        tenant.order("work")?;
+        // Until it has its memory.
+        std::thread::sleep(Duration::from_millis(5));
+        let start = Instant::now();
+        if alone {
+            std::thread::sleep(pass);
+        } else {
+            area.reclaim(mem.0).map_err(io::Error::other)?;
+            pass = start.elapsed();
+        }
+        let picos = tenant.ask("rest")?;
+        let picos: f64 = picos.trim().parse().map_err(io::Error::other)?;
+        times[usize::from(alone)] = picos / 1000.0 * frames;
+    }
+    Ok(times)
 }
 
 /// Half of the free memory is given back; then as much as is left is used: nanoseconds in all, and faults a frame.

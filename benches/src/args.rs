@@ -310,6 +310,9 @@ pub(crate) struct ObjectsArgs {
     /// Allocators to compare
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llfree,lgalloc")]
     pub(crate) allocators: Vec<objects::Allocator>,
+    /// Seconds after the last free of each, at the end of which one looks at the resident memory once more
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub(crate) settle: u64,
     /// Run one cell in this process: allocator:bytes:threads:op
     #[arg(long, value_name = "CELL", hide = true)]
     pub(crate) once: Option<Cell>,

@@ -228,6 +228,7 @@ fn run_objects(args: &ObjectsArgs, show: Show) -> Result<(), BenchError> {
         threads: args.threads.clone(),
         ops: args.ops.clone(),
         iterations: args.rounds.iterations,
+        settle: args.settle,
     };
     let files = Files::open(&args.output, Some(&args.picture))?;
     let rows = objects::run(&plan, show)?;

@@ -113,6 +113,13 @@ pub enum Command {
     Areas(AreasArgs),
     /// Serve the metrics of all VMs of this user to Prometheus, until a signal ends it
     Exporter(ExporterArgs),
+    /// Show all VMs on a live screen, with keys to sort, shrink and grow them
+    Top {
+        /// Time between two looks
+        #[arg(long, value_name = "TIME", value_parser = client_args::parse_interval, default_value = "1s")]
+        #[arg(allow_hyphen_values = true)]
+        interval: Duration,
+    },
     /// Print what makes a shell complete commands, flags and names of VMs, like: source <(llfree-vmm completions bash)
     Completions {
         /// bash, zsh or fish
@@ -276,6 +283,10 @@ fn check(mut cli: Cli) -> Result<Cli, clap::Error> {
             }
             Some(Command::Exporter(_)) => {
                 let message = "the exporter serves all VMs; use --metrics-listen at the launch of one";
+                return refuse(ErrorKind::ArgumentConflict, message.to_owned());
+            }
+            Some(Command::Top { .. }) => {
+                let message = "top shows all VMs; use --name and --socket with status --watch";
                 return refuse(ErrorKind::ArgumentConflict, message.to_owned());
             }
             Some(Command::Client(ClientCommand::List { .. })) => {

@@ -15,6 +15,7 @@ mod watch;
 
 pub use error::CommandError;
 pub use output::Output;
+pub use watch::{Look, look};
 
 use crate::advice;
 use crate::args::{ClientCommand, Global, GrowArgs, GuestCommand, Patience, ResizeArgs, ShrinkArgs};

@@ -22,6 +22,7 @@
 //! | [`render`], [`chart`] | reports and curves as text |
 //! | [`log_writer`] | the one way to stderr, which holds nobody up |
 //! | [`terminal`] | the terminal in front of a guest's serial port |
+//! | [`top`] | all VMs on a live screen |
 //! | [`roles`] | the threads of the process, by what they may ask of the kernel |
 
 pub mod advice;
@@ -42,4 +43,5 @@ pub mod roles;
 pub mod run;
 pub mod service_manager;
 pub mod terminal;
+pub mod top;
 pub mod workload;

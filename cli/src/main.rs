@@ -9,7 +9,7 @@ use cli::failure::{Fails, Failure};
 use cli::log_ring;
 use cli::log_writer::LOG;
 use cli::run::{self, RunError};
-use cli::{areas, completions, demo, exit, exporter, service_manager};
+use cli::{areas, completions, demo, exit, exporter, service_manager, top};
 use env_logger::fmt::Formatter;
 use env_logger::{Builder, Env, Logger, Target, WriteStyle};
 use llfree_base::panics;
@@ -127,6 +127,10 @@ fn execute(cli: &Cli, background: Option<Background>) -> u8 {
             completions::write(*shell, output.to).map(|()| exit::OK).map_err(RunError::Output)
         }
         Some(Command::Exporter(args)) => match exporter::run(args, &mut output) {
+            Ok(code) => return code,
+            Err(error) => return fail(&error, json),
+        },
+        Some(Command::Top { interval }) => match top::run(*interval, &output) {
             Ok(code) => return code,
             Err(error) => return fail(&error, json),
         },

@@ -99,13 +99,13 @@ fn serve(terminal: &Arc<Terminal>) {
 }
 
 /// A terminal with a program on it.
-struct Screen {
-    master: OwnedFd,
+pub(crate) struct Screen {
+    pub(crate) master: OwnedFd,
     /// Kept open, so that the modes can be asked for at any time.
     slave: Option<OwnedFd>,
     saved: Termios,
     child: Child,
-    shown: Arc<Mutex<Vec<u8>>>,
+    pub(crate) shown: Arc<Mutex<Vec<u8>>>,
     hung_up: Arc<AtomicBool>,
 }
 
@@ -120,7 +120,8 @@ impl Screen {
         Self::start(command)
     }
 
-    fn start(mut command: Command) -> Self {
+    /// Any program.
+    pub(crate) fn start(mut command: Command) -> Self {
         let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC);
         let master = master.expect("a terminal");
         rustix::pty::unlockpt(&master).expect("it unlocks");
@@ -172,7 +173,7 @@ impl Screen {
         }
     }
 
-    fn types(&self, keys: &[u8]) {
+    pub(crate) fn types(&self, keys: &[u8]) {
         File::from(self.master.try_clone().expect("a descriptor")).write_all(keys).expect("room");
     }
 
@@ -188,7 +189,7 @@ impl Screen {
         format!("{:?}", self.modes()) == format!("{:?}", self.saved)
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         rustix::process::kill_process(self.pid(), signal).expect("it lives");
     }
 
@@ -198,14 +199,14 @@ impl Screen {
 
     /// Waits for raw mode.
     #[track_caller]
-    fn goes_raw(&self) {
+    pub(crate) fn goes_raw(&self) {
         wait_for("raw mode", || self.is_raw().then_some(()));
         assert!(self.modes().output_modes.contains(OutputModes::OPOST), "our own lines still look right");
     }
 
     /// The end: the exit code, the terminal as it was, and nobody left on it.
     #[track_caller]
-    fn ends(mut self, code: i32) {
+    pub(crate) fn ends(mut self, code: i32) {
         let status = wait_for("its end", || self.child.try_wait().expect("it is ours"));
         let shown = self.text();
         assert_eq!(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)), code, "{shown}");

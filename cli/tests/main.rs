@@ -30,5 +30,6 @@ mod sandbox;
 mod service_manager;
 mod signals;
 mod silent_guest;
+mod top;
 mod violations;
 mod words;

@@ -146,6 +146,8 @@ impl Connection {
 
     /// Queues a reply line.
     pub(super) fn reply(&mut self, line: &str) {
+        #[cfg(feature = "check-replies")]
+        crate::schema::check_reply(line.as_bytes());
         self.waiting = false;
         self.output.extend_from_slice(line.as_bytes());
         self.since = Instant::now();

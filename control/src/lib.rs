@@ -6,6 +6,8 @@
 //! asks; a [`feed`] is sent to clients as it grows. What a peer sends is bounded before it is read and checked before
 //! it is believed.
 
+#[cfg(feature = "check-replies")]
+mod checked;
 pub mod client;
 mod connection;
 pub mod feed;

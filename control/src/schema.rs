@@ -31,16 +31,10 @@ pub fn to_text(schema: &Schema) -> String {
     serde_json::to_string_pretty(schema).expect("plain data serializes") + "\n"
 }
 
-/// Panics if a reply is not what the schema says. Clients of builds for tests call it with each line that they get.
+/// Panics if a reply is not what the schema says.
 #[cfg(feature = "check-replies")]
 pub(crate) fn check_reply(line: &[u8]) {
     use std::sync::LazyLock;
-    static REPLY: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
-        let [_, (_, schema), _] = all();
-        jsonschema::validator_for(schema.as_value()).expect("a schema of ours")
-    });
-    let Ok(reply) = serde_json::from_slice(line) else { return };
-    if let Err(error) = REPLY.validate(&reply) {
-        panic!("a reply that the schema does not allow, at {}: {error}", error.instance_path());
-    }
+    static REPLY: LazyLock<jsonschema::Validator> = LazyLock::new(crate::checked::validator::<ReplyLine>);
+    crate::checked::check(&REPLY, line);
 }

@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use test_support::skipped;
 
 #[test]
 fn a_registered_area_answers_as_a_vm_does() {
@@ -153,6 +154,15 @@ fn quotas_hold() {
     eventually("a place comes free", || areas[3].register(&place.socket(), "c").is_ok());
 }
 
+/// 2 MiB in huge pages, none of them there; `None` where the kernel has no such files.
+fn huge_file(seals: SealFlags) -> Option<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let file = rustix::fs::memfd_create("huge", flags).ok()?;
+    rustix::fs::ftruncate(&file, 2 << 20).ok()?;
+    rustix::fs::fcntl_add_seals(&file, seals).expect("it can be sealed");
+    Some(file)
+}
+
 /// Sends bytes and descriptors, and hangs up or waits for the answer.
 pub(crate) fn offer(socket: &Path, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Option<Result<(), String>> {
     let connection =
@@ -192,6 +202,8 @@ fn lies_and_rubbish_are_refused_in_words_and_leave_nothing_behind() {
     let table_bytes = rustix::fs::fstat(shared.table).expect("open").st_size as u64;
     let (loose, small, sealed) =
         (file(table_bytes, SealFlags::SHRINK), file(8192, both), file(table_bytes, both | SealFlags::WRITE));
+    // Sealed as a table is to be, and of huge pages, of which there may be none when it is touched.
+    let huge = huge_file(both);
     let (pipe, _other_end) = std::io::pipe().expect("a pipe");
     let null = std::fs::File::open("/dev/null").expect("it is everywhere");
     let descriptors_before = std::fs::read_dir("/proc/self/fd").expect("/proc").count();
@@ -219,7 +231,12 @@ fn lies_and_rubbish_are_refused_in_words_and_leave_nothing_behind() {
         (&words(3200, "liar"), &[memory, table], "size"),
         (&words(u32::MAX, "liar"), &[memory, table], ""),
     ];
-    for (bytes, files, why) in attempts {
+    let of_huge_pages = huge.as_ref().map(|huge| [memory, huge.as_fd()]);
+    let of_huge_pages = of_huge_pages.iter().map(|files| (&good[..], &files[..], "does not lie in tmpfs"));
+    if huge.is_none() {
+        skipped("there are no files of huge pages");
+    }
+    for (bytes, files, why) in attempts.iter().copied().chain(of_huge_pages) {
         let answer = offer(&place.socket(), bytes, files);
         let Some(Err(text)) = answer else { panic!("{why}: {answer:?}") };
         assert!(text.contains(why), "{text}, not {why}");

@@ -171,6 +171,15 @@ impl Want {
     }
 }
 
+/// The longest free run, as an order, that a huge frame with room has by its bound and by its count. A bound stays when a
+/// run is cut up, so for the orders above a row's, of which few are left and each is long looked for, the count has a
+/// say. Only a hint may go by it: what is being freed lies there before it is counted, and whoever counts it tells.
+#[inline]
+pub(crate) fn promised_run(entry: HugeEntry) -> u16 {
+    let has = |order: u16| u16::from(entry.free() >= 1 << order);
+    entry.run_bits().min(5 + has(6) + has(7) + has(8))
+}
+
 impl TreeHint {
     /// A tree in which nothing is free.
     pub(crate) const NONE: Self = Self(0);
@@ -184,7 +193,7 @@ impl TreeHint {
             free += all_free;
             installed += all_free & u16::from(!entry.is_evicted());
             room += entry.free() * partial;
-            run = ((entry.run_bits() + 1) * partial).max(run);
+            run = ((promised_run(entry) + 1) * partial).max(run);
         }
         let is_pair = |pair: &[HugeEntry]| pair.iter().all(|entry| entry.is_all_free());
         let pair = free > 1 && entries.entries.chunks_exact(2).any(is_pair);
@@ -254,7 +263,7 @@ impl TreeHint {
     /// Whether an entry with room, after a free, has more than is promised.
     #[inline]
     pub(crate) fn is_outdone_by(self, after: HugeEntry) -> bool {
-        after.run_bits() >= (self.0 & RUN_MASK) >> RUN_SHIFT
+        promised_run(after) >= (self.0 & RUN_MASK) >> RUN_SHIFT
     }
 
     /// Order 10 has a place.
@@ -296,8 +305,9 @@ impl TreeHint {
         Self(self.0 | FREE | if installed { INSTALLED } else { 0 } | if pair { PAIR } else { 0 })
     }
 
-    /// A tree in which room came free, in runs of this order at most. Where there was none it is little.
-    pub(crate) fn with_room(self, run: Run) -> Self {
+    /// A tree in which room came free: an entry is `after` now. Where there was none it is little.
+    pub(crate) fn with_room(self, after: HugeEntry) -> Self {
+        let run = Run::from_bits(promised_run(after));
         let few = Self(3 << ROOM_SHIFT | FEW | (u16::from(run.order().get()) + 1) << RUN_SHIFT);
         self.with_all_of(few)
     }
@@ -540,12 +550,27 @@ mod tests {
     }
 
     #[test]
+    fn a_run_is_promised_only_where_so_many_frames_are_free() {
+        let order = |o| Order::new(o).expect("in range");
+        for (free, largest) in [(20, 5), (63, 5), (64, 6), (127, 6), (128, 7), (255, 7), (256, 8), (511, 8)] {
+            let hint = count([used(free), used(0)].into_iter());
+            let offers = |o| !hint.offer(order(o)).is_none();
+            assert!(offers(largest) && (largest == 8 || !offers(largest + 1)), "{free}");
+        }
+        let hint = count([used(255), used(0)].into_iter());
+        assert!(
+            hint.with_room(used(256)).promises_more_than(hint) && !hint.with_room(used(200)).promises_more_than(hint)
+        );
+        assert!(hint.is_outdone_by(used(256)) && !hint.is_outdone_by(used(200)));
+    }
+
+    #[test]
     fn an_order_sees_only_the_trees_whose_runs_are_long_enough() {
         let order = |o| Order::new(o).expect("in range");
         let short = used(256).lower(Run::of(order(2))).expect("above");
         let hint = count([short, used(0)].into_iter());
         assert!(!hint.offer(order(2)).is_none() && hint.offer(order(3)).is_none());
-        let more = hint.with_room(Run::of(order(5)));
+        let more = hint.with_room(used(256).lower(Run::of(order(5))).expect("above"));
         assert!(!more.offer(order(5)).is_none() && more.promises(Want::Mixed), "its rank is for a count to say");
         assert_eq!(more.recounted(hint), hint);
     }

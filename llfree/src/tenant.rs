@@ -7,7 +7,7 @@
 pub use crate::block::{Allocation, Block, EvictedBlock};
 use crate::class::{Class, Policy};
 use crate::error::{AllocError, FreeError, Part, TableError, check_len};
-use crate::hint::{Trees, Want, bitmap_words, tree_of, tree_range};
+use crate::hint::{Trees, Want, bitmap_words, promised_run, tree_of, tree_range};
 use crate::lower::Lower;
 use crate::refusal::Refusal;
 use crate::spot::Place;
@@ -15,7 +15,7 @@ use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
 use crate::taken::Miss;
 use crate::violation::Violation;
 use core::fmt;
-use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order, TableLayout};
+use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order, Run, TableLayout};
 
 /// The tenant side of one table; share it between CPUs.
 #[derive(Clone, Copy)]
@@ -262,7 +262,8 @@ impl<'a> Tenant<'a> {
     fn note_news(&self, huge: HugeId, after: HugeEntry) {
         let tree = tree_of(huge);
         if after.has_room() {
-            let (old, new) = self.change_hint(tree, after.run().order(), |hint| hint.with_room(after.run()));
+            let run = Run::from_bits(promised_run(after));
+            let (old, new) = self.change_hint(tree, run.order(), |hint| hint.with_room(after));
             if old == new {
                 // There was little room.
                 self.recount_tree(tree);

@@ -12,6 +12,8 @@ mod thread;
 
 pub use thread::{AutoReclaim, AutoStatus, KeepTooLarge, SwitchError};
 
+pub use crate::region::FRAMES_A_WORD;
+
 use llfree_base::choices::Settings;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::time::Duration;
@@ -48,25 +50,28 @@ impl Policy {
         self.back_off = 0;
     }
 
-    /// One scan: `free` says of each frame whether it is free and backed, `installs` how
-    /// many frames were installed since the last scan. What is to be evicted is put into `plan`, in
-    /// ascending order.
+    /// One scan: `free` says of each frame whether it is free and backed, a bit for each of [`FRAMES_A_WORD`], the first
+    /// one lowest; `installs` how many frames were installed since the last scan. What is to be evicted is put into `plan`,
+    /// in ascending order.
     pub fn scan(
         &mut self,
         settings: &Settings,
-        free: impl Iterator<Item = bool>,
+        free: impl Iterator<Item = u64>,
         installs: u32,
         plan: &mut Vec<HugeId>,
     ) -> Decision {
         plan.clear();
         let mut of_age = [0u32; 256];
-        for (age, is_free) in self.ages.iter_mut().zip(free) {
-            if !is_free && *age == 0 {
+        for (ages, free) in self.ages.chunks_mut(FRAMES_A_WORD).zip(free) {
+            if free == 0 {
                 // Nearly all of them.
+                ages.fill(0);
                 continue;
             }
-            *age = if is_free { age.saturating_add(1) } else { 0 };
-            of_age[usize::from(*age)] += 1;
+            for (bit, age) in ages.iter_mut().enumerate() {
+                *age = if free >> bit & 1 == 1 { age.saturating_add(1) } else { 0 };
+                of_age[usize::from(*age)] += 1;
+            }
         }
         let free = of_age[1..].iter().sum::<u32>();
         // Each of these was evicted, or never had memory, when the guest needed it. Had that many more
@@ -84,13 +89,18 @@ impl Policy {
         let partly = oldest.checked_sub(1).filter(|age| *age >= usize::from(settings.min_age.max(1)));
         let is_anything_due = oldest <= usize::from(u8::MAX) || due > 0 && partly.is_some();
         let ages = if is_anything_due { &*self.ages } else { &[] };
-        for (age, huge) in ages.iter().zip(0..) {
-            let age = usize::from(*age);
-            if age >= oldest {
-                plan.push(HugeId(huge));
-            } else if due > 0 && Some(age) == partly {
-                plan.push(HugeId(huge));
-                due -= 1;
+        for (ages, first) in ages.chunks(FRAMES_A_WORD).zip((0..).step_by(FRAMES_A_WORD)) {
+            if ages.iter().all(|age| *age == 0) {
+                continue;
+            }
+            for (age, huge) in ages.iter().zip(first..) {
+                let age = usize::from(*age);
+                if age >= oldest {
+                    plan.push(HugeId(huge));
+                } else if due > 0 && Some(age) == partly {
+                    plan.push(HugeId(huge));
+                    due -= 1;
+                }
             }
         }
         Decision { free, headroom, back_off: self.back_off }
@@ -122,6 +132,12 @@ impl Pace {
     pub fn take(&mut self, frames: u32, now: Duration) {
         self.paid = self.paid.max(now).saturating_add(self.a_frame.saturating_mul(frames));
     }
+
+    /// The frames that it takes this long to pay for.
+    #[must_use]
+    pub fn frames_in(&self, time: Duration) -> u32 {
+        u32::try_from(time.as_nanos() / self.a_frame.as_nanos().max(1)).unwrap_or(u32::MAX)
+    }
 }
 
 #[cfg(test)]
@@ -134,6 +150,12 @@ mod tests {
         Settings { interval: Duration::from_secs(1), min_age, keep_bytes, rate_bytes }
     }
 
+    /// As a scan has it.
+    fn words(free: &[bool]) -> impl Iterator<Item = u64> {
+        let word = |free: &[bool]| free.iter().rev().fold(0, |word, free| word << 1 | u64::from(*free));
+        free.chunks(FRAMES_A_WORD).map(word)
+    }
+
     fn ids(frames: impl IntoIterator<Item = u32>) -> Vec<HugeId> {
         frames.into_iter().map(HugeId).collect()
     }
@@ -142,7 +164,7 @@ mod tests {
     fn the_oldest_go_first_and_the_newest_stay() {
         let settings = settings(2, 3, 1000);
         let (mut policy, mut plan) = (Policy::new(8), Vec::new());
-        let mut scan = |free: [u8; 8], plan: &mut Vec<_>| policy.scan(&settings, free.iter().map(|f| *f == 1), 0, plan);
+        let mut scan = |free: [u8; 8], plan: &mut Vec<_>| policy.scan(&settings, words(&free.map(|f| f == 1)), 0, plan);
         assert_eq!(scan([0, 0, 1, 1, 0, 0, 0, 0], &mut plan).free, 2);
         scan([0, 1, 1, 1, 0, 0, 0, 1], &mut plan);
         assert_eq!(plan, ids([2]), "two are old enough, and three of the four stay");
@@ -158,7 +180,7 @@ mod tests {
         let settings = settings(1, 4, 1000);
         let (mut policy, mut plan) = (Policy::new(100), Vec::new());
         let mut headroom = |installs| {
-            let decision = policy.scan(&settings, std::iter::repeat_n(true, 100), installs, &mut plan);
+            let decision = policy.scan(&settings, words(&[true; 100]), installs, &mut plan);
             assert_eq!(plan.len() as u32, 100 - decision.headroom.min(100));
             decision.headroom
         };
@@ -167,7 +189,7 @@ mod tests {
         assert_eq!(headroom(u32::MAX), u32::MAX);
         policy.forget_installs();
         let nothing_kept = Settings { keep_bytes: 0, ..settings };
-        let decision = policy.scan(&nothing_kept, std::iter::repeat_n(true, 100), 0, &mut plan);
+        let decision = policy.scan(&nothing_kept, words(&[true; 100]), 0, &mut plan);
         assert_eq!((decision.headroom, plan.len()), (0, 100));
     }
 
@@ -176,33 +198,45 @@ mod tests {
         #[test]
         fn no_scan_breaks_a_rule(
             min_age in 1u8..5, keep in 0u64..20, rate in 1u64..40,
-            scans in prop::collection::vec((prop::collection::vec(any::<bool>(), 64), 0u32..50), 1..40),
+            // One word is whole, one is not, and between them lies one that nobody uses.
+            scans in prop::collection::vec((prop::collection::vec(any::<bool>(), 80), 0u32..50), 1..40),
         ) {
             let settings = settings(min_age, keep, rate);
-            let (mut policy, mut plan) = (Policy::new(64), Vec::new());
-            let mut ages = [0u32; 64];
-            let mut evicted = [false; 64];
-            for (used_or_not, installs) in scans {
+            let (mut policy, mut plan) = (Policy::new(144), Vec::new());
+            let mut ages = [0u32; 144];
+            let mut evicted = [false; 144];
+            for (mut used_or_not, installs) in scans {
+                used_or_not.splice(64..64, [false; 64]);
                 // What was evicted is not backed until the guest used it.
                 let free: Vec<bool> = used_or_not.iter().zip(&evicted).map(|(free, gone)| *free && !gone).collect();
                 for (i, age) in ages.iter_mut().enumerate() {
                     *age = if free[i] { *age + 1 } else { 0 };
                     evicted[i] &= used_or_not[i];
                 }
-                let decision = policy.scan(&settings, free.iter().copied(), installs, &mut plan);
+                let decision = policy.scan(&settings, words(&free), installs, &mut plan);
                 prop_assert!(plan.is_sorted() && plan.windows(2).all(|pair| pair[0] != pair[1]));
                 let youngest = plan.iter().map(|huge| ages[huge.index()]).min();
                 prop_assert!(youngest.is_none_or(|age| age >= u32::from(min_age)), "never a young one");
                 let left = free.iter().filter(|free| **free).count() - plan.len();
                 prop_assert!(plan.is_empty() || left as u64 >= keep + u64::from(installs), "never below the headroom");
                 prop_assert!(plan.len() as u64 <= rate, "never faster");
-                let oldest_left = (0..64).filter(|i| free[*i] && !plan.contains(&HugeId(*i as u32))).map(|i| ages[i]).max();
+                let oldest_left = (0..144).filter(|i| free[*i] && !plan.contains(&HugeId(*i as u32))).map(|i| ages[i]).max();
                 prop_assert!(youngest.zip(oldest_left).is_none_or(|(gone, left)| gone >= left), "never the newer first");
                 prop_assert_eq!(decision.free as usize, free.iter().filter(|free| **free).count());
                 for huge in &plan {
                     evicted[huge.index()] = true;
                 }
             }
+        }
+
+        /// What fits in a time is paid for at its end, and one more is not.
+        #[test]
+        fn a_batch_fits_the_time_that_it_is_for(rate in 1u64..1 << 40, millis in 1u64..1000) {
+            let time = Duration::from_millis(millis);
+            let pace = Pace::new(rate);
+            let frames = pace.frames_in(time);
+            let paid_at = |frames| { let mut pace = pace; pace.take(frames, Duration::ZERO); pace.wait(Duration::ZERO) };
+            prop_assert!(paid_at(frames) <= time && time < paid_at(frames.saturating_add(1)));
         }
 
         /// In any stretch of time, what the rate allows and one batch.

@@ -16,6 +16,8 @@ mod resize;
 mod validate;
 mod violation;
 
+pub(crate) use reclaim::{LARGEST_BATCH, next_batch};
+
 pub use audit::Picture;
 pub use install::InstallError;
 pub use llfree_base::choices::OnViolation;
@@ -24,7 +26,7 @@ pub use violation::{Ending, Violation, Violations};
 
 use crate::fair_lock::FairLock;
 use crate::memory::{GuestRam, MemoryError, Supply};
-use crate::region::Table;
+use crate::region::{FRAMES_A_WORD, Table};
 use lent::Lent;
 use llfree::host::Installer;
 use llfree::{Census, Claim, Host, Residency};
@@ -354,17 +356,28 @@ impl Monitor {
             return 0;
         }
         let host = self.host();
-        // Most frames of most tenants are evicted, and are passed over for one load each.
-        let is_news = |((huge, entry), r): &((u32, &AtomicU16), &AtomicU8)| {
-            !HugeEntry::from_bits(entry.load(Ordering::Relaxed)).is_evicted()
-                && r.load(Ordering::Relaxed) == Residency::Evicted as u8
+        let is_news = |(huge, r): &(u32, &AtomicU8)| {
+            r.load(Ordering::Relaxed) == Residency::Evicted as u8
                 && host.residency(HugeId(*huge)) == Some(Residency::Installed)
         };
-        let all = (0..).zip(self.table.entries()).zip(&self.residency);
-        // Letting go of a claim settles what it saw.
-        let settled = all.filter(is_news).filter_map(|((huge, _), _)| host.claim(HugeId(huge))).count();
-        self.counters.installs.add(settled as u64);
-        settled as u64
+        let words = self.table.entries().chunks(FRAMES_A_WORD).zip(self.residency.chunks(FRAMES_A_WORD));
+        let mut settled = 0;
+        for ((entries, residency), first) in words.zip((0..).step_by(FRAMES_A_WORD)) {
+            if !self.has_no_memory(entries) {
+                // Letting go of a claim settles what it saw.
+                let news = (first..).zip(residency).filter(is_news);
+                settled += news.filter_map(|(huge, _)| host.claim(HugeId(huge))).count() as u64;
+            }
+        }
+        self.counters.installs.add(settled);
+        settled
+    }
+
+    /// Whether some neighbours are all evicted, by the word of a tenant that installs by itself. Most of most tenants are,
+    /// and there are many scans: one load each, and no branch.
+    pub(crate) fn has_no_memory(&self, entries: &[AtomicU16]) -> bool {
+        let common = entries.iter().fold(u16::MAX, |common, entry| common & entry.load(Ordering::Relaxed));
+        self.installer == Installer::Tenant && HugeEntry::from_bits(common).is_evicted()
     }
 
     pub(crate) fn table(&self) -> &Table {

@@ -10,6 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use vm_memory::{AtomicInteger, MmapRegion};
 
+/// Frames that one word of a scan speaks of.
+pub const FRAMES_A_WORD: usize = u64::BITS as usize;
+
 /// A mapping that several parties change at any time, reached through atomics only.
 #[derive(Debug)]
 pub struct Region {

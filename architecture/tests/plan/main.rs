@@ -12,6 +12,7 @@
 //! | [`lengths`] | no function or file that is too long to read in one go |
 //! | [`examples`] | no test or example that nobody runs |
 //! | [`links`] | no page of documentation that leads nowhere |
+//! | [`specification`] | no promise that nobody holds |
 //!
 //! A failure names the file, the line and the import, and says how to mend it. Nothing here runs the code it reads,
 //! reaches the network or writes outside a scratch directory.
@@ -25,5 +26,6 @@ mod lengths;
 mod links;
 mod resolve;
 mod source;
+mod specification;
 mod words;
 mod workspace;

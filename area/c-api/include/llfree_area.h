@@ -3,7 +3,7 @@
  *
  * An llfree_objects is an area of memory of a size that is chosen once; objects of 64 KiB and more are
  * allocated in it and freed by any thread, without a system call. What stays free for some tenths of a
- * second goes back, but for 32 MiB, unless LLFREE_AREA_KEEP says otherwise. Who frees an object or
+ * second goes back, unless LLFREE_AREA_KEEP says otherwise. Who frees an object or
  * resizes it says what it was allocated with, as with C++'s sized delete.
  *
  * Threads: every function may be called by any number of threads at once, except for
@@ -41,6 +41,16 @@ typedef int32_t llfree_area_status;
 #define LLFREE_AREA_ERR_KEEPER (-6)
 /* The kernel refused, or the table says otherwise: somebody wrote to it. */
 #define LLFREE_AREA_ERR_SYSTEM (-7)
+/* The file cannot be made, opened or brought to the disk; or it is no area, or one of another version. */
+#define LLFREE_AREA_ERR_FILE (-8)
+/* There is no such file, or no such directory. */
+#define LLFREE_AREA_ERR_ABSENT (-9)
+/* There is such a file already. */
+#define LLFREE_AREA_ERR_EXISTS (-10)
+/* This or another process has it open as an area. */
+#define LLFREE_AREA_ERR_IN_USE (-11)
+/* The machine went down while it was open, or before it was on the disk: nothing in it can be relied on. */
+#define LLFREE_AREA_ERR_TORN (-12)
 
 /* Private memory, which a forked child has a copy of; the default. */
 #define LLFREE_AREA_PRIVATE 0
@@ -94,6 +104,37 @@ llfree_area_status llfree_objects_register(const llfree_objects *objects, const 
 					   llfree_registration **registration);
 /* The end of it: the process takes its memory back by itself again. Null is none. */
 void llfree_registration_end(llfree_registration *registration);
+
+/*
+ * Areas in named files, which are there when their process has ended, in whichever way. Addresses are others each
+ * time; offsets stay. The root is a number of the user's, 0 in a new file, where its records begin.
+ *
+ * Write an object's contents, then the record of it; clear the record, then free the object. After a kill
+ * something may be allocated that no record names: llfree_objects_open_at() frees that if it is given a function that
+ * says what is owned. `flags` is 0 or LLFREE_AREA_KEEP.
+ */
+
+/* Whether what is allocated at this offset has an owner. `memory` is where the area begins: read there, write nothing.
+ * `bytes` is 4096 or 2 MiB, a part of an object. It may not call functions of this header. */
+typedef int llfree_area_owned(void *context, const void *memory, uint64_t root, uint64_t offset, uint64_t bytes);
+
+/* Objects in a new file, of its own area of at least this size. */
+llfree_area_status llfree_objects_create_at(const char *path, uint64_t size, uint32_t flags, llfree_objects **objects);
+/* Those in a file that is there. `owned`, unless it is null, is called for all that is allocated. */
+llfree_area_status llfree_objects_open_at(const char *path, uint32_t flags, llfree_area_owned *owned, void *context,
+					  llfree_objects **objects);
+/* The end of the objects, all of them on the disk: the file can be opened when the machine was down meanwhile. After
+ * llfree_objects_destroy(), or a kill, it can be as long as the machine stays up. Null is none. Whatever this
+ * returns, they are not to be used any more. */
+llfree_area_status llfree_objects_close(llfree_objects *objects);
+/* The root; 0 where there is no file. */
+uint64_t llfree_objects_root(const llfree_objects *objects);
+/* Sets it; all that was written before is in the file before it is. */
+llfree_area_status llfree_objects_set_root(const llfree_objects *objects, uint64_t root);
+/* The address of an offset; null outside the area. */
+void *llfree_objects_at(const llfree_objects *objects, uint64_t offset);
+/* The offset of an address; UINT64_MAX outside the area. */
+uint64_t llfree_objects_offset(const llfree_objects *objects, const void *start);
 
 /* What a status means; never null. */
 const char *llfree_area_strerror(llfree_area_status status);

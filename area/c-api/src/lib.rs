@@ -2,7 +2,9 @@
 //!
 //! Each function is what the header says of it. Pointers of the caller's are checked for null, sizes and alignments for
 //! what they can be; that a pointer is what it is said to be is the caller's word, as in all of C. No panic leaves this
-//! library: its profile aborts, and nothing here panics.
+//! library: its profile aborts, and nothing here panics. Areas in named files are in [`file`].
+
+pub mod file;
 
 use llfree_area::objects::Objects;
 use llfree_area::{AllocError, Area, AreaError, Builder, FreeError, MemoryKind, RegisterError, Registered, Switch};
@@ -25,10 +27,15 @@ pub enum Status {
     Registered = -5,
     Keeper = -6,
     System = -7,
+    File = -8,
+    Absent = -9,
+    Exists = -10,
+    InUse = -11,
+    Torn = -12,
 }
 
 /// The header's names.
-pub const STATUS: [(Status, &str); 8] = [
+pub const STATUS: [(Status, &str); 13] = [
     (Status::Ok, "LLFREE_AREA_OK"),
     (Status::NoMemory, "LLFREE_AREA_ERR_NO_MEMORY"),
     (Status::Argument, "LLFREE_AREA_ERR_ARGUMENT"),
@@ -37,6 +44,11 @@ pub const STATUS: [(Status, &str); 8] = [
     (Status::Registered, "LLFREE_AREA_ERR_REGISTERED"),
     (Status::Keeper, "LLFREE_AREA_ERR_KEEPER"),
     (Status::System, "LLFREE_AREA_ERR_SYSTEM"),
+    (Status::File, "LLFREE_AREA_ERR_FILE"),
+    (Status::Absent, "LLFREE_AREA_ERR_ABSENT"),
+    (Status::Exists, "LLFREE_AREA_ERR_EXISTS"),
+    (Status::InUse, "LLFREE_AREA_ERR_IN_USE"),
+    (Status::Torn, "LLFREE_AREA_ERR_TORN"),
 ];
 /// The header's flags.
 pub const FLAGS: [(u32, &str); 3] =
@@ -138,14 +150,25 @@ pub unsafe extern "C" fn llfree_objects_create(size: u64, flags: u32, to: *mut *
         if to.is_null() {
             return Err(Status::Argument);
         }
-        let switch = Switch((flags & KEEP == 0).then_some(Builder::AUTO_RECLAIM));
-        let area = Area::builder().size(size).memory(memory).auto_reclaim(switch).build()?;
-        let made = Box::new(CObjects(Objects::new(area, Objects::LOCAL_BYTES)));
+        let area = builder(flags).size(size).memory(memory).build()?;
         // SAFETY: the caller's place.
-        unsafe { put(to, Box::into_raw(made)) };
+        unsafe { put_objects(to, area) };
         Ok(())
     };
     status(create())
+}
+
+/// With automatic reclaim as the flags have it.
+fn builder(flags: u32) -> Builder {
+    Area::builder().auto_reclaim(Switch((flags & KEEP == 0).then_some(Builder::AUTO_RECLAIM)))
+}
+
+/// # Safety
+/// A place for a pointer.
+unsafe fn put_objects(to: *mut *mut CObjects, area: Area) {
+    let made = Box::new(CObjects(Objects::new(area, Objects::LOCAL_BYTES)));
+    // SAFETY: the caller's place.
+    unsafe { put(to, Box::into_raw(made)) };
 }
 
 /// See the header.
@@ -370,6 +393,11 @@ pub extern "C" fn llfree_area_strerror(status: i32) -> *const c_char {
         Some(Status::Registered) => c"a keeper takes memory back from the area",
         Some(Status::Keeper) => c"there is no keeper, or it refused",
         Some(Status::System) => c"the kernel refused, or somebody wrote to the table",
+        Some(Status::File) => c"the file cannot be used, or is no area",
+        Some(Status::Absent) => c"there is no such file",
+        Some(Status::Exists) => c"there is such a file already",
+        Some(Status::InUse) => c"somebody has the file open as an area",
+        Some(Status::Torn) => c"the machine went down while the file was open; nothing in it can be relied on",
         None => c"no such status",
     };
     text.as_ptr()

@@ -1,23 +1,25 @@
 //! `malloc` and its like for a program that knows nothing of us: `LD_PRELOAD=libllfree_preload.so program`.
 //!
-//! Blocks of 512 KiB and more lie in an area of private memory, whose free part goes back to the system by itself; all
-//! others are glibc's, by the names under which it exports its own functions. A block's size is in a table beside the area,
+//! Blocks of 512 KiB and more, or of as many bytes as `LLFREE_AREA_THRESHOLD` says and more, lie in an area of private memory,
+//! whose free part goes back to the system by itself; all others are glibc's, by the names under which it exports its own functions. A block's size is in a table beside the area,
 //! for `free` is not told it. What is wrong with a `free` of a block of ours ends the program with one line, as glibc does.
 //!
 //! This crate is its exports: each is what the C standard or POSIX says of that name.
 
 use llfree_area::Tier;
 use llfree_area::once::Once;
-use llfree_area::tier::{THRESHOLD, large_block};
+use llfree_area::tier::{self, large_block};
 use std::alloc::{GlobalAlloc, Layout};
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// `max_align_t`.
 const ALIGN: usize = 16;
-/// Blocks of the area begin at a multiple of this.
+/// Blocks of the area begin at a multiple of this, and none is smaller.
 const GRAIN: usize = 64 << 10;
+/// Names the size from which on blocks lie in the area.
+const THRESHOLD: &CStr = c"LLFREE_AREA_THRESHOLD";
 
 unsafe extern "C" {
     fn __libc_malloc(size: usize) -> *mut c_void;
@@ -63,15 +65,32 @@ unsafe impl GlobalAlloc for Glibc {
     }
 }
 
+/// Blocks from this size on lie in the area.
+fn threshold() -> usize {
+    // Zero before the first who needs it has looked; whoever else looks meanwhile finds the same.
+    static FOUND: AtomicUsize = AtomicUsize::new(0);
+    match FOUND.load(Ordering::Relaxed) {
+        0 => {
+            let chosen = tier::chosen(THRESHOLD).and_then(|bytes| usize::try_from(bytes).ok());
+            let found = chosen.unwrap_or(tier::THRESHOLD).max(GRAIN);
+            FOUND.store(found, Ordering::Relaxed);
+            found
+        }
+        found => found,
+    }
+}
+
 /// Ours is the global allocator's, so that this library and its program share one area.
-static TIER: Tier<Glibc> = Tier::new(Glibc);
+fn allocator() -> Tier<Glibc> {
+    Tier::with_threshold(Glibc, threshold())
+}
 
 /// The sizes of blocks in the area, one a grain; zero where none begins. `None` also while they are made, for that asks for
 /// memory itself.
 fn sizes() -> Option<&'static [AtomicUsize]> {
     static SIZES: Once<Option<&'static [AtomicUsize]>> = Once::new();
     let make = || {
-        let grains = llfree_area::tier::large_objects()?.area().bytes() as usize / GRAIN;
+        let grains = tier::large_objects()?.area().bytes() as usize / GRAIN;
         // SAFETY: numbers only; what is zero costs nothing before it is touched.
         let start = unsafe { __libc_calloc(grains, size_of::<AtomicUsize>()) }.cast::<AtomicUsize>();
         // SAFETY: that many, zero, aligned, and never freed.
@@ -109,12 +128,12 @@ fn layout(size: usize, align: usize) -> Option<Layout> {
 
 /// A large block, noted; null if it is to come from glibc.
 fn large(size: usize, align: usize, zeroed: bool) -> *mut c_void {
-    if size < THRESHOLD || sizes().is_none() {
+    if size < GRAIN || size < threshold() || sizes().is_none() {
         return ptr::null_mut();
     }
     let Some(layout) = layout(size, align) else { return ptr::null_mut() };
     // SAFETY: the layout has a size.
-    let start = unsafe { if zeroed { TIER.alloc_zeroed(layout) } else { TIER.alloc(layout) } }.cast();
+    let start = unsafe { if zeroed { allocator().alloc_zeroed(layout) } else { allocator().alloc(layout) } }.cast();
     note(start, size, align);
     start
 }
@@ -173,7 +192,7 @@ pub unsafe extern "C" fn free(start: *mut c_void) {
     };
     match block {
         // SAFETY: the block that was noted under this address.
-        Some(layout) => unsafe { TIER.dealloc(start.cast(), layout) },
+        Some(layout) => unsafe { allocator().dealloc(start.cast(), layout) },
         None => abort(b"llfree-preload: free of a block that is not allocated\n"),
     }
 }
@@ -198,11 +217,11 @@ pub unsafe extern "C" fn realloc(start: *mut c_void, size: usize) -> *mut c_void
     };
     if size == 0 {
         // SAFETY: the block that was noted under this address.
-        unsafe { TIER.dealloc(start.cast(), old) };
+        unsafe { allocator().dealloc(start.cast(), old) };
         return ptr::null_mut();
     }
     // SAFETY: as above, and a size that is not zero.
-    let new = unsafe { TIER.realloc(start.cast(), old, size) }.cast::<c_void>();
+    let new = unsafe { allocator().realloc(start.cast(), old, size) }.cast::<c_void>();
     let (kept, bytes) = if new.is_null() { (start, old.size()) } else { (new, size) };
     note(kept, bytes, old.align());
     if new.is_null() { out_of_memory() } else { new }
@@ -215,8 +234,8 @@ pub unsafe extern "C" fn realloc(start: *mut c_void, size: usize) -> *mut c_void
 /// The caller's own block, which is glibc's.
 unsafe fn realloc_of_glibcs(start: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: the caller's own block.
-    let old = if size < THRESHOLD { None } else { unsafe { usable_of_glibcs(start) } };
-    let small = old.filter(|old| *old < THRESHOLD);
+    let old = if size < threshold() { None } else { unsafe { usable_of_glibcs(start) } };
+    let small = old.filter(|old| *old < threshold());
     let new = small.map_or(ptr::null_mut(), |_| large(size, ALIGN, false));
     let (Some(old), false) = (small, new.is_null()) else {
         // SAFETY: passed on.

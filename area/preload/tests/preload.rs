@@ -33,10 +33,15 @@ def resident():
 
 /// Runs a script with C's allocator and an area of that size in bytes; `None`, with its reason said, where none can.
 fn with_c(script: &str, area: Option<u64>) -> Option<Output> {
+    with_c_and(script, area.map(|bytes| ("LLFREE_AREA_BYTES", bytes)))
+}
+
+/// The same with a number in the environment.
+fn with_c_and(script: &str, number: Option<(&str, u64)>) -> Option<Output> {
     let mut command = Command::new("timeout");
     // A hang is a failure, and not for ever.
     command.args(["60", "python3", "-c", &format!("{C}{script}")]).env("LD_PRELOAD", library());
-    command.envs(area.map(|bytes| ("LLFREE_AREA_BYTES", bytes.to_string())));
+    command.envs(number.map(|(name, number)| (name, number.to_string())));
     let output = command.output().ok().filter(|output| output.status.code() != Some(127));
     let Some(output) = output else {
         skipped("there is no python3");
@@ -109,6 +114,31 @@ fn a_free_of_what_is_no_block_ends_the_program_with_a_line() {
         let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(out.contains("once") && !out.contains("twice"), "{wrong}: {output:?}");
         assert!(error.contains("not allocated"), "{wrong}: {output:?}");
+    }
+}
+
+#[test]
+fn the_size_from_which_on_blocks_lie_in_the_area_can_be_chosen() {
+    let script = "
+def where(start):
+    return 'area' if start % 65536 == 0 else 'glibc'
+block, other = c.malloc(100 << 10), c.malloc(60 << 10)
+ctypes.memset(block, 7, 100 << 10)
+places = [where(block), where(other)]
+for size in [1000, 300 << 10, 3 << 20, 64 << 10, 500]:
+    block = c.realloc(block, size)
+    places.append(where(block))
+print(*places, ctypes.string_at(block, 500) == bytes([7] * 500))
+c.free(block)
+c.free(other)
+";
+    let (area, glibc) = ("area", "glibc");
+    let chosen = [area, glibc, glibc, area, area, area, glibc];
+    let by_default = [glibc, glibc, glibc, glibc, area, glibc, glibc];
+    // None below the smallest object of an area, whatever is chosen.
+    for (threshold, expected) in [(Some(65536), chosen), (Some(0), chosen), (None, by_default)] {
+        let Some(output) = with_c_and(script, threshold.map(|bytes| ("LLFREE_AREA_THRESHOLD", bytes))) else { return };
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), expected.join(" ") + " True", "{output:?}");
     }
 }
 

@@ -92,6 +92,29 @@ fn an_area_that_a_keeper_is_silent_about_comes_back_when_that_lets_go() {
 }
 
 #[test]
+fn an_area_stays_out_of_reach_while_a_later_keeper_is_silent_about_it() {
+    let _alone = Scenario::start();
+    let (fake, area) = (Fake::listening(), area());
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| fake.hear(Some(&answer(Ok(())))));
+        let registered = area.register_within(&fake.path(), "a", QUICK).expect("it has it");
+        drop(first.join().expect("no panic"));
+        // Its next life hears of the area, says nothing, and may adopt it at any time.
+        let silent = fake.hear(None);
+        std::thread::sleep(QUICK.patience * 4);
+        let refused = area.reclaim(1);
+        assert!(matches!(refused, Err(AreaError::Registered)), "{refused:?}");
+        assert!(!registered.is_connected());
+        drop(silent);
+        // The one after that has it.
+        let third = fake.hear(Some(&answer(Ok(()))));
+        eventually(|| registered.is_connected());
+        drop((third, registered));
+        eventually(|| area.reclaim(1).is_ok());
+    });
+}
+
+#[test]
 fn an_area_is_taken_back_though_the_first_try_fails() {
     let scenario = Scenario::start();
     let (fake, area) = (Fake::listening(), area());

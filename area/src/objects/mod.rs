@@ -2,7 +2,7 @@
 //!
 //! [`Objects`] rounds sizes to four steps a doubling. What a thread frees it keeps, a few objects of each class and no more
 //! bytes than it is allowed in all; the next allocation of the class is one swap away. What a thread has not touched for
-//! a tenth of a second or two goes back to the table, and from there, if nobody wants it, to the system.
+//! two to four tenths of a second goes back to the table, and from there, if nobody wants it, to the system.
 //!
 //! ```
 //! use llfree_area::objects;
@@ -44,6 +44,7 @@ pub use stats::{ClassStats, Stats};
 
 use crate::area::Area;
 use crate::error::{AllocError, FreeError};
+use crate::file_error::FileError;
 use class::Class;
 use local::{is_timed, with_cache, with_local};
 use shared_layout::{FrameId, HUGE_SIZE, HugeRange};
@@ -88,6 +89,17 @@ impl Objects {
     #[must_use]
     pub fn area(&self) -> &Area {
         &self.area
+    }
+
+    /// Closes objects in a file, as [`Area::close`] does.
+    ///
+    /// # Errors
+    /// As there: other clones of these objects or the area are users of it.
+    pub fn close(self) -> Result<(), FileError> {
+        let Self { area, source } = self;
+        // With what threads keep.
+        drop(source);
+        area.close()
     }
 
     /// Changes what each thread may keep.

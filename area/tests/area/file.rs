@@ -3,6 +3,7 @@
 //! Each test has a process of its own: a child that another one forks meanwhile would hold the lock of its file, too.
 
 mod kill;
+mod systems;
 
 use crate::common::{dirty, fork, is_dirty};
 use llfree_area::file::{MAGIC, VERSION};

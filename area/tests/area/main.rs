@@ -246,11 +246,20 @@ fn an_address_space_that_is_limited_is_an_error() {
 
 /// Has a system call fail from here on, with this error, and all else be allowed; whether that could be done.
 pub(crate) fn deny(call: libc::c_long, error: i32) -> bool {
+    refuse(call, None, error)
+}
+
+/// The same only of calls with one of these bits in the argument of that number.
+pub(crate) fn refuse(call: libc::c_long, with: Option<(u32, u32)>, error: i32) -> bool {
     let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
-    let (load, equal, ret) = (0x20, 0x15, 0x06);
+    let (load, equal, has_bit, ret) = (0x20, 0x15, 0x45, 0x06);
+    // Arguments are numbers of 64 bits, and the lower half comes first where this test runs.
+    let (argument, bits) = with.map_or((0, u32::MAX), |(argument, bits)| (16 + 8 * argument, bits));
     let mut filter = [
         step(load, 0, 0, 0),
-        step(equal, call as u32, 0, 1),
+        step(equal, call as u32, 0, 3),
+        step(load, argument, 0, 0),
+        step(has_bit, bits, 0, 1),
         step(ret, libc::SECCOMP_RET_ERRNO | error as u32, 0, 0),
         step(ret, libc::SECCOMP_RET_ALLOW, 0, 0),
     ];

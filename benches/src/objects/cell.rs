@@ -48,21 +48,22 @@ impl fmt::Display for Allocator {
     }
 }
 
-/// One cell, as `--once` takes it: allocator:size:threads:op, with `:settle` behind it for the last round.
+/// One cell, as `--once` takes it: allocator:size:threads:op, and behind it, for the last round, how many seconds it waits for
+/// memory to go back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Cell {
     pub(super) allocator: Allocator,
     pub(super) bytes: u64,
     pub(super) threads: u32,
     pub(super) op: Op,
-    pub(super) settles: bool,
+    pub(super) settles: Option<u64>,
 }
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { allocator, bytes, threads, op, settles } = self;
-        let settle = if *settles { ":settle" } else { "" };
-        write!(f, "{allocator}:{bytes}:{threads}:{}{settle}", name(op).replace('_', "-"))
+        write!(f, "{allocator}:{bytes}:{threads}:{}", name(op).replace('_', "-"))?;
+        settles.map_or(Ok(()), |seconds| write!(f, ":{seconds}"))
     }
 }
 
@@ -79,7 +80,7 @@ impl FromStr for Cell {
             bytes: bytes.parse().map_err(|_| bad())?,
             threads: threads.parse().map_err(|_| bad())?,
             op: Op::from_str(op, false)?,
-            settles: parts.next() == Some("settle"),
+            settles: parts.next().map(|seconds| seconds.parse().map_err(|_| bad())).transpose()?,
         })
     }
 }
@@ -90,10 +91,15 @@ mod tests {
 
     #[test]
     fn a_cell_is_what_its_text_says() {
-        let cell =
-            Cell { allocator: Allocator::LlfreePooled, bytes: 2 << 20, threads: 2, op: Op::PairTouched, settles: true };
-        assert_eq!(cell.to_string(), "llfree-pooled:2097152:2:pair-touched:settle");
-        for cell in [cell, Cell { settles: false, ..cell }] {
+        let cell = Cell {
+            allocator: Allocator::LlfreePooled,
+            bytes: 2 << 20,
+            threads: 2,
+            op: Op::PairTouched,
+            settles: Some(5),
+        };
+        assert_eq!(cell.to_string(), "llfree-pooled:2097152:2:pair-touched:5");
+        for cell in [cell, Cell { settles: None, ..cell }] {
             assert_eq!(cell.to_string().parse(), Ok(cell));
         }
         for bad in ["", "llfree", "heap:1:1:pair", "llfree:x:1:pair", "llfree:1:1:dance"] {

@@ -1,7 +1,7 @@
 //! One cell of `objects`: an allocator, a size, a number of threads and what they do. It runs in a process of its own, so
 //! that no allocator's memory is counted for another one.
 
-use super::cell::{Allocator, Op};
+use super::cell::{Allocator, Cell, Op};
 use lgalloc::{BackgroundWorkerConfig, LgAlloc};
 use llfree_area::objects::{Handle, Objects};
 use llfree_area::{Area, Builder, MemoryKind, Switch};
@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How long pairs are timed.
 const TIME: Duration = Duration::from_millis(30);
+/// The same in a round after which memory is to go back: what that costs is a part of a run, and one of 30 ms is none.
+const RUN: Duration = Duration::from_secs(1);
 /// Bytes that a batch holds at once.
 const BATCH: usize = 256 << 20;
 /// Bytes of the steady loop, and its period.
@@ -28,8 +30,10 @@ const AREA: u64 = 8 << 30;
 pub(crate) struct Outcome {
     /// Nanoseconds an operation, of wall-clock time in each thread.
     pub(crate) ns: f64,
-    /// Resident memory a second after the last free, beyond what there was at the start.
-    pub(crate) resident_after: Option<u64>,
+    /// Resident memory beyond what there was at the start: at the last free, a second after it, and when it has settled.
+    pub(crate) resident: Option<[u64; 3]>,
+    /// A second after it, of all CPU time of the process, what the thread took that gives memory back; nothing where there is no such.
+    pub(crate) returning: Option<f64>,
 }
 
 /// An object of any of the allocators.
@@ -150,9 +154,36 @@ fn resident() -> io::Result<u64> {
     pages.map(|pages| pages * 4096).ok_or_else(|| io::Error::other("/proc/self/statm has no second number"))
 }
 
-/// Runs a cell; `settles` waits a second and looks at the resident memory then.
-pub(crate) fn run(allocator: Allocator, bytes: usize, threads: u32, op: Op, settles: bool) -> io::Result<Outcome> {
+/// CPU time of this process' threads that have one of the names, in nanoseconds; of those that live.
+fn cpu_time(of: impl Fn(&str) -> bool) -> io::Result<u64> {
+    let mut sum = 0;
+    for thread in fs::read_dir("/proc/self/task")? {
+        let thread = thread?.path();
+        if of(fs::read_to_string(thread.join("comm"))?.trim()) {
+            let times = fs::read_to_string(thread.join("schedstat"))?;
+            sum += times.split(' ').next().and_then(|time| time.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    Ok(sum)
+}
+
+/// The part of the CPU time until now that went into giving memory back.
+fn returning(allocator: Allocator) -> io::Result<Option<f64>> {
+    let name = match allocator {
+        Allocator::Llfree => "auto-reclaim",
+        Allocator::Lgalloc | Allocator::LgallocEager => "lgalloc-0",
+        // Never, or within a free.
+        Allocator::LlfreePooled | Allocator::System | Allocator::Mmap => return Ok(None),
+    };
+    Ok(Some(cpu_time(|thread| thread == name)? as f64 / cpu_time(|_| true)?.max(1) as f64))
+}
+
+/// Runs a cell; where it settles, it waits for so many seconds and looks at the resident memory meanwhile.
+pub(crate) fn run(cell: &Cell) -> io::Result<Outcome> {
+    let Cell { allocator, threads, op, settles, .. } = *cell;
+    let bytes = cell.bytes as usize;
     let before = resident()?;
+    let time = if settles.is_some() { RUN } else { TIME };
     let source = Source::new(allocator)?;
     let barrier = Arc::new(Barrier::new(threads as usize + 1));
     let over = Arc::new(Barrier::new(threads as usize + 1));
@@ -168,15 +199,15 @@ pub(crate) fn run(allocator: Allocator, bytes: usize, threads: u32, op: Op, sett
                 let _ = rustix::thread::sched_setaffinity(None, &set);
                 barrier.wait();
                 let ns = match op {
-                    Op::Pair => pairs(&source, bytes, false),
-                    Op::PairTouched => pairs(&source, bytes, true),
-                    Op::Batch => batches(&source, bytes, false, threads),
-                    Op::BatchTouched => batches(&source, bytes, true, threads),
+                    Op::Pair => pairs(&source, bytes, false, time),
+                    Op::PairTouched => pairs(&source, bytes, true, time),
+                    Op::Batch => batches(&source, bytes, false, (threads, time)),
+                    Op::BatchTouched => batches(&source, bytes, true, (threads, time)),
                     Op::Cross => {
                         let freeing = source.clone();
                         let partner =
                             std::thread::spawn(move || receive.into_iter().for_each(|o| freeing.free(o, bytes)));
-                        let ns = crosses(&source, bytes, &send);
+                        let ns = crosses(&source, bytes, &send, time);
                         drop(send);
                         let _ = partner.join();
                         ns
@@ -192,22 +223,27 @@ pub(crate) fn run(allocator: Allocator, bytes: usize, threads: u32, op: Op, sett
         .collect();
     barrier.wait();
     over.wait();
-    let resident_after = if settles {
+    let (mut resident, mut returning) = (None, None);
+    if let Some(seconds) = settles {
+        let beyond = || Ok::<_, io::Error>(self::resident()?.saturating_sub(before));
+        let at_free = beyond()?;
         std::thread::sleep(Duration::from_secs(1));
-        Some(resident()?.saturating_sub(before))
-    } else {
-        None
-    };
+        let after = beyond()?;
+        // Before the threads end, whose time is forgotten then.
+        returning = self::returning(allocator)?;
+        std::thread::sleep(Duration::from_secs(seconds.saturating_sub(1)));
+        resident = Some([at_free, after, beyond()?]);
+    }
     over.wait();
     let mut sum = 0.0;
     for worker in workers {
         let ns = worker.join().map_err(|_| io::Error::other("a thread panicked"))?;
         sum += ns.ok_or_else(|| io::Error::other(format!("{allocator} has no {bytes} bytes")))?;
     }
-    Ok(Outcome { ns: sum / f64::from(threads), resident_after })
+    Ok(Outcome { ns: sum / f64::from(threads), resident, returning })
 }
 
-fn pairs(source: &Source, bytes: usize, touches: bool) -> Option<f64> {
+fn pairs(source: &Source, bytes: usize, touches: bool, time: Duration) -> Option<f64> {
     let pair = || {
         let object = source.allocate(bytes)?;
         if touches {
@@ -226,7 +262,7 @@ fn pairs(source: &Source, bytes: usize, touches: bool) -> Option<f64> {
         }
         count += chunk;
         let spent = start.elapsed();
-        if spent > TIME {
+        if spent > time {
             return Some(spent.as_nanos() as f64 / count as f64);
         }
         chunk = (chunk * 2).min(4096);
@@ -234,7 +270,7 @@ fn pairs(source: &Source, bytes: usize, touches: bool) -> Option<f64> {
 }
 
 /// Objects that are held at once; nanoseconds of an allocation and a free, touching them not included.
-fn batches(source: &Source, bytes: usize, touches: bool, threads: u32) -> Option<f64> {
+fn batches(source: &Source, bytes: usize, touches: bool, (threads, time): (u32, Duration)) -> Option<f64> {
     let count = (BATCH / bytes / threads as usize).clamp(2, 1024);
     let mut held = Vec::with_capacity(count);
     let mut batch = || {
@@ -253,16 +289,16 @@ fn batches(source: &Source, bytes: usize, touches: bool, threads: u32) -> Option
     };
     batch()?;
     let (mut spent, mut rounds) = (Duration::ZERO, 0);
-    while spent < TIME {
+    while spent < time {
         spent += batch()?;
         rounds += 1;
     }
     Some(spent.as_nanos() as f64 / (rounds * count) as f64)
 }
 
-fn crosses(source: &Source, bytes: usize, send: &std::sync::mpsc::SyncSender<Object>) -> Option<f64> {
+fn crosses(source: &Source, bytes: usize, send: &std::sync::mpsc::SyncSender<Object>, time: Duration) -> Option<f64> {
     let (start, mut count) = (Instant::now(), 0u64);
-    while start.elapsed() < TIME {
+    while start.elapsed() < time {
         for _ in 0..64 {
             send.send(source.allocate(bytes)?).ok()?;
             count += 1;

@@ -2,7 +2,8 @@
 //!
 //! Each cell (an allocator, a size, a number of threads, an operation) runs in a process of its own, which is this
 //! program with `--once`; so nobody's memory counts for anybody else. In each round the allocators take turns. The last
-//! round waits a second after its last free, and tells what is resident then, beyond what was before the first object.
+//! round goes on for a second, waits another one after its last free, and tells what is resident then, beyond what was
+//! before the first object, and what part of the CPU time of those two seconds went into giving memory back.
 
 mod cell;
 mod load;
@@ -22,11 +23,15 @@ use std::io;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Runs one cell in this process, and says what it came to: nanoseconds, and bytes if it settled.
+/// Runs one cell in this process, and says what it came to: nanoseconds, and what it settled to.
 pub(crate) fn once(cell: &Cell) -> Result<String, BenchError> {
-    let outcome = load::run(cell.allocator, cell.bytes as usize, cell.threads, cell.op, cell.settles)?;
-    let resident = outcome.resident_after.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
-    Ok(format!("{} {resident}\n", outcome.ns))
+    let outcome = load::run(cell)?;
+    let mut text = outcome.ns.to_string();
+    for bytes in outcome.resident.iter().flatten() {
+        // Writing to a string cannot fail.
+        let _ = write!(text, " {bytes}");
+    }
+    Ok(text + &outcome.returning.map_or_else(String::new, |part| format!(" {part}")) + "\n")
 }
 
 /// What to measure.
@@ -36,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) threads: Vec<u32>,
     pub(crate) ops: Vec<Op>,
     pub(crate) iterations: u32,
+    /// Seconds that memory has to go back, in the last round.
+    pub(crate) settle: u64,
 }
 
 /// One line of the figure.
@@ -48,24 +55,33 @@ pub(crate) struct Row {
     pub(crate) threads: u32,
     pub(crate) op: String,
     pub(crate) ns_median: f64,
-    /// A second after the last free.
+    /// At the last free.
+    pub(crate) resident_at_free_bytes: Option<u64>,
+    /// A second after it.
     pub(crate) resident_after_bytes: Option<u64>,
+    /// At the end of the wait.
+    pub(crate) resident_settled_bytes: Option<u64>,
     /// Median over lgalloc's, or over the first allocator's where lgalloc is not there.
     pub(crate) ratio: f64,
+    /// Of the CPU time of that run and the second after it, what a thread of the allocator's took to give memory back.
+    pub(crate) returning: Option<f64>,
 }
 
 impl Table for Row {
     fn table(rows: &[Self]) -> String {
         let mut text = format!(
-            "{:<14} {:>10} {:>7} {:<14} {:>14} {:>10} {:>8}\n",
-            "allocator", "size", "threads", "op", "ns median", "resident", "ratio"
+            "{:<14} {:>10} {:>7} {:<14} {:>14} {:>10} {:>10} {:>10} {:>8} {:>9}\n",
+            "allocator", "size", "threads", "op", "ns median", "at free", "1 s later", "settled", "ratio", "returning"
         );
         for row in rows {
-            let resident = row.resident_after_bytes.map_or_else(|| "-".to_owned(), |bytes| Bytes(bytes).to_string());
+            let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), |bytes| Bytes(bytes).to_string());
+            let [at_free, after, settled] =
+                [row.resident_at_free_bytes, row.resident_after_bytes, row.resident_settled_bytes].map(bytes);
+            let returning = row.returning.map_or_else(|| "-".to_owned(), |part| format!("{:.2} %", part * 100.0));
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "{:<14} {:>10} {:>7} {:<14} {:>14.1} {resident:>10} {:>8.3}",
+                "{:<14} {:>10} {:>7} {:<14} {:>14.1} {at_free:>10} {after:>10} {settled:>10} {:>8.3} {returning:>9}",
                 row.allocator,
                 Bytes(row.size).to_string(),
                 row.threads,
@@ -112,19 +128,19 @@ fn measure(
     progress: &mut Progress,
 ) -> Result<Vec<Row>, BenchError> {
     let mut series = vec![Series::default(); plan.allocators.len()];
-    let mut resident = vec![None; plan.allocators.len()];
+    let mut settled = vec![Settled::default(); plan.allocators.len()];
     for round in 0..plan.iterations {
         for (index, allocator) in plan.allocators.iter().enumerate() {
-            let settles = round + 1 == plan.iterations;
+            let settles = (round + 1 == plan.iterations).then_some(plan.settle);
             let cell = Cell { allocator: *allocator, bytes: size.0, threads, op, settles };
             // Smaller ones it has not.
             if matches!(allocator, Allocator::Lgalloc | Allocator::LgallocEager) && size.0 < 1 << 21 {
                 continue;
             }
             let detail = format!("{size}, {threads} threads, {}", name(&op));
-            let (ns, bytes) = progress.step(&allocator.to_string(), &detail, || spawn(&cell))?;
+            let (ns, after) = progress.step(&allocator.to_string(), &detail, || spawn(&cell))?;
             series[index].push(ns);
-            resident[index] = bytes.or(resident[index]);
+            settled[index] = after;
         }
     }
     let is_limit = |allocator: &Allocator| *allocator == Allocator::Lgalloc;
@@ -137,14 +153,24 @@ fn measure(
         threads,
         op: name(&op),
         ns_median: series[index].median(),
-        resident_after_bytes: resident[index],
+        resident_at_free_bytes: settled[index].resident[0],
+        resident_after_bytes: settled[index].resident[1],
+        resident_settled_bytes: settled[index].resident[2],
         ratio: series[index].median() / limit,
+        returning: settled[index].returning,
     };
     Ok((0..plan.allocators.len()).map(row).filter(Row::is_measured).collect())
 }
 
+/// What is resident by and by, and the part of the CPU time that giving back took.
+#[derive(Clone, Copy, Default)]
+struct Settled {
+    resident: [Option<u64>; 3],
+    returning: Option<f64>,
+}
+
 /// Runs a cell in a process of its own.
-fn spawn(cell: &Cell) -> Result<(f64, Option<u64>), BenchError> {
+fn spawn(cell: &Cell) -> Result<(f64, Settled), BenchError> {
     let program = std::env::current_exe()?;
     let output =
         Command::new(program).args(["objects", "--once", &cell.to_string()]).stderr(Stdio::inherit()).output()?;
@@ -152,7 +178,8 @@ fn spawn(cell: &Cell) -> Result<(f64, Option<u64>), BenchError> {
     let mut words = text.split_whitespace();
     let ns = words.next().and_then(|ns| ns.parse().ok()).filter(|_| output.status.success());
     let ns = ns.ok_or_else(|| io::Error::other(format!("the process for {cell} ended with {}", output.status)))?;
-    Ok((ns, words.next().and_then(|bytes| bytes.parse().ok())))
+    let resident = std::array::from_fn(|_| words.next().and_then(|bytes| bytes.parse().ok()));
+    Ok((ns, Settled { resident, returning: words.next().and_then(|part| part.parse().ok()) }))
 }
 
 /// Two panels for each operation, with bars for each allocator and number of threads: time, and what is resident later.
@@ -195,7 +222,7 @@ mod tests {
     fn every_allocator_does_everything() {
         for allocator in Allocator::value_variants() {
             for op in Op::value_variants().iter().filter(|op| **op != Op::Steady) {
-                let cell = Cell { allocator: *allocator, bytes: 4 << 20, threads: 1, op: *op, settles: false };
+                let cell = Cell { allocator: *allocator, bytes: 4 << 20, threads: 1, op: *op, settles: None };
                 let text = once(&cell).expect("there is memory");
                 let ns: f64 = text.split(' ').next().and_then(|ns| ns.parse().ok()).expect("a number");
                 assert!(ns > 0.0, "{cell}: {text}");
@@ -212,8 +239,11 @@ mod tests {
             threads: 1,
             op: "pair".to_owned(),
             ns_median: 20.0,
+            resident_at_free_bytes: None,
             resident_after_bytes: Some(33 << 20),
+            resident_settled_bytes: None,
             ratio: 1.0,
+            returning: None,
         };
         let rows: Vec<_> = Allocator::value_variants().iter().map(row).collect();
         let panels = panels(&rows);
@@ -238,11 +268,18 @@ mod tests {
             threads: 1,
             op: "pair".to_owned(),
             ns_median: 1.0,
+            resident_at_free_bytes: Some(2),
             resident_after_bytes: None,
+            resident_settled_bytes: None,
             ratio: 1.0,
+            returning: Some(0.005),
         };
         let json = serde_json::to_string(&row).expect("plain data");
-        let keys = r#"{"bench":"objects","allocator":"llfree","size":1,"threads":1,"op":"pair","ns_median":1.0,"#;
-        assert_eq!(json, keys.to_owned() + r#""resident_after_bytes":null,"ratio":1.0}"#);
+        let keys = [
+            r#"{"bench":"objects","allocator":"llfree","size":1,"threads":1,"op":"pair","ns_median":1.0,"#,
+            r#""resident_at_free_bytes":2,"resident_after_bytes":null,"resident_settled_bytes":null,"#,
+            r#""ratio":1.0,"returning":0.005}"#,
+        ];
+        assert_eq!(json, keys.concat());
     }
 }

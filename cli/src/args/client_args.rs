@@ -456,7 +456,7 @@ fn parse_quantum(text: &str) -> Result<Duration, String> {
     if possible { Ok(quantum) } else { Err("a quantum is 10us to 1s".to_owned()) }
 }
 
-fn parse_interval(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
     let interval = parse_duration(text).map_err(|error| error.to_string())?;
     if interval < Duration::from_millis(10) { Err("the shortest interval is 10ms".to_owned()) } else { Ok(interval) }
 }

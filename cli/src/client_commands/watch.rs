@@ -7,7 +7,7 @@ use crate::render;
 use llfree_control::client::{Client, ClientError};
 use llfree_control::protocol::ErrorKind;
 use llfree_control::report::StatusReport;
-use llfree_control::socket::{self, LiveVm};
+use llfree_control::socket::{self, LiveVm, SocketError};
 use serde::Serialize;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -114,19 +114,20 @@ struct Listed<'a> {
 pub(super) fn list(watch: Option<Duration>, output: &mut Output) -> Result<u8, CommandError> {
     let mut clock = watch.map(Clock::new);
     loop {
-        let vms = socket::live_vms()?;
-        let rows: Vec<_> = vms.iter().map(|vm| vm.name.clone()).zip(ask_all(&vms)).collect();
-        let listed: Vec<Listed> = vms
+        let looks = look()?;
+        let listed: Vec<Listed> = looks
             .iter()
-            .zip(&rows)
-            .map(|(vm, (_, status))| Listed {
+            .map(|(vm, status)| Listed {
                 name: &vm.name,
                 socket: &vm.path,
                 status: status.as_ref().ok(),
                 error: status.as_ref().err().map(String::as_str),
             })
             .collect();
-        let text = || render::list(&rows, &socket::places::all());
+        let text = || {
+            let rows: Vec<_> = looks.iter().map(|(vm, status)| (vm.name.clone(), status.clone())).collect();
+            render::list(&rows, &socket::places::all())
+        };
         let Some(clock) = &mut clock else {
             output.print(&listed, text)?;
             return Ok(exit::OK);
@@ -134,6 +135,19 @@ pub(super) fn list(watch: Option<Duration>, output: &mut Output) -> Result<u8, C
         show(output, &listed, text)?;
         clock.wait();
     }
+}
+
+/// VMs at one moment, each with its status, or with why there is none.
+pub type Look = Vec<(LiveVm, Result<StatusReport, String>)>;
+
+/// All VMs of this user that run now, each with its status, or with why there is none.
+///
+/// # Errors
+/// When a directory of sockets cannot be read.
+pub fn look() -> Result<Look, SocketError> {
+    let vms = socket::live_vms()?;
+    let statuses = ask_all(&vms);
+    Ok(vms.into_iter().zip(statuses).collect())
 }
 
 /// The statuses of all these VMs, each asked on a thread of its own: one that hangs costs the others nothing.

@@ -20,8 +20,8 @@ pub(super) struct Guardian {
 }
 
 impl Guardian {
-    /// Starts it for this terminal, which was as in `saved` before we touched it.
-    pub(super) fn start(terminal: BorrowedFd<'_>, saved: &Termios) -> io::Result<Self> {
+    /// Starts it for this terminal, which was as in `saved` before we touched it, and is told `farewell` besides.
+    pub(super) fn start(terminal: BorrowedFd<'_>, saved: &Termios, farewell: &[u8]) -> io::Result<Self> {
         let (read, write) = io::pipe()?;
         let before = block_all()?;
         // SAFETY: what the child does are system calls on its own copies and its own stack.
@@ -30,7 +30,7 @@ impl Guardian {
             // Only init has to reap a grandchild.
             // SAFETY: as above.
             if unsafe { libc::fork() } == 0 {
-                watch(&read, terminal.as_raw_fd(), saved);
+                watch(&read, terminal.as_raw_fd(), saved, farewell);
             }
             // SAFETY: it ends this process without running what the VMM has for its own end.
             unsafe { libc::_exit(0) }
@@ -68,7 +68,7 @@ fn block_all() -> io::Result<libc::sigset_t> {
 
 /// The guardian's life. Its signals are blocked, SIGTTOU too: it may change a terminal that is not
 /// in front of it. Only system calls.
-fn watch(pipe: &PipeReader, terminal: RawFd, saved: &Termios) -> ! {
+fn watch(pipe: &PipeReader, terminal: RawFd, saved: &Termios, farewell: &[u8]) -> ! {
     // SAFETY: system calls on descriptors of this process' own, and a string with an end. In a
     // session of its own nobody's Ctrl-C and no kill of the VMM's group reaches it.
     unsafe {
@@ -90,6 +90,7 @@ fn watch(pipe: &PipeReader, terminal: RawFd, saved: &Termios) -> ! {
     while let Ok(1..) | Err(Errno::INTR) = rustix::io::read(pipe, &mut state) {}
     if state[0] == RAW {
         // Nobody is left to tell if the terminal is gone too.
+        let _ = rustix::io::write(terminal, farewell);
         let _ = rustix::termios::tcsetattr(terminal, OptionalActions::Now, saved);
     }
     // SAFETY: it ends this process without running what the VMM has for its own end.

@@ -18,6 +18,8 @@ pub struct Terminal {
     fd: OwnedFd,
     saved: Termios,
     guardian: Guardian,
+    /// What the terminal is told when it is restored.
+    farewell: Vec<u8>,
     raw: Mutex<bool>,
 }
 
@@ -28,11 +30,21 @@ impl Terminal {
     /// # Errors
     /// If the host has no descriptor or no process to give.
     pub fn open(fd: BorrowedFd<'_>) -> io::Result<Option<Self>> {
+        Self::open_screen(fd, "")
+    }
+
+    /// The same for a program that draws: besides the modes, these sequences are written to the terminal when it is
+    /// restored, whoever does it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_screen(fd: BorrowedFd<'_>, farewell: &str) -> io::Result<Option<Self>> {
         // A terminal that hung up is none either.
         let Ok(saved) = rustix::termios::tcgetattr(fd) else { return Ok(None) };
         let fd = fd.try_clone_to_owned()?;
-        let guardian = Guardian::start(fd.as_fd(), &saved)?;
-        Ok(Some(Self { fd, saved, guardian, raw: Mutex::new(false) }))
+        let guardian = Guardian::start(fd.as_fd(), &saved, farewell.as_bytes())?;
+        let farewell = farewell.as_bytes().to_vec();
+        Ok(Some(Self { fd, saved, guardian, farewell, raw: Mutex::new(false) }))
     }
 
     /// Whether this process belongs to the job that the terminal is for now. Without job control
@@ -71,6 +83,8 @@ impl Terminal {
             return;
         }
         if self.is_ours() {
+            // It fails where the terminal is gone.
+            let _ = rustix::io::write(&self.fd, &self.farewell);
             self.set(&self.saved);
         }
         self.guardian.tell(false);

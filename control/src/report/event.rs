@@ -92,7 +92,14 @@ impl Event {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let stamped = Stamped { event: self, unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX) };
         // Plain data with string keys, which always serializes.
-        serde_json::to_string(&stamped).expect("plain data serializes") + "\n"
+        let line = serde_json::to_string(&stamped).expect("plain data serializes") + "\n";
+        #[cfg(feature = "check-replies")]
+        {
+            use std::sync::LazyLock;
+            static EVENT: LazyLock<jsonschema::Validator> = LazyLock::new(crate::checked::validator::<Stamped<'_>>);
+            crate::checked::check(&EVENT, line.as_bytes());
+        }
+        line
     }
 }
 

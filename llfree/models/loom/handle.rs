@@ -9,7 +9,7 @@ use crate::cpu::Cpu;
 use crate::host::{Reclaim, Residency};
 use loom::sync::Arc;
 use loom::thread;
-use shared_layout::{FrameId, HugeEntry, HugeId, Order, Run};
+use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// One installed huge frame of which only `free` bits of row 0 are free.
 fn almost_full(free: u64) -> Shared {
@@ -150,12 +150,31 @@ fn a_hint_denies_nothing_that_a_free_left() {
     race(
         || {
             let shared = full();
-            shared.tenant().trees.change(0, |hint| hint.with_room(Run::ANY));
+            let more = HugeEntry::FREE_INSTALLED.take(1).expect("free");
+            shared.tenant().trees.change(0, |hint| hint.with_room(more));
             shared
         },
         |m| _ = m.tenant().recount_tree(0),
         |m| m.tenant().free(FrameId(0), Order::BASE).expect("ours"),
         |m, (), ()| assert!(!m.tenant().trees.get(0).offer(Order::BASE).is_none(), "a frame is free"),
+    );
+    // Two free the halves of a run: whoever counts last has counted all of it.
+    race(
+        full,
+        |m| m.tenant().free(FrameId(0), order(7)).expect("ours"),
+        |m| m.tenant().free(FrameId(128), order(7)).expect("ours"),
+        |m, (), ()| assert!(!m.tenant().trees.get(0).offer(order(8)).is_none(), "four rows are free"),
+    );
+    // The second half comes while somebody counts the first.
+    race(
+        || {
+            let shared = full();
+            shared.tenant().free(FrameId(128), order(7)).expect("ours");
+            shared
+        },
+        |m| _ = m.tenant().recount_tree(0),
+        |m| m.tenant().free(FrameId(0), order(7)).expect("ours"),
+        |m, (), ()| assert!(!m.tenant().trees.get(0).offer(order(8)).is_none(), "four rows are free"),
     );
 }
 

@@ -6,9 +6,9 @@
 //! the plan to the next scan. It keeps nothing else waiting: a batch takes the same locks as one of
 //! a reclaim that somebody asked for.
 
-use super::{Decision, Pace, Policy};
+use super::{Decision, FRAMES_A_WORD, Pace, Policy};
 use crate::memory::Pressure;
-use crate::monitor::{BATCH, Monitor};
+use crate::monitor::{BATCH, LARGEST_BATCH, Monitor, next_batch};
 use crate::roles;
 use llfree::Residency;
 use llfree::host::Installer;
@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 
 /// How long the host's need is heeded after it was told: the window of the kernel's trigger.
 const NEED: Duration = Duration::from_secs(2);
+
+/// A batch is as large as what the rate allows in this time, between the smallest and the largest: each takes a wake-up.
+const STRETCH: Duration = Duration::from_millis(10);
 
 /// What automatic reclaim is at, in huge frames.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -243,8 +246,12 @@ impl<'a> Worker<'a> {
 
     /// Sleeps; false if the switch was turned, or everything ends.
     fn sleep(&self, time: Duration, turn: u64) -> bool {
-        let state = lock(&self.shared.state);
+        let mut state = lock(&self.shared.state);
         let same = |state: &mut State| state.turns == turn && !state.stopping;
+        if time.is_zero() {
+            // A wait is a system call, however short.
+            return same(&mut state);
+        }
         let waited = self.shared.changed.wait_timeout_while(state, time, same);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         same(&mut state)
@@ -291,11 +298,15 @@ impl<'a> Worker<'a> {
 
     fn carry_out(&self, settings: &Settings, decision: Decision, turn: u64) {
         let mut pace = Pace::new(settings.rate_bytes);
+        let most = pace.frames_in(STRETCH).clamp(BATCH, LARGEST_BATCH);
         let headroom = decision.headroom.max(self.monitor.floor()) as usize;
-        for batch in self.plan.chunks(BATCH as usize) {
+        let (mut plan, mut size) = (&*self.plan, BATCH);
+        while !plan.is_empty() {
             if !self.sleep(pace.wait(self.started.elapsed()), turn) || self.installs() != self.installs {
                 break;
             }
+            let batch;
+            (batch, plan) = plan.split_at(plan.len().min(size.min(most) as usize));
             // From here on, where the rest of the plan lies: as a rule that is enough, and the table is
             // not read to its end for each batch.
             let enough = headroom.saturating_add(batch.len());
@@ -304,7 +315,9 @@ impl<'a> Worker<'a> {
             if room == 0 {
                 break;
             }
-            let evicted = match self.monitor.evict_these(&batch[..room]) {
+            let begin = Instant::now();
+            let batch = &batch[..room];
+            let evicted = match self.monitor.evict_these(batch) {
                 Ok(pass) => pass.frames,
                 Err(error) => {
                     if let Some(number) = self.failures.tick() {
@@ -313,6 +326,7 @@ impl<'a> Worker<'a> {
                     0
                 }
             };
+            size = next_batch(batch.len() as u32, begin.elapsed());
             pace.take(evicted, self.started.elapsed());
             lock(&self.shared.state).status.evicted += u64::from(evicted);
         }
@@ -332,11 +346,19 @@ impl Monitor {
         wrapped.map(move |(huge, word)| is_free(HugeId(huge), word))
     }
 
-    /// The same of all frames, but not of those that the tenant says it freed since the last scan.
-    fn unused_with_memory(&self) -> impl Iterator<Item = bool> {
+    /// The same of all frames, but not of those that the tenant says it freed since the last scan: a word for each
+    /// [`FRAMES_A_WORD`] of them.
+    fn unused_with_memory(&self) -> impl Iterator<Item = u64> {
         let is_free = self.has_memory_and_is_free();
-        let all = (0..).map(HugeId).zip(self.table().entries());
-        all.map(move |(huge, word)| is_free(huge, word) && !self.was_freed_lately(huge))
+        let is_unused = move |(word, huge)| is_free(HugeId(huge), word) && !self.was_freed_lately(HugeId(huge));
+        let all = self.table().entries().chunks(FRAMES_A_WORD).zip((0..).step_by(FRAMES_A_WORD));
+        all.map(move |(words, first)| {
+            if self.has_no_memory(words) {
+                return 0;
+            }
+            let bits = words.iter().zip(first..).map(&is_unused).zip(0..);
+            bits.fold(0, |word, (is_unused, bit)| word | u64::from(is_unused) << bit)
+        })
     }
 
     /// Asks for one load of most frames, for a scan has all of them, and there are many scans.
@@ -389,6 +411,27 @@ mod tests {
             std::thread::sleep(Duration::from_millis(2));
         }
         auto.status()
+    }
+
+    #[test]
+    fn a_frame_among_many_that_were_never_used_is_seen() {
+        let ram = Arc::new(GuestRam::new(200 * HUGE_SIZE, Backing::Anon).expect("address space"));
+        let supply = Supply::new(ram.clone(), PoolConfig::default(), UseUserfaultfd::Off, &Spawner::default());
+        let layout = TableLayout::new(200).expect("small");
+        let region = Arc::new(Region::anonymous(layout.total as usize).expect("room"));
+        let table = Table::new(region, layout).expect("it fits");
+        table.clear();
+        let start = TenantStart { installer: Installer::Tenant, ..TenantStart::default() };
+        let monitor = Monitor::new(ram, supply.expect("no pool"), table.clone(), start).expect("nothing is installed");
+        let unused = || monitor.unused_with_memory().collect::<Vec<_>>();
+        assert_eq!((monitor.note_own_installs(), unused()), (0, vec![0; 4]));
+        let free = HugeEntry::FREE_INSTALLED.bits();
+        for huge in [0, 130, 199] {
+            table.entries()[huge].store(free, Ordering::Relaxed);
+        }
+        assert_eq!((monitor.note_own_installs(), unused()), (3, vec![1, 0, 1 << 2, 1 << 7]));
+        table.entries()[130].store(HugeEntry::HUGE_INSTALLED.bits(), Ordering::Relaxed);
+        assert_eq!((monitor.note_own_installs(), unused()), (0, vec![1, 0, 0, 1 << 7]));
     }
 
     #[test]

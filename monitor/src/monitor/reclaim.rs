@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 
 /// Frames in a batch of discards at most. Each batch costs 20 us beyond its frames, for KVM and all
 /// CPUs let go of the range together: with 32 frames that is a tenth of a reclaim.
-const LARGEST_BATCH: u32 = 256;
+pub(crate) const LARGEST_BATCH: u32 = 256;
 /// The length of a batch: so long may a guest that needs one of its frames have to wait, or for the
 /// smallest batch where memory lies in 4 KiB pages.
 const AIM: Duration = Duration::from_millis(1);
 
 /// The size of the batch after one of `frames` that took so long.
-fn next_batch(frames: u32, took: Duration) -> u32 {
+pub(crate) fn next_batch(frames: u32, took: Duration) -> u32 {
     let aimed = u128::from(frames) * AIM.as_nanos() / took.as_nanos().max(1);
     aimed.clamp(BATCH.into(), LARGEST_BATCH.into()) as u32
 }
@@ -108,7 +108,7 @@ impl Monitor {
     }
 
     /// Takes the memory of those of `frames` that are still free, which stay free. No more than
-    /// a [`BATCH`] of them, in ascending order, so that neighbours go back together.
+    /// a [`LARGEST_BATCH`] of them, in ascending order, so that neighbours go back together.
     ///
     /// # Errors
     /// [`MonitorError::Discard`]; the frames taken before stay taken.
@@ -116,7 +116,7 @@ impl Monitor {
         let _cursor = lock(&self.passes);
         let _turn = self.discards.lock();
         let mut batch = Batch::default();
-        for huge in frames.iter().take(BATCH as usize) {
+        for huge in frames.iter().take(LARGEST_BATCH as usize) {
             if let Some(claim) = self.host().claim(*huge)
                 && let Ok(reclaimed) = claim.reclaim(Reclaim::Soft)
             {

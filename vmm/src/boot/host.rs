@@ -6,7 +6,7 @@
 use super::BootError;
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
-use std::arch::x86_64::__cpuid;
+use std::arch::x86_64::{__cpuid, CpuidResult};
 use std::ffi::CStr;
 use std::path::PathBuf;
 
@@ -70,9 +70,18 @@ pub fn limits(kvm: &Kvm) -> Result<KvmLimits, BootError> {
 /// without them interprets such code.
 #[must_use]
 pub fn runs_ring0() -> bool {
-    let vmx = __cpuid(1).ecx & 1 << 5 != 0;
-    let svm = __cpuid(0x8000_0000).eax >= 0x8000_0001 && __cpuid(0x8000_0001).ecx & 1 << 2 != 0;
+    let vmx = cpuid(1).ecx & 1 << 5 != 0;
+    let svm = cpuid(0x8000_0000).eax >= 0x8000_0001 && cpuid(0x8000_0001).ecx & 1 << 2 != 0;
     vmx || svm
+}
+
+fn cpuid(leaf: u32) -> CpuidResult {
+    // Later versions of Rust than the oldest that this compiles with know that it is safe.
+    #[allow(unused_unsafe)]
+    // SAFETY: every x86-64 has the instruction, and it touches no memory.
+    unsafe {
+        __cpuid(leaf)
+    }
 }
 
 /// CPUID 0x80000008 EAX: bits 7:0 are the physical width; bits 23:16, if not zero, the narrower

@@ -2,9 +2,12 @@
 #include <llfree_area.h>
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #define MIB (1ul << 20)
 #define CHECK(what)                                                          \
@@ -52,7 +55,94 @@ static void wrong_arguments(llfree_objects *objects)
 	CHECK(strlen(llfree_area_strerror(LLFREE_AREA_ERR_FORKED)) > 0 && strlen(llfree_area_strerror(99)) > 0);
 }
 
-int main(void)
+/* A file's records, at its root: the offset and size of one object each. */
+struct record {
+	uint64_t offset, size;
+};
+
+/* All records of a file and their own memory; counts what it is asked for. */
+static int is_owned(void *context, const void *memory, uint64_t root, uint64_t offset, uint64_t bytes)
+{
+	const struct record *records = (const void *)((const char *)memory + (root - 1));
+	uint64_t *asked = context;
+
+	*asked += bytes;
+	if (offset >= root - 1 && offset < root - 1 + 64 * 1024)
+		return 1;
+	for (int i = 0; i < 4; i++)
+		if (offset >= records[i].offset && offset < records[i].offset + records[i].size)
+			return 1;
+	return 0;
+}
+
+static void in_a_file(const char *directory)
+{
+	llfree_objects *objects, *again;
+	llfree_area_stats stats;
+	struct record *records;
+	unsigned char *block;
+	uint64_t asked = 0;
+	char path[4096], absent[4096];
+	int status;
+	pid_t child;
+
+	CHECK(snprintf(path, sizeof(path), "%s/area-from-c-%d", directory, (int)getpid()) < (int)sizeof(path));
+	CHECK(snprintf(absent, sizeof(absent), "%s/no-directory/area", directory) < (int)sizeof(absent));
+	CHECK(llfree_objects_create_at(NULL, MIB, 0, &objects) == LLFREE_AREA_ERR_ARGUMENT);
+	CHECK(llfree_objects_create_at(path, MIB, LLFREE_AREA_FILE, &objects) == LLFREE_AREA_ERR_ARGUMENT);
+	CHECK(llfree_objects_create_at(path, MIB, 0, NULL) == LLFREE_AREA_ERR_ARGUMENT);
+	CHECK(llfree_objects_create_at(path, 0, 0, &objects) == LLFREE_AREA_ERR_ARGUMENT);
+	CHECK(llfree_objects_create_at(absent, MIB, 0, &objects) == LLFREE_AREA_ERR_ABSENT);
+	CHECK(llfree_objects_open_at(path, 0, NULL, NULL, &objects) == LLFREE_AREA_ERR_ABSENT);
+	CHECK(llfree_objects_open_at(NULL, 0, NULL, NULL, &objects) == LLFREE_AREA_ERR_ARGUMENT);
+	CHECK(llfree_objects_open_at(directory, 0, NULL, NULL, &objects) == LLFREE_AREA_ERR_FILE);
+	CHECK(llfree_objects_close(NULL) == LLFREE_AREA_OK);
+	CHECK(llfree_objects_root(NULL) == 0 && llfree_objects_at(NULL, 0) == NULL);
+	CHECK(llfree_objects_offset(NULL, path) == UINT64_MAX);
+
+	/* A first life, which is killed with one object that nobody has a record of. */
+	fflush(NULL);
+	child = fork();
+	CHECK(child >= 0);
+	if (child == 0) {
+		CHECK(llfree_objects_create_at(path, 32 * MIB, 0, &objects) == LLFREE_AREA_OK);
+		CHECK(llfree_objects_root(objects) == 0);
+		records = llfree_objects_alloc_zeroed(objects, 64 * 1024, 64);
+		block = llfree_objects_alloc(objects, 6 * MIB, 64);
+		CHECK(records != NULL && block != NULL && llfree_objects_alloc(objects, 4 * MIB, 64) != NULL);
+		memset(block, 9, 6 * MIB);
+		records[0].offset = llfree_objects_offset(objects, block);
+		records[0].size = 6 * MIB;
+		CHECK(llfree_objects_offset(objects, path) == UINT64_MAX);
+		CHECK(llfree_objects_set_root(objects, llfree_objects_offset(objects, records) + 1) == LLFREE_AREA_OK);
+		CHECK(llfree_objects_create_at(path, MIB, 0, &again) == LLFREE_AREA_ERR_EXISTS);
+		CHECK(llfree_objects_open_at(path, 0, NULL, NULL, &again) == LLFREE_AREA_ERR_IN_USE);
+		kill(getpid(), SIGKILL);
+	}
+	CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+
+	CHECK(llfree_objects_open_at(path, LLFREE_AREA_KEEP, is_owned, &asked, &objects) == LLFREE_AREA_OK);
+	CHECK(asked >= 10 * MIB + 64 * 1024);
+	CHECK(llfree_objects_stats(objects, &stats) == LLFREE_AREA_OK && stats.used == 6 * MIB + 64 * 1024);
+	CHECK(llfree_objects_close(objects) == LLFREE_AREA_OK);
+
+	CHECK(llfree_objects_open_at(path, 0, NULL, NULL, &objects) == LLFREE_AREA_OK);
+	records = llfree_objects_at(objects, llfree_objects_root(objects) - 1);
+	CHECK(records != NULL && records[0].size == 6 * MIB && llfree_objects_at(objects, 32 * MIB) == NULL);
+	block = llfree_objects_at(objects, records[0].offset);
+	CHECK(block != NULL && block[0] == 9 && block[6 * MIB - 1] == 9);
+	CHECK(llfree_objects_free(objects, block, 6 * MIB, 64) == LLFREE_AREA_OK);
+	CHECK(llfree_objects_free(objects, records, 64 * 1024, 64) == LLFREE_AREA_OK);
+	llfree_objects_destroy(objects);
+
+	/* Nothing is left of it, also of what threads kept. */
+	CHECK(llfree_objects_open_at(path, 0, NULL, NULL, &objects) == LLFREE_AREA_OK);
+	CHECK(llfree_objects_stats(objects, &stats) == LLFREE_AREA_OK && stats.used == 0);
+	CHECK(llfree_objects_close(objects) == LLFREE_AREA_OK);
+	CHECK(unlink(path) == 0);
+}
+
+int main(int argc, char **argv)
 {
 	llfree_objects *objects, *shared;
 	llfree_registration *registration;
@@ -94,7 +184,11 @@ int main(void)
 	CHECK(llfree_objects_create(8 * MIB, LLFREE_AREA_FILE, &shared) == LLFREE_AREA_OK);
 	CHECK(llfree_objects_register(shared, "/nowhere", "a", &registration) == LLFREE_AREA_ERR_KEEPER);
 	CHECK(llfree_objects_register(shared, "/nowhere", "../a", &registration) == LLFREE_AREA_ERR_ARGUMENT);
+	CHECK(llfree_objects_set_root(shared, 1) == LLFREE_AREA_ERR_ARGUMENT && llfree_objects_root(shared) == 0);
 	llfree_objects_destroy(shared);
+
+	CHECK(argc == 2);
+	in_a_file(argv[1]);
 	puts("well");
 	return 0;
 }
