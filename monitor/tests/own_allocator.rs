@@ -1,10 +1,11 @@
 //! What a tenant with an allocator of its own may rely on: it boots by touching, is not robbed of what it never gave,
 //! and keeps the floor that it asks for.
 
+use llfree_base::faults::{self, Scenario};
 use llfree_base::thread::Spawner;
 use llfree_monitor::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
-use llfree_monitor::{Direction, Monitor, Region, Table, TenantStart, Terms};
-use shared_layout::{HUGE_SIZE, HugeEntry, HugeId, TableLayout};
+use llfree_monitor::{Direction, InstallError, Monitor, Region, Table, TenantStart, Terms};
+use shared_layout::{HUGE_SIZE, HugeEntry, HugeId, HugeRange, TableLayout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -59,6 +60,11 @@ impl Tenant {
         self.ram.guest_memory().write_obj(1u64, at).expect("in RAM");
     }
 
+    fn word(&self, frame: u32) -> u64 {
+        let at = GuestAddress(u64::from(frame) * HUGE_SIZE);
+        self.ram.guest_memory().read_obj(at).expect("in RAM")
+    }
+
     fn shrink(&self, frames: u32) -> u32 {
         let resize = self.monitor.resize(Direction::Shrink, frames, || (), |_: Duration| false).expect("it discards");
         (resize.actual / HUGE_SIZE) as u32
@@ -103,6 +109,24 @@ fn touches_are_no_violations_until_it_has_handed_over() {
 }
 
 #[test]
+fn an_install_that_fails_in_boot_leaves_what_was_touched() {
+    test_support::in_own_process(|| {
+        let scenario = Scenario::start();
+        let tenant = Tenant::boot();
+        let install = || tenant.monitor.install(HugeRange::saturating(HugeId(8), 4));
+        tenant.touch(9);
+        scenario.set(faults::POPULATE, "return(12)").expect("it is a point");
+        assert_eq!(install(), Err(InstallError::NoMemory));
+        assert_eq!((tenant.word(9), tenant.entry(9)), (1, HugeEntry::HUGE_EVICTED), "it is in use, and still to come");
+        assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0);
+        assert_eq!((tenant.word(9), tenant.entry(9)), (1, HugeEntry::HUGE_INSTALLED), "adopted");
+        scenario.set(faults::POPULATE, "off").expect("it is a point");
+        assert_eq!(install(), Ok(()));
+        assert_eq!(tenant.word(9), 1);
+    });
+}
+
+#[test]
 fn a_shrink_leaves_the_floor_and_a_forced_one_does_not() {
     let tenant = Tenant::boot();
     tenant.give(8..28);
@@ -119,7 +143,7 @@ fn a_shrink_leaves_the_floor_and_a_forced_one_does_not() {
 #[test]
 fn a_reclaim_leaves_memory_behind_the_floor() {
     let tenant = Tenant::boot();
-    tenant.monitor.install(shared_layout::HugeRange::saturating(HugeId(8), 10)).expect("memory");
+    tenant.monitor.install(HugeRange::saturating(HugeId(8), 10)).expect("memory");
     tenant.give(8..28);
     tenant.monitor.hand_over();
     tenant.floor.store(4, Ordering::Relaxed);

@@ -117,9 +117,11 @@ impl Monitor {
                 }
                 // What the kernel gave before it failed must not stay under frames that R calls
                 // evicted. An audit at work may have seen it: our claims keep it off until it is
-                // over and we have our turn.
+                // over and we have our turn. Not while the tenant boots: what it had by touching it
+                // may be in these frames, is in use, and stays for an audit to adopt.
                 let _turn = self.discards.lock();
-                if let Err(error) = self.ram.discard(failed)
+                if !self.is_booting()
+                    && let Err(error) = self.ram.discard(failed)
                     && number.is_some()
                 {
                     log::warn!("and what it left behind could not be discarded: {}", error_line(&error));
