@@ -2,7 +2,7 @@
 //!
 //! Each function is what the header says of it. Pointers of the caller's are checked for null, sizes and alignments for
 //! what they can be; that a pointer is what it is said to be is the caller's word, as in all of C. No panic leaves this
-//! library: its profile aborts, and nothing here panics. Areas in named files are in [`file`].
+//! library: its profile aborts, and nothing here panics. Areas in named files are in [`mod@file`].
 
 pub mod file;
 
