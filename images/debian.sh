@@ -93,6 +93,26 @@ fetch_kernel_source() { # VERSION
     [[ -e /usr/include/libelf.h ]] || install_package libelf.h libelf-dev
 }
 
+# The headers of the kernel at hand, to build a module with: $headers. They name each other by where they are installed.
+fetch_kernel_headers() {
+    local common kbuild
+    common=linux-headers-${release%-amd64}-common
+    headers=$cache/$common/usr/src/linux-headers-$release
+    [[ ! -e $headers/Makefile ]] || return 0
+    kbuild=$(apt-cache depends "linux-headers-$release" | sed -n 's/.*Depends: \(linux-kbuild-.*\)/\1/p')
+    [[ -n $kbuild ]] || fail "apt knows no headers of $release, which is in $cache; remove it to fetch the newest kernel"
+    fetch_package "$kbuild"
+    fetch_package "linux-headers-$release"
+    fetch_package "$common"
+    # One tree, with what the others have.
+    cp -R "$cache/$kbuild/usr/." "$cache/$common/usr"
+    cp -R "$cache/linux-headers-$release/usr/." "$cache/$common/usr"
+    rm -rf "${cache:?}/$kbuild" "${cache:?}/linux-headers-$release"
+    echo "include $cache/$common/usr/src/$common/Makefile" >"$headers/Makefile"
+    install_package gcc gcc
+    install_package make make
+}
+
 # Runs DEED with the cache to itself: of several first runs at once, one fetches.
 with_cache_locked() { with_lock "$cache/lock" "$@"; }
 
@@ -108,15 +128,19 @@ with_lock() { # FILE DEED ...
     return "$status"
 }
 
-prepare_cache() {
-    local package
+prepare_cache() { # [VERSION], 6.1 or 6.12
+    local package version=${1:-6.1} pattern
+    case $version in
+        6.1) pattern='linux-image-6\.1\.0-[0-9]+-amd64' ;;
+        6.12) pattern='linux-image-6\.12\.[0-9]+\+deb[0-9]+-amd64' ;;
+    esac
     busybox=$cache/busybox-static/bin/busybox
     [[ -x $busybox ]] || fetch_package busybox-static
-    kernel=$(find "$cache" -maxdepth 1 -name 'linux-image-*' | sort -V | tail -n 1)
+    kernel=$(find "$cache" -maxdepth 1 -regextype egrep -regex ".*/$pattern" | sort -V | tail -n 1)
     if [[ -z $kernel ]]; then
         refresh_package_lists
-        package=$(apt-cache search -n '^linux-image-6\.1\.0-[0-9]+-amd64$' | cut -d' ' -f1 | sort -V | tail -n 1)
-        [[ -n $package ]] || fail "apt knows no linux-image-6.1.0-NN-amd64 of Debian 12; as root: apt-get update"
+        package=$(apt-cache search -n "^$pattern\$" | cut -d' ' -f1 | sort -V | tail -n 1)
+        [[ -n $package ]] || fail "apt knows no $pattern of Debian 12; as root: apt-get update"
         fetch_package "$package"
         kernel=$cache/$package
     fi

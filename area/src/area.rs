@@ -65,8 +65,11 @@ impl Builder {
     /// [`AreaError`]: a size that cannot be, or what the system has not to give.
     pub fn build(self) -> Result<Area, AreaError> {
         let (space, table) = Space::new(self.bytes, self.kind)?;
-        let reclaimer = Arc::new(Reclaimer::new(space.ram().clone(), table)?);
-        let space = Arc::new(space);
+        let reclaimer = match space.parts() {
+            Some(parts) => Reclaimer::offering(parts, table),
+            None => Reclaimer::new(space.ram().clone(), table),
+        };
+        let (reclaimer, space) = (Arc::new(reclaimer?), Arc::new(space));
         let area = Area { space, reclaimer };
         area.auto_reclaim(self.auto_reclaim)?;
         Ok(area)

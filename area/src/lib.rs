@@ -28,6 +28,8 @@
 //! | `hand` | one thread's access to the table |
 //! | `space` | memory and table, mapped; kinds of memory |
 //! | [`reclaimer`] | the monitor, and its thread |
+//! | [`device`] | the kernel, where it takes memory back by itself |
+//! | `idle` | a thread that calls somebody now and then |
 //! | [`tier`], `collections` | on top: a global allocator, and the `Allocator` trait of allocator-api2 |
 //! | [`once`] | a value that nobody waits for, as allocators need it |
 //! | [`link`], [`wire`] | an area registered with a process that takes memory back; the words for that |
@@ -40,12 +42,14 @@ pub mod area;
 pub mod block;
 #[cfg(feature = "allocator-api2")]
 mod collections;
+pub mod device;
 pub mod error;
 pub mod file;
 pub mod file_error;
 pub mod foreign;
 mod fork;
 mod hand;
+mod idle;
 pub mod link;
 pub mod objects;
 pub mod once;
@@ -59,6 +63,7 @@ pub mod wire;
 
 pub use area::{Area, Builder, Handle, Opened};
 pub use block::Block;
+pub use device::KernelStatus;
 pub use error::{AllocError, AreaError, FreeError};
 pub use file::NamedFile;
 pub use file_error::{FileError, FileFault};

@@ -1,10 +1,15 @@
 //! `Reclaimer`: the monitor of an area, and the thread that has it look for memory to give back.
 //!
 //! The monitor is that of virtual machines; the tenant here installs by itself. Before each of its looks around the thread
-//! has the caches of this process free what lies in them unused.
+//! has the caches of this process free what lies in them unused. Where the [kernel takes free memory back by
+//! itself](crate::device), a thread does that alone, and whoever asks this process for something has the area back for as long as
+//! that takes.
 
+use crate::area::Builder;
+use crate::device::{Device, KernelStatus, Parts};
 use crate::error::AreaError;
 use crate::fork::Maker;
+use crate::idle::Idle;
 use llfree::host::Installer;
 use llfree_base::choices::Switch;
 use llfree_base::lock;
@@ -13,9 +18,9 @@ use llfree_monitor::auto::{AutoReclaim, AutoStatus};
 use llfree_monitor::memory::{GuestRam, PoolConfig, Supply, UseUserfaultfd};
 use llfree_monitor::{Direction, Monitor, Pass, Resize, Table, TenantStart, Validation};
 use shared_layout::HUGE_SIZE;
-use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::{fmt, io};
 
 /// A cache of an area's memory.
 pub(crate) trait Flush: Send + Sync {
@@ -44,6 +49,8 @@ pub struct Status {
     pub evicted_bytes: u64,
     /// Automatic reclaim.
     pub auto_reclaim: AutoStatus,
+    /// What the kernel has done, where it is the one that takes memory back: when it is short of it, and at no other time.
+    pub kernel: Option<KernelStatus>,
 }
 
 type Caches = Arc<Mutex<Vec<Weak<dyn Flush>>>>;
@@ -53,6 +60,8 @@ pub(crate) struct Reclaimer {
     auto: ManuallyDrop<RwLock<Auto>>,
     monitor: Arc<Monitor>,
     caches: Caches,
+    /// What the kernel needs to take memory back, where it may.
+    parts: Option<Parts>,
     maker: Maker,
 }
 
@@ -66,6 +75,8 @@ struct Auto {
 enum Whose {
     /// This process's.
     Here(AutoReclaim),
+    /// The kernel's.
+    Kernel(Device, #[expect(dead_code, reason = "it is a thread, which ends with it")] Idle),
     /// Another process's: nobody here may take anything.
     Lent,
     /// This process's, which has not taken it over from the other, gone by now, for lack of something. The next use of it tries
@@ -76,24 +87,29 @@ enum Whose {
 impl Reclaimer {
     /// For an area of this process.
     pub(crate) fn new(ram: Arc<GuestRam>, table: Table) -> Result<Self, AreaError> {
-        Self::start(ram, table, false)
+        Self::start(ram, table, false, None)
+    }
+
+    /// The same for one that the kernel may have.
+    pub(crate) fn offering(parts: Parts, table: Table) -> Result<Self, AreaError> {
+        Self::start(parts.ram.clone(), table, false, Some(parts))
     }
 
     /// For one of another process, which is at work already.
     pub(crate) fn adopting(ram: Arc<GuestRam>, table: Table) -> Result<Self, AreaError> {
-        let reclaimer = Self::start(ram, table, true)?;
+        let reclaimer = Self::start(ram, table, true, None)?;
         reclaimer.monitor.take_over()?;
         Ok(reclaimer)
     }
 
-    fn start(ram: Arc<GuestRam>, table: Table, adopted: bool) -> Result<Self, AreaError> {
+    fn start(ram: Arc<GuestRam>, table: Table, adopted: bool, parts: Option<Parts>) -> Result<Self, AreaError> {
         let supply = Supply::new(ram.clone(), PoolConfig::default(), UseUserfaultfd::Off, &Spawner::default())?;
         let start = TenantStart { installer: Installer::Tenant, adopted, ..TenantStart::default() };
         let monitor = Arc::new(Monitor::new(ram, supply, table, start)?);
         let caches = Caches::default();
         let whose = Whose::Here(auto(&monitor, &caches));
         let auto = ManuallyDrop::new(RwLock::new(Auto { whose, switch: Switch(None) }));
-        Ok(Self { auto, monitor, caches, maker: Maker::new() })
+        Ok(Self { auto, monitor, caches, parts, maker: Maker::new() })
     }
 
     fn monitor(&self) -> Result<&Monitor, AreaError> {
@@ -104,6 +120,10 @@ impl Reclaimer {
     fn with<T>(&self, work: impl FnOnce(&Monitor, &AutoReclaim) -> Result<T, AreaError>) -> Result<T, AreaError> {
         let monitor = self.monitor()?;
         let mut auto = self.auto.read().unwrap_or_else(PoisonError::into_inner);
+        if matches!(auto.whose, Whose::Kernel(..)) {
+            drop(auto);
+            return self.with_kernel_aside(work);
+        }
         if matches!(auto.whose, Whose::Owed) {
             drop(auto);
             self.settle(&mut self.write())?;
@@ -111,7 +131,47 @@ impl Reclaimer {
         }
         match &auto.whose {
             Whose::Here(here) => work(monitor, here),
-            Whose::Lent | Whose::Owed => Err(AreaError::Registered),
+            Whose::Kernel(..) | Whose::Lent | Whose::Owed => Err(AreaError::Registered),
+        }
+    }
+
+    /// The same for an area that the kernel has, which has it again afterwards.
+    fn with_kernel_aside<T>(
+        &self,
+        work: impl FnOnce(&Monitor, &AutoReclaim) -> Result<T, AreaError>,
+    ) -> Result<T, AreaError> {
+        let mut auto = self.write();
+        self.settle(&mut auto)?;
+        let done = match &auto.whose {
+            Whose::Here(here) => work(&self.monitor, here),
+            Whose::Kernel(..) | Whose::Lent | Whose::Owed => Err(AreaError::Registered),
+        };
+        self.offer(&mut auto);
+        done
+    }
+
+    /// Leaves the area to the kernel, if that takes it and nobody has asked for more than what it does by default.
+    fn offer(&self, auto: &mut Auto) {
+        let Some(parts) = &self.parts else { return };
+        if !matches!(auto.whose, Whose::Here(_)) || auto.switch != Switch(Some(Builder::AUTO_RECLAIM)) {
+            return;
+        }
+        let caches = self.caches.clone();
+        let Ok(idle) = Idle::start(Builder::AUTO_RECLAIM.interval, move || flush(&caches, |cache| cache.free_idle()))
+        else {
+            return;
+        };
+        // Nobody here has a frame in hand any more: the thread has ended.
+        auto.whose = Whose::Owed;
+        match Device::attach(parts) {
+            Ok(device) => auto.whose = Whose::Kernel(device, idle),
+            Err(error) => {
+                log::debug!("the kernel does not take an area's memory back: {error}");
+                let here = self::auto(&self.monitor, &self.caches);
+                if here.switch(auto.switch).is_ok() {
+                    auto.whose = Whose::Here(here);
+                }
+            }
         }
     }
 
@@ -127,7 +187,7 @@ impl Reclaimer {
         match &auto.whose {
             // It ends with its thread.
             Whose::Here(_) => auto.whose = Whose::Lent,
-            Whose::Lent | Whose::Owed => return Err(AreaError::Registered),
+            Whose::Kernel(..) | Whose::Lent | Whose::Owed => return Err(AreaError::Registered),
         }
         Ok(())
     }
@@ -139,11 +199,17 @@ impl Reclaimer {
         if matches!(auto.whose, Whose::Lent) {
             auto.whose = Whose::Owed;
         }
-        self.settle(&mut auto)
+        self.settle(&mut auto)?;
+        self.offer(&mut auto);
+        Ok(())
     }
 
-    /// Takes over what is owed.
+    /// Takes over what is owed, or what the kernel has.
     fn settle(&self, auto: &mut Auto) -> Result<(), AreaError> {
+        if matches!(auto.whose, Whose::Kernel(..)) {
+            // It finishes its batch.
+            auto.whose = Whose::Owed;
+        }
         if matches!(auto.whose, Whose::Owed) {
             self.monitor.take_over()?;
             let here = self::auto(&self.monitor, &self.caches);
@@ -185,7 +251,12 @@ impl Reclaimer {
 
     pub(crate) fn switch(&self, switch: Switch) -> Result<(), AreaError> {
         self.with(|_, auto| Ok(auto.switch(switch)?))?;
-        self.write().switch = switch;
+        let mut auto = self.write();
+        auto.switch = switch;
+        self.offer(&mut auto);
+        if matches!(auto.whose, Whose::Kernel(..)) && switch != Switch(Some(Builder::AUTO_RECLAIM)) {
+            self.settle(&mut auto)?;
+        }
         Ok(())
     }
 
@@ -195,6 +266,13 @@ impl Reclaimer {
     }
 
     pub(crate) fn reclaim(&self, bytes: u64) -> Result<Pass, AreaError> {
+        self.monitor()?;
+        if let Whose::Kernel(device, _) = &self.auto.read().unwrap_or_else(PoisonError::into_inner).whose {
+            flush(&self.caches, |cache| cache.free_all());
+            if let Ok(pass) = reclaim_by_kernel(device, frames(bytes)) {
+                return Ok(pass);
+            }
+        }
         self.with(|monitor, _| {
             flush(&self.caches, |cache| cache.free_all());
             Ok(monitor.evict(frames(bytes))?)
@@ -220,7 +298,11 @@ impl Reclaimer {
         let auto = self.auto.read().unwrap_or_else(PoisonError::into_inner);
         let auto_reclaim = match &auto.whose {
             Whose::Here(here) => here.status(),
-            Whose::Lent | Whose::Owed => AutoStatus::default(),
+            Whose::Kernel(..) | Whose::Lent | Whose::Owed => AutoStatus::default(),
+        };
+        let kernel = match &auto.whose {
+            Whose::Kernel(device, _) => device.status().ok(),
+            _ => None,
         };
         let census = picture.census;
         Ok(Status {
@@ -230,8 +312,9 @@ impl Reclaimer {
             huge_bytes: picture.residency.huge_bytes,
             used_bytes: census.used_frames * 4096,
             reclaimable_bytes: census.free_installed * HUGE_SIZE,
-            evicted_bytes: auto_reclaim.evicted * HUGE_SIZE,
+            evicted_bytes: kernel.map_or(auto_reclaim.evicted, |kernel| kernel.evicted) * HUGE_SIZE,
             auto_reclaim,
+            kernel,
         })
     }
 }
@@ -250,6 +333,14 @@ fn flush(caches: &Caches, how: impl Fn(&dyn Flush)) {
     for cache in all {
         how(&*cache);
     }
+}
+
+fn reclaim_by_kernel(device: &Device, huge_frames: u32) -> io::Result<Pass> {
+    let before = device.status()?.freed_pages;
+    // At most as many as were asked for.
+    let frames = u32::try_from(device.reclaim(huge_frames.into())?).unwrap_or(huge_frames);
+    let freed_bytes = device.status()?.freed_pages.saturating_sub(before) * 4096;
+    Ok(Pass { frames, discarded: frames, freed_bytes })
 }
 
 /// Huge frames that hold this many bytes.

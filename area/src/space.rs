@@ -3,6 +3,7 @@
 //! What a block of the table is in bytes and addresses, and what kinds of memory there are. Who takes memory back is not
 //! known here.
 
+use crate::device::Parts;
 use crate::error::AreaError;
 use crate::file::{self, NamedFile, mapped};
 use crate::file_error::FileError;
@@ -80,6 +81,7 @@ pub(crate) struct Space {
     named: Option<NamedFile>,
     tenant: Tenant<'static>,
     marks: &'static [AtomicU8],
+    layout: TableLayout,
     maker: Maker,
     is_private: bool,
     /// Where the memory begins, and how much it is.
@@ -168,6 +170,7 @@ impl Space {
             named: None,
             tenant,
             marks,
+            layout,
             maker,
             id: IDS.fetch_add(1, Ordering::Relaxed),
         };
@@ -206,6 +209,15 @@ impl Space {
         }
         let (memory, table) = (self.ram.file()?, self.table_file.as_ref()?.as_fd());
         Some(Shared { memory, table, huge_frames: self.ram.huge_frames() })
+    }
+
+    /// What the kernel needs to take memory back: a memory file, and a table in one.
+    pub(crate) fn parts(&self) -> Option<Parts> {
+        if self.ram.backing() != Backing::Memfd || self.table_file.is_none() {
+            return None;
+        }
+        let (ram, region) = (Arc::clone(&self.ram), Arc::clone(&self.region));
+        Some(Parts { ram, region, layout: self.layout, marks_at: self.layout.total })
     }
 
     /// The table's side that allocates; the caller keeps the space for as long as it has this.

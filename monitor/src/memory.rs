@@ -32,7 +32,7 @@ use llfree_base::{faults, kernel_stats};
 use mapping::{Mapping, User};
 use pages::{Joined, Pagemap};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags};
 use serde::{Deserialize, Serialize};
@@ -542,9 +542,15 @@ fn huge_frames(bytes: u64) -> Result<u32, MemoryError> {
     Ok(huge_frames)
 }
 
+/// A file whose size nobody can change: no access to it is ever past its end, and a kernel module that takes memory from
+/// it relies on that.
 fn create_file(bytes: u64, backing: Backing, kind: MemfdFlags) -> Result<OwnedFd, MemoryError> {
-    rustix::fs::memfd_create("guest-ram", kind | MemfdFlags::CLOEXEC)
-        .and_then(|file| rustix::fs::ftruncate(&file, bytes).map(|()| file))
+    rustix::fs::memfd_create("guest-ram", kind | MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .and_then(|file| {
+            rustix::fs::ftruncate(&file, bytes)?;
+            rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
+            Ok(file)
+        })
         .map_err(|error| MemoryError::CreateFile { backing, bytes, source: error.into() })
 }
 

@@ -393,6 +393,12 @@ impl Monitor {
         self.table.was_freed_lately(huge)
     }
 
+    /// Goes on where the tenant's last host was: a tenant that finds an epoch that it has seen before believes that nothing came back since. As with
+    /// the limit, it could have written that word, and then has only itself to thank.
+    fn continue_epoch(&self) {
+        self.return_epoch.fetch_max(self.table.claimed_control(HostWord::ReturnEpoch), Ordering::Relaxed);
+    }
+
     /// Frames are free again, of which the tenant's hints know nothing.
     fn tell_of_returns(&self) {
         let epoch = self.return_epoch.fetch_add(1, Ordering::Relaxed) + 1;

@@ -61,6 +61,12 @@ pub(crate) const PLAN: &[Room] = &[
     },
     // The kernel's side of the table, over a model of its page allocator; only its tests.
     Room { name: "llfree-kernel-model", sees: &[], others: Only(&["cc", "shlex", "find-msvc-tools"]) },
+    // The kernel module's header against the table; in a machine that has it, what it promises.
+    Room {
+        name: "llfree-module-check",
+        sees: &["shared-layout", "llfree", "llfree-base", "llfree-monitor", "llfree-area"],
+        others: Not(MACHINE),
+    },
     Room { name: "images", sees: &[], others: Only(&[]) },
     // The host: what all of it needs, one tenant's memory, the control plane, the machine.
     Room { name: "llfree-base", sees: &["shared-layout"], others: Not(MACHINE) },

@@ -110,6 +110,7 @@ impl Monitor {
     /// [`MonitorError`] if what is resident cannot be told, or not be taken back.
     pub fn take_over(&self) -> Result<(), MonitorError> {
         let limit = self.claimed_limit();
+        self.continue_epoch();
         for huge in (0..self.huge_frames()).map(HugeId) {
             let _ = self.claim_patiently(huge).adopt();
         }

@@ -1,0 +1,140 @@
+//! [`Device`]: `/dev/llfree`, by which the kernel itself takes free memory back when it is short of it.
+//!
+//! The module behind it (`module` in this repository) reads and changes the same words that the area's own reclaimer
+//! does, by the same transitions, so only one of the two is at work. Where there is no such device, or it does not take
+//! an area, nothing is lost: the process looks after its memory by itself.
+
+use llfree_monitor::Region;
+use llfree_monitor::memory::GuestRam;
+use rustix::fs::{Mode, OFlags};
+use shared_layout::TableLayout;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+/// Where the device lies.
+const PATH: &str = "/dev/llfree";
+/// `LLFREE_VERSION`.
+const VERSION: u32 = 1;
+
+/// `struct llfree_attach`.
+#[repr(C)]
+struct AttachWords {
+    version: u32,
+    memory: RawFd,
+    huge_frames: u32,
+    flags: u32,
+    entries: u64,
+    marks: u64,
+    return_epoch: u64,
+    reserved: [u64; 2],
+}
+
+/// What the kernel has done with an area: `struct llfree_status`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct KernelStatus {
+    /// Huge frames of the area.
+    pub huge_frames: u64,
+    /// Of them, free with memory when they were looked at last.
+    pub free: u64,
+    /// Taken back since the area was handed over.
+    pub evicted: u64,
+    /// Pages of 4 KiB that these had.
+    pub freed_pages: u64,
+    /// Held, but pinned, locked or busy, and given back as they were.
+    pub kept: u64,
+    /// Overwritten while they were held.
+    pub broken: u64,
+    /// Free frames whose swap was let go.
+    pub swapped: u64,
+    /// Batches of frames that were held at once.
+    pub batches: u64,
+    /// Nanoseconds in these, if the module is loaded with `timing=1`.
+    pub discard_ns: u64,
+    /// How often reclaim found the area at work.
+    pub busy: u64,
+    reserved: [u64; 6],
+}
+
+const fn ioc(direction: u64, number: u64, bytes: usize) -> u64 {
+    direction << 30 | (bytes as u64) << 16 | (b'L' as u64) << 8 | number
+}
+const ATTACH: u64 = ioc(1, 0x80, size_of::<AttachWords>());
+const STATUS: u64 = ioc(2, 0x81, size_of::<KernelStatus>());
+const RECLAIM: u64 = ioc(3, 0x82, size_of::<u64>());
+
+/// The parts of an area that the kernel works with; they live as long as whoever has this.
+pub(crate) struct Parts {
+    pub(crate) ram: Arc<GuestRam>,
+    pub(crate) region: Arc<Region>,
+    pub(crate) layout: TableLayout,
+    pub(crate) marks_at: u64,
+}
+
+/// An area in the kernel's hands. Dropped, nobody there has a frame of it any more.
+pub(crate) struct Device {
+    file: File,
+}
+
+impl Device {
+    /// Hands an area over.
+    ///
+    /// # Errors
+    /// Why the kernel does not take it: mostly that there is no such device.
+    pub(crate) fn attach(parts: &Parts) -> io::Result<Self> {
+        let memory = parts.ram.file().ok_or(io::ErrorKind::Unsupported)?;
+        let base = parts.region.host_address();
+        let words = AttachWords {
+            version: VERSION,
+            memory: memory.as_raw_fd(),
+            huge_frames: parts.layout.huge_frames,
+            flags: 0,
+            entries: base + parts.layout.entries,
+            marks: base + parts.marks_at,
+            return_epoch: base + parts.layout.return_epoch,
+            reserved: [0; 2],
+        };
+        let file = rustix::fs::open(PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let device = Self { file: file.into() };
+        device.call(ATTACH, (&raw const words).cast_mut())?;
+        Ok(device)
+    }
+
+    /// What the kernel has done.
+    pub(crate) fn status(&self) -> io::Result<KernelStatus> {
+        let mut status = KernelStatus::default();
+        self.call(STATUS, &raw mut status)?;
+        Ok(status)
+    }
+
+    /// Has at most so many huge frames taken back now, and says how many were.
+    pub(crate) fn reclaim(&self, huge_frames: u64) -> io::Result<u64> {
+        let mut words = huge_frames;
+        self.call(RECLAIM, &raw mut words)?;
+        Ok(words)
+    }
+
+    fn call<T>(&self, number: u64, words: *mut T) -> io::Result<()> {
+        // SAFETY: the number holds the size of what it points to, which is the device's own layout, and lives here. What the
+        // kernel does to the area's memory later it does to frames that nobody has, by the table.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), number, words) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_those_of_the_header() {
+        let header = include_str!("../../module/llfree.h");
+        assert!(header.contains(&format!("#define LLFREE_VERSION\t\t{VERSION}")));
+        assert_eq!((size_of::<AttachWords>(), size_of::<KernelStatus>()), (56, 128));
+        assert_eq!((ATTACH, STATUS, RECLAIM), (0x4038_4c80, 0x8080_4c81, 0xc008_4c82));
+    }
+}

@@ -1,0 +1,110 @@
+//! What this program is when it is started again: somebody who wants memory, or a tenant that is told what to do.
+
+use crate::system::MIB;
+use crate::tenant::Tenant;
+use std::io::{BufRead, Write};
+use std::process::{Child, ExitCode};
+
+/// Takes so much memory and has it; the kernel may kill it first.
+pub(crate) fn hog(mib: &str) -> ExitCode {
+    drop(std::fs::write("/proc/self/oom_score_adj", "900"));
+    let bytes = mib.parse::<u64>().unwrap_or(0) * MIB;
+    let mut memory = vec![0u8; bytes as usize];
+    for page in memory.chunks_mut(4096) {
+        page[0] = 1;
+    }
+    let whole = memory.chunks(4096).all(|page| std::hint::black_box(page)[0] == 1);
+    if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// `tenant MIB KEEP kernel|nobody`: has an area full, frees all but every KEEP-th frame, and answers questions, a line each.
+pub(crate) fn tenant(words: &[&str]) -> ExitCode {
+    let [mib, keep, by] = words else { return ExitCode::from(2) };
+    let number = |text: &str| text.parse::<u64>().unwrap_or(0);
+    let begin = || {
+        let mut tenant = Tenant::new(number(mib), *by == "kernel")?;
+        tenant.take_all()?;
+        if *keep != "all" {
+            tenant.free_most(number(keep) as usize)?;
+        }
+        Ok::<_, String>(tenant)
+    };
+    let mut tenant = match begin() {
+        Ok(tenant) => tenant,
+        Err(why) => {
+            println!("failed: {why}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("ready");
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let done = match line.split_once(' ').unwrap_or((&line, "")) {
+            ("verify", _) => tenant.verify().map(|()| String::new()),
+            ("evicted", _) => Ok(tenant.kernel().evicted.to_string()),
+            ("swapped", _) => Ok(tenant.kernel().swapped.to_string()),
+            ("resident", _) => Ok(tenant.resident_mib().to_string()),
+            ("take", count) => (0..number(count)).try_for_each(|_| tenant.take()).map(|()| String::new()),
+            ("free", keep) => tenant.free_most(number(keep) as usize).map(|()| String::new()),
+            ("reclaim", mib) => {
+                let pass = tenant.area.reclaim(number(mib) * MIB).map_err(|error| error.to_string());
+                pass.map(|pass| pass.frames.to_string())
+            }
+            ("end", _) => break,
+            _ => Err("what?".to_owned()),
+        };
+        match done {
+            Ok(text) => println!("ok {text}"),
+            Err(why) => println!("failed: {why}"),
+        }
+        drop(std::io::stdout().flush());
+    }
+    ExitCode::SUCCESS
+}
+
+/// A tenant in a process of its own.
+pub(crate) struct Other {
+    child: Child,
+    lines: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
+}
+
+impl Other {
+    pub(crate) fn start(mib: u64, keep: &str, by: &str, group: Option<&crate::system::Group>) -> Result<Self, String> {
+        let mut child = crate::system::start(&["tenant", &mib.to_string(), keep, by], group)?;
+        let lines = std::io::BufReader::new(child.stdout.take().ok_or("no output")?).lines();
+        let mut other = Self { child, lines };
+        match other.line()?.as_str() {
+            "ready" => Ok(other),
+            line => Err(line.to_owned()),
+        }
+    }
+
+    fn line(&mut self) -> Result<String, String> {
+        self.lines.next().and_then(Result::ok).ok_or_else(|| "the tenant is gone".to_owned())
+    }
+
+    pub(crate) fn ask(&mut self, line: &str) -> Result<String, String> {
+        let input = self.child.stdin.as_mut().ok_or("no input")?;
+        writeln!(input, "{line}").map_err(|_| "the tenant is gone".to_owned())?;
+        let answer = self.line()?;
+        answer.strip_prefix("ok ").map(str::to_owned).ok_or(answer)
+    }
+
+    pub(crate) fn number(&mut self, line: &str) -> Result<u64, String> {
+        self.ask(line)?.parse().map_err(|_| "no number".to_owned())
+    }
+
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.ask("verify").is_ok()
+    }
+
+    pub(crate) fn kill(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

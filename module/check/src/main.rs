@@ -1,0 +1,63 @@
+//! What the module promises, checked in a machine that has it: `llfree-module-check short|long MODULE.ko SWAP DISK`.
+//!
+//! Started by `images/linux/testbed module` as root, in an emulated machine that is there for this. Prints a row a check,
+//! and what was measured. Checks that need processes of their own start this program again, as a `tenant` or a `hog`.
+
+mod checks;
+mod child;
+mod measure;
+mod memory;
+mod races;
+mod system;
+mod tenant;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// A check that failed says what it saw.
+type Outcome = Result<String, String>;
+
+/// Prints a row of the table.
+fn check(failures: &mut u32, name: &str, check: impl FnOnce() -> Outcome) {
+    let start = Instant::now();
+    let outcome = check();
+    let (verdict, note) = match &outcome {
+        Ok(note) => ("passed", note),
+        Err(why) => ("FAILED", why),
+    };
+    *failures += u32::from(outcome.is_err());
+    println!("{name:<64} {verdict:<7} {:>4}", start.elapsed().as_secs());
+    if !note.is_empty() {
+        println!("    ({note})");
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let failures = match words.as_slice() {
+        ["hog", mib] => return child::hog(mib),
+        ["tenant", words @ ..] => return child::tenant(words),
+        ["scribble", seconds] => {
+            let outcome = checks::scribble(seconds.parse().unwrap_or(1));
+            println!("{}", outcome.as_ref().unwrap_or_else(|why| why));
+            return if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        ["calls"] => return races::no_system_calls(),
+        ["short" | "long", module, swap, disk] => {
+            let mut failures = 0;
+            checks::run(&mut failures, words[0] == "long", module, [swap, disk]);
+            failures
+        }
+        ["numa"] => {
+            let mut failures = 0;
+            memory::numa(&mut failures);
+            failures
+        }
+        _ => {
+            eprintln!("usage: llfree-module-check short|long MODULE.ko SWAP DISK, or numa");
+            return ExitCode::from(2);
+        }
+    };
+    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,106 @@
+//! What it costs, against the same work by hand.
+
+use crate::system::{Group, available_mib, hog, module_number, set_timing, shrink_all};
+use crate::tenant::{HUGE, Tenant};
+use crate::Outcome;
+use rustix::fs::{FallocateFlags, fallocate};
+use std::time::Instant;
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Microseconds a frame: all of a free area, by the module, and by holes punched into the same file, one a frame and one a batch.
+pub(crate) fn against_punching(rounds: usize) -> Outcome {
+    const BATCH: u64 = 16;
+    let mib = (available_mib() * 7 / 10).min(8192) / 32 * 32;
+    let mut tenant = Tenant::new(mib, true)?;
+    let frames = mib / 2;
+    let (mut by_module, mut single, mut batched) = (Vec::new(), Vec::new(), Vec::new());
+    let punch = |tenant: &Tenant, step: u64| {
+        // SAFETY: all of it is free, and nobody else is at work.
+        let shared = unsafe { tenant.area.shared() }.ok_or("no file")?;
+        let start = Instant::now();
+        for at in (0..frames).step_by(step as usize) {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(shared.memory, flags, at * HUGE, step.min(frames - at) * HUGE).map_err(|error| error.to_string())?;
+        }
+        Ok::<_, String>(start.elapsed())
+    };
+    let a_frame = |time: std::time::Duration| time.as_secs_f64() * 1e6 / frames as f64;
+    for round in 0..rounds {
+        for what in 0..3 {
+            tenant.take_all()?;
+            tenant.free_most(0)?;
+            match (what + round) % 3 {
+                0 => {
+                    let start = Instant::now();
+                    let pass = tenant.area.reclaim(u64::MAX).map_err(|error| error.to_string())?;
+                    by_module.push(a_frame(start.elapsed()));
+                    if u64::from(pass.frames) != frames {
+                        return Err(format!("{} of {frames} frames", pass.frames));
+                    }
+                }
+                1 => single.push(a_frame(punch(&tenant, 1)?)),
+                _ => batched.push(a_frame(punch(&tenant, BATCH)?)),
+            }
+        }
+    }
+    let (by_module, single, batched) = (median(by_module), median(single), median(batched));
+    let ratio = by_module / single;
+    let what = format!(
+        "{frames} frames: {by_module:.1} us a frame by the module, punched one by one {single:.1} (ratio {ratio:.2}), {BATCH} \
+         at once {batched:.1} (ratio {:.2})",
+        by_module / batched
+    );
+    if ratio <= 1.2 || by_module - single <= 10.0 { Ok(what) } else { Err(what) }
+}
+
+/// The same in the way of an allocation that is short of memory.
+pub(crate) fn under_pressure() -> Outcome {
+    let all = available_mib();
+    let mib = all * 7 / 10 / 16 * 16;
+    let mut tenant = Tenant::new(mib, true)?;
+    tenant.take_all()?;
+    tenant.free_most(0)?;
+    set_timing(true);
+    let had = hog(all * 7 / 10, None)?;
+    set_timing(false);
+    let kernel = tenant.kernel();
+    if !had || kernel.evicted == 0 {
+        return Err(format!("had: {had}, {} frames", kernel.evicted));
+    }
+    let a_frame = kernel.discard_ns as f64 / 1e3 / kernel.evicted as f64;
+    Ok(format!("{} of {} frames, {a_frame:.1} us each, {} batches", kernel.evicted, mib / 2, kernel.batches))
+}
+
+/// Nanoseconds of a count: 64 GiB of area of which some is in use and nothing free, so that each call looks for more.
+pub(crate) fn of_a_count(areas: u64) -> Outcome {
+    let mut tenants = Vec::new();
+    for _ in 0..areas {
+        let mut tenant = Tenant::new((64 << 10) / areas, true)?;
+        tenant.take()?;
+        tenants.push(tenant);
+    }
+    shrink_all();
+    let before = (module_number("counts"), module_number("count_ns"));
+    set_timing(true);
+    for _ in 0..200 {
+        shrink_all();
+    }
+    set_timing(false);
+    let calls = module_number("counts") - before.0;
+    if calls == 0 {
+        return Err("nobody counted".to_owned());
+    }
+    // The clock is a part of it.
+    let ns = (module_number("count_ns") - before.1) / calls;
+    Ok(format!("{ns} ns a call, of {calls}"))
+}
+
+/// A cgroup with `memory.max` at half of what a program of phases wants at its peak.
+pub(crate) fn at_half_the_peak(by: &str) -> Result<bool, String> {
+    let group = Group::new("half", &[("memory.max", 192), ("memory.swap.max", 0)])?;
+    crate::checks::phases(by, 3, &group)
+}

@@ -1,0 +1,159 @@
+//! Pressure of each kind, with the module and without.
+
+use crate::child::Other;
+use crate::system::{Group, available_mib, hog};
+use crate::{Outcome, check};
+
+fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+/// Another process wants more than is left; most of what an area has is free.
+fn pressure(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Result<(Other, bool), String> {
+    let mut tenant = Other::start(mib, "8", by, group)?;
+    let had = hog(want, group)?;
+    let alive = tenant.is_alive();
+    Ok((tenant, had && alive))
+}
+
+fn has_it(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Outcome {
+    let (mut tenant, had) = pressure(by, mib, want, group)?;
+    expect(had, || format!("{want} MiB were not to be had"))?;
+    let (evicted, resident) = (tenant.number("evicted")?, tenant.number("resident")?);
+    expect(evicted > 0, || "nothing was taken back".to_owned())?;
+    tenant.ask(&format!("take {}", mib / 4))?;
+    tenant.ask("verify")?;
+    Ok(format!("{want} MiB beside an area of {mib}: {evicted} frames taken back, {resident} MiB left"))
+}
+
+fn has_it_not(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Outcome {
+    match pressure(by, mib, want, group) {
+        Ok((_, true)) => Err("nobody was killed".to_owned()),
+        _ => Ok(String::new()),
+    }
+}
+
+/// Kinds of pressure without swap.
+pub(crate) fn without_swap(failures: &mut u32) {
+    let all = available_mib();
+    let (area, want) = (all * 6 / 10 / 16 * 16, all * 6 / 10);
+    check(failures, "global pressure without the module: somebody is killed", || has_it_not("nobody", area, want, None));
+    check(failures, "global pressure with it: nobody is", || has_it("kernel", area, want, None));
+    let limited = || Group::new("max", &[("memory.max", 256), ("memory.swap.max", 0)]);
+    check(failures, "memory.max without the module: somebody is killed", || {
+        has_it_not("nobody", 192, 160, Some(&limited()?))
+    });
+    check(failures, "memory.max with it: nobody is", || has_it("kernel", 192, 160, Some(&limited()?)));
+    check(failures, "memory.high: the next allocations bring it below that", || {
+        let group = Group::new("high", &[("memory.high", 1024), ("memory.swap.max", 0)])?;
+        let mut tenant = Other::start(192, "8", "kernel", Some(&group))?;
+        group.write("memory.high", "100663296")?;
+        expect(hog(16, Some(&group))?, || "killed".to_owned())?;
+        tenant.ask("verify")?;
+        let (left, high) = (group.mib("memory.current"), group.number("memory.events", "high"));
+        expect(left <= 112, || format!("{left} MiB"))?;
+        Ok(format!("192 MiB -> {left}, {high} times over the limit, {} frames", tenant.number("evicted")?))
+    });
+    check(failures, "another cgroup's pressure takes nothing from this one", || {
+        let group = Group::new("other", &[("memory.max", 64), ("memory.swap.max", 0)])?;
+        let mut tenant = Other::start(192, "8", "kernel", None)?;
+        expect(!hog(160, Some(&group))?, || "64 MiB held 160".to_owned())?;
+        let evicted = tenant.number("evicted")?;
+        expect(evicted == 0, || format!("{evicted} frames"))?;
+        Ok(String::new())
+    });
+    check(failures, "a tenant that frees nothing is never touched", || {
+        let group = limited()?;
+        let mut tenant = Other::start(192, "all", "kernel", Some(&group))?;
+        expect(!hog(160, Some(&group))?, || "there was room".to_owned())?;
+        tenant.ask("verify")?;
+        let (evicted, resident) = (tenant.number("evicted")?, tenant.number("resident")?);
+        expect(evicted == 0 && resident >= 192, || format!("{evicted} frames, {resident} MiB resident"))?;
+        Ok(String::new())
+    });
+    check(failures, "what others free meanwhile is found: free under pressure", || {
+        let group = limited()?;
+        let mut tenant = Other::start(192, "all", "kernel", Some(&group))?;
+        tenant.ask("free 8")?;
+        expect(hog(160, Some(&group))?, || "killed".to_owned())?;
+        tenant.ask("verify")?;
+        Ok(format!("{} frames", tenant.number("evicted")?))
+    });
+}
+
+/// With swap there is something else to take: what is free goes, and what is in use comes back whole.
+pub(crate) fn with_swap(failures: &mut u32) {
+    check(failures, "swap on: what is in use is whole, less is swapped than without", || {
+        let run = |by: &str| {
+            let group = Group::new("swap", &[("memory.max", 256)])?;
+            let mut tenant = Other::start(192, "2", by, Some(&group))?;
+            expect(hog(180, Some(&group))?, || format!("{by}: killed"))?;
+            let out = group.number("memory.stat", "pswpout").max(group.mib("memory.swap.peak"));
+            let swap = group.mib("memory.swap.current");
+            tenant.ask("verify")?;
+            Ok::<_, String>((swap, out, tenant.number("evicted")?))
+        };
+        let (without, with) = (run("nobody")?, run("kernel")?);
+        expect(with.2 > 0, || "nothing was taken back".to_owned())?;
+        expect(with.0 <= without.0, || format!("{} MiB in swap, without {}", with.0, without.0))?;
+        Ok(format!("in swap: {} MiB with, {} without; {} frames taken back", with.0, without.0, with.2))
+    });
+    check(failures, "swap of frames that are free is let go", || {
+        let group = Group::new("swapped", &[("memory.max", 512)])?;
+        let mut tenant = Other::start(128, "all", "kernel", Some(&group))?;
+        // All of it is in use, and goes to swap.
+        drop(group.write("memory.reclaim", "120M"));
+        let before = group.mib("memory.swap.current");
+        expect(before > 8, || format!("only {before} MiB in swap"))?;
+        tenant.ask("free 8")?;
+        for _ in 0..10 {
+            tenant.ask("reclaim 1024")?;
+            std::thread::sleep(std::time::Duration::from_millis(1200));
+        }
+        let (after, swapped) = (group.mib("memory.swap.current"), tenant.number("swapped")?);
+        tenant.ask("verify")?;
+        expect(after < before && swapped > 0, || format!("{before} -> {after} MiB in swap, {swapped} frames"))?;
+        Ok(format!("{before} -> {after} MiB in swap, {swapped} frames"))
+    });
+}
+
+/// Node 0 has the area, node 1 the pressure, and the other way round. `numactl`'s calls, by hand.
+pub(crate) fn numa(failures: &mut u32) {
+    let bind = |node: u64| {
+        let mask = 1u64 << node;
+        // SAFETY: a mask of 64 bits, which the kernel copies. MPOL_BIND is 2.
+        let done = unsafe { libc::syscall(libc::SYS_set_mempolicy, 2, &raw const mask, 64) };
+        expect(done == 0, || std::io::Error::last_os_error().to_string())
+    };
+    let case = |of_area: u64, of_hog: u64| {
+        let free = |node: u64| {
+            let text = std::fs::read_to_string(format!("/sys/devices/system/node/node{node}/meminfo"));
+            let text = text.unwrap_or_default();
+            let line = text.lines().find(|line| line.contains("MemFree:")).unwrap_or_default().to_owned();
+            line.split_whitespace().nth(3).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024
+        };
+        bind(of_area)?;
+        let mib = free(of_area) * 6 / 10 / 16 * 16;
+        let mut tenant = Other::start(mib, "8", "kernel", None)?;
+        bind(of_hog)?;
+        let want = if of_area == of_hog { free(of_hog) + mib / 2 } else { free(of_hog) * 8 / 10 };
+        let had = hog(want, None)?;
+        tenant.ask("verify")?;
+        Ok::<_, String>((had, tenant.number("evicted")?, mib, want))
+    };
+    check(failures, "two nodes: pressure on the area's own is served", || {
+        let (had, evicted, mib, want) = case(0, 0)?;
+        expect(had && evicted > 0, || format!("had: {had}, {evicted} frames of {mib} MiB, {want} MiB wanted"))?;
+        Ok(format!("{evicted} of {} frames", mib / 2))
+    });
+    check(failures, "two nodes: pressure on the other one takes nothing", || {
+        let (had, evicted, mib, want) = case(0, 1)?;
+        expect(had && evicted == 0, || format!("had: {had}, {evicted} frames of {mib} MiB, {want} MiB wanted"))?;
+        Ok(String::new())
+    });
+    check(failures, "two nodes: an area on the second one is served there", || {
+        let (had, evicted, mib, want) = case(1, 1)?;
+        expect(had && evicted > 0, || format!("had: {had}, {evicted} frames of {mib} MiB, {want} MiB wanted"))?;
+        Ok(format!("{evicted} of {} frames", mib / 2))
+    });
+}

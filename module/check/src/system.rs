@@ -1,0 +1,121 @@
+//! The machine: cgroups, the module, pressure, numbers of the kernel.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// A control group of its own, gone when it is dropped.
+pub(crate) struct Group(PathBuf);
+
+impl Group {
+    pub(crate) fn new(name: &str, limits: &[(&str, u64)]) -> Result<Self, String> {
+        let group = Self(Path::new("/sys/fs/cgroup").join(name));
+        fs::create_dir(&group.0).map_err(|error| format!("cannot make a cgroup: {error}"))?;
+        for (limit, mib) in limits {
+            group.write(limit, &(mib * MIB).to_string())?;
+        }
+        Ok(group)
+    }
+
+    pub(crate) fn write(&self, file: &str, text: &str) -> Result<(), String> {
+        fs::write(self.0.join(file), text).map_err(|error| format!("{file}: {error}"))
+    }
+
+    pub(crate) fn mib(&self, file: &str) -> u64 {
+        let text = fs::read_to_string(self.0.join(file)).unwrap_or_default();
+        text.trim().parse::<u64>().unwrap_or(u64::MAX) / MIB
+    }
+
+    /// A number of one of its files with several.
+    pub(crate) fn number(&self, file: &str, name: &str) -> u64 {
+        number(&fs::read_to_string(self.0.join(file)).unwrap_or_default(), name)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // What is left of it.
+        drop(self.write("cgroup.kill", "1"));
+        for _ in 0..200 {
+            if fs::remove_dir(&self.0).is_ok() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+fn number(text: &str, name: &str) -> u64 {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let value = words.windows(2).find(|pair| pair[0].trim_end_matches(':') == name).map(|pair| pair[1]);
+    value.and_then(|value| value.parse().ok()).unwrap_or(0)
+}
+
+/// A number of a file of the kernel's.
+pub(crate) fn number_in(path: &str, name: &str) -> u64 {
+    number(&fs::read_to_string(path).unwrap_or_default(), name)
+}
+
+/// This program again, in a group or in none, with its output to be read.
+pub(crate) fn start(words: &[&str], group: Option<&Group>) -> Result<Child, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut command = match group {
+        // It is in there before it does anything.
+        Some(group) => {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&group.0).arg(program);
+            shell
+        }
+        None => Command::new(program),
+    };
+    let command = command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.spawn().map_err(|error| error.to_string())
+}
+
+/// Whether somebody who wants so much memory gets it, and is not killed.
+pub(crate) fn hog(mib: u64, group: Option<&Group>) -> Result<bool, String> {
+    let child = start(&["hog", &mib.to_string()], group)?;
+    Ok(child.wait_with_output().map_err(|error| error.to_string())?.status.success())
+}
+
+/// Has all shrinkers shrink as much as they can.
+pub(crate) fn shrink_all() {
+    drop(fs::write("/proc/sys/vm/drop_caches", "2"));
+}
+
+pub(crate) fn set_timing(on: bool) {
+    drop(fs::write("/sys/module/vllfree/parameters/timing", if on { "Y" } else { "N" }));
+}
+
+/// The module's own list.
+pub(crate) fn areas() -> String {
+    fs::read_to_string("/sys/kernel/debug/llfree/areas").unwrap_or_default()
+}
+
+/// Areas that are attached.
+pub(crate) fn attached() -> usize {
+    areas().lines().filter(|line| line.starts_with("pid ")).count()
+}
+
+pub(crate) fn module_number(name: &str) -> u64 {
+    number(areas().lines().next().unwrap_or_default(), name)
+}
+
+fn succeeds(program: &str, argument: &str) -> bool {
+    let command = Command::new(program).arg(argument).stderr(Stdio::null()).status();
+    command.is_ok_and(|status| status.success())
+}
+
+pub(crate) fn load(module: &str) -> bool {
+    succeeds("insmod", module)
+}
+
+pub(crate) fn unload() -> bool {
+    succeeds("rmmod", "vllfree")
+}
+
+pub(crate) fn available_mib() -> u64 {
+    number_in("/proc/meminfo", "MemAvailable") / 1024
+}

@@ -1,0 +1,43 @@
+//! The module's C transitions against those of `shared-layout`, over every value that an entry can have.
+
+// The library has the C file.
+use llfree_module_check as _;
+use shared_layout::HugeEntry;
+
+#[link(name = "llfree-module-entry", kind = "static")]
+unsafe extern "C" {
+    safe fn module_hold(entry: u16) -> i32;
+    safe fn module_release(entry: u16) -> i32;
+    safe fn module_keep(entry: u16) -> i32;
+    safe fn module_is_resident(entry: u16) -> bool;
+}
+
+fn of(next: Option<HugeEntry>) -> i32 {
+    next.map_or(-1, |next| next.bits().into())
+}
+
+#[test]
+fn every_transition_of_the_module_is_the_one_of_the_table() {
+    for bits in 0..=u16::MAX {
+        let entry = HugeEntry::from_bits(bits);
+        let module = [module_hold(bits), module_release(bits), module_keep(bits)];
+        assert_eq!(module, [entry.hold(), entry.release(), entry.keep()].map(of), "{entry:?}");
+        assert_eq!(module_is_resident(bits), entry == HugeEntry::FREE_INSTALLED, "{entry:?}");
+    }
+}
+
+/// The patch of the kernel has the same bits, under the same names.
+#[test]
+fn both_of_our_kernel_headers_have_the_same_bits() {
+    let bits = |header: &str| -> Vec<_> {
+        let number = |line: &str| {
+            let mut words = line.strip_prefix("#define ")?.split_whitespace();
+            let (name, value) = (words.next()?, words.next()?.strip_prefix("0x")?);
+            Some((name.to_owned(), u16::from_str_radix(value, 16).ok()?))
+        };
+        header.lines().filter_map(number).filter(|(name, _)| name.starts_with("LLFREE_")).collect()
+    };
+    let of_module = bits(include_str!("../../llfree_entry.h"));
+    assert_eq!(of_module.len(), 4);
+    assert_eq!(of_module, bits(include_str!("../../../images/linux/kernel/mm/llfree.h")));
+}

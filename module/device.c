@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * /dev/llfree: what a process hands over and gets back; the start and the end
+ * of an area, and of the module. See llfree.h for the ABI.
+ *
+ * An area lives as long as the open file. The module cannot go before, since
+ * the file counts as its user.
+ */
+#include <linux/debugfs.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/pagemap.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/seq_file.h>
+#include <linux/shmem_fs.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+#include <linux/vmalloc.h>
+#include <uapi/linux/fcntl.h>
+
+#include "vllfree.h"
+
+/* Frames that one call of the lock takes, when a process asks for it. */
+#define FRAMES_A_TURN		64
+#define LOOK_INTERVAL		HZ
+
+static LIST_HEAD(areas);
+static DEFINE_MUTEX(areas_lock);
+static struct dentry *debugfs;
+
+/* --- The process's table --- */
+
+static void unpin(struct pinned *pinned, struct mm_struct *mm)
+{
+	if (!pinned->pages)
+		return;
+	if (pinned->mapping)
+		vunmap(pinned->mapping);
+	unpin_user_pages_dirty_lock(pinned->pages, pinned->nr, true);
+	account_locked_vm(mm, pinned->nr, false);
+	kvfree(pinned->pages);
+	pinned->pages = NULL;
+}
+
+/* Anonymous memory or shared memory: nothing that a file system writes back. */
+static bool may_pin(struct page *page)
+{
+	return folio_test_swapbacked(page_folio(page));
+}
+
+/*
+ * Pins so many bytes of the caller's memory and maps them. Returns their
+ * address here.
+ */
+static void *pin(struct pinned *pinned, u64 address, u64 bytes, u64 align,
+		 struct mm_struct *mm)
+{
+	unsigned long start = address & PAGE_MASK, nr, done = 0, i;
+	struct page **pages;
+	int ret;
+
+	if (!IS_ALIGNED(address, align) || address + bytes < address ||
+	    address + bytes > TASK_SIZE_MAX)
+		return ERR_PTR(-EINVAL);
+	nr = (PAGE_ALIGN(address + bytes) - start) >> PAGE_SHIFT;
+	pages = kvmalloc_array(nr, sizeof(*pages), GFP_KERNEL_ACCOUNT);
+	if (!pages)
+		return ERR_PTR(-ENOMEM);
+	ret = account_locked_vm(mm, nr, true);
+	if (ret)
+		goto free;
+	while (done < nr) {
+		ret = pin_user_pages_fast(start + done * PAGE_SIZE,
+					  min(nr - done, 512UL),
+					  FOLL_WRITE | FOLL_LONGTERM,
+					  pages + done);
+		if (ret <= 0) {
+			ret = ret ?: -EFAULT;
+			goto unpin;
+		}
+		for (i = done; i < done + ret; i++) {
+			if (!may_pin(pages[i])) {
+				done += ret;
+				ret = -EINVAL;
+				goto unpin;
+			}
+		}
+		done += ret;
+	}
+	pinned->mapping = vmap(pages, nr, VM_MAP, PAGE_KERNEL);
+	if (!pinned->mapping) {
+		ret = -ENOMEM;
+		goto unpin;
+	}
+	pinned->pages = pages;
+	pinned->nr = nr;
+	return pinned->mapping + offset_in_page(address);
+
+unpin:
+	unpin_user_pages(pages, done);
+	account_locked_vm(mm, nr, false);
+free:
+	kvfree(pages);
+	return ERR_PTR(ret);
+}
+
+/* --- An area's life --- */
+
+/* What an area has, apart from itself: reclaim may still have a reference. */
+static void area_drop(struct area *area)
+{
+	unpin(&area->pinned_entries, area->mm);
+	unpin(&area->pinned_marks, area->mm);
+	unpin(&area->pinned_epoch, area->mm);
+	if (area->memory) {
+		mapping_unmap_writable(area->memory->f_mapping);
+		fput(area->memory);
+	}
+	kvfree(area->notes);
+	kvfree(area->chunks);
+	mmdrop(area->mm);
+	kref_put(&area->ref, area_release);
+}
+
+/*
+ * A file whose size stays, that the process may write to, and that nobody can
+ * be promised to be unchanged: as with a writable mapping, F_SEAL_WRITE is
+ * refused for as long as there is an area.
+ */
+static struct file *memory_file(int fd)
+{
+	const unsigned int fixed = F_SEAL_SHRINK | F_SEAL_GROW;
+	const unsigned int read_only = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE;
+	struct file *file = fget(fd);
+	unsigned int seals;
+	int ret = -EINVAL;
+
+	if (!file)
+		return ERR_PTR(-EBADF);
+	if (!(file->f_mode & FMODE_WRITE) || !shmem_mapping(file->f_mapping) ||
+	    !S_ISREG(file_inode(file)->i_mode))
+		goto put;
+	ret = mapping_map_writable(file->f_mapping);
+	if (ret)
+		goto put;
+	seals = READ_ONCE(SHMEM_I(file_inode(file))->seals);
+	if ((seals & fixed) == fixed && !(seals & read_only))
+		return file;
+	ret = -EPERM;
+	mapping_unmap_writable(file->f_mapping);
+put:
+	fput(file);
+	return ERR_PTR(ret);
+}
+
+/* Of one that was enlisted, whether or not anybody has seen it. */
+static void area_end(struct area *area)
+{
+	area_delist(area);
+	/* Reclaim that has it finishes its batch, and comes back no more. */
+	mutex_lock(&area->lock);
+	area->dead = true;
+	mutex_unlock(&area->lock);
+	cancel_delayed_work_sync(&area->look);
+	area_drop(area);
+}
+
+static void look(struct work_struct *work)
+{
+	struct area *area = container_of(to_delayed_work(work), struct area,
+					 look);
+
+	/* Busy: then reclaim is looking. */
+	if (mutex_trylock(&area->lock)) {
+		if (!area->dead)
+			area_look(area);
+		mutex_unlock(&area->lock);
+	}
+	queue_delayed_work(system_unbound_wq, &area->look, LOOK_INTERVAL);
+}
+
+static struct area *area_new(const struct llfree_attach *words)
+{
+	u32 nr = words->huge_frames;
+	struct file *memory;
+	struct area *area;
+	int ret = -ENOMEM;
+
+	area = kzalloc(struct_size(area, places, num_node_state(N_MEMORY)),
+		       GFP_KERNEL_ACCOUNT);
+	if (!area)
+		return ERR_PTR(ret);
+	kref_init(&area->ref);
+	mutex_init(&area->lock);
+	/* An idle machine is not woken for it. */
+	INIT_DEFERRABLE_WORK(&area->look, look);
+	area->huge_frames = nr;
+	area->nr_chunks = DIV_ROUND_UP(nr, CHUNK);
+	area->pid = task_tgid_nr(current);
+	area->mm = current->mm;
+	mmgrab(area->mm);
+	memory = memory_file(words->memory);
+	if (IS_ERR(memory)) {
+		ret = PTR_ERR(memory);
+		goto drop;
+	}
+	area->memory = memory;
+	if ((u64)i_size_read(file_inode(memory)) >> HUGE_SHIFT < nr) {
+		ret = -EINVAL;
+		goto drop;
+	}
+	area->notes = kvcalloc(nr, sizeof(*area->notes), GFP_KERNEL_ACCOUNT);
+	area->chunks = kvcalloc(area->nr_chunks, sizeof(*area->chunks),
+				GFP_KERNEL_ACCOUNT);
+	if (!area->notes || !area->chunks)
+		goto drop;
+	area->entries = pin(&area->pinned_entries, words->entries,
+			    nr * sizeof(u16), sizeof(u16), area->mm);
+	if (IS_ERR(area->entries)) {
+		ret = PTR_ERR(area->entries);
+		goto drop;
+	}
+	if (words->marks)
+		area->marks = pin(&area->pinned_marks, words->marks, nr, 1,
+				  area->mm);
+	if (IS_ERR(area->marks)) {
+		ret = PTR_ERR(area->marks);
+		goto drop;
+	}
+	area->return_epoch = pin(&area->pinned_epoch, words->return_epoch,
+				 sizeof(u64), sizeof(u64), area->mm);
+	if (IS_ERR(area->return_epoch)) {
+		ret = PTR_ERR(area->return_epoch);
+		goto drop;
+	}
+	mutex_lock(&area->lock);
+	area_look(area);
+	mutex_unlock(&area->lock);
+	ret = area_enlist(area);
+	if (ret)
+		goto drop;
+	return area;
+
+drop:
+	area_drop(area);
+	return ERR_PTR(ret);
+}
+
+static long attach(struct file *file, const void __user *arg)
+{
+	struct llfree_attach words;
+	struct area *area;
+
+	if (copy_from_user(&words, arg, sizeof(words)))
+		return -EFAULT;
+	if (words.version != LLFREE_VERSION || words.flags ||
+	    words.reserved[0] || words.reserved[1] || !words.huge_frames ||
+	    words.huge_frames > MAX_HUGE_FRAMES)
+		return -EINVAL;
+	if (READ_ONCE(file->private_data))
+		return -EBUSY;
+	area = area_new(&words);
+	if (IS_ERR(area))
+		return PTR_ERR(area);
+	/* Of two at once, one has it. */
+	if (cmpxchg(&file->private_data, NULL, area)) {
+		area_end(area);
+		return -EBUSY;
+	}
+	mutex_lock(&areas_lock);
+	list_add_tail(&area->all, &areas);
+	mutex_unlock(&areas_lock);
+	queue_delayed_work(system_unbound_wq, &area->look, LOOK_INTERVAL);
+	return 0;
+}
+
+static int device_open(struct inode *inode, struct file *file)
+{
+	/* misc_open() left the device here. */
+	file->private_data = NULL;
+	return 0;
+}
+
+static int device_release(struct inode *inode, struct file *file)
+{
+	struct area *area = file->private_data;
+
+	if (!area)
+		return 0;
+	mutex_lock(&areas_lock);
+	list_del(&area->all);
+	mutex_unlock(&areas_lock);
+	area_end(area);
+	return 0;
+}
+
+/* --- Questions --- */
+
+static long status(struct area *area, void __user *arg)
+{
+	struct llfree_status status = area->stats;
+
+	status.huge_frames = area->huge_frames;
+	status.free = atomic_long_read(&area->free);
+	status.busy = atomic64_read(&area->busy);
+	return copy_to_user(arg, &status, sizeof(status)) ? -EFAULT : 0;
+}
+
+static long reclaim(struct area *area, u64 __user *arg)
+{
+	u64 want, done = 0;
+	long ret = 0;
+
+	if (get_user(want, arg))
+		return -EFAULT;
+	while (done < want) {
+		unsigned int turn = min_t(u64, want - done, FRAMES_A_TURN), got;
+
+		ret = mutex_lock_killable(&area->lock);
+		if (ret)
+			break;
+		got = area_reclaim(area, turn);
+		mutex_unlock(&area->lock);
+		done += got;
+		/* The process frees while we take: there is an end to it. */
+		if (got < turn || done >= area->huge_frames ||
+		    signal_pending(current))
+			break;
+		cond_resched();
+	}
+	return put_user(done, arg) ? -EFAULT : ret;
+}
+
+static long device_ioctl(struct file *file, unsigned int call, unsigned long arg)
+{
+	struct area *area = READ_ONCE(file->private_data);
+	void __user *user = (void __user *)arg;
+
+	if (call == LLFREE_ATTACH)
+		return attach(file, user);
+	if (call != LLFREE_STATUS && call != LLFREE_RECLAIM)
+		return -ENOTTY;
+	if (!area)
+		return -EINVAL;
+	return call == LLFREE_STATUS ? status(area, user) : reclaim(area, user);
+}
+
+static int areas_show(struct seq_file *seq, void *unused)
+{
+	struct area *area;
+
+	seq_printf(seq, "counts %lld count_ns %lld scans %lld scan_ns %lld\n",
+		   atomic64_read(&count_calls), atomic64_read(&count_ns),
+		   atomic64_read(&scan_calls), atomic64_read(&scan_ns));
+	mutex_lock(&areas_lock);
+	list_for_each_entry(area, &areas, all)
+		seq_printf(seq, "pid %d frames %u free %ld evicted %llu freed_pages %llu kept %llu broken %llu swapped %llu batches %llu discard_ns %llu busy %lld\n",
+			   area->pid, area->huge_frames,
+			   atomic_long_read(&area->free), area->stats.evicted,
+			   area->stats.freed_pages, area->stats.kept,
+			   area->stats.broken, area->stats.swapped,
+			   area->stats.batches, area->stats.discard_ns,
+			   atomic64_read(&area->busy));
+	mutex_unlock(&areas_lock);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(areas);
+
+static const struct file_operations device_fops = {
+	.owner = THIS_MODULE,
+	.open = device_open,
+	.release = device_release,
+	.unlocked_ioctl = device_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+	.llseek = noop_llseek,
+};
+
+static struct miscdevice device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "llfree",
+	.fops = &device_fops,
+	.mode = 0600,
+};
+
+static int __init vllfree_init(void)
+{
+	int ret;
+
+	BUILD_BUG_ON(HPAGE_PMD_ORDER != LLFREE_ORDER);
+	ret = reclaim_init();
+	if (ret)
+		return ret;
+	ret = misc_register(&device);
+	if (ret) {
+		reclaim_exit();
+		return ret;
+	}
+	debugfs = debugfs_create_dir("llfree", NULL);
+	debugfs_create_file("areas", 0400, debugfs, NULL, &areas_fops);
+	return 0;
+}
+
+static void __exit vllfree_exit(void)
+{
+	debugfs_remove(debugfs);
+	misc_deregister(&device);
+	reclaim_exit();
+}
+
+module_init(vllfree_init);
+module_exit(vllfree_exit);
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("Reclaim of what a process's allocator has free");

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the files of the module share: an area, and who may touch which part of
+ * it when.
+ */
+#ifndef VLLFREE_H
+#define VLLFREE_H
+
+#include <linux/atomic.h>
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/nodemask.h>
+#include <linux/workqueue.h>
+
+#include "llfree.h"
+#include "llfree_entry.h"
+
+#define HUGE_SHIFT		(PAGE_SHIFT + LLFREE_ORDER)
+#define MAX_HUGE_FRAMES		(1U << 25)
+/* Huge frames that are counted together: 1 GiB. */
+#define CHUNK			512U
+
+/* A part of the process's memory that is pinned and mapped here. */
+struct pinned {
+	struct page **pages;
+	unsigned long nr;
+	void *mapping;
+};
+
+/* What was seen of CHUNK huge frames when they were looked at last. */
+struct chunk {
+	atomic_t free;		/* free, with memory */
+	u16 old;		/* of these, for as long as `grace` says */
+};
+
+/* Of a huge frame, apart from its entry. Guarded by area->lock. */
+struct note {
+	u8 age;			/* looks in a row that found it free */
+	u8 skip : 1;		/* leave it alone until the next look */
+	u8 swapped : 1;		/* it has swap, which the next look lets go */
+};
+
+/*
+ * An area's place in the lists that reclaim walks: one a node, in the cgroup
+ * that attached it.
+ */
+struct place {
+	struct list_head lru;
+	struct area *area;
+	int nid;
+	/* Free frames that were seen on other nodes since the last look. */
+	atomic_long_t elsewhere;
+};
+
+struct area {
+	struct kref ref;
+	/* Reclaim only ever tries it: whoever has it may wait for folios. */
+	struct mutex lock;
+	bool dead;		/* guarded by lock */
+	u32 huge_frames;
+	u32 nr_chunks;
+	struct file *memory;
+	struct mm_struct *mm;	/* whose locked memory the pinned pages are */
+	pid_t pid;
+
+	/*
+	 * The table, which the process writes at any time. Each word is read
+	 * once, changed by one compare-and-exchange, and believed as far as
+	 * that its owner has itself to thank.
+	 */
+	struct pinned pinned_entries, pinned_marks, pinned_epoch;
+	u16 *entries;
+	u8 *marks;
+	atomic64_t *return_epoch;
+
+	struct note *notes;
+	struct chunk *chunks;
+	atomic_long_t free;	/* sum of the chunks' */
+	atomic_t look_at;	/* the chunk that a count looks at next */
+	u32 cursor;		/* the chunk that a scan begins at; lock */
+	bool has_swapped;	/* lock */
+
+	struct delayed_work look;
+	struct list_head all;
+	struct llfree_status stats;	/* lock, but read without */
+	atomic64_t busy;
+	int nr_places;
+	struct place *places[];
+};
+
+/* reclaim.c */
+int reclaim_init(void);
+void reclaim_exit(void);
+int area_enlist(struct area *area);
+void area_delist(struct area *area);
+void area_look(struct area *area);
+unsigned int area_reclaim(struct area *area, unsigned int want);
+void area_release(struct kref *ref);
+
+extern atomic64_t count_calls, count_ns, scan_calls, scan_ns;
+
+#endif
