@@ -152,7 +152,9 @@ prepare_cache() { # [VERSION], 6.1 or 6.12
 modules_in_load_order() {
     local directory=$kernel/lib/modules/$release module
     for module in "$@"; do
-        grep -E "/$module\.ko(\.xz)?:" "$directory/modules.dep" | tr -s ': ' '\n' | tac
+        # One that is built in needs nothing.
+        grep -E "/$module\.ko(\.xz)?:" "$directory/modules.dep" | tr -s ': ' '\n' | tac ||
+            grep -qE "/$module\.ko" "$directory/modules.builtin"
     done | awk -v directory="$directory" 'NF && !seen[$0]++ { print directory "/" $0 }'
 }
 

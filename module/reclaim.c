@@ -15,6 +15,7 @@
  * somebody may hold who is in reclaim himself, such as one that splits them.
  */
 #include <linux/list_lru.h>
+#include <linux/memcontrol.h>
 #include <linux/pagemap.h>
 #include <linux/pagevec.h>
 #include <linux/sched/mm.h>
@@ -32,9 +33,9 @@
 #define BATCH			16
 /* What one call may look at, however many areas and frames there are. */
 #define AREAS_A_CALL		64
-#define CHUNKS_A_CALL		256
+#define CHUNKS_A_CALL		512
 /* Frames in a look, which has the area's lock. */
-#define FRAMES_A_TURN		(64 * CHUNK)
+#define FRAMES_A_TURN		(128 * CHUNK)
 /* With less than this known to be free, a count looks for more. */
 #define POOR			(BATCH * LLFREE_PAGES)
 
@@ -645,44 +646,54 @@ void area_release(struct kref *ref)
 	kfree(area);
 }
 
+static struct place *new_place(int nid, bool first)
+{
+	struct place *place;
+
+	if (first) {
+		/* With the lists of the cgroup, and of those above it. */
+		place = kmem_cache_alloc_lru(place_cache, &places, GFP_KERNEL);
+		if (!place || num_node_state(N_MEMORY) == 1)
+			return place;
+		kmem_cache_free(place_cache, place);
+	}
+	return kmem_cache_alloc_node(place_cache, GFP_KERNEL | __GFP_THISNODE,
+				     nid);
+}
+
 /*
- * The first place is allocated with the lists, which makes those of the
- * process's cgroup; the cgroup and the node of a place are those that its
- * memory is of.
+ * A place is listed under the cgroup and the node that its own memory is of:
+ * all under one cgroup, wherever the process is moved meanwhile, for that one
+ * has lists.
  */
 int area_enlist(struct area *area)
 {
-	int nid;
+	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(current->mm);
+	struct mem_cgroup *before = set_active_memcg(memcg);
+	int nid, i, ret = 0;
 
 	for_each_node_state(nid, N_MEMORY) {
 		struct place *place;
 
-		if (!area->nr_places) {
-			place = kmem_cache_alloc_lru(place_cache, &places,
-						     GFP_KERNEL);
-			if (!place)
-				return -ENOMEM;
-			if (nr_node_ids > 1 && num_node_state(N_MEMORY) > 1) {
-				kmem_cache_free(place_cache, place);
-				place = NULL;
-			}
-		} else {
-			place = NULL;
+		/* A node that has come since has none. */
+		if (area->nr_places == area->max_places)
+			break;
+		place = new_place(nid, !area->nr_places);
+		if (!place) {
+			ret = -ENOMEM;
+			break;
 		}
-		if (!place)
-			place = kmem_cache_alloc_node(place_cache, GFP_KERNEL |
-						      __GFP_THISNODE, nid);
-		if (!place)
-			return -ENOMEM;
 		INIT_LIST_HEAD(&place->lru);
 		atomic_long_set(&place->elsewhere, 0);
 		place->area = area;
 		place->nid = page_to_nid(virt_to_page(place));
 		area->places[area->nr_places++] = place;
 	}
-	for (nid = 0; nid < area->nr_places; nid++)
-		lru_add(area->places[nid]);
-	return 0;
+	set_active_memcg(before);
+	mem_cgroup_put(memcg);
+	for (i = 0; !ret && i < area->nr_places; i++)
+		lru_add(area->places[i]);
+	return ret;
 }
 
 /* --- Start and end --- */
@@ -691,7 +702,12 @@ static void set_up(struct shrinker *s)
 {
 	s->count_objects = count;
 	s->scan_objects = scan;
-	s->seeks = DEFAULT_SEEKS;
+	/*
+	 * Nothing is lost with it and nothing has to be read again: before
+	 * anything goes to swap, half of what is free is asked for, whatever
+	 * the priority.
+	 */
+	s->seeks = 0;
 	/* In pages, as the count. */
 	s->batch = BATCH * LLFREE_PAGES;
 }

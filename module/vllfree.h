@@ -19,8 +19,8 @@
 
 #define HUGE_SHIFT		(PAGE_SHIFT + LLFREE_ORDER)
 #define MAX_HUGE_FRAMES		(1U << 25)
-/* Huge frames that are counted together: 1 GiB. */
-#define CHUNK			512U
+/* Huge frames that are counted together: 512 MiB. */
+#define CHUNK			256U
 
 /* A part of the process's memory that is pinned and mapped here. */
 struct pinned {
@@ -86,7 +86,7 @@ struct area {
 	struct list_head all;
 	struct llfree_status stats;	/* lock, but read without */
 	atomic64_t busy;
-	int nr_places;
+	int nr_places, max_places;
 	struct place *places[];
 };
 

@@ -12,9 +12,9 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 /// Microseconds a frame: all of a free area, by the module, and by holes punched into the same file, one a frame and one a batch.
-pub(crate) fn against_punching(rounds: usize) -> Outcome {
+pub(crate) fn against_punching(rounds: usize, most_mib: u64) -> Outcome {
     const BATCH: u64 = 16;
-    let mib = (available_mib() * 7 / 10).min(8192) / 32 * 32;
+    let mib = (available_mib() * 7 / 10).min(most_mib) / 32 * 32;
     let mut tenant = Tenant::new(mib, true)?;
     let frames = mib / 2;
     let (mut by_module, mut single, mut batched) = (Vec::new(), Vec::new(), Vec::new());
@@ -94,13 +94,14 @@ pub(crate) fn of_a_count(areas: u64) -> Outcome {
     if calls == 0 {
         return Err("nobody counted".to_owned());
     }
-    // The clock is a part of it.
     let ns = (module_number("count_ns") - before.1) / calls;
-    Ok(format!("{ns} ns a call, of {calls}"))
+    // The least of some: reads of it are warm in a count.
+    let clock = (0..50).map(|_| module_number("clock_ns")).min().unwrap_or(0);
+    Ok(format!("{ns} ns a call, of which {clock} are the clock's; {calls} calls"))
 }
 
 /// A cgroup with `memory.max` at half of what a program of phases wants at its peak.
 pub(crate) fn at_half_the_peak(by: &str) -> Result<bool, String> {
-    let group = Group::new("half", &[("memory.max", 192), ("memory.swap.max", 0)])?;
+    let group = Group::new("half", &[("memory.max", 150), ("memory.swap.max", 0)])?;
     crate::checks::phases(by, 3, &group)
 }

@@ -94,8 +94,9 @@ pub(crate) fn against_the_shrinker(rounds: u64) -> Outcome {
 /// shrink.
 pub(crate) fn no_system_calls() -> ExitCode {
     const ROUNDS: u64 = 20_000;
+    const FRAMES: u64 = 200;
     let Ok(tenant) = Tenant::new(128, true) else { return ExitCode::FAILURE };
-    let (area, done) = (&tenant.area, &AtomicU64::new(0));
+    let (area, done, over) = (&tenant.area, &AtomicU64::new(0), &AtomicBool::new(false));
     std::thread::scope(|scope| {
         let mut handle = area.handle();
         // It never ends: how a thread ends is a call as well.
@@ -104,7 +105,7 @@ pub(crate) fn no_system_calls() -> ExitCode {
             if unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) } != 0 {
                 return;
             }
-            while done.load(Relaxed) < ROUNDS {
+            while !over.load(Relaxed) {
                 let Ok(block) = handle.alloc(Order::HUGE) else { break };
                 tenant::words_mut(&block)[0] = 1;
                 if handle.free(block).is_err() {
@@ -124,7 +125,8 @@ pub(crate) fn no_system_calls() -> ExitCode {
                 shrink_all();
             }
             let now = done.load(Relaxed);
-            if now >= ROUNDS {
+            if now >= ROUNDS && tenant.kernel().evicted >= FRAMES {
+                over.store(true, Relaxed);
                 break;
             }
             if turn % 4096 == 4095 {
@@ -136,7 +138,7 @@ pub(crate) fn no_system_calls() -> ExitCode {
                 before = now;
             }
         }
-        println!("{} frames taken back meanwhile", tenant.kernel().evicted);
+        println!("{} rounds against {} frames taken back", done.load(Relaxed), tenant.kernel().evicted);
         // The thread cannot be waited for.
         std::process::exit(0);
     })
