@@ -9,7 +9,7 @@ use crate::error::{AllocError, AreaError, FreeError};
 use crate::file::NamedFile;
 use crate::file_error::{FileError, FileFault};
 use crate::hand::Hand;
-use crate::reclaimer::{Flush, Reclaimer, Status};
+use crate::reclaimer::{AUTO_RECLAIM, Flush, Reclaimer, Status};
 use crate::space::{MemoryKind, Shared, Space};
 use llfree::Leaks;
 use llfree::run::Behind;
@@ -38,8 +38,7 @@ pub struct Builder {
 impl Builder {
     /// The settings of automatic reclaim that an area has by default: five looks a second, and what was free at two of them
     /// and not in use in between goes back, but for as much as came back lately.
-    pub const AUTO_RECLAIM: Settings =
-        Settings { interval: Duration::from_millis(200), min_age: 2, keep_bytes: 0, rate_bytes: 16 << 30 };
+    pub const AUTO_RECLAIM: Settings = AUTO_RECLAIM;
 
     /// So much address space, rounded up to 2 MiB; memory comes when it is touched.
     #[must_use]

@@ -5,13 +5,12 @@
 //! itself](crate::device), a thread does that alone, and whoever asks this process for something has the area back for as long as
 //! that takes.
 
-use crate::area::Builder;
 use crate::device::{Device, KernelStatus, Parts};
 use crate::error::AreaError;
 use crate::fork::Maker;
 use crate::idle::Idle;
 use llfree::host::Installer;
-use llfree_base::choices::Switch;
+use llfree_base::choices::{Settings, Switch};
 use llfree_base::lock;
 use llfree_base::thread::Spawner;
 use llfree_monitor::auto::{AutoReclaim, AutoStatus};
@@ -20,7 +19,12 @@ use llfree_monitor::{Direction, Monitor, Pass, Resize, Table, TenantStart, Valid
 use shared_layout::HUGE_SIZE;
 use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::time::Duration;
 use std::{fmt, io};
+
+/// What an area does by default: see `Builder`.
+pub(crate) const AUTO_RECLAIM: Settings =
+    Settings { interval: Duration::from_millis(200), min_age: 2, keep_bytes: 0, rate_bytes: 16 << 30 };
 
 /// A cache of an area's memory.
 pub(crate) trait Flush: Send + Sync {
@@ -153,12 +157,11 @@ impl Reclaimer {
     /// Leaves the area to the kernel, if that takes it and nobody has asked for more than what it does by default.
     fn offer(&self, auto: &mut Auto) {
         let Some(parts) = &self.parts else { return };
-        if !matches!(auto.whose, Whose::Here(_)) || auto.switch != Switch(Some(Builder::AUTO_RECLAIM)) {
+        if !matches!(auto.whose, Whose::Here(_)) || auto.switch != Switch(Some(AUTO_RECLAIM)) {
             return;
         }
         let caches = self.caches.clone();
-        let Ok(idle) = Idle::start(Builder::AUTO_RECLAIM.interval, move || flush(&caches, |cache| cache.free_idle()))
-        else {
+        let Ok(idle) = Idle::start(AUTO_RECLAIM.interval, move || flush(&caches, |cache| cache.free_idle())) else {
             return;
         };
         // Nobody here has a frame in hand any more: the thread has ended.
@@ -254,7 +257,7 @@ impl Reclaimer {
         let mut auto = self.write();
         auto.switch = switch;
         self.offer(&mut auto);
-        if matches!(auto.whose, Whose::Kernel(..)) && switch != Switch(Some(Builder::AUTO_RECLAIM)) {
+        if matches!(auto.whose, Whose::Kernel(..)) && switch != Switch(Some(AUTO_RECLAIM)) {
             self.settle(&mut auto)?;
         }
         Ok(())

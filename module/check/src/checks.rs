@@ -1,9 +1,10 @@
 //! The list of checks, and those of a process's life and of what else the kernel does with memory.
 
 use crate::child::Other;
-use crate::system::{Group, areas, attached, hog, load, shrink_all, unload};
+use crate::row::{Outcome, check};
+use crate::system::{areas, attached, load, shrink_all, unload};
 use crate::tenant::{HUGE, Tenant, words, words_mut};
-use crate::{Outcome, check, measure, memory, races};
+use crate::{measure, memory, races};
 use llfree_area::Order;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -20,7 +21,11 @@ pub(crate) fn run(failures: &mut u32, long: bool, module: &str, disks: [&str; 2]
         if kernel.is_none() { Ok(String::new()) } else { Err(format!("{kernel:?}")) }
     });
     let before = *failures;
-    check(failures, "the module loads", || if load(module) { Ok(String::new()) } else { Err("insmod failed".to_owned()) });
+    check(
+        failures,
+        "the module loads",
+        || if load(module) { Ok(String::new()) } else { Err("insmod failed".to_owned()) },
+    );
     if *failures > before {
         return;
     }
@@ -39,7 +44,9 @@ pub(crate) fn run(failures: &mut u32, long: bool, module: &str, disks: [&str; 2]
         as_child(&["scribble", if long { "30" } else { "4" }])
     });
     check(failures, "64 areas: each gives what it has", || many(64));
-    check(failures, "rmmod is refused while there is an area, and goes then", || reload(module, if long { 30 } else { 3 }));
+    check(failures, "rmmod is refused while there is an area, and goes then", || {
+        reload(module, if long { 30 } else { 3 })
+    });
     check(failures, "kill -9 in the middle of it", || kills(if long { 60 } else { 8 }));
     let rounds = if long { 1_000_000 } else { 20_000 };
     check(failures, "races of two threads and the shrinker lose no byte", || races::against_the_shrinker(rounds));
@@ -52,9 +59,15 @@ pub(crate) fn run(failures: &mut u32, long: bool, module: &str, disks: [&str; 2]
     }
     check(failures, "a count of 64 GiB in one area", || measure::of_a_count(1));
     check(failures, "a count of 64 GiB in 64 areas", || measure::of_a_count(64));
-    check(failures, "swap is on", || if swap(disks, true) { Ok(String::new()) } else { Err("swapon failed".to_owned()) });
+    check(
+        failures,
+        "swap is on",
+        || if swap(disks, true) { Ok(String::new()) } else { Err("swapon failed".to_owned()) },
+    );
     memory::with_swap(failures);
-    check(failures, "swap is off", || if swap(disks, false) { Ok(String::new()) } else { Err("swapoff failed".to_owned()) });
+    check(failures, "swap is off", || {
+        if swap(disks, false) { Ok(String::new()) } else { Err("swapoff failed".to_owned()) }
+    });
     check(failures, "phases at half their peak: killed without the module", || at_half("nobody", false));
     check(failures, "phases at half their peak: complete with it", || at_half("kernel", true));
     check(failures, "the module unloads, and no warning is in the log", || {
@@ -137,7 +150,11 @@ fn oldest_first() -> Outcome {
         let block = tenant.handle.alloc(Order::HUGE).map_err(text)?;
         again += u32::from(!block.is_zeroed() && places.contains(&block.as_ptr().as_ptr().addr()));
     }
-    if (evicted, again) == (32, 32) { Ok(String::new()) } else { Err(format!("{evicted} taken back, {again} young ones left")) }
+    if (evicted, again) == (32, 32) {
+        Ok(String::new())
+    } else {
+        Err(format!("{evicted} taken back, {again} young ones left"))
+    }
 }
 
 /// A mapping of the memory beside the area's own.
@@ -238,7 +255,11 @@ fn locked_stays(lock: bool) -> Outcome {
     tenant.free_most(0)?;
     tenant.area.reclaim(u64::MAX).map_err(text)?;
     let (kernel, resident) = (tenant.kernel(), tenant.resident_mib());
-    if kernel.kept >= 1 && resident == 2 { Ok(String::new()) } else { Err(format!("{resident} MiB resident; {kernel:?}")) }
+    if kernel.kept >= 1 && resident == 2 {
+        Ok(String::new())
+    } else {
+        Err(format!("{resident} MiB resident; {kernel:?}"))
+    }
 }
 
 /// A frame whose pages an io_uring has for good, and transfers between frames and a device.
@@ -353,7 +374,10 @@ fn split(rounds: u64) -> Outcome {
             }
         }
         // All that is there as huge pages, as far as the kernel offers it.
-        drop(std::fs::write("/sys/kernel/debug/split_huge_pages", format!("{},{:#x},{:#x}", std::process::id(), base, base + (64 << 20))));
+        drop(std::fs::write(
+            "/sys/kernel/debug/split_huge_pages",
+            format!("{},{:#x},{:#x}", std::process::id(), base, base + (64 << 20)),
+        ));
         tenant.free_most(4)?;
         tenant.area.reclaim(u64::MAX).map_err(text)?;
         tenant.verify()?;
@@ -479,24 +503,6 @@ fn kills(times: u64) -> Outcome {
         evicted += 1;
     }
     if attached() == before { Ok(format!("{evicted} times")) } else { Err(areas()) }
-}
-
-/// A program of phases: each takes what it needs, frees it, and a part of it that is no area's follows.
-pub(crate) fn phases(by: &str, rounds: u32, group: &Group) -> Result<bool, String> {
-    let mut tenant = Other::start(128, "all", by, Some(group))?;
-    for _ in 0..rounds {
-        let done = (|| {
-            tenant.ask("free 12")?;
-            let had = hog(120, Some(group))?;
-            tenant.ask("verify")?;
-            tenant.ask("take 58")?;
-            Ok::<_, String>(had)
-        })();
-        if done != Ok(true) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 fn at_half(by: &str, completes: bool) -> Outcome {

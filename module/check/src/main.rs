@@ -8,29 +8,11 @@ mod child;
 mod measure;
 mod memory;
 mod races;
+mod row;
 mod system;
 mod tenant;
 
 use std::process::ExitCode;
-use std::time::Instant;
-
-/// A check that failed says what it saw.
-type Outcome = Result<String, String>;
-
-/// Prints a row of the table.
-fn check(failures: &mut u32, name: &str, check: impl FnOnce() -> Outcome) {
-    let start = Instant::now();
-    let outcome = check();
-    let (verdict, note) = match &outcome {
-        Ok(note) => ("passed", note),
-        Err(why) => ("FAILED", why),
-    };
-    *failures += u32::from(outcome.is_err());
-    println!("{name:<64} {verdict:<7} {:>4}", start.elapsed().as_secs());
-    if !note.is_empty() {
-        println!("    ({note})");
-    }
-}
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -1,8 +1,9 @@
 //! What it costs, against the same work by hand.
 
+use crate::child::Other;
+use crate::row::Outcome;
 use crate::system::{Group, available_mib, hog, module_number, set_timing, shrink_all};
 use crate::tenant::{HUGE, Tenant};
-use crate::Outcome;
 use rustix::fs::{FallocateFlags, fallocate};
 use std::time::Instant;
 
@@ -24,7 +25,8 @@ pub(crate) fn against_punching(rounds: usize, most_mib: u64) -> Outcome {
         let start = Instant::now();
         for at in (0..frames).step_by(step as usize) {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            fallocate(shared.memory, flags, at * HUGE, step.min(frames - at) * HUGE).map_err(|error| error.to_string())?;
+            fallocate(shared.memory, flags, at * HUGE, step.min(frames - at) * HUGE)
+                .map_err(|error| error.to_string())?;
         }
         Ok::<_, String>(start.elapsed())
     };
@@ -103,5 +105,23 @@ pub(crate) fn of_a_count(areas: u64) -> Outcome {
 /// A cgroup with `memory.max` at half of what a program of phases wants at its peak.
 pub(crate) fn at_half_the_peak(by: &str) -> Result<bool, String> {
     let group = Group::new("half", &[("memory.max", 150), ("memory.swap.max", 0)])?;
-    crate::checks::phases(by, 3, &group)
+    phases(by, 3, &group)
+}
+
+/// A program of phases: each takes what it needs, frees it, and a part of it that is no area's follows.
+fn phases(by: &str, rounds: u32, group: &Group) -> Result<bool, String> {
+    let mut tenant = Other::start(128, "all", by, Some(group))?;
+    for _ in 0..rounds {
+        let done = (|| {
+            tenant.ask("free 12")?;
+            let had = hog(120, Some(group))?;
+            tenant.ask("verify")?;
+            tenant.ask("take 58")?;
+            Ok::<_, String>(had)
+        })();
+        if done != Ok(true) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

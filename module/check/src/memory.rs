@@ -1,8 +1,8 @@
 //! Pressure of each kind, with the module and without.
 
 use crate::child::Other;
+use crate::row::{Outcome, check};
 use crate::system::{Group, available_mib, hog};
-use crate::{Outcome, check};
 
 fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
@@ -37,7 +37,9 @@ fn has_it_not(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Outcome {
 pub(crate) fn without_swap(failures: &mut u32) {
     let all = available_mib();
     let (area, want) = (all * 6 / 10 / 16 * 16, all * 6 / 10);
-    check(failures, "global pressure without the module: somebody is killed", || has_it_not("nobody", area, want, None));
+    check(failures, "global pressure without the module: somebody is killed", || {
+        has_it_not("nobody", area, want, None)
+    });
     check(failures, "global pressure with it: nobody is", || has_it("kernel", area, want, None));
     let limited = || Group::new("max", &[("memory.max", 256), ("memory.swap.max", 0)]);
     check(failures, "memory.max without the module: somebody is killed", || {

@@ -1,9 +1,10 @@
 //! Threads that allocate and free while the shrinker takes what is free: whether anybody loses a byte, and whether they need the
 //! system for it.
 
+use crate::row::Outcome;
 use crate::system::{areas, shrink_all};
+use crate::tenant;
 use crate::tenant::{HUGE, Tenant};
-use crate::{Outcome, tenant};
 use llfree_area::{Area, Block, Handle, Order};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -38,7 +39,7 @@ fn churn(area: &Area, seed: u64, rounds: u64, done: &AtomicU64) -> Result<(), St
     let mut handle: Handle = area.handle();
     let mut blocks: Vec<(Block, u64)> = Vec::new();
     for round in 0..rounds {
-        let tag = seed << 48 | round + 1;
+        let tag = (seed << 48) + round + 1;
         if blocks.len() > 8 || !blocks.is_empty() && random.bool() {
             let (block, tag) = blocks.swap_remove(random.usize(..blocks.len()));
             is_whole(&block, tag)?;
@@ -76,8 +77,7 @@ pub(crate) fn against_the_shrinker(rounds: u64) -> Outcome {
                 if turn.is_multiple_of(64) { shrink_all() } else { drop(area.reclaim(HUGE << (turn % 6))) }
             }
         });
-        let threads: Vec<_> =
-            (1..3).map(|seed| scope.spawn(move || churn(area, seed, rounds / 2, done))).collect();
+        let threads: Vec<_> = (1..3).map(|seed| scope.spawn(move || churn(area, seed, rounds / 2, done))).collect();
         let ends = threads.into_iter().map(|thread| thread.join().map_err(|_| "a thread panicked".to_owned())?);
         let ends: Vec<_> = ends.collect();
         over.store(true, Relaxed);
