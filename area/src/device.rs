@@ -78,12 +78,23 @@ pub(crate) struct Device {
     file: File,
 }
 
+/// The device, with no area yet.
+pub(crate) struct Opened(File);
+
+/// Opens it.
+///
+/// # Errors
+/// Mostly that there is none.
+pub(crate) fn open() -> io::Result<Opened> {
+    Ok(Opened(rustix::fs::open(PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?.into()))
+}
+
 impl Device {
-    /// Hands an area over.
+    /// Hands an area over, of which nobody else has a frame in hand.
     ///
     /// # Errors
-    /// Why the kernel does not take it: mostly that there is no such device.
-    pub(crate) fn attach(parts: &Parts) -> io::Result<Self> {
+    /// Why the kernel does not take it.
+    pub(crate) fn attach(Opened(file): Opened, parts: &Parts) -> io::Result<Self> {
         let memory = parts.ram.file().ok_or(io::ErrorKind::Unsupported)?;
         let base = parts.region.host_address();
         let words = AttachWords {
@@ -96,8 +107,7 @@ impl Device {
             return_epoch: base + parts.layout.return_epoch,
             reserved: [0; 2],
         };
-        let file = rustix::fs::open(PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        let device = Self { file: file.into() };
+        let device = Self { file };
         device.call(ATTACH, (&raw const words).cast_mut())?;
         Ok(device)
     }

@@ -5,7 +5,7 @@
 //! itself](crate::device), a thread does that alone, and whoever asks this process for something has the area back for as long as
 //! that takes.
 
-use crate::device::{Device, KernelStatus, Parts};
+use crate::device::{self, Device, KernelStatus, Parts};
 use crate::error::AreaError;
 use crate::fork::Maker;
 use crate::idle::Idle;
@@ -160,13 +160,14 @@ impl Reclaimer {
         if !matches!(auto.whose, Whose::Here(_)) || auto.switch != Switch(Some(AUTO_RECLAIM)) {
             return;
         }
+        let Ok(device) = device::open() else { return };
         let caches = self.caches.clone();
         let Ok(idle) = Idle::start(AUTO_RECLAIM.interval, move || flush(&caches, |cache| cache.free_idle())) else {
             return;
         };
         // Nobody here has a frame in hand any more: the thread has ended.
         auto.whose = Whose::Owed;
-        match Device::attach(parts) {
+        match Device::attach(device, parts) {
             Ok(device) => auto.whose = Whose::Kernel(device, idle),
             Err(error) => {
                 log::debug!("the kernel does not take an area's memory back: {error}");

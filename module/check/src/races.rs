@@ -94,7 +94,7 @@ pub(crate) fn against_the_shrinker(rounds: u64) -> Outcome {
 /// shrink.
 pub(crate) fn no_system_calls() -> ExitCode {
     const ROUNDS: u64 = 20_000;
-    const FRAMES: u64 = 200;
+    const FRAMES: u64 = 50;
     let Ok(tenant) = Tenant::new(128, true) else { return ExitCode::FAILURE };
     let (area, done, over) = (&tenant.area, &AtomicU64::new(0), &AtomicBool::new(false));
     std::thread::scope(|scope| {
