@@ -132,3 +132,30 @@ impl ForeignArea {
         self.reclaimer.status()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Area, MemoryKind};
+
+    /// A tenant that finds an epoch that it has seen before believes that nothing came back since.
+    #[test]
+    fn the_next_host_goes_on_with_the_epoch_of_the_last() {
+        let builder = Area::builder().size(8 << 20).memory(MemoryKind::MemoryFile).auto_reclaim(Switch(None));
+        let area = builder.build().expect("memory");
+        // SAFETY: nobody else takes memory from it, and nothing of it is in use.
+        let shared = unsafe { area.shared() }.expect("a memory file");
+        let at = TableLayout::new(shared.huge_frames).expect("in range").return_epoch;
+        let epoch = || {
+            let mut word = [0; 8];
+            rustix::io::pread(shared.table, &mut word, at).expect("it is there");
+            u64::from_le_bytes(word)
+        };
+        rustix::io::pwrite(shared.table, &1000u64.to_le_bytes(), at).expect("it is there");
+        let file = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().expect("a descriptor");
+        let adopted = ForeignArea::adopt(file(shared.memory), file(shared.table), shared.huge_frames);
+        let adopted = adopted.expect("it is one");
+        assert!(epoch() > 1000, "{}", epoch());
+        drop(adopted);
+    }
+}
