@@ -12,8 +12,19 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// All of them; `long` are those that take minutes.
-pub(crate) fn run(failures: &mut u32, long: bool, module: &str, disks: [&str; 2]) {
+/// How much of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Form {
+    /// A minute and a half: what a change of the module would break first.
+    Quick,
+    /// All checks, minutes.
+    Short,
+    /// With as many rounds as it takes.
+    Long,
+}
+
+pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]) {
+    let (long, quick) = (form == Form::Long, form == Form::Quick);
     check(failures, "without the module an area looks after itself", || {
         let tenant = Tenant::new(16, false)?;
         drop(tenant.area.auto_reclaim(llfree_area::Switch(Some(llfree_area::area::Builder::AUTO_RECLAIM))));
@@ -31,7 +42,7 @@ pub(crate) fn run(failures: &mut u32, long: bool, module: &str, disks: [&str; 2]
     }
     check(failures, "an area is with the kernel, and free memory goes when asked", basics);
     check(failures, "what is free longest goes first", oldest_first);
-    memory::without_swap(failures);
+    memory::without_swap(failures, !quick);
     check(failures, "fork, a second mapping, mremap, munmap", || mappings(if long { 100 } else { 8 }));
     check(failures, "exec and exit leave no area behind", ends);
     check(failures, "locked memory stays", || locked_stays(true));
@@ -50,6 +61,12 @@ pub(crate) fn run(failures: &mut u32, long: bool, module: &str, disks: [&str; 2]
     check(failures, "kill -9 in the middle of it", || kills(if long { 60 } else { 8 }));
     let rounds = if long { 1_000_000 } else { 20_000 };
     check(failures, "races of two threads and the shrinker lose no byte", || races::against_the_shrinker(rounds));
+    if quick {
+        check(failures, "the module unloads, and no warning is in the log", leaves);
+        return;
+    }
+    check(failures, "64 areas: each gives what it has", || many(64));
+    check(failures, "kill -9 in the middle of it", || kills(if long { 60 } else { 8 }));
     check(failures, "no system call in alloc, touch and free", || as_child(&["calls"]));
     check(failures, "a frame costs no more than 1.2 of punching it, or 10 us", || {
         measure::against_punching(3, if long { 8192 } else { 256 })
@@ -70,12 +87,14 @@ pub(crate) fn run(failures: &mut u32, long: bool, module: &str, disks: [&str; 2]
     });
     check(failures, "phases at half their peak: killed without the module", || at_half("nobody", false));
     check(failures, "phases at half their peak: complete with it", || at_half("kernel", true));
-    check(failures, "the module unloads, and no warning is in the log", || {
-        if attached() > 0 || !unload() {
-            return Err(format!("{} areas left", attached()));
-        }
-        clean_log()
-    });
+    check(failures, "the module unloads, and no warning is in the log", leaves);
+}
+
+fn leaves() -> Outcome {
+    if attached() > 0 || !unload() {
+        return Err(format!("{} areas left", attached()));
+    }
+    clean_log()
 }
 
 /// In a process of its own, of which nothing is left afterwards.

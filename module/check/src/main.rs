@@ -1,4 +1,4 @@
-//! What the module promises, checked in a machine that has it: `llfree-module-check short|long MODULE.ko SWAP DISK`.
+//! What the module promises, checked in a machine that has it: `llfree-module-check quick|short|long MODULE.ko SWAP DISK`.
 //!
 //! Started by `images/linux/testbed module` as root, in an emulated machine that is there for this. Prints a row a check,
 //! and what was measured. Checks that need processes of their own start this program again, as a `tenant` or a `hog`.
@@ -26,9 +26,14 @@ fn main() -> ExitCode {
             return if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         ["calls"] => return races::no_system_calls(),
-        ["short" | "long", module, swap, disk] => {
+        [form @ ("quick" | "short" | "long"), module, swap, disk] => {
+            let form = match *form {
+                "quick" => checks::Form::Quick,
+                "short" => checks::Form::Short,
+                _ => checks::Form::Long,
+            };
             let mut failures = 0;
-            checks::run(&mut failures, words[0] == "long", module, [swap, disk]);
+            checks::run(&mut failures, form, module, [swap, disk]);
             failures
         }
         ["numa"] => {
@@ -37,7 +42,7 @@ fn main() -> ExitCode {
             failures
         }
         _ => {
-            eprintln!("usage: llfree-module-check short|long MODULE.ko SWAP DISK, or numa");
+            eprintln!("usage: llfree-module-check quick|short|long MODULE.ko SWAP DISK, or numa");
             return ExitCode::from(2);
         }
     };
