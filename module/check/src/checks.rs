@@ -54,12 +54,14 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
     check(failures, "a process that scribbles harms itself alone", || {
         as_child(&["scribble", if long { "30" } else { "4" }])
     });
-    check(failures, "64 areas: each gives what it has", || many(64));
     check(failures, "rmmod is refused while there is an area, and goes then", || {
         reload(module, if long { 30 } else { 3 })
     });
-    check(failures, "kill -9 in the middle of it", || kills(if long { 60 } else { 8 }));
-    let rounds = if long { 1_000_000 } else { 20_000 };
+    let rounds = match form {
+        Form::Quick => 5_000,
+        Form::Short => 20_000,
+        Form::Long => 1_000_000,
+    };
     check(failures, "races of two threads and the shrinker lose no byte", || races::against_the_shrinker(rounds));
     if quick {
         check(failures, "the module unloads, and no warning is in the log", leaves);
