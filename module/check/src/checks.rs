@@ -120,13 +120,23 @@ fn text(error: impl std::fmt::Display) -> String {
 fn clean_log() -> Outcome {
     let log = std::process::Command::new("dmesg").output().map_err(text)?;
     let log = String::from_utf8_lossy(&log.stdout).into_owned();
-    let bad = ["BUG", "WARNING", "KASAN", "INFO: task", "general protection", "possible", "Oops", "rcu_"];
-    // What says how a kernel is built, and kills that were meant.
-    let known = ["oom-kill", "Command line", "Kernel command", "Speculative", "possible CPU", "Allowing"];
-    let found: Vec<_> = log
-        .lines()
-        .filter(|line| bad.iter().any(|word| line.contains(word)) && !known.iter().any(|word| line.contains(word)))
-        .collect();
+    let bad = [
+        "BUG:",
+        "WARNING:",
+        "KASAN",
+        "INFO: task",
+        "general protection",
+        "Oops",
+        "possible circular",
+        "possible recursive",
+        "possible irq",
+        "inconsistent lock",
+        "rcu: INFO",
+        "detected stalls",
+        "bad page",
+        "Bad page",
+    ];
+    let found: Vec<_> = log.lines().filter(|line| bad.iter().any(|word| line.contains(word))).collect();
     if found.is_empty() { Ok(String::new()) } else { Err(found.join("\n    ")) }
 }
 
