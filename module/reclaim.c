@@ -50,6 +50,7 @@ atomic64_t count_calls, count_ns, scan_calls, scan_ns;
 
 static struct list_lru places;
 static struct kmem_cache *place_cache;
+/* The lists are there: stored with release, loaded with acquire. */
 static bool ready;
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 7, 0)
