@@ -84,6 +84,12 @@ impl<T, F: Fence> Biased<T, F> {
         (Owner(this), this)
     }
 
+    /// The thing, for somebody who has all of it.
+    pub fn get_mut(&mut self) -> &mut T {
+        // SAFETY: borrowed by nobody else.
+        self.thing.with_mut(|thing| unsafe { &mut *thing })
+    }
+
     /// Calls `work` with the thing; `None` if others have it at this moment.
     ///
     /// # Safety
