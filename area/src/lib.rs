@@ -26,6 +26,7 @@
 //! | [`objects`] | large objects: classes, caches, typed regions |
 //! | `raw` | frames by address and layout, for allocators of others |
 //! | `hand` | one thread's access to the table |
+//! | `membarrier` | a fence that costs one side nothing: how what sleeping threads keep is drained |
 //! | `space` | memory and table, mapped; kinds of memory |
 //! | [`reclaimer`] | the monitor, and its thread |
 //! | [`device`] | the kernel, where it takes memory back by itself |
@@ -51,6 +52,7 @@ mod fork;
 mod hand;
 mod idle;
 pub mod link;
+mod membarrier;
 pub mod objects;
 pub mod once;
 pub mod patience;
