@@ -87,7 +87,7 @@ pub(crate) fn without_swap(failures: &mut u32, compared: bool) {
 
 /// With swap there is something else to take: what is free goes, and what is in use comes back whole.
 pub(crate) fn with_swap(failures: &mut u32) {
-    check(failures, "swap on: what is in use is whole, less is swapped than without", || {
+    check(failures, "swap on: what is in use is whole, less of it is swapped", || {
         let run = |by: &str| {
             let group = Group::new("swap", &[("memory.max", 256)])?;
             let mut tenant = Other::start(192, "2", by, Some(&group))?;
