@@ -278,6 +278,29 @@ impl Monitor {
         self.terms.get().is_some()
     }
 
+    /// The tenant says how far it is. Until that is [`HandOver::Complete`], touches of frames that are not held are no
+    /// violations, and what a failed install left in a frame may be in use.
+    pub fn hand_over(&self, to: HandOver) {
+        self.handed_over.fetch_max(to as u8, Ordering::AcqRel);
+    }
+
+    /// How far the tenant is; one whose memory is not by touch has been [`HandOver::Complete`] from the start.
+    #[must_use]
+    pub fn handed_over(&self) -> HandOver {
+        HandOver::from_byte(self.handed_over.load(Ordering::Acquire))
+    }
+
+    /// Whether the tenant has not handed over anything yet.
+    #[must_use]
+    pub fn is_booting(&self) -> bool {
+        self.handed_over() == HandOver::Booting
+    }
+
+    /// Whether the tenant may have memory by touching it.
+    fn comes_by_touch(&self) -> bool {
+        self.handed_over() < HandOver::Complete
+    }
+
     /// Huge frames that passes leave free, unless they are forced: by the tenant's claim, and at most all.
     #[must_use]
     pub fn floor(&self) -> u32 {
