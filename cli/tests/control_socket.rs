@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 fn dir() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("vm").tempdir_in("/tmp").expect("a scratch directory")
@@ -19,6 +20,15 @@ fn entries(dir: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// A socket that nobody listens at.
+fn dead_socket(path: &Path) {
+    drop(UnixListener::bind(path).expect("bind"));
+    // A child of another test has it, too, until its exec.
+    while UnixStream::connect(path).is_ok() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
@@ -52,7 +62,7 @@ fn a_live_vms_name_is_refused_with_its_pid() {
 fn what_a_dead_vm_left_is_taken_over() {
     let dir = dir();
     // What kill -9 leaves behind: a socket file without a listener, a lock file without a lock.
-    drop(UnixListener::bind(dir.path().join("vm0.sock")).expect("bind"));
+    dead_socket(&dir.path().join("vm0.sock"));
     std::fs::write(dir.path().join("vm0.lock"), "4294967\n").expect("write");
     assert_eq!(live_in(dir.path()).expect("readable"), []);
     let claim = Claim::by_name(dir.path(), "vm0").expect("its VM is dead");
@@ -84,11 +94,11 @@ fn what_killed_vms_left_goes_with_the_next_start_and_nothing_else_does() {
     let path = |name: &str| dir.path().join(name);
     let _live = Claim::by_name(dir.path(), "live").expect("free");
     for dead in ["a", "b"] {
-        drop(UnixListener::bind(path(&format!("{dead}.sock"))).expect("bind"));
+        dead_socket(&path(&format!("{dead}.sock")));
         std::fs::write(path(&format!("{dead}.lock")), "4294967\n").expect("write");
     }
     std::fs::write(path("c.lock"), "4294967\n").expect("write");
-    drop(UnixListener::bind(path("d.sock")).expect("bind"));
+    dead_socket(&path("d.sock"));
     let _unlocked = UnixListener::bind(path("listens.sock")).expect("bind");
     for foreign in ["empty.lock", "notes.txt"] {
         std::fs::write(path(foreign), "").expect("write");
@@ -112,7 +122,7 @@ fn names_count_up_from_vm0() {
 fn of_many_starters_one_gets_the_name_and_each_gets_some_name() {
     for round in 0..20 {
         let dir = Arc::new(dir());
-        drop(UnixListener::bind(dir.path().join("vm0.sock")).expect("bind"));
+        dead_socket(&dir.path().join("vm0.sock"));
         let barrier = Arc::new(Barrier::new(8));
         let threads: Vec<_> = (0..8)
             .map(|at| {
