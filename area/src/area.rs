@@ -8,7 +8,7 @@ use crate::block::{Block, Extent};
 use crate::error::{AllocError, AreaError, FreeError};
 use crate::file::NamedFile;
 use crate::file_error::{FileError, FileFault};
-use crate::hand::Hand;
+use crate::hand::{Grip, Hand};
 use crate::reclaimer::{Flush, Reclaimer, Status};
 use crate::space::{MemoryKind, Shared, Space};
 use llfree::Leaks;
@@ -255,10 +255,13 @@ impl Area {
     }
 
     /// A handle for one thread, which allocates faster than the area itself. What it holds back goes back when it is
-    /// dropped.
+    /// dropped, when the area [reclaims](Self::reclaim) or is resized, and after two looks of automatic reclaim between which
+    /// its thread did nothing with it: for that nobody waits for the thread, or wakes it.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle { hand: Hand::new(self.space.clone()), area: self.clone() }
+        let hand = Hand::new(self.space.clone());
+        self.reclaimer.add_cache(hand.others());
+        Handle { hand, area: self.clone() }
     }
 
     /// Frees a block, from any thread.
@@ -267,7 +270,11 @@ impl Area {
     /// [`FreeError`].
     pub fn free(&self, block: Block) -> Result<(), FreeError> {
         self.check_own(&block)?;
-        match block.extent {
+        self.free_extent(block.extent)
+    }
+
+    fn free_extent(&self, extent: Extent) -> Result<(), FreeError> {
+        match extent {
             Extent::Order(frame, order) => {
                 self.space.mark_freed(Space::huge_range(frame, order.frames()));
                 Ok(self.space.tenant().free(frame, order)?)
@@ -392,9 +399,11 @@ impl Handle {
     /// [`AllocError::OutOfMemory`], or [`AllocError::Forked`].
     #[inline]
     pub fn alloc(&mut self, order: Order) -> Result<Block, AllocError> {
-        let Hand { grip, space } = &mut self.hand;
-        let taken = match grip.take(space, order) {
-            Err(AllocError::OutOfMemory { .. }) => self.area.insist(|| grip.take(space, order)),
+        let Self { hand, area } = self;
+        let with = |grip: &mut Grip, space: &Space| grip.take(space, order);
+        let without = |space: &Space| Grip::take_without(space, order);
+        let taken = match hand.work(with, without) {
+            Err(AllocError::OutOfMemory { .. }) => area.insist(|| hand.insist(with, without)),
             other => other,
         }?;
         Ok(self.area.block(Extent::Order(taken.frame, order), taken.frame, taken.is_zeroed))
@@ -405,12 +414,18 @@ impl Handle {
     /// # Errors
     /// As [`alloc`](Self::alloc); also for none at all.
     pub fn alloc_run(&mut self, huge_frames: u32) -> Result<Block, AllocError> {
-        let Hand { grip, space } = &mut self.hand;
-        let run = match grip.take_run(space, huge_frames, Behind::Any) {
+        let Self { hand, area } = self;
+        let take = |hand: &mut Hand| {
+            hand.work(
+                |grip, space| grip.take_run(space, huge_frames, Behind::Any),
+                |space| Grip::take_run_near(&mut HugeId(0), space, huge_frames, Behind::Any),
+            )
+        };
+        let run = match take(hand) {
             Err(AllocError::OutOfMemory { .. }) if huge_frames > 0 => {
                 // Frames that this very handle keeps may be what a run lacks.
-                grip.drain(space);
-                self.area.insist(|| grip.take_run(space, huge_frames, Behind::Any))
+                hand.insist(Grip::drain, |_| ());
+                area.insist(|| take(hand))
             }
             other => other,
         }?;
@@ -426,16 +441,17 @@ impl Handle {
     #[inline]
     pub fn free(&mut self, block: Block) -> Result<(), FreeError> {
         self.area.check_own(&block)?;
-        let Hand { grip, space } = &mut self.hand;
-        match block.extent {
+        let (area, extent) = (&self.area, block.extent);
+        let with = |grip: &mut Grip, space: &Space| match extent {
             Extent::Order(frame, order) => grip.give(space, frame, order),
             Extent::Run(range) => grip.give_run(space, range),
-        }
+        };
+        self.hand.work(with, |_| area.free_extent(extent))
     }
 
     /// Gives back what the handle keeps to be fast.
     pub fn drain(&mut self) {
-        let Hand { grip, space } = &mut self.hand;
-        grip.drain(space);
+        // Who has it instead drains it.
+        self.hand.work(Grip::drain, |_| ());
     }
 }

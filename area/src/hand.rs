@@ -3,12 +3,19 @@
 //! A handle of the table and a place to look for runs.
 
 use crate::error::{AllocError, FreeError};
+use crate::membarrier::Membarrier;
+use crate::reclaimer::Flush;
 use crate::space::Space;
 use llfree::run::{Behind, TakenRun};
-use llfree::{Allocation, Cpu};
+use llfree::{Allocation, Biased, Cpu};
 use shared_layout::{FrameId, HUGE_SIZE, HugeEntry, HugeId, HugeRange, Order};
 use std::mem::ManuallyDrop;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// Looks at a grip that others have, and the time between two of them: they give back a few rows.
+const PATIENCE: u32 = 100;
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// What a thread keeps of a table, not of the memory that it lies in. Dropped without [`let_go`](Grip::let_go), it touches
 /// nothing: by then that memory may be gone.
@@ -44,13 +51,33 @@ impl Grip {
         Ok(install(space, taken))
     }
 
+    /// The same by somebody who has no grip at the moment.
+    #[cold]
+    pub(crate) fn take_without(space: &Space, order: Order) -> Result<Taken, AllocError> {
+        if space.is_missing() {
+            return Err(AllocError::Forked);
+        }
+        let taken = space.tenant().alloc(order).map_err(|_| AllocError::OutOfMemory { bytes: order.bytes() })?;
+        Ok(install(space, taken))
+    }
+
     /// Takes a run; the marks of evicted frames are as they were.
     pub(crate) fn take_run(&mut self, space: &Space, huge_frames: u32, behind: Behind) -> Result<TakenRun, AllocError> {
+        Self::take_run_near(&mut self.near, space, huge_frames, behind)
+    }
+
+    /// The same beginning at a place.
+    pub(crate) fn take_run_near(
+        near: &mut HugeId,
+        space: &Space,
+        huge_frames: u32,
+        behind: Behind,
+    ) -> Result<TakenRun, AllocError> {
         if space.is_missing() {
             return Err(AllocError::Forked);
         }
         let out = AllocError::OutOfMemory { bytes: u64::from(huge_frames) * HUGE_SIZE };
-        space.tenant().alloc_run(huge_frames, behind, &mut self.near).map_err(|_| out)
+        space.tenant().alloc_run(huge_frames, behind, near).map_err(|_| out)
     }
 
     #[inline]
@@ -86,22 +113,84 @@ impl Grip {
     }
 }
 
-/// A grip, and the space that it is of. Keeps the table mapped, but not the area alive.
+/// A grip that others drain while its owner does not use it, and the space that it is of. Keeps the table mapped, but not the area
+/// alive.
 #[derive(Debug)]
 pub(crate) struct Hand {
-    pub(crate) grip: Grip,
-    pub(crate) space: Arc<Space>,
+    shared: Arc<SharedHand>,
+}
+
+#[derive(Debug)]
+struct SharedHand {
+    grip: Biased<Grip, Membarrier>,
+    space: Arc<Space>,
 }
 
 impl Hand {
     pub(crate) fn new(space: Arc<Space>) -> Self {
-        Self { grip: Grip::new(&space), space }
+        let grip = Biased::new(Grip::new(&space), Membarrier);
+        Self { shared: Arc::new(SharedHand { grip, space }) }
+    }
+
+    /// For those who drain what sleeps.
+    pub(crate) fn others(&self) -> Weak<dyn Flush> {
+        Arc::downgrade(&self.shared) as Weak<dyn Flush>
+    }
+
+    /// Calls `with` with the grip, or `without` while others have it.
+    #[inline]
+    pub(crate) fn work<T>(
+        &mut self,
+        with: impl FnOnce(&mut Grip, &Space) -> T,
+        without: impl FnOnce(&Space) -> T,
+    ) -> T {
+        let SharedHand { grip, space } = &*self.shared;
+        // SAFETY: there is one of us, borrowed for the whole call, and `with` has no way to it.
+        let done = unsafe { grip.with(|grip| with(grip, space)) };
+        done.unwrap_or_else(|| without(space))
+    }
+}
+
+impl Hand {
+    /// The same, by somebody who found nothing in a hurry: what others have in hand is waited for, a moment at most.
+    #[cold]
+    pub(crate) fn insist<T>(
+        &mut self,
+        mut with: impl FnMut(&mut Grip, &Space) -> T,
+        without: impl FnOnce(&Space) -> T,
+    ) -> T {
+        for _ in 0..PATIENCE {
+            let done = self.work(|grip, space| Some(with(grip, space)), |_| None);
+            if let Some(done) = done {
+                return done;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        self.work(with, without)
     }
 }
 
 impl Drop for Hand {
     fn drop(&mut self) {
-        self.grip.let_go(&self.space);
+        // Others may keep the rest for a moment.
+        self.work(|grip, space| grip.let_go(space), |_| ());
+    }
+}
+
+impl Flush for SharedHand {
+    fn free_idle(&self) {
+        self.grip.try_with_idle(|grip| grip.drain(&self.space));
+    }
+
+    fn free_all(&self) {
+        self.grip.try_with(|grip| grip.drain(&self.space));
+    }
+}
+
+impl Drop for SharedHand {
+    fn drop(&mut self) {
+        let Self { grip, space } = self;
+        grip.get_mut().let_go(space);
     }
 }
 

@@ -26,6 +26,7 @@
 //! | [`objects`] | large objects: classes, caches, typed regions |
 //! | `raw` | frames by address and layout, for allocators of others |
 //! | `hand` | one thread's access to the table |
+//! | `membarrier` | a fence that costs one side nothing: how what sleeping threads keep is drained |
 //! | `space` | memory and table, mapped; kinds of memory |
 //! | [`reclaimer`] | the monitor, and its thread |
 //! | [`tier`], `collections` | on top: a global allocator, and the `Allocator` trait of allocator-api2 |
@@ -47,6 +48,7 @@ pub mod foreign;
 mod fork;
 mod hand;
 pub mod link;
+mod membarrier;
 pub mod objects;
 pub mod once;
 pub mod patience;

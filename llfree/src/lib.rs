@@ -25,6 +25,7 @@
 //! | `search` | the way to the next block |
 //! | [`run`] | huge frames side by side, as many as somebody wants |
 //! | [`cpu`], `stats` | one CPU's handle; what a monitor asks |
+//! | [`biased`] | a handle that others drain while its CPU sleeps |
 //! | [`table`] | all of it in one region |
 //! | [`mod@recover`], `format`, `region_error` | repair after a crash, and a persistent region's words |
 //! | [`persist`] | an allocator that outlives its process |
@@ -91,6 +92,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod biased;
 mod block;
 pub mod class;
 pub mod cpu;
@@ -140,6 +142,7 @@ mod models;
 #[path = "../models/shuttle/mod.rs"]
 mod models;
 
+pub use biased::{Biased, Fence, FullFence};
 pub use block::{Allocation, Block, EvictedBlock};
 pub use class::{Class, Policy, Rank};
 pub use cpu::{Cpu, HANDLE_FRAMES};

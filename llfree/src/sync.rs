@@ -21,9 +21,9 @@ pub(crate) use atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 pub(crate) use atomic::{fence, power_off, power_on, run_until, write_back};
 
 #[cfg(all(not(loom), target_arch = "x86_64", not(miri)))]
-use core::sync::atomic::{Ordering::SeqCst, compiler_fence};
-#[cfg(all(not(loom), any(not(target_arch = "x86_64"), miri)))]
-use core::sync::atomic::{Ordering::SeqCst, fence};
+use core::sync::atomic::compiler_fence;
+#[cfg(not(loom))]
+use core::sync::atomic::fence as any_fence;
 
 /// Orders a read-modify-write before the loads that follow, as `fence(SeqCst)` does: of two parties
 /// that each change a word and then look at the other's, one sees the other's change.
@@ -31,9 +31,37 @@ use core::sync::atomic::{Ordering::SeqCst, fence};
 pub(crate) fn change_before_looks() {
     // On x86-64 such a change is a locked instruction, and that is the fence: the compiler alone is told.
     #[cfg(all(not(loom), target_arch = "x86_64", not(miri)))]
-    compiler_fence(SeqCst);
+    compiler_fence(Ordering::SeqCst);
     #[cfg(all(not(loom), any(not(target_arch = "x86_64"), miri)))]
-    fence(SeqCst);
+    any_fence(Ordering::SeqCst);
     #[cfg(loom)]
     loom::sync::atomic::fence(Ordering::SeqCst);
+}
+
+/// Orders all that comes before it before all that comes after, among all who do so.
+#[inline]
+pub(crate) fn full_fence() {
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+    #[cfg(not(loom))]
+    any_fence(Ordering::SeqCst);
+}
+
+/// Memory that two parties have one after the other. A model checker sees if they do not.
+#[cfg(loom)]
+pub(crate) use loom::cell::UnsafeCell;
+
+#[cfg(not(loom))]
+pub(crate) struct UnsafeCell<T>(core::cell::UnsafeCell<T>);
+
+#[cfg(not(loom))]
+impl<T> UnsafeCell<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(core::cell::UnsafeCell::new(value))
+    }
+
+    #[inline]
+    pub(crate) fn with_mut<R>(&self, work: impl FnOnce(*mut T) -> R) -> R {
+        work(self.0.get())
+    }
 }

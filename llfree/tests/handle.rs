@@ -2,9 +2,10 @@
 //! a frame twice, or keep one forever.
 
 use crate::common::{Table, order, ready};
-use llfree::{Allocation, Class, FreeError, HANDLE_FRAMES, Reclaim};
+use llfree::{Allocation, Biased, Class, FreeError, FullFence, HANDLE_FRAMES, Reclaim};
 use shared_layout::{FrameId, HugeEntry, Order};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 #[test]
 fn a_row_that_was_away_is_not_believed_to_have_memory() {
@@ -184,4 +185,101 @@ fn idle_handles_hold_back_no_more_than_they_gave_out() {
     // Nor do they keep what they freed, once drained.
     idle.iter_mut().for_each(llfree::Cpu::drain);
     assert_eq!(std::iter::from_fn(|| cpu.alloc(Order::BASE).ok()).count(), hidden);
+}
+
+#[test]
+fn handles_that_sleep_hide_nothing_once_others_drained_them() {
+    // 64 handles that each worked, and do nothing more.
+    let table = Table::installed(64);
+    let tenant = table.tenant();
+    let mut handles: Vec<_> = (0..64).map(|_| Biased::new(tenant.cpu(), FullFence)).collect();
+    let mut kept = Vec::new();
+    for handle in &mut handles {
+        let (mut owner, _) = handle.owner();
+        let frames =
+            owner.with(|cpu| (0..300).map(|_| ready(cpu.alloc(Order::BASE).expect("free"))).collect::<Vec<_>>());
+        let mut frames = frames.expect("nobody else is here");
+        kept.push(frames.split_off(200));
+        owner.with(|cpu| frames.iter().for_each(|frame| cpu.free(*frame, Order::BASE).expect("ours")));
+    }
+    let hidden = || {
+        let all = 64 * 512 - kept.iter().flatten().count() as u64;
+        all - tenant.stats().free_frames
+    };
+    assert!(hidden() * 4096 > 1 << 20, "what they hold back is worth it: {} frames", hidden());
+    // Whoever comes by takes note of what was used, and drains it the next time.
+    assert!(!handles.iter().any(Biased::drain_idle));
+    assert!(handles.iter().all(Biased::drain_idle));
+    assert_eq!(hidden(), 0);
+    assert!(!handles.iter().any(Biased::drain_idle), "nobody used them since");
+    tenant.validate().expect("counters fit the bits");
+    // Their owners go on.
+    for (handle, kept) in handles.iter_mut().zip(kept) {
+        let (mut owner, others) = handle.owner();
+        owner.with(|cpu| kept.iter().for_each(|frame| cpu.free(*frame, Order::BASE).expect("ours"))).expect("alone");
+        assert!(others.drain());
+    }
+    assert_eq!(tenant.stats().free_frames, 64 * 512);
+}
+
+#[test]
+fn a_handle_at_work_and_those_who_drain_it_lose_nothing() {
+    let table = Table::installed(2);
+    let tenant = table.tenant();
+    let mut handle = Biased::new(tenant.cpu(), FullFence);
+    let (mut owner, others) = handle.owner();
+    let end = AtomicBool::new(false);
+    let (mut alone, mut without) = (0u32, 0u32);
+    let drains: u32 = thread::scope(|threads| {
+        let drain = || {
+            let mut drains = 0;
+            while !end.load(Ordering::Relaxed) {
+                drains += u32::from(others.drain());
+            }
+            drains
+        };
+        // Also if something below fails.
+        struct End<'a>(&'a AtomicBool);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let ends = End(&end);
+        let drainers: Vec<_> = (0..2).map(|_| threads.spawn(drain)).collect();
+        let mut held: Vec<FrameId> = Vec::new();
+        for step in 0..200_000u32 {
+            // Now more, now less, and never one from two sides.
+            if step % 96 < 48 || held.is_empty() {
+                let got = owner.with(|cpu| cpu.alloc(Order::BASE));
+                *if got.is_some() { &mut alone } else { &mut without } += 1;
+                held.push(ready(got.unwrap_or_else(|| tenant.alloc(Order::BASE)).expect("there is more")));
+            } else {
+                let frame = held.swap_remove(step as usize * 31 % held.len());
+                let done = owner.with(|cpu| cpu.free(frame, Order::BASE));
+                done.unwrap_or_else(|| tenant.free(frame, Order::BASE)).expect("ours");
+            }
+        }
+        let mut each = held.clone();
+        each.sort_unstable();
+        each.dedup();
+        assert_eq!(each.len(), held.len(), "a frame has one owner");
+        held.iter().for_each(|frame| tenant.free(*frame, Order::BASE).expect("ours"));
+        drop(ends);
+        drainers.into_iter().map(|drainer| drainer.join().expect("no panic")).sum()
+    });
+    assert!(drains > 0 && alone > 0, "{drains} drains, {alone} steps with the handle and {without} without");
+    drop(handle);
+    assert_eq!(tenant.stats().free_frames, 1024);
+    tenant.validate().expect("counters fit the bits");
+}
+
+#[test]
+fn a_panic_of_its_owner_leaves_a_handle_to_others() {
+    let mut thing = Biased::new(1, FullFence);
+    let (mut owner, others) = thing.owner();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| owner.with(|_| panic!("on purpose"))));
+    assert!(panicked.is_err());
+    assert_eq!(others.try_with(|thing| *thing), Some(1));
+    assert_eq!(owner.with(|thing| *thing), Some(1));
 }

@@ -7,6 +7,7 @@ mod file;
 use common::{dirty, fork, is_dirty, small};
 use llfree_area::area::Builder;
 use llfree_area::{AllocError, Area, AreaError, Block, FreeError, MemoryKind, Order, Switch};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use test_support::skipped;
@@ -372,6 +373,73 @@ fn what_stays_free_goes_back_by_itself_and_what_is_used_does_not() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(area.validate().expect("known").findings.is_empty());
+}
+
+#[test]
+fn what_handles_of_sleeping_threads_keep_goes_back_too() {
+    let auto = |interval| llfree_area::Settings { interval: Duration::from_millis(interval), ..Builder::AUTO_RECLAIM };
+    let area = Area::builder().size(128 * MIB).memory(MemoryKind::Private);
+    let area = area.auto_reclaim(Switch(Some(auto(20)))).build().expect("built");
+    let used = || area.status().expect("known").used_bytes;
+    let (stop, worked) = (Barrier::new(9), Barrier::new(9));
+    std::thread::scope(|threads| {
+        for _ in 0..8 {
+            threads.spawn(|| {
+                let mut handle = area.handle();
+                let work = |handle: &mut llfree_area::Handle| {
+                    let blocks: Vec<_> = (0..300).map(|_| handle.alloc(Order::BASE).expect("room")).collect();
+                    blocks.iter().for_each(|block| dirty(block, 1));
+                    blocks.into_iter().for_each(|block| handle.free(block).expect("ours"));
+                };
+                work(&mut handle);
+                worked.wait();
+                // All that this thread does for a while.
+                stop.wait();
+                work(&mut handle);
+            });
+        }
+        worked.wait();
+        let start = Instant::now();
+        while (used(), area.status().expect("known").resident_bytes) != (0, 0) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{:?}", area.status());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        stop.wait();
+    });
+    assert_eq!(used(), 0);
+    assert!(area.validate().expect("known").findings.is_empty());
+}
+
+#[test]
+fn a_handle_at_work_is_drained_beside_it_and_nothing_is_lost() {
+    for kind in KINDS {
+        let area = small(kind);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                let mut handle = area.handle();
+                let mut blocks: Vec<(u64, Block)> = Vec::new();
+                for step in 0..60_000u64 {
+                    if step % 120 < 60 || blocks.is_empty() {
+                        let block = handle.alloc(Order::BASE).expect("room");
+                        dirty(&block, step);
+                        blocks.push((step, block));
+                    } else {
+                        let (number, block) = blocks.swap_remove(step as usize * 7 % blocks.len());
+                        assert!(is_dirty(&block, number), "nobody else had it");
+                        handle.free(block).expect("ours");
+                    }
+                }
+                blocks.into_iter().for_each(|(_, block)| handle.free(block).expect("ours"));
+                done.store(true, Ordering::Relaxed);
+            });
+            while !done.load(Ordering::Relaxed) {
+                area.reclaim(u64::MAX).expect("nothing is locked");
+                assert!(area.validate().expect("known").findings.is_empty());
+            }
+        });
+        assert_eq!(area.status().expect("known").used_bytes, 0);
+    }
 }
 
 #[test]

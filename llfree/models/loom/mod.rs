@@ -3,10 +3,12 @@
 //! With `cfg(loom)` the crate's atomics are loom's. Each model checks what must hold whatever the
 //! order: no frame has two owners, none is lost, R and the entry agree. Here are blocks and the
 //! host; `rows` has the rows of handles, `memory` what the owner of a frame sees of the last one's
-//! work, `refusal` what is remembered of a refusal, `process` a tenant that installs by itself, `handle` whole handles.
+//! work, `refusal` what is remembered of a refusal, `process` a tenant that installs by itself, `handle` whole handles, `biased`
+//! a handle that others drain.
 //!
 //! `cargo test -p llfree-loom` runs them; so does `RUSTFLAGS="--cfg loom" cargo test -p llfree --lib`.
 
+mod biased;
 mod handle;
 mod memory;
 mod process;
