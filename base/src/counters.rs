@@ -57,7 +57,7 @@ counters! {
         violations,
         /// The part of the violations that hit held frames.
         held_violations,
-        /// Huge frames that a guest with an allocator of its own touched before it handed over what is free.
+        /// Huge frames that a guest with an allocator of its own touched before its hand-over was complete.
         boot_touches,
     }
 

@@ -67,7 +67,9 @@ pub(crate) const BITMAP_FRAMES: u64 = BitAlloc16M::CAP as u64;
 
 /// A bitmap of bitmaps, likewise; too large for a stack.
 pub(crate) fn bitmap(huge_frames: u32) -> Box<BitAlloc16M> {
-    let mut bits = Box::new(BitAlloc16M::DEFAULT);
+    // Without optimizations its two MiB pass over the stack on their way to the heap: over one that has room for them.
+    let maker = std::thread::Builder::new().stack_size(64 << 20).spawn(|| Box::new(BitAlloc16M::DEFAULT));
+    let mut bits = maker.expect("a thread").join().expect("no panic");
     bits.insert(0..frames(huge_frames) as usize);
     bits
 }

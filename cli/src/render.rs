@@ -413,7 +413,7 @@ fn vcpus(report: &StatusReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use llfree_control::report::{BalloonStatus, ElasticKind, ElasticStatus};
+    use llfree_control::report::{BalloonStatus, ElasticKind, ElasticStatus, HandOver, TableStatus};
 
     fn line<'a>(text: &'a str, label: &str) -> &'a str {
         text.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("no {label} in\n{text}"))
@@ -476,6 +476,19 @@ mod tests {
         let text = status(&report);
         assert!(line(&text, "guest uses").ends_with("1 GiB  by its own account, 1.50 s ago"), "{text}");
         assert!(line(&text, "guest says").ends_with("3 GiB free, 4 GiB in total; 1.50 s ago"), "{text}");
+    }
+
+    #[test]
+    fn a_guest_with_an_allocator_of_its_own_says_how_far_it_is() {
+        let with = |driven, hand_over: HandOver| {
+            let table = Some(TableStatus { hand_over: hand_over.into(), ..TableStatus::default() });
+            let elastic = ElasticStatus { driven, table, ..ElasticStatus::default() };
+            let text = status(&StatusReport { elastic, ..StatusReport::default() });
+            line(&text, "guest says").to_owned()
+        };
+        assert!(with(false, HandOver::Booting).contains("still booting"));
+        assert!(with(true, HandOver::ByTouch).contains("comes by touch, as the host had no memory for it"));
+        assert!(with(true, HandOver::Complete).ends_with("to be left free"));
     }
 
     #[test]

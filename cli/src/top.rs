@@ -158,16 +158,15 @@ struct Screen<'a> {
 
 impl Screen<'_> {
     fn show(&mut self) -> Result<(), TopError> {
-        self.takes_the_terminal()?;
-        let mut stdout = io::stdout();
-        stdout.write_all(canvas::enter().as_bytes()).map_err(host("draw"))?;
-        let canvas = Canvas::new(stdout, render::terminal_size);
+        let canvas = Canvas::new(io::stdout(), render::terminal_size);
         let mut drawn = ratatui_core::terminal::Terminal::new(canvas).map_err(host("draw"))?;
         let mut model = Model::default();
+        let mut begins_anew = true;
         loop {
             // Its shell may have put this job behind another at any time.
-            if !self.terminal.is_ours() {
+            if begins_anew || !self.terminal.is_ours() {
                 self.takes_the_terminal()?;
+                drawn.backend_mut().enter();
                 drawn.clear().map_err(host("draw"))?;
             }
             let draw = |frame: &mut ratatui_core::terminal::Frame<'_>| {
@@ -182,10 +181,7 @@ impl Screen<'_> {
                 Err(error) => return Err(host("wait for a key")(error.into())),
             }
             let [keys, look, signal] = fds.each_ref().map(|fd| !fd.revents().is_empty());
-            if signal && self.hears_a_signal() {
-                self.takes_the_terminal()?;
-                drawn.clear().map_err(host("draw"))?;
-            }
+            begins_anew = signal && self.hears_a_signal();
             if look {
                 self.reads_news(&mut model)?;
             }

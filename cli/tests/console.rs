@@ -173,6 +173,12 @@ impl Screen {
         }
     }
 
+    /// Another program writes on the terminal.
+    pub(crate) fn others_write(&self, text: &[u8]) {
+        let slave = self.slave.as_ref().expect("still open").try_clone().expect("a descriptor");
+        File::from(slave).write_all(text).expect("room");
+    }
+
     pub(crate) fn types(&self, keys: &[u8]) {
         File::from(self.master.try_clone().expect("a descriptor")).write_all(keys).expect("room");
     }

@@ -147,10 +147,18 @@ fn top_fits_any_terminal_and_every_end_gives_it_back() {
     top.screen.types(b"\x1b[\0\xff\x1bx?\x1b[999~\x1b[<0;1Mx\x1b[M");
     top.screen.types(b"!!!o");
     top.has("limitv");
-    // What others wrote on it meanwhile is gone after a stop.
-    top.screen.signal(Signal::STOP);
-    top.screen.signal(Signal::CONT);
-    top.has("no VM is running");
+    // What others did to it during a stop is undone: on its screen, and by leaving that.
+    for others in [&b"\x1b[3;1Hsomething else\x1b[?25h"[..], b"\x1b[?1049l\x1b[?25h$ ls\r\nsomething else\r\n"] {
+        top.screen.signal(Signal::STOP);
+        top.screen.others_write(others);
+        top.has("something else");
+        top.screen.signal(Signal::CONT);
+        let lines = top.shows("its own frame", |lines| lines[2] == "no VM is running");
+        assert!(lines[23..].iter().any(|line| line.starts_with("q quit")), "{lines:#?}");
+        assert!(!lines.concat().contains("else"), "{lines:#?}");
+        let screen = top.emulator.screen();
+        assert!(screen.alternate_screen() && screen.hide_cursor());
+    }
     top.screen.signal(Signal::KILL);
     top.ends(128 + Signal::KILL.as_raw());
 

@@ -58,6 +58,9 @@ calls! {
 /// Flag of a Hello: the guest has given what is free, and from now on touches only what was installed. See
 /// [the header](crate::header#a-guest-with-an-allocator-of-its-own).
 pub const HELLO_OWN_ALLOCATOR: u64 = 1 << 0;
+/// Flag beside it: not quite, as the host had no memory for all that is in use. That comes by touch still, until a Hello
+/// without this flag.
+pub const HELLO_BY_TOUCH: u64 = 1 << 1;
 
 impl Call {
     /// The call at an offset of the doorbell page, if there is one.
@@ -111,7 +114,7 @@ pub enum Request {
     Hello {
         /// [`ABI_VERSION`](crate::header::ABI_VERSION) the guest was built with.
         abi_version: u32,
-        /// [`HELLO_OWN_ALLOCATOR`] or nothing; unknown bits are ignored.
+        /// [`HELLO_OWN_ALLOCATOR`], with [`HELLO_BY_TOUCH`] or without, or nothing; unknown bits are ignored.
         flags: u64,
     },
     /// See [`Call::Wait`].
@@ -212,7 +215,7 @@ mod tests {
     #[test]
     fn requests_survive_the_mailbox() {
         for request in [
-            Request::Hello { abi_version: 1, flags: HELLO_OWN_ALLOCATOR },
+            Request::Hello { abi_version: 1, flags: HELLO_OWN_ALLOCATOR | HELLO_BY_TOUCH },
             Request::Wait,
             Request::Done([3; WORDS]),
             Request::Install { frames: HugeRange::saturating(HugeId(7), 3) },

@@ -15,7 +15,9 @@
 //!   before any of it leaves. It uses no other transition, and the bitfields not at all. A frame that it never gives is
 //!   never taken from it, so a guest that knows nothing of this loses nothing.
 //! - Before Hello it gives what is free and asks for an install of everything else that it may touch from
-//!   then on: afterwards a touch of a frame that was not installed is a violation, as for all guests.
+//!   then on: afterwards a touch of a frame that was not installed is a violation, as for all guests. If the host
+//!   had no memory for some of it, Hello says [`HELLO_BY_TOUCH`](crate::call::HELLO_BY_TOUCH) as well, touches stay
+//!   what they were, and the guest asks again now and then; when it has all, it says Hello without that flag.
 //! - [`GuestWord`]s say what entries cannot.
 //!
 //! # When to raise [`ABI_VERSION`]

@@ -1,7 +1,7 @@
 //! [`Agent`]: one vCPU that does what the host asks and reports.
 //!
-//! What every agent does is `agent_core`'s; here are the two loads that only this guest knows, and what only it can
-//! report: installs, the state of the table, and whether its drivers have more to do.
+//! What every agent does is in `llfree_agent_core`; here are the two loads that only this guest knows, and what only it
+//! can report: installs, the state of the table, and whether its drivers have more to do.
 
 use crate::devices::Devices;
 use crate::guest::Guest;
@@ -15,7 +15,7 @@ use llfree::Tenant;
 /// One vCPU and all it owns.
 pub struct Agent<'a, D: Doorbell> {
     guest: Guest<'a, D>,
-    work: agent_core::Agent<Guest<'a, D>>,
+    work: llfree_agent_core::Agent<Guest<'a, D>>,
     vcpu: u32,
 }
 
@@ -33,7 +33,7 @@ impl<'a, D: Doorbell> Agent<'a, D> {
         let host = unsafe { Host::new(mailbox, doorbell) };
         // SAFETY: of one region by contract.
         let memory = unsafe { Memory::new(tenant, host, shared.ram()) };
-        Some(Self { guest: Guest::new(shared, memory), work: agent_core::Agent::new(vcpu), vcpu })
+        Some(Self { guest: Guest::new(shared, memory), work: llfree_agent_core::Agent::new(vcpu), vcpu })
     }
 
     /// Connects it to the guest's devices; vCPU 0 brings them up. Before [`run`](Self::run).

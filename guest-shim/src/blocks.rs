@@ -6,8 +6,8 @@ use crate::host::Doorbell;
 use crate::memory::Memory;
 use crate::records::{Record, Records};
 use crate::stamp::{self, Tag};
-use agent_core::Refusal;
-use agent_core::stamp::Damage;
+use llfree_agent_core::Refusal;
+use llfree_agent_core::stamp::Damage;
 use shared_layout::{FrameId, Order};
 
 /// Owned blocks and their records.
@@ -23,7 +23,7 @@ impl Default for Blocks {
     }
 }
 
-impl agent_core::Blocks for Blocks {
+impl llfree_agent_core::Blocks for Blocks {
     fn len(&self) -> u64 {
         self.records.len()
     }

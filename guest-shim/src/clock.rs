@@ -15,7 +15,7 @@ impl Clock {
     }
 }
 
-impl agent_core::Clock for Clock {
+impl llfree_agent_core::Clock for Clock {
     fn now(self) -> u64 {
         // SAFETY: rdtsc reads a register; the VMM leaves CR4.TSD clear.
         unsafe { core::arch::x86_64::_rdtsc() }
@@ -38,7 +38,7 @@ impl agent_core::Clock for Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agent_core::Clock as _;
+    use llfree_agent_core::Clock as _;
 
     #[test]
     fn a_year_of_ticks_is_a_year_of_nanoseconds() {

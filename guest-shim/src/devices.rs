@@ -13,11 +13,11 @@ use crate::memory::{Memory, Relief};
 use crate::reported::Reported;
 use crate::shared::{PAGE_WORDS, Shared};
 use crate::virtio::{Broken, Device};
-use agent_core::Clock as _;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use guest_abi::ControlWord;
 use guest_abi::devices::{DEVICE_BYTES, DEVICE_SLOTS};
 use guest_abi::header::FEATURE_DEVICES;
+use llfree_agent_core::Clock as _;
 use shared_layout::FrameId;
 use spin::Mutex;
 

@@ -1,4 +1,4 @@
-//! [`Guest`]: what one vCPU works with, as the system of an [`agent_core::Agent`].
+//! [`Guest`]: what one vCPU works with, as the system of an [`llfree_agent_core::Agent`].
 //!
 //! Blocks come from the vCPU's [`Memory`], so that what is touched is backed by memory. The vCPU that runs the
 //! drivers runs them between any two blocks, as an interrupt would make it.
@@ -11,10 +11,10 @@ use crate::memory::Memory;
 use crate::samples::Store;
 use crate::shared::Shared;
 use agent_abi::{Samples, Touch};
-use agent_core::samples::Recorder;
-use agent_core::stamp::{Damage, Tags};
-use agent_core::{Refusal, Source, System};
 use guest_abi::ControlWord;
+use llfree_agent_core::samples::Recorder;
+use llfree_agent_core::stamp::{Damage, Tags};
+use llfree_agent_core::{Refusal, Source, System};
 use shared_layout::{FrameId, Order};
 
 /// The vCPU that runs the drivers.
@@ -159,8 +159,8 @@ impl<D: Doorbell> System for Guest<'_, D> {
 mod tests {
     use super::*;
     use crate::fake::Table;
-    use agent_core::churn::{Churn, Plan};
-    use agent_core::{Blocks as _, Counters};
+    use llfree_agent_core::churn::{Churn, Plan};
+    use llfree_agent_core::{Blocks as _, Counters};
     use shared_layout::HUGE_SIZE;
 
     #[test]

@@ -24,7 +24,7 @@
 //! | `steady` | loads whose pace shows disturbance: STREAM's triad, fixed time quanta |
 //! | `agent` | the loop of one vCPU: wait for a command, obey, report |
 //!
-//! Each file uses files above it only. The commands that agents in all kinds of guests know are in `agent_core`.
+//! Each file uses files above it only. The commands that agents in all kinds of guests know are in `llfree_agent_core`.
 //!
 //! A page is touched only between its block's way out of the allocator *with host memory behind
 //! it* and its way back: `Memory` is the only door.

@@ -8,9 +8,9 @@ use crate::ahead::Ahead;
 use crate::host::{Doorbell, Host};
 use crate::reported::Reported;
 use crate::shared::{Page, Ram};
-use agent_core::Refusal;
 use guest_abi::Status;
 use llfree::{Allocation, Block, Cpu, EvictedBlock, Stats, Tenant};
+use llfree_agent_core::Refusal;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// The number of times that a [`Relief`] is asked for one allocation.

@@ -9,7 +9,7 @@ use crate::host::Doorbell;
 use crate::memory::Memory;
 use crate::shared::PAGE_WORDS;
 use crate::stamp::{TAG_BITS, Tag};
-use agent_core::Refusal;
+use llfree_agent_core::Refusal;
 use shared_layout::table::MAX_HUGE_FRAMES;
 use shared_layout::{FRAMES_PER_HUGE, FrameId, Order};
 
@@ -208,7 +208,7 @@ fn read<D: Doorbell>(memory: &Memory<'_, D>, leaf: FrameId, index: u64) -> Recor
 mod tests {
     use super::*;
     use crate::fake::Table;
-    use agent_core::Rng;
+    use llfree_agent_core::Rng;
     use std::vec::Vec;
 
     fn record(i: u64) -> Record {

@@ -6,9 +6,9 @@
 
 use crate::host::Doorbell;
 use crate::memory::Memory;
-use agent_core::Refusal;
-use agent_core::samples::{CAPACITY, Recorder};
 use llfree::Block;
+use llfree_agent_core::Refusal;
+use llfree_agent_core::samples::{CAPACITY, Recorder};
 use shared_layout::Order;
 
 const _: () = assert!(CAPACITY as u64 * 8 == Order::MAX.bytes());

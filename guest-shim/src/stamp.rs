@@ -4,7 +4,7 @@
 //! names one use of one page; stamps derive from that.
 
 use crate::shared::Ram;
-use agent_core::stamp::{self, Damage, Page};
+use llfree_agent_core::stamp::{self, Damage, Page};
 use shared_layout::FrameId;
 
 /// Bits of a [`Tag`].
@@ -47,7 +47,7 @@ pub(crate) fn check(page: &Page, ram: Ram, frame: FrameId, tag: Tag, damage: &mu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agent_core::stamp::{PAGE_WORDS, stamps};
+    use llfree_agent_core::stamp::{PAGE_WORDS, stamps};
     use std::collections::HashSet;
 
     #[test]

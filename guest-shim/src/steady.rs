@@ -10,10 +10,10 @@ use crate::guest::Guest;
 use crate::host::Doorbell;
 use crate::memory::Memory;
 use agent_abi::Touch;
-use agent_core::samples::{CAPACITY, Recorder};
-use agent_core::stamp::Wrong;
-use agent_core::{Blocks as _, Clock as _, Refusal, Source as _, System as _, Tally, mix};
 use core::arch::x86_64::{_mm_add_pd, _mm_load_pd, _mm_mul_pd, _mm_set1_pd, _mm_store_pd};
+use llfree_agent_core::samples::{CAPACITY, Recorder};
+use llfree_agent_core::stamp::Wrong;
+use llfree_agent_core::{Blocks as _, Clock as _, Refusal, Source as _, System as _, Tally, mix};
 use shared_layout::{FrameId, HUGE_SIZE, Order};
 
 /// Doubles in a block.

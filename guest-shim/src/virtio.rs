@@ -8,9 +8,9 @@
 use crate::host::{Doorbell, Host};
 use crate::memory::Memory;
 use crate::shared::{PAGE_WORDS, Ram};
-use agent_core::Refusal;
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use llfree_agent_core::Refusal;
 use shared_layout::{FRAME_SIZE, FrameId, Order};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");

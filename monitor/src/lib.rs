@@ -24,7 +24,7 @@ pub mod roles;
 
 pub use memory::Backing;
 pub use monitor::{
-    Check, Direction, Ending, Finding, InstallError, Monitor, MonitorError, OnViolation, Pass, Picture, Resize,
-    TenantStart, Terms, Validation, Violation, Violations,
+    Check, Direction, Ending, Finding, HandOver, InstallError, Monitor, MonitorError, OnViolation, Pass, Picture,
+    Resize, TenantStart, Terms, Validation, Violation, Violations,
 };
 pub use region::{Region, Table};

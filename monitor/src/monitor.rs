@@ -9,6 +9,7 @@
 //! comes from R and, cross-checked by the audit, from the kernel.
 
 mod audit;
+mod hand_over;
 mod install;
 mod lent;
 mod reclaim;
@@ -19,6 +20,7 @@ mod violation;
 pub(crate) use reclaim::{LARGEST_BATCH, next_batch};
 
 pub use audit::Picture;
+pub use hand_over::HandOver;
 pub use install::InstallError;
 pub use llfree_base::choices::OnViolation;
 pub use resize::{Direction, Resize};
@@ -164,10 +166,10 @@ pub struct Monitor {
     wanted: Gauge,
     return_epoch: AtomicU64,
     stopping: AtomicBool,
-    /// The tenant has not handed its free memory over yet.
-    booting: AtomicBool,
-    /// What the next audit finds may have been touched before it did.
-    touched_in_boot: AtomicBool,
+    /// How far the tenant is with that: a [`HandOver`].
+    handed_over: AtomicU8,
+    /// What the next audit finds may have been touched before that was complete.
+    touched_before: AtomicBool,
     terms: OnceLock<Terms>,
     /// Installs that failed for a reason of the host, for the log.
     host_failures: RateLimit,
@@ -205,8 +207,10 @@ impl Monitor {
             wanted: Gauge::default(),
             return_epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
-            booting: AtomicBool::new(!start.taken.is_empty()),
-            touched_in_boot: AtomicBool::new(!start.taken.is_empty()),
+            handed_over: AtomicU8::new(
+                if start.taken.is_empty() { HandOver::Complete } else { HandOver::Booting } as u8
+            ),
+            touched_before: AtomicBool::new(!start.taken.is_empty()),
             terms: OnceLock::new(),
             host_failures: RateLimit::default(),
             violations_found: RateLimit::default(),
@@ -274,16 +278,27 @@ impl Monitor {
         self.terms.get().is_some()
     }
 
-    /// The tenant says that it has given what is free in its own allocator, and that all else that it may touch from
-    /// now on has memory. Until then, touches of frames that are not held are no violations.
-    pub fn hand_over(&self) {
-        self.booting.store(false, Ordering::Release);
+    /// The tenant says how far it is. Until that is [`HandOver::Complete`], touches of frames that are not held are no
+    /// violations, and what a failed install left in a frame may be in use.
+    pub fn hand_over(&self, to: HandOver) {
+        self.handed_over.fetch_max(to as u8, Ordering::AcqRel);
     }
 
-    /// Whether the tenant has not [handed over](Self::hand_over) yet.
+    /// How far the tenant is; one whose memory is not by touch has been [`HandOver::Complete`] from the start.
+    #[must_use]
+    pub fn handed_over(&self) -> HandOver {
+        HandOver::from_byte(self.handed_over.load(Ordering::Acquire))
+    }
+
+    /// Whether the tenant has not handed over anything yet.
     #[must_use]
     pub fn is_booting(&self) -> bool {
-        self.booting.load(Ordering::Acquire)
+        self.handed_over() == HandOver::Booting
+    }
+
+    /// Whether the tenant may have memory by touching it.
+    fn comes_by_touch(&self) -> bool {
+        self.handed_over() < HandOver::Complete
     }
 
     /// Huge frames that passes leave free, unless they are forced: by the tenant's claim, and at most all.

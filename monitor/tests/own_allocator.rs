@@ -3,9 +3,11 @@
 
 use llfree_base::faults::{self, Scenario};
 use llfree_base::thread::Spawner;
-use llfree_monitor::memory::{Backing, GuestRam, PoolConfig, Supply, UseUserfaultfd};
-use llfree_monitor::{Direction, InstallError, Monitor, Region, Table, TenantStart, Terms};
-use shared_layout::{HUGE_SIZE, HugeEntry, HugeId, HugeRange, TableLayout};
+use llfree_monitor::memory::{Backing, GuestRam, MemoryError, PoolConfig, Supply, UseUserfaultfd};
+use llfree_monitor::{
+    Direction, HandOver, InstallError, Monitor, OnViolation, Region, Table, TenantStart, Terms, Violations,
+};
+use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeEntry, HugeId, HugeRange, TableLayout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -15,7 +17,7 @@ const FRAMES: u32 = 32;
 
 /// A tenant that has handed nothing over yet, and how often it was notified.
 struct Tenant {
-    monitor: Monitor,
+    monitor: Arc<Monitor>,
     table: Table,
     ram: Arc<GuestRam>,
     floor: Arc<AtomicU32>,
@@ -24,15 +26,20 @@ struct Tenant {
 
 impl Tenant {
     fn boot() -> Self {
+        Self::boot_on(UseUserfaultfd::Off).expect("no pool, no userfaultfd")
+    }
+
+    /// Not where there is no userfaultfd to have.
+    fn boot_on(userfaultfd: UseUserfaultfd) -> Result<Self, MemoryError> {
         let ram = Arc::new(GuestRam::new(u64::from(FRAMES) * HUGE_SIZE, Backing::Anon).expect("small"));
-        let off = UseUserfaultfd::Off;
-        let supply = Supply::new(ram.clone(), PoolConfig::default(), off, &Spawner::default()).expect("no pool");
+        let supply = Supply::new(ram.clone(), PoolConfig::default(), userfaultfd, &Spawner::default())?;
         let layout = TableLayout::new(FRAMES).expect("small");
         let region = Arc::new(Region::anonymous(layout.total as usize).expect("room"));
         let table = Table::new(region, layout).expect("it fits");
         let (taken, installed) = (0..FRAMES, vec![0..2, 5..6]);
         let start = TenantStart { threads: 1, taken, installed, ..TenantStart::default() };
         let monitor = Monitor::new(ram.clone(), supply, table.clone(), start).expect("memory for three frames");
+        let monitor = Arc::new(monitor);
         let (floor, notices) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let (asks, told) = (floor.clone(), notices.clone());
         monitor.agree(Terms {
@@ -41,7 +48,7 @@ impl Tenant {
                 told.fetch_add(1, Ordering::Relaxed);
             }),
         });
-        Self { monitor, table, ram, floor, notices }
+        Ok(Self { monitor, table, ram, floor, notices })
     }
 
     fn entry(&self, frame: u32) -> HugeEntry {
@@ -99,7 +106,7 @@ fn touches_are_no_violations_until_it_has_handed_over() {
     // Touched in boot, but only found after it.
     tenant.touch(10);
     tenant.give(10..12);
-    tenant.monitor.hand_over();
+    tenant.monitor.hand_over(HandOver::Complete);
     assert!(!tenant.monitor.is_booting());
     assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0);
     assert_eq!(tenant.monitor.counters.boot_touches.get(), 2);
@@ -127,10 +134,81 @@ fn an_install_that_fails_in_boot_leaves_what_was_touched() {
 }
 
 #[test]
+fn after_a_hand_over_in_part_touches_are_no_violations_and_what_they_left_stays() {
+    test_support::in_own_process(|| {
+        let scenario = Scenario::start();
+        let tenant = Tenant::boot();
+        let used = HugeRange::saturating(HugeId(8), 4);
+        tenant.touch(9);
+        tenant.give(20..28);
+        scenario.set(faults::POPULATE, "return(12)").expect("it is a point");
+        assert_eq!(tenant.monitor.install(used), Err(InstallError::NoMemory));
+        tenant.monitor.hand_over(HandOver::ByTouch);
+        assert!(!tenant.monitor.is_booting(), "what is free is shared");
+        assert_eq!(tenant.shrink(FRAMES - 2), FRAMES - 2);
+        // Twice, as the first audit after a hand-over excuses what was there before in any case.
+        for frame in [9, 10] {
+            tenant.touch(frame);
+            assert_eq!(tenant.monitor.install(used), Err(InstallError::NoMemory), "another try");
+            assert_eq!(tenant.word(frame), 1, "it is in use, whatever the host lacks");
+            assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0, "frame {frame}");
+            assert_eq!(tenant.entry(frame), HugeEntry::HUGE_INSTALLED, "adopted");
+        }
+        scenario.set(faults::POPULATE, "off").expect("it is a point");
+        assert_eq!(tenant.monitor.install(used), Ok(()));
+        tenant.monitor.hand_over(HandOver::Complete);
+        assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0);
+        tenant.touch(20);
+        assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 1, "now it has no more excuse");
+        assert_eq!((tenant.word(9), tenant.word(10), tenant.monitor.counters.boot_touches.get()), (1, 1, 2));
+    });
+}
+
+/// The same under a userfaultfd, which asks what a touch is before there is memory: with the strictest policy.
+#[test]
+fn a_touch_that_is_seen_in_the_act_stays_though_the_host_has_no_memory_to_install() {
+    test_support::in_own_process(|| {
+        let scenario = Scenario::start();
+        let tenant = match Tenant::boot_on(UseUserfaultfd::On) {
+            Ok(tenant) => tenant,
+            Err(error) => return test_support::skipped(llfree_base::error_line(&error)),
+        };
+        let (ended, policy) = (Arc::new(AtomicU32::new(0)), OnViolation::Stop);
+        let of_watch = ended.clone();
+        let end = move |_| {
+            of_watch.fetch_add(1, Ordering::Relaxed);
+        };
+        let watch = Violations::watch(tenant.monitor.clone(), |_| None, policy, true, end, &Spawner::default())
+            .expect("a thread")
+            .expect("RAM is under a userfaultfd");
+        // One in boot, one after the hand-over in part; more pages than a thread is ever lent.
+        scenario.set(faults::POPULATE, "return(12)").expect("it is a point");
+        let pages = |frame: u64| (0..64).map(move |page| GuestAddress(frame * HUGE_SIZE + page * FRAME_SIZE));
+        for (frame, to) in [(9, HandOver::ByTouch), (10, HandOver::ByTouch)] {
+            for at in pages(frame) {
+                tenant.ram.guest_memory().write_obj(at.0, at).expect("in RAM");
+            }
+            tenant.monitor.hand_over(to);
+        }
+        scenario.set(faults::POPULATE, "off").expect("it is a point");
+        assert_eq!(tenant.monitor.install(HugeRange::saturating(HugeId(8), 4)), Ok(()));
+        tenant.monitor.hand_over(HandOver::Complete);
+        for at in pages(9).chain(pages(10)) {
+            assert_eq!(tenant.ram.guest_memory().read_obj::<u64>(at).expect("in RAM"), at.0);
+        }
+        let counters = &tenant.monitor.counters;
+        assert_eq!((counters.violations.get(), counters.boot_touches.get(), ended.load(Ordering::Relaxed)), (0, 2, 0));
+        tenant.touch(20);
+        assert_eq!((counters.violations.get(), ended.load(Ordering::Relaxed)), (1, 1), "no excuse any more");
+        watch.finish();
+    });
+}
+
+#[test]
 fn a_shrink_leaves_the_floor_and_a_forced_one_does_not() {
     let tenant = Tenant::boot();
     tenant.give(8..28);
-    tenant.monitor.hand_over();
+    tenant.monitor.hand_over(HandOver::Complete);
     tenant.floor.store(6, Ordering::Relaxed);
     assert_eq!(tenant.shrink(1), FRAMES - 14, "20 are free, 6 stay");
     assert_eq!(tenant.monitor.wanted(), u64::from(FRAMES - 14 - 1), "it is asked for the rest");
@@ -145,7 +223,7 @@ fn a_reclaim_leaves_memory_behind_the_floor() {
     let tenant = Tenant::boot();
     tenant.monitor.install(HugeRange::saturating(HugeId(8), 10)).expect("memory");
     tenant.give(8..28);
-    tenant.monitor.hand_over();
+    tenant.monitor.hand_over(HandOver::Complete);
     tenant.floor.store(4, Ordering::Relaxed);
     assert_eq!(tenant.monitor.evict(u32::MAX).expect("it discards").frames, 6, "10 have memory, 4 keep it");
     assert_eq!(tenant.monitor.evict(u32::MAX).expect("nothing to do").frames, 0);
@@ -156,7 +234,7 @@ fn a_reclaim_leaves_memory_behind_the_floor() {
 fn a_floor_that_is_nonsense_takes_nothing_and_frees_nothing() {
     let tenant = Tenant::boot();
     tenant.give(8..28);
-    tenant.monitor.hand_over();
+    tenant.monitor.hand_over(HandOver::Complete);
     tenant.floor.store(u32::MAX, Ordering::Relaxed);
     assert_eq!(tenant.monitor.floor(), FRAMES);
     assert_eq!(tenant.shrink(1), FRAMES);

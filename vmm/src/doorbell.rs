@@ -8,14 +8,14 @@ use crate::agent::{Agents, Next};
 use crate::boot::Platform;
 use crate::exit::ExitReason;
 use agent_abi::Report;
-use guest_abi::call::HELLO_OWN_ALLOCATOR;
+use guest_abi::call::{HELLO_BY_TOUCH, HELLO_OWN_ALLOCATOR};
 use guest_abi::header::ABI_VERSION;
 use guest_abi::mailbox::{WORDS, Words, text_bytes};
 use guest_abi::{Call, Request, Status};
 use llfree_base::counters::DoorbellCounters;
 use llfree_base::histogram::Durations;
 use llfree_base::{RateLimit, printable};
-use llfree_monitor::{InstallError, Monitor};
+use llfree_monitor::{HandOver, InstallError, Monitor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -95,9 +95,8 @@ impl Doorbell {
     fn serve(&self, vcpu: u32, request: Request, reply: &mut [u64; WORDS]) -> (Status, Flow) {
         match request {
             Request::Hello { abi_version: ABI_VERSION, flags } => {
-                if flags & HELLO_OWN_ALLOCATOR != 0 && self.monitor.is_booting() {
-                    log::info!("the guest shares its free memory");
-                    self.monitor.hand_over();
+                if flags & HELLO_OWN_ALLOCATOR != 0 {
+                    self.hand_over(flags & HELLO_BY_TOUCH != 0);
                 }
                 if let Some(number) = self.hellos.tick() {
                     log::debug!("vCPU {vcpu}: hello, ABI version {ABI_VERSION} ({number} so far)");
@@ -151,6 +150,22 @@ impl Doorbell {
 }
 
 impl Doorbell {
+    /// A guest with an allocator of its own shares what is free; it may say so again, and as often as it likes.
+    fn hand_over(&self, by_touch: bool) {
+        let (before, now) = (self.monitor.handed_over(), if by_touch { HandOver::ByTouch } else { HandOver::Complete });
+        if now <= before {
+            return;
+        }
+        self.monitor.hand_over(now);
+        match now {
+            HandOver::ByTouch => log::warn!(
+                "the guest shares its free memory, but the host had none for all that it uses: that comes by touch still"
+            ),
+            _ if before == HandOver::ByTouch => log::info!("the guest has got the memory for all that it uses"),
+            _ => log::info!("the guest shares its free memory"),
+        }
+    }
+
     /// Held frames that a guest in need gets back; none if its limit is strict.
     fn release(&self, huge_frames: u32) -> u64 {
         if !self.grows_on_need {
@@ -242,7 +257,23 @@ mod tests {
         assert!(guest.monitor.is_booting());
         let flags = HELLO_OWN_ALLOCATOR | 1 << 63;
         assert_eq!(guest.call(&Request::Hello { abi_version: ABI_VERSION, flags }).0, Status::Ok as u64);
-        assert!(!guest.monitor.is_booting(), "unknown flags are ignored");
+        assert_eq!(guest.monitor.handed_over(), HandOver::Complete, "unknown flags are ignored");
+    }
+
+    #[test]
+    fn a_hello_by_touch_hands_over_in_part_and_there_is_no_way_back() {
+        let guest = Guest::new(false);
+        let hello = |flags| guest.call(&Request::Hello { abi_version: ABI_VERSION, flags }).0;
+        let steps = [
+            (HELLO_BY_TOUCH, HandOver::Booting),
+            (HELLO_OWN_ALLOCATOR | HELLO_BY_TOUCH, HandOver::ByTouch),
+            (0, HandOver::ByTouch),
+            (HELLO_OWN_ALLOCATOR, HandOver::Complete),
+            (HELLO_OWN_ALLOCATOR | HELLO_BY_TOUCH, HandOver::Complete),
+        ];
+        for (flags, expected) in steps {
+            assert_eq!((hello(flags), guest.monitor.handed_over()), (Status::Ok as u64, expected), "flags {flags:#b}");
+        }
     }
 
     #[test]

@@ -48,15 +48,15 @@ pub(crate) const PLAN: &[Room] = &[
     Room { name: "llfree-shuttle", sees: &["shared-layout"], others: Not(MACHINE) },
     Room { name: "llfree-crash", sees: &["shared-layout"], others: Not(MACHINE) },
     // What runs inside a guest.
-    Room { name: "agent-core", sees: &["shared-layout", "guest-abi", "agent-abi"], others: Only(&["zerocopy"]) },
+    Room { name: "llfree-agent-core", sees: &["shared-layout", "guest-abi", "agent-abi"], others: Only(&["zerocopy"]) },
     Room {
         name: "guest-shim",
-        sees: &["shared-layout", "guest-abi", "agent-abi", "llfree", "agent-core"],
+        sees: &["shared-layout", "guest-abi", "agent-abi", "llfree", "llfree-agent-core"],
         others: Only(&["spin", "zerocopy"]),
     },
     Room {
         name: "llfree-agent",
-        sees: &["shared-layout", "guest-abi", "agent-abi", "agent-core"],
+        sees: &["shared-layout", "guest-abi", "agent-abi", "llfree-agent-core"],
         others: Not(MACHINE),
     },
     // The kernel's side of the table, over a model of its page allocator; only its tests.

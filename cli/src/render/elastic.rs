@@ -2,7 +2,7 @@
 
 use super::words::{Row, is_none, listed, millis, plural, word};
 use llfree_base::units::Bytes;
-use llfree_control::report::{BalloonStatus, ElasticStatus, GuestStatsReport};
+use llfree_control::report::{BalloonStatus, ElasticStatus, GuestStatsReport, HandOver};
 
 /// The state of the device that moves memory; nothing without one.
 pub(super) fn rows(report: &ElasticStatus) -> Vec<Row> {
@@ -28,8 +28,13 @@ pub(super) fn rows(report: &ElasticStatus) -> Vec<Row> {
         Some(said) => {
             let (floor, fragmented) = (Bytes(said.floor_bytes), Bytes(said.fragmented_bytes));
             let aside = Bytes(said.set_aside_bytes);
+            let by_touch = if said.hand_over == HandOver::ByTouch {
+                "; of what it uses, some comes by touch, as the host had no memory for it"
+            } else {
+                ""
+            };
             let text = format!(
-                "{fragmented} free between used pages, {aside} set aside for the host, {floor} to be left free"
+                "{fragmented} free between used pages, {aside} set aside for the host, {floor} to be left free{by_touch}"
             );
             rows.push(("guest says", text));
         }

@@ -10,11 +10,6 @@ use std::fmt::{Display, Write as _};
 use std::io::{self, Write};
 use termion::{clear, cursor, screen, style};
 
-/// Another screen, so that what was there is there again afterwards; no cursor.
-pub(super) fn enter() -> String {
-    format!("{}{}{}", screen::ToAlternateScreen, clear::All, cursor::Hide)
-}
-
 /// Back.
 pub(super) fn leave() -> String {
     format!("{}{}{}", style::Reset, cursor::Show, screen::ToMainScreen)
@@ -31,6 +26,12 @@ pub(super) struct Canvas<W> {
 impl<W: Write> Canvas<W> {
     pub(super) fn new(to: W, size: fn() -> (usize, usize)) -> Self {
         Self { to, text: String::new(), size }
+    }
+
+    /// Another screen, so that what was there is there again afterwards; no cursor. Whoever has had the terminal meanwhile
+    /// may have left that screen, so this is for each time that it comes back.
+    pub(super) fn enter(&mut self) {
+        self.add(format_args!("{}{}{}", screen::ToAlternateScreen, clear::All, cursor::Hide));
     }
 
     fn add(&mut self, what: impl Display) {

@@ -16,7 +16,9 @@ pub use status::{
     GuestStatsReport, InstallPoolStatus, LinuxAgentStatus, MemStatus, NetReport, NetStatus, StatusReport, TableStatus,
     VcpuStatus,
 };
-pub use words::{ElasticKind, Enforcement, GuestOutcome, GuestSays, Reason, SampleUnit, VcpuState, VmState, Word};
+pub use words::{
+    ElasticKind, Enforcement, GuestOutcome, GuestSays, HandOver, Reason, SampleUnit, VcpuState, VmState, Word,
+};
 
 use llfree_base::check::Check;
 use serde::{Deserialize, Serialize};

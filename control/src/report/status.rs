@@ -4,7 +4,7 @@
 //! numbers, except for the process id, the indices of vCPUs and what is counted by duration, under their paths in the
 //! JSON. The counters of parts are declared in [`llfree_base::counters`].
 
-use super::words::{ElasticKind, Enforcement, GuestSays, VcpuState, VmState, Word};
+use super::words::{ElasticKind, Enforcement, GuestSays, HandOver, VcpuState, VmState, Word};
 use llfree_base::choices::{Backing, OnViolation};
 use llfree_base::counters::{
     AgentCounts, BalloonCounts, CallCounts, DiskCounts, DoorbellCounts, DriverCounts, ExitCounts, FrameCounts,
@@ -243,6 +243,9 @@ metered! {
     #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
     #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub struct TableStatus {
+        /// How far it is in handing its memory over.
+        #[serde(default)]
+        pub hand_over: Word<HandOver>,
         /// Memory that it asks its host to leave free, in bytes.
         pub floor_bytes: u64 => gauge,
         /// Free memory in frames that are not entirely free, in bytes, at most a second old.

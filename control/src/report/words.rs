@@ -127,6 +127,18 @@ words! {
         None = "none",
     }
 
+    /// How far a guest with an allocator of its own has come in handing its memory over.
+    #[derive(Default)]
+    HandOver {
+        /// It boots, or shares nothing: all that it touches gets memory.
+        Booting = "booting",
+        /// What is free is shared, but the host had no memory for all that it uses: that comes by touch still.
+        ByTouch = "by-touch",
+        /// It touches nothing that it has not asked for.
+        #[default]
+        Complete = "complete",
+    }
+
     /// Whether a VM's guest runs.
     #[derive(Default)]
     VmState {

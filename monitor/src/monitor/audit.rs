@@ -48,7 +48,7 @@ impl Monitor {
         // pass has no frame in hand, so R is settled. Installs may go on: they only ever make R
         // agree with the kernel, and a frame that one is at is left to the next audit.
         let _turn = self.discards.lock();
-        let (is_booting, excused) = (self.is_booting(), self.touched_in_boot.load(Ordering::Relaxed));
+        let (comes_by_touch, excused) = (self.comes_by_touch(), self.touched_before.load(Ordering::Relaxed));
         let mut suspects = Vec::new();
         let see = |range: Range<u64>| {
             for huge in (range.start / HUGE_SIZE) as u32..range.end.div_ceil(HUGE_SIZE) as u32 {
@@ -73,8 +73,8 @@ impl Monitor {
                 }
             }
         }
-        if !is_booting {
-            self.touched_in_boot.store(false, Ordering::Relaxed);
+        if !comes_by_touch {
+            self.touched_before.store(false, Ordering::Relaxed);
         }
         violations += held;
         if violations > 0 {

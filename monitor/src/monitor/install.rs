@@ -117,10 +117,10 @@ impl Monitor {
                 }
                 // What the kernel gave before it failed must not stay under frames that R calls
                 // evicted. An audit at work may have seen it: our claims keep it off until it is
-                // over and we have our turn. Not while the tenant boots: what it had by touching it
-                // may be in these frames, is in use, and stays for an audit to adopt.
+                // over and we have our turn. Not while the tenant's memory comes by touch: what it had that
+                // way may be in these frames, is in use, and stays for an audit to adopt.
                 let _turn = self.discards.lock();
-                if !self.is_booting()
+                if !self.comes_by_touch()
                     && let Err(error) = self.ram.discard(failed)
                     && number.is_some()
                 {

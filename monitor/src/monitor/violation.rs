@@ -98,8 +98,8 @@ impl Monitor {
             return self.lend(userfault, fault.offset, &claim);
         }
         let held = residency == Residency::Held;
-        // A kernel that boots has memory by touching it.
-        if self.is_booting() && !held {
+        // A kernel that boots has memory by touching it; some of it for longer, if the host had none to install.
+        if self.comes_by_touch() && !held {
             self.counters.boot_touches.inc();
             return self.serve_touch(userfault, fault, claim);
         }
@@ -143,6 +143,15 @@ impl Monitor {
                         huge.0,
                         error_line(&short.error)
                     );
+                }
+                // It is the tenant's by right: it gets this page, and the frame's others as it touches them, and
+                // keeps what it has there.
+                if self.comes_by_touch() {
+                    lend(userfault, fault.offset);
+                    if let Ok(installing) = claim.install() {
+                        installing.done();
+                    }
+                    return Verdict::Served;
                 }
                 // Whatever came of it must not stay. Not in the middle of an audit, which would take it
                 // for the guest's.

@@ -5,8 +5,8 @@ use super::offers::Need;
 use super::way::{Elasticity, Parts, Way, switch};
 use crate::boot::Platform;
 use guest_abi::GuestWord;
-use llfree_control::report::{ElasticKind, ElasticStatus, TableStatus};
-use llfree_monitor::{Direction, Monitor, Pass, Resize};
+use llfree_control::report::{ElasticKind, ElasticStatus, HandOver, TableStatus};
+use llfree_monitor::{self as monitor, Direction, Monitor, Pass, Resize};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,12 +104,18 @@ impl Elasticity for ByTable {
     }
 
     fn status(&self) -> ElasticStatus {
+        let hand_over = match self.monitor.handed_over() {
+            monitor::HandOver::Booting => HandOver::Booting,
+            monitor::HandOver::ByTouch => HandOver::ByTouch,
+            monitor::HandOver::Complete => HandOver::Complete,
+        };
         let table = self.monitor.has_terms().then(|| TableStatus {
+            hand_over: hand_over.into(),
             floor_bytes: self.said(GuestWord::Floor, HUGE_SIZE),
             fragmented_bytes: self.said(GuestWord::FragmentedFrames, FRAME_SIZE),
             set_aside_bytes: self.said(GuestWord::SetAside, HUGE_SIZE),
         });
-        let driven = !self.monitor.is_booting();
+        let driven = hand_over != HandOver::Booting;
         ElasticStatus { kind: ElasticKind::Llfree.into(), driven, table, ..ElasticStatus::default() }
     }
 }

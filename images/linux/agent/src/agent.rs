@@ -1,6 +1,6 @@
 //! [`Agent`]: one command after another, and the report of each.
 //!
-//! What a command means is `agent_core`'s; the process that it works with, and what the kernel says about
+//! What a command means is `llfree_agent_core`'s; the process that it works with, and what the kernel says about
 //! memory, are added here.
 
 use crate::process::Process;
@@ -13,14 +13,14 @@ use shared_layout::FRAME_SIZE;
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
-    work: agent_core::Agent<Process>,
+    work: llfree_agent_core::Agent<Process>,
 }
 
 impl Agent {
     /// An agent that allocates within `room`.
     #[must_use]
     pub fn new(room: Room) -> Self {
-        Self { process: Process::new(room), work: agent_core::Agent::new(0) }
+        Self { process: Process::new(room), work: llfree_agent_core::Agent::new(0) }
     }
 
     /// Does what the host asks; `None` stands for words that are not a command.

@@ -7,8 +7,8 @@
 
 use crate::room::Room;
 use crate::system;
-use agent_core::mix;
-use agent_core::stamp::{self, Damage, Page, Tags};
+use llfree_agent_core::mix;
+use llfree_agent_core::stamp::{self, Damage, Page, Tags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE, Order};
 use std::ptr;
@@ -151,7 +151,7 @@ pub struct Heap {
     bytes: u64,
 }
 
-impl agent_core::Blocks for Heap {
+impl llfree_agent_core::Blocks for Heap {
     fn len(&self) -> u64 {
         self.blocks.len() as u64
     }
@@ -219,8 +219,8 @@ const _: () = assert!(size_of::<Page>() as u64 == FRAME_SIZE);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agent_core::stamp::PAGE_WORDS;
-    use agent_core::{Blocks as _, Rng};
+    use llfree_agent_core::stamp::PAGE_WORDS;
+    use llfree_agent_core::{Blocks as _, Rng};
     use std::collections::HashSet;
     use std::sync::atomic::AtomicU64;
 

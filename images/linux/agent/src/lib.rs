@@ -2,7 +2,7 @@
 //! memory of its own, and reports.
 //!
 //! It speaks the commands and reports of [`agent_abi`], which the bare-metal guest takes from its doorbell,
-//! and obeys them with the same code, [`agent_core`], so `llfree-vmm guest alloc 1G` means the same to both. An
+//! and obeys them with the same code, [`llfree_agent_core`], so `llfree-vmm guest alloc 1G` means the same to both. An
 //! ordinary process: it needs root only for what it says about physical addresses, for dropping caches and for
 //! [`header`]. Running out of memory is an answer, not an end: it leaves a reserve to the system.
 //!

@@ -1,4 +1,4 @@
-//! [`Process`]: the agent's own process as the system of an [`agent_core::Agent`].
+//! [`Process`]: the agent's own process as the system of an [`llfree_agent_core::Agent`].
 //!
 //! Linux allocates when memory is touched, so a block is taken when the first word of its mapping is written: the
 //! page fault, with whatever the host has to do for it, is part of the allocation. The kernel looks after devices and
@@ -8,9 +8,9 @@ use crate::heap::{Block, Heap};
 use crate::room::Room;
 use crate::system;
 use agent_abi::{Samples, Touch};
-use agent_core::samples::Recorder;
-use agent_core::stamp::{Damage, Tags};
-use agent_core::{Clock, Refusal, Source, System};
+use llfree_agent_core::samples::Recorder;
+use llfree_agent_core::stamp::{Damage, Tags};
+use llfree_agent_core::{Clock, Refusal, Source, System};
 use shared_layout::Order;
 use std::time::Instant;
 

@@ -80,6 +80,7 @@ struct llfree_header {
 /* Calls, and what they are answered with. */
 #define LLFREE_HELLO		0x00
 #define LLFREE_HELLO_OWN	BIT_ULL(0)
+#define LLFREE_HELLO_BY_TOUCH	BIT_ULL(1)
 #define LLFREE_INSTALL		0x18
 #define LLFREE_NEED		0x40
 #define LLFREE_OK		0
@@ -96,6 +97,8 @@ static void *llfree_mailboxes;
 static u16 llfree_port;
 static u64 llfree_header_gpa __initdata;
 static bool llfree_off __initdata;
+/* Some of what is in use has no memory yet, and gets it by touch. */
+static bool llfree_by_touch;
 
 /* What was seen of the host's words. */
 static u64 llfree_seen_epoch;
@@ -313,10 +316,77 @@ void llfree_try_later(void)
 	irq_work_queue(&llfree_later);
 }
 
+/*
+ * Has memory put behind all that is in use, so that from now on nothing is
+ * touched without it. Before, it came by touch. False if the host had none for
+ * some of it.
+ */
+static bool llfree_install_used(void)
+{
+	unsigned long frame, first = 0, count = 0, flags;
+	bool all = true;
+
+	for (frame = 0; frame <= llfree_table.huge_frames; frame++) {
+		bool used = frame < llfree_table.huge_frames &&
+			    READ_ONCE(llfree_table.entries[frame]) ==
+			    (LLFREE_HUGE | LLFREE_EVICTED) &&
+			    pfn_to_online_page(llfree_frame_pfn(frame));
+
+		if (used && count < 512) {
+			first = count++ ? first : frame;
+			continue;
+		}
+		if (count) {
+			local_irq_save(flags);
+			all &= llfree_install(first, count);
+			local_irq_restore(flags);
+		}
+		first = frame;
+		count = used;
+	}
+	return all;
+}
+
+/* Tells the host that the table is in use, and what it may rely on. */
+static void llfree_hello(void)
+{
+	u64 say = LLFREE_HELLO_OWN, status;
+	unsigned long flags;
+
+	if (llfree_by_touch)
+		say |= LLFREE_HELLO_BY_TOUCH;
+	local_irq_save(flags);
+	status = llfree_call(LLFREE_HELLO, LLFREE_ABI_VERSION, say, NULL);
+	local_irq_restore(flags);
+	if (status != LLFREE_OK)
+		pr_warn("the host answers hello with status %llu\n", status);
+}
+
+/*
+ * The rest of a hand-over that the host had no memory for. Tried ever more
+ * rarely, as what is in use has what it needs, if only by touch.
+ */
+static void llfree_complete(void)
+{
+	static unsigned long pause, skipped;
+
+	if (!llfree_by_touch || skipped++ < pause)
+		return;
+	skipped = 0;
+	if (!llfree_install_used()) {
+		pause = min(2 * pause + 1, 63UL);
+		return;
+	}
+	llfree_by_touch = false;
+	llfree_hello();
+	pr_info("used memory no longer comes by touch\n");
+}
+
 /* Now and then, but no idle CPU wakes up for it. */
 static void llfree_tick_fn(struct work_struct *work)
 {
 	llfree_look_after(true);
+	llfree_complete();
 	llfree_trim();
 	schedule_delayed_work(&llfree_tick, HZ);
 }
@@ -450,35 +520,6 @@ static int __init llfree_map(u64 gpa, struct llfree_header *header)
 	return 0;
 }
 
-/*
- * Has memory put behind all that is in use, so that from now on nothing is
- * touched without it. Before, it came by touch.
- */
-static void __init llfree_install_used(void)
-{
-	unsigned long frame, first = 0, count = 0, flags;
-
-	for (frame = 0; frame <= llfree_table.huge_frames; frame++) {
-		bool used = frame < llfree_table.huge_frames &&
-			    READ_ONCE(llfree_table.entries[frame]) ==
-			    (LLFREE_HUGE | LLFREE_EVICTED) &&
-			    pfn_to_online_page(llfree_frame_pfn(frame));
-
-		if (used && count < 512) {
-			first = count++ ? first : frame;
-			continue;
-		}
-		if (count) {
-			local_irq_save(flags);
-			if (!llfree_install(first, count))
-				pr_warn("used memory comes by touch\n");
-			local_irq_restore(flags);
-		}
-		first = frame;
-		count = used;
-	}
-}
-
 static void __init llfree_set_up_notices(const struct llfree_header *header)
 {
 	int irq;
@@ -494,12 +535,11 @@ static void __init llfree_set_up_notices(const struct llfree_header *header)
 
 static int __init llfree_init(void)
 {
-	unsigned long given = 0, flags;
 	struct llfree_header header;
 	struct llfree_zone *zones;
-	const char *why;
+	unsigned long given = 0;
 	struct zone *zone;
-	u64 status;
+	const char *why;
 	int i;
 
 	/* A merged block must not leave by compaction_capture(). */
@@ -546,14 +586,10 @@ static int __init llfree_init(void)
 	static_branch_enable(&llfree_key);
 	for_each_populated_zone(zone)
 		given += llfree_give_zone(zone);
-	llfree_install_used();
-
-	local_irq_save(flags);
-	status = llfree_call(LLFREE_HELLO, LLFREE_ABI_VERSION, LLFREE_HELLO_OWN,
-			     NULL);
-	local_irq_restore(flags);
-	if (status != LLFREE_OK)
-		pr_warn("the host answers hello with status %llu\n", status);
+	llfree_by_touch = !llfree_install_used();
+	llfree_hello();
+	if (llfree_by_touch)
+		pr_warn("the host has no memory for all that is used, which comes by touch\n");
 	pr_info("%lu of %lu huge frames are free and shared with the host\n",
 		given, llfree_table.huge_frames);
 
@@ -595,6 +631,7 @@ LLFREE_ATTR(install_calls, atomic_long_read(&llfree_install_calls));
 LLFREE_ATTR(install_failures, atomic_long_read(&llfree_install_failures));
 LLFREE_ATTR(notices, atomic_long_read(&llfree_notices));
 LLFREE_ATTR(needs, atomic_long_read(&llfree_needs));
+LLFREE_ATTR(by_touch, READ_ONCE(llfree_by_touch));
 
 static struct attribute *llfree_attrs[] = {
 	&huge_frames_attr.attr,
@@ -610,6 +647,7 @@ static struct attribute *llfree_attrs[] = {
 	&install_failures_attr.attr,
 	&notices_attr.attr,
 	&needs_attr.attr,
+	&by_touch_attr.attr,
 	NULL,
 };
 
