@@ -543,12 +543,12 @@ fn huge_frames(bytes: u64) -> Result<u32, MemoryError> {
 }
 
 /// A file whose size nobody can change: no access to it is ever past its end, and a kernel module that takes memory from
-/// it relies on that.
+/// it relies on that. Nor can anybody who has it seal it against those who write to it and punch holes.
 fn create_file(bytes: u64, backing: Backing, kind: MemfdFlags) -> Result<OwnedFd, MemoryError> {
     rustix::fs::memfd_create("guest-ram", kind | MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .and_then(|file| {
             rustix::fs::ftruncate(&file, bytes)?;
-            rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
+            rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
             Ok(file)
         })
         .map_err(|error| MemoryError::CreateFile { backing, bytes, source: error.into() })

@@ -251,6 +251,17 @@ fn dropped_ram_is_unmapped() {
 }
 
 #[test]
+fn nobody_seals_it_further() {
+    use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
+    let ram = ram(1, Backing::Memfd);
+    let file = ram.file().expect("a file");
+    for seal in [SealFlags::WRITE, SealFlags::FUTURE_WRITE] {
+        assert_eq!(fcntl_add_seals(file, seal), Err(rustix::io::Errno::PERM));
+    }
+    assert_eq!(fcntl_get_seals(file), Ok(SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL));
+}
+
+#[test]
 fn running_out_is_told_from_other_failures() {
     let populate = |backing, errno| {
         let source = io::Error::from_raw_os_error(errno);
