@@ -3,8 +3,8 @@
  * /dev/llfree: what a process hands over and gets back; the start and the end
  * of an area, and of the module. See llfree.h for the ABI.
  *
- * An area lives as long as the open file. The module cannot go before, since
- * the file counts as its user.
+ * An area lives until it is detached, or as long as the open file. The module
+ * cannot go before, since the file counts as its user.
  */
 #include <linux/debugfs.h>
 #include <linux/file.h>
@@ -27,6 +27,14 @@
 /* Frames that one call of the lock takes, when a process asks for it. */
 #define FRAMES_A_TURN		64
 #define LOOK_INTERVAL		HZ
+
+/* An open file. */
+struct session {
+	/* For reading: whoever uses the area, which does not end meanwhile. */
+	struct rw_semaphore lock;
+	struct area *area;
+	bool gone;		/* it has had one */
+};
 
 static LIST_HEAD(areas);
 static DEFINE_MUTEX(areas_lock);
@@ -148,8 +156,17 @@ static struct file *memory_file(int fd)
 	if (ret)
 		goto put;
 	seals = READ_ONCE(SHMEM_I(file_inode(file))->seals);
-	if ((seals & fixed) == fixed && !(seals & read_only))
+	if ((seals & fixed) == fixed && !(seals & read_only)) {
+		loff_t end = round_up(i_size_read(file_inode(file)),
+				      1UL << HUGE_SHIFT);
+
+		/*
+		 * What fallocate() left behind the end before it was sealed: in
+		 * reclaim nothing may be there, see settle_blocks().
+		 */
+		shmem_truncate_range(file_inode(file), end, -1);
 		return file;
+	}
 	ret = -EPERM;
 	mapping_unmap_writable(file->f_mapping);
 put:
@@ -157,9 +174,11 @@ put:
 	return ERR_PTR(ret);
 }
 
-/* Of one that was enlisted, whether or not anybody has seen it. */
 static void area_end(struct area *area)
 {
+	mutex_lock(&areas_lock);
+	list_del(&area->all);
+	mutex_unlock(&areas_lock);
 	area_delist(area);
 	/* Reclaim that has it finishes its batch, and comes back no more. */
 	mutex_lock(&area->lock);
@@ -169,6 +188,23 @@ static void area_end(struct area *area)
 	area_drop(area);
 }
 
+/* Two tables for the same memory would each take what the other has in use. */
+static int claim(struct area *area)
+{
+	struct inode *inode = file_inode(area->memory);
+	struct area *other;
+	int ret = 0;
+
+	mutex_lock(&areas_lock);
+	list_for_each_entry(other, &areas, all)
+		if (file_inode(other->memory) == inode)
+			ret = -EBUSY;
+	if (!ret)
+		list_add_tail(&area->all, &areas);
+	mutex_unlock(&areas_lock);
+	return ret;
+}
+
 static void look(struct work_struct *work)
 {
 	struct area *area = container_of(to_delayed_work(work), struct area,
@@ -176,8 +212,13 @@ static void look(struct work_struct *work)
 
 	/* Busy: then reclaim is looking. */
 	if (mutex_trylock(&area->lock)) {
+		bool aging = time_after_eq(jiffies,
+					   area->aged_at + LOOK_INTERVAL);
+
+		if (aging)
+			area->aged_at = jiffies;
 		if (!area->dead)
-			area_look(area);
+			area_look(area, aging);
 		mutex_unlock(&area->lock);
 	}
 	queue_delayed_work(system_unbound_wq, &area->look, LOOK_INTERVAL);
@@ -201,6 +242,8 @@ static struct area *area_new(const struct llfree_attach *words)
 	area->max_places = nodes;
 	area->huge_frames = nr;
 	area->nr_chunks = DIV_ROUND_UP(nr, CHUNK);
+	area->aged_at = jiffies;
+	area->kicked_at = jiffies;
 	area->pid = task_tgid_nr(current);
 	area->mm = current->mm;
 	mmgrab(area->mm);
@@ -238,20 +281,27 @@ static struct area *area_new(const struct llfree_attach *words)
 		ret = PTR_ERR(area->return_epoch);
 		goto drop;
 	}
+	ret = claim(area);
+	if (ret)
+		goto drop;
 	mutex_lock(&area->lock);
-	area_look(area);
+	area_look(area, true);
 	mutex_unlock(&area->lock);
 	ret = area_enlist(area);
 	if (ret)
-		goto drop;
+		goto disclaim;
 	return area;
 
+disclaim:
+	mutex_lock(&areas_lock);
+	list_del(&area->all);
+	mutex_unlock(&areas_lock);
 drop:
 	area_drop(area);
 	return ERR_PTR(ret);
 }
 
-static long attach(struct file *file, const void __user *arg)
+static long attach(struct session *session, const void __user *arg)
 {
 	struct llfree_attach words;
 	struct area *area;
@@ -262,92 +312,137 @@ static long attach(struct file *file, const void __user *arg)
 	    words.reserved[0] || words.reserved[1] || !words.huge_frames ||
 	    words.huge_frames > MAX_HUGE_FRAMES)
 		return -EINVAL;
-	if (READ_ONCE(file->private_data))
-		return -EBUSY;
-	area = area_new(&words);
-	if (IS_ERR(area))
-		return PTR_ERR(area);
-	/* Of two at once, one has it. */
-	if (cmpxchg(&file->private_data, NULL, area)) {
-		area_end(area);
-		return -EBUSY;
+	if (down_write_killable(&session->lock))
+		return -EINTR;
+	area = session->area || session->gone ? ERR_PTR(-EBUSY) :
+						area_new(&words);
+	if (!IS_ERR(area)) {
+		session->area = area;
+		queue_delayed_work(system_unbound_wq, &area->look,
+				   LOOK_INTERVAL);
 	}
-	mutex_lock(&areas_lock);
-	list_add_tail(&area->all, &areas);
-	mutex_unlock(&areas_lock);
-	queue_delayed_work(system_unbound_wq, &area->look, LOOK_INTERVAL);
+	up_write(&session->lock);
+	return PTR_ERR_OR_ZERO(area);
+}
+
+/* Not killable: whoever calls this counts on it. */
+static long detach(struct session *session)
+{
+	down_write(&session->lock);
+	if (session->area)
+		area_end(session->area);
+	session->area = NULL;
+	session->gone = true;
+	up_write(&session->lock);
 	return 0;
 }
 
 static int device_open(struct inode *inode, struct file *file)
 {
+	struct session *session = kzalloc(sizeof(*session), GFP_KERNEL_ACCOUNT);
+
+	if (!session)
+		return -ENOMEM;
+	init_rwsem(&session->lock);
 	/* misc_open() left the device here. */
-	file->private_data = NULL;
+	file->private_data = session;
 	return 0;
 }
 
 static int device_release(struct inode *inode, struct file *file)
 {
-	struct area *area = file->private_data;
+	struct session *session = file->private_data;
 
-	if (!area)
-		return 0;
-	mutex_lock(&areas_lock);
-	list_del(&area->all);
-	mutex_unlock(&areas_lock);
-	area_end(area);
+	detach(session);
+	kfree(session);
 	return 0;
 }
 
 /* --- Questions --- */
 
-static long status(struct area *area, void __user *arg)
+static long status(struct session *session, void __user *arg)
 {
-	struct llfree_status status = area->stats;
+	struct llfree_status status;
+	struct area *area;
 
-	status.huge_frames = area->huge_frames;
-	status.free = atomic_long_read(&area->free);
-	status.busy = atomic64_read(&area->busy);
+	if (down_read_killable(&session->lock))
+		return -EINTR;
+	area = session->area;
+	if (area) {
+		status = area->stats;
+		status.huge_frames = area->huge_frames;
+		status.free = atomic_long_read(&area->free);
+		status.busy = atomic64_read(&area->busy);
+	}
+	up_read(&session->lock);
+	if (!area)
+		return -EINVAL;
 	return copy_to_user(arg, &status, sizeof(status)) ? -EFAULT : 0;
 }
 
-static long reclaim(struct area *area, u64 __user *arg)
+/* A turn; whether there may be more to take. Who detaches waits for no longer. */
+static long reclaim_turn(struct session *session, u64 want, u64 *done,
+			 u64 *looked)
 {
-	u64 want, done = 0;
+	struct area *area;
+	u32 chunks;
+	long ret;
+
+	ret = down_read_killable(&session->lock);
+	if (ret)
+		return ret;
+	area = session->area;
+	ret = area ? mutex_lock_killable(&area->lock) : -EINVAL;
+	if (!ret) {
+		unsigned int turn = min_t(u64, want - *done, FRAMES_A_TURN);
+		unsigned int got = area_reclaim(area, turn, &chunks);
+
+		mutex_unlock(&area->lock);
+		*done += got;
+		*looked = got ? 0 : *looked + chunks;
+		/*
+		 * All was looked at; or twice, in turns. The process frees while
+		 * we take: there is an end to it.
+		 */
+		ret = (got == turn || chunks >= CHUNKS_A_CALL) &&
+		      *looked <= 2 * (u64)area->nr_chunks &&
+		      *done < area->huge_frames;
+	}
+	up_read(&session->lock);
+	return ret;
+}
+
+static long reclaim(struct session *session, u64 __user *arg)
+{
+	u64 want, done = 0, looked = 0;
 	long ret = 0;
 
 	if (get_user(want, arg))
 		return -EFAULT;
-	while (done < want) {
-		unsigned int turn = min_t(u64, want - done, FRAMES_A_TURN), got;
-
-		ret = mutex_lock_killable(&area->lock);
-		if (ret)
-			break;
-		got = area_reclaim(area, turn);
-		mutex_unlock(&area->lock);
-		done += got;
-		/* The process frees while we take: there is an end to it. */
-		if (got < turn || done >= area->huge_frames ||
-		    signal_pending(current))
-			break;
+	do {
+		ret = reclaim_turn(session, want, &done, &looked);
 		cond_resched();
-	}
-	return put_user(done, arg) ? -EFAULT : ret;
+	} while (ret > 0 && done < want && !signal_pending(current));
+	return put_user(done, arg) ? -EFAULT : min(ret, 0L);
 }
 
 static long device_ioctl(struct file *file, unsigned int call, unsigned long arg)
 {
-	struct area *area = READ_ONCE(file->private_data);
+	struct session *session = file->private_data;
 	void __user *user = (void __user *)arg;
 
-	if (call == LLFREE_ATTACH)
-		return attach(file, user);
-	if (call != LLFREE_STATUS && call != LLFREE_RECLAIM)
+	switch (call) {
+	case LLFREE_ATTACH:
+		return attach(session, user);
+	case LLFREE_STATUS:
+		return status(session, user);
+	case LLFREE_RECLAIM:
+		return reclaim(session, user);
+	case LLFREE_DETACH:
+		return detach(session);
+	default:
 		return -ENOTTY;
-	if (!area)
-		return -EINVAL;
-	return call == LLFREE_STATUS ? status(area, user) : reclaim(area, user);
+	}
 }
 
 static int areas_show(struct seq_file *seq, void *unused)

@@ -2,7 +2,7 @@
 /*
  * /dev/llfree: an open file of it is an area of the process's memory from
  * which the kernel takes free huge frames when it is short of memory. The area
- * ends when the file is closed.
+ * ends with LLFREE_DETACH, or when nobody has the file open any more.
  */
 #ifndef LLFREE_H
 #define LLFREE_H
@@ -52,7 +52,10 @@ struct llfree_status {
 	__u64 reserved[6];
 };
 
-/* Attaches; once a file. EINVAL, EBADF, ENOMEM, EPERM, EFAULT, EBUSY. */
+/*
+ * Attaches; once a file, and memory once. EINVAL, EBADF, ENOMEM, EPERM, EFAULT,
+ * EBUSY.
+ */
 #define LLFREE_ATTACH		_IOW('L', 0x80, struct llfree_attach)
 #define LLFREE_STATUS		_IOR('L', 0x81, struct llfree_status)
 /*
@@ -60,5 +63,11 @@ struct llfree_status {
  * were. Also in a process that is not short of memory.
  */
 #define LLFREE_RECLAIM		_IOWR('L', 0x82, __u64)
+/*
+ * Ends the area, whoever else has the file open, as a forked child has. When it
+ * returns the kernel has no frame in hand and takes none any more. It does not
+ * fail, and may be called again.
+ */
+#define LLFREE_DETACH		_IO('L', 0x83)
 
 #endif

@@ -33,9 +33,13 @@
 #define BATCH			16
 /* What one call may look at, however many areas and frames there are. */
 #define AREAS_A_CALL		64
-#define CHUNKS_A_CALL		512
+/* A count's own looks, a chunk an area, and how soon it asks for a whole one. */
+#define LOOKS_A_COUNT		16
+#define KICK_INTERVAL		(HZ / 10)
 /* Frames in a look, which has the area's lock. */
 #define FRAMES_A_TURN		(128 * CHUNK)
+/* The same of frames whose swap is let go. */
+#define SWAPPED_A_TURN		4
 /* With less than this known to be free, a count looks for more. */
 #define POOR			(BATCH * LLFREE_PAGES)
 
@@ -55,10 +59,13 @@ static bool ready;
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 7, 0)
 static struct shrinker the_shrinker;
+#else
+static struct shrinker *the_shrinker;
+#endif
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
 #define lru_add(place)	list_lru_add(&places, &(place)->lru)
 #define lru_del(place)	list_lru_del(&places, &(place)->lru)
 #else
-static struct shrinker *the_shrinker;
 #define lru_add(place)	list_lru_add_obj(&places, &(place)->lru)
 #define lru_del(place)	list_lru_del_obj(&places, &(place)->lru)
 #endif
@@ -139,9 +146,29 @@ static unsigned int count_free(struct area *area, u32 chunk)
 	return nr - used;
 }
 
+/* Without those that were kept, which nobody tries again so soon. */
 static void recount(struct area *area, u32 chunk)
 {
-	set_chunk_free(area, chunk, count_free(area, chunk));
+	int free = count_free(area, chunk) -
+		   READ_ONCE(area->chunks[chunk].skipped);
+
+	set_chunk_free(area, chunk, max(free, 0));
+}
+
+/* Where a frame's memory is; by the caller with the area's lock. */
+static void locate(struct area *area, struct note *note, u8 place)
+{
+	if (note->place == place)
+		return;
+	if (note->place) {
+		atomic_long_dec(&area->places[note->place - 1]->here);
+		atomic_long_dec(&area->located);
+	}
+	if (place) {
+		atomic_long_inc(&area->places[place - 1]->here);
+		atomic_long_inc(&area->located);
+	}
+	note->place = place;
 }
 
 /* Pages that a reclaim would gain: no more than the file has. */
@@ -165,7 +192,7 @@ static void look_for_more(struct area *area)
 	recount(area, chunk);
 }
 
-static void look_at_chunk(struct area *area, u32 chunk)
+static void look_at_chunk(struct area *area, u32 chunk, bool aging)
 {
 	u32 first = chunk * CHUNK, nr = chunk_frames(area, chunk), i;
 	unsigned int free = 0, old = 0;
@@ -174,7 +201,10 @@ static void look_at_chunk(struct area *area, u32 chunk)
 		struct note *note = &area->notes[i];
 
 		note->skip = 0;
+		if (aging)
+			locate(area, note, 0);
 		if (!llfree_is_resident(READ_ONCE(area->entries[i]))) {
+			locate(area, note, 0);
 			note->age = 0;
 			continue;
 		}
@@ -182,11 +212,12 @@ static void look_at_chunk(struct area *area, u32 chunk)
 		if (area->marks && READ_ONCE(area->marks[i])) {
 			WRITE_ONCE(area->marks[i], 0);
 			note->age = 0;
-		} else if (note->age < U8_MAX) {
+		} else if (aging && note->age < U8_MAX) {
 			note->age++;
 		}
 		old += note->age >= grace;
 	}
+	WRITE_ONCE(area->chunks[chunk].skipped, 0);
 	area->chunks[chunk].old = old;
 	set_chunk_free(area, chunk, free);
 }
@@ -337,11 +368,13 @@ static unsigned int discard(struct area *area, const u32 *frames,
 		} else {
 			done = change(area, frames[i], llfree_keep);
 			note->skip = 1;
+			area->chunks[frames[i] / CHUNK].skipped++;
 			note->swapped = emptied[i] == SWAPPED;
 			area->has_swapped |= note->swapped;
 			stats->kept++;
 		}
 		note->age = 0;
+		locate(area, note, 0);
 		stats->broken += !done;
 	}
 	raise_epoch(area);
@@ -351,19 +384,43 @@ static unsigned int discard(struct area *area, const u32 *frames,
 	return evicted;
 }
 
-/* Whether a frame's memory is on another node. */
-static bool is_elsewhere(struct area *area, u32 huge, int nid)
+static int page_node(struct area *area, pgoff_t index)
+{
+	struct folio *folio = filemap_get_folio(area->memory->f_mapping, index);
+	int nid;
+
+	if (IS_ERR_OR_NULL(folio))
+		return NUMA_NO_NODE;
+	nid = folio_nid(folio);
+	folio_put(folio);
+	return nid;
+}
+
+/*
+ * The place of a frame's node, from 1. By its first pages, as many as there are
+ * nodes: with pages in turns it is on all of them, which is 0.
+ */
+static u8 place_of(struct area *area, u32 huge)
 {
 	pgoff_t index = (pgoff_t)huge << LLFREE_ORDER;
-	struct folio *folio;
-	bool elsewhere;
+	int nid = page_node(area, index), i;
 
-	folio = filemap_get_folio(area->memory->f_mapping, index);
-	if (IS_ERR_OR_NULL(folio))
-		return false;
-	elsewhere = folio_nid(folio) != nid;
-	folio_put(folio);
-	return elsewhere;
+	for (i = 1; i < area->nr_places && i < LLFREE_PAGES; i++)
+		if (page_node(area, index + i) != nid)
+			return 0;
+	for (i = 0; i < area->nr_places && i < U8_MAX; i++)
+		if (area->places[i]->nid == nid)
+			return i + 1;
+	return 0;
+}
+
+/* Whether all of a frame's memory is on another node. */
+static bool is_elsewhere(struct area *area, u32 huge, struct place *place)
+{
+	struct note *note = &area->notes[huge];
+
+	locate(area, note, place_of(area, huge));
+	return note->place && area->places[note->place - 1] != place;
 }
 
 /* What a scan may do yet, and has done. */
@@ -397,14 +454,15 @@ static void scan_chunk(struct area *area, u32 chunk, unsigned int age,
 	for (i = first; i < first + nr && scan->want; i++) {
 		struct note *note = &area->notes[i];
 
-		if (!llfree_is_resident(READ_ONCE(area->entries[i])) ||
-		    note->skip || note->age < age)
-			continue;
-		if (scan->place && area->nr_places > 1 &&
-		    is_elsewhere(area, i, scan->place->nid)) {
-			atomic_long_inc(&scan->place->elsewhere);
+		if (!llfree_is_resident(READ_ONCE(area->entries[i]))) {
+			locate(area, note, 0);
 			continue;
 		}
+		if (note->skip || note->age < age)
+			continue;
+		if (scan->place && area->nr_places > 1 &&
+		    is_elsewhere(area, i, scan->place))
+			continue;
 		if (!change(area, i, llfree_hold))
 			continue;
 		scan->want--;
@@ -448,27 +506,50 @@ static void scan_area(struct area *area, struct scan *scan)
 struct tally {
 	unsigned long pages;
 	unsigned long areas;
-	bool looked;
+	unsigned int looks;
 	bool rotate;		/* there are more than it walks */
 };
+
+/*
+ * Has all of an area looked at soon. The area is listed, and the list locked: it
+ * does not end before this.
+ */
+static void kick(struct area *area)
+{
+	unsigned long before = READ_ONCE(area->kicked_at);
+
+	if (area->nr_chunks == 1 || !time_after(jiffies, before + KICK_INTERVAL) ||
+	    cmpxchg(&area->kicked_at, before, jiffies) != before)
+		return;
+	mod_delayed_work(system_unbound_wq, &area->look, 0);
+}
 
 static enum lru_status add_up(struct list_head *item, struct list_lru_one *list,
 			      spinlock_t *lock, void *arg)
 {
 	struct place *place = container_of(item, struct place, lru);
 	struct tally *tally = arg;
-	long pages = free_pages_of(place->area);
+	struct area *area = place->area;
+	long pages = free_pages_of(area);
+	bool rotate = tally->rotate;
 
-	if (pages < POOR && !tally->looked &&
-	    READ_ONCE(place->area->memory->f_mapping->nrpages) > pages) {
-		look_for_more(place->area);
-		pages = free_pages_of(place->area);
-		tally->looked = true;
+	if (pages < POOR && READ_ONCE(area->memory->f_mapping->nrpages) > pages) {
+		if (tally->looks < LOOKS_A_COUNT) {
+			tally->looks++;
+			look_for_more(area);
+			pages = free_pages_of(area);
+			/* Others are first the next time. */
+			rotate = true;
+		}
+		if (pages < POOR)
+			kick(area);
 	}
-	pages -= atomic_long_read(&place->elsewhere) << LLFREE_ORDER;
+	pages -= (atomic_long_read(&area->located) -
+		  atomic_long_read(&place->here)) << LLFREE_ORDER;
 	tally->pages += max(pages, 0L);
 	tally->areas++;
-	return tally->rotate ? LRU_ROTATE : LRU_SKIP;
+	/* The walk ends before it comes to one that it rotated. */
+	return rotate ? LRU_ROTATE : LRU_SKIP;
 }
 
 static unsigned long count(struct shrinker *unused, struct shrink_control *sc)
@@ -493,6 +574,12 @@ static unsigned long count(struct shrinker *unused, struct shrink_control *sc)
 		atomic64_inc(&count_calls);
 		atomic64_add(now() - start, &count_ns);
 	}
+	/*
+	 * Reclaim asks for half of it, and calls nobody for less than a batch
+	 * before it is desperate.
+	 */
+	if (tally.pages)
+		tally.pages = max(tally.pages, 2UL * BATCH * LLFREE_PAGES);
 	return tally.pages;
 }
 
@@ -555,17 +642,24 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 		atomic64_inc(&scan_calls);
 		atomic64_add(now() - start, &scan_ns);
 	}
-	return scan.freed || !busy ? scan.freed : SHRINK_STOP;
+	/* With nothing to be had in all that there is, or for now, no more calls. */
+	if (!scan.evicted && (busy || (scan.want && scan.chunks)))
+		return SHRINK_STOP;
+	return scan.freed;
 }
 
 /* --- What the device asks for --- */
 
-/* Takes some frames now. Returns how many; the caller has the area's lock. */
-unsigned int area_reclaim(struct area *area, unsigned int want)
+/*
+ * Takes some frames now. Returns how many, and the chunks that were looked at:
+ * with CHUNKS_A_CALL of them there may be more. The caller has the area's lock.
+ */
+unsigned int area_reclaim(struct area *area, unsigned int want, u32 *chunks)
 {
-	struct scan scan = { .want = want, .chunks = area->nr_chunks * 2 };
+	struct scan scan = { .want = want, .chunks = CHUNKS_A_CALL };
 
 	scan_area(area, &scan);
+	*chunks = CHUNKS_A_CALL - scan.chunks;
 	return scan.evicted;
 }
 
@@ -596,24 +690,26 @@ static void let_swap_go(struct area *area, u32 huge)
 	raise_epoch(area);
 }
 
-/* Once a second: how long frames have been free, and how many are. */
-void area_look(struct area *area)
+/* Reclaim has a chance at it; false if the area is over. */
+static bool step_aside(struct area *area)
+{
+	mutex_unlock(&area->lock);
+	cond_resched();
+	mutex_lock(&area->lock);
+	return !area->dead;
+}
+
+/* How many frames are free and, once a second, for how long. */
+void area_look(struct area *area, bool aging)
 {
 	u32 chunk, i, turn = 0;
 
-	for (i = 0; i < area->nr_places; i++)
-		atomic_long_set(&area->places[i]->elsewhere, 0);
 	for (chunk = 0; chunk < area->nr_chunks; chunk++) {
-		look_at_chunk(area, chunk);
+		look_at_chunk(area, chunk, aging);
 		turn += CHUNK;
 		if (turn >= FRAMES_A_TURN) {
-			/* Reclaim has a chance at it. */
 			turn = 0;
-			mutex_unlock(&area->lock);
-			cond_resched();
-			if (!mutex_trylock(&area->lock))
-				mutex_lock(&area->lock);
-			if (area->dead)
+			if (!step_aside(area))
 				return;
 		}
 	}
@@ -621,10 +717,16 @@ void area_look(struct area *area)
 		return;
 	area->has_swapped = false;
 	for (i = 0; i < area->huge_frames; i++) {
-		if (area->notes[i].swapped)
+		turn++;
+		if (area->notes[i].swapped) {
 			let_swap_go(area, i);
-		if (!(i % CHUNK))
-			cond_resched();
+			turn += FRAMES_A_TURN / SWAPPED_A_TURN;
+		}
+		if (turn >= FRAMES_A_TURN) {
+			turn = 0;
+			if (!step_aside(area))
+				return;
+		}
 	}
 }
 
@@ -685,7 +787,7 @@ int area_enlist(struct area *area)
 			break;
 		}
 		INIT_LIST_HEAD(&place->lru);
-		atomic_long_set(&place->elsewhere, 0);
+		atomic_long_set(&place->here, 0);
 		place->area = area;
 		place->nid = page_to_nid(virt_to_page(place));
 		area->places[area->nr_places++] = place;

@@ -21,6 +21,8 @@
 #define MAX_HUGE_FRAMES		(1U << 25)
 /* Huge frames that are counted together: 512 MiB. */
 #define CHUNK			256U
+/* What one call may look at, however many areas and frames there are. */
+#define CHUNKS_A_CALL		512
 
 /* A part of the process's memory that is pinned and mapped here. */
 struct pinned {
@@ -33,6 +35,7 @@ struct pinned {
 struct chunk {
 	atomic_t free;		/* free, with memory */
 	u16 old;		/* of these, for as long as `grace` says */
+	u16 skipped;		/* left alone until the next look; lock */
 };
 
 /* Of a huge frame, apart from its entry. Guarded by area->lock. */
@@ -40,6 +43,7 @@ struct note {
 	u8 age;			/* looks in a row that found it free */
 	u8 skip : 1;		/* leave it alone until the next look */
 	u8 swapped : 1;		/* it has swap, which the next look lets go */
+	u8 place;		/* all of it is on that one's node, from 1; or 0 */
 };
 
 /*
@@ -50,8 +54,8 @@ struct place {
 	struct list_head lru;
 	struct area *area;
 	int nid;
-	/* Free frames that were seen on other nodes since the last look. */
-	atomic_long_t elsewhere;
+	/* Frames that were seen to be on this node, since the last look. */
+	atomic_long_t here;
 };
 
 struct area {
@@ -78,11 +82,14 @@ struct area {
 	struct note *notes;
 	struct chunk *chunks;
 	atomic_long_t free;	/* sum of the chunks' */
+	atomic_long_t located;	/* sum of the places' `here` */
 	atomic_t look_at;	/* the chunk that a count looks at next */
 	u32 cursor;		/* the chunk that a scan begins at; lock */
 	bool has_swapped;	/* lock */
 
 	struct delayed_work look;
+	unsigned long aged_at;	/* lock */
+	unsigned long kicked_at;
 	struct list_head all;
 	struct llfree_status stats;	/* lock, but read without */
 	atomic64_t busy;
@@ -95,8 +102,8 @@ int reclaim_init(void);
 void reclaim_exit(void);
 int area_enlist(struct area *area);
 void area_delist(struct area *area);
-void area_look(struct area *area);
-unsigned int area_reclaim(struct area *area, unsigned int want);
+void area_look(struct area *area, bool aging);
+unsigned int area_reclaim(struct area *area, unsigned int want, u32 *chunks);
 void area_release(struct kref *ref);
 
 extern atomic64_t count_calls, count_ns, scan_calls, scan_ns;

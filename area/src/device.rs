@@ -64,6 +64,7 @@ const fn ioc(direction: u64, number: u64, bytes: usize) -> u64 {
 const ATTACH: u64 = ioc(1, 0x80, size_of::<AttachWords>());
 const STATUS: u64 = ioc(2, 0x81, size_of::<KernelStatus>());
 const RECLAIM: u64 = ioc(3, 0x82, size_of::<u64>());
+const DETACH: u64 = ioc(0, 0x83, 0);
 
 /// The parts of an area that the kernel works with; they live as long as whoever has this.
 pub(crate) struct Parts {
@@ -73,7 +74,8 @@ pub(crate) struct Parts {
     pub(crate) marks_at: u64,
 }
 
-/// An area in the kernel's hands. Dropped, nobody there has a frame of it any more.
+/// An area in the kernel's hands. Dropped, nobody there has a frame of it any more, whoever else has the file: a forked child
+/// has it for as long as it lives.
 pub(crate) struct Device {
     file: File,
 }
@@ -136,6 +138,15 @@ impl Device {
     }
 }
 
+impl Drop for Device {
+    fn drop(&mut self) {
+        // Before another one takes the area over. Of what has none, it is nothing.
+        if let Err(error) = self.call(DETACH, std::ptr::null_mut::<u64>()) {
+            log::warn!("an area may be left with the kernel: {error}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +156,6 @@ mod tests {
         let header = include_str!("../../module/llfree.h");
         assert!(header.contains(&format!("#define LLFREE_VERSION\t\t{VERSION}")));
         assert_eq!((size_of::<AttachWords>(), size_of::<KernelStatus>()), (56, 128));
-        assert_eq!((ATTACH, STATUS, RECLAIM), (0x4038_4c80, 0x8080_4c81, 0xc008_4c82));
+        assert_eq!((ATTACH, STATUS, RECLAIM, DETACH), (0x4038_4c80, 0x8080_4c81, 0xc008_4c82, 0x4c83));
     }
 }

@@ -4,7 +4,7 @@ use crate::child::Other;
 use crate::row::{Outcome, check};
 use crate::system::{areas, attached, load, shrink_all, unload};
 use crate::tenant::{HUGE, Tenant, words, words_mut};
-use crate::{measure, memory, races};
+use crate::{device, measure, memory, races};
 use llfree_area::Order;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -41,6 +41,8 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
         return;
     }
     check(failures, "an area is with the kernel, and free memory goes when asked", basics);
+    check(failures, "the device takes memory once, sealed, with nothing behind its end", device::takes);
+    check(failures, "an area ends though a forked child has the device open", device::ends_below_a_child);
     check(failures, "what is free longest goes first", oldest_first);
     memory::without_swap(failures, !quick);
     check(failures, "fork, a second mapping, mremap, munmap", || mappings(if long { 100 } else { 8 }));
@@ -116,6 +118,9 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+/// What the module itself taints the kernel with: it is none of the kernel's own, and nobody signed it.
+const OUT_OF_TREE: u64 = 1 << 12 | 1 << 13;
+
 /// No complaint of the kernel.
 fn clean_log() -> Outcome {
     let log = std::process::Command::new("dmesg").output().map_err(text)?;
@@ -137,7 +142,13 @@ fn clean_log() -> Outcome {
         "Bad page",
     ];
     let found: Vec<_> = log.lines().filter(|line| bad.iter().any(|word| line.contains(word))).collect();
-    if found.is_empty() { Ok(String::new()) } else { Err(found.join("\n    ")) }
+    let tainted = std::fs::read_to_string("/proc/sys/kernel/tainted").map_err(text)?;
+    let tainted = tainted.trim().parse::<u64>().map_err(text)? & !OUT_OF_TREE;
+    if found.is_empty() && tainted == 0 {
+        Ok(String::new())
+    } else {
+        Err(format!("tainted: {tainted:#x}; {}", found.join("\n    ")))
+    }
 }
 
 fn basics() -> Outcome {

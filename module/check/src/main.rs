@@ -5,6 +5,7 @@
 
 mod checks;
 mod child;
+mod device;
 mod measure;
 mod memory;
 mod races;

@@ -2,7 +2,7 @@
 
 use crate::child::Other;
 use crate::row::{Outcome, check};
-use crate::system::{Group, available_mib, hog};
+use crate::system::{Group, available_mib, hog, killed};
 
 fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
@@ -27,10 +27,10 @@ fn has_it(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Outcome {
 }
 
 fn has_it_not(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Outcome {
-    match pressure(by, mib, want, group) {
-        Ok((_, true)) => Err("nobody was killed".to_owned()),
-        _ => Ok(String::new()),
-    }
+    let before = killed();
+    let outcome = pressure(by, mib, want, group).map(|(_, had)| had);
+    expect(killed() > before, || format!("nobody was killed; had: {outcome:?}"))?;
+    Ok(String::new())
 }
 
 /// Kinds of pressure without swap; without the module as well, if `compared`.
@@ -83,6 +83,21 @@ pub(crate) fn without_swap(failures: &mut u32, compared: bool) {
         tenant.ask("verify")?;
         Ok(format!("{} frames", tenant.number("evicted")?))
     });
+    check(failures, "the same behind another area that is all in use", || {
+        let group = limited()?;
+        let mut full = Other::start(64, "all", "kernel", Some(&group))?;
+        let mut tenant = Other::start(128, "all", "kernel", Some(&group))?;
+        for _ in 0..3 {
+            tenant.ask("free 8")?;
+            expect(hog(140, Some(&group))?, || "killed".to_owned())?;
+            tenant.ask("verify")?;
+            tenant.ask("take 56")?;
+        }
+        full.ask("verify")?;
+        let (of_full, evicted) = (full.number("evicted")?, tenant.number("evicted")?);
+        expect(of_full == 0, || format!("{of_full} frames of the full one"))?;
+        Ok(format!("{evicted} frames"))
+    });
 }
 
 /// With swap there is something else to take: what is free goes, and what is in use comes back whole.
@@ -123,19 +138,19 @@ pub(crate) fn with_swap(failures: &mut u32) {
 
 /// Node 0 has the area, node 1 the pressure, and the other way round. `numactl`'s calls, by hand.
 pub(crate) fn numa(failures: &mut u32) {
-    let bind = |node: u64| {
-        let mask = 1u64 << node;
-        // SAFETY: a mask of 64 bits, which the kernel copies. MPOL_BIND is 2.
-        let done = unsafe { libc::syscall(libc::SYS_set_mempolicy, 2, &raw const mask, 64) };
+    let policy = |mode: i32, mask: u64| {
+        // SAFETY: a mask of 64 bits, which the kernel copies.
+        let done = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, &raw const mask, 64) };
         expect(done == 0, || std::io::Error::last_os_error().to_string())
     };
+    let bind = |node: u64| policy(libc::MPOL_BIND, 1 << node);
+    let free = |node: u64| {
+        let text = std::fs::read_to_string(format!("/sys/devices/system/node/node{node}/meminfo"));
+        let text = text.unwrap_or_default();
+        let line = text.lines().find(|line| line.contains("MemFree:")).unwrap_or_default().to_owned();
+        line.split_whitespace().nth(3).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024
+    };
     let case = |of_area: u64, of_hog: u64| {
-        let free = |node: u64| {
-            let text = std::fs::read_to_string(format!("/sys/devices/system/node/node{node}/meminfo"));
-            let text = text.unwrap_or_default();
-            let line = text.lines().find(|line| line.contains("MemFree:")).unwrap_or_default().to_owned();
-            line.split_whitespace().nth(3).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024
-        };
         bind(of_area)?;
         let mib = free(of_area) * 6 / 10 / 16 * 16;
         let mut tenant = Other::start(mib, "8", "kernel", None)?;
@@ -159,5 +174,21 @@ pub(crate) fn numa(failures: &mut u32) {
         let (had, evicted, mib, want) = case(1, 1)?;
         expect(had && evicted > 0, || format!("had: {had}, {evicted} frames of {mib} MiB, {want} MiB wanted"))?;
         Ok(format!("{evicted} of {} frames", mib / 2))
+    });
+    check(failures, "two nodes: an area on both in turns is served on each", || {
+        policy(libc::MPOL_INTERLEAVE, 3)?;
+        let mib = free(0).min(free(1)) / 16 * 16;
+        let mut tenant = Other::start(mib, "8", "kernel", None)?;
+        let mut taken = 0;
+        for node in 0..2 {
+            bind(node)?;
+            let want = free(node) + mib / 4;
+            let had = hog(want, None)?;
+            tenant.ask("verify")?;
+            let evicted = tenant.number("evicted")?;
+            expect(had && evicted > taken, || format!("node {node}: had {want}: {had}, {taken} -> {evicted} frames"))?;
+            taken = evicted;
+        }
+        Ok(format!("{taken} of {} frames", mib / 2))
     });
 }

@@ -1,6 +1,7 @@
 //! The machine: cgroups, the module, pressure, numbers of the kernel.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -74,10 +75,20 @@ pub(crate) fn start(words: &[&str], group: Option<&Group>) -> Result<Child, Stri
     command.spawn().map_err(|error| error.to_string())
 }
 
-/// Whether somebody who wants so much memory gets it, and is not killed.
+/// Whether somebody who wants so much memory gets it, and is not killed; any other end is an error.
 pub(crate) fn hog(mib: u64, group: Option<&Group>) -> Result<bool, String> {
     let child = start(&["hog", &mib.to_string()], group)?;
-    Ok(child.wait_with_output().map_err(|error| error.to_string())?.status.success())
+    let status = child.wait_with_output().map_err(|error| error.to_string())?.status;
+    match status.signal() {
+        Some(libc::SIGKILL) => Ok(false),
+        _ if status.success() => Ok(true),
+        _ => Err(format!("who wants memory: {status}")),
+    }
+}
+
+/// Processes that were killed for lack of memory.
+pub(crate) fn killed() -> u64 {
+    number_in("/proc/vmstat", "oom_kill")
 }
 
 /// Has all shrinkers shrink as much as they can.
