@@ -256,7 +256,7 @@ fn nobody_seals_it_further() {
     let ram = ram(1, Backing::Memfd);
     let file = ram.file().expect("a file");
     for seal in [SealFlags::WRITE, SealFlags::FUTURE_WRITE] {
-        assert_eq!(fcntl_add_seals(file, seal), Err(rustix::io::Errno::PERM));
+        assert_eq!(fcntl_add_seals(file, seal), Err(Errno::PERM));
     }
     assert_eq!(fcntl_get_seals(file), Ok(SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL));
 }
