@@ -507,6 +507,7 @@ struct tally {
 	unsigned long pages;
 	unsigned long areas;
 	unsigned int looks;
+	bool kicked;
 	bool rotate;		/* there are more than it walks */
 };
 
@@ -514,14 +515,15 @@ struct tally {
  * Has all of an area looked at soon. The area is listed, and the list locked: it
  * does not end before this.
  */
-static void kick(struct area *area)
+static bool kick(struct area *area)
 {
 	unsigned long before = READ_ONCE(area->kicked_at);
 
 	if (area->nr_chunks == 1 || !time_after(jiffies, before + KICK_INTERVAL) ||
 	    cmpxchg(&area->kicked_at, before, jiffies) != before)
-		return;
+		return false;
 	mod_delayed_work(system_unbound_wq, &area->look, 0);
+	return true;
 }
 
 static enum lru_status add_up(struct list_head *item, struct list_lru_one *list,
@@ -540,9 +542,10 @@ static enum lru_status add_up(struct list_head *item, struct list_lru_one *list,
 			pages = free_pages_of(area);
 			/* Others are first the next time. */
 			rotate = true;
+			/* It wakes somebody: one a count. */
+			if (pages < POOR && !tally->kicked)
+				tally->kicked = kick(area);
 		}
-		if (pages < POOR)
-			kick(area);
 	}
 	pages -= (atomic_long_read(&area->located) -
 		  atomic_long_read(&place->here)) << LLFREE_ORDER;
