@@ -204,6 +204,35 @@ fn a_touch_that_is_seen_in_the_act_stays_though_the_host_has_no_memory_to_instal
     });
 }
 
+/// A move into a frame may end part of the way, and what came is written to without a fault.
+#[test]
+fn what_a_failed_move_left_is_in_use_and_stays() {
+    test_support::in_own_process(|| {
+        let scenario = Scenario::start();
+        let tenant = match Tenant::boot_on(UseUserfaultfd::On) {
+            Ok(tenant) => tenant,
+            Err(error) => return test_support::skipped(llfree_base::error_line(&error)),
+        };
+        let part_of_a_move = |frame: u32| {
+            let userfault = tenant.monitor.supply().userfault().expect("RAM is under it");
+            userfault.lend_zeroes(u64::from(frame) * HUGE_SIZE).expect("there is a page table");
+            tenant.touch(frame);
+        };
+        part_of_a_move(8);
+        scenario.set(faults::MOVE, "return(5)").expect("it is a point");
+        assert_eq!(tenant.monitor.install(HugeRange::saturating(HugeId(8), 2)), Err(InstallError::Refused));
+        assert_eq!((tenant.word(8), tenant.entry(8)), (1, HugeEntry::HUGE_INSTALLED), "the rest is lent");
+        assert_eq!(tenant.entry(9), HugeEntry::HUGE_EVICTED, "nothing came there");
+        scenario.set(faults::MOVE, "off").expect("it is a point");
+        // The tenant was quicker than the next try, or than the end of this one.
+        part_of_a_move(10);
+        assert_eq!(tenant.monitor.install(HugeRange::saturating(HugeId(8), 4)), Ok(()));
+        assert_eq!((tenant.word(8), tenant.word(9), tenant.word(10), tenant.word(11)), (1, 0, 1, 0));
+        let last = GuestAddress(11 * HUGE_SIZE - FRAME_SIZE);
+        assert_eq!(tenant.ram.guest_memory().read_obj::<u64>(last).expect("in RAM"), 0, "whole, though nobody lends");
+    });
+}
+
 #[test]
 fn a_shrink_leaves_the_floor_and_a_forced_one_does_not() {
     let tenant = Tenant::boot();
