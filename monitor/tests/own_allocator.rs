@@ -233,6 +233,33 @@ fn what_a_failed_move_left_is_in_use_and_stays() {
     });
 }
 
+/// What it touched before it gave it went when the host held it, so that nothing excuses what is there later.
+#[test]
+fn a_touch_of_a_held_frame_is_a_violation_before_the_hand_over_is_complete() {
+    let tenant = Tenant::boot();
+    tenant.touch(9);
+    tenant.touch(20);
+    tenant.give(20..28);
+    assert_eq!(tenant.shrink(FRAMES - 8), FRAMES - 8);
+    assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0);
+    assert_eq!((tenant.word(9), tenant.monitor.counters.boot_touches.get()), (1, 1), "in use, and no violation");
+    tenant.touch(21);
+    assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 1);
+    assert_eq!(tenant.monitor.counters.held_violations.get(), 1);
+    assert_eq!(tenant.word(21), 0, "taken back");
+}
+
+#[test]
+fn a_hand_over_in_part_takes_a_host_that_had_no_memory() {
+    let tenant = Tenant::boot();
+    assert_eq!(tenant.monitor.install(HugeRange::saturating(HugeId(FRAMES - 1), 2)), Err(InstallError::OutOfRange));
+    tenant.monitor.hand_over(HandOver::ByTouch);
+    assert_eq!(tenant.monitor.handed_over(), HandOver::Complete, "its own fault is no reason");
+    tenant.monitor.audit().expect("the kernel answers");
+    tenant.touch(9);
+    assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 1);
+}
+
 #[test]
 fn a_shrink_leaves_the_floor_and_a_forced_one_does_not() {
     let tenant = Tenant::boot();

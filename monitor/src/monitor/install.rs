@@ -9,6 +9,7 @@ use crate::memory::Shortfall;
 use llfree::Installing;
 use llfree_base::error_line;
 use shared_layout::HugeRange;
+use std::sync::atomic::Ordering;
 
 /// Why not all frames were installed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -142,6 +143,11 @@ impl Monitor {
 
     /// Backs claimed frames. Pages of them that are there stay, if the tenant may have memory by touching it.
     pub(super) fn supply_memory(&self, frames: impl Into<HugeRange>) -> Result<(), Shortfall> {
-        if self.comes_by_touch() { self.supply.install_around(frames) } else { self.supply.install(frames) }
+        let supplied =
+            if self.comes_by_touch() { self.supply.install_around(frames) } else { self.supply.install(frames) };
+        if supplied.is_err() {
+            self.host_failed.store(true, Ordering::Release);
+        }
+        supplied
     }
 }
