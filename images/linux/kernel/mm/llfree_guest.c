@@ -40,6 +40,7 @@
 #define LLFREE_FEATURE_PORT	BIT_ULL(0)
 #define LLFREE_FEATURE_OWN	BIT_ULL(2)
 #define LLFREE_FEATURE_NOTICES	BIT_ULL(3)
+#define LLFREE_FEATURE_BY_TOUCH	BIT_ULL(5)
 
 struct llfree_header {
 	u64 magic;
@@ -604,7 +605,9 @@ static int __init llfree_init(void)
 	static_branch_enable(&llfree_key);
 	for_each_populated_zone(zone)
 		given += llfree_give_zone(zone);
-	llfree_by_touch = !llfree_install_used();
+	/* A host that knows no such hand-over discards what it cannot install. */
+	llfree_by_touch = !llfree_install_used() &&
+			  header.features & LLFREE_FEATURE_BY_TOUCH;
 	llfree_hello(llfree_by_touch);
 	if (llfree_by_touch)
 		pr_warn("the host has no memory for all that is used, which comes by touch\n");
