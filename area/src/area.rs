@@ -257,8 +257,9 @@ impl Area {
     }
 
     /// A handle for one thread, which allocates faster than the area itself. What it holds back goes back when it is
-    /// dropped, when the area [reclaims](Self::reclaim) or is resized, and after two looks of automatic reclaim between which
-    /// its thread did nothing with it: for that nobody waits for the thread, or wakes it.
+    /// dropped, and where the system has `membarrier(2)` also while its thread does something else: by two looks of automatic
+    /// reclaim between which it was not used, by a [`reclaim`](Self::reclaim), and by a shrink that falls short. Nobody waits for
+    /// the thread for that, or wakes it.
     #[must_use]
     pub fn handle(&self) -> Handle {
         let hand = Hand::new(self.space.clone());
@@ -453,7 +454,7 @@ impl Handle {
 
     /// Gives back what the handle keeps to be fast.
     pub fn drain(&mut self) {
-        // Who has it instead drains it.
-        self.hand.work(Grip::drain, |_| ());
+        // Who has it instead may be about to let go.
+        self.hand.insist(Grip::drain, |_| ());
     }
 }

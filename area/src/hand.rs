@@ -3,6 +3,7 @@
 //! A handle of the table and a place to look for runs.
 
 use crate::error::{AllocError, FreeError};
+use crate::fork::Maker;
 use crate::membarrier::Membarrier;
 use crate::reclaimer::Flush;
 use crate::space::Space;
@@ -120,16 +121,25 @@ pub(crate) struct Hand {
     shared: Arc<SharedHand>,
 }
 
+/// On cache lines of its own: it is written to at every step.
 #[derive(Debug)]
+#[repr(align(128))]
 struct SharedHand {
     grip: Biased<Grip, Membarrier>,
     space: Arc<Space>,
+    maker: Maker,
+}
+
+impl SharedHand {
+    fn new(space: Arc<Space>) -> Arc<Self> {
+        let grip = Biased::new(Grip::new(&space), Membarrier);
+        Arc::new(Self { grip, space, maker: Maker::new() })
+    }
 }
 
 impl Hand {
     pub(crate) fn new(space: Arc<Space>) -> Self {
-        let grip = Biased::new(Grip::new(&space), Membarrier);
-        Self { shared: Arc::new(SharedHand { grip, space }) }
+        Self { shared: SharedHand::new(space) }
     }
 
     /// For those who drain what sleeps.
@@ -144,14 +154,22 @@ impl Hand {
         with: impl FnOnce(&mut Grip, &Space) -> T,
         without: impl FnOnce(&Space) -> T,
     ) -> T {
-        let SharedHand { grip, space } = &*self.shared;
+        let SharedHand { grip, space, .. } = &*self.shared;
         // SAFETY: there is one of us, borrowed for the whole call, and `with` has no way to it.
         let done = unsafe { grip.with(|grip| with(grip, space)) };
-        done.unwrap_or_else(|| without(space))
+        done.unwrap_or_else(|| without(self.space_without()))
     }
-}
 
-impl Hand {
+    /// Others have the grip. If they stayed with the parent of this process they have it for ever: then it is theirs.
+    #[cold]
+    fn space_without(&mut self) -> &Space {
+        if self.shared.maker.is_gone() {
+            let new = SharedHand::new(self.shared.space.clone());
+            std::mem::forget(std::mem::replace(&mut self.shared, new));
+        }
+        &self.shared.space
+    }
+
     /// The same, by somebody who found nothing in a hurry: what others have in hand is waited for, a moment at most.
     #[cold]
     pub(crate) fn insist<T>(
@@ -189,7 +207,7 @@ impl Flush for SharedHand {
 
 impl Drop for SharedHand {
     fn drop(&mut self) {
-        let Self { grip, space } = self;
+        let Self { grip, space, .. } = self;
         grip.get_mut().let_go(space);
     }
 }
@@ -209,5 +227,66 @@ pub(crate) fn install(space: &Space, taken: Allocation) -> Taken {
             let _ = block.self_install(&tenant);
             Taken { frame, is_zeroed }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fork::tests::holds_in_a_child;
+    use crate::{Area, MemoryKind};
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+
+    /// A hand, and somebody else who has its grip until `release` is passed.
+    fn while_others_have_it(work: impl FnOnce(&mut Hand, &dyn Fn())) {
+        let area = Area::builder().size(8 << 20).memory(MemoryKind::Private).build().expect("built");
+        let mut hand = Hand::new(area.space.clone());
+        let (taken, release, has_it) = (Barrier::new(2), Barrier::new(2), AtomicBool::new(false));
+        std::thread::scope(|threads| {
+            let shared = hand.shared.clone();
+            let (taken, release, has_it) = (&taken, &release, &has_it);
+            threads.spawn(move || {
+                let had = shared.grip.try_with(|_| {
+                    has_it.store(true, Ordering::Relaxed);
+                    taken.wait();
+                    release.wait();
+                });
+                if had.is_none() {
+                    taken.wait();
+                }
+            });
+            taken.wait();
+            if !has_it.load(Ordering::Relaxed) {
+                return test_support::skipped("no membarrier here");
+            }
+            work(&mut hand, &|| _ = release.wait());
+        });
+    }
+
+    #[test]
+    fn what_others_have_is_waited_for_a_moment() {
+        while_others_have_it(|hand, release| {
+            assert!(!hand.work(|_, _| true, |_| false));
+            let start = Instant::now();
+            assert!(!hand.insist(|_, _| true, |_| false), "they do not let go");
+            assert!(start.elapsed() >= PAUSE * PATIENCE && start.elapsed() < Duration::from_secs(10));
+            release();
+            assert!(hand.insist(|_, _| true, |_| false));
+        });
+    }
+
+    #[test]
+    fn a_child_whose_grip_others_had_in_the_parent_gets_another() {
+        while_others_have_it(|hand, release| {
+            let in_child = || {
+                let first = hand.work(|_, _| true, |_| false);
+                let block = hand.work(|grip, space| grip.take(space, Order::BASE).ok(), |_| None);
+                !first && block.is_some()
+            };
+            assert!(holds_in_a_child(in_child));
+            release();
+        });
     }
 }

@@ -3,12 +3,23 @@
 //! `membarrier(2)`, private and expedited: an interrupt of each processor that runs this process at the moment. Where the system
 //! has or permits none nobody but its owner drains a handle.
 
+use crate::fork::Maker;
 use llfree::Fence;
-use std::sync::OnceLock;
-use std::sync::atomic::{Ordering, compiler_fence};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Membarrier;
+
+/// Registers this process, unless it is: beside other threads that takes some ten milliseconds. Nobody waits for a thread that does so
+/// at this moment, which may have stayed with the parent.
+pub(crate) fn prepare() {
+    /// One more than the forks between the first process and the one that is registered.
+    static REGISTERED: AtomicU64 = AtomicU64::new(0);
+    let this = u64::from(Maker::new().number()) + 1;
+    if REGISTERED.load(Ordering::Relaxed) != this && call(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) {
+        REGISTERED.store(this, Ordering::Relaxed);
+    }
+}
 
 // SAFETY: a private expedited membarrier returns when every other thread of the process passed a full fence since its call; where a
 // thread ran before and after, its program's order is what the compiler's fence keeps.
@@ -19,11 +30,9 @@ unsafe impl Fence for Membarrier {
     }
 
     fn heavy(&self) -> bool {
-        static IS_REGISTERED: OnceLock<bool> = OnceLock::new();
-        // Also where it fails.
-        std::sync::atomic::fence(Ordering::SeqCst);
-        *IS_REGISTERED.get_or_init(|| call(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED))
-            && call(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED)
+        // Also where the call fails. It does in a process that is not registered.
+        fence(Ordering::SeqCst);
+        call(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED)
     }
 }
 

@@ -9,6 +9,7 @@ use crate::device::{self, Device, KernelStatus, Parts};
 use crate::error::AreaError;
 use crate::fork::Maker;
 use crate::idle::Idle;
+use crate::membarrier;
 use llfree::host::Installer;
 use llfree_base::choices::{Settings, Switch};
 use llfree_base::lock;
@@ -107,6 +108,8 @@ impl Reclaimer {
     }
 
     fn start(ram: Arc<GuestRam>, table: Table, adopted: bool, parts: Option<Parts>) -> Result<Self, AreaError> {
+        // Before there is another thread, if we may choose.
+        membarrier::prepare();
         let supply = Supply::new(ram.clone(), PoolConfig::default(), UseUserfaultfd::Off, &Spawner::default())?;
         let start = TenantStart { installer: Installer::Tenant, adopted, ..TenantStart::default() };
         let monitor = Arc::new(Monitor::new(ram, supply, table, start)?);

@@ -113,6 +113,10 @@ impl<T, F: Fence> Biased<T, F> {
     /// Calls `work` with the thing, by somebody who is not its owner; `None` if the owner or somebody else has it, or there is
     /// no fence to be sure.
     pub fn try_with<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
+        // A look that costs the owner nothing.
+        if self.steps.load(Ordering::Relaxed) % 2 == 1 {
+            return None;
+        }
         // Acquire: of others one after the other.
         self.wanted.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).ok()?;
         let _end = Unwanted(&self.wanted);
@@ -141,8 +145,8 @@ impl<T, F: Fence> Biased<T, F> {
 }
 
 impl<F: Fence> Biased<Cpu<'_>, F> {
-    /// Gives back what a CPU's handle holds back, from any thread. False if it is at work: then others find
-    /// that memory as soon as it drains itself, or at the next call.
+    /// Gives back what a CPU's handle holds back, from any thread. False if its owner is at work, somebody else drains it, or
+    /// there is no fence: then others find that memory when it drains itself, or at another call.
     pub fn drain(&self) -> bool {
         self.try_with(Cpu::drain).is_some()
     }

@@ -54,7 +54,7 @@ fn a_handle_that_others_drain_gives_each_frame_once() {
         let entry = HugeEntry::FREE_INSTALLED.take(510).expect("in range");
         let rows = |row| if row == 0 { !0b11 } else { u64::MAX };
         let shared = Arc::new(super::shared::Shared::new(&[(entry, crate::host::Residency::Installed)], rows));
-        // It ends before what it borrows from, in this very closure.
+        // SAFETY: all that has it ends before what it borrows from: in this very closure.
         let tenant = unsafe { core::mem::transmute::<crate::Tenant<'_>, crate::Tenant<'static>>(shared.tenant()) };
         let biased = Arc::new(Biased::new(tenant.cpu(), FullFence));
         let other = biased.clone();
