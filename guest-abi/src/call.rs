@@ -59,7 +59,8 @@ calls! {
 /// [the header](crate::header#a-guest-with-an-allocator-of-its-own).
 pub const HELLO_OWN_ALLOCATOR: u64 = 1 << 0;
 /// Flag beside it: not quite, as the host had no memory for all that is in use. That comes by touch still, until a Hello
-/// without this flag.
+/// without this flag. Only with [`FEATURE_BY_TOUCH`](crate::header::FEATURE_BY_TOUCH), and only if an install failed for
+/// want of the host's memory or by its kernel's refusal: else it counts as not said.
 pub const HELLO_BY_TOUCH: u64 = 1 << 1;
 
 impl Call {

@@ -17,7 +17,8 @@
 //! - Before Hello it gives what is free and asks for an install of everything else that it may touch from
 //!   then on: afterwards a touch of a frame that was not installed is a violation, as for all guests. If the host
 //!   had no memory for some of it, Hello says [`HELLO_BY_TOUCH`](crate::call::HELLO_BY_TOUCH) as well, touches stay
-//!   what they were, and the guest asks again now and then; when it has all, it says Hello without that flag.
+//!   what they were, and the guest asks again now and then; when it has all, it says Hello without that flag. Only with
+//!   [`FEATURE_BY_TOUCH`]: without it, a guest asks once, and Hello says nothing of the rest.
 //! - [`GuestWord`]s say what entries cannot.
 //!
 //! # When to raise [`ABI_VERSION`]
@@ -54,6 +55,9 @@ pub const FEATURE_OWN_ALLOCATOR: u64 = 1 << 2;
 /// There is an interrupt for changes of the [`ControlWord`]s, and [`Header::notice_gsi`] counts.
 pub const FEATURE_NOTICES: u64 = 1 << 3;
 // Bit 4 is kept for thin frames: free frames without memory inside a huge frame that is in use.
+/// A hand-over may be in part: Hello takes [`HELLO_BY_TOUCH`](crate::call::HELLO_BY_TOUCH), and an install that fails
+/// before the hand-over is complete leaves what its frames have.
+pub const FEATURE_BY_TOUCH: u64 = 1 << 5;
 
 /// The fixed part of the shared region's first page. Offsets count from the header's address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -57,7 +57,8 @@ const CLAIM_POLL: Duration = Duration::from_micros(200);
 pub struct Pass {
     /// Frames that changed state.
     pub frames: u32,
-    /// Of those, frames that were backed by memory, which went back to the host's kernel.
+    /// Of those, frames that were backed by memory, which went back to the host's kernel; before a hand-over is complete,
+    /// all that a tenant may have touched.
     pub discarded: u32,
     /// Bytes of host memory that went back with those: less than their size where the kernel had none for
     /// some of it. Where it does not say, their size.
@@ -168,8 +169,10 @@ pub struct Monitor {
     stopping: AtomicBool,
     /// How far the tenant is with that: a [`HandOver`].
     handed_over: AtomicU8,
-    /// What the next audit finds may have been touched before that was complete.
+    /// What the next audit finds may have been touched before that was complete, as long as it is not held.
     touched_before: AtomicBool,
+    /// Whether an install ever failed for a reason of the host.
+    host_failed: AtomicBool,
     terms: OnceLock<Terms>,
     /// Installs that failed for a reason of the host, for the log.
     host_failures: RateLimit,
@@ -211,6 +214,7 @@ impl Monitor {
                 if start.taken.is_empty() { HandOver::Complete } else { HandOver::Booting } as u8
             ),
             touched_before: AtomicBool::new(!start.taken.is_empty()),
+            host_failed: AtomicBool::new(false),
             terms: OnceLock::new(),
             host_failures: RateLimit::default(),
             violations_found: RateLimit::default(),
@@ -279,8 +283,11 @@ impl Monitor {
     }
 
     /// The tenant says how far it is. Until that is [`HandOver::Complete`], touches of frames that are not held are no
-    /// violations, and what a failed install left in a frame may be in use.
+    /// violations, and what a failed install left in a frame may be in use. [`HandOver::ByTouch`] is an excuse that only a
+    /// host gives which had no memory: if all installs had theirs, it is complete.
     pub fn hand_over(&self, to: HandOver) {
+        let excused = self.host_failed.load(Ordering::Acquire);
+        let to = if to == HandOver::ByTouch && !excused { HandOver::Complete } else { to };
         self.handed_over.fetch_max(to as u8, Ordering::AcqRel);
     }
 

@@ -199,9 +199,66 @@ fn a_touch_that_is_seen_in_the_act_stays_though_the_host_has_no_memory_to_instal
         let counters = &tenant.monitor.counters;
         assert_eq!((counters.violations.get(), counters.boot_touches.get(), ended.load(Ordering::Relaxed)), (0, 2, 0));
         tenant.touch(20);
-        assert_eq!((counters.violations.get(), ended.load(Ordering::Relaxed)), (1, 1), "no excuse any more");
+        // Who touched it goes on before the end is told.
         watch.finish();
+        assert_eq!((counters.violations.get(), ended.load(Ordering::Relaxed)), (1, 1), "no excuse any more");
     });
+}
+
+/// A move into a frame may end part of the way, and what came is written to without a fault.
+#[test]
+fn what_a_failed_move_left_is_in_use_and_stays() {
+    test_support::in_own_process(|| {
+        let scenario = Scenario::start();
+        let tenant = match Tenant::boot_on(UseUserfaultfd::On) {
+            Ok(tenant) => tenant,
+            Err(error) => return test_support::skipped(llfree_base::error_line(&error)),
+        };
+        let part_of_a_move = |frame: u32| {
+            let userfault = tenant.monitor.supply().userfault().expect("RAM is under it");
+            userfault.lend_zeroes(u64::from(frame) * HUGE_SIZE).expect("there is a page table");
+            tenant.touch(frame);
+        };
+        part_of_a_move(8);
+        scenario.set(faults::MOVE, "return(5)").expect("it is a point");
+        assert_eq!(tenant.monitor.install(HugeRange::saturating(HugeId(8), 2)), Err(InstallError::Refused));
+        assert_eq!((tenant.word(8), tenant.entry(8)), (1, HugeEntry::HUGE_INSTALLED), "the rest is lent");
+        assert_eq!(tenant.entry(9), HugeEntry::HUGE_EVICTED, "nothing came there");
+        scenario.set(faults::MOVE, "off").expect("it is a point");
+        // The tenant was quicker than the next try, or than the end of this one.
+        part_of_a_move(10);
+        assert_eq!(tenant.monitor.install(HugeRange::saturating(HugeId(8), 4)), Ok(()));
+        assert_eq!((tenant.word(8), tenant.word(9), tenant.word(10), tenant.word(11)), (1, 0, 1, 0));
+        let last = GuestAddress(11 * HUGE_SIZE - FRAME_SIZE);
+        assert_eq!(tenant.ram.guest_memory().read_obj::<u64>(last).expect("in RAM"), 0, "whole, though nobody lends");
+    });
+}
+
+/// What it touched before it gave it went when the host held it, so that nothing excuses what is there later.
+#[test]
+fn a_touch_of_a_held_frame_is_a_violation_before_the_hand_over_is_complete() {
+    let tenant = Tenant::boot();
+    tenant.touch(9);
+    tenant.touch(20);
+    tenant.give(20..28);
+    assert_eq!(tenant.shrink(FRAMES - 8), FRAMES - 8);
+    assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0);
+    assert_eq!((tenant.word(9), tenant.monitor.counters.boot_touches.get()), (1, 1), "in use, and no violation");
+    tenant.touch(21);
+    assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 1);
+    assert_eq!(tenant.monitor.counters.held_violations.get(), 1);
+    assert_eq!(tenant.word(21), 0, "taken back");
+}
+
+#[test]
+fn a_hand_over_in_part_takes_a_host_that_had_no_memory() {
+    let tenant = Tenant::boot();
+    assert_eq!(tenant.monitor.install(HugeRange::saturating(HugeId(FRAMES - 1), 2)), Err(InstallError::OutOfRange));
+    tenant.monitor.hand_over(HandOver::ByTouch);
+    assert_eq!(tenant.monitor.handed_over(), HandOver::Complete, "its own fault is no reason");
+    tenant.monitor.audit().expect("the kernel answers");
+    tenant.touch(9);
+    assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 1);
 }
 
 #[test]

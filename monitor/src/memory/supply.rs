@@ -49,6 +49,13 @@ pub struct Shortfall {
     pub error: MemoryError,
 }
 
+/// What becomes of pages that are there already when a frame gets memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Remains {
+    Discarded,
+    Kept,
+}
+
 /// Where the memory of one guest comes from.
 pub struct Supply {
     ram: Arc<GuestRam>,
@@ -135,7 +142,19 @@ impl Supply {
     /// # Errors
     /// [`Shortfall`]: what the frames from there on have is to be discarded.
     pub fn install(&self, frames: impl Into<HugeRange>) -> Result<(), Shortfall> {
-        let frames = frames.into();
+        self.install_over(frames.into(), Remains::Discarded)
+    }
+
+    /// The same for frames of which pages may be there and in use, as the tenant has memory by touching it: those stay
+    /// as they are.
+    ///
+    /// # Errors
+    /// [`Shortfall`]: what is there stays.
+    pub fn install_around(&self, frames: impl Into<HugeRange>) -> Result<(), Shortfall> {
+        self.install_over(frames.into(), Remains::Kept)
+    }
+
+    fn install_over(&self, frames: HugeRange, remains: Remains) -> Result<(), Shortfall> {
         let mut installed = 0;
         let short = |installed| move |error| Shortfall { installed, error };
         self.ram.range(frames).map_err(short(0))?;
@@ -146,7 +165,7 @@ impl Supply {
                 self.counters.misses.add(left.count().into());
                 return Ok(());
             };
-            match self.install_some(userfault, left) {
+            match self.install_some(userfault, left, remains) {
                 Ok(more) => installed += more,
                 // It was detached meanwhile, and pages come from the kernel again.
                 Err(_) if !userfault.is_attached() => {}
@@ -182,7 +201,7 @@ impl Supply {
     }
 
     /// Moves memory to the first few of these frames, at least one; returns how many.
-    fn install_some(&self, userfault: &Userfault, frames: HugeRange) -> Result<u32, MemoryError> {
+    fn install_some(&self, userfault: &Userfault, frames: HugeRange, remains: Remains) -> Result<u32, MemoryError> {
         let first = frames.first();
         if let Some(run) = self.pool.as_ref().and_then(|pool| pool.take(frames.count())) {
             // SAFETY: the run's slots are ours alone until it is dropped.
@@ -203,11 +222,11 @@ impl Supply {
                 return Ok(moved);
             }
         }
-        self.install_staged(userfault, first).map(|()| 1)
+        self.install_staged(userfault, first, remains).map(|()| 1)
     }
 
     /// Fills a slot on the spot and moves it.
-    fn install_staged(&self, userfault: &Userfault, huge: HugeId) -> Result<(), MemoryError> {
+    fn install_staged(&self, userfault: &Userfault, huge: HugeId, remains: Remains) -> Result<(), MemoryError> {
         let staging = || lock(&self.staging);
         let spare = staging().pop();
         let slot = match spare {
@@ -218,7 +237,7 @@ impl Supply {
                 source: error.into(),
             })?,
         };
-        let result = self.stage(userfault, &slot, huge);
+        let result = self.stage(userfault, &slot, huge, remains);
         if result.is_err() {
             slot.clear();
         }
@@ -226,7 +245,7 @@ impl Supply {
         result
     }
 
-    fn stage(&self, userfault: &Userfault, slot: &Staging, huge: HugeId) -> Result<(), MemoryError> {
+    fn stage(&self, userfault: &Userfault, slot: &Staging, huge: HugeId, remains: Remains) -> Result<(), MemoryError> {
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -239,6 +258,14 @@ impl Supply {
             // SAFETY: the slot is ours alone until it is put back.
             match unsafe { userfault.move_in(huge.byte_offset() as usize, source) } {
                 Ok(()) => {
+                    self.counters.misses.inc();
+                    return Ok(());
+                }
+                // Part of a move that failed, and the tenant may have written to it since, without a fault.
+                Err(MoveError { error: Errno::EXIST, .. }) if remains == Remains::Kept => {
+                    slot.clear();
+                    let bytes = huge.byte_offset()..huge.byte_offset() + HUGE_SIZE;
+                    userfault.fill(bytes).map_err(|source| MemoryError::Move { frame: huge.0, source })?;
                     self.counters.misses.inc();
                     return Ok(());
                 }

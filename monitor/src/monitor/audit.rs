@@ -35,9 +35,8 @@ impl Monitor {
 
     /// Compares R with the kernel's accounting, and repairs what a guest did unnoticed:
     /// memory that appeared under a held frame is discarded again, under an evicted one it is
-    /// adopted as installed. Returns the frames concerned, which also count as violations, unless the tenant may still
-    /// touch what it likes. What the
-    /// kernel keeps of them does not keep it from settling the others.
+    /// adopted as installed. Returns the frames concerned, which also count as violations, unless they are evicted and the
+    /// tenant may still touch those. What the kernel keeps of them does not keep it from settling the others.
     ///
     /// It waits for the batch of discards at work, not for the pass that the batch belongs to.
     ///
@@ -63,8 +62,9 @@ impl Monitor {
         let mut kept = None;
         for huge in suspects {
             match self.settle(huge) {
-                Ok(Some(_)) if excused => self.counters.boot_touches.inc(),
+                // It had no memory when it was held: a pass sees to that, as long as touches are excused.
                 Ok(Some(Residency::Held)) => held += 1,
+                Ok(Some(_)) if excused => self.counters.boot_touches.inc(),
                 Ok(Some(_)) => violations += 1,
                 Ok(None) => {}
                 Err(source) => {

@@ -9,6 +9,7 @@ use crate::memory::Shortfall;
 use llfree::Installing;
 use llfree_base::error_line;
 use shared_layout::HugeRange;
+use std::sync::atomic::Ordering;
 
 /// Why not all frames were installed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -99,7 +100,8 @@ impl Monitor {
     fn supply_run(&self, run: &mut Vec<Installing<'_>>) -> Result<(), InstallError> {
         let Some(first) = run.first().map(Installing::huge) else { return Ok(()) };
         let frames = HugeRange::saturating(first, run.len() as u32);
-        match self.supply.install(frames) {
+        let comes_by_touch = self.comes_by_touch();
+        match self.supply_memory(frames) {
             Ok(()) => {
                 run.drain(..).for_each(Installing::done);
                 self.counters.installs.add(frames.count().into());
@@ -115,20 +117,37 @@ impl Monitor {
                     let (first, count) = (failed.first().0, failed.count());
                     log::warn!("install of {count} huge frames from {first} on failed ({number} so far): {why}");
                 }
-                // What the kernel gave before it failed must not stay under frames that R calls
-                // evicted. An audit at work may have seen it: our claims keep it off until it is
-                // over and we have our turn. Not while the tenant's memory comes by touch: what it had that
-                // way may be in these frames, is in use, and stays for an audit to adopt.
-                let _turn = self.discards.lock();
-                if !self.comes_by_touch()
-                    && let Err(error) = self.ram.discard(failed)
-                    && number.is_some()
-                {
-                    log::warn!("and what it left behind could not be discarded: {}", error_line(&error));
+                if comes_by_touch {
+                    // What the tenant had by touch may be in these frames, is in use, and stays for an audit to adopt.
+                    // Where touches are seen, there is no audit's need: only the first frame can have part of what a
+                    // move left, which is used without a fault from now on, and pages that it lacks are lent.
+                    if self.supply.userfault().is_some() {
+                        run.drain(..run.len().min(1)).for_each(Installing::done);
+                    }
+                } else {
+                    // What the kernel gave before it failed must not stay under frames that R calls
+                    // evicted. An audit at work may have seen it: our claims keep it off until it is
+                    // over and we have our turn.
+                    let _turn = self.discards.lock();
+                    if let Err(error) = self.ram.discard(failed)
+                        && number.is_some()
+                    {
+                        log::warn!("and what it left behind could not be discarded: {}", error_line(&error));
+                    }
                 }
                 run.clear();
                 Err(if error.is_out_of_memory() { InstallError::NoMemory } else { InstallError::Refused })
             }
         }
+    }
+
+    /// Backs claimed frames. Pages of them that are there stay, if the tenant may have memory by touching it.
+    pub(super) fn supply_memory(&self, frames: impl Into<HugeRange>) -> Result<(), Shortfall> {
+        let supplied =
+            if self.comes_by_touch() { self.supply.install_around(frames) } else { self.supply.install(frames) };
+        if supplied.is_err() {
+            self.host_failed.store(true, Ordering::Release);
+        }
+        supplied
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn next_batch(frames: u32, took: Duration) -> u32 {
 
 impl Monitor {
     /// One pass towards a limit of `target` huge frames: holds what is free, frames with memory
-    /// behind them first (those are what the host gains), then evicted ones, which cost no call.
+    /// behind them first (those are what the host gains), then evicted ones, which cost no call unless the tenant may have touched them.
     /// What is missing afterwards becomes the header's `wanted`. As many free frames stay as the tenant
     /// [asks for](Self::floor).
     ///
@@ -150,6 +150,8 @@ impl Monitor {
                 break;
             }
             let start = Instant::now();
+            // Only under `discards`, where audits end it.
+            batch.touched = how == Reclaim::Hard && self.touched_before.load(Ordering::Relaxed);
             while batch.frames < due
                 && let Some((huge, ..)) = free.next()
             {
@@ -228,6 +230,8 @@ impl Monitor {
 struct Batch<'a> {
     /// All of them, also those that had no memory and are settled.
     frames: u32,
+    /// Whether evicted ones may have memory that the tenant had by touch, before it gave them.
+    touched: bool,
     reclaimed: Vec<Reclaimed<'a>>,
     /// The same as runs of neighbours.
     runs: Vec<HugeRange>,
@@ -237,7 +241,7 @@ impl Default for Batch<'_> {
     fn default() -> Self {
         // Once a pass, not once a batch: it never grows beyond this.
         let room = LARGEST_BATCH as usize;
-        Self { frames: 0, reclaimed: Vec::with_capacity(room), runs: Vec::with_capacity(room) }
+        Self { frames: 0, touched: false, reclaimed: Vec::with_capacity(room), runs: Vec::with_capacity(room) }
     }
 }
 
@@ -245,7 +249,7 @@ impl<'a> Batch<'a> {
     fn add(&mut self, reclaimed: Reclaimed<'a>) {
         self.frames += 1;
         // R may have changed between scan and claim.
-        if !reclaimed.has_memory() {
+        if !reclaimed.has_memory() && !self.touched {
             return reclaimed.done();
         }
         let huge = reclaimed.huge();

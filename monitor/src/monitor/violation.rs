@@ -128,7 +128,7 @@ impl Monitor {
     /// Puts memory behind an evicted frame that somebody waits for.
     fn serve_touch(&self, userfault: &Userfault, fault: &Fault, claim: Claim<'_>) -> Verdict {
         let huge = claim.huge();
-        match self.supply.install(huge) {
+        match self.supply_memory(huge) {
             Ok(()) => {
                 self.lent.forget(huge);
                 if let Ok(installing) = claim.install() {

@@ -17,7 +17,9 @@ use super::paging::{Access, Tables, tables_needed};
 use super::{BootError, cpu};
 use guest_abi::call::{DOORBELL_BYTES, DOORBELL_PORT};
 use guest_abi::devices::{DEVICE_BYTES, DEVICE_SLOTS};
-use guest_abi::header::{FEATURE_DEVICES, FEATURE_DOORBELL_PORT, FEATURE_NOTICES, FEATURE_OWN_ALLOCATOR};
+use guest_abi::header::{
+    FEATURE_BY_TOUCH, FEATURE_DEVICES, FEATURE_DOORBELL_PORT, FEATURE_NOTICES, FEATURE_OWN_ALLOCATOR,
+};
 use guest_abi::mailbox::{Mailbox, WORDS, Words};
 use guest_abi::{ControlWord, GuestWord, Header, Layout};
 use kvm_ioctls::VcpuFd;
@@ -233,7 +235,7 @@ impl Platform {
     /// Offers the table to a guest with an allocator of its own, which counts `low_huge_frames` of RAM below a
     /// hole (0: no hole), and gets an interrupt when control words change. Only before the guest starts, as above.
     pub fn offer_to_own_allocator(&self, low_huge_frames: u32, notice_gsi: u32) {
-        let features = FEATURE_OWN_ALLOCATOR | FEATURE_NOTICES;
+        let features = FEATURE_OWN_ALLOCATOR | FEATURE_NOTICES | FEATURE_BY_TOUCH;
         self.region.word(offset_of!(Header, features) as u64).fetch_or(features, Ordering::Relaxed);
         self.write(offset_of!(Header, low_huge_frames) as u64, &low_huge_frames.to_le_bytes());
         self.write(offset_of!(Header, notice_gsi) as u64, &notice_gsi.to_le_bytes());
@@ -346,7 +348,8 @@ mod tests {
         let bytes: Vec<u8> =
             platform.shared_bytes()[..size_of::<Header>()].iter().map(|b| b.load(Ordering::Relaxed)).collect();
         let header: Header = zerocopy::FromBytes::read_from_bytes(&bytes).expect("same size");
-        assert_eq!(header.features, FEATURE_DOORBELL_PORT | FEATURE_OWN_ALLOCATOR | FEATURE_NOTICES);
+        let offered = FEATURE_DOORBELL_PORT | FEATURE_OWN_ALLOCATOR | FEATURE_NOTICES | FEATURE_BY_TOUCH;
+        assert_eq!(header.features, offered);
         assert_eq!((header.low_huge_frames, header.notice_gsi, header.devices), (1536, 12, 0));
         assert_eq!(header.check().as_ref(), Ok(platform.layout()));
         platform.shared_bytes()[GuestWord::Floor.offset() as usize].store(7, Ordering::Relaxed);

@@ -40,6 +40,7 @@
 #define LLFREE_FEATURE_PORT	BIT_ULL(0)
 #define LLFREE_FEATURE_OWN	BIT_ULL(2)
 #define LLFREE_FEATURE_NOTICES	BIT_ULL(3)
+#define LLFREE_FEATURE_BY_TOUCH	BIT_ULL(5)
 
 struct llfree_header {
 	u64 magic;
@@ -87,6 +88,8 @@ struct llfree_header {
 
 /* What an out-of-memory condition asks for: 64 MiB. */
 #define LLFREE_NEED_FRAMES	32
+/* Used frames that the host is asked for at a time, with interrupts off. */
+#define LLFREE_INSTALL_FRAMES	32
 /* Clean cache that is dropped at a time: 16 MiB. */
 #define LLFREE_TRIM_FRAMES	8UL
 /* The share of memory that the host is asked to leave free. */
@@ -316,6 +319,15 @@ void llfree_try_later(void)
 	irq_work_queue(&llfree_later);
 }
 
+/* Whether a frame is in use and has no memory but by touch. */
+static bool llfree_wants_memory(unsigned long frame)
+{
+	return frame < llfree_table.huge_frames &&
+	       READ_ONCE(llfree_table.entries[frame]) ==
+	       (LLFREE_HUGE | LLFREE_EVICTED) &&
+	       pfn_to_online_page(llfree_frame_pfn(frame));
+}
+
 /*
  * Has memory put behind all that is in use, so that from now on nothing is
  * touched without it. Before, it came by touch. False if the host had none for
@@ -323,43 +335,51 @@ void llfree_try_later(void)
  */
 static bool llfree_install_used(void)
 {
-	unsigned long frame, first = 0, count = 0, flags;
-	bool all = true;
+	unsigned long first = 0, count, flags, i;
+	bool all = true, done;
 
-	for (frame = 0; frame <= llfree_table.huge_frames; frame++) {
-		bool used = frame < llfree_table.huge_frames &&
-			    READ_ONCE(llfree_table.entries[frame]) ==
-			    (LLFREE_HUGE | LLFREE_EVICTED) &&
-			    pfn_to_online_page(llfree_frame_pfn(frame));
-
-		if (used && count < 512) {
-			first = count++ ? first : frame;
+	while (first < llfree_table.huge_frames) {
+		for (count = 0; count < LLFREE_INSTALL_FRAMES; count++)
+			if (!llfree_wants_memory(first + count))
+				break;
+		if (!count) {
+			first++;
 			continue;
 		}
-		if (count) {
-			local_irq_save(flags);
-			all &= llfree_install(first, count);
-			local_irq_restore(flags);
-		}
-		first = frame;
-		count = used;
+		local_irq_save(flags);
+		done = llfree_install(first, count);
+		local_irq_restore(flags);
+		cond_resched();
+		for (i = 0; !done && i < count; i++)
+			if (!(READ_ONCE(llfree_table.entries[first + i]) &
+			      LLFREE_HUGE))
+				break;
+		/* One was given meanwhile, and the host may hold it: again. */
+		if (!done && i < count)
+			continue;
+		all &= done;
+		first += count;
 	}
 	return all;
 }
 
-/* Tells the host that the table is in use, and what it may rely on. */
-static void llfree_hello(void)
+/*
+ * Tells the host that the table is in use, and what it may rely on. False if
+ * it does not take that.
+ */
+static bool llfree_hello(bool by_touch)
 {
 	u64 say = LLFREE_HELLO_OWN, status;
 	unsigned long flags;
 
-	if (llfree_by_touch)
+	if (by_touch)
 		say |= LLFREE_HELLO_BY_TOUCH;
 	local_irq_save(flags);
 	status = llfree_call(LLFREE_HELLO, LLFREE_ABI_VERSION, say, NULL);
 	local_irq_restore(flags);
 	if (status != LLFREE_OK)
 		pr_warn("the host answers hello with status %llu\n", status);
+	return status == LLFREE_OK;
 }
 
 /*
@@ -373,12 +393,11 @@ static void llfree_complete(void)
 	if (!llfree_by_touch || skipped++ < pause)
 		return;
 	skipped = 0;
-	if (!llfree_install_used()) {
+	if (!llfree_install_used() || !llfree_hello(false)) {
 		pause = min(2 * pause + 1, 63UL);
 		return;
 	}
-	llfree_by_touch = false;
-	llfree_hello();
+	WRITE_ONCE(llfree_by_touch, false);
 	pr_info("used memory no longer comes by touch\n");
 }
 
@@ -586,8 +605,10 @@ static int __init llfree_init(void)
 	static_branch_enable(&llfree_key);
 	for_each_populated_zone(zone)
 		given += llfree_give_zone(zone);
-	llfree_by_touch = !llfree_install_used();
-	llfree_hello();
+	/* A host that knows no such hand-over discards what it cannot install. */
+	llfree_by_touch = !llfree_install_used() &&
+			  header.features & LLFREE_FEATURE_BY_TOUCH;
+	llfree_hello(llfree_by_touch);
 	if (llfree_by_touch)
 		pr_warn("the host has no memory for all that is used, which comes by touch\n");
 	pr_info("%lu of %lu huge frames are free and shared with the host\n",
