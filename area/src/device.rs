@@ -1,4 +1,4 @@
-//! [`Device`]: `/dev/llfree`, by which the kernel itself takes free memory back when it is short of it.
+//! `Device`: `/dev/llfree`, by which the kernel itself takes free memory back when it is short of it.
 //!
 //! The module behind it (`module` in this repository) reads and changes the same words that the area's own reclaimer
 //! does, by the same transitions, so only one of the two is at work. Where there is no such device, or it does not take
