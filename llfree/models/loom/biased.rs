@@ -11,7 +11,10 @@ use shared_layout::{HugeEntry, Order};
 
 #[test]
 fn an_owner_and_others_never_meet() {
-    walk(&loom::model::Builder::new(), || {
+    let mut model = loom::model::Builder::new();
+    // All of them take half a minute.
+    model.preemption_bound = Some(6);
+    walk(&model, || {
         let shared = Arc::new(Biased::new(0, FullFence));
         let other = shared.clone();
         let others = thread::spawn(move || other.try_with(|count| *count += 1).is_some());
