@@ -17,13 +17,13 @@ pub enum AreaError {
         /// The size asked for.
         bytes: u64,
     },
-    /// Its memory was not to be had.
+    /// Its memory was unavailable.
     #[error("cannot make the memory of an area")]
     Memory(#[from] MemoryError),
-    /// Its table was not to be had.
+    /// Its table was unavailable.
     #[error("cannot make the table of an area")]
     Table(#[source] io::Error),
-    /// Automatic reclaim was not to be had.
+    /// Automatic reclaim was unavailable.
     #[error("cannot switch automatic reclaim")]
     Switch(#[from] SwitchError),
     /// The kernel did not take memory back, or does not say what is resident.

@@ -18,7 +18,7 @@ fn pressure(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Result<(Oth
 
 fn has_it(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Outcome {
     let (mut tenant, had) = pressure(by, mib, want, group)?;
-    expect(had, || format!("{want} MiB were not to be had"))?;
+    expect(had, || format!("{want} MiB were unavailable"))?;
     let (evicted, resident) = (tenant.number("evicted")?, tenant.number("resident")?);
     expect(evicted > 0, || "nothing was taken back".to_owned())?;
     tenant.ask(&format!("take {}", mib / 4))?;
