@@ -48,8 +48,7 @@ impl Grip {
             Some(cpu) if !space.is_missing() => cpu,
             _ => return Err(AllocError::Forked),
         };
-        let taken = cpu.alloc(order).map_err(|_| AllocError::OutOfMemory { bytes: order.bytes() })?;
-        Ok(install(space, taken))
+        Self::installed(space, order, cpu.alloc(order))
     }
 
     /// The same by somebody who has no grip at the moment.
@@ -58,8 +57,16 @@ impl Grip {
         if space.is_missing() {
             return Err(AllocError::Forked);
         }
-        let taken = space.tenant().alloc(order).map_err(|_| AllocError::OutOfMemory { bytes: order.bytes() })?;
-        Ok(install(space, taken))
+        Self::installed(space, order, space.tenant().alloc(order))
+    }
+
+    #[inline]
+    fn installed(
+        space: &Space,
+        order: Order,
+        taken: Result<Allocation, llfree::AllocError>,
+    ) -> Result<Taken, AllocError> {
+        Ok(install(space, taken.map_err(|_| AllocError::OutOfMemory { bytes: order.bytes() })?))
     }
 
     /// Takes a run; the marks of evicted frames are as they were.
