@@ -313,13 +313,17 @@ fn check(mut cli: Cli) -> Result<Cli, clap::Error> {
             ErrorKind::MissingRequiredArgument,
             "nothing to do; launch a VM with --mem SIZE, or give a command".to_owned(),
         ),
-        (None, Some(_)) if launch.limit.zip(launch.mem).is_some_and(|(limit, mem)| limit > mem) => {
-            refuse(ErrorKind::ArgumentConflict, "--limit is above --mem, the most that the guest can have".to_owned())
-        }
-        (None, Some(_)) if launch.mem.is_none() => {
-            refuse(ErrorKind::MissingRequiredArgument, "a launch needs --mem SIZE, like --mem 16G".to_owned())
-        }
-        _ => Ok(cli),
+        (None, Some(_)) => match (launch.limit, launch.mem) {
+            (_, None) => {
+                refuse(ErrorKind::MissingRequiredArgument, "a launch needs --mem SIZE, like --mem 16G".to_owned())
+            }
+            (Some(limit), Some(mem)) if limit > mem => {
+                let message = format!("--limit {limit} is above --mem {mem}, the most that the guest can have");
+                refuse(ErrorKind::ArgumentConflict, message)
+            }
+            _ => Ok(cli),
+        },
+        (Some(_), None) => Ok(cli),
     }
 }
 

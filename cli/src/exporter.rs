@@ -26,7 +26,7 @@ const ADDRESS: Address = Address::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCAL
 #[derive(Debug, thiserror::Error)]
 pub enum ExporterError {
     /// Nowhere to listen.
-    #[error(transparent)]
+    #[error("no metrics")]
     Listen(#[from] ListenError),
     /// No file.
     #[error(transparent)]
@@ -51,7 +51,11 @@ impl Fails for ExporterError {
             Self::Listen(_) | Self::File(_) | Self::Host { .. } => "host",
             Self::Output(_) => "output",
         };
-        Failure { kind: kind.to_owned(), reason: None, message: error_line(self), exit_code: exit::ERROR }
+        let mut message = error_line(self);
+        if matches!(self, Self::Listen(ListenError::InUse(_))) {
+            message.push_str("; choose another one with --listen");
+        }
+        Failure { kind: kind.to_owned(), reason: None, message, exit_code: exit::ERROR }
     }
 }
 

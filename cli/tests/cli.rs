@@ -184,7 +184,7 @@ fn refusals_are_one_line_and_teach() {
         ("status a --name b", "cannot be used with"),
         ("stop --all a", "cannot be used with"),
         ("guest --name a stats b", "name the VM once"),
-        ("--mem 1G --limit 2G", "--limit is above --mem"),
+        ("--mem 1G --limit 2G", "--limit 2 GiB is above --mem 1 GiB"),
         ("--mem 1G --serial disk", "use stdio, file:PATH, socket or off"),
         ("--detach status", "--detach is for a launch"),
         ("wait --for ever", "invalid value 'ever'"),

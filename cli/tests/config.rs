@@ -46,7 +46,7 @@ fn what_is_wrong_in_a_config_is_said_with_file_line_and_key() {
         ),
         ("mem = \"1G\"\ndisk = {path = \"a\"}", &["vm.toml:2: disk: it takes text or a number or a list", "table"]),
         // What clap says of several flags together.
-        ("mem = \"1G\"\nlimit = \"2G\"", &["vm.toml:2: limit: --limit is above --mem"]),
+        ("mem = \"1G\"\nlimit = \"2G\"", &["vm.toml:2: limit: --limit 2 GiB is above --mem 1 GiB"]),
         ("mem = \"1G\"\nmetrics-interval = \"5s\"", &["vm.toml:", "--metrics-file"]),
         ("mem = \"1G\"\nname = \"a\"\nsocket = \"b\"", &["vm.toml:2: name: --name and --socket exclude each other"]),
         ("cpus = 2", &["vm.toml: a launch needs --mem SIZE"]),
@@ -84,7 +84,7 @@ fn a_command_line_may_repeat_a_config_and_not_contradict_it() {
         (&["--disk", "a"], "vm.toml:4: disk = [\"a\", \"b,ro\"] contradicts --disk a"),
         (&["--detach"], "vm.toml:5: detach = false contradicts --detach on"),
         (&["--cpus", "2"], "vm.toml:6: cpus = 1 contradicts --cpus 2"),
-        (&["--limit", "2G"], "vm.toml:2: mem: --limit is above --mem"),
+        (&["--limit", "2G"], "vm.toml:2: mem: --limit 2 GiB is above --mem 1 GiB"),
         // What is wrong on the command line is not the file's.
         (&["--cpus", "two"], "error: invalid value 'two'"),
         (&["--frobnicate"], "error: unexpected argument"),

@@ -145,10 +145,16 @@ fn what_cannot_be_served_or_written_fails_the_launch_with_one_line() {
         assert!(output.one_error_line().contains(words), "{args:?}: {output:#?}");
         assert_eq!(scratch.leftovers(), [] as [String; 0]);
     }
+    for (args, words) in [
+        (["--listen", &taken], " is in use; choose another one with --listen"),
+        (["--listen", "unix:mine"], "no metrics: mine exists and is not a socket"),
+        (["--file", "no/such/dir/x.prom"], "cannot write the metrics to no/such/dir/x.prom"),
+    ] {
+        let output = scratch.run(&[&["exporter"], &args[..]].concat()).exits(1);
+        assert!(output.one_error_line().contains(words), "{args:?}: {output:#?}");
+    }
     for args in [
-        &["exporter", "--listen", &taken][..],
-        &["exporter", "--file", "no/such/dir/x.prom"],
-        &["exporter", "--interval", "5s"],
+        &["exporter", "--interval", "5s"][..],
         &["exporter", "--file", "x.prom", "--interval", "1ms"],
         &["--name", "x", "exporter"],
         &["--mem", "64M", "exporter"],
