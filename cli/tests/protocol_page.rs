@@ -1,6 +1,8 @@
 //! What docs/protocol.md shows to programs, run as it stands there.
 
 use crate::common::{MIB, Process, Scratch, need_kvm};
+use cli::args::EXIT_CODES;
+use cli::exit;
 use llfree_control::protocol::{ErrorKind, Reply};
 use llfree_control::report::Reason;
 use std::path::Path;
@@ -109,4 +111,28 @@ fn error_codes_are_listed_and_stable() {
     };
     // And `other`, which stands for what is not known.
     assert_eq!((words("ErrorKind"), words("Reason")), (kinds.len() + 1, reasons.len()));
+}
+
+#[test]
+fn exit_codes_are_on_the_page_and_in_the_help() {
+    let page = page();
+    let (_, below) = page.split_once("\nExit codes of `llfree-vmm`: ").expect("the paragraph");
+    let (paragraph, _) = below.split_once("\n\n").expect("its end");
+    let has = |text: &str, code: u8| {
+        text.split(';').any(|part| part.split_whitespace().next() == Some(code.to_string().as_str()))
+    };
+    let codes = [
+        exit::OK,
+        exit::ERROR,
+        exit::PARTIAL,
+        exit::CRASHED,
+        exit::REBOOTED,
+        exit::PANICKED,
+        exit::INTERRUPTED,
+        exit::FORBIDDEN,
+    ];
+    for code in codes {
+        assert!(has(paragraph, code), "{code} is not in docs/protocol.md: {paragraph}");
+        assert!(has(EXIT_CODES, code), "{code} is not in the help: {EXIT_CODES}");
+    }
 }

@@ -32,7 +32,7 @@ pub(super) fn draw(model: &Model, area: Rect, to: &mut Buffer) {
         }
     };
     line(0, &title(model.rows()), plain);
-    line(1, &heads(model), bold);
+    line(1, &heads(model, area.width.into()), bold);
     let room = usize::from(area.height.saturating_sub(OTHERS));
     let (count, selection) = (model.rows().len(), model.selection());
     // The selected one is always to be seen.
@@ -64,9 +64,20 @@ fn title(rows: &[Row]) -> String {
     )
 }
 
-fn heads(model: &Model) -> String {
+/// How many columns have room: of a number that is cut off, nobody sees that it was more.
+fn whole(columns: usize) -> usize {
+    let ends = HEADS.iter().scan(0, |end, (_, width, _)| {
+        *end += width;
+        Some(*end)
+    });
+    // A name may be cut off.
+    ends.take_while(|end| *end <= columns).count().max(1)
+}
+
+fn heads(model: &Model, columns: usize) -> String {
     let mut text = String::new();
-    for (head, width, order) in HEADS {
+    let whole = whole(columns);
+    for (head, width, order) in HEADS.into_iter().take(whole) {
         let mark = match (order == model.order, model.descending) {
             (true, true) => "v",
             (true, false) => "^",
@@ -75,7 +86,7 @@ fn heads(model: &Model) -> String {
         let head = format!("{head}{mark}");
         text += &if order == Order::Name { format!("{head:<width$}") } else { format!("{head:>width$}") };
     }
-    text + "  resident"
+    if whole == HEADS.len() { text + "  resident" } else { text }
 }
 
 fn text(model: &Model, row: &Row, columns: usize) -> String {
@@ -87,11 +98,21 @@ fn text(model: &Model, row: &Row, columns: usize) -> String {
     let bytes = |bytes: Option<u64>| bytes.map_or("-".to_owned(), |bytes| Bytes(bytes).to_string());
     let installs = now.installs.map_or("-".to_owned(), |rate| format!("{rate:.0}"));
     let [limit, resident, used, free] = [Some(now.limit), Some(now.resident), now.used, now.free].map(bytes);
-    let numbers = format!("{name:<12}{limit:>10}{resident:>10}{used:>10}{free:>10}{installs:>12}  ");
-    let left = columns.saturating_sub(numbers.chars().count());
+    let mut text = format!("{name:<12}");
+    let whole = whole(columns);
+    for ((_, width, _), number) in
+        HEADS.iter().zip([String::new(), limit, resident, used, free, installs]).take(whole).skip(1)
+    {
+        text += &format!("{number:>width$}");
+    }
+    if whole < HEADS.len() {
+        return text;
+    }
+    text += "  ";
+    let left = columns.saturating_sub(text.chars().count());
     let curve: Vec<u64> = model.curve(row).collect();
     let shown = &curve[curve.len().saturating_sub(left)..];
-    numbers + &shown.iter().map(|bytes| bar(*bytes, now.memory)).collect::<String>()
+    text + &shown.iter().map(|bytes| bar(*bytes, now.memory)).collect::<String>()
 }
 
 /// What is there but little is seen all the same.
@@ -145,6 +166,28 @@ mod tests {
         assert_eq!(lines[4], "vm2              8 GiB     2 GiB  1000 MiB         -           -  ▁");
         assert!(lines[5..22].iter().all(String::is_empty), "{lines:#?}");
         assert_eq!(lines[23], KEYS);
+    }
+
+    #[test]
+    fn a_number_that_has_no_room_is_left_out_and_not_cut() {
+        for (width, head, first) in [
+            (
+                64,
+                "name^            limit  resident      used      free  installs/s",
+                "vm0              8 GiB       0 B  1000 MiB         -           -",
+            ),
+            (
+                63,
+                "name^            limit  resident      used      free",
+                "vm0              8 GiB       0 B  1000 MiB         -",
+            ),
+            (51, "name^            limit  resident      used", "vm0              8 GiB       0 B  1000 MiB"),
+            (21, "name^", "vm0"),
+            (5, "name^", "vm0"),
+            (2, "na", "vm"),
+        ] {
+            assert_eq!(lines(&model(1), width, 24)[1..3], [head, first], "{width}");
+        }
     }
 
     #[test]
