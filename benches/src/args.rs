@@ -430,6 +430,23 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// A promise or a figure names the command that measures it.
+    #[test]
+    fn commands_on_the_pages_are_understood() {
+        let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for (page, least) in [("SPECIFICATION.md", 5), ("README.md", 8), ("docs/benchmarks.md", 10)] {
+            let text = std::fs::read_to_string(top.join(page)).expect("the page is there");
+            let code = text.split('`').filter(|code| code.starts_with("llfree-bench "));
+            let commands: Vec<_> = code.map(|code| code.split_whitespace().collect::<Vec<_>>()).collect();
+            assert!(commands.len() >= least, "only {} commands on {page}", commands.len());
+            for command in commands {
+                if let Err(error) = Cli::try_parse_from(&command) {
+                    panic!("{page}: {}: {error}", command.join(" "));
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_bad_value_costs_one_line() {
         for (line, word) in [

@@ -129,12 +129,27 @@ pub(crate) fn is_name_of_a_test(word: &str) -> bool {
     is_name && word.matches('_').count() >= 2
 }
 
-/// Whether there is a test of that name, or a module of tests that say together what its name says.
+/// Whether there is a test of that name, or a module of tests that say together what its name says. A function that is no
+/// test holds nothing, and neither does a test that nobody runs.
 pub(crate) fn exists_as_test(name: &str) -> bool {
     static SOURCES: OnceLock<Vec<String>> = OnceLock::new();
     let sources = SOURCES.get_or_init(|| files(".rs").iter().map(|path| read(path)).collect());
-    let heads = [format!("fn {name}("), format!("mod {name} {{")];
-    sources.iter().any(|source| heads.iter().any(|head| source.contains(head)))
+    sources.iter().any(|source| has_test(source, name))
+}
+
+fn has_test(source: &str, name: &str) -> bool {
+    let module = format!("mod {name} {{");
+    let function = format!("fn {name}(");
+    let mut heads = source.match_indices(&function).map(|(at, _)| attributes_above(&source[..at]));
+    source.contains(&module)
+        || heads.any(|above| above.contains(&"#[test]") && !above.iter().any(|line| line.starts_with("#[ignore")))
+}
+
+/// Attributes and comments right above where this text ends, in whatever order.
+fn attributes_above(text: &str) -> Vec<&str> {
+    // The line itself is cut off, or empty.
+    let lines = text.rsplit('\n').skip(1).map(str::trim);
+    lines.take_while(|line| line.starts_with("#[") || line.starts_with("//")).collect()
 }
 
 #[test]
@@ -146,6 +161,15 @@ fn tests_named_in_the_page_of_waits_exist() {
     let named = named.into_iter().filter(|(_, name)| name.matches('_').count() >= 3);
     let missing: Vec<_> = named.filter(|(_, name)| !exists_as_test(name)).collect();
     assert!(missing.is_empty(), "tests that nobody has: {missing:?}");
+}
+
+#[test]
+fn a_test_is_a_function_that_is_run_as_one() {
+    let source = "#[test]\n/// a\n#[cfg(unix)]\nfn one_a_b() {}\nfn two_a_b() {}\n  #[test]\n  #[ignore = \"x\"]\n  fn three_a_b() {}\n\
+                  mod four_a_b {\n}\n#[test]\n\nfn five_a_b() {}\n";
+    let found =
+        ["one_a_b", "two_a_b", "three_a_b", "four_a_b", "five_a_b", "six_a_b"].map(|name| has_test(source, name));
+    assert_eq!(found, [true, false, false, true, false, false]);
 }
 
 #[test]
