@@ -100,13 +100,21 @@ impl Log for ToTheEnd {
     }
 }
 
+const NO_TRACE: &str =
+    "no backtrace: the threads of a VM may not read the names of functions; with --seccomp off there is one\n";
+
 /// A panic ends the process, whether or not somebody reads of it.
 fn report_panics() {
     panics::end_the_process_after(|panic| {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("?").to_owned();
         let trace = Backtrace::capture();
-        let trace = if trace.status() == BacktraceStatus::Captured { format!("{trace}") } else { String::new() };
+        let trace = match trace.status() {
+            // To name functions takes files, and the call to open the first of them would be this process's last.
+            BacktraceStatus::Captured if llfree_harden::is_bounded() => NO_TRACE.to_owned(),
+            BacktraceStatus::Captured => format!("{trace}"),
+            _ => String::new(),
+        };
         LOG.print_last(format!("llfree-vmm: thread '{name}' {panic}; please report this\n{trace}").as_bytes());
     });
 }

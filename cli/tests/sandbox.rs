@@ -194,6 +194,33 @@ fn a_forbidden_call_ends_the_process_and_is_named() {
     }
 }
 
+#[test]
+fn a_panic_in_a_sandbox_is_told_with_a_backtrace_or_why_there_is_none() {
+    need_kvm!();
+    if no_filters_here() {
+        return skipped("this kernel has no seccomp");
+    }
+    let run = |mode: &str, trace: &str| {
+        let scratch = Scratch::new();
+        let mut command =
+            scratch.command(&["--mem", "64M", "--cpus", "1", "--workload", "alloc 2M, stop", "--seccomp", mode]);
+        command.env("FAILPOINTS", "vcpu-run=panic(out of cheese)").env("RUST_BACKTRACE", trace);
+        let output = Process::spawn(&mut command).wait().exits(128 + libc::SIGABRT);
+        assert!(output.stderr.contains("llfree-vmm: thread 'vcpu0' panicked at "), "{output:#?}");
+        assert!(output.stderr.contains("out of cheese; please report this\n"), "{output:#?}");
+        output.stderr
+    };
+    let (no_trace, frames) = ("no backtrace: ", "llfree_base::panics::end_the_process_after");
+    let stderr = run("on", "0");
+    assert!(!stderr.contains(no_trace) && !stderr.contains(frames), "{stderr}");
+    for mode in ["on", "log"] {
+        let stderr = run(mode, "1");
+        assert!(stderr.contains(no_trace) && !stderr.contains("   0: "), "{mode}: {stderr}");
+    }
+    let stderr = run("off", "1");
+    assert!(stderr.contains(frames) && stderr.contains("src/main.rs:"), "{stderr}");
+}
+
 /// Not a test of its own: what the next one starts in a process of its own.
 #[test]
 fn a_thread_that_frees_all_of_a_large_heap() {

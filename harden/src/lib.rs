@@ -19,6 +19,7 @@ pub use seccomp::{EXIT_FORBIDDEN, Seccomp, SeccompError, UnknownMode, advise_on_
 use llfree_base::error_line;
 use llfree_base::thread::{Role, Spawner};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The exit code of a process that could not confine a thread.
 pub const EXIT_UNCONFINED: u8 = 1;
@@ -81,6 +82,7 @@ impl Sandbox {
 
     fn enter_keeping(&self, role: Role, kept: capabilities::Kept) {
         let Some(bounds) = &self.0 else { return };
+        BOUNDED.store(true, Ordering::Relaxed);
         // Whatever the C library's allocator wants to learn for a thread's first allocation (the number
         // of CPUs, from a file on old versions) it learns now.
         drop(std::hint::black_box(Vec::<u8>::with_capacity(64)));
@@ -99,6 +101,15 @@ impl Sandbox {
             fail(role, "install its seccomp filter", &error);
         }
     }
+}
+
+/// Whether some thread of this process has entered a sandbox. Its last words have to do without files, which have the names
+/// of functions, say.
+static BOUNDED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process has threads that may not do all that it could when it started.
+pub fn is_bounded() -> bool {
+    BOUNDED.load(Ordering::Relaxed)
 }
 
 /// Keeps the C library's allocator from shrinking the heap of a thread: for that it looks into a file
