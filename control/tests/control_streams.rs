@@ -203,8 +203,15 @@ fn what_is_typed_arrives_in_order_as_far_as_there_is_room() {
         stream.write_all(&all).expect("it takes them in the end");
         stream.shutdown(Shutdown::Write).expect("a socket");
     });
+    let came = || server.typed.lock().expect("whole").len();
+    let start = Instant::now();
+    while came() < 10 {
+        assert!(start.elapsed() < LONG, "only {} came", came());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Time for more, if more were to come.
     std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(server.typed.lock().expect("whole").len(), 10, "nothing is pushed upon a guest");
+    assert_eq!(came(), 10, "nothing is pushed upon a guest");
     // Output comes all the same, and the server serves others.
     server.feed.push(b"login: ");
     console.reads("login: ");
