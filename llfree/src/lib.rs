@@ -128,6 +128,7 @@ mod taken;
 pub mod tenant;
 #[cfg(all(test, not(any(loom, shuttle, stepping))))]
 mod tests;
+mod vicinity;
 mod violation;
 mod warm;
 

@@ -20,6 +20,7 @@ use crate::steps::{
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken};
 use crate::tenant::Tenant;
+use crate::vicinity::Vicinity;
 use shared_layout::table::HUGE_PER_TREE;
 use shared_layout::{HugeId, Order};
 
@@ -36,6 +37,9 @@ const PROMISES_CHECKED: u32 = 16;
 const MORE_TREES: u32 = 64;
 /// One in this many single blocks has its tree counted.
 const SINGLES: u8 = 8;
+/// The last step that a handle takes in its own vicinity rather than to go abroad: the next ones break into memory that
+/// others need more.
+const NEAR_ENOUGH: u8 = 11;
 /// Trees that a search counts anew when the host returned memory, until it is through with all.
 const RECOUNTS: u32 = 16;
 
@@ -167,7 +171,8 @@ impl Tenant<'_> {
         // Two trees at most: the rest of one, and the one after it.
         for _ in 0..2 {
             let tree = at / HUGE_PER_TREE;
-            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, tree, want, query.reserve) {
+            let is_near = spot.vicinity.has(tree, self.trees.len());
+            if at.is_multiple_of(HUGE_PER_TREE) && !(is_near && self.enter(spot, tree, want, query.reserve)) {
                 break;
             }
             if order == Order::MAX && !self.trees.get(tree).has_pair() {
@@ -207,10 +212,15 @@ impl Tenant<'_> {
             hint.promises(want) && !hint.is_reserved() && self.policy.rank(Class::HUGE, hint.class()) <= Rank::Fresh
         };
         // Looked at once more at the change: a tree that another caller has by now keeps its class.
-        let take = |hint: TreeHint| if may(hint) { hint.with_class(Class::HUGE).reserved(reserve) } else { hint };
-        let is_ours = may(self.trees.get(tree)) && may(self.trees.change(tree, take).0);
-        spot.tree = (is_ours && reserve).then_some(tree);
-        is_ours
+        let take = |hint: TreeHint| {
+            if may(hint) { hint.with_class(Class::HUGE).reserved(reserve && is_worth_keeping(hint)) } else { hint }
+        };
+        if !may(self.trees.get(tree)) {
+            return false;
+        }
+        let hint = self.trees.change(tree, take).0;
+        spot.tree = (may(hint) && reserve && is_worth_keeping(hint)).then_some(tree);
+        may(hint)
     }
 
     /// The slow path: another huge frame, for `grab` to take from.
@@ -225,6 +235,7 @@ impl Tenant<'_> {
         if self.refusal.stands(query.order, epoch) {
             return None;
         }
+        self.measure_if_moved(&mut spot.vicinity);
         if spot.epoch.is_some() {
             self.catch_up(spot, epoch);
         }
@@ -261,7 +272,7 @@ impl Tenant<'_> {
                     // After so many that were not as full as they seemed, what it has will do.
                     step = counted;
                 }
-                let claims = !everywhere && query.stays() && self.own_tree(spot, query) != Some(tree);
+                let claims = !everywhere && query.claims() && self.own_tree(spot, query) != Some(tree);
                 if claims && self.trees.change(tree, |hint| hint.reserved(true)).0.is_reserved() {
                     // Two that look at the same moment find the same.
                     continue;
@@ -326,32 +337,40 @@ impl Tenant<'_> {
         // Whether trees in use are looked at after the free ones.
         let pays_off = !is_huge && spot.is_paying_off(query.order);
         let (first, second): (&[_], &[_]) = if pays_off { (&passes[PARTIAL_PASSES..], passes) } else { (passes, &[]) };
+        let all = Vicinity::all(home);
+        let vicinities = [spot.vicinity, all];
+        let nearest = usize::from(spot.vicinity.is_all());
         let mut looked = 0u32;
-        for &(want, enough) in first.iter().chain(second) {
-            if best.1 <= enough || pays_off && best.1 <= good {
+        for (distance, vicinity) in vicinities.into_iter().enumerate().skip(nearest) {
+            if distance > nearest && best.1 <= NEAR_ENOUGH {
                 break;
             }
-            let mut looks = 0;
-            self.trees.visit(want, home, |tree| {
-                let hint = self.trees.get(tree);
-                if !hint.promises(want) {
-                    self.trees.unlist(tree);
-                    return false;
+            for &(want, enough) in first.iter().chain(second) {
+                if best.1 <= enough || pays_off && best.1 <= good {
+                    break;
                 }
-                let step = query.step_of(self, hint);
-                if step < best.1 && !hint.is_reserved() && !broken.has(tree) {
-                    best = (tree, step);
-                    looks = 0;
-                }
-                looks += 1;
-                looked += u32::from(want.is_partial());
-                let most = match best.1 {
-                    NO_STEP => u32::MAX,
-                    step if step <= good => MORE_LOOKS,
-                    _ => MORE_LOOKS_FOR_BAD,
-                };
-                best.1 <= enough || looks >= most
-            });
+                let mut looks = 0;
+                self.trees.visit(want, vicinity, home, |tree| {
+                    let hint = self.trees.get(tree);
+                    if !hint.promises(want) {
+                        self.trees.unlist(tree);
+                        return false;
+                    }
+                    let step = query.step_of(self, hint);
+                    if step < best.1 && !hint.is_reserved() && !broken.has(tree) {
+                        best = (tree, step);
+                        looks = 0;
+                    }
+                    looks += 1;
+                    looked += u32::from(want.is_partial());
+                    let most = match best.1 {
+                        NO_STEP => u32::MAX,
+                        step if step <= good => MORE_LOOKS,
+                        _ => MORE_LOOKS_FOR_BAD,
+                    };
+                    best.1 <= enough || looks >= most
+                });
+            }
         }
         if !is_huge && best.1 > SMALL_PARTIAL {
             spot.owe(query.order, looked / LOOKS_PER_SEARCH);
@@ -466,8 +485,9 @@ impl Tenant<'_> {
             return false;
         }
         if order.is_huge() {
-            let own = reserve && class == Class::HUGE;
-            if own && spot.tree != Some(tree) {
+            let is_own = spot.tree == Some(tree);
+            let own = query.stays() && (is_own || is_worth_keeping(self.trees.get(tree)));
+            if own && !is_own {
                 self.leave(spot.tree.replace(tree));
             }
             let hint = self.recount_tree_as(tree, |hint| class_now(hint).reserved(own || hint.is_reserved()));
@@ -561,6 +581,12 @@ impl Tenant<'_> {
             new
         })
     }
+}
+
+/// A tree is reserved for huge frames while it has no blocks: elsewhere few are free, and the next search finds another
+/// tree as fast as its mark would be made and taken away.
+fn is_worth_keeping(hint: TreeHint) -> bool {
+    hint.class() == Class::FREE
 }
 
 const _: () = assert!(CLASSES < 8, "a class is three bits of a hint");
