@@ -130,6 +130,7 @@ pub mod tenant;
 mod tests;
 mod vicinity;
 mod violation;
+mod walk;
 mod warm;
 
 // What the exchanged atomics are for; `sync` says more.

@@ -14,32 +14,19 @@ use crate::error::AllocError;
 use crate::hint::{Entries, TreeHint, Want, tree_of, tree_range};
 use crate::query::{Broken, Query};
 use crate::spot::{Spot, Word};
-use crate::steps::{
-    HUGE_GOOD, HUGE_PASSES, HUGE_STEPS, NO_STEP, PARTIAL_PASSES, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES, SMALL_STEPS,
-};
+use crate::steps::{HUGE_STEPS, NO_STEP, SMALL_PARTIAL, SMALL_STEPS};
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken};
 use crate::tenant::Tenant;
-use crate::vicinity::Vicinity;
 use shared_layout::table::HUGE_PER_TREE;
 use shared_layout::{HugeId, Order};
 
-/// More trees that a search looks at when it knows a good one.
-const MORE_LOOKS: u32 = 32;
-/// The same when it knows one that had better serve others.
-const MORE_LOOKS_FOR_BAD: u32 = 256;
-/// Looks that a search may cost on average where no tree in use has what it wants: a walk that looked at more
-/// is paid off by searches that take a free huge frame without one.
-const LOOKS_PER_SEARCH: u32 = 8;
 /// Trees that a search counts and passes over because others may suit better.
 const PROMISES_CHECKED: u32 = 16;
 /// Trees that a search looks into beside each of the table once, before it counts all of them.
 const MORE_TREES: u32 = 64;
 /// One in this many single blocks has its tree counted.
 const SINGLES: u8 = 8;
-/// The last step that a handle takes in its own vicinity rather than to go abroad: the next ones break into memory that
-/// others need more.
-const NEAR_ENOUGH: u8 = 11;
 /// Trees that a search counts anew when the host returned memory, until it is through with all.
 const RECOUNTS: u32 = 16;
 
@@ -294,12 +281,6 @@ impl Tenant<'_> {
         self.refuse(spot, query, &mut grab)
     }
 
-    /// The tree that a search comes from: it may be reserved, and then by us.
-    #[inline]
-    fn own_tree(&self, spot: &Spot, query: Query) -> Option<u32> {
-        if query.order.is_huge() { spot.tree } else { spot.small[usize::from(query.class.get())].map(tree_of) }
-    }
-
     /// The host returned memory without a word to the hints: counts some trees, the others later.
     fn catch_up(&self, spot: &mut Spot, epoch: u64) {
         if spot.epoch.replace(epoch) != Some(epoch) {
@@ -309,73 +290,6 @@ impl Tenant<'_> {
             spot.stale -= 1;
             self.recount_tree(spot.stale);
         }
-    }
-
-    /// The tree that suits best, and the step that says so.
-    fn best_tree(&self, spot: &mut Spot, query: Query, everywhere: bool, broken: &Broken) -> Option<(u32, u8)> {
-        let is_huge = query.order.is_huge();
-        let own = self.own_tree(spot, query);
-        let home = if is_huge { tree_of(spot.huge) } else { own.unwrap_or(spot.home) };
-        let (passes, good): (&[(Want, u8)], _) =
-            if is_huge { (&HUGE_PASSES, HUGE_GOOD) } else { (&SMALL_PASSES, SMALL_GOOD) };
-        let mut best = (0, NO_STEP);
-        // Our own tree need not be listed.
-        if let Some(tree) = own
-            && !broken.has(tree)
-        {
-            best = (tree, query.step_of(self, self.trees.get(tree)));
-        }
-        if everywhere {
-            for tree in 0..self.trees.len() {
-                let step = query.step_of(self, self.trees.get(tree));
-                if step < best.1 && !broken.has(tree) {
-                    best = (tree, step);
-                }
-            }
-            return (best.1 != NO_STEP).then_some(best);
-        }
-        // Whether trees in use are looked at after the free ones.
-        let pays_off = !is_huge && spot.is_paying_off(query.order);
-        let (first, second): (&[_], &[_]) = if pays_off { (&passes[PARTIAL_PASSES..], passes) } else { (passes, &[]) };
-        let all = Vicinity::all(home);
-        let vicinities = [spot.vicinity, all];
-        let nearest = usize::from(spot.vicinity.is_all());
-        let mut looked = 0u32;
-        for (distance, vicinity) in vicinities.into_iter().enumerate().skip(nearest) {
-            if distance > nearest && best.1 <= NEAR_ENOUGH {
-                break;
-            }
-            for &(want, enough) in first.iter().chain(second) {
-                if best.1 <= enough || pays_off && best.1 <= good {
-                    break;
-                }
-                let mut looks = 0;
-                self.trees.visit(want, vicinity, home, |tree| {
-                    let hint = self.trees.get(tree);
-                    if !hint.promises(want) {
-                        self.trees.unlist(tree);
-                        return false;
-                    }
-                    let step = query.step_of(self, hint);
-                    if step < best.1 && !hint.is_reserved() && !broken.has(tree) {
-                        best = (tree, step);
-                        looks = 0;
-                    }
-                    looks += 1;
-                    looked += u32::from(want.is_partial());
-                    let most = match best.1 {
-                        NO_STEP => u32::MAX,
-                        step if step <= good => MORE_LOOKS,
-                        _ => MORE_LOOKS_FOR_BAD,
-                    };
-                    best.1 <= enough || looks >= most
-                });
-            }
-        }
-        if !is_huge && best.1 > SMALL_PARTIAL {
-            spot.owe(query.order, looked / LOOKS_PER_SEARCH);
-        }
-        (best.1 != NO_STEP).then_some(best)
     }
 
     /// Tries the fitting huge frames of a tree, the fullest first; recounts a tree that has none.

@@ -65,6 +65,11 @@ impl Trees<'_> {
     #[inline]
     pub(crate) fn visit(&self, want: Want, vicinity: Vicinity, home: u32, mut done: impl FnMut(u32) -> bool) {
         let trees = self.len();
+        if vicinity.is_all() {
+            let home = if home < trees { home } else { 0 };
+            let _ = self.visit_run(want, home..trees, &mut done) || self.visit_run(want, 0..home, &mut done);
+            return;
+        }
         let first = if vicinity.first < trees { vicinity.first } else { 0 };
         let vicinity = Vicinity { first, ..vicinity };
         let (place, len) = (vicinity.place_of(home, trees), vicinity.len.min(trees));
