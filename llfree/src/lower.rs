@@ -57,6 +57,9 @@ pub(crate) struct Lower<'a> {
     write_back: WriteBack,
 }
 
+/// So few are counted as they are taken.
+const FEW_FRAMES: u32 = 2;
+
 impl<'a> Lower<'a> {
     /// Fails unless there are exactly eight rows an entry, and no more entries than a table may have.
     pub(crate) fn new(entries: &'a [AtomicU16], rows: &'a [AtomicU64]) -> Result<Self, TableError> {
@@ -446,7 +449,21 @@ impl<'a> Lower<'a> {
         let take = |e: HugeEntry| if e.free() <= ROW_FRAMES as u16 { e.take(share(e)) } else { None };
         let old = transition(word, FOREVER, take).map_err(|_| Miss::NoFit)?;
         let mut budget = u32::from(share(old));
-        // As a rule nobody else is at work here, and all that we saw is ours.
+        let count = |free: &[u64; ROWS]| free.iter().map(|bits| bits.count_ones()).sum::<u32>();
+        if budget > FEW_FRAMES && count(&free) == budget {
+            // As a rule nobody else is at work here, and all that we saw is ours. How many there are in which row nobody
+            // could predict: so there is no branch on it.
+            let mut lost = false;
+            while with_free != 0 {
+                let index = with_free.trailing_zeros() as usize % ROWS;
+                with_free &= with_free - 1;
+                let Some(row) = words.get(index) else { break };
+                let taken = row.compare_exchange(!free[index], u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+                rows[index] = if taken { free[index] } else { 0 };
+                lost |= !taken;
+            }
+            budget = if lost { budget - count(rows) } else { 0 };
+        }
         while with_free != 0 && budget > 0 {
             let index = with_free.trailing_zeros() as usize % ROWS;
             with_free &= with_free - 1;

@@ -2,7 +2,7 @@
 //!
 //! As `row`, it knows nothing of entries or of the right to a frame.
 
-use crate::row::{ROW_FRAMES, free_run, longest_run};
+use crate::row::{ROW_FRAMES, free_run, joined};
 use crate::sync::{AtomicU64, Ordering};
 use shared_layout::{Order, Run};
 
@@ -45,15 +45,27 @@ pub(crate) fn find_run(rows: &[AtomicU64], order: Order) -> Option<usize> {
 
 /// The longest free run in the rows of a huge frame.
 pub(crate) fn longest(rows: &[AtomicU64]) -> Run {
-    let mut used = [u64::MAX; ROWS];
+    let mut free = [0; ROWS];
     // Acquire: for the second look of a search; see the module.
-    used.iter_mut().zip(rows).for_each(|(to, row)| *to = row.load(Ordering::Acquire));
-    let free = |rows: &[u64]| rows.iter().all(|row| *row == 0);
-    if used.chunks_exact(4).any(free) {
+    free.iter_mut().zip(rows).for_each(|(to, row)| *to = !row.load(Ordering::Acquire));
+    // All rows at once, for the compiler to do several together, and no further than there are runs: most often none of
+    // two frames.
+    for order in 0..Order::ROW.get() {
+        let mut any = 0;
+        for bits in &mut free {
+            *bits = joined(*bits, order);
+            any |= *bits;
+        }
+        if any == 0 {
+            return Run::from_bits(order.into());
+        }
+    }
+    let whole = |rows: &[u64]| rows.iter().all(|row| *row != 0);
+    if free.chunks_exact(4).any(whole) {
         Run::ANY
-    } else if used.chunks_exact(2).any(free) {
+    } else if free.chunks_exact(2).any(whole) {
         Run::from_bits(7)
     } else {
-        used.into_iter().map(longest_run).max().unwrap_or(Run::SINGLE)
+        Run::of(Order::ROW)
     }
 }

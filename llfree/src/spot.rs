@@ -44,6 +44,8 @@ pub(crate) struct Spot {
     pub(crate) last_tree: Option<u32>,
     /// It was reserved for them.
     pub(crate) owns_last: bool,
+    /// Searches that take the first tree with little room, because an earlier one found no better.
+    pub(crate) few_searches: u8,
     /// Single blocks that were searched for, modulo 256.
     pub(crate) singles: u8,
     /// Searches for blocks of this order and larger ones that go without a walk over trees in use.
@@ -116,6 +118,7 @@ impl Spot {
             freed_pair: None,
             last_tree: None,
             owns_last: false,
+            few_searches: 0,
             singles: 0,
             owed: 0,
             owed_order: Order::BASE,

@@ -13,6 +13,10 @@ use crate::vicinity::Vicinity;
 const MORE_LOOKS: u32 = 32;
 /// The same when it knows one that had better serve others.
 const MORE_LOOKS_FOR_BAD: u32 = 256;
+/// The same while no tree had more than a little room: then one is as good as another.
+const MORE_LOOKS_FOR_FEW: u32 = 2;
+/// So many searches after one that looked at more believe that this is so.
+const FEW_SEARCHES: u8 = 31;
 /// Looks that a search may cost on average where no tree in use has what it wants: a walk that looked at more
 /// is paid off by searches that take a free huge frame without one.
 const LOOKS_PER_SEARCH: u32 = 8;
@@ -29,6 +33,8 @@ struct Walk<'s, 't> {
     /// Trees in use are looked at after the free ones.
     pays_off: bool,
     best: (u32, u8),
+    /// More looks if there is a tree with little room only.
+    few_looks: u32,
     /// Trees in use that were looked at.
     looked: u32,
 }
@@ -68,7 +74,8 @@ impl Tenant<'_> {
             return (best.1 != NO_STEP).then_some(best);
         }
         let pays_off = !is_huge && spot.is_paying_off(query.order);
-        let mut walk = Walk { tenant: self, query, broken, home, pays_off, best, looked: 0 };
+        let few_looks = if spot.few_searches > 0 { MORE_LOOKS_FOR_FEW } else { MORE_LOOKS };
+        let mut walk = Walk { tenant: self, query, broken, home, pays_off, best, few_looks, looked: 0 };
         if !spot.vicinity.is_all() {
             walk.go(spot.vicinity);
         }
@@ -76,6 +83,10 @@ impl Tenant<'_> {
             walk.go(Vicinity::all(0));
         }
         let Walk { best, looked, .. } = walk;
+        spot.few_searches = match (is_huge, best.1) {
+            (false, SMALL_PARTIAL) => spot.few_searches.checked_sub(1).unwrap_or(FEW_SEARCHES),
+            _ => 0,
+        };
         if !is_huge && best.1 > SMALL_PARTIAL {
             spot.owe(query.order, looked / LOOKS_PER_SEARCH);
         }
@@ -109,6 +120,7 @@ impl Walk<'_, '_> {
                 self.looked += u32::from(want.is_partial());
                 let most = match self.best.1 {
                     NO_STEP => u32::MAX,
+                    SMALL_PARTIAL if !self.query.order.is_huge() => self.few_looks,
                     step if step <= good => MORE_LOOKS,
                     _ => MORE_LOOKS_FOR_BAD,
                 };
