@@ -267,7 +267,9 @@ impl<'a> Lower<'a> {
         let old = transition(word, FOREVER, |e| e.give(frames, run)).ok()?;
         self.settle(huge);
         let after = old.give(frames, run)?;
-        Some(if old.free() == 0 { self.after_nothing(huge, word, after) } else { after })
+        // No run is longer than any.
+        let looks = old.free() == 0 && run != Run::ANY;
+        Some(if looks { self.after_nothing(huge, word, after) } else { after })
     }
 
     /// The entry after a give to a huge frame of which nothing was free. Budgets are all alike: a taker of the

@@ -2,7 +2,7 @@
 //!
 //! As `row`, it knows nothing of entries or of the right to a frame.
 
-use crate::row::{ROW_FRAMES, free_run, joined};
+use crate::row::{ROW_FRAMES, free_run, joined, longest_run};
 use crate::sync::{AtomicU64, Ordering};
 use shared_layout::{Order, Run};
 
@@ -45,27 +45,19 @@ pub(crate) fn find_run(rows: &[AtomicU64], order: Order) -> Option<usize> {
 
 /// The longest free run in the rows of a huge frame.
 pub(crate) fn longest(rows: &[AtomicU64]) -> Run {
-    let mut free = [0; ROWS];
+    let mut used = [u64::MAX; ROWS];
     // Acquire: for the second look of a search; see the module.
-    free.iter_mut().zip(rows).for_each(|(to, row)| *to = !row.load(Ordering::Acquire));
-    // All rows at once, for the compiler to do several together, and no further than there are runs: most often none of
-    // two frames.
-    for order in 0..Order::ROW.get() {
-        let mut any = 0;
-        for bits in &mut free {
-            *bits = joined(*bits, order);
-            any |= *bits;
-        }
-        if any == 0 {
-            return Run::from_bits(order.into());
-        }
+    used.iter_mut().zip(rows).for_each(|(to, row)| *to = row.load(Ordering::Acquire));
+    // Where memory is short there is most often none of two frames.
+    if used.iter().fold(0, |pairs, used| pairs | joined(!used, 0)) == 0 {
+        return Run::SINGLE;
     }
-    let whole = |rows: &[u64]| rows.iter().all(|row| *row != 0);
-    if free.chunks_exact(4).any(whole) {
+    let free = |rows: &[u64]| rows.iter().all(|row| *row == 0);
+    if used.chunks_exact(4).any(free) {
         Run::ANY
-    } else if free.chunks_exact(2).any(whole) {
+    } else if used.chunks_exact(2).any(free) {
         Run::from_bits(7)
     } else {
-        Run::of(Order::ROW)
+        used.into_iter().map(longest_run).max().unwrap_or(Run::SINGLE)
     }
 }
