@@ -374,7 +374,7 @@ mod tests {
                 assert!(l.entries + u64::from(huge) * 2 <= l.bitfields);
                 assert!(l.bitfields + u64::from(huge) * 64 <= l.tenant);
                 assert!(l.tenant + l.tenant_bytes <= l.total);
-                assert_eq!(l.table().hints() + u64::from(TableLayout::trees(huge)) * 2, l.tenant + l.tenant_bytes);
+                assert_eq!(l.table().hints() + TableLayout::hint_words(huge) * 2, l.tenant + l.tenant_bytes);
             }
         }
         assert_eq!(Layout::new(0, 1), None);

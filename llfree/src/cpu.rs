@@ -23,6 +23,7 @@ use crate::spot::{Listed, Spot};
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken, TakenRow};
 use crate::tenant::Tenant;
+use crate::vicinity::Vicinity;
 use crate::warm::Warm;
 use core::fmt;
 use core::num::NonZeroU64;
@@ -73,18 +74,13 @@ impl<'a> Tenant<'a> {
     /// A handle for one CPU. Any number may exist; each works best in one CPU's hands.
     #[must_use]
     pub fn cpu(&self) -> Cpu<'a> {
-        self.cpu_at(self.next_start())
-    }
-
-    /// The same for one that begins at a tree.
-    pub(crate) fn cpu_at(&self, start: u32) -> Cpu<'a> {
-        Cpu::new(*self, start)
+        Cpu::new(*self, self.move_in())
     }
 }
 
 impl<'a> Cpu<'a> {
-    fn new(tenant: Tenant<'a>, start: u32) -> Self {
-        let spot = Spot::at(start, Some(tenant.return_epoch.load(Ordering::Acquire)));
+    pub(crate) fn new(tenant: Tenant<'a>, vicinity: Vicinity) -> Self {
+        let spot = Spot::at(vicinity, Some(tenant.return_epoch.load(Ordering::Acquire)));
         Self {
             tenant,
             row: EMPTY_ROW,
@@ -556,6 +552,7 @@ impl<'a> Cpu<'a> {
 impl Drop for Cpu<'_> {
     fn drop(&mut self) {
         self.drain();
+        self.tenant.move_out(&self.spot.vicinity);
     }
 }
 

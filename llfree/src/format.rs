@@ -9,7 +9,7 @@ use shared_layout::TableLayout;
 /// `"LLFREEPM"` in memory order.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LLFREEPM");
 /// Version of the region; the [module](crate::persist) says when to raise it.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The alignment of a region: a cache line, so that a bitfield lies in one.
 pub const REGION_ALIGN: usize = LINE;
 

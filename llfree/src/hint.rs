@@ -6,12 +6,13 @@
 //! from the entries rather than adjusted, so no error stays.
 //!
 //! ```text
-//!  15..14 13     12    11..8  7          6..4    3..2   1           0
-//! +------+------+-----+------+----------+-------+------+-----------+------+
-//! | zero | pair | few | run  | reserved | class | room | installed | free |
-//! +------+------+-----+------+----------+-------+------+-----------+------+
+//!  15     14     13     12    11..8  7          6..4    3..2   1           0
+//! +------+------+------+-----+------+----------+-------+------+-----------+------+
+//! | zero | home | pair | few | run  | reserved | class | room | installed | free |
+//! +------+------+------+-----+------+----------+-------+------+-----------+------+
 //! free: some huge frame is; installed: one of these is backed by memory; pair: two that order 10 can have
 //! room: 0 no huge frame in use has any, 1 sparse, 2 mixed, 3 crowded; few: hardly worth a search
+//! home: a handle's vicinity begins here (see `vicinity`)
 //! run: one more than the order of the longest free run in huge frames in use (see `HugeEntry`), zero if none has room
 //! ```
 //!
@@ -28,6 +29,7 @@
 use crate::class::Class;
 use crate::error::{Part, TableError, check_len};
 use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
+use core::ops::Range;
 use shared_layout::table::{BITMAPS, HUGE_PER_TREE};
 use shared_layout::{FRAMES_PER_HUGE, HugeEntry, HugeId, HugeRange, Order, Run, TableLayout};
 
@@ -131,6 +133,7 @@ const RUN_SHIFT: u16 = 8;
 const RUN_MASK: u16 = 15 << RUN_SHIFT;
 const FEW: u16 = 1 << 12;
 const PAIR: u16 = 1 << 13;
+const HOME: u16 = 1 << 14;
 /// What a count says; the rest is the tree's owner and purpose.
 const COUNTED: u16 = FREE | INSTALLED | ROOM_MASK | RUN_MASK | FEW | PAIR;
 
@@ -284,6 +287,17 @@ impl TreeHint {
         self.0 & RESERVED != 0
     }
 
+    /// A handle's vicinity begins here.
+    #[inline]
+    pub(crate) fn is_home(self) -> bool {
+        self.0 & HOME != 0
+    }
+
+    /// The same tree with a handle's mark or without one.
+    pub(crate) fn at_home(self, home: bool) -> Self {
+        Self(if home { self.0 | HOME } else { self.0 & !HOME })
+    }
+
     /// The purpose of the tree.
     #[inline]
     pub(crate) fn class(self) -> Class {
@@ -350,8 +364,8 @@ impl Offer {
 const _: () = assert!(Want::ALL.len() == BITMAPS as usize);
 
 /// Words that [`Trees`] needs for its bitmaps, for this many trees.
-pub(crate) const fn bitmap_words(trees: usize) -> usize {
-    TableLayout::bitmap_words(trees as u32) as usize
+pub(crate) const fn bitmap_words(trees: u32) -> usize {
+    TableLayout::bitmap_words(trees) as usize
 }
 
 /// The tree that a huge frame belongs to.
@@ -371,17 +385,27 @@ pub(crate) const fn tree_range(tree: u32) -> HugeRange {
 pub(crate) struct Trees<'a> {
     hints: &'a [AtomicU16],
     summary: &'a [AtomicU64],
+    trees: u32,
+    /// Hints from that of one tree to the next.
+    stride: u32,
 }
 
 impl<'a> Trees<'a> {
-    /// Fails unless there are as many bitmap words as the trees need.
-    pub(crate) fn new(hints: &'a [AtomicU16], summary: &'a [AtomicU64]) -> Result<Self, TableError> {
-        check_len(Part::Summary, summary.len(), bitmap_words(hints.len()))?;
-        Ok(Self { hints, summary })
+    /// For so many trees. Fails unless there are a hint or the same number of them for each, and as many bitmap words as
+    /// they need.
+    pub(crate) fn new(hints: &'a [AtomicU16], summary: &'a [AtomicU64], trees: u32) -> Result<Self, TableError> {
+        let stride = (hints.len() / trees.max(1) as usize).max(1);
+        check_len(Part::Hints, hints.len(), trees as usize * stride)?;
+        check_len(Part::Summary, summary.len(), bitmap_words(trees))?;
+        Ok(Self { hints, summary, trees, stride: stride as u32 })
     }
 
     pub(crate) fn len(&self) -> u32 {
-        self.hints.len() as u32
+        self.trees
+    }
+
+    fn hint(&self, tree: u32) -> Option<&'a AtomicU16> {
+        self.hints.get(tree as usize * self.stride as usize)
     }
 
     /// Tells tables apart, as a rule.
@@ -392,14 +416,14 @@ impl<'a> Trees<'a> {
 
     pub(crate) fn get(&self, tree: u32) -> TreeHint {
         // Acquire: with a promise comes that no refusal contradicts it any more.
-        TreeHint(self.hints.get(tree as usize).map_or(0, |hint| hint.load(Ordering::Acquire)))
+        TreeHint(self.hint(tree).map_or(0, |hint| hint.load(Ordering::Acquire)))
     }
 
     /// Changes a tree's word and lists the tree for what it promises; the word before and after. It
     /// stays listed for what it no longer promises until a search comes by, and room in a reserved tree
     /// is not listed, for it comes and goes: CPUs at work in their own trees write nothing that others read.
     pub(crate) fn change(&self, tree: u32, step: impl Fn(TreeHint) -> TreeHint) -> (TreeHint, TreeHint) {
-        let Some(word) = self.hints.get(tree as usize) else { return (TreeHint::NONE, TreeHint::NONE) };
+        let Some(word) = self.hint(tree) else { return (TreeHint::NONE, TreeHint::NONE) };
         let mut old = word.load(Ordering::Acquire);
         let new = loop {
             let new = step(TreeHint(old));
@@ -448,32 +472,30 @@ impl<'a> Trees<'a> {
         self.summary.iter().for_each(|bits| bits.store(0, Ordering::Relaxed));
     }
 
-    /// Shows the trees that are listed for `want`, once each, from `home` on, until `done` says so.
+    /// Shows the trees of a range that are listed for `want` until `done` says so; whether it did.
     #[inline]
-    pub(crate) fn visit(&self, want: Want, home: u32, mut done: impl FnMut(u32) -> bool) {
-        let words = self.hints.len().div_ceil(64) as u32;
-        let home = if home < self.len() { home } else { 0 };
-        let (start, before_home) = (home / 64, (1u64 << (home % 64)) - 1);
-        // The first word is visited twice: from `home` on, and at the end below `home`.
-        for step in 0..=words {
-            let word = if start + step >= words { start + step - words } else { start + step };
-            let mut bits = self.summary_word(want, word * 64).map_or(0, |bits| bits.load(Ordering::Relaxed));
-            if step == 0 {
-                bits &= !before_home;
-            } else if step == words {
-                bits &= before_home;
+    pub(crate) fn visit_run(&self, want: Want, run: Range<u32>, done: &mut impl FnMut(u32) -> bool) -> bool {
+        let mut at = run.start;
+        while at < run.end {
+            let word = at / 64 * 64;
+            let mut bits = self.summary_word(want, at).map_or(0, |bits| bits.load(Ordering::Relaxed));
+            bits &= u64::MAX << (at - word);
+            at = word + 64;
+            if at > run.end {
+                bits &= u64::MAX >> (at - run.end);
             }
             while bits != 0 {
-                if done(word * 64 + bits.trailing_zeros()) {
-                    return;
+                if done(word + bits.trailing_zeros()) {
+                    return true;
                 }
                 bits &= bits - 1;
             }
         }
+        false
     }
 
     fn summary_word(&self, want: Want, tree: u32) -> Option<&'a AtomicU64> {
-        let words = self.hints.len().div_ceil(64);
+        let words = self.trees.div_ceil(64) as usize;
         self.summary.get(want as usize * words + tree as usize / 64)
     }
 }

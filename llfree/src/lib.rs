@@ -128,7 +128,9 @@ mod taken;
 pub mod tenant;
 #[cfg(all(test, not(any(loom, shuttle, stepping))))]
 mod tests;
+mod vicinity;
 mod violation;
+mod walk;
 mod warm;
 
 // What the exchanged atomics are for; `sync` says more.

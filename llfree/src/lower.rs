@@ -9,6 +9,7 @@
 //! [`large`] has the blocks of whole rows and more. Everything works through `&self` on atomics, is lock-free, and knows nothing of trees or CPUs.
 
 mod large;
+mod rest;
 
 use crate::durable::WriteBack;
 use crate::error::{AllocError, FreeError, Part, TableError, check_huge_frames, check_len};
@@ -266,7 +267,9 @@ impl<'a> Lower<'a> {
         let old = transition(word, FOREVER, |e| e.give(frames, run)).ok()?;
         self.settle(huge);
         let after = old.give(frames, run)?;
-        Some(if old.free() == 0 { self.after_nothing(huge, word, after) } else { after })
+        // No run is longer than any.
+        let looks = old.free() == 0 && run != Run::ANY;
+        Some(if looks { self.after_nothing(huge, word, after) } else { after })
     }
 
     /// The entry after a give to a huge frame of which nothing was free. Budgets are all alike: a taker of the
@@ -432,61 +435,6 @@ impl<'a> Lower<'a> {
         Err(Miss::Busy)
     }
 
-    /// Takes all free frames of a huge frame that has at most a row's worth of them, or no more than `most`: `rows` gets
-    /// the bits of each row that has some. Returns whether there were any, and the entry's `evicted`; the entry has
-    /// room afterwards if not all could be had.
-    pub(crate) fn take_rest(&self, huge: HugeId, most: u32, rows: &mut [u64; ROWS]) -> Result<bool, Miss> {
-        let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
-        let words = self.rows_of(huge);
-        // The look at the rows does not wait for the change of the entry.
-        let mut free = [0; ROWS];
-        free.iter_mut().zip(words).for_each(|(to, row)| *to = !row.load(Ordering::Relaxed));
-        let mut with_free = free.iter().enumerate().fold(0u32, |rows, (i, bits)| rows | u32::from(*bits != 0) << i);
-        let share = |e: HugeEntry| e.free().min(most as u16);
-        let take = |e: HugeEntry| if e.free() <= ROW_FRAMES as u16 { e.take(share(e)) } else { None };
-        let old = transition(word, FOREVER, take).map_err(|_| Miss::NoFit)?;
-        let mut budget = u32::from(share(old));
-        // As a rule nobody else is at work here, and all that we saw is ours.
-        while with_free != 0 && budget > 0 {
-            let index = with_free.trailing_zeros() as usize % ROWS;
-            with_free &= with_free - 1;
-            let Some(row) = words.get(index) else { break };
-            let (bits, count) = at_most(free[index], budget);
-            if row.compare_exchange(!free[index], !free[index] | bits, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                rows[index] = bits;
-                budget -= count;
-            }
-        }
-        if budget == 0 {
-            self.settle(huge);
-            return Ok(old.is_evicted());
-        }
-        for _ in 0..ROW_PASSES {
-            for (row, taken) in words.iter().zip(rows.iter_mut()) {
-                let mut used = row.load(Ordering::Relaxed);
-                while used != u64::MAX && budget > 0 {
-                    let (bits, count) = at_most(!used, budget);
-                    match row.compare_exchange(used, used | bits, Ordering::AcqRel, Ordering::Relaxed) {
-                        Ok(_) => {
-                            *taken |= bits;
-                            budget -= count;
-                            break;
-                        }
-                        Err(seen) => used = seen,
-                    }
-                }
-            }
-            if budget == 0 {
-                self.settle(huge);
-                return Ok(old.is_evicted());
-            }
-        }
-        // Takers and givers moved free bits past us each time: the rest of the budget goes back.
-        self.give_up(huge, word, budget as u16);
-        // The caller looks at the entry, and tells of what has room again.
-        if budget < u32::from(share(old)) { Ok(old.is_evicted()) } else { Err(Miss::Undone) }
-    }
-
     /// Gives a block of a row or less back, the shortest way. `None` if it is not wholly taken, and
     /// nothing changed, or if somebody broke the entry: then it is lost rather than owned twice.
     #[inline]
@@ -558,18 +506,6 @@ impl<'a> Lower<'a> {
         let first = offset / ROW_FRAMES;
         self.rows_of(huge).get(first..first + rows_per_block(order)).unwrap_or(&[])
     }
-}
-
-/// As many of these bits as a budget allows, and their number: others may be about to set bits that are not in our
-/// budget. They are left as many as they need, which ones is all the same.
-#[inline]
-fn at_most(mut bits: u64, budget: u32) -> (u64, u32) {
-    let mut count = ones(bits);
-    while count > budget {
-        bits &= bits - 1;
-        count -= 1;
-    }
-    (bits, count)
 }
 
 /// The lowest set bits, no more than `most`.

@@ -47,10 +47,16 @@ impl Query {
         table[self.rank(tenant, hint) as usize][hint.offer(self.order).index()]
     }
 
-    /// The tree that a search finds is to be our own: it is reserved.
+    /// The tree that a search finds may be our own from then on.
     #[inline]
     pub(crate) fn stays(self) -> bool {
         self.reserve && (!self.order.is_huge() || self.class == Class::HUGE)
+    }
+
+    /// It is reserved before it is searched.
+    #[inline]
+    pub(crate) fn claims(self) -> bool {
+        self.reserve && !self.order.is_huge()
     }
 
     pub(crate) fn want(self, step: u8) -> Want {

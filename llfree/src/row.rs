@@ -77,13 +77,19 @@ pub(crate) fn free_run(used: u64, order: Order) -> Option<u32> {
     (free != 0).then(|| free.trailing_zeros())
 }
 
+/// The starts of runs twice as long, of the starts of those of `order`, which is below a row's.
+#[inline]
+pub(crate) const fn joined(starts: u64, order: u8) -> u64 {
+    starts & starts >> (1 << order) & ALIGNED[order as usize + 1]
+}
+
 /// The longest run in a row. Without a branch: which one it is nobody could predict.
 #[inline]
 pub(crate) fn longest_run(used: u64) -> Run {
     let mut free = !used;
     let mut order = 0;
     for round in 0..Order::ROW.get() {
-        free &= free >> (1 << round) & ALIGNED[usize::from(round) + 1];
+        free = joined(free, round);
         order += u16::from(free != 0);
     }
     Run::from_bits(order)

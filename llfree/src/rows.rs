@@ -2,7 +2,7 @@
 //!
 //! As `row`, it knows nothing of entries or of the right to a frame.
 
-use crate::row::{ROW_FRAMES, free_run, longest_run};
+use crate::row::{ROW_FRAMES, free_run, joined, longest_run};
 use crate::sync::{AtomicU64, Ordering};
 use shared_layout::{Order, Run};
 
@@ -48,6 +48,10 @@ pub(crate) fn longest(rows: &[AtomicU64]) -> Run {
     let mut used = [u64::MAX; ROWS];
     // Acquire: for the second look of a search; see the module.
     used.iter_mut().zip(rows).for_each(|(to, row)| *to = row.load(Ordering::Acquire));
+    // Where memory is short there is most often none of two frames.
+    if used.iter().fold(0, |pairs, used| pairs | joined(!used, 0)) == 0 {
+        return Run::SINGLE;
+    }
     let free = |rows: &[u64]| rows.iter().all(|row| *row == 0);
     if used.chunks_exact(4).any(free) {
         Run::ANY

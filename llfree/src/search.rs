@@ -14,22 +14,13 @@ use crate::error::AllocError;
 use crate::hint::{Entries, TreeHint, Want, tree_of, tree_range};
 use crate::query::{Broken, Query};
 use crate::spot::{Spot, Word};
-use crate::steps::{
-    HUGE_GOOD, HUGE_PASSES, HUGE_STEPS, NO_STEP, PARTIAL_PASSES, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES, SMALL_STEPS,
-};
+use crate::steps::{HUGE_STEPS, NO_STEP, SMALL_PARTIAL, SMALL_STEPS};
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken};
 use crate::tenant::Tenant;
 use shared_layout::table::HUGE_PER_TREE;
 use shared_layout::{HugeId, Order};
 
-/// More trees that a search looks at when it knows a good one.
-const MORE_LOOKS: u32 = 32;
-/// The same when it knows one that had better serve others.
-const MORE_LOOKS_FOR_BAD: u32 = 256;
-/// Looks that a search may cost on average where no tree in use has what it wants: a walk that looked at more
-/// is paid off by searches that take a free huge frame without one.
-const LOOKS_PER_SEARCH: u32 = 8;
 /// Trees that a search counts and passes over because others may suit better.
 const PROMISES_CHECKED: u32 = 16;
 /// Trees that a search looks into beside each of the table once, before it counts all of them.
@@ -167,7 +158,8 @@ impl Tenant<'_> {
         // Two trees at most: the rest of one, and the one after it.
         for _ in 0..2 {
             let tree = at / HUGE_PER_TREE;
-            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, tree, want, query.reserve) {
+            let is_near = spot.vicinity.has(tree, self.trees.len());
+            if at.is_multiple_of(HUGE_PER_TREE) && !(is_near && self.enter(spot, tree, want, query.reserve)) {
                 break;
             }
             if order == Order::MAX && !self.trees.get(tree).has_pair() {
@@ -207,10 +199,15 @@ impl Tenant<'_> {
             hint.promises(want) && !hint.is_reserved() && self.policy.rank(Class::HUGE, hint.class()) <= Rank::Fresh
         };
         // Looked at once more at the change: a tree that another caller has by now keeps its class.
-        let take = |hint: TreeHint| if may(hint) { hint.with_class(Class::HUGE).reserved(reserve) } else { hint };
-        let is_ours = may(self.trees.get(tree)) && may(self.trees.change(tree, take).0);
-        spot.tree = (is_ours && reserve).then_some(tree);
-        is_ours
+        let take = |hint: TreeHint| {
+            if may(hint) { hint.with_class(Class::HUGE).reserved(reserve && is_worth_keeping(hint)) } else { hint }
+        };
+        if !may(self.trees.get(tree)) {
+            return false;
+        }
+        let hint = self.trees.change(tree, take).0;
+        spot.tree = (may(hint) && reserve && is_worth_keeping(hint)).then_some(tree);
+        may(hint)
     }
 
     /// The slow path: another huge frame, for `grab` to take from.
@@ -225,6 +222,7 @@ impl Tenant<'_> {
         if self.refusal.stands(query.order, epoch) {
             return None;
         }
+        self.measure_if_moved(&mut spot.vicinity);
         if spot.epoch.is_some() {
             self.catch_up(spot, epoch);
         }
@@ -261,7 +259,7 @@ impl Tenant<'_> {
                     // After so many that were not as full as they seemed, what it has will do.
                     step = counted;
                 }
-                let claims = !everywhere && query.stays() && self.own_tree(spot, query) != Some(tree);
+                let claims = !everywhere && query.claims() && self.own_tree(spot, query) != Some(tree);
                 if claims && self.trees.change(tree, |hint| hint.reserved(true)).0.is_reserved() {
                     // Two that look at the same moment find the same.
                     continue;
@@ -283,12 +281,6 @@ impl Tenant<'_> {
         self.refuse(spot, query, &mut grab)
     }
 
-    /// The tree that a search comes from: it may be reserved, and then by us.
-    #[inline]
-    fn own_tree(&self, spot: &Spot, query: Query) -> Option<u32> {
-        if query.order.is_huge() { spot.tree } else { spot.small[usize::from(query.class.get())].map(tree_of) }
-    }
-
     /// The host returned memory without a word to the hints: counts some trees, the others later.
     fn catch_up(&self, spot: &mut Spot, epoch: u64) {
         if spot.epoch.replace(epoch) != Some(epoch) {
@@ -298,65 +290,6 @@ impl Tenant<'_> {
             spot.stale -= 1;
             self.recount_tree(spot.stale);
         }
-    }
-
-    /// The tree that suits best, and the step that says so.
-    fn best_tree(&self, spot: &mut Spot, query: Query, everywhere: bool, broken: &Broken) -> Option<(u32, u8)> {
-        let is_huge = query.order.is_huge();
-        let own = self.own_tree(spot, query);
-        let home = if is_huge { tree_of(spot.huge) } else { own.unwrap_or(spot.home) };
-        let (passes, good): (&[(Want, u8)], _) =
-            if is_huge { (&HUGE_PASSES, HUGE_GOOD) } else { (&SMALL_PASSES, SMALL_GOOD) };
-        let mut best = (0, NO_STEP);
-        // Our own tree need not be listed.
-        if let Some(tree) = own
-            && !broken.has(tree)
-        {
-            best = (tree, query.step_of(self, self.trees.get(tree)));
-        }
-        if everywhere {
-            for tree in 0..self.trees.len() {
-                let step = query.step_of(self, self.trees.get(tree));
-                if step < best.1 && !broken.has(tree) {
-                    best = (tree, step);
-                }
-            }
-            return (best.1 != NO_STEP).then_some(best);
-        }
-        // Whether trees in use are looked at after the free ones.
-        let pays_off = !is_huge && spot.is_paying_off(query.order);
-        let (first, second): (&[_], &[_]) = if pays_off { (&passes[PARTIAL_PASSES..], passes) } else { (passes, &[]) };
-        let mut looked = 0u32;
-        for &(want, enough) in first.iter().chain(second) {
-            if best.1 <= enough || pays_off && best.1 <= good {
-                break;
-            }
-            let mut looks = 0;
-            self.trees.visit(want, home, |tree| {
-                let hint = self.trees.get(tree);
-                if !hint.promises(want) {
-                    self.trees.unlist(tree);
-                    return false;
-                }
-                let step = query.step_of(self, hint);
-                if step < best.1 && !hint.is_reserved() && !broken.has(tree) {
-                    best = (tree, step);
-                    looks = 0;
-                }
-                looks += 1;
-                looked += u32::from(want.is_partial());
-                let most = match best.1 {
-                    NO_STEP => u32::MAX,
-                    step if step <= good => MORE_LOOKS,
-                    _ => MORE_LOOKS_FOR_BAD,
-                };
-                best.1 <= enough || looks >= most
-            });
-        }
-        if !is_huge && best.1 > SMALL_PARTIAL {
-            spot.owe(query.order, looked / LOOKS_PER_SEARCH);
-        }
-        (best.1 != NO_STEP).then_some(best)
     }
 
     /// Tries the fitting huge frames of a tree, the fullest first; recounts a tree that has none.
@@ -466,8 +399,9 @@ impl Tenant<'_> {
             return false;
         }
         if order.is_huge() {
-            let own = reserve && class == Class::HUGE;
-            if own && spot.tree != Some(tree) {
+            let is_own = spot.tree == Some(tree);
+            let own = query.stays() && (is_own || is_worth_keeping(self.trees.get(tree)));
+            if own && !is_own {
                 self.leave(spot.tree.replace(tree));
             }
             let hint = self.recount_tree_as(tree, |hint| class_now(hint).reserved(own || hint.is_reserved()));
@@ -561,6 +495,12 @@ impl Tenant<'_> {
             new
         })
     }
+}
+
+/// A tree is reserved for huge frames while it has no blocks: elsewhere few are free, and the next search finds another
+/// tree as fast as its mark would be made and taken away.
+fn is_worth_keeping(hint: TreeHint) -> bool {
+    hint.class() == Class::FREE
 }
 
 const _: () = assert!(CLASSES < 8, "a class is three bits of a hint");

@@ -7,6 +7,7 @@
 //! reserved until memory is short, as one does that a program leaves behind in a table which others use.
 
 use crate::class::{CLASSES, Class};
+use crate::vicinity::Vicinity;
 use shared_layout::table::HUGE_PER_TREE;
 use shared_layout::{HugeId, Order};
 
@@ -19,6 +20,8 @@ pub(crate) struct Spot {
     pub(crate) huge: HugeId,
     /// The place to look for small blocks while there is no such huge frame.
     pub(crate) home: u32,
+    /// The trees to look at first.
+    pub(crate) vicinity: Vicinity,
     /// The first tree that was full until this CPU freed a huge frame in it: its lines are near.
     pub(crate) back: Option<u32>,
     /// The tree that this CPU takes huge frames from, if it reserved one.
@@ -41,6 +44,8 @@ pub(crate) struct Spot {
     pub(crate) last_tree: Option<u32>,
     /// It was reserved for them.
     pub(crate) owns_last: bool,
+    /// Searches that take the first tree with little room, because an earlier one found no better.
+    pub(crate) few_searches: u8,
     /// Single blocks that were searched for, modulo 256.
     pub(crate) singles: u8,
     /// Searches for blocks of this order and larger ones that go without a walk over trees in use.
@@ -94,12 +99,14 @@ const NONE: u32 = u32::MAX;
 const ANY: u64 = 1 << 63;
 
 impl Spot {
-    /// A handle's first spot.
-    pub(crate) const fn at(tree: u32, epoch: Option<u64>) -> Self {
+    /// A first spot.
+    pub(crate) const fn at(vicinity: Vicinity, epoch: Option<u64>) -> Self {
+        let tree = vicinity.first();
         Self {
             small: [None; CLASSES],
             huge: HugeId(tree * HUGE_PER_TREE),
             home: tree,
+            vicinity,
             back: None,
             tree: None,
             freed: None,
@@ -111,6 +118,7 @@ impl Spot {
             freed_pair: None,
             last_tree: None,
             owns_last: false,
+            few_searches: 0,
             singles: 0,
             owed: 0,
             owed_order: Order::BASE,
@@ -183,10 +191,10 @@ impl Spot {
     /// Any word will do: it is only a place to look. Zero is that of callers who come for the first time.
     pub(crate) fn unpack(word: u64, trees: u32, place: &Place) -> Self {
         if word == 0 {
-            return Self::at(place.first_tree(trees), None);
+            return Self::at(Vicinity::all(place.first_tree(trees)), None);
         }
         let huge = (word >> 32) as u32 & 0x7fff_ffff;
-        let mut spot = Self::at(huge / HUGE_PER_TREE, None);
+        let mut spot = Self::at(Vicinity::all(huge / HUGE_PER_TREE), None);
         spot.small[Class::MOVABLE.get() as usize] = Self::small_of(word);
         spot.huge = HugeId(huge);
         spot.any = word & ANY != 0;
@@ -308,7 +316,7 @@ mod tests {
     #[test]
     fn a_spot_survives_its_word() {
         let place = Place::numbered(3);
-        let mut spot = Spot { huge: HugeId(77), any: true, ..Spot::at(0, None) };
+        let mut spot = Spot { huge: HugeId(77), any: true, ..Spot::at(Vicinity::all(0), None) };
         for small in [None, Some(HugeId(0)), Some(HugeId(5))] {
             spot.small[1] = small;
             let again = Spot::unpack(spot.pack(), 128, &place);

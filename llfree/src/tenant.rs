@@ -27,7 +27,8 @@ pub struct Tenant<'a> {
     /// Where allocations without a handle come from.
     pub(crate) place: Place,
     /// Handles made so far: each begins somewhere else.
-    handles: &'a AtomicU64,
+    /// Handles that came and went.
+    pub(crate) moves: &'a AtomicU64,
     pub(crate) policy: Policy,
 }
 
@@ -35,7 +36,7 @@ impl<'a> Tenant<'a> {
     /// `AtomicU16`s that a tenant of `huge_frames` needs for its hints.
     #[must_use]
     pub const fn hint_len(huge_frames: u32) -> usize {
-        TableLayout::trees(huge_frames) as usize
+        TableLayout::hint_words(huge_frames) as usize
     }
 
     /// `AtomicU64`s that it needs for its summary.
@@ -60,16 +61,17 @@ impl<'a> Tenant<'a> {
         return_epoch: &'a AtomicU64,
     ) -> Result<Self, TableError> {
         let lower = Lower::new(entries, rows)?;
+        let trees = TableLayout::trees(lower.huge_frames());
         let needed = Self::summary_len(lower.huge_frames());
         check_len(Part::Hints, hints.len(), Self::hint_len(lower.huge_frames()))?;
         check_len(Part::Summary, summary.len(), needed)?;
-        let (bitmaps, words) = summary.split_at(bitmap_words(hints.len()));
-        let trees = Trees::new(hints, bitmaps)?;
-        let [handles, refusal, ..] = words else {
+        let (bitmaps, words) = summary.split_at(bitmap_words(trees));
+        let trees = Trees::new(hints, bitmaps, trees)?;
+        let [moves, refusal, ..] = words else {
             return Err(TableError::Length { part: Part::Summary, found: summary.len(), needed });
         };
         let (refusal, place) = (Refusal::new(refusal), Place::BY_STACK);
-        Ok(Self { lower, trees, return_epoch, refusal, place, handles, policy: Policy::DEFAULT })
+        Ok(Self { lower, trees, return_epoch, refusal, place, moves, policy: Policy::DEFAULT })
     }
 
     /// The same tenant with another policy; all CPUs of a guest should use the same.
@@ -180,7 +182,7 @@ impl<'a> Tenant<'a> {
     pub fn recount(&self) {
         self.forget();
         for tree in 0..self.trees.len() {
-            self.recount_tree_as(tree, |hint| hint.reserved(false));
+            self.recount_tree_as(tree, |hint| hint.reserved(false).at_home(false));
         }
     }
 
@@ -206,15 +208,6 @@ impl<'a> Tenant<'a> {
         range.iter().any(|huge| self.lower.is_evicted(huge))
     }
 
-    /// The tree where a new handle begins: however many there are, they are far from each other, so
-    /// that neither trees nor the lines of their hints are shared.
-    pub(crate) fn next_start(&self) -> u32 {
-        /// The golden ratio as a fraction of 2^32: its multiples never crowd.
-        const STEP: u32 = 0x9e37_79b9;
-        let number = self.handles.fetch_add(1, Ordering::Relaxed) as u32;
-        ((u64::from(number.wrapping_mul(STEP)) * u64::from(self.trees.len())) >> 32) as u32
-    }
-
     /// Counts all hints over memory that somebody used before. What a tree was for is not known: small
     /// blocks count as movable.
     pub(crate) fn classify(&self) {
@@ -222,14 +215,14 @@ impl<'a> Tenant<'a> {
         for tree in 0..self.trees.len() {
             let small = self.lower.entries(tree_range(tree)).any(is_small);
             let class = if small { Class::MOVABLE } else { Class::HUGE };
-            self.recount_tree_as(tree, |hint| hint.reserved(false).with_class(class));
+            self.recount_tree_as(tree, |hint| hint.reserved(false).at_home(false).with_class(class));
         }
     }
 
     /// The contents of the hints' words are no longer trusted.
     pub(crate) fn forget(&self) {
         self.refusal.forget();
-        self.handles.store(0, Ordering::Relaxed);
+        self.moves.store(0, Ordering::Relaxed);
         self.trees.unlist_all();
     }
 

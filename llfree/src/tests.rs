@@ -4,12 +4,13 @@
 use crate::hint::{Entries, TreeHint, Trees, Want, bitmap_words};
 use crate::refusal::Refusal;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use crate::vicinity::Vicinity;
 use shared_layout::{HugeEntry, Order};
 use std::vec::Vec;
 
 fn listed_for(trees: &Trees<'_>, want: Want, home: u32) -> Vec<u32> {
     let mut seen = Vec::new();
-    trees.visit(want, home, |tree| {
+    trees.visit(want, Vicinity::all(0), home, |tree| {
         seen.push(tree);
         false
     });
@@ -18,18 +19,18 @@ fn listed_for(trees: &Trees<'_>, want: Want, home: u32) -> Vec<u32> {
 
 #[test]
 fn a_lap_visits_every_listed_tree_once_from_home_on() {
-    for count in [1usize, 63, 64, 65, 130, 200] {
+    for count in [1u32, 63, 64, 65, 130, 200] {
         let hints: Vec<_> = (0..count).map(|_| AtomicU16::new(0)).collect();
         let summary: Vec<_> = (0..bitmap_words(count)).map(|_| AtomicU64::new(0)).collect();
-        let trees = Trees::new(&hints, &summary).expect("lengths fit");
+        let trees = Trees::new(&hints, &summary, count).expect("lengths fit");
         let free = TreeHint::count(&Entries::new([HugeEntry::FREE_EVICTED].into_iter())).hint;
-        let listed: Vec<u32> = (0..count as u32).filter(|tree| tree % 3 == 0 || tree % 64 == 63).collect();
+        let listed: Vec<u32> = (0..count).filter(|tree| tree % 3 == 0 || tree % 64 == 63).collect();
         for tree in &listed {
             trees.change(*tree, |_| free);
         }
         for home in [0, 1, 62, 63, 64, 65, 129, 199, 500] {
             let mut seen = listed_for(&trees, Want::Free, home);
-            let from = if (home as usize) < count { home } else { 0 };
+            let from = if home < count { home } else { 0 };
             let first = listed.iter().find(|tree| **tree >= from).or(listed.first());
             assert_eq!(seen.first(), first, "{count} trees from {home}");
             seen.sort_unstable();
@@ -40,11 +41,44 @@ fn a_lap_visits_every_listed_tree_once_from_home_on() {
 }
 
 #[test]
+fn a_lap_of_a_vicinity_shows_what_is_listed_in_it() {
+    for count in [1u32, 16, 64, 65, 200] {
+        let hints: Vec<_> = (0..count).map(|_| AtomicU16::new(0)).collect();
+        let summary: Vec<_> = (0..bitmap_words(count)).map(|_| AtomicU64::new(0)).collect();
+        let trees = Trees::new(&hints, &summary, count).expect("lengths fit");
+        let free = TreeHint::count(&Entries::new([HugeEntry::FREE_EVICTED].into_iter())).hint;
+        let is_listed = |tree: &u32| tree % 5 != 2;
+        (0..count).filter(is_listed).for_each(|tree| _ = trees.change(tree, |_| free));
+        let firsts = [0, 1, count / 2, count - 1];
+        for (first, len, home) in firsts
+            .into_iter()
+            .flat_map(|first| [1, 3, count / 2, count].map(|len| (first, len, (first + len / 2) % count)))
+        {
+            let vicinity = Vicinity::of(first, len);
+            let lap = |from: u32, count_of: u32| (from..from + count_of).map(|tree| tree % count).filter(is_listed);
+            let place = if len.min(count) > len / 2 { len / 2 } else { 0 };
+            let expected: Vec<_> = lap(first + place, len.min(count) - place).chain(lap(first, place)).collect();
+            let mut seen = Vec::new();
+            trees.visit(Want::Free, vicinity, home, |tree| {
+                seen.push(tree);
+                false
+            });
+            assert_eq!(seen, expected, "{count} trees, {len} from {first} on, at home in {home}");
+            assert!((0..count).all(|tree| vicinity.has(tree, count) == lap_has(first, len.min(count), tree, count)));
+        }
+    }
+}
+
+fn lap_has(first: u32, len: u32, tree: u32, trees: u32) -> bool {
+    (first..first + len).any(|at| at % trees == tree)
+}
+
+#[test]
 fn bits_behind_the_last_tree_vanish() {
     let hints: Vec<_> = (0..70).map(|_| AtomicU16::new(0)).collect();
     let summary: Vec<_> = (0..bitmap_words(70)).map(|_| AtomicU64::new(u64::MAX)).collect();
-    let trees = Trees::new(&hints, &summary).expect("lengths fit");
-    assert_eq!(listed_for(&trees, Want::Free, 0).len(), 128, "memory that was used before");
+    let trees = Trees::new(&hints, &summary, 70).expect("lengths fit");
+    assert_eq!(listed_for(&trees, Want::Free, 0).len(), 70, "memory that was used before");
     trees.unlist_all();
     assert_eq!(listed_for(&trees, Want::Free, 0).len(), 0);
     assert!(summary.iter().all(|word| word.load(Ordering::Relaxed) == 0));
@@ -55,7 +89,7 @@ fn bits_behind_the_last_tree_vanish() {
 fn a_recount_does_not_undo_that_a_cpu_left() {
     let hints = [AtomicU16::new(0)];
     let summary: Vec<_> = (0..bitmap_words(1)).map(|_| AtomicU64::new(0)).collect();
-    let trees = Trees::new(&hints, &summary).expect("lengths fit");
+    let trees = Trees::new(&hints, &summary, 1).expect("lengths fit");
     trees.change(0, |hint| hint.reserved(true));
     let counted = TreeHint::count(&Entries::new([HugeEntry::FREE_EVICTED].into_iter())).hint;
     let left = core::cell::Cell::new(false);

@@ -205,8 +205,8 @@ fn metadata_of_another_length_is_refused() {
     let fits = |rows: usize, hints: usize, summary: usize| {
         Tenant::new(&t.entries, &t.rows[..rows], &t.hints[..hints], &t.summary[..summary], &epoch).is_ok()
     };
-    assert!(fits(264, 2, 8));
-    assert!(!fits(263, 2, 8) && !fits(256, 2, 8) && !fits(264, 1, 8) && !fits(264, 2, 7) && !fits(264, 2, 0));
+    assert!(fits(264, 64, 8));
+    assert!(!fits(263, 64, 8) && !fits(256, 64, 8) && !fits(264, 63, 8) && !fits(264, 64, 7) && !fits(264, 64, 0));
 }
 
 /// A failed install was logged, and the guest went on with a frame that it did not have.

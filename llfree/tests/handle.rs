@@ -4,6 +4,7 @@
 use crate::common::{Table, order, ready};
 use llfree::{Allocation, Biased, Class, FreeError, FullFence, HANDLE_FRAMES, Reclaim};
 use shared_layout::{FrameId, HugeEntry, Order};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -128,6 +129,53 @@ fn a_class_of_the_users_own_keeps_its_huge_blocks_apart() {
         let other = ready(cpu.alloc_class(Order::HUGE, own).expect("free"));
         assert_ne!(tree(huge), tree(other), "two classes share a tree while there are fresh ones");
     }
+}
+
+/// Two handles in one tree pay for each other's cache lines: each has a part of memory, and all of it if need be.
+#[test]
+fn handles_divide_memory_among_themselves() {
+    let table = Table::installed(512);
+    let tenant = table.tenant();
+    let mut cpus: Vec<_> = (0..4).map(|_| tenant.cpu()).collect();
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut trees = vec![BTreeSet::new(); cpus.len()];
+    let mut held = vec![Vec::new(); cpus.len()];
+    // Each at half of its share at most, by turns.
+    for step in 0..40_000 {
+        let (cpu, held, trees) = (&mut cpus[step % 4], &mut held[step % 4], &mut trees[step % 4]);
+        let used: u64 = held.iter().map(|(_, order): &(FrameId, Order)| order.frames()).sum();
+        if used < 64 * 512 {
+            let order = order(rng.u8(..=10));
+            let frame = ready(cpu.alloc(order).expect("half is free"));
+            trees.insert(frame.0 / 512 / 32);
+            held.push((frame, order));
+        } else {
+            let (frame, order) = held.swap_remove(rng.usize(..held.len()));
+            cpu.free(frame, order).expect("ours");
+        }
+    }
+    for (n, some) in trees.iter().enumerate() {
+        assert!(trees[n + 1..].iter().all(|others| others.is_disjoint(some)), "{trees:?}");
+    }
+    // The last one has all that the others leave, far beyond its share.
+    let mut last = cpus.pop().expect("four");
+    for (held, mut cpu) in held.iter_mut().zip(cpus) {
+        held.drain(..).for_each(|(frame, order)| cpu.free(frame, order).expect("ours"));
+    }
+    let used: u64 = held[3].iter().map(|(_, order)| order.frames()).sum();
+    let found = std::iter::from_fn(|| last.alloc(Order::BASE).ok()).count() as u64;
+    assert_eq!(found + used, 512 * 512);
+}
+
+/// More handles than trees: those without a part of their own work everywhere.
+#[test]
+fn more_handles_than_trees_find_all_memory() {
+    let table = Table::installed(64);
+    let tenant = table.tenant();
+    let mut cpus: Vec<_> = (0..7).map(|_| tenant.cpu()).collect();
+    let found: usize = cpus.iter_mut().map(|cpu| (0..8).map_while(|_| cpu.alloc(Order::HUGE).ok()).count()).sum();
+    assert_eq!(found, 56);
+    assert_eq!(std::iter::from_fn(|| cpus[0].alloc(Order::HUGE).ok()).count(), 8);
 }
 
 /// Somebody was stopped in the middle of an allocation, its frame counted and its bit not set yet: handles

@@ -153,21 +153,21 @@ fn lengths_that_do_not_fit_are_refused() {
     let u16s = |n: usize| (0..n).map(|_| AtomicU16::new(0)).collect::<Vec<_>>();
     let u64s = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
     let epoch = AtomicU64::new(0);
-    // 40 huge frames: two trees, one word a bitmap.
+    // 40 huge frames: two trees, a cache line of hints for each, one word a bitmap.
     let check = |entries: usize, rows: usize, hints: usize, summary: usize| {
         Tenant::new(&u16s(entries), &u64s(rows), &u16s(hints), &u64s(summary), &epoch).err()
     };
     let wrong = |part, found, needed| Some(TableError::Length { part, found, needed });
-    assert_eq!(check(40, 320, 2, 8), None);
-    assert_eq!(check(39, 320, 2, 8), wrong(Part::Rows, 320, 312));
+    assert_eq!(check(40, 320, 64, 8), None);
+    assert_eq!(check(39, 320, 64, 8), wrong(Part::Rows, 320, 312));
     for rows in [319, 321, 0] {
-        assert_eq!(check(40, rows, 2, 8), wrong(Part::Rows, rows, 320));
+        assert_eq!(check(40, rows, 64, 8), wrong(Part::Rows, rows, 320));
     }
-    for hints in [1, 3] {
-        assert_eq!(check(40, 320, hints, 8), wrong(Part::Hints, hints, 2));
+    for hints in [2, 63, 65] {
+        assert_eq!(check(40, 320, hints, 8), wrong(Part::Hints, hints, 64));
     }
     for summary in [0, 1, 7, 9] {
-        assert_eq!(check(40, 320, 2, summary), wrong(Part::Summary, summary, 8));
+        assert_eq!(check(40, 320, 64, summary), wrong(Part::Summary, summary, 8));
     }
     let host = Host::new(&u16s(3), &[const { AtomicU8::new(0) }; 4]).err();
     assert_eq!(host, wrong(Part::Residency, 4, 3));

@@ -278,9 +278,9 @@ fn open_refuses_other_versions_with_both_numbers() {
     let mut memory = Region::closed();
     let newer = VERSION + 6;
     memory.region()[8..12].copy_from_slice(&newer.to_le_bytes());
-    refuses(memory.region(), OpenError::NewerVersion { found: newer }, &["9", "reads 3"]);
+    refuses(memory.region(), OpenError::NewerVersion { found: newer }, &["10", "reads 4"]);
     memory.region()[8..12].copy_from_slice(&0u32.to_le_bytes());
-    refuses(memory.region(), OpenError::OlderVersion { found: 0 }, &["0", "reads 3"]);
+    refuses(memory.region(), OpenError::OlderVersion { found: 0 }, &["0", "reads 4"]);
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub const HUGE_PER_TREE: u32 = 32;
 pub const BITMAPS: u32 = 5;
 /// The alignment of a region: a cache line, so that a bitfield lies in one.
 pub const TABLE_ALIGN: u64 = 64;
+/// Hints in a cache line.
+const HINTS_PER_LINE: u32 = TABLE_ALIGN as u32 / 2;
 
 /// Words that the host writes and the tenant reads: each is a u64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,7 +97,7 @@ impl TableLayout {
         let entries = start.next_multiple_of(align);
         let bitfields = (entries + huge_frames as u64 * 2).next_multiple_of(align);
         let tenant = (bitfields + huge_frames as u64 * (FRAMES_PER_HUGE / 8)).next_multiple_of(align);
-        let tenant_bytes = Self::summary_words(huge_frames) * 8 + Self::trees(huge_frames) as u64 * 2;
+        let tenant_bytes = Self::summary_words(huge_frames) * 8 + Self::hint_words(huge_frames) * 2;
         let total = (tenant + tenant_bytes).next_multiple_of(align);
         Some(Self { huge_frames, limit, wanted, return_epoch, entries, bitfields, tenant, tenant_bytes, total })
     }
@@ -110,13 +112,34 @@ impl TableLayout {
         }
     }
 
-    /// The start of the hints, one u16 per tree.
+    /// The start of the hints: [`hint_words`](Self::hint_words), each u16.
     #[must_use]
     pub const fn hints(&self) -> u64 {
         self.tenant + Self::summary_words(self.huge_frames) * 8
     }
 
-    /// Trees of a table, and so hints.
+    /// Words from one tree's hint to the next: the hints of a table below 8 GiB are spread over four cache lines, so that
+    /// CPUs which divide its trees among themselves do not meet in one. A power of two up to 32.
+    #[must_use]
+    pub const fn hint_stride(huge_frames: u32) -> u32 {
+        const WORDS: u32 = 4 * HINTS_PER_LINE;
+        let stride = WORDS / Self::trees(huge_frames).next_power_of_two();
+        if stride == 0 {
+            1
+        } else if stride > HINTS_PER_LINE {
+            HINTS_PER_LINE
+        } else {
+            stride
+        }
+    }
+
+    /// 16-bit words of the hints, [`hint_stride`](Self::hint_stride) of them a tree.
+    #[must_use]
+    pub const fn hint_words(huge_frames: u32) -> u64 {
+        Self::trees(huge_frames) as u64 * Self::hint_stride(huge_frames) as u64
+    }
+
+    /// Trees of a table.
     #[must_use]
     pub const fn trees(huge_frames: u32) -> u32 {
         huge_frames.div_ceil(HUGE_PER_TREE)
@@ -153,12 +176,20 @@ mod tests {
                 assert!(l.entries + u64::from(huge) * 2 <= l.bitfields);
                 assert!(l.bitfields + u64::from(huge) * 64 <= l.tenant);
                 assert!(l.tenant < l.hints());
-                assert_eq!(l.hints() + u64::from(TableLayout::trees(huge)) * 2, l.tenant + l.tenant_bytes);
+                assert_eq!(l.hints() + TableLayout::hint_words(huge) * 2, l.tenant + l.tenant_bytes);
                 assert!(l.tenant + l.tenant_bytes <= l.total);
                 for part in [l.return_epoch, l.entries, l.bitfields, l.tenant, l.hints(), l.total] {
                     assert!(part.is_multiple_of(TABLE_ALIGN), "{l:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn hints_of_small_tables_lie_in_four_lines_and_those_of_large_ones_are_dense() {
+        for (huge, words) in [(1, 32), (32, 32), (33, 64), (128, 128), (512, 128), (600, 76), (4096, 128), (8192, 256)]
+        {
+            assert_eq!(TableLayout::hint_words(huge), words, "{huge}");
         }
     }
 

@@ -313,7 +313,7 @@ fn two_that_search_at_once_end_in_different_trees() {
                     shuttle::thread::spawn(move || {
                         let tenant = shared.tenant();
                         // The same start, as two have that left the same tree.
-                        let mut cpu = tenant.cpu_at(0);
+                        let mut cpu = tenant.cpu();
                         let block = cpu.alloc(order).expect("free").position().0;
                         std::mem::forget(cpu);
                         block.0 / 512 / 32

@@ -1,0 +1,131 @@
+//! Which tree suits a search best: a walk over the trees that are listed, as they were a moment ago.
+//!
+//! A handle walks through its [`Vicinity`] first, and beyond it only if nothing there will do.
+
+use crate::hint::{Want, tree_of};
+use crate::query::{Broken, Query};
+use crate::spot::Spot;
+use crate::steps::{HUGE_GOOD, HUGE_PASSES, NO_STEP, PARTIAL_PASSES, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES};
+use crate::tenant::Tenant;
+use crate::vicinity::Vicinity;
+
+/// More trees that a search looks at when it knows a good one.
+const MORE_LOOKS: u32 = 32;
+/// The same when it knows one that had better serve others.
+const MORE_LOOKS_FOR_BAD: u32 = 256;
+/// The same while no tree had more than a little room: then one is as good as another.
+const MORE_LOOKS_FOR_FEW: u32 = 2;
+/// So many searches after one that looked at more believe that this is so.
+const FEW_SEARCHES: u8 = 31;
+/// Looks that a search may cost on average where no tree in use has what it wants: a walk that looked at more
+/// is paid off by searches that take a free huge frame without one.
+const LOOKS_PER_SEARCH: u32 = 8;
+/// The last step that a handle takes in its own vicinity rather than to go abroad: the next ones break into memory that
+/// others need more.
+const NEAR_ENOUGH: u8 = 11;
+
+/// What a search knows, and the best tree so far with the step that says so.
+struct Walk<'s, 't> {
+    tenant: &'s Tenant<'t>,
+    query: Query,
+    broken: &'s Broken,
+    home: u32,
+    /// Trees in use are looked at after the free ones.
+    pays_off: bool,
+    best: (u32, u8),
+    /// More looks if there is a tree with little room only.
+    few_looks: u32,
+    /// Trees in use that were looked at.
+    looked: u32,
+}
+
+impl Tenant<'_> {
+    /// The tree that a search comes from: it may be reserved, and then by us.
+    #[inline]
+    pub(crate) fn own_tree(&self, spot: &Spot, query: Query) -> Option<u32> {
+        if query.order.is_huge() { spot.tree } else { spot.small[usize::from(query.class.get())].map(tree_of) }
+    }
+
+    /// The tree that suits best, and the step that says so.
+    pub(crate) fn best_tree(
+        &self,
+        spot: &mut Spot,
+        query: Query,
+        everywhere: bool,
+        broken: &Broken,
+    ) -> Option<(u32, u8)> {
+        let is_huge = query.order.is_huge();
+        let own = self.own_tree(spot, query);
+        let home = if is_huge { tree_of(spot.huge) } else { own.unwrap_or(spot.home) };
+        let mut best = (0, NO_STEP);
+        // Our own tree need not be listed.
+        if let Some(tree) = own
+            && !broken.has(tree)
+        {
+            best = (tree, query.step_of(self, self.trees.get(tree)));
+        }
+        if everywhere {
+            for tree in 0..self.trees.len() {
+                let step = query.step_of(self, self.trees.get(tree));
+                if step < best.1 && !broken.has(tree) {
+                    best = (tree, step);
+                }
+            }
+            return (best.1 != NO_STEP).then_some(best);
+        }
+        let pays_off = !is_huge && spot.is_paying_off(query.order);
+        let few_looks = if spot.few_searches > 0 { MORE_LOOKS_FOR_FEW } else { MORE_LOOKS };
+        let mut walk = Walk { tenant: self, query, broken, home, pays_off, best, few_looks, looked: 0 };
+        if !spot.vicinity.is_all() {
+            walk.go(spot.vicinity);
+        }
+        if spot.vicinity.is_all() || walk.best.1 > NEAR_ENOUGH {
+            walk.go(Vicinity::all(0));
+        }
+        let Walk { best, looked, .. } = walk;
+        spot.few_searches = match (is_huge, best.1) {
+            (false, SMALL_PARTIAL) => spot.few_searches.checked_sub(1).unwrap_or(FEW_SEARCHES),
+            _ => 0,
+        };
+        if !is_huge && best.1 > SMALL_PARTIAL {
+            spot.owe(query.order, looked / LOOKS_PER_SEARCH);
+        }
+        (best.1 != NO_STEP).then_some(best)
+    }
+}
+
+impl Walk<'_, '_> {
+    fn go(&mut self, vicinity: Vicinity) {
+        let (passes, good): (&[(Want, u8)], _) =
+            if self.query.order.is_huge() { (&HUGE_PASSES, HUGE_GOOD) } else { (&SMALL_PASSES, SMALL_GOOD) };
+        let (first, second): (&[_], &[_]) =
+            if self.pays_off { (&passes[PARTIAL_PASSES..], passes) } else { (passes, &[]) };
+        for &(want, enough) in first.iter().chain(second) {
+            if self.best.1 <= enough || self.pays_off && self.best.1 <= good {
+                break;
+            }
+            let mut looks = 0;
+            self.tenant.trees.visit(want, vicinity, self.home, |tree| {
+                let hint = self.tenant.trees.get(tree);
+                if !hint.promises(want) {
+                    self.tenant.trees.unlist(tree);
+                    return false;
+                }
+                let step = self.query.step_of(self.tenant, hint);
+                if step < self.best.1 && !hint.is_reserved() && !self.broken.has(tree) {
+                    self.best = (tree, step);
+                    looks = 0;
+                }
+                looks += 1;
+                self.looked += u32::from(want.is_partial());
+                let most = match self.best.1 {
+                    NO_STEP => u32::MAX,
+                    SMALL_PARTIAL if !self.query.order.is_huge() => self.few_looks,
+                    step if step <= good => MORE_LOOKS,
+                    _ => MORE_LOOKS_FOR_BAD,
+                };
+                self.best.1 <= enough || looks >= most
+            });
+        }
+    }
+}
