@@ -74,6 +74,7 @@ struct llfree_header {
 #define LLFREE_FLOOR		0x180
 #define LLFREE_FRAGMENTED	0x188
 #define LLFREE_SET_ASIDE	0x190
+#define LLFREE_WORDS_END	0x198
 
 #define LLFREE_MAILBOX_BYTES	512
 #define LLFREE_MAILBOX_REPLY	256
@@ -274,7 +275,7 @@ static void llfree_tell_failures(void)
 
 static void llfree_look_after(bool failed)
 {
-	unsigned long changed;
+	bool changed;
 	u64 limit;
 
 	mutex_lock(&llfree_mutex);
@@ -283,9 +284,8 @@ static void llfree_look_after(bool failed)
 	changed = llfree_returned(failed);
 	if (limit != llfree_seen_limit) {
 		llfree_seen_limit = limit;
-		changed += llfree_sum_of(nr_aside);
 		llfree_set_held_aside();
-		changed |= llfree_sum_of(nr_aside);
+		changed = true;
 	}
 	if (changed)
 		setup_per_zone_wmarks();
@@ -484,34 +484,42 @@ static int __init llfree_parse(char *arg)
 }
 early_param("llfree", llfree_parse);
 
+/* Whether a part lies in the table; no sum of its numbers may wrap. */
+static bool __init llfree_fits(const struct llfree_header *header, u64 offset,
+			       u64 bytes)
+{
+	return offset <= header->total_bytes &&
+	       bytes <= header->total_bytes - offset;
+}
+
 /* Why the header cannot be used; NULL if it can. */
 static const char *__init llfree_check(const struct llfree_header *header)
 {
 	unsigned long end = max_pfn >> LLFREE_ORDER;
-	u64 entries_end, mailboxes_end;
+	u64 entries_bytes = 2ULL * header->huge_frames;
+	u64 mailboxes_bytes = (u64)LLFREE_MAILBOX_BYTES * header->vcpus;
 	int cpu;
 
 	if (header->magic != LLFREE_MAGIC)
 		return "there is none";
 	if (header->abi_version != LLFREE_ABI_VERSION)
 		return "it is of another version";
+	if (header->header_bytes < LLFREE_WORDS_END)
+		return "it is too small";
 	if (!(header->features & LLFREE_FEATURE_OWN))
 		return "the host does not offer it to kernels";
 	if (!(header->features & LLFREE_FEATURE_PORT) ||
-	    header->doorbell_port + PAGE_SIZE / 8 > IO_SPACE_LIMIT)
+	    header->doorbell_port > IO_SPACE_LIMIT - PAGE_SIZE / 8)
 		return "it has no port to call the host";
-	entries_end = header->entries_offset + 2ULL * header->huge_frames;
-	mailboxes_end = header->mailboxes_offset +
-			(u64)LLFREE_MAILBOX_BYTES * header->vcpus;
 	if (header->ram_base || !header->huge_frames ||
 	    header->low_huge_frames > header->huge_frames ||
 	    header->mailboxes_offset % LLFREE_MAILBOX_BYTES ||
 	    header->entries_offset % 2 ||
-	    header->entries_offset < PAGE_SIZE ||
-	    header->mailboxes_offset < PAGE_SIZE ||
-	    entries_end > header->total_bytes ||
-	    mailboxes_end > header->total_bytes ||
-	    header->total_bytes > SZ_8G)
+	    header->entries_offset < header->header_bytes ||
+	    header->mailboxes_offset < header->header_bytes ||
+	    header->total_bytes > SZ_8G ||
+	    !llfree_fits(header, header->entries_offset, entries_bytes) ||
+	    !llfree_fits(header, header->mailboxes_offset, mailboxes_bytes))
 		return "its parts do not fit";
 	if (header->low_huge_frames && max_pfn > (4UL << 30) >> PAGE_SHIFT)
 		end -= ((4UL << 30) >> (PAGE_SHIFT + LLFREE_ORDER)) -
@@ -582,6 +590,7 @@ static int __init llfree_init(void)
 			       MEMREMAP_WB);
 	if (!llfree_base || !zones) {
 		pr_warn("not used: no room\n");
+		memunmap(llfree_base);
 		kfree(zones);
 		return 0;
 	}
