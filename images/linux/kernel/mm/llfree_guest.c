@@ -417,12 +417,27 @@ static irqreturn_t llfree_notice(int irq, void *data)
 	return IRQ_HANDLED;
 }
 
+/*
+ * Per-CPU lists are sized for the watermarks of all memory, and hold a fifth of
+ * what is left after a large shrink. An allocation that finds nothing to
+ * reclaim drains none of them, and would kill for what another CPU has at hand.
+ * A few pages are no progress: it might go on like that for ever.
+ */
+static unsigned long llfree_drain(void)
+{
+	unsigned long before = global_zone_page_state(NR_FREE_PAGES), after;
+
+	drain_all_pages(NULL);
+	after = global_zone_page_state(NR_FREE_PAGES);
+	return after >= before + LLFREE_PAGES ? after - before : 0;
+}
+
 /* The kernel is about to kill: perhaps the host has some to spare. */
 static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 		      void *freed)
 {
 	static long seen_installs;
-	unsigned long flags, returned, retried;
+	unsigned long flags, returned, retried, drained = 0;
 	long installs = atomic_long_read(&llfree_installs);
 	u64 released = 0;
 
@@ -432,7 +447,9 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 	if (installs != seen_installs)
 		returned += retried;
 	seen_installs = installs;
-	if (!returned) {
+	if (!returned)
+		drained = llfree_drain();
+	if (!returned && !drained) {
 		atomic_long_inc(&llfree_needs);
 		local_irq_save(flags);
 		llfree_call(LLFREE_NEED, LLFREE_NEED_FRAMES, 0, &released);
@@ -440,7 +457,7 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 		if (released)
 			returned = llfree_returned(true);
 	}
-	*(unsigned long *)freed += returned * LLFREE_PAGES;
+	*(unsigned long *)freed += returned * LLFREE_PAGES + drained;
 	return NOTIFY_OK;
 }
 
