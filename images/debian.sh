@@ -65,7 +65,9 @@ install_package() { # COMMAND PACKAGE: installs PACKAGE if there is no COMMAND
     ((EUID == 0)) || fail "$1 is missing; as root: apt-get install $2"
     refresh_package_lists
     step "installing $2"
-    quietly "install $2" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2"
+    # Others install as well: another run of ours, or the machine's own updates.
+    quietly "install $2" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y \
+        --no-install-recommends "$2"
 }
 
 # Unpacks PACKAGE into $cache/PACKAGE without installing it, completely or not at all.

@@ -59,6 +59,8 @@
 /* for this long, and twice as long after each that fails then, up to HZ. */
 #define LLFREE_PAUSE_JIFFIES	max(HZ / 128, 1)
 #define LLFREE_PAUSES		8
+/* Blocks that are given back with zone->lock held. */
+#define LLFREE_BATCH		32
 /* Attempts at an entry that the host keeps changing. It has no reason to. */
 #define LLFREE_PATIENCE		8
 /* The hole in physical memory ends here. */
@@ -611,6 +613,31 @@ void llfree_set_held_aside(void)
 }
 
 /*
+ * The first block that is set aside goes back, or to the end: who does that for
+ * as many as there are has looked at each, whatever others do meanwhile.
+ */
+static bool llfree_return_first(struct zone *zone, bool failed)
+{
+	struct llfree_zone *lz = llfree_zone(zone);
+	struct page *page = list_first_entry(&lz->aside, struct page, lru);
+	u16 now = READ_ONCE(*llfree_entry(page_to_pfn(page))) & ~LLFREE_EVICTED;
+	unsigned long i;
+
+	if (now != LLFREE_FREE && !(failed && now == LLFREE_HUGE)) {
+		list_move_tail(&page->lru, &lz->aside);
+		return false;
+	}
+	list_del(&page->lru);
+	for (i = 0; i < LLFREE_PAGES; i++)
+		__ClearPageOffline(page + i);
+	lz->nr_aside--;
+	lz->returns++;
+	adjust_managed_page_count(page, LLFREE_PAGES);
+	llfree_free(zone, page, LLFREE_ORDER);
+	return true;
+}
+
+/*
  * Puts blocks that are set aside, and that the host has returned, back into
  * the free lists; also those whose install @failed, to try again at once.
  * Returns huge frames.
@@ -618,12 +645,11 @@ void llfree_set_held_aside(void)
 unsigned long llfree_return_blocks(bool failed)
 {
 	unsigned long flags, returned = 0;
-	struct page *page, *next;
 	struct zone *zone;
 
 	for_each_populated_zone(zone) {
 		struct llfree_zone *lz = llfree_zone(zone);
-		unsigned long i;
+		unsigned long left;
 
 		if (!READ_ONCE(lz->nr_aside) && !READ_ONCE(lz->failures))
 			continue;
@@ -632,21 +658,15 @@ unsigned long llfree_return_blocks(bool failed)
 		if (failed)
 			lz->failures = min_t(u8, lz->failures,
 					     LLFREE_FAILURES - 1);
-		list_for_each_entry_safe(page, next, &lz->aside, lru) {
-			u16 *entry = llfree_entry(page_to_pfn(page));
-			u16 now = READ_ONCE(*entry) & ~LLFREE_EVICTED;
-
-			if (now != LLFREE_FREE &&
-			    !(failed && now == LLFREE_HUGE))
-				continue;
-			list_del(&page->lru);
-			for (i = 0; i < LLFREE_PAGES; i++)
-				__ClearPageOffline(page + i);
-			lz->nr_aside--;
-			lz->returns++;
-			returned++;
-			adjust_managed_page_count(page, LLFREE_PAGES);
-			llfree_free(zone, page, LLFREE_ORDER);
+		for (left = lz->nr_aside; left && lz->nr_aside; left--) {
+			/* There may be many, and interrupts are off. */
+			if (left % LLFREE_BATCH == 0) {
+				spin_unlock_irqrestore(&zone->lock, flags);
+				spin_lock_irqsave(&zone->lock, flags);
+				if (!lz->nr_aside)
+					break;
+			}
+			returned += llfree_return_first(zone, failed);
 		}
 		spin_unlock_irqrestore(&zone->lock, flags);
 	}

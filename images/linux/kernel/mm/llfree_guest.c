@@ -74,6 +74,7 @@ struct llfree_header {
 #define LLFREE_FLOOR		0x180
 #define LLFREE_FRAGMENTED	0x188
 #define LLFREE_SET_ASIDE	0x190
+#define LLFREE_WORDS_END	0x198
 
 #define LLFREE_MAILBOX_BYTES	512
 #define LLFREE_MAILBOX_REPLY	256
@@ -274,7 +275,7 @@ static void llfree_tell_failures(void)
 
 static void llfree_look_after(bool failed)
 {
-	unsigned long changed;
+	bool changed;
 	u64 limit;
 
 	mutex_lock(&llfree_mutex);
@@ -283,9 +284,8 @@ static void llfree_look_after(bool failed)
 	changed = llfree_returned(failed);
 	if (limit != llfree_seen_limit) {
 		llfree_seen_limit = limit;
-		changed += llfree_sum_of(nr_aside);
 		llfree_set_held_aside();
-		changed |= llfree_sum_of(nr_aside);
+		changed = true;
 	}
 	if (changed)
 		setup_per_zone_wmarks();
@@ -417,12 +417,27 @@ static irqreturn_t llfree_notice(int irq, void *data)
 	return IRQ_HANDLED;
 }
 
+/*
+ * Per-CPU lists are sized for the watermarks of all memory, and hold a fifth of
+ * what is left after a large shrink. An allocation that finds nothing to
+ * reclaim drains none of them, and would kill for what another CPU has at hand.
+ * A few pages are no progress: it might go on like that for ever.
+ */
+static unsigned long llfree_drain(void)
+{
+	unsigned long before = global_zone_page_state(NR_FREE_PAGES), after;
+
+	drain_all_pages(NULL);
+	after = global_zone_page_state(NR_FREE_PAGES);
+	return after >= before + LLFREE_PAGES ? after - before : 0;
+}
+
 /* The kernel is about to kill: perhaps the host has some to spare. */
 static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 		      void *freed)
 {
 	static long seen_installs;
-	unsigned long flags, returned, retried;
+	unsigned long flags, returned, retried, drained = 0;
 	long installs = atomic_long_read(&llfree_installs);
 	u64 released = 0;
 
@@ -432,7 +447,9 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 	if (installs != seen_installs)
 		returned += retried;
 	seen_installs = installs;
-	if (!returned) {
+	if (!returned)
+		drained = llfree_drain();
+	if (!returned && !drained) {
 		atomic_long_inc(&llfree_needs);
 		local_irq_save(flags);
 		llfree_call(LLFREE_NEED, LLFREE_NEED_FRAMES, 0, &released);
@@ -440,7 +457,7 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 		if (released)
 			returned = llfree_returned(true);
 	}
-	*(unsigned long *)freed += returned * LLFREE_PAGES;
+	*(unsigned long *)freed += returned * LLFREE_PAGES + drained;
 	return NOTIFY_OK;
 }
 
@@ -484,34 +501,42 @@ static int __init llfree_parse(char *arg)
 }
 early_param("llfree", llfree_parse);
 
+/* Whether a part lies in the table; no sum of its numbers may wrap. */
+static bool __init llfree_fits(const struct llfree_header *header, u64 offset,
+			       u64 bytes)
+{
+	return offset <= header->total_bytes &&
+	       bytes <= header->total_bytes - offset;
+}
+
 /* Why the header cannot be used; NULL if it can. */
 static const char *__init llfree_check(const struct llfree_header *header)
 {
 	unsigned long end = max_pfn >> LLFREE_ORDER;
-	u64 entries_end, mailboxes_end;
+	u64 entries_bytes = 2ULL * header->huge_frames;
+	u64 mailboxes_bytes = (u64)LLFREE_MAILBOX_BYTES * header->vcpus;
 	int cpu;
 
 	if (header->magic != LLFREE_MAGIC)
 		return "there is none";
 	if (header->abi_version != LLFREE_ABI_VERSION)
 		return "it is of another version";
+	if (header->header_bytes < LLFREE_WORDS_END)
+		return "it is too small";
 	if (!(header->features & LLFREE_FEATURE_OWN))
 		return "the host does not offer it to kernels";
 	if (!(header->features & LLFREE_FEATURE_PORT) ||
-	    header->doorbell_port + PAGE_SIZE / 8 > IO_SPACE_LIMIT)
+	    header->doorbell_port > IO_SPACE_LIMIT - PAGE_SIZE / 8)
 		return "it has no port to call the host";
-	entries_end = header->entries_offset + 2ULL * header->huge_frames;
-	mailboxes_end = header->mailboxes_offset +
-			(u64)LLFREE_MAILBOX_BYTES * header->vcpus;
 	if (header->ram_base || !header->huge_frames ||
 	    header->low_huge_frames > header->huge_frames ||
 	    header->mailboxes_offset % LLFREE_MAILBOX_BYTES ||
 	    header->entries_offset % 2 ||
-	    header->entries_offset < PAGE_SIZE ||
-	    header->mailboxes_offset < PAGE_SIZE ||
-	    entries_end > header->total_bytes ||
-	    mailboxes_end > header->total_bytes ||
-	    header->total_bytes > SZ_8G)
+	    header->entries_offset < header->header_bytes ||
+	    header->mailboxes_offset < header->header_bytes ||
+	    header->total_bytes > SZ_8G ||
+	    !llfree_fits(header, header->entries_offset, entries_bytes) ||
+	    !llfree_fits(header, header->mailboxes_offset, mailboxes_bytes))
 		return "its parts do not fit";
 	if (header->low_huge_frames && max_pfn > (4UL << 30) >> PAGE_SHIFT)
 		end -= ((4UL << 30) >> (PAGE_SHIFT + LLFREE_ORDER)) -
@@ -582,6 +607,7 @@ static int __init llfree_init(void)
 			       MEMREMAP_WB);
 	if (!llfree_base || !zones) {
 		pr_warn("not used: no room\n");
+		memunmap(llfree_base);
 		kfree(zones);
 		return 0;
 	}

@@ -477,3 +477,29 @@ fn what_is_put_aside_for_want_of_memory_is_tried_again() {
         assert!(alloc(0, MOVABLE).is_some(), "{version:?}: still paused");
     }
 }
+
+/// Of many that are aside, in more than one go of the lock, those come back that the host has returned, wherever they lie.
+#[test]
+fn whatever_was_returned_comes_back() {
+    let _alone = alone();
+    for version in VERSIONS {
+        started(version, false);
+        offer(&(0..FRAMES).collect::<Vec<_>>(), MOVABLE, false);
+        for frame in 0..FRAMES {
+            set(frame, entry(frame).hold().expect("a free one"));
+        }
+        // SAFETY: the lock is held.
+        unsafe { llfree_set_held_aside() };
+        assert!((0..FRAMES).all(|frame| state(frame) == 2), "{version:?}: some are not aside");
+        for (rest, expected) in [(2, 16), (1, 16), (0, 16)] {
+            for frame in (0..FRAMES).filter(|frame| frame % 3 == rest) {
+                set(frame, entry(frame).release().expect("a held one"));
+            }
+            // SAFETY: the lock is held.
+            assert_eq!(unsafe { llfree_return_blocks(false) }, expected, "{version:?}");
+            assert!((0..FRAMES).all(|frame| (state(frame) == 2) == (frame % 3 < rest)), "{version:?}");
+        }
+        // SAFETY: the lock is held.
+        assert_eq!(unsafe { llfree_return_blocks(false) }, 0, "{version:?}: there is no more");
+    }
+}
