@@ -103,6 +103,10 @@ impl Other {
         self.ask(line)?.parse().map_err(|_| "no number".to_owned())
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn is_alive(&mut self) -> bool {
         self.ask("verify").is_ok()
     }
