@@ -115,7 +115,9 @@ fn costs(failures: &mut u32, most_mib: u64) {
     check(failures, "a frame costs no more than 1.2 of punching it, or 10 us", || {
         measure::against_punching(rounds, most_mib)
     });
-    check(failures, "the same in the way of allocations short of memory", || measure::under_pressure(most_mib));
+    check(failures, "the same in the way of allocations short of memory", || {
+        measure::under_pressure(2 * rounds, most_mib)
+    });
 }
 
 fn race(failures: &mut u32, steps: u64) {

@@ -121,41 +121,54 @@ fn punch(tenant: &Tenant, frame: u64, frames: u64) -> Result<(), String> {
 }
 
 /// In the way of an allocation that is short of memory. Three quarters of the area are free, and go while another process grows;
-/// between its steps frames of the last quarter are punched, which are in use. The module's time is that of all its scans.
-pub(crate) fn under_pressure(most_mib: u64) -> Outcome {
+/// between its steps frames of the last quarter are punched, which are in use. The module's time is that of all its scans; it
+/// takes half of what is free at once, so there are few steps in a round.
+pub(crate) fn under_pressure(rounds: usize, most_mib: u64) -> Outcome {
     let mib = (available_mib() * 7 / 10).min(most_mib) / 128 * 128;
     let mut tenant = Tenant::new(mib, true)?;
-    tenant.take_all()?;
-    let mut held = Vec::new();
-    for (index, group) in groups(&mut tenant).into_iter().enumerate() {
-        if index % 4 == 3 { held.push(group) } else { free(&mut tenant, group.1)? }
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..rounds {
+        tenant.take_all()?;
+        let mut held = Vec::new();
+        for (index, group) in groups(&mut tenant).into_iter().enumerate() {
+            if index % 4 == 3 { held.push(group) } else { free(&mut tenant, group.1)? }
+        }
+        let mut other = Other::start(2, "all", "nobody", None)?;
+        set_timing(true);
+        let outcome = press(&tenant, &mut other, &held, &mut times);
+        set_timing(false);
+        outcome?;
+        // What was punched is zero, and nobody reads it.
+        held.into_iter().try_for_each(|(_, blocks)| free(&mut tenant, blocks))?;
     }
-    let mut other = Other::start(2, "all", "nobody", None)?;
-    set_timing(true);
-    let outcome = press(&tenant, &mut other, &held);
-    set_timing(false);
     let evicted = tenant.kernel().evicted;
-    // What was punched is zero, and nobody reads it.
-    held.into_iter().try_for_each(|(_, blocks)| free(&mut tenant, blocks))?;
-    Ok(format!("{evicted} frames; {}", compare(mib, outcome?)?))
+    Ok(format!("{evicted} frames; {}", compare(mib, times)?))
 }
 
-fn press(tenant: &Tenant, other: &mut Other, held: &[(u64, Vec<(Block, u64)>)]) -> Result<[Vec<f64>; 3], String> {
+fn press(
+    tenant: &Tenant,
+    other: &mut Other,
+    held: &[(u64, Vec<(Block, u64)>)],
+    times: &mut [Vec<f64>; 3],
+) -> Result<(), String> {
     const GROWTH: &str = "grow 96";
     let seen = || (tenant.kernel().evicted, module_number("scan_ns"));
     let mut before = seen();
-    while seen().0 == before.0 {
-        other.ask(GROWTH)?;
-    }
-    let mut times = [Vec::new(), Vec::new(), Vec::new()];
-    for (step, (first, _)) in held.iter().enumerate() {
-        other.ask(GROWTH)?;
+    let mut sample = |times: &mut Vec<f64>| {
         let after = seen();
         let evicted = after.0 - before.0;
         if evicted > 0 {
-            times[0].push((after.1 - before.1) as f64 / 1e3 / evicted as f64);
+            times.push((after.1 - before.1) as f64 / 1e3 / evicted as f64);
         }
         before = after;
+        evicted > 0
+    };
+    while !sample(&mut times[0]) {
+        other.ask(GROWTH)?;
+    }
+    for (step, (first, _)) in held.iter().enumerate() {
+        other.ask(GROWTH)?;
+        sample(&mut times[0]);
         if step % 2 == 0 {
             let single = || (*first..).take(STEP).try_for_each(|frame| punch(tenant, frame, 1));
             times[1].push(timed(STEP, single)?);
@@ -163,7 +176,7 @@ fn press(tenant: &Tenant, other: &mut Other, held: &[(u64, Vec<(Block, u64)>)]) 
             times[2].push(timed(STEP, || punch(tenant, *first, STEP as u64))?);
         }
     }
-    Ok(times)
+    Ok(())
 }
 
 /// Nanoseconds of a count: 64 GiB of area of which some is in use and nothing free, so that each call looks for more; and of
