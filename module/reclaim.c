@@ -34,10 +34,10 @@
 /* What one call may look at, however many areas and frames there are. */
 #define AREAS_A_CALL		64
 /* A count's own looks, a chunk an area, and how soon it asks for a whole one. */
-#define LOOKS_A_COUNT		16
+#define LOOKS_A_COUNT		4
 #define KICK_INTERVAL		(HZ / 10)
 /* Frames in a look, which has the area's lock. */
-#define FRAMES_A_TURN		(128 * CHUNK)
+#define FRAMES_A_TURN		(256 * CHUNK)
 /* The same of frames whose swap is let go. */
 #define SWAPPED_A_TURN		4
 /* With less than this known to be free, a count looks for more. */

@@ -19,10 +19,10 @@
 
 #define HUGE_SHIFT		(PAGE_SHIFT + LLFREE_ORDER)
 #define MAX_HUGE_FRAMES		(1U << 25)
-/* Huge frames that are counted together: 512 MiB. */
-#define CHUNK			256U
+/* Huge frames that are counted together, 256 MiB: what a count looks at. */
+#define CHUNK			128U
 /* What one call may look at, however many areas and frames there are. */
-#define CHUNKS_A_CALL		512
+#define CHUNKS_A_CALL		1024
 
 /* A part of the process's memory that is pinned and mapped here. */
 struct pinned {

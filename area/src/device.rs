@@ -11,7 +11,7 @@ use shared_layout::TableLayout;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Where the device lies.
 const PATH: &str = "/dev/llfree";
@@ -77,18 +77,19 @@ pub(crate) struct Parts {
 /// An area in the kernel's hands. Dropped, nobody there has a frame of it any more, whoever else has the file: a forked child
 /// has it for as long as it lives.
 pub(crate) struct Device {
-    file: File,
+    file: Arc<File>,
 }
 
 /// The device, with no area yet.
-pub(crate) struct Opened(File);
+pub(crate) struct Opened(Arc<File>);
 
 /// Opens it.
 ///
 /// # Errors
 /// Mostly that there is none.
 pub(crate) fn open() -> io::Result<Opened> {
-    Ok(Opened(rustix::fs::open(PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?.into()))
+    let file: File = rustix::fs::open(PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?.into();
+    Ok(Opened(Arc::new(file)))
 }
 
 impl Device {
@@ -129,13 +130,78 @@ impl Device {
     }
 
     fn call<T>(&self, number: u64, words: *mut T) -> io::Result<()> {
-        // SAFETY: the number holds the size of what it points to, which is the device's own layout, and lives here. What the
-        // kernel does to the area's memory later it does to frames that nobody has, by the table.
-        match unsafe { libc::ioctl(self.file.as_raw_fd(), number, words) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+        call(&self.file, number, words)
+    }
+}
+
+fn call<T>(file: &File, number: u64, words: *mut T) -> io::Result<()> {
+    // SAFETY: the number holds the size of what it points to, which is the device's own layout, and lives in the caller. What
+    // the kernel does to the area's memory later it does to frames that nobody has, by the table.
+    match unsafe { libc::ioctl(file.as_raw_fd(), number, words) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Looks at an area from time to time in case its process is moved to another cgroup: the kernel goes on to look for the area
+/// where it was attached, and whoever is short of memory where the process is now gets nothing from it. From then on what stays
+/// free goes by itself, without anybody being short, as from an area that the kernel does not have.
+pub(crate) struct Moves {
+    file: Arc<File>,
+    group: Option<String>,
+    seen: Mutex<Seen>,
+}
+
+/// Since what stayed free was taken last.
+struct Seen {
+    looks: u32,
+    least_free: u64,
+}
+
+/// Looks for which a frame must be free to go: two seconds, in which the kernel has counted anew.
+const LOOKS: u32 = 10;
+
+impl Moves {
+    pub(crate) fn watch(Opened(file): &Opened) -> Self {
+        Self { file: file.clone(), group: group(), seen: Mutex::new(Seen::NONE) }
+    }
+
+    /// To be called five times a second.
+    pub(crate) fn look(&self) {
+        let mut seen = llfree_base::lock(&self.seen);
+        let mut status = KernelStatus::default();
+        // Where no area is attached, or a cgroup cannot be told, there is nothing to do.
+        if self.group == group() || call(&self.file, STATUS, &raw mut status).is_err() {
+            *seen = Seen::NONE;
+            return;
+        }
+        if let Some(mut frames) = seen.goes(status.free)
+            && let Err(error) = call(&self.file, RECLAIM, &raw mut frames)
+        {
+            log::debug!("nothing is taken from an area whose process was moved: {error}");
         }
     }
+}
+
+impl Seen {
+    const NONE: Self = Self { looks: 0, least_free: u64::MAX };
+
+    /// How much is to go, if it is time.
+    fn goes(&mut self, free: u64) -> Option<u64> {
+        self.looks += 1;
+        self.least_free = self.least_free.min(free);
+        if self.looks < LOOKS {
+            return None;
+        }
+        let frames = self.least_free;
+        *self = Self::NONE;
+        (frames > 0).then_some(frames)
+    }
+}
+
+/// The process's.
+fn group() -> Option<String> {
+    std::fs::read_to_string("/proc/self/cgroup").ok()
 }
 
 impl Drop for Device {
@@ -150,6 +216,17 @@ impl Drop for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stays_free_is_the_least_that_was_seen() {
+        let mut seen = Seen::NONE;
+        let mut looks = |free: &[u64]| free.iter().filter_map(|free| seen.goes(*free)).collect::<Vec<_>>();
+        assert_eq!(looks(&[9; LOOKS as usize]), [9]);
+        // Taken and freed again in between, it was not free for so long.
+        assert_eq!(looks(&[9, 9, 9, 2, 9, 9, 9, 9, 9, 7]), [2]);
+        assert!(looks(&[9, 9, 9, 0, 9, 9, 9, 9, 9, 9]).is_empty());
+        assert_eq!(looks(&[5; 3 * LOOKS as usize]), [5, 5, 5]);
+    }
 
     #[test]
     fn words_are_those_of_the_header() {

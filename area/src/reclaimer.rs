@@ -5,7 +5,7 @@
 //! itself](crate::device), a thread does that alone, and whoever asks this process for something has the area back for as long as
 //! that takes.
 
-use crate::device::{self, Device, KernelStatus, Parts};
+use crate::device::{self, Device, KernelStatus, Moves, Parts};
 use crate::error::AreaError;
 use crate::fork::Maker;
 use crate::idle::Idle;
@@ -164,10 +164,12 @@ impl Reclaimer {
             return;
         }
         let Ok(device) = device::open() else { return };
-        let caches = self.caches.clone();
-        let Ok(idle) = Idle::start(AUTO_RECLAIM.interval, move || flush(&caches, |cache| cache.free_idle())) else {
-            return;
+        let (caches, moves) = (self.caches.clone(), Moves::watch(&device));
+        let work = move || {
+            flush(&caches, |cache| cache.free_idle());
+            moves.look();
         };
+        let Ok(idle) = Idle::start(AUTO_RECLAIM.interval, work) else { return };
         // Nobody here has a frame in hand any more: the thread has ended.
         auto.whose = Whose::Owed;
         match Device::attach(device, parts) {

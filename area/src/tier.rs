@@ -17,6 +17,10 @@ pub const THRESHOLD: usize = 512 << 10;
 /// Names the size of the area, in bytes, instead of as much as the machine has memory.
 const SIZE: &CStr = c"LLFREE_AREA_BYTES";
 
+/// If it is not 0, the area is a memory file, from which the [kernel module](crate::device) can take what is free. A forked child
+/// does not have it: for programs that call `exec` after `fork`, and nothing else.
+const SHARED: &CStr = c"LLFREE_AREA_MEMFD";
+
 /// Made when the first large block is asked for; `None` if it could not be. What is asked for meanwhile, the making's own
 /// memory included, comes from the other allocator.
 static LARGE: Once<Option<Objects>> = Once::new();
@@ -53,8 +57,9 @@ impl<A> Tier<A> {
 /// The objects that large blocks are; `None` also while another thread makes them.
 pub fn large_objects() -> Option<&'static Objects> {
     let make = || {
-        // Private memory: a forked child must have its heap. It is address space alone.
-        let area = Area::builder().size(size()).memory(MemoryKind::Private).build().ok()?;
+        // Private memory, unless somebody knows better: a forked child must have its heap. It is address space alone.
+        let kind = if chosen(SHARED).unwrap_or(0) == 0 { MemoryKind::Private } else { MemoryKind::MemoryFile };
+        let area = Area::builder().size(size()).memory(kind).build().ok()?;
         Some(Objects::new(area, Objects::LOCAL_BYTES))
     };
     LARGE.get_or_make(make)?.as_ref()

@@ -142,6 +142,23 @@ c.free(other)
     }
 }
 
+#[test]
+fn the_area_can_be_a_memory_file() {
+    let script = "
+import subprocess
+block = c.malloc(3 << 20)
+ctypes.memset(block, 7, 3 << 20)
+inside = [line for line in open('/proc/self/maps') if int(line.split('-')[0], 16) <= block < int(line.split('-')[1].split()[0], 16)]
+child = subprocess.run(['echo', 'a child'], capture_output=True, text=True)
+print('memfd' if 'memfd:' in inside[0] else 'private', child.stdout.strip())
+c.free(block)
+";
+    for (chosen, expected) in [(Some(1), "memfd a child"), (Some(0), "private a child"), (None, "private a child")] {
+        let Some(output) = with_c_and(script, chosen.map(|number| ("LLFREE_AREA_MEMFD", number))) else { return };
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), expected, "{output:?}");
+    }
+}
+
 /// What describes an area of 2 TiB is itself large enough to be asked of it.
 #[test]
 fn an_area_of_terabytes_comes_up() {

@@ -1,14 +1,13 @@
 //! The list of checks, and those of a process's life and of what else the kernel does with memory.
 
 use crate::child::Other;
-use crate::row::{Outcome, check};
+use crate::row::{Outcome, check, read_the_log};
 use crate::system::{areas, attached, load, shrink_all, unload};
-use crate::tenant::{HUGE, Tenant, words, words_mut};
+use crate::tenant::{HUGE, Tenant};
+use crate::uses::{self, Second};
 use crate::{device, measure, memory, races};
 use llfree_area::Order;
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use std::ffi::c_void;
+use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,8 @@ pub(crate) enum Form {
     Quick,
     /// All checks, minutes.
     Short,
+    /// The same in a kernel that checks itself, where time says nothing.
+    Debug,
     /// With as many rounds as it takes.
     Long,
 }
@@ -31,13 +32,11 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
         let kernel = tenant.area.status().map_err(|error| error.to_string())?.kernel;
         if kernel.is_none() { Ok(String::new()) } else { Err(format!("{kernel:?}")) }
     });
-    let before = *failures;
-    check(
-        failures,
-        "the module loads",
-        || if load(module) { Ok(String::new()) } else { Err("insmod failed".to_owned()) },
-    );
-    if *failures > before {
+    if form == Form::Debug {
+        read_the_log();
+        check(failures, "the kernel has KASAN and lockdep", checks_itself);
+    }
+    if !is_loaded(failures, module) {
         return;
     }
     check(failures, "an area is with the kernel, and free memory goes when asked", basics);
@@ -45,14 +44,14 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
     check(failures, "an area ends though a forked child has the device open", device::ends_below_a_child);
     check(failures, "what is free longest goes first", oldest_first);
     memory::without_swap(failures, !quick);
-    check(failures, "fork, a second mapping, mremap, munmap", || mappings(if long { 100 } else { 8 }));
+    check(failures, "fork, a second mapping, mremap, munmap", || uses::mappings(if long { 100 } else { 8 }));
     check(failures, "exec and exit leave no area behind", ends);
-    check(failures, "locked memory stays", || locked_stays(true));
+    check(failures, "locked memory stays", || uses::locked_stays(true));
     check(failures, "pages in an io_uring, and reads and writes past the cache", || {
-        direct(disks[1], if long { 100 } else { 8 })
+        uses::direct(disks[1], if long { 100 } else { 8 })
     });
-    check(failures, "userfaultfd hears of the next touch", faults);
-    check(failures, "huge pages that were split, and frames with holes", || split(if long { 40 } else { 4 }));
+    check(failures, "userfaultfd hears of the next touch", uses::faults);
+    check(failures, "huge pages that were split, and frames with holes", || uses::split(if long { 40 } else { 4 }));
     check(failures, "a process that scribbles harms itself alone", || {
         as_child(&["scribble", if long { "30" } else { "4" }])
     });
@@ -61,25 +60,22 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
     });
     let rounds = match form {
         Form::Quick => 5_000,
-        Form::Short => 20_000,
+        Form::Short | Form::Debug => 20_000,
         Form::Long => 1_000_000,
     };
-    check(failures, "races of two threads and the shrinker lose no byte", || races::against_the_shrinker(rounds));
+    race(failures, rounds);
     if quick {
-        check(failures, "the module unloads, and no warning is in the log", leaves);
+        leave(failures);
         return;
     }
     check(failures, "64 areas: each gives what it has", || many(64));
     check(failures, "kill -9 in the middle of it", || kills(if long { 60 } else { 8 }));
     check(failures, "no system call in alloc, touch and free", || as_child(&["calls"]));
-    check(failures, "a frame costs no more than 1.2 of punching it, or 10 us", || {
-        measure::against_punching(3, if long { 8192 } else { 256 })
-    });
-    if long {
-        check(failures, "the same under pressure", measure::under_pressure);
+    if form != Form::Debug {
+        costs(failures, if long { 8192 } else { 768 });
     }
-    check(failures, "a count of 64 GiB in one area", || measure::of_a_count(1));
-    check(failures, "a count of 64 GiB in 64 areas", || measure::of_a_count(64));
+    check(failures, "a count of 64 GiB in one area", || measure::of_a_count(1, None));
+    check(failures, "a count of 64 GiB in 64 areas", || measure::of_a_count(64, None));
     check(
         failures,
         "swap is on",
@@ -91,14 +87,82 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
     });
     check(failures, "phases at half their peak: killed without the module", || at_half("nobody", false));
     check(failures, "phases at half their peak: complete with it", || at_half("kernel", true));
-    check(failures, "the module unloads, and no warning is in the log", leaves);
+    leave(failures);
 }
 
-fn leaves() -> Outcome {
-    if attached() > 0 || !unload() {
-        return Err(format!("{} areas left", attached()));
+fn is_loaded(failures: &mut u32, module: &str) -> bool {
+    let before = *failures;
+    check(
+        failures,
+        "the module loads",
+        || if load(module) { Ok(String::new()) } else { Err("insmod failed".to_owned()) },
+    );
+    *failures == before
+}
+
+pub(crate) fn leave(failures: &mut u32) {
+    check(failures, "the module unloads, and no warning is in the log", || {
+        if attached() > 0 || !unload() {
+            return Err(format!("{} areas left", attached()));
+        }
+        clean_log()
+    });
+}
+
+fn costs(failures: &mut u32, most_mib: u64) {
+    // Of gigabytes one round has steps enough, and each byte is written.
+    let rounds = if most_mib > 1024 { 1 } else { 3 };
+    check(failures, "a frame costs no more than 1.2 of punching it, or 10 us", || {
+        measure::against_punching(rounds, most_mib)
+    });
+    check(failures, "the same in the way of allocations short of memory", || {
+        measure::under_pressure(2 * rounds, most_mib)
+    });
+}
+
+fn race(failures: &mut u32, steps: u64) {
+    check(failures, "races of two threads and the shrinker lose no byte", || races::against_the_shrinker(steps));
+}
+
+/// So many steps of the races, and nothing else.
+pub(crate) fn races(failures: &mut u32, module: &str, steps: u64) {
+    if is_loaded(failures, module) {
+        race(failures, steps);
+        leave(failures);
     }
-    clean_log()
+}
+
+/// What a frame costs, in an area of so much at most.
+pub(crate) fn cost(failures: &mut u32, module: &str, most_mib: u64) {
+    if is_loaded(failures, module) {
+        costs(failures, most_mib);
+        leave(failures);
+    }
+}
+
+/// What a count costs, in a machine whose clock counts instructions.
+pub(crate) fn count(failures: &mut u32, module: &str) {
+    if is_loaded(failures, module) {
+        check(failures, "a count of 64 GiB in one area: 1000 instructions", || measure::of_a_count(1, Some(1000)));
+        check(failures, "a count of 64 GiB in 64 areas", || measure::of_a_count(64, None));
+        leave(failures);
+    }
+}
+
+/// Lockdep counts its own findings, and stops with the first.
+fn lockdep_is_on() -> Option<bool> {
+    let text = std::fs::read_to_string("/proc/lockdep_stats").ok()?;
+    let line = text.lines().find(|line| line.trim_start().starts_with("debug_locks:"))?;
+    Some(line.split_whitespace().nth(1) == Some("1"))
+}
+
+fn checks_itself() -> Outcome {
+    let symbols = std::fs::read_to_string("/proc/kallsyms").map_err(text)?;
+    let kasan = symbols.lines().any(|line| line.ends_with(" kasan_report"));
+    match (kasan, lockdep_is_on()) {
+        (true, Some(true)) => Ok("and each check below reads its log".to_owned()),
+        (kasan, lockdep) => Err(format!("KASAN: {kasan}, lockdep at work: {lockdep:?}")),
+    }
 }
 
 /// In a process of its own, of which nothing is left afterwards.
@@ -122,7 +186,7 @@ fn text(error: impl std::fmt::Display) -> String {
 const OUT_OF_TREE: u64 = 1 << 12 | 1 << 13;
 
 /// No complaint of the kernel.
-fn clean_log() -> Outcome {
+pub(crate) fn clean_log() -> Outcome {
     let log = std::process::Command::new("dmesg").output().map_err(text)?;
     let log = String::from_utf8_lossy(&log.stdout).into_owned();
     let bad = [
@@ -140,12 +204,16 @@ fn clean_log() -> Outcome {
         "detected stalls",
         "bad page",
         "Bad page",
+        "ODEBUG",
+        "kernel BUG",
+        "page_table_check",
     ];
     let found: Vec<_> = log.lines().filter(|line| bad.iter().any(|word| line.contains(word))).collect();
     let tainted = std::fs::read_to_string("/proc/sys/kernel/tainted").map_err(text)?;
     let tainted = tainted.trim().parse::<u64>().map_err(text)? & !OUT_OF_TREE;
-    if found.is_empty() && tainted == 0 {
-        Ok(String::new())
+    let lockdep = lockdep_is_on();
+    if found.is_empty() && tainted == 0 && lockdep != Some(false) {
+        Ok(lockdep.map_or(String::new(), |_| "lockdep is still at work".to_owned()))
     } else {
         Err(format!("tainted: {tainted:#x}; {}", found.join("\n    ")))
     }
@@ -199,70 +267,6 @@ fn oldest_first() -> Outcome {
     }
 }
 
-/// A mapping of the memory beside the area's own.
-struct Second(*mut c_void, usize);
-
-impl Second {
-    fn of(tenant: &Tenant) -> Result<Self, String> {
-        // SAFETY: nobody but this check is at work.
-        let shared = unsafe { tenant.area.shared() }.ok_or("no file")?;
-        let bytes = tenant.area.bytes() as usize;
-        let flags = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping, over nothing.
-        let start = unsafe { mmap(std::ptr::null_mut(), bytes, flags, MapFlags::SHARED, shared.memory, 0) };
-        Ok(Self(start.map_err(text)?, bytes))
-    }
-
-    fn word(&self, offset: usize) -> u64 {
-        // SAFETY: in the mapping, aligned; another process or thread may write, hence volatile.
-        unsafe { self.0.cast::<u8>().add(offset).cast::<u64>().read_volatile() }
-    }
-}
-
-impl Drop for Second {
-    fn drop(&mut self) {
-        // SAFETY: ours, and nobody has references into it.
-        let _ = unsafe { munmap(self.0, self.1) };
-    }
-}
-
-fn mappings(rounds: u32) -> Outcome {
-    let mut tenant = Tenant::new(64, true)?;
-    tenant.take_all()?;
-    let mut second = Second::of(&tenant)?;
-    let base = tenant.blocks.iter().map(|(block, _)| block.as_ptr().as_ptr().addr()).min().unwrap_or(0);
-    let sees = |second: &Second| (0..32).map(|frame| u64::from(second.word(frame << 21) != 0)).sum::<u64>();
-    if sees(&second) != 32 {
-        return Err("the second mapping sees nothing".to_owned());
-    }
-    // SAFETY: the mapping goes elsewhere as a whole, and only its owner knows where it is.
-    let moved = unsafe { rustix::mm::mremap(second.0, second.1, second.1, rustix::mm::MremapFlags::MAYMOVE) };
-    second.0 = moved.map_err(text)?;
-    tenant.free_most(4)?;
-    // A child that has a copy of all that is private, and lives meanwhile.
-    let mut other = std::process::Command::new("sleep").arg("1").spawn().map_err(text)?;
-    tenant.area.reclaim(u64::MAX).map_err(text)?;
-    let left = sees(&second);
-    tenant.verify()?;
-    for (block, tag) in &tenant.blocks {
-        let offset = block.as_ptr().as_ptr().addr() - base;
-        if second.word(offset) != *tag {
-            return Err("the second mapping sees something else".to_owned());
-        }
-    }
-    // Mapped and unmapped while frames go.
-    for _ in 0..rounds {
-        tenant.take_all()?;
-        let third = Second::of(&tenant)?;
-        third.word(0);
-        tenant.free_most(4)?;
-        tenant.area.reclaim(u64::MAX).map_err(text)?;
-    }
-    tenant.verify()?;
-    drop(other.wait());
-    if left == 8 { Ok(String::new()) } else { Err(format!("{left} of 8 frames are seen")) }
-}
-
 fn ends() -> Outcome {
     let before = attached();
     for _ in 0..10 {
@@ -281,154 +285,6 @@ fn ends() -> Outcome {
     drop(other.kill());
     drop(other.wait());
     if left == before { Ok(String::new()) } else { Err(areas()) }
-}
-
-fn locked_stays(lock: bool) -> Outcome {
-    let mut tenant = Tenant::new(64, true)?;
-    tenant.take_all()?;
-    let first = tenant.blocks[0].0.as_ptr().as_ptr();
-    if lock {
-        // SAFETY: memory of ours.
-        let done = unsafe { libc::mlock(first.cast(), HUGE as usize) };
-        if done != 0 {
-            return Err(std::io::Error::last_os_error().to_string());
-        }
-    }
-    tenant.free_most(0)?;
-    tenant.area.reclaim(u64::MAX).map_err(text)?;
-    let (kernel, resident) = (tenant.kernel(), tenant.resident_mib());
-    if kernel.kept >= 1 && resident == 2 {
-        Ok(String::new())
-    } else {
-        Err(format!("{resident} MiB resident; {kernel:?}"))
-    }
-}
-
-/// A frame whose pages an io_uring has for good, and transfers between frames and a device.
-fn direct(device: &str, rounds: u64) -> Outcome {
-    let mut tenant = Tenant::new(64, true)?;
-    tenant.take_all()?;
-    let pinned = tenant.blocks[0].0.as_ptr().as_ptr();
-    let mut parameters = [0u8; 120];
-    // SAFETY: the kernel fills 120 bytes.
-    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, parameters.as_mut_ptr()) };
-    let buffer = libc::iovec { iov_base: pinned.cast(), iov_len: HUGE as usize };
-    // SAFETY: IORING_REGISTER_BUFFERS, one buffer of ours.
-    let registered = unsafe { libc::syscall(libc::SYS_io_uring_register, ring, 0, &raw const buffer, 1) };
-    if ring < 0 || registered != 0 {
-        return Err(format!("io_uring: {}", std::io::Error::last_os_error()));
-    }
-    tenant.free_most(0)?;
-    tenant.area.reclaim(u64::MAX).map_err(text)?;
-    let (kernel, resident) = (tenant.kernel(), tenant.resident_mib());
-    if resident != 2 || kernel.kept == 0 {
-        return Err(format!("{resident} MiB resident; {kernel:?}"));
-    }
-    // SAFETY: ours, and used no more.
-    unsafe { libc::close(ring as i32) };
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::DIRECT;
-    let disk = rustix::fs::open(device, flags, rustix::fs::Mode::empty()).map_err(text)?;
-    for round in 0..rounds {
-        tenant.take_all()?;
-        for (index, (block, tag)) in tenant.blocks.iter().enumerate().step_by(8) {
-            words_mut(block)[..8192].fill(*tag ^ round);
-            let bytes = |block: &llfree_area::Block| {
-                // SAFETY: the first 64 KiB of a block of ours.
-                unsafe { std::slice::from_raw_parts_mut(block.as_ptr().as_ptr(), 64 << 10) }
-            };
-            let at = (index as u64) << 16;
-            rustix::io::pwrite(&disk, bytes(block), at).map_err(text)?;
-            words_mut(block)[..8192].fill(0);
-            std::thread::scope(|scope| {
-                let area = &tenant.area;
-                scope.spawn(move || drop(area.reclaim(u64::MAX)));
-                rustix::io::pread(&disk, bytes(block), at).map_err(text)
-            })?;
-            if words(block)[..8192].iter().any(|word| *word != *tag ^ round) {
-                return Err("what was read is not what was written".to_owned());
-            }
-            words_mut(block)[..8192].fill(*tag);
-        }
-        tenant.verify()?;
-        tenant.free_most(2)?;
-    }
-    Ok(format!("{} frames taken back", tenant.kernel().evicted))
-}
-
-/// A second mapping under a userfaultfd: what was taken back is missing there, and comes as whoever listens says.
-fn faults() -> Outcome {
-    let mut tenant = Tenant::new(16, true)?;
-    tenant.take_all()?;
-    let second = Second::of(&tenant)?;
-    second.word(0);
-    // SAFETY: a number.
-    let uffd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) } as i32;
-    let call = |number: u64, words: &mut [u64]| {
-        // SAFETY: each of the structures has at most the size of the array.
-        match unsafe { libc::ioctl(uffd, number, words.as_mut_ptr()) } {
-            0 => Ok(()),
-            _ => Err(format!("userfaultfd: {}", std::io::Error::last_os_error())),
-        }
-    };
-    call(0xc018_aa3f, &mut [0xaa, 0, 0])?;
-    call(0xc020_aa00, &mut [second.0 as u64, second.1 as u64, 1, 0])?;
-    tenant.free_most(0)?;
-    tenant.area.reclaim(u64::MAX).map_err(text)?;
-    std::thread::scope(|scope| {
-        let (second, call) = (&second, &call);
-        let address = second.0 as usize;
-        let word = scope.spawn(move || {
-            // SAFETY: in the mapping, which outlives the scope.
-            unsafe { std::ptr::with_exposed_provenance::<u64>(address + 8192).read_volatile() }
-        });
-        let mut message = [0u64; 4];
-        // SAFETY: 32 bytes, a message's size.
-        let got = unsafe { libc::read(uffd, message.as_mut_ptr().cast(), 32) };
-        let of = (message[0] & 0xff, message[2]);
-        let page = vec![7u64; 512 * 2];
-        let source = page.as_ptr().addr().next_multiple_of(4096) as u64;
-        // UFFDIO_COPY.
-        call(0xc028_aa03, &mut [address as u64 + 8192, source, 4096, 0, 0])?;
-        let word = word.join().map_err(|_| "a thread panicked")?;
-        // SAFETY: ours.
-        unsafe { libc::close(uffd) };
-        let _ = second;
-        if got == 32 && of == (0x12, address as u64 + 8192) && word == 7 {
-            Ok(String::new())
-        } else {
-            Err(format!("{got} bytes, event {of:x?}, then {word:#x}"))
-        }
-    })
-}
-
-fn split(rounds: u64) -> Outcome {
-    let mut tenant = Tenant::new(64, true)?;
-    for round in 0..rounds {
-        tenant.take_all()?;
-        // SAFETY: the holes lie in frames that are freed next.
-        let shared = unsafe { tenant.area.shared() }.ok_or("no file")?;
-        let base = tenant.blocks.iter().map(|(block, _)| block.as_ptr().as_ptr().addr()).min().unwrap_or(0);
-        for (index, (block, _)) in tenant.blocks.iter().enumerate() {
-            if index % 4 > 0 {
-                let offset = (block.as_ptr().as_ptr().addr() - base) as u64 + (round % 500 + 1) * 4096;
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                fallocate(shared.memory, flags, offset, 4096).map_err(text)?;
-            }
-        }
-        // All that is there as huge pages, as far as the kernel offers it.
-        drop(std::fs::write(
-            "/sys/kernel/debug/split_huge_pages",
-            format!("{},{:#x},{:#x}", std::process::id(), base, base + (64 << 20)),
-        ));
-        tenant.free_most(4)?;
-        tenant.area.reclaim(u64::MAX).map_err(text)?;
-        tenant.verify()?;
-        let resident = tenant.resident_mib();
-        if resident > 16 {
-            return Err(format!("{resident} MiB of 16 resident; {}", areas()));
-        }
-    }
-    Ok(String::new())
 }
 
 /// Writes nonsense over the table of an area of its own, while all shrink; one of a neighbour is whole.

@@ -7,14 +7,19 @@ use std::process::{Child, ExitCode};
 
 /// Takes so much memory and has it; the kernel may kill it first.
 pub(crate) fn hog(mib: &str) -> ExitCode {
+    let memory = private(mib.parse().unwrap_or(0));
+    let whole = memory.chunks(4096).all(|page| std::hint::black_box(page)[0] == 1);
+    if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// So much memory, touched, that is no area's. Whoever has it is killed first.
+fn private(mib: u64) -> Vec<u8> {
     drop(std::fs::write("/proc/self/oom_score_adj", "900"));
-    let bytes = mib.parse::<u64>().unwrap_or(0) * MIB;
-    let mut memory = vec![0u8; bytes as usize];
+    let mut memory = vec![0u8; (mib * MIB) as usize];
     for page in memory.chunks_mut(4096) {
         page[0] = 1;
     }
-    let whole = memory.chunks(4096).all(|page| std::hint::black_box(page)[0] == 1);
-    if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    memory
 }
 
 /// `tenant MIB KEEP kernel|nobody`: has an area full, frees all but every KEEP-th frame, and answers questions, a line each.
@@ -37,6 +42,7 @@ pub(crate) fn tenant(words: &[&str]) -> ExitCode {
         }
     };
     println!("ready");
+    let mut grown = Vec::new();
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let done = match line.split_once(' ').unwrap_or((&line, "")) {
             ("verify", _) => tenant.verify().map(|()| String::new()),
@@ -48,6 +54,10 @@ pub(crate) fn tenant(words: &[&str]) -> ExitCode {
             ("reclaim", mib) => {
                 let pass = tenant.area.reclaim(number(mib) * MIB).map_err(|error| error.to_string());
                 pass.map(|pass| pass.frames.to_string())
+            }
+            ("grow", mib) => {
+                grown.push(private(number(mib)));
+                Ok(String::new())
             }
             ("end", _) => break,
             _ => Err("what?".to_owned()),
@@ -91,6 +101,10 @@ impl Other {
 
     pub(crate) fn number(&mut self, line: &str) -> Result<u64, String> {
         self.ask(line)?.parse().map_err(|_| "no number".to_owned())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn is_alive(&mut self) -> bool {

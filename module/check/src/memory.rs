@@ -66,6 +66,25 @@ pub(crate) fn without_swap(failures: &mut u32, compared: bool) {
         expect(evicted == 0, || format!("{evicted} frames"))?;
         Ok(String::new())
     });
+    check(failures, "in another cgroup than its own an area looks after itself", || {
+        let (first, second) = (Group::new("first", &[])?, Group::new("second", &[])?);
+        let mut tenant = Other::start(128, "8", "kernel", Some(&first))?;
+        let wait = || std::thread::sleep(std::time::Duration::from_secs(6));
+        wait();
+        let before = tenant.number("evicted")?;
+        second.write("cgroup.procs", &tenant.pid().to_string())?;
+        let mut after = before;
+        for _ in 0..5 {
+            wait();
+            after = tenant.number("evicted")?;
+            if after == 56 {
+                break;
+            }
+        }
+        tenant.ask("verify")?;
+        expect(before == 0 && after == 56, || format!("{before} frames, then {after} of 56"))?;
+        Ok(String::new())
+    });
     check(failures, "a tenant that frees nothing is never touched", || {
         let group = limited()?;
         let mut tenant = Other::start(192, "all", "kernel", Some(&group))?;

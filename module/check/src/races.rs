@@ -69,6 +69,17 @@ pub(crate) fn against_the_shrinker(rounds: u64) -> Outcome {
     let tenant = Tenant::new(128, true)?;
     let (area, done, over) = (&tenant.area, &AtomicU64::new(0), &AtomicBool::new(false));
     std::thread::scope(|scope| {
+        // Of many steps, how far they are.
+        scope.spawn(move || {
+            let mut said = 0;
+            while !over.load(Relaxed) {
+                std::thread::sleep(std::time::Duration::from_millis(200));
+                if done.load(Relaxed) >= said + 50_000 {
+                    said = done.load(Relaxed) / 50_000 * 50_000;
+                    println!("    ({said} steps)");
+                }
+            }
+        });
         scope.spawn(move || {
             for turn in 0u64.. {
                 if over.load(Relaxed) {

@@ -16,6 +16,20 @@ fn of(next: Option<HugeEntry>) -> i32 {
     next.map_or(-1, |next| next.bits().into())
 }
 
+/// DKMS finds the source by its name and version, where the package has it.
+#[test]
+fn the_package_has_the_source_where_dkms_looks() {
+    let (dkms, package) = (include_str!("../../dkms.conf"), include_str!("../../../cli/Cargo.toml"));
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(dkms.contains(&format!("PACKAGE_NAME=\"vllfree\"\nPACKAGE_VERSION=\"{version}\"\n")));
+    let there = format!("usr/src/vllfree-{version}/");
+    let files = ["*.c", "*.h", "Kbuild", "Makefile", "dkms.conf", "LICENSE"];
+    for file in files {
+        assert!(package.contains(&format!("[\"../module/{file}\", \"{there}\", \"644\"]")), "{file}");
+    }
+    assert_eq!(package.matches("usr/src/vllfree-").count(), files.len());
+}
+
 #[test]
 fn every_transition_of_the_module_is_the_one_of_the_table() {
     for bits in 0..=u16::MAX {
