@@ -74,7 +74,7 @@ impl<'a> Tenant<'a> {
     /// A handle for one CPU. Any number may exist; each works best in one CPU's hands.
     #[must_use]
     pub fn cpu(&self) -> Cpu<'a> {
-        Cpu::new(*self, self.move_in())
+        Cpu::new(*self, self.first_vicinity())
     }
 }
 
@@ -262,6 +262,7 @@ impl<'a> Cpu<'a> {
     pub fn drain(&mut self) {
         self.give_back();
         self.share = FIRST_SHARE;
+        self.tenant.move_out(&mut self.spot.vicinity);
     }
 
     fn give_back(&mut self) {
@@ -333,6 +334,7 @@ impl<'a> Cpu<'a> {
 
     #[inline(never)]
     fn alloc_slow(&mut self, order: Order, class: Class) -> Option<Taken> {
+        self.tenant.look_around(&mut self.spot);
         if order.is_huge() {
             // What keeps a large block from being whole may be in our own hands.
             let found = self.tenant.take(&mut self.spot, Query::reserving(order, class));
@@ -552,7 +554,6 @@ impl<'a> Cpu<'a> {
 impl Drop for Cpu<'_> {
     fn drop(&mut self) {
         self.drain();
-        self.tenant.move_out(&self.spot.vicinity);
     }
 }
 

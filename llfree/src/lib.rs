@@ -102,6 +102,7 @@ mod error;
 #[cfg(not(any(loom, shuttle)))]
 mod format;
 mod hint;
+mod homes;
 pub mod host;
 mod listed;
 mod lower;

@@ -2,7 +2,7 @@
 
 use crate::class::{Class, Rank};
 use crate::hint::{TreeHint, Want};
-use crate::steps::{HUGE_STEPS, HUGE_TABLE, SMALL_STEPS, SMALL_TABLE, Step};
+use crate::steps::{HUGE_NEAR, HUGE_STEPS, HUGE_TABLE, SMALL_NEAR, SMALL_STEPS, SMALL_TABLE, Step};
 use crate::tenant::Tenant;
 use shared_layout::Order;
 
@@ -53,10 +53,9 @@ impl Query {
         self.reserve && (!self.order.is_huge() || self.class == Class::HUGE)
     }
 
-    /// It is reserved before it is searched.
-    #[inline]
-    pub(crate) fn claims(self) -> bool {
-        self.reserve && !self.order.is_huge()
+    /// The last step that a handle takes in its own vicinity rather than to go abroad for a better one.
+    pub(crate) fn near_enough(self) -> u8 {
+        if self.order.is_huge() { HUGE_NEAR } else { SMALL_NEAR }
     }
 
     pub(crate) fn want(self, step: u8) -> Want {

@@ -158,8 +158,7 @@ impl Tenant<'_> {
         // Two trees at most: the rest of one, and the one after it.
         for _ in 0..2 {
             let tree = at / HUGE_PER_TREE;
-            let is_near = spot.vicinity.has(tree, self.trees.len());
-            if at.is_multiple_of(HUGE_PER_TREE) && !(is_near && self.enter(spot, tree, want, query.reserve)) {
+            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, tree, want, query.reserve) {
                 break;
             }
             if order == Order::MAX && !self.trees.get(tree).has_pair() {
@@ -202,7 +201,7 @@ impl Tenant<'_> {
         let take = |hint: TreeHint| {
             if may(hint) { hint.with_class(Class::HUGE).reserved(reserve && is_worth_keeping(hint)) } else { hint }
         };
-        if !may(self.trees.get(tree)) {
+        if !spot.vicinity.has(tree, self.trees.len()) || !may(self.trees.get(tree)) {
             return false;
         }
         let hint = self.trees.change(tree, take).0;
@@ -222,7 +221,6 @@ impl Tenant<'_> {
         if self.refusal.stands(query.order, epoch) {
             return None;
         }
-        self.measure_if_moved(&mut spot.vicinity);
         if spot.epoch.is_some() {
             self.catch_up(spot, epoch);
         }
@@ -259,7 +257,8 @@ impl Tenant<'_> {
                     // After so many that were not as full as they seemed, what it has will do.
                     step = counted;
                 }
-                let claims = !everywhere && query.claims() && self.own_tree(spot, query) != Some(tree);
+                let is_worth_it = !query.order.is_huge() || is_worth_keeping(self.trees.get(tree));
+                let claims = !everywhere && query.stays() && is_worth_it && self.own_tree(spot, query) != Some(tree);
                 if claims && self.trees.change(tree, |hint| hint.reserved(true)).0.is_reserved() {
                     // Two that look at the same moment find the same.
                     continue;
@@ -400,9 +399,9 @@ impl Tenant<'_> {
         }
         if order.is_huge() {
             let is_own = spot.tree == Some(tree);
-            let own = query.stays() && (is_own || is_worth_keeping(self.trees.get(tree)));
-            if own && !is_own {
-                self.leave(spot.tree.replace(tree));
+            let own = query.stays() && (is_own || is_claimed);
+            if class == Class::HUGE && !is_own {
+                self.leave(core::mem::replace(&mut spot.tree, own.then_some(tree)));
             }
             let hint = self.recount_tree_as(tree, |hint| class_now(hint).reserved(own || hint.is_reserved()));
             if class != Class::HUGE {

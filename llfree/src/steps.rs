@@ -33,6 +33,8 @@ pub(crate) const SMALL_STEPS: [Step; 16] = [
 pub(crate) const SMALL_GOOD: u8 = 5;
 /// The last of them that finds room among blocks of the same class.
 pub(crate) const SMALL_PARTIAL: u8 = 3;
+/// The last of them that needs no install and takes no class's memory.
+pub(crate) const SMALL_NEAR: u8 = 4;
 /// The number of lists of trees in use among these.
 pub(crate) const PARTIAL_PASSES: usize = 3;
 /// The lists to go through, and the step after which no other list has a better one.
@@ -47,6 +49,7 @@ pub(crate) const HUGE_STEPS: [Step; 6] = [
     Step(Want::Free, Rank::Steal, true),
 ];
 pub(crate) const HUGE_GOOD: u8 = 1;
+pub(crate) const HUGE_NEAR: u8 = 0;
 pub(crate) const HUGE_PASSES: [(Want, u8); 2] = [(Want::Installed, 0), (Want::Free, 1)];
 
 /// The number of the first step that a tree serves, by rank and offer; [`NO_STEP`] for none.

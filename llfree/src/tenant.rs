@@ -26,7 +26,6 @@ pub struct Tenant<'a> {
     pub(crate) refusal: Refusal<'a>,
     /// Where allocations without a handle come from.
     pub(crate) place: Place,
-    /// Handles made so far: each begins somewhere else.
     /// Handles that came and went.
     pub(crate) moves: &'a AtomicU64,
     pub(crate) policy: Policy,
@@ -184,6 +183,7 @@ impl<'a> Tenant<'a> {
         for tree in 0..self.trees.len() {
             self.recount_tree_as(tree, |hint| hint.reserved(false).at_home(false));
         }
+        self.moves.fetch_add(1, Ordering::Release);
     }
 
     /// Checks every entry against its bitfield; exact when nobody is at work. It holds whatever
@@ -217,12 +217,12 @@ impl<'a> Tenant<'a> {
             let class = if small { Class::MOVABLE } else { Class::HUGE };
             self.recount_tree_as(tree, |hint| hint.reserved(false).at_home(false).with_class(class));
         }
+        self.moves.fetch_add(1, Ordering::Release);
     }
 
     /// The contents of the hints' words are no longer trusted.
     pub(crate) fn forget(&self) {
         self.refusal.forget();
-        self.moves.store(0, Ordering::Relaxed);
         self.trees.unlist_all();
     }
 

@@ -1,39 +1,30 @@
-//! [`Vicinity`]: the trees that a handle looks at first, from its home up to the home of the next handle.
+//! [`Vicinity`]: the trees that a handle looks at first.
 //!
-//! Two handles at work in the same trees pay for each other's cache lines with every block: a third of the time where
-//! blocks of all orders come and go. So each has a home, marked in the hint of a tree and as far from the others' as can
-//! be, and looks beyond its vicinity only for what nothing in there can serve. Alone, a handle has all of memory.
-//!
-//! A place to look and nothing more: a mark that a dead handle left behind, or that somebody's recount wiped out, costs
-//! time and never memory.
+//! A place to look and nothing more: who has which one is for [`homes`](crate::homes) to say.
 
 use crate::hint::{Trees, Want};
-use crate::sync::Ordering;
-use crate::tenant::Tenant;
-
-/// Trees that are searched for homes at most: 64 GiB.
-const LOOKS: u32 = 1024;
-/// Handles that move in at the same moment find the same place; so often one of them looks again.
-const TRIES: u32 = 4;
-/// In a program of checkers, which are too short for a second search, nobody has a home.
-const HAS_HOMES: bool = !cfg!(any(loom, shuttle, stepping));
 
 /// Some trees in a row; the first tree follows the last.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Vicinity {
-    first: u32,
+    pub(crate) first: u32,
     /// [`u32::MAX`] for all trees.
-    len: u32,
+    pub(crate) len: u32,
     /// `first` has the mark of the handle whose vicinity this is.
-    is_home: bool,
+    pub(crate) is_home: bool,
+    /// The next search looks for a home first.
+    pub(crate) is_wanted: bool,
     /// The count of handles that came and went when it was measured.
-    moves: u64,
+    pub(crate) moves: u64,
 }
 
 impl Vicinity {
+    /// That of a handle which has not searched yet.
+    pub(crate) const NOWHERE: Self = Self { first: u32::MAX, is_wanted: true, ..Self::all(0) };
+
     /// All trees, beginning at one of them.
     pub(crate) const fn all(first: u32) -> Self {
-        Self { first, len: u32::MAX, is_home: false, moves: 0 }
+        Self { first, len: u32::MAX, is_home: false, is_wanted: false, moves: 0 }
     }
 
     #[cfg(test)]
@@ -42,7 +33,7 @@ impl Vicinity {
     }
 
     pub(crate) const fn first(&self) -> u32 {
-        self.first
+        if self.first == u32::MAX { 0 } else { self.first }
     }
 
     pub(crate) const fn is_all(&self) -> bool {
@@ -83,65 +74,5 @@ impl Trees<'_> {
                 return;
             }
         }
-    }
-}
-
-impl Tenant<'_> {
-    /// A vicinity for another handle: half of the longest one.
-    pub(crate) fn move_in(&self) -> Vicinity {
-        /// The golden ratio as a fraction of 2^32: its multiples never crowd.
-        const STEP: u32 = 0x9e37_79b9;
-        let moves = self.moves.fetch_add(1, Ordering::Relaxed);
-        let trees = self.trees.len();
-        let anywhere = (u64::from((moves as u32).wrapping_mul(STEP)) * u64::from(trees)) >> 32;
-        for _ in 0..if HAS_HOMES { TRIES } else { 0 } {
-            let home = if trees <= LOOKS { self.far_from_homes() } else { Some(anywhere as u32) };
-            let Some(home) = home else { break };
-            if !self.trees.change(home, |hint| hint.at_home(true)).0.is_home() {
-                let mut vicinity = Vicinity { is_home: true, ..Vicinity::all(home) };
-                self.measure(&mut vicinity);
-                return vicinity;
-            }
-        }
-        Vicinity::all(anywhere as u32)
-    }
-
-    /// The handle of a vicinity is gone.
-    pub(crate) fn move_out(&self, vicinity: &Vicinity) {
-        if vicinity.is_home {
-            self.trees.change(vicinity.first, |hint| hint.at_home(false));
-            self.moves.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Measures a vicinity anew if handles came or went.
-    #[inline]
-    pub(crate) fn measure_if_moved(&self, vicinity: &mut Vicinity) {
-        if vicinity.is_home && vicinity.moves != self.moves.load(Ordering::Relaxed) {
-            self.measure(vicinity);
-        }
-    }
-
-    #[inline(never)]
-    fn measure(&self, vicinity: &mut Vicinity) {
-        vicinity.moves = self.moves.load(Ordering::Relaxed);
-        let trees = self.trees.len();
-        let is_home = |place: &u32| self.trees.get((vicinity.first + place) % trees).is_home();
-        vicinity.len = (1..trees.min(LOOKS)).find(is_home).unwrap_or(u32::MAX);
-    }
-
-    /// The tree in the middle between two homes that are as far apart as any; none if all trees are homes.
-    fn far_from_homes(&self) -> Option<u32> {
-        let trees = self.trees.len();
-        let mut homes = (0..trees).filter(|tree| self.trees.get(*tree).is_home());
-        let Some(first) = homes.next() else { return Some(0) };
-        let (mut last, mut longest, mut home) = (first, 1, None);
-        for next in homes.chain([first + trees]) {
-            if next - last > longest {
-                (longest, home) = (next - last, Some((last + (next - last) / 2) % trees));
-            }
-            last = next;
-        }
-        home
     }
 }

@@ -20,9 +20,6 @@ const FEW_SEARCHES: u8 = 31;
 /// Looks that a search may cost on average where no tree in use has what it wants: a walk that looked at more
 /// is paid off by searches that take a free huge frame without one.
 const LOOKS_PER_SEARCH: u32 = 8;
-/// The last step that a handle takes in its own vicinity rather than to go abroad: the next ones break into memory that
-/// others need more.
-const NEAR_ENOUGH: u8 = 11;
 
 /// What a search knows, and the best tree so far with the step that says so.
 struct Walk<'s, 't> {
@@ -79,7 +76,7 @@ impl Tenant<'_> {
         if !spot.vicinity.is_all() {
             walk.go(spot.vicinity);
         }
-        if spot.vicinity.is_all() || walk.best.1 > NEAR_ENOUGH {
+        if spot.vicinity.is_all() || walk.best.1 > query.near_enough() {
             walk.go(Vicinity::all(0));
         }
         let Walk { best, looked, .. } = walk;

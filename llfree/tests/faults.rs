@@ -170,24 +170,28 @@ fn no_word_of_the_hints_is_believed() {
 /// Words that the other party can write were asserted upon.
 #[test]
 fn any_bits_in_any_shared_word_panic_neither_side() {
+    /// Four trees, the last one not whole.
+    const HUGE: u64 = 114;
     for seed in 0..60 {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let table = Table::installed(18);
+        let table = Table::installed(HUGE as usize);
         let tenant = table.tenant();
-        let mut cpu = tenant.cpu();
+        let (mut cpu, mut other) = (tenant.cpu(), tenant.cpu());
         for _ in 0..400 {
-            let huge = rng.usize(..18);
-            match rng.u8(..12) {
+            let huge = rng.usize(..HUGE as usize);
+            match rng.u8(..14) {
                 0 => table.entries[huge].store(rng.u16(..), Ordering::Relaxed),
-                1 => table.rows[rng.usize(..18 * 8)].store(rng.u64(..), Ordering::Relaxed),
-                2 => table.hints[0].store(rng.u16(..), Ordering::Relaxed),
+                1 => table.rows[rng.usize(..HUGE as usize * 8)].store(rng.u64(..), Ordering::Relaxed),
+                2 => table.hints[rng.usize(..table.hints.len())].store(rng.u16(..), Ordering::Relaxed),
                 3 => table.summary[rng.usize(..8)].store(rng.u64(..), Ordering::Relaxed),
                 4 => table.epoch.store(rng.u64(..), Ordering::Relaxed),
                 5 => table.residency[huge].store(rng.u8(..128), Ordering::Relaxed),
                 6 | 7 => drop(cpu.alloc(order(rng.u8(..=10)))),
+                11 => drop(other.alloc(order(rng.u8(..=10)))),
+                12 => other.drain(),
                 8 => drop(tenant.alloc(order(rng.u8(..=10)))),
-                9 => drop(cpu.free(FrameId(rng.u64(..19 * 512)), order(rng.u8(..=10)))),
-                10 => drop(tenant.free(FrameId(rng.u64(..19 * 512)), order(rng.u8(..=10)))),
+                9 => drop(cpu.free(FrameId(rng.u64(..(HUGE + 1) * 512)), order(rng.u8(..=10)))),
+                10 => drop(tenant.free(FrameId(rng.u64(..(HUGE + 1) * 512)), order(rng.u8(..=10)))),
                 _ => {
                     let _ = (tenant.stats(), table.host().census(), tenant.validate(), table.host().validate());
                     let _ = table.reclaim(huge as u32, Reclaim::Hard);

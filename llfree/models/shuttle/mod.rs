@@ -301,19 +301,19 @@ fn all_free(huge_frames: usize) -> Arc<Shared> {
     Arc::new(Shared::new(&frames, |_| 0))
 }
 
-/// Two handles that look for a tree at the same moment do not take the same one, nor follow each other from there.
+/// Handles that look for a tree at the same moment do not take the same one, nor follow each other from there.
 #[test]
-fn two_that_search_at_once_end_in_different_trees() {
+fn those_who_search_at_once_end_in_different_trees() {
     for order in [0, 3, 9, 10].map(|order| Order::new(order).expect("in range")) {
         schedules(200, move || {
-            let shared = all_free(96);
-            let parties: Vec<_> = (0..2)
+            let shared = all_free(160);
+            let parties: Vec<_> = (0..3)
                 .map(|_| {
                     let shared = shared.clone();
                     shuttle::thread::spawn(move || {
                         let tenant = shared.tenant();
-                        // The same start, as two have that left the same tree.
-                        let mut cpu = tenant.cpu();
+                        // The same start, as those have that left the same tree.
+                        let mut cpu = Cpu::new(tenant, Vicinity::all(0));
                         let block = cpu.alloc(order).expect("free").position().0;
                         std::mem::forget(cpu);
                         block.0 / 512 / 32
@@ -321,8 +321,8 @@ fn two_that_search_at_once_end_in_different_trees() {
                 })
                 .collect();
             let trees: Vec<_> = parties.into_iter().map(|party| party.join().expect("no panic")).collect();
-            assert_ne!(trees[0], trees[1], "{order:?}");
-            assert_eq!((0..3).filter(|tree| shared.tenant().trees.get(*tree).is_reserved()).count(), 2);
+            assert!(trees[0] != trees[1] && trees[1] != trees[2] && trees[0] != trees[2], "{order:?}: {trees:?}");
+            assert_eq!((0..5).filter(|tree| shared.tenant().trees.get(*tree).is_reserved()).count(), 3);
         });
     }
 }

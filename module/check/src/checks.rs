@@ -1,6 +1,7 @@
 //! The list of checks, and those of a process's life and of what else the kernel does with memory.
 
 use crate::child::Other;
+use crate::log::{clean_log, lockdep_is_on};
 use crate::row::{Outcome, check, read_the_log};
 use crate::system::{areas, attached, load, shrink_all, unload};
 use crate::tenant::{HUGE, Tenant};
@@ -149,13 +150,6 @@ pub(crate) fn count(failures: &mut u32, module: &str) {
     }
 }
 
-/// Lockdep counts its own findings, and stops with the first.
-fn lockdep_is_on() -> Option<bool> {
-    let text = std::fs::read_to_string("/proc/lockdep_stats").ok()?;
-    let line = text.lines().find(|line| line.trim_start().starts_with("debug_locks:"))?;
-    Some(line.split_whitespace().nth(1) == Some("1"))
-}
-
 fn checks_itself() -> Outcome {
     let symbols = std::fs::read_to_string("/proc/kallsyms").map_err(text)?;
     let kasan = symbols.lines().any(|line| line.ends_with(" kasan_report"));
@@ -180,43 +174,6 @@ fn swap(disks: [&str; 2], on: bool) -> bool {
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
-}
-
-/// What the module itself taints the kernel with: it is none of the kernel's own, and nobody signed it.
-const OUT_OF_TREE: u64 = 1 << 12 | 1 << 13;
-
-/// No complaint of the kernel.
-pub(crate) fn clean_log() -> Outcome {
-    let log = std::process::Command::new("dmesg").output().map_err(text)?;
-    let log = String::from_utf8_lossy(&log.stdout).into_owned();
-    let bad = [
-        "BUG:",
-        "WARNING:",
-        "KASAN",
-        "INFO: task",
-        "general protection",
-        "Oops",
-        "possible circular",
-        "possible recursive",
-        "possible irq",
-        "inconsistent lock",
-        "rcu: INFO",
-        "detected stalls",
-        "bad page",
-        "Bad page",
-        "ODEBUG",
-        "kernel BUG",
-        "page_table_check",
-    ];
-    let found: Vec<_> = log.lines().filter(|line| bad.iter().any(|word| line.contains(word))).collect();
-    let tainted = std::fs::read_to_string("/proc/sys/kernel/tainted").map_err(text)?;
-    let tainted = tainted.trim().parse::<u64>().map_err(text)? & !OUT_OF_TREE;
-    let lockdep = lockdep_is_on();
-    if found.is_empty() && tainted == 0 && lockdep != Some(false) {
-        Ok(lockdep.map_or(String::new(), |_| "lockdep is still at work".to_owned()))
-    } else {
-        Err(format!("tainted: {tainted:#x}; {}", found.join("\n    ")))
-    }
 }
 
 fn basics() -> Outcome {

@@ -7,6 +7,7 @@
 mod checks;
 mod child;
 mod device;
+mod log;
 mod measure;
 mod memory;
 mod races;

@@ -66,25 +66,7 @@ pub(crate) fn without_swap(failures: &mut u32, compared: bool) {
         expect(evicted == 0, || format!("{evicted} frames"))?;
         Ok(String::new())
     });
-    check(failures, "in another cgroup than its own an area looks after itself", || {
-        let (first, second) = (Group::new("first", &[])?, Group::new("second", &[])?);
-        let mut tenant = Other::start(128, "8", "kernel", Some(&first))?;
-        let wait = || std::thread::sleep(std::time::Duration::from_secs(6));
-        wait();
-        let before = tenant.number("evicted")?;
-        second.write("cgroup.procs", &tenant.pid().to_string())?;
-        let mut after = before;
-        for _ in 0..5 {
-            wait();
-            after = tenant.number("evicted")?;
-            if after == 56 {
-                break;
-            }
-        }
-        tenant.ask("verify")?;
-        expect(before == 0 && after == 56, || format!("{before} frames, then {after} of 56"))?;
-        Ok(String::new())
-    });
+    check(failures, "in another cgroup than its own an area looks after itself", moved_to_another_group);
     check(failures, "a tenant that frees nothing is never touched", || {
         let group = limited()?;
         let mut tenant = Other::start(192, "all", "kernel", Some(&group))?;
@@ -117,6 +99,27 @@ pub(crate) fn without_swap(failures: &mut u32, compared: bool) {
         expect(of_full == 0, || format!("{of_full} frames of the full one"))?;
         Ok(format!("{evicted} frames"))
     });
+}
+
+/// What the kernel takes by the charges of a cgroup is out of its reach once the process is in another one.
+fn moved_to_another_group() -> Outcome {
+    let (first, second) = (Group::new("first", &[])?, Group::new("second", &[])?);
+    let mut tenant = Other::start(128, "8", "kernel", Some(&first))?;
+    let wait = || std::thread::sleep(std::time::Duration::from_secs(6));
+    wait();
+    let before = tenant.number("evicted")?;
+    second.write("cgroup.procs", &tenant.pid().to_string())?;
+    let mut after = before;
+    for _ in 0..5 {
+        wait();
+        after = tenant.number("evicted")?;
+        if after == 56 {
+            break;
+        }
+    }
+    tenant.ask("verify")?;
+    expect(before == 0 && after == 56, || format!("{before} frames, then {after} of 56"))?;
+    Ok(String::new())
 }
 
 /// With swap there is something else to take: what is free goes, and what is in use comes back whole.

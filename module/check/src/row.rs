@@ -1,5 +1,6 @@
 //! A check, and its row of the table.
 
+use crate::log::clean_log;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -19,7 +20,7 @@ pub(crate) fn check(failures: &mut u32, name: &str, check: impl FnOnce() -> Outc
     let start = Instant::now();
     let mut outcome = check();
     if outcome.is_ok() && WITH_LOG.load(Relaxed) {
-        outcome = crate::checks::clean_log().and(outcome);
+        outcome = clean_log().and(outcome);
     }
     let (verdict, note) = match &outcome {
         Ok(note) => ("passed", note),
