@@ -36,7 +36,7 @@ use vm_memory::{FileOffset, MmapRegion};
 /// `"LLFRAREA"` in memory order.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LLFRAREA");
 /// Version of the file. Raised whenever a program with the old number would misread it; the region in it has a version of its own.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const HEADER_BYTES: usize = 4096;
 const WORDS: usize = HEADER_BYTES / 8;

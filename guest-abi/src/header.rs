@@ -25,7 +25,8 @@
 //! Raise it whenever a guest built against the old number would misread or miswrite a word: a
 //! field moves, changes meaning or disappears, a call's words change. Do not raise it for what an
 //! old guest can ignore: a new [`Call`](crate::Call), a new control word, a new field in space
-//! that was zero; announce those with a feature bit. Host and guest must have the same number.
+//! that was zero; announce those with a feature bit. A part that changes its size needs none either, for the header has
+//! offsets and sizes, and [`Header::check`] compares them. Host and guest must have the same number.
 
 use crate::mailbox::Mailbox;
 use shared_layout::table::TableLayout;

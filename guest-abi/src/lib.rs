@@ -16,9 +16,10 @@
 //! ```text
 //! +--------+-----------+--------------+--------------------+-------------+
 //! | header | mailboxes | huge entries | bitfields          | tenant area |
-//! | 4 KiB  | 512 B/vCPU| 2 B/2 MiB    | 64 B/2 MiB         | 42 B/GiB    |
+//! | 4 KiB  | 512 B/vCPU| 2 B/2 MiB    | 64 B/2 MiB         | 42 B/GiB *  |
 //! +--------+-----------+--------------+--------------------+-------------+
 //! ```
+//! \* and up to 256 bytes more for each of the first 4 GiB
 #![no_std]
 
 #[cfg(test)]

@@ -68,7 +68,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Every class for itself; strangers are stolen from when nothing else is left. What
+    /// Every class for itself; strangers are stolen from when nothing else is left, but for whole huge frames with memory,
+    /// of which a CPU's handle takes the near ones first. What
     /// [`Policy::DEFAULT`] adds: trees of huge blocks are demoted before others are stolen from,
     /// for they have no small blocks that a newcomer could be mixed with.
     pub const SEPARATE: Self = {

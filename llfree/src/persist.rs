@@ -32,7 +32,7 @@
 //! # When to raise [`VERSION`]
 //! Raise it whenever a program with the old number would misread or miswrite a region: a word
 //! moves, changes meaning or gets a new one that may not be ignored, an entry has a new state. Do
-//! not raise it for the hints: nobody reads another's. There is no conversion in place: a program
+//! not raise it for what hints say: nobody reads another's. There is no conversion in place: a program
 //! that wants to read an older version keeps that version's reader.
 
 use crate::durable::WriteBack;

@@ -2,7 +2,7 @@
 
 use crate::class::{Class, Rank};
 use crate::hint::{TreeHint, Want};
-use crate::steps::{HUGE_NEAR, HUGE_STEPS, HUGE_TABLE, SMALL_NEAR, SMALL_STEPS, SMALL_TABLE, Step};
+use crate::steps::{HUGE_STEPS, HUGE_TABLE, NO_STEP, SMALL_NEAR, SMALL_STEPS, SMALL_TABLE, Step};
 use crate::tenant::Tenant;
 use shared_layout::Order;
 
@@ -53,9 +53,13 @@ impl Query {
         self.reserve && (!self.order.is_huge() || self.class == Class::HUGE)
     }
 
-    /// The last step that a handle takes in its own vicinity rather than to go abroad for a better one.
-    pub(crate) fn near_enough(self) -> u8 {
-        if self.order.is_huge() { HUGE_NEAR } else { SMALL_NEAR }
+    /// Whether a handle takes this step in its own vicinity rather than to go abroad for a better one: it costs no
+    /// install, and puts no small block among those of another class. A whole huge frame is in nobody's way.
+    pub(crate) fn is_near_enough(self, step: u8) -> bool {
+        if !self.order.is_huge() {
+            return step <= SMALL_NEAR;
+        }
+        step == 0 || step != NO_STEP && self.class == Class::HUGE && self.want(step) == Want::Installed
     }
 
     pub(crate) fn want(self, step: u8) -> Want {

@@ -49,7 +49,6 @@ pub(crate) const HUGE_STEPS: [Step; 6] = [
     Step(Want::Free, Rank::Steal, true),
 ];
 pub(crate) const HUGE_GOOD: u8 = 1;
-pub(crate) const HUGE_NEAR: u8 = 0;
 pub(crate) const HUGE_PASSES: [(Want, u8); 2] = [(Want::Installed, 0), (Want::Free, 1)];
 
 /// The number of the first step that a tree serves, by rank and offer; [`NO_STEP`] for none.

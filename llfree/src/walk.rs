@@ -76,7 +76,7 @@ impl Tenant<'_> {
         if !spot.vicinity.is_all() {
             walk.go(spot.vicinity);
         }
-        if spot.vicinity.is_all() || walk.best.1 > query.near_enough() {
+        if spot.vicinity.is_all() || !query.is_near_enough(walk.best.1) {
             walk.go(Vicinity::all(0));
         }
         let Walk { best, looked, .. } = walk;

@@ -167,6 +167,42 @@ fn handles_divide_memory_among_themselves() {
     assert_eq!(found + used, 512 * 512);
 }
 
+/// Memory that needs an install was taken near by while there was backed memory elsewhere.
+#[test]
+fn no_handle_takes_evicted_memory_while_there_is_other() {
+    for o in [0, 3, 6, 9, 10] {
+        let table = Table::installed(512);
+        (256..512).for_each(|huge| assert!(table.reclaim(huge, Reclaim::Soft)));
+        let tenant = table.tenant();
+        let mut cpus = [tenant.cpu(), tenant.cpu()];
+        // A quarter of memory each, which is all that is backed.
+        for _ in 0..(128 * 512) >> o {
+            for cpu in &mut cpus {
+                let block = cpu.alloc(order(o)).expect("free");
+                assert!(matches!(block, Allocation::Ready(_)), "order {o}: {block:?}");
+            }
+        }
+    }
+}
+
+/// A handle put its blocks among those of another class because that was near.
+#[test]
+fn no_handle_steals_near_by_while_there_are_free_trees() {
+    let table = Table::installed(512);
+    let tenant = table.tenant();
+    // A movable frame in each tree of one half.
+    for tree in 0..8 {
+        let _ = ready(tenant.alloc_at(FrameId(tree * 32 * 512), Order::BASE).expect("free"));
+    }
+    let mut cpus = [tenant.cpu(), tenant.cpu()];
+    for (cpu, class) in cpus.iter_mut().zip([Class::IMMOVABLE, Class::new(3).expect("in range")]) {
+        for o in [0, 4, 8] {
+            let frame = ready(cpu.alloc_class(order(o), class).expect("free"));
+            assert!(frame.0 >= 256 * 512, "{class:?}, order {o}: among movable blocks at {frame:?}");
+        }
+    }
+}
+
 /// More handles than trees: those without a part of their own work everywhere.
 #[test]
 fn more_handles_than_trees_find_all_memory() {

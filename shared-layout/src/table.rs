@@ -118,8 +118,8 @@ impl TableLayout {
         self.tenant + Self::summary_words(self.huge_frames) * 8
     }
 
-    /// Words from one tree's hint to the next: the hints of a table below 8 GiB are spread over four cache lines, so that
-    /// CPUs which divide its trees among themselves do not meet in one. A power of two up to 32.
+    /// Words from one tree's hint to the next: those of a table up to 4 GiB are spread over four cache lines or nearly so,
+    /// a line each at most, so that CPUs which divide its trees among themselves do not meet in one. A power of two.
     #[must_use]
     pub const fn hint_stride(huge_frames: u32) -> u32 {
         const WORDS: u32 = 4 * HINTS_PER_LINE;
@@ -151,8 +151,8 @@ impl TableLayout {
         BITMAPS as u64 * trees.div_ceil(64) as u64
     }
 
-    /// 64-bit words at the start of the tenant area: the bitmaps, a counter of handles and the last
-    /// refusal, in whole cache lines so that the hints begin at one.
+    /// 64-bit words at the start of the tenant area: the bitmaps, a count of handles that came and went and the
+    /// last refusal, in whole cache lines so that the hints begin at one.
     #[must_use]
     pub const fn summary_words(huge_frames: u32) -> u64 {
         (Self::bitmap_words(Self::trees(huge_frames)) + 2).next_multiple_of(8)

@@ -15,6 +15,7 @@ impl Lower<'_> {
     /// the bits of each row that has some. Returns whether there were any, and the entry's `evicted`; the entry has
     /// room afterwards if not all could be had.
     pub(crate) fn take_rest(&self, huge: HugeId, most: u32, rows: &mut [u64; ROWS]) -> Result<bool, Miss> {
+        debug_assert!(rows.iter().all(|row| *row == 0), "what was taken here is counted there");
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
         let words = self.rows_of(huge);
         // The look at the rows does not wait for the change of the entry.
