@@ -18,6 +18,7 @@ pub struct FrameId(pub u64);
 impl FrameId {
     /// The huge frame that this frame lies in; `None` beyond what a [`HugeId`] can number.
     #[must_use]
+    #[inline]
     pub const fn huge(self) -> Option<HugeId> {
         let huge = self.0 / FRAMES_PER_HUGE;
         if huge <= u32::MAX as u64 { Some(HugeId(huge as u32)) } else { None }
@@ -25,18 +26,21 @@ impl FrameId {
 
     /// Position inside its huge frame, `0..512`.
     #[must_use]
+    #[inline]
     pub const fn offset_in_huge(self) -> usize {
         (self.0 % FRAMES_PER_HUGE) as usize
     }
 
     /// Byte offset from the start of RAM.
     #[must_use]
+    #[inline]
     pub const fn byte_offset(self) -> u64 {
         self.0 * FRAME_SIZE
     }
 
     /// Whether a block of `order` may start here.
     #[must_use]
+    #[inline]
     pub const fn is_aligned(self, order: Order) -> bool {
         self.0 & (order.frames() - 1) == 0
     }
@@ -49,18 +53,21 @@ pub struct HugeId(pub u32);
 impl HugeId {
     /// Its first base frame.
     #[must_use]
+    #[inline]
     pub const fn first_frame(self) -> FrameId {
         FrameId(self.0 as u64 * FRAMES_PER_HUGE)
     }
 
     /// Index into a per-huge-frame array.
     #[must_use]
+    #[inline]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 
     /// Byte offset from the start of RAM.
     #[must_use]
+    #[inline]
     pub const fn byte_offset(self) -> u64 {
         self.0 as u64 * HUGE_SIZE
     }
@@ -80,12 +87,14 @@ impl HugeRange {
 
     /// `count` huge frames from `first` on; `None` if they do not end at or below `u32::MAX`.
     #[must_use]
+    #[inline]
     pub const fn new(first: HugeId, count: u32) -> Option<Self> {
         if count <= u32::MAX - first.0 { Some(Self { first, count }) } else { None }
     }
 
     /// The same, but shorter if it would end above `u32::MAX`, where no table reaches.
     #[must_use]
+    #[inline]
     pub const fn saturating(first: HugeId, count: u32) -> Self {
         let most = u32::MAX - first.0;
         Self { first, count: if count < most { count } else { most } }
@@ -93,18 +102,21 @@ impl HugeRange {
 
     /// The first `count` huge frames of RAM.
     #[must_use]
+    #[inline]
     pub const fn up_to(count: u32) -> Self {
         Self { first: HugeId(0), count }
     }
 
     /// From `first` up to and without `end`; empty if that lies before.
     #[must_use]
+    #[inline]
     pub const fn between(first: HugeId, end: HugeId) -> Self {
         Self { first, count: end.0.saturating_sub(first.0) }
     }
 
     /// Those that some of these bytes of RAM lie in.
     #[must_use]
+    #[inline]
     pub fn around(bytes: Range<u64>) -> Self {
         if bytes.is_empty() {
             return Self::EMPTY;
@@ -117,48 +129,56 @@ impl HugeRange {
 
     /// Its first huge frame, if there is any.
     #[must_use]
+    #[inline]
     pub const fn first(self) -> HugeId {
         self.first
     }
 
     /// How many.
     #[must_use]
+    #[inline]
     pub const fn count(self) -> u32 {
         self.count
     }
 
     /// The huge frame past the end of the range.
     #[must_use]
+    #[inline]
     pub const fn end(self) -> HugeId {
         HugeId(self.first.0 + self.count)
     }
 
     /// Whether there is none.
     #[must_use]
+    #[inline]
     pub const fn is_empty(self) -> bool {
         self.count == 0
     }
 
     /// Whether `huge` is one of them.
     #[must_use]
+    #[inline]
     pub const fn contains(self, huge: HugeId) -> bool {
         self.first.0 <= huge.0 && huge.0 - self.first.0 < self.count
     }
 
     /// Bytes of memory.
     #[must_use]
+    #[inline]
     pub const fn bytes(self) -> u64 {
         self.count as u64 * HUGE_SIZE
     }
 
     /// Byte offset of its start from the start of RAM.
     #[must_use]
+    #[inline]
     pub const fn byte_offset(self) -> u64 {
         self.first.byte_offset()
     }
 
     /// Takes `huge` in if it is the frame past the end; whether it did.
     #[must_use]
+    #[inline]
     pub const fn append(&mut self, huge: HugeId) -> bool {
         let is_next = huge.0 == self.first.0 + self.count && huge.0 < u32::MAX;
         self.count += is_next as u32;
@@ -167,6 +187,7 @@ impl HugeRange {
 
     /// The first `count` of them, or all if there are no more, and the rest.
     #[must_use]
+    #[inline]
     pub const fn split(self, count: u32) -> (Self, Self) {
         let head = if count < self.count { count } else { self.count };
         let rest = Self { first: HugeId(self.first.0 + head), count: self.count - head };
@@ -174,6 +195,7 @@ impl HugeRange {
     }
 
     /// Them, one by one.
+    #[inline]
     pub fn iter(self) -> impl DoubleEndedIterator<Item = HugeId> + ExactSizeIterator + Clone {
         self.into_iter()
     }
@@ -181,6 +203,7 @@ impl HugeRange {
 
 /// One huge frame. `u32::MAX`, which is no frame of any table, gives an empty range.
 impl From<HugeId> for HugeRange {
+    #[inline]
     fn from(huge: HugeId) -> Self {
         Self::saturating(huge, 1)
     }
@@ -190,6 +213,7 @@ impl IntoIterator for HugeRange {
     type Item = HugeId;
     type IntoIter = core::iter::Map<Range<u32>, fn(u32) -> HugeId>;
 
+    #[inline]
     fn into_iter(self) -> Self::IntoIter {
         (self.first.0..self.first.0 + self.count).map(HugeId)
     }
@@ -211,36 +235,42 @@ impl Order {
 
     /// `None` above [`Order::MAX`].
     #[must_use]
+    #[inline]
     pub const fn new(order: u8) -> Option<Self> {
         if order <= Self::MAX.0 { Some(Self(order)) } else { None }
     }
 
     /// The exponent, `0..=10`.
     #[must_use]
+    #[inline]
     pub const fn get(self) -> u8 {
         self.0
     }
 
     /// Base frames in a block of this order.
     #[must_use]
+    #[inline]
     pub const fn frames(self) -> u64 {
         1 << self.0
     }
 
     /// Bytes in a block of this order.
     #[must_use]
+    #[inline]
     pub const fn bytes(self) -> u64 {
         self.frames() * FRAME_SIZE
     }
 
     /// Huge frames that a block of this order touches: 1, or 2 for order 10.
     #[must_use]
+    #[inline]
     pub const fn huge_frames(self) -> u32 {
         if self.0 > Self::HUGE.0 { 1 << (self.0 - Self::HUGE.0) } else { 1 }
     }
 
     /// Whether the block is made of whole huge frames (order 9 and 10).
     #[must_use]
+    #[inline]
     pub const fn is_huge(self) -> bool {
         self.0 >= Self::HUGE.0
     }
