@@ -16,6 +16,7 @@ use crate::host::{Reclaim, Residency};
 use crate::run::Behind;
 use crate::sync::Ordering;
 use crate::tenant::Tenant;
+use crate::vicinity::Vicinity;
 use shared::Shared;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
