@@ -206,7 +206,9 @@ impl<'a> Lower<'a> {
             return Err(self.bound(huge));
         }
         let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| Miss::NoFit)?;
-        self.set_some(huge, word, order, old, seen)
+        let taken = self.set_some(huge, word, order, old, seen)?;
+        self.after_take(huge, order, old);
+        Ok(taken)
     }
 
     /// Sets the bits of a block, which the counter of the entry was lowered for, at the place where free frames were
@@ -229,7 +231,7 @@ impl<'a> Lower<'a> {
             };
             // Another one is faster than us only where it makes progress itself.
             if self.set_block(huge, offset, order) {
-                return Ok(self.taken(huge, offset, order, old));
+                return Ok(self.taken(huge, offset, old));
             }
         }
         self.give_up(huge, word, order.frames() as u16);
@@ -250,13 +252,20 @@ impl<'a> Lower<'a> {
 
     /// A block whose bits were set, out of an entry that was `old` before.
     #[inline(always)]
-    #[expect(clippy::inline_always, reason = "a compare and a branch, at the end of each take")]
-    fn taken(&self, huge: HugeId, offset: usize, order: Order, old: HugeEntry) -> Taken {
+    #[expect(clippy::inline_always, reason = "an addition and a test, at the end of each take")]
+    fn taken(&self, huge: HugeId, offset: usize, old: HugeEntry) -> Taken {
         self.settle(huge);
+        Taken { frame: FrameId(huge.first_frame().0 + offset as u64), evicted: old.is_evicted() }
+    }
+
+    /// After a take that searched: lowers the bound on the runs if this was the last of the longest. A take where one
+    /// of its size came free lately does without: the next such block is expected there, and a bound that is too high
+    /// costs a search no more than this look.
+    #[inline]
+    fn after_take(&self, huge: HugeId, order: Order, old: HugeEntry) {
         if Run::of(order) == old.run() && order > Order::BASE && old.free() > order.frames() as u16 {
             self.after_longest(huge, order);
         }
-        Taken { frame: FrameId(huge.first_frame().0 + offset as u64), evicted: old.is_evicted() }
     }
 
     /// Raises the counter by frames whose bits were cleared before, in runs of at most `run`; the entry

@@ -6,12 +6,16 @@
 
 use shared_layout::{FrameId, HugeEntry, Order};
 
-/// Places for each order: as many as make three of four blocks find one where all orders are alike.
-const PLACES: usize = 4;
+/// Places for each order: as many as make nine of ten blocks find one where all orders are alike.
+const PLACES: usize = 16;
 /// Orders 1 to 8. Single frames have registers of their own.
 const ORDERS: usize = Order::HUGE.get() as usize - 1;
-/// A huge frame with more free frames than this may soon be free as a whole.
+/// A huge frame with more free frames than this may soon be free as a whole. A block of half of one finds no fuller one.
 const MOST_FREE: u16 = 256;
+const HALF: Order = match Order::new(Order::HUGE.get() - 1) {
+    Some(half) => half,
+    None => panic!("below order 9"),
+};
 /// No place: it lies past the end of every table.
 const NOWHERE: FrameId = FrameId(u64::MAX);
 
@@ -37,7 +41,7 @@ impl Warm {
     /// A block was freed; its huge frame is `after` now.
     #[inline]
     pub(crate) fn put(&mut self, frame: FrameId, order: Order, after: HugeEntry) {
-        if after.free() <= MOST_FREE
+        if (after.free() <= MOST_FREE || order == HALF)
             && let Some(places) = self.of(order)
         {
             places.frames[usize::from(places.next) % PLACES] = frame;
@@ -64,12 +68,13 @@ mod tests {
         let mut warm = Warm::NOTHING;
         let used = HugeEntry::FREE_INSTALLED.take(300).expect("in range");
         let order = |order| Order::new(order).expect("in range");
-        for frame in (0..6).map(|n| FrameId(8 * n)) {
+        let past = PLACES as u64 + 2;
+        for frame in (0..past).map(|n| FrameId(8 * n)) {
             warm.put(frame, order(3), used);
         }
         warm.put(FrameId(4), order(1), used);
-        for expected in [40, 32, 24, 16] {
-            assert_eq!(warm.pop(order(3)), Some(FrameId(expected)));
+        for expected in (2..past).rev() {
+            assert_eq!(warm.pop(order(3)), Some(FrameId(8 * expected)));
         }
         assert_eq!((warm.pop(order(3)), warm.pop(order(8))), (None, None));
         warm.put(FrameId(48), order(3), used);
@@ -89,5 +94,7 @@ mod tests {
         assert_eq!(warm.pop(Order::ROW), None);
         warm.put(FrameId(0), Order::ROW, HugeEntry::FREE_INSTALLED.take(256).expect("in range"));
         assert_eq!(warm.pop(Order::ROW), Some(FrameId(0)));
+        warm.put(FrameId(256), HALF, HugeEntry::FREE_INSTALLED.take(1).expect("in range"));
+        assert_eq!(warm.pop(HALF), Some(FrameId(256)));
     }
 }

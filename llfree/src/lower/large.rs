@@ -24,7 +24,9 @@ impl<'a> Lower<'a> {
             self.give_up(huge, word, order.frames() as u16);
             return Err(Miss::Undone);
         }
-        Ok(self.taken(huge, offset, order, old))
+        let taken = self.taken(huge, offset, old);
+        self.after_take(huge, order, old);
+        Ok(taken)
     }
 
     /// Takes the block of one, two or four rows that begins at a frame, if it is free.
@@ -46,7 +48,7 @@ impl<'a> Lower<'a> {
             self.give_up(huge, word, order.frames() as u16);
             return Err(Miss::Undone);
         }
-        Ok(self.taken(huge, frame.offset_in_huge(), order, old))
+        Ok(self.taken(huge, frame.offset_in_huge(), old))
     }
 
     /// Takes a huge frame that `accepts` likes.
