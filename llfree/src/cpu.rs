@@ -136,7 +136,11 @@ impl<'a> Cpu<'a> {
             return self.alloc_large(order, class);
         }
         if class == self.class
-            && let Some(taken) = if order == Order::BASE { self.pop_rest() } else { self.pop_row(order) }
+            && let Some(taken) = if order == Order::BASE {
+                self.pop_rest().or_else(|| self.take_crowded(class))
+            } else {
+                self.pop_row(order)
+            }
         {
             return Some(taken);
         }
@@ -373,7 +377,9 @@ impl<'a> Cpu<'a> {
         }
         let tenant = self.tenant;
         let mut spot = self.spot;
-        let found = tenant.search(&mut spot, Query::reserving(order, class), |huge| {
+        let through = small.map(tree_of).filter(|tree| order == Order::BASE && self.crowded.is_through(*tree));
+        let query = Query { through, ..Query::reserving(order, class) };
+        let found = tenant.search(&mut spot, query, |huge| {
             let crowded = order == Order::BASE && tenant.entry(huge).is_some_and(|e| e.free() <= CROWDED_FRAMES);
             if crowded { self.take_rest(huge, class) } else { self.take_row(huge, order, class) }
         });
@@ -400,6 +406,11 @@ impl<'a> Cpu<'a> {
     /// A frame out of the rest of a huge frame, all of which is ours then.
     #[inline(never)]
     fn take_rest(&mut self, huge: HugeId, class: Class) -> Option<Taken> {
+        if self.tenant.entry(huge).is_some_and(|e| e.free() == 1)
+            && let Some(taken) = self.tenant.noted(huge, self.tenant.lower.take_only(huge))
+        {
+            return Some(taken);
+        }
         let evicted = self.tenant.noted(huge, self.tenant.lower.take_rest(huge, self.share, &mut self.rest))?;
         if self.tenant.entry(huge).is_some_and(HugeEntry::has_room) {
             // Some of it could not be had, and looked taken meanwhile.
@@ -414,11 +425,24 @@ impl<'a> Cpu<'a> {
         self.pop_row(Order::BASE)
     }
 
+    /// A frame out of the next huge frame that the look at its tree found, while nothing that was freed comes first.
+    #[inline]
+    fn take_crowded(&mut self, class: Class) -> Option<Taken> {
+        let small = self.spot.small[usize::from(class.get())]?;
+        if self.freed.bits.count_ones() >= REUSED_FRAMES || !self.crowded.is_of(tree_of(small)) {
+            return None;
+        }
+        let next = self.crowded.next()?;
+        let taken = self.take_rest(next, class)?;
+        self.spot.small[usize::from(class.get())] = Some(next);
+        Some(taken)
+    }
+
     /// The next huge frame in use with little room in the tree of the last one.
     fn next_crowded(&mut self, last: HugeId) -> Option<HugeId> {
         let tree = tree_of(last);
         if !self.crowded.is_of(tree) {
-            self.crowded = Listed::new(tree, (self.tenant.crowded(tree), true), last);
+            self.crowded = Listed::new(tree, self.tenant.crowded(tree), last);
         }
         self.crowded.next()
     }

@@ -18,17 +18,19 @@ pub(crate) struct Query {
     pub(crate) reserve: bool,
     /// One block is taken, and no row or rest to serve others from.
     pub(crate) single: bool,
+    /// A tree that the caller went through.
+    pub(crate) through: Option<u32>,
 }
 
 impl Query {
     /// For a caller without a handle: its place remembers a reservation for small blocks.
     pub(crate) const fn at_place(order: Order) -> Self {
-        Self { order, class: Class::of(order), reserve: !order.is_huge(), single: false }
+        Self { order, class: Class::of(order), reserve: !order.is_huge(), single: false, through: None }
     }
 
     /// For a CPU with a handle.
     pub(crate) const fn reserving(order: Order, class: Class) -> Self {
-        Self { order, class, reserve: true, single: false }
+        Self { order, class, reserve: true, single: false, through: None }
     }
 
     /// For a CPU with a handle that has rows already, or cannot use any.

@@ -225,6 +225,9 @@ impl Tenant<'_> {
             self.catch_up(spot, epoch);
         }
         let mut broken = Broken::default();
+        if let Some(tree) = query.through {
+            broken.add(tree);
+        }
         if query.single
             && let Some(tree) = spot.last_tree
         {

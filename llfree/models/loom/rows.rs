@@ -130,6 +130,39 @@ fn rest_against_give() {
     );
 }
 
+/// The only free frame of the huge frame, as a bit of row 0.
+fn take_only(t: &Table) -> u64 {
+    t.lower().take_only(H0).ok().map_or(0, |taken| 1 << taken.frame.0)
+}
+
+#[test]
+fn the_only_frame_has_one_taker() {
+    for other in [take_only, |t: &Table| take(t, 0), take_row, take_rest] {
+        race(
+            || Table::one_row(0b100),
+            take_only,
+            other,
+            |t, only, other| {
+                disjoint(t, 0b100, 0, only, other);
+                assert_eq!(only | other, 0b100, "one of them gets it");
+            },
+        );
+    }
+}
+
+#[test]
+fn the_only_frame_against_give() {
+    race(
+        || Table::one_row(0b100),
+        take_only,
+        |t| t.lower().give_in_row(FrameId(0), order(0)).is_some(),
+        |t, only, given| {
+            assert!(given);
+            disjoint(t, 0b100, 1, only, 0);
+        },
+    );
+}
+
 #[test]
 fn rest_against_a_row_given_back() {
     race(

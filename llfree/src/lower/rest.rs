@@ -4,13 +4,39 @@ use super::{FOREVER, Lower, ROW_PASSES, transition};
 use crate::row::{ROW_FRAMES, ones};
 use crate::rows::ROWS;
 use crate::sync::Ordering;
-use crate::taken::Miss;
+use crate::taken::{Miss, Taken};
 use shared_layout::{HugeEntry, HugeId};
 
 /// So few are counted as they are taken.
 const FEW_FRAMES: u32 = 2;
 
 impl Lower<'_> {
+    /// Takes the only free frame of a huge frame.
+    #[inline]
+    pub(crate) fn take_only(&self, huge: HugeId) -> Result<Taken, Miss> {
+        let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
+        let words = self.rows_of(huge);
+        let mut free = [0; ROWS];
+        free.iter_mut().zip(words).for_each(|(to, row)| *to = !row.load(Ordering::Relaxed));
+        // One of them has a bit: which one nobody could predict.
+        let (mut bits, mut index) = (0, 0);
+        for (at, row) in free.iter().enumerate() {
+            bits |= row;
+            index |= if *row != 0 { at } else { 0 };
+        }
+        let row = words.get(index).ok_or(Miss::NoFit)?;
+        if bits == 0 || bits & (bits - 1) != 0 {
+            return Err(Miss::NoFit);
+        }
+        let take = |e: HugeEntry| if e.free() == 1 { e.take(1) } else { None };
+        let old = transition(word, FOREVER, take).map_err(|_| Miss::NoFit)?;
+        if row.compare_exchange(!bits, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            self.give_up(huge, word, 1);
+            return Err(Miss::Undone);
+        }
+        Ok(self.taken(huge, index * ROW_FRAMES + bits.trailing_zeros() as usize, old))
+    }
+
     /// Takes all free frames of a huge frame that has at most a row's worth of them, or no more than `most`: `rows` gets
     /// the bits of each row that has some. Returns whether there were any, and the entry's `evicted`; the entry has
     /// room afterwards if not all could be had.
