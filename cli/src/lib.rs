@@ -36,6 +36,7 @@ pub mod demo;
 pub mod exit;
 pub mod exporter;
 pub mod failure;
+mod file_kind;
 pub mod log_ring;
 pub mod log_writer;
 pub mod render;

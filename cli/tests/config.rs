@@ -1,6 +1,7 @@
 //! `--config`: a launch's flags in a file, what is wrong there, and `--print-config`, which writes one.
 
 use crate::common::{Scratch, need_kvm};
+use rustix::fs::{CWD, FileType, mknodat};
 use serde_json::json;
 
 /// A line of a file, and words of its refusal.
@@ -68,7 +69,17 @@ fn what_is_wrong_in_a_config_is_said_with_file_line_and_key() {
     );
     scratch.file("binary.toml", b"mem = \"\xff\"");
     scratch.run(&["--config", "binary.toml"]).exits(1).one_error_line();
-    for (path, words) in [("absent.toml", "No such file"), (".", "directory"), ("", "--config")] {
+    // Nobody writes into it, and nobody waits for that.
+    mknodat(CWD, scratch.path().join("pipe"), FileType::Fifo, 0o600.into(), 0).expect("a pipe");
+    let _socket = std::os::unix::net::UnixListener::bind(scratch.path().join("socket")).expect("a socket");
+    for (path, words) in [
+        ("absent.toml", "No such file"),
+        (".", "it is a directory; name a regular file"),
+        ("pipe", "cannot read the config pipe: it is a pipe; name a regular file"),
+        ("socket", "it is a socket; name a regular file"),
+        ("/dev/zero", "it is a device; name a regular file"),
+        ("", "--config"),
+    ] {
         let output = scratch.run(&["--config", path]).exits(1);
         assert!(output.one_error_line().contains(words), "{output:#?}");
     }

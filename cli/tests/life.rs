@@ -1,6 +1,7 @@
 //! A VM's life as a script sees it: started in the background, waited for, asked by name, stopped.
 
 use crate::common::{MIB, Process, Scratch, need_kvm, number, wait_for};
+use rustix::fs::{CWD, FileType, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::path::Path;
@@ -82,6 +83,12 @@ fn a_detached_launch_that_fails_says_why_and_has_its_exit_code() {
     assert_eq!((json["error"]["kind"].as_str(), json["error"]["exit_code"].as_u64()), (Some("in_use"), Some(1)));
     let log = scratch.run(&["--mem", "64M", "--detach", "--log-file", "/no/such/dir/log"]).exits(1);
     assert!(log.one_error_line().contains("could not open the log file"), "{log:?}");
+    // Nobody reads from it, and no launch waits for that.
+    mknodat(CWD, scratch.path().join("pipe"), FileType::Fifo, 0o600.into(), 0).expect("a pipe");
+    for flag in ["--log-file", "--pid-file"] {
+        let piped = scratch.run(&["--mem", "64M", "--name", "db", "--detach", flag, "pipe"]).exits(1);
+        assert!(piped.one_error_line().contains("it is a pipe; name a regular file"), "{flag}: {piped:?}");
+    }
     scratch.run(&["stop", "--all"]).exits(0);
 }
 

@@ -34,7 +34,8 @@ impl MetricsFile {
     /// The file at this path, which is absolute from here on.
     ///
     /// # Errors
-    /// A path without a file name, or without a directory that it could be made in: it is tried.
+    /// A path without a file name, or without a directory that it could be made in, which is tried; or of something there
+    /// that is no regular file.
     pub fn new(path: &Path) -> Result<Self, FileError> {
         let failed = |source| FileError { path: path.to_owned(), source };
         let absolute = std::path::absolute(path).map_err(failed)?;
@@ -42,6 +43,10 @@ impl MetricsFile {
         let Some(name) = name else {
             return Err(failed(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory")));
         };
+        // It is exchanged and removed, which no device or pipe should be.
+        if absolute.metadata().is_ok_and(|there| !there.is_file()) {
+            return Err(failed(io::Error::other("it is not a regular file")));
+        }
         let mut beside = std::ffi::OsString::from(".");
         beside.push(name);
         beside.push(format!(".{}", std::process::id()));
@@ -122,10 +127,16 @@ mod tests {
     #[test]
     fn a_path_that_cannot_be_written_is_refused_before_anything_else() {
         let scratch = tempfile::tempdir().expect("scratch");
-        for path in [scratch.path().join("no/such/vm.prom"), scratch.path().to_owned(), PathBuf::from("/proc/x.prom")] {
+        // A socket in the place of a device, which a test that fails would remove.
+        let device = scratch.path().join("device");
+        let _socket = std::os::unix::net::UnixListener::bind(&device).expect("scratch");
+        let unwritable =
+            [scratch.path().join("no/such/vm.prom"), scratch.path().to_owned(), "/proc/x.prom".into(), device.clone()];
+        for path in unwritable {
             let error = MetricsFile::new(&path).expect_err("no file");
             assert!(error.to_string().contains(&*path.to_string_lossy()), "{error}");
         }
+        std::fs::remove_file(&device).expect("it stays");
         let file = MetricsFile::new(&scratch.path().join("vm.prom")).expect("writable");
         std::fs::create_dir(scratch.path().join("vm.prom")).expect("scratch");
         file.write("a 1\n").expect_err("a directory took its place");

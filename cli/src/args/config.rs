@@ -4,6 +4,7 @@
 //! parser, one set of defaults and one help for both; what this file adds is where a word stood, for the line of an error.
 //! A file and a command line may say the same, and must not contradict each other: neither is read over.
 
+use crate::file_kind::must_be_regular;
 use clap::builder::ValueRange;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
@@ -12,6 +13,7 @@ use llfree_base::printable;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use toml_writer::{ToTomlValue, TomlStringBuilder};
@@ -264,8 +266,13 @@ fn list(words: &[String]) -> String {
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
+    // Asked before opening: opening a pipe waits for whoever writes into it, who may never come.
+    must_be_regular(std::fs::metadata(path)?.file_type())?;
+    // And not to wait for what takes its place just then.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    must_be_regular(file.metadata()?.file_type())?;
     let mut text = String::new();
-    File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    file.take(MOST_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MOST_BYTES {
         return Err(io::Error::other(format!("it is larger than {} KiB", MOST_BYTES >> 10)));
     }

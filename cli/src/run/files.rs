@@ -2,6 +2,7 @@
 
 use super::events::Part;
 use crate::background::replace;
+use crate::file_kind::must_be_regular;
 use crate::roles::LOG_FLAGS;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use llfree_control::watch::watch;
@@ -9,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,12 @@ impl LogFile {
     /// Opens it. Stderr stays what it is until [`enter`](Self::enter), and may be given back at the end.
     pub(super) fn open(path: &Path, gives_back: bool) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
+        // Asked before opening, which waits for the other end of a pipe.
+        if let Ok(there) = std::fs::metadata(&path)
+            && !there.file_type().is_char_device()
+        {
+            must_be_regular(there.file_type())?;
+        }
         let file = open(&path)?;
         let before = gives_back.then(|| io::stderr().as_fd().try_clone_to_owned()).transpose()?;
         Ok(Self { path, file, before })
@@ -105,6 +112,10 @@ impl PidFile {
     /// Writes it.
     pub(super) fn write(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
+        // Asked before opening, which waits for the other end of a pipe; and the file goes with the VM, as no device should.
+        if let Ok(there) = std::fs::metadata(&path) {
+            must_be_regular(there.file_type())?;
+        }
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&path)?;
         let written = Self(path);
         writeln!(file, "{}", std::process::id())?;

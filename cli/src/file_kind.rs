@@ -1,0 +1,18 @@
+//! What a file that the command line names may be: a pipe makes whoever opens it wait for its other end.
+
+use std::fs::FileType;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+
+/// # Errors
+/// It is something else: what, and what to do.
+pub(crate) fn must_be_regular(kind: FileType) -> io::Result<()> {
+    let what = match kind {
+        _ if kind.is_file() => return Ok(()),
+        _ if kind.is_dir() => "a directory",
+        _ if kind.is_fifo() => "a pipe",
+        _ if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(io::Error::other(format!("it is {what}; name a regular file")))
+}
