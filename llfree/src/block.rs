@@ -16,12 +16,14 @@ pub struct Block {
 impl Block {
     /// Its first frame.
     #[must_use]
+    #[inline]
     pub fn frame(&self) -> FrameId {
         self.frame
     }
 
     /// Its size.
     #[must_use]
+    #[inline]
     pub fn order(&self) -> Order {
         self.order
     }
@@ -38,29 +40,34 @@ pub struct EvictedBlock {
 impl EvictedBlock {
     /// The huge frames to ask the host for: one, or two for order 10.
     #[must_use]
+    #[inline]
     pub fn huge_range(&self) -> HugeRange {
         huge_range(self.block.frame, self.block.order)
     }
 
     /// The first huge frame to ask the host for.
     #[must_use]
+    #[inline]
     pub fn first_huge(&self) -> HugeId {
         self.huge_range().first()
     }
 
     /// How many huge frames to ask for: 1, or 2 for order 10.
     #[must_use]
+    #[inline]
     pub fn huge_frames(&self) -> u32 {
         self.huge_range().count()
     }
 
     /// The block, now that the host backed all of it with memory.
+    #[inline]
     pub(crate) fn installed(self) -> Block {
         self.block
     }
 
     /// Gives up on it: what to pass to a `free`.
     #[must_use]
+    #[inline]
     pub fn release(self) -> (FrameId, Order) {
         (self.block.frame, self.block.order)
     }
@@ -77,6 +84,7 @@ pub enum Allocation {
 }
 
 impl Allocation {
+    #[inline]
     pub(crate) fn new(taken: Taken, order: Order) -> Self {
         let block = Block { frame: taken.frame, order };
         if taken.evicted { Self::Evicted(EvictedBlock { block }) } else { Self::Ready(block) }
@@ -84,6 +92,7 @@ impl Allocation {
 
     /// The block's first frame and order, backed or not.
     #[must_use]
+    #[inline]
     pub fn position(&self) -> (FrameId, Order) {
         match self {
             Self::Ready(block) | Self::Evicted(EvictedBlock { block }) => (block.frame, block.order),
@@ -92,6 +101,7 @@ impl Allocation {
 }
 
 /// The huge frames that a block of some table touches.
+#[inline]
 pub(crate) fn huge_range(frame: FrameId, order: Order) -> HugeRange {
     HugeRange::saturating(HugeId((frame.0 / Order::HUGE.frames()) as u32), order.huge_frames())
 }

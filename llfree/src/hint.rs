@@ -23,8 +23,8 @@
 //! mark of the CPU that reserved a tree must not be lost to somebody's recount.
 //!
 //! Why 32 huge frames: the entries of a tree are one cache line, so that CPUs in different trees do
-//! not disturb each other; 64 MiB let a CPU work for long without a search; and the hints stay
-//! below 50 bytes a GiB.
+//! not disturb each other; 64 MiB let a CPU work for long without a search; and the hints of a table
+//! from 4 GiB on stay below 70 bytes a GiB.
 
 use crate::class::Class;
 use crate::error::{Part, TableError, check_len};

@@ -19,11 +19,11 @@ const FULL_FRAMES: u16 = 256;
 const LISTED_TRIES: u32 = 4;
 
 impl Tenant<'_> {
-    /// The huge frames of a tree that are in use and have little room, a bit each; and whether no others have any.
+    /// The huge frames of a tree that are in use and have little room, a bit each; and whether no others have a free frame.
     pub(crate) fn crowded(&self, tree: u32) -> (u32, bool) {
         let entries = self.entries_of(tree);
         let crowded = entries.mask(|entry| entry.has_room() & (entry.free() <= CROWDED_FRAMES));
-        (crowded, crowded == entries.mask(|entry| entry.has_room()))
+        (crowded, crowded == entries.mask(|entry| entry.has_room() | entry.is_all_free()))
     }
 
     /// A block out of a huge frame that had one when the tree of the last one was looked at.

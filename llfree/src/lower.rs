@@ -258,9 +258,9 @@ impl<'a> Lower<'a> {
         Taken { frame: FrameId(huge.first_frame().0 + offset as u64), evicted: old.is_evicted() }
     }
 
-    /// After a take that searched: lowers the bound on the runs if this was the last of the longest. A take where one
-    /// of its size came free lately does without: the next such block is expected there, and a bound that is too high
-    /// costs a search no more than this look.
+    /// After a take that looked through the huge frame: lowers the bound on the runs if this was the last of the longest.
+    /// A take at a place that the caller knew does without: most often that is one where a block of this size was freed
+    /// lately and comes free again, and a bound that is too high costs a search no more than this look.
     #[inline]
     fn after_take(&self, huge: HugeId, order: Order, old: HugeEntry) {
         if Run::of(order) == old.run() && order > Order::BASE && old.free() > order.frames() as u16 {

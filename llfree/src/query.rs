@@ -18,7 +18,7 @@ pub(crate) struct Query {
     pub(crate) reserve: bool,
     /// One block is taken, and no row or rest to serve others from.
     pub(crate) single: bool,
-    /// A tree that the caller went through.
+    /// A tree that the caller found nothing more in: its hint is not up to date.
     pub(crate) through: Option<u32>,
 }
 

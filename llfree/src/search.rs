@@ -226,7 +226,8 @@ impl Tenant<'_> {
         }
         let mut broken = Broken::default();
         if let Some(tree) = query.through {
-            broken.add(tree);
+            // Most often it has nothing left: then the walk does not choose it to find that out.
+            self.recount_tree(tree);
         }
         if query.single
             && let Some(tree) = spot.last_tree

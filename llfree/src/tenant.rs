@@ -152,6 +152,7 @@ impl<'a> Tenant<'a> {
     ///
     /// # Errors
     /// The error in the block; nothing changed unless [`FreeError::Corrupt`].
+    #[inline]
     pub fn free(&self, frame: FrameId, order: Order) -> Result<(), FreeError> {
         if order <= Order::ROW
             && let Some((huge, after)) = self.lower.give_in_row(frame, order)
@@ -288,6 +289,7 @@ impl EvictedBlock {
     ///
     /// # Errors
     /// The block itself, if the host did not.
+    #[inline]
     pub fn confirm(self, tenant: &Tenant<'_>) -> Result<Block, Self> {
         if tenant.is_evicted(self.huge_range()) { Err(self) } else { Ok(self.installed()) }
     }
@@ -297,6 +299,7 @@ impl EvictedBlock {
     /// In a process that owns its memory: the first touch brings it, so the block is ready as soon as its huge
     /// frames say so. The reclaimer must [know such a tenant](crate::host::Installer::Tenant).
     #[must_use]
+    #[inline]
     pub fn self_install(self, tenant: &Tenant<'_>) -> Block {
         for huge in self.huge_range() {
             tenant.lower.self_install(huge);

@@ -10,7 +10,8 @@ use shared_layout::{FrameId, HugeEntry, Order};
 const PLACES: usize = 16;
 /// Orders 1 to 8. Single frames have registers of their own.
 const ORDERS: usize = Order::HUGE.get() as usize - 1;
-/// A huge frame with more free frames than this may soon be free as a whole. A block of half of one finds no fuller one.
+/// A huge frame with more free frames than this may soon be free as a whole. There are few that a block of half of one fits
+/// in: for these it takes a huge frame that is free already.
 const MOST_FREE: u16 = 256;
 const HALF: Order = match Order::new(Order::HUGE.get() - 1) {
     Some(half) => half,
@@ -41,7 +42,7 @@ impl Warm {
     /// A block was freed; its huge frame is `after` now.
     #[inline]
     pub(crate) fn put(&mut self, frame: FrameId, order: Order, after: HugeEntry) {
-        if (after.free() <= MOST_FREE || order == HALF)
+        if (after.free() <= MOST_FREE || order == HALF && !after.is_all_free())
             && let Some(places) = self.of(order)
         {
             places.frames[usize::from(places.next) % PLACES] = frame;
@@ -96,5 +97,7 @@ mod tests {
         assert_eq!(warm.pop(Order::ROW), Some(FrameId(0)));
         warm.put(FrameId(256), HALF, HugeEntry::FREE_INSTALLED.take(1).expect("in range"));
         assert_eq!(warm.pop(HALF), Some(FrameId(256)));
+        warm.put(FrameId(256), HALF, HugeEntry::FREE_INSTALLED);
+        assert_eq!(warm.pop(HALF), None);
     }
 }

@@ -133,6 +133,25 @@ fn a_class_of_the_users_own_keeps_its_huge_blocks_apart() {
 
 /// Two handles in one tree pay for each other's cache lines: each has a part of memory, and all of it if need be.
 #[test]
+fn single_frames_fill_a_tree_before_the_next() {
+    let table = Table::installed(4 * 32);
+    let tenant = table.tenant();
+    let mut cpu = tenant.cpu();
+    for n in 0..32 * 512 {
+        let frame = ready(cpu.alloc(Order::BASE).expect("free"));
+        assert!(frame.0 < 32 * 512, "frame {n} is {frame:?}");
+    }
+    // Frames that come free where it went through are found before another tree is begun.
+    for n in 0..512 {
+        tenant.free(FrameId(32 * n), Order::BASE).expect("ours");
+    }
+    for n in 0..512 {
+        let frame = ready(cpu.alloc(Order::BASE).expect("free"));
+        assert!(frame.0 < 32 * 512, "frame {n} is {frame:?}");
+    }
+}
+
+#[test]
 fn handles_divide_memory_among_themselves() {
     let table = Table::installed(512);
     let tenant = table.tenant();
