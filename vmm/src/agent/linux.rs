@@ -327,15 +327,19 @@ mod tests {
     fn a_flood_costs_the_timeout_and_an_agent_that_does_not_read_is_named() {
         let (agent, port) = agent();
         port.open();
-        let stop = AtomicBool::new(false);
+        let (began, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     if port.has_room() {
                         port.give(&[3; 4096]);
+                        began.store(true, Ordering::Relaxed);
                     }
                 }
             });
+            while !began.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
             assert_eq!(agent.run(Command::Stats, Duration::from_millis(20)), Err(AgentError::NotUp));
             stop.store(true, Ordering::Relaxed);
         });
