@@ -4,9 +4,9 @@
 //! compare-and-swap on the entry and one on the row (or all of a huge frame that has no more than
 //! 64 left), and serves blocks of order 0 to 5 from a register; frees into that row go back the
 //! same way. A free elsewhere goes straight to the table, unless it follows another one in its row:
-//! then the row gathers in a second register. A block that neither serves comes from where one of its order was freed
-//! lately, and only then from a search. To everybody else frames in these rows are
-//! allocated: a handle that dies with its memory leaks at most [`HANDLE_FRAMES`].
+//! then the row gathers in a second register. A block of order 1 to 8 comes from where one of its order was freed
+//! lately, if there is such a place; what neither that nor a register serves is searched for. To everybody else frames in
+//! these rows are allocated: a handle that dies with its memory leaks at most [`HANDLE_FRAMES`].
 //!
 //! Handles begin far from each other, and each comes back to the trees that it freed memory in: so
 //! two CPUs at work write no cache line in common, and lose nothing to each other.
@@ -139,7 +139,8 @@ impl<'a> Cpu<'a> {
             && let Some(taken) = if order == Order::BASE {
                 self.pop_rest().or_else(|| self.take_crowded(class))
             } else {
-                self.pop_row(order)
+                // Rows last longer then, and memory that blocks come and go in stays as it is.
+                self.take_warm(order, class).or_else(|| self.pop_row(order))
             }
         {
             return Some(taken);
