@@ -175,6 +175,12 @@ impl<'a> Cpu<'a> {
     /// A block where one of its order was freed lately, if it is free still and nobody else's tree.
     #[inline]
     fn take_warm(&mut self, order: Order, class: Class) -> Option<Taken> {
+        // Most callers that take blocks of one order only have none.
+        if self.warm.has(order) { self.take_warmest(order, class) } else { None }
+    }
+
+    #[inline(never)]
+    fn take_warmest(&mut self, order: Order, class: Class) -> Option<Taken> {
         let frame = self.warm.pop(order)?;
         let huge = frame.huge()?;
         let tree = tree_of(huge);

@@ -17,26 +17,36 @@ const HALF: Order = match Order::new(Order::HUGE.get() - 1) {
     Some(half) => half,
     None => panic!("below order 9"),
 };
-/// No place: it lies past the end of every table.
-const NOWHERE: FrameId = FrameId(u64::MAX);
 
 #[derive(Clone, Copy, Debug)]
 struct Places {
     /// A ring: the last one in comes out first, and takes the place of the oldest.
     frames: [FrameId; PLACES],
     next: u8,
+    len: u8,
 }
 
 /// The places of one handle.
 #[derive(Debug)]
-pub(crate) struct Warm([Places; ORDERS]);
+pub(crate) struct Warm {
+    places: [Places; ORDERS],
+    /// The orders that have some, a bit each.
+    orders: u16,
+}
 
 impl Warm {
-    pub(crate) const NOTHING: Self = Self([Places { frames: [NOWHERE; PLACES], next: 0 }; ORDERS]);
+    pub(crate) const NOTHING: Self =
+        Self { places: [Places { frames: [FrameId(0); PLACES], next: 0, len: 0 }; ORDERS], orders: 0 };
+
+    /// Whether there is a place for a block of this order.
+    #[inline]
+    pub(crate) const fn has(&self, order: Order) -> bool {
+        self.orders >> order.get() & 1 != 0
+    }
 
     #[inline]
     fn of(&mut self, order: Order) -> Option<&mut Places> {
-        self.0.get_mut(usize::from(order.get()).wrapping_sub(1))
+        self.places.get_mut(usize::from(order.get()).wrapping_sub(1))
     }
 
     /// A block was freed; its huge frame is `after` now.
@@ -47,16 +57,20 @@ impl Warm {
         {
             places.frames[usize::from(places.next) % PLACES] = frame;
             places.next = places.next.wrapping_add(1);
+            places.len = (places.len + 1).min(PLACES as u8);
+            self.orders |= 1 << order.get();
         }
     }
 
     /// The place of the last block of this order that was freed and whose place was not asked for since.
     #[inline]
     pub(crate) fn pop(&mut self, order: Order) -> Option<FrameId> {
-        let places = self.of(order)?;
+        let places = self.of(order).filter(|places| places.len > 0)?;
+        places.len -= 1;
         places.next = places.next.wrapping_sub(1);
-        let frame = core::mem::replace(&mut places.frames[usize::from(places.next) % PLACES], NOWHERE);
-        (frame != NOWHERE).then_some(frame)
+        let (frame, len) = (places.frames[usize::from(places.next) % PLACES], places.len);
+        self.orders &= !(u16::from(len == 0) << order.get());
+        Some(frame)
     }
 }
 
