@@ -78,9 +78,14 @@ const SCRAPES: &[Allow] = &[
 ];
 const METRICS_FLAGS: u64 = llfree_metrics::file::OPEN.bits() as u64;
 
-/// How the log is opened: the one way in which the event loop may open a file for writing.
-pub(crate) const LOG_FLAGS: OFlags =
-    OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::APPEND).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+/// How the log is opened: the one way in which the event loop may open a file for writing. It does not wait for the other end
+/// of a pipe.
+pub(crate) const LOG_FLAGS: OFlags = OFlags::WRONLY
+    .union(OFlags::CREATE)
+    .union(OFlags::APPEND)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::NONBLOCK);
 /// The kernel's `O_LARGEFILE`, which some open files with; the C library's is 0.
 const LARGEFILE: u64 = 0o100_000;
 

@@ -1,8 +1,12 @@
 //! `--config`: a launch's flags in a file, what is wrong there, and `--print-config`, which writes one.
 
-use crate::common::{Scratch, need_kvm};
+use crate::common::{Scratch, need_kvm, wait_for};
 use rustix::fs::{CWD, FileType, mknodat};
+use rustix::io::ioctl_fionread;
 use serde_json::json;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::symlink;
 
 /// A line of a file, and words of its refusal.
 #[track_caller]
@@ -83,6 +87,37 @@ fn what_is_wrong_in_a_config_is_said_with_file_line_and_key() {
         let output = scratch.run(&["--config", path]).exits(1);
         assert!(output.one_error_line().contains(words), "{output:#?}");
     }
+}
+
+#[test]
+fn a_config_may_come_by_a_pipe_that_the_launch_was_given() {
+    let scratch = Scratch::new();
+    symlink("/dev/stdin", scratch.path().join("link")).expect("scratch");
+    for path in ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0", "link"] {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        let mut command = scratch.command(&["--config", path, "--print-config"]);
+        writer.write_all(b"mem = ").expect("a pipe");
+        let launch = command.stdin(reader.try_clone().expect("a pipe")).spawn().expect("the binary starts");
+        drop(command);
+        // Whoever writes may think in the middle of it.
+        wait_for("the first part is read", || (ioctl_fionread(&reader).expect("a pipe") == 0).then_some(()));
+        drop(reader);
+        // It fails where nobody reads on, which shows below.
+        let _ = writer.write_all(b"\"1G\"\n");
+        drop(writer);
+        let output = launch.wait_with_output().expect("a child");
+        let said = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(said, ("mem = \"1G\"\n".into(), "".into()), "{path}");
+    }
+    // One with a name whose writer is through and gone: nobody waits for another.
+    let name = scratch.path().join("pipe");
+    mknodat(CWD, &name, FileType::Fifo, 0o600.into(), 0).expect("a pipe");
+    let mut both = File::options().read(true).write(true).open(&name).expect("ours");
+    let reader = File::open(&name).expect("the other end is open");
+    both.write_all(b"mem = \"2G\"\n").expect("a pipe");
+    drop(both);
+    let output = scratch.command(&["--config", "/dev/stdin", "--print-config"]).stdin(reader).output();
+    assert_eq!(String::from_utf8_lossy(&output.expect("the binary starts").stdout), "mem = \"2G\"\n");
 }
 
 #[test]

@@ -102,6 +102,15 @@ fn the_log_goes_to_its_file_which_sighup_opens_anew() {
     vm.signal(Signal::HUP);
     wait_for("the log goes on in a new file", || text(&log).contains("the log goes on here").then_some(()));
     assert_eq!(scratch.run(&["status", "--json"]).exits(0).json()["name"], "web", "SIGHUP ends nothing");
+    // A pipe that nobody reads in the log's place is not waited for.
+    std::fs::remove_file(&log).expect("scratch");
+    mknodat(CWD, &log, FileType::Fifo, 0o600.into(), 0).expect("a pipe");
+    let said = |words: &str| scratch.run(&["logs", "web"]).exits(0).stdout.contains(words).then_some(());
+    vm.signal(Signal::HUP);
+    wait_for("the log stays where it is", || said("the log stays where it is: cannot open"));
+    std::fs::remove_file(&log).expect("scratch");
+    vm.signal(Signal::HUP);
+    wait_for("the log goes on", || text(&log).contains("the log goes on here").then_some(()));
     // The same lines are in memory.
     let lines = scratch.run(&["logs", "web"]).exits(0).stdout;
     assert!(lines.contains("the log goes on here"), "{lines}");

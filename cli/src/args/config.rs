@@ -10,6 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use llfree_base::printable;
+use rustix::fs::OFlags;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,6 +21,8 @@ use toml_writer::{ToTomlValue, TomlStringBuilder};
 
 /// The most bytes in a file.
 const MOST_BYTES: u64 = 64 << 10;
+/// The most symbolic links in a row that the kernel follows.
+const MOST_LINKS: u32 = 40;
 
 /// Flags that are about the command, not about the VM.
 const NO_KEYS: [&str; 6] = ["help", "version", "json", "verbose", "config", "print-config"];
@@ -266,17 +269,42 @@ fn list(words: &[String]) -> String {
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
-    // Asked before opening: opening a pipe waits for whoever writes into it, who may never come.
-    must_be_regular(std::fs::metadata(path)?.file_type())?;
-    // And not to wait for what takes its place just then.
+    let is_descriptor = is_descriptor(path);
+    if !is_descriptor {
+        // Asked before opening: opening a pipe waits for whoever writes into it, who may never come.
+        must_be_regular(std::fs::metadata(path)?.file_type())?;
+    }
+    // And not to wait for what takes its place just then, nor for a writer who is through and gone.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    must_be_regular(file.metadata()?.file_type())?;
+    if is_descriptor {
+        // Who writes may take a while. Opened anew, it has flags of its own: nobody else's change.
+        rustix::fs::fcntl_setfl(&file, rustix::fs::fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    } else {
+        must_be_regular(file.metadata()?.file_type())?;
+    }
     let mut text = String::new();
     file.take(MOST_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MOST_BYTES {
         return Err(io::Error::other(format!("it is larger than {} KiB", MOST_BYTES >> 10)));
     }
     Ok(text)
+}
+
+/// Whether a path names what this process was given open, as /dev/stdin and a shell's `<(...)` do: a pipe there has had
+/// another end.
+fn is_descriptor(path: &Path) -> bool {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let Ok(directory) = std::fs::canonicalize(parent) else { return false };
+        // What lies there looks like a link to what is open, and leads to that itself.
+        if directory.starts_with("/proc") && directory.ends_with("fd") {
+            return true;
+        }
+        let Ok(target) = std::fs::read_link(&path) else { return false };
+        path = directory.join(target);
+    }
+    false
 }
 
 fn shown(path: &Path) -> String {

@@ -6,7 +6,7 @@ use crate::file_kind::must_be_regular;
 use crate::roles::LOG_FLAGS;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use llfree_control::watch::watch;
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,13 +26,15 @@ impl LogFile {
     /// Opens it. Stderr stays what it is until [`enter`](Self::enter), and may be given back at the end.
     pub(super) fn open(path: &Path, gives_back: bool) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
-        // Asked before opening, which waits for the other end of a pipe.
+        // Asked before opening, for the name of what it is.
         if let Ok(there) = std::fs::metadata(&path)
             && !there.file_type().is_char_device()
         {
             must_be_regular(there.file_type())?;
         }
         let file = open(&path)?;
+        // A slow device is waited for: what was logged so far is written at once, and must not be lost.
+        rustix::fs::fcntl_setfl(&file, rustix::fs::fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
         let before = gives_back.then(|| io::stderr().as_fd().try_clone_to_owned()).transpose()?;
         Ok(Self { path, file, before })
     }
@@ -61,7 +63,8 @@ impl LogFile {
     }
 }
 
-/// A file, or a device without an end such as /dev/null: a pipe could block whoever logs.
+/// A file, or a device without an end such as /dev/null: a pipe could block whoever logs. One is not waited for here, where
+/// the event loop would be. A device stays non-blocking when this is opened anew, for which the log's writer waits by itself.
 fn open(path: &Path) -> io::Result<OwnedFd> {
     let file = rustix::fs::openat(CWD, path, LOG_FLAGS, Mode::from(0o640))?;
     match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
@@ -112,11 +115,15 @@ impl PidFile {
     /// Writes it.
     pub(super) fn write(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
-        // Asked before opening, which waits for the other end of a pipe; and the file goes with the VM, as no device should.
+        // Asked before opening, for the name of what it is; the file goes with the VM, as no device should.
         if let Ok(there) = std::fs::metadata(&path) {
             must_be_regular(there.file_type())?;
         }
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&path)?;
+        let mut options = OpenOptions::new();
+        // And not to wait for the other end of a pipe that takes its place just then.
+        options.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NONBLOCK);
+        let mut file = options.open(&path)?;
+        must_be_regular(file.metadata()?.file_type())?;
         let written = Self(path);
         writeln!(file, "{}", std::process::id())?;
         Ok(written)
