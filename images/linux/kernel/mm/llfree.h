@@ -194,6 +194,7 @@ void llfree_put_aside(struct llfree_zone *lz, struct page *page);
 void llfree_sort_out(struct zone *zone, struct page *page, unsigned int order);
 void llfree_set_held_aside(void);
 unsigned long llfree_return_blocks(bool failed);
+unsigned long llfree_return_some(bool failed);
 
 /* In mm/llfree_guest.c: has memory put behind huge frames; interrupts off. */
 bool llfree_install(unsigned long frame, unsigned int count);

@@ -4,18 +4,26 @@
  * for them. They are set aside, which takes them out of the free lists and out
  * of MemTotal, and go back when the host has returned them, or to be tried
  * again.
+ *
+ * A large grow returns many at once. Each goes back with zone->lock held and
+ * interrupts off, so this is done in batches. Who may sleep walks the whole
+ * list, one at a time; an allocation, which may come from anywhere, has one
+ * batch, and a worker does the rest.
  */
 
 #include <linux/mm.h>
 #include <linux/mmzone.h>
+#include <linux/mutex.h>
 #include <linux/page-flags.h>
 #include <linux/sched.h>
 
 #include "internal.h"
 #include "llfree.h"
 
-/* Blocks that are given back with zone->lock held. */
+/* Blocks that are looked at, and may go back, with zone->lock held. */
 #define LLFREE_BATCH		32
+/* The same for those who may not sleep, if few of what they see goes back. */
+#define LLFREE_GLANCES		256
 
 /*
  * Puts a huge frame that is in no list aside, until the host returns it. Its
@@ -99,21 +107,20 @@ void llfree_set_held_aside(void)
 	}
 }
 
-/*
- * The first block that is set aside goes back, or to the end: who does that for
- * as many as there are has looked at each, whatever others do meanwhile.
- */
-static bool llfree_return_first(struct zone *zone, bool failed)
+/* Whether the host has returned a block; or if its install @failed, any time. */
+static bool llfree_is_back(struct page *page, bool failed)
+{
+	u16 now = READ_ONCE(*llfree_entry(page_to_pfn(page))) & ~LLFREE_EVICTED;
+
+	return now == LLFREE_FREE || (failed && now == LLFREE_HUGE);
+}
+
+/* A block that is set aside goes back to the free lists. */
+static void llfree_return(struct zone *zone, struct page *page)
 {
 	struct llfree_zone *lz = llfree_zone(zone);
-	struct page *page = list_first_entry(&lz->aside, struct page, lru);
-	u16 now = READ_ONCE(*llfree_entry(page_to_pfn(page))) & ~LLFREE_EVICTED;
 	unsigned long i;
 
-	if (now != LLFREE_FREE && !(failed && now == LLFREE_HUGE)) {
-		list_move_tail(&page->lru, &lz->aside);
-		return false;
-	}
 	list_del(&page->lru);
 	for (i = 0; i < LLFREE_PAGES; i++)
 		__ClearPageOffline(page + i);
@@ -121,39 +128,98 @@ static bool llfree_return_first(struct zone *zone, bool failed)
 	lz->returns++;
 	adjust_managed_page_count(page, LLFREE_PAGES);
 	llfree_free(zone, page, LLFREE_ORDER);
-	return true;
+}
+
+/* Whether there is nothing to do for a zone, without its lock. */
+static bool llfree_has_all(struct zone *zone)
+{
+	struct llfree_zone *lz = llfree_zone(zone);
+
+	return !READ_ONCE(lz->nr_aside) && !READ_ONCE(lz->failures);
 }
 
 /*
- * Puts blocks that are set aside, and that the host has returned, back into
+ * What does not go back goes to the end of the list. New blocks do, too, and
+ * others only take blocks off it. So when as many were looked at as there were
+ * at first, each of those was, though the lock was dropped meanwhile.
+ */
+static unsigned long llfree_return_zone(struct zone *zone, bool failed)
+{
+	struct llfree_zone *lz = llfree_zone(zone);
+	unsigned long flags, left, returned = 0;
+
+	spin_lock_irqsave(&zone->lock, flags);
+	if (failed)
+		llfree_end_pause(lz);
+	for (left = lz->nr_aside; left && lz->nr_aside; left--) {
+		struct page *page;
+
+		page = list_first_entry(&lz->aside, struct page, lru);
+		if (llfree_is_back(page, failed)) {
+			llfree_return(zone, page);
+			returned++;
+		} else {
+			list_move_tail(&page->lru, &lz->aside);
+		}
+		if (left % LLFREE_BATCH == 1) {
+			spin_unlock_irqrestore(&zone->lock, flags);
+			cond_resched();
+			spin_lock_irqsave(&zone->lock, flags);
+		}
+	}
+	spin_unlock_irqrestore(&zone->lock, flags);
+	return returned;
+}
+
+/*
+ * Puts all blocks that are set aside, and that the host has returned, back into
  * the free lists; also those whose install @failed, to try again at once.
- * Returns huge frames.
+ * Returns huge frames. May sleep.
  */
 unsigned long llfree_return_blocks(bool failed)
 {
+	/* Of two, each would find but what the other one has left. */
+	static DEFINE_MUTEX(alone);
+	unsigned long returned = 0;
+	struct zone *zone;
+
+	mutex_lock(&alone);
+	for_each_populated_zone(zone)
+		if (!llfree_has_all(zone))
+			returned += llfree_return_zone(zone, failed);
+	mutex_unlock(&alone);
+	return returned;
+}
+
+/*
+ * The same for one batch a zone, from any context. The order of the list stays,
+ * for the sake of who walks it.
+ */
+unsigned long llfree_return_some(bool failed)
+{
 	unsigned long flags, returned = 0;
+	struct page *page, *next;
 	struct zone *zone;
 
 	for_each_populated_zone(zone) {
 		struct llfree_zone *lz = llfree_zone(zone);
-		unsigned long left;
+		unsigned int looks = 0, batch = 0;
 
-		if (!READ_ONCE(lz->nr_aside) && !READ_ONCE(lz->failures))
+		if (llfree_has_all(zone))
 			continue;
 		spin_lock_irqsave(&zone->lock, flags);
 		if (failed)
 			llfree_end_pause(lz);
-		for (left = lz->nr_aside; left && lz->nr_aside; left--) {
-			/* There may be many, and interrupts are off. */
-			if (left % LLFREE_BATCH == 0) {
-				spin_unlock_irqrestore(&zone->lock, flags);
-				spin_lock_irqsave(&zone->lock, flags);
-				if (!lz->nr_aside)
-					break;
-			}
-			returned += llfree_return_first(zone, failed);
+		list_for_each_entry_safe(page, next, &lz->aside, lru) {
+			if (looks++ == LLFREE_GLANCES || batch == LLFREE_BATCH)
+				break;
+			if (!llfree_is_back(page, failed))
+				continue;
+			llfree_return(zone, page);
+			batch++;
 		}
 		spin_unlock_irqrestore(&zone->lock, flags);
+		returned += batch;
 	}
 	return returned;
 }

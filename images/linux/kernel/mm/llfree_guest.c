@@ -39,7 +39,7 @@
 
 struct llfree_host llfree_host;
 
-/* What was seen of the host's words. */
+/* What was seen of the host's words; an epoch, once all was looked at for it. */
 static u64 llfree_seen_epoch;
 static u64 llfree_seen_limit;
 static u64 llfree_failed_status;
@@ -59,6 +59,8 @@ static void llfree_retry_fn(struct work_struct *work);
 static DECLARE_DELAYED_WORK(llfree_retry, llfree_retry_fn);
 static void llfree_later_fn(struct irq_work *work);
 static DEFINE_IRQ_WORK(llfree_later, llfree_later_fn);
+static void llfree_soon_fn(struct irq_work *work);
+static DEFINE_IRQ_WORK(llfree_soon, llfree_soon_fn);
 static DEFINE_MUTEX(llfree_mutex);
 
 static u64 llfree_word(unsigned int offset)
@@ -145,11 +147,22 @@ static unsigned long llfree_returned(bool failed)
 	return llfree_return_blocks(failed);
 }
 
+/*
+ * For an allocation, from any context: takes back some of what the host has
+ * returned, and what failed before is tried again, once for each time that it
+ * returned any. A worker looks at the rest, and only then is the epoch seen.
+ */
 void __llfree_check_returned(void)
 {
-	if (unlikely(llfree_word(LLFREE_RETURN_EPOCH) !=
-		     READ_ONCE(llfree_seen_epoch)))
-		llfree_returned(true);
+	static u64 tried;
+	u64 epoch = llfree_word(LLFREE_RETURN_EPOCH);
+	bool failed = READ_ONCE(tried) != epoch;
+
+	if (likely(epoch == READ_ONCE(llfree_seen_epoch)))
+		return;
+	WRITE_ONCE(tried, epoch);
+	llfree_return_some(failed);
+	irq_work_queue(&llfree_soon);
 }
 
 /*
@@ -210,20 +223,24 @@ static void llfree_tell_failures(void)
 
 static void llfree_look_after(bool failed)
 {
-	bool changed;
+	static unsigned long seen_aside;
+	unsigned long aside;
 	u64 limit;
 
 	mutex_lock(&llfree_mutex);
 	llfree_tell_failures();
 	limit = llfree_word(LLFREE_LIMIT);
-	changed = llfree_returned(failed);
+	llfree_returned(failed);
 	if (limit != llfree_seen_limit) {
 		llfree_seen_limit = limit;
 		llfree_set_held_aside();
-		changed = true;
 	}
-	if (changed)
+	/* Allocations may have set some aside, and taken some back. */
+	aside = llfree_sum_of(nr_aside);
+	if (aside != seen_aside) {
+		seen_aside = aside;
 		setup_per_zone_wmarks();
+	}
 	llfree_publish();
 	mutex_unlock(&llfree_mutex);
 }
@@ -235,8 +252,9 @@ static void llfree_work_fn(struct work_struct *work)
 }
 
 /*
- * A second after an install that failed. The tick may be long in coming, as
- * the CPU that has it may be idle while another one goes without its memory.
+ * A second after an install that failed, or soon after an allocation saw that
+ * the host has returned something. The tick may be long in coming, as the CPU
+ * that has it may be idle while another one goes without its memory.
  */
 static void llfree_retry_fn(struct work_struct *work)
 {
@@ -246,6 +264,11 @@ static void llfree_retry_fn(struct work_struct *work)
 static void llfree_later_fn(struct irq_work *work)
 {
 	queue_delayed_work(system_wq, &llfree_retry, HZ);
+}
+
+static void llfree_soon_fn(struct irq_work *work)
+{
+	mod_delayed_work(system_wq, &llfree_retry, 0);
 }
 
 /* The caller may hold any lock, those of timers and work queues among them. */
