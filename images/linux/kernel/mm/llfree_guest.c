@@ -293,19 +293,40 @@ static irqreturn_t llfree_notice(int irq, void *data)
 	return IRQ_HANDLED;
 }
 
+static unsigned long llfree_free_pages(void)
+{
+	unsigned long pages = 0;
+	struct zone *zone;
+
+	for_each_populated_zone(zone)
+		pages += zone_page_state_snapshot(zone, NR_FREE_PAGES);
+	return pages;
+}
+
 /*
  * Per-CPU lists are sized for the watermarks of all memory, and hold a fifth of
  * what is left after a large shrink. An allocation that finds nothing to
  * reclaim drains none of them, and would kill for what another CPU has at hand.
- * A few pages are no progress: it might go on like that for ever.
+ * Returns pages, by which free memory is more than @before.
+ *
+ * That is progress to the OOM killer only if it is a huge frame at least, and
+ * at most once a second: lists that fill and are drained again, for a request
+ * that all this does not help, must not keep it from killing for ever.
  */
-static unsigned long llfree_drain(void)
+static unsigned long llfree_drain(unsigned long before)
 {
-	unsigned long before = global_zone_page_state(NR_FREE_PAGES), after;
+	static unsigned long next;
+	unsigned long after;
+	struct zone *zone;
 
-	drain_all_pages(NULL);
-	after = global_zone_page_state(NR_FREE_PAGES);
-	return after >= before + LLFREE_PAGES ? after - before : 0;
+	/* One zone at a time: a drain of all of them waits for no other one. */
+	for_each_populated_zone(zone)
+		drain_all_pages(zone);
+	after = llfree_free_pages();
+	if (after < before + LLFREE_PAGES || time_before(jiffies, next))
+		return 0;
+	next = jiffies + HZ;
+	return after - before;
 }
 
 /* The kernel is about to kill: perhaps the host has some to spare. */
@@ -313,6 +334,7 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 		      void *freed)
 {
 	static long seen_installs;
+	unsigned long before = llfree_free_pages();
 	unsigned long flags, returned, retried, drained = 0;
 	long installs = atomic_long_read(&llfree_installs);
 	u64 released = 0;
@@ -324,7 +346,7 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 		returned += retried;
 	seen_installs = installs;
 	if (!returned)
-		drained = llfree_drain();
+		drained = llfree_drain(before + retried * LLFREE_PAGES);
 	if (!returned && !drained) {
 		atomic_long_inc(&llfree_needs);
 		local_irq_save(flags);
