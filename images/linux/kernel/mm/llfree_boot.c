@@ -44,16 +44,37 @@ early_param("llfree", llfree_parse);
 static bool __init llfree_fits(const struct llfree_header *header, u64 offset,
 			       u64 bytes)
 {
-	return offset <= header->total_bytes &&
+	return offset >= header->header_bytes &&
+	       offset <= header->total_bytes &&
 	       bytes <= header->total_bytes - offset;
+}
+
+/* The same for the parts that are used here. */
+static const char *__init llfree_check_parts(const struct llfree_header *header)
+{
+	u64 entries = header->entries_offset;
+	u64 entries_bytes = 2ULL * header->huge_frames;
+	u64 mailboxes = header->mailboxes_offset;
+	u64 mailboxes_bytes = (u64)LLFREE_MAILBOX_BYTES * header->vcpus;
+
+	if (header->ram_base || !header->huge_frames ||
+	    header->low_huge_frames > header->huge_frames ||
+	    header->total_bytes > SZ_8G ||
+	    mailboxes % LLFREE_MAILBOX_BYTES || entries % 2 ||
+	    !llfree_fits(header, entries, entries_bytes) ||
+	    !llfree_fits(header, mailboxes, mailboxes_bytes))
+		return "its parts do not fit";
+	if (entries < mailboxes + mailboxes_bytes &&
+	    mailboxes < entries + entries_bytes)
+		return "its parts overlap";
+	return NULL;
 }
 
 /* Why the header cannot be used; NULL if it can. */
 static const char *__init llfree_check(const struct llfree_header *header)
 {
 	unsigned long end = max_pfn >> LLFREE_ORDER;
-	u64 entries_bytes = 2ULL * header->huge_frames;
-	u64 mailboxes_bytes = (u64)LLFREE_MAILBOX_BYTES * header->vcpus;
+	const char *why;
 	int cpu;
 
 	if (header->magic != LLFREE_MAGIC)
@@ -67,16 +88,9 @@ static const char *__init llfree_check(const struct llfree_header *header)
 	if (!(header->features & LLFREE_FEATURE_PORT) ||
 	    header->doorbell_port > IO_SPACE_LIMIT - PAGE_SIZE / 8)
 		return "it has no port to call the host";
-	if (header->ram_base || !header->huge_frames ||
-	    header->low_huge_frames > header->huge_frames ||
-	    header->mailboxes_offset % LLFREE_MAILBOX_BYTES ||
-	    header->entries_offset % 2 ||
-	    header->entries_offset < header->header_bytes ||
-	    header->mailboxes_offset < header->header_bytes ||
-	    header->total_bytes > SZ_8G ||
-	    !llfree_fits(header, header->entries_offset, entries_bytes) ||
-	    !llfree_fits(header, header->mailboxes_offset, mailboxes_bytes))
-		return "its parts do not fit";
+	why = llfree_check_parts(header);
+	if (why)
+		return why;
 	if (header->low_huge_frames && max_pfn > (4UL << 30) >> PAGE_SHIFT)
 		end -= ((4UL << 30) >> (PAGE_SHIFT + LLFREE_ORDER)) -
 		       header->low_huge_frames;
