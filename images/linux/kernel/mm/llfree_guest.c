@@ -137,32 +137,40 @@ static void llfree_publish(void)
 	llfree_set_word(LLFREE_SET_ASIDE, llfree_sum_of(nr_aside));
 }
 
-/* Takes back what the host returned. */
+/*
+ * Takes back all that the host returned. Until then allocations go on to take
+ * batches of it; and what comes after the epoch was read is for the next walk.
+ */
 static unsigned long llfree_returned(bool failed)
 {
 	u64 epoch = llfree_word(LLFREE_RETURN_EPOCH);
+	unsigned long returned;
 
-	/* Set before the lists are looked at: what comes later is seen then. */
-	smp_store_mb(llfree_seen_epoch, epoch);
-	return llfree_return_blocks(failed);
+	returned = llfree_return_blocks(failed);
+	/* Not over that of somebody who began later, and was faster. */
+	if (llfree_word(LLFREE_RETURN_EPOCH) == epoch)
+		WRITE_ONCE(llfree_seen_epoch, epoch);
+	return returned;
 }
 
 /*
  * For an allocation, from any context: takes back some of what the host has
- * returned, and what failed before is tried again, once for each time that it
- * returned any. A worker looks at the rest, and only then is the epoch seen.
+ * returned. The first one after a return also has what failed before tried
+ * again, and has a worker look at the rest; only then is the epoch seen. The
+ * others do not call the worker, which each call would put last in its queue.
  */
 void __llfree_check_returned(void)
 {
 	static u64 tried;
 	u64 epoch = llfree_word(LLFREE_RETURN_EPOCH);
-	bool failed = READ_ONCE(tried) != epoch;
+	bool first = READ_ONCE(tried) != epoch;
 
 	if (likely(epoch == READ_ONCE(llfree_seen_epoch)))
 		return;
 	WRITE_ONCE(tried, epoch);
-	llfree_return_some(failed);
-	irq_work_queue(&llfree_soon);
+	llfree_return_some(first);
+	if (first)
+		irq_work_queue(&llfree_soon);
 }
 
 /*
@@ -223,22 +231,25 @@ static void llfree_tell_failures(void)
 
 static void llfree_look_after(bool failed)
 {
-	static unsigned long seen_aside;
-	unsigned long aside;
+	static unsigned long seen_moves;
+	unsigned long moves;
 	u64 limit;
 
 	mutex_lock(&llfree_mutex);
 	llfree_tell_failures();
 	limit = llfree_word(LLFREE_LIMIT);
+	/* A host that has returned some may have memory for what failed. */
+	failed |= llfree_word(LLFREE_RETURN_EPOCH) !=
+		  READ_ONCE(llfree_seen_epoch);
 	llfree_returned(failed);
 	if (limit != llfree_seen_limit) {
 		llfree_seen_limit = limit;
 		llfree_set_held_aside();
 	}
-	/* Allocations may have set some aside, and taken some back. */
-	aside = llfree_sum_of(nr_aside);
-	if (aside != seen_aside) {
-		seen_aside = aside;
+	/* Allocations set some aside, too, and take some back, in any zone. */
+	moves = llfree_sum_of(asides) + llfree_sum_of(returns);
+	if (moves != seen_moves) {
+		seen_moves = moves;
 		setup_per_zone_wmarks();
 	}
 	llfree_publish();
