@@ -57,7 +57,15 @@ refresh_package_lists() {
     [[ $EUID == 0 && -z ${lists_are_fresh-} ]] || return 0
     step "apt-get update"
     lists_are_fresh=yes
-    apt-get update >"$work/log" 2>&1 || echo "$program: it failed; going on with the old lists"
+    # Others may hold its lock, as they may dpkg's; for this one apt-get itself does not wait.
+    local end=$((SECONDS + 300))
+    until LC_ALL=C apt-get update >"$work/log" 2>&1; do
+        if ! grep -q '^E: Could not get lock' "$work/log" || ((SECONDS >= end)); then
+            echo "$program: it failed; going on with the old lists"
+            return
+        fi
+        sleep 3
+    done
 }
 
 install_package() { # COMMAND PACKAGE: installs PACKAGE if there is no COMMAND

@@ -136,7 +136,7 @@ static inline void llfree_check_returned(void)
 }
 
 /*
- * What follows is for mm/llfree.c and mm/llfree_guest.c.
+ * What follows is for mm/llfree*.c.
  *
  * An entry of the table: 16 bits a huge frame, changed by both sides with
  * compare-and-exchange. Bits 9 to 0 count its free pages, 0 or 512 here.
@@ -145,6 +145,12 @@ static inline void llfree_check_returned(void)
 #define LLFREE_HUGE		0x2000	/* in use as a whole */
 #define LLFREE_EVICTED		0x4000	/* no memory behind it */
 #define LLFREE_HELD		0x8000	/* the host's */
+
+enum llfree_state {
+	LLFREE_READY,		/* free, with memory */
+	LLFREE_NO_MEMORY,	/* free, evicted */
+	LLFREE_AWAY,		/* held, or nonsense */
+};
 
 /* The part of a zone that the table is about. Guarded by its lock. */
 struct llfree_zone {
@@ -177,11 +183,18 @@ extern struct llfree_table llfree_table;
 
 struct llfree_zone *llfree_zone(struct zone *zone);
 u16 *llfree_entry(unsigned long pfn);
+enum llfree_state llfree_look(unsigned long pfn);
 unsigned long llfree_frame_pfn(unsigned long frame);
 unsigned long llfree_give_zone(struct zone *zone);
+unsigned long llfree_fragmented(struct zone *zone);
+void llfree_end_pause(struct llfree_zone *lz);
+
+/* In mm/llfree_aside.c. For the first two, zone->lock must be held. */
+void llfree_put_aside(struct llfree_zone *lz, struct page *page);
+void llfree_sort_out(struct zone *zone, struct page *page, unsigned int order);
 void llfree_set_held_aside(void);
 unsigned long llfree_return_blocks(bool failed);
-unsigned long llfree_fragmented(struct zone *zone);
+unsigned long llfree_return_some(bool failed);
 
 /* In mm/llfree_guest.c: has memory put behind huge frames; interrupts off. */
 bool llfree_install(unsigned long frame, unsigned int count);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The host of mm/llfree.c: finds its table, hands free memory over to it at
- * boot, calls it, and looks after what it changed.
+ * The host of mm/llfree.c: calls it, looks after what it changed, and asks it
+ * for memory before the kernel kills for want of some.
  *
  * A call is made by filling the request half of this CPU's mailbox and writing
  * to an I/O port; the reply is there when the write returns. See llfree-vmm's
@@ -16,95 +16,30 @@
 #include <linux/interrupt.h>
 #include <linux/io.h>
 #include <linux/irq_work.h>
-#include <linux/kexec.h>
 #include <linux/kobject.h>
-#include <linux/memory.h>
 #include <linux/mm.h>
 #include <linux/notifier.h>
 #include <linux/oom.h>
-#include <linux/reboot.h>
 #include <linux/sched/mm.h>
-#include <linux/sizes.h>
 #include <linux/smp.h>
-#include <linux/suspend.h>
 #include <linux/swap.h>
 #include <linux/sysfs.h>
 #include <linux/workqueue.h>
 
 #include "internal.h"
 #include "llfree.h"
-
-#define LLFREE_MAGIC		0x4d56454552464c4cULL	/* "LLFREEVM" */
-#define LLFREE_ABI_VERSION	2
-
-#define LLFREE_FEATURE_PORT	BIT_ULL(0)
-#define LLFREE_FEATURE_OWN	BIT_ULL(2)
-#define LLFREE_FEATURE_NOTICES	BIT_ULL(3)
-#define LLFREE_FEATURE_BY_TOUCH	BIT_ULL(5)
-
-struct llfree_header {
-	u64 magic;
-	u32 abi_version;
-	u32 header_bytes;
-	u64 features;
-	u64 ram_base;
-	u32 huge_frames;
-	u32 vcpus;
-	u64 mailboxes_offset;
-	u64 entries_offset;
-	u64 bitfields_offset;
-	u64 tenant_offset;
-	u64 tenant_bytes;
-	u64 total_bytes;
-	u64 doorbell_gpa;
-	u64 doorbell_port;
-	u64 tsc_khz;
-	u64 devices_gpa;
-	u32 devices;
-	u32 low_huge_frames;
-	u32 notice_gsi;
-	u32 reserved;
-};
-
-/* Words that the host changes at any time. */
-#define LLFREE_LIMIT		0x100
-#define LLFREE_WANTED		0x108
-#define LLFREE_RETURN_EPOCH	0x110
-/* Words for the host to read. */
-#define LLFREE_FLOOR		0x180
-#define LLFREE_FRAGMENTED	0x188
-#define LLFREE_SET_ASIDE	0x190
-#define LLFREE_WORDS_END	0x198
-
-#define LLFREE_MAILBOX_BYTES	512
-#define LLFREE_MAILBOX_REPLY	256
-
-/* Calls, and what they are answered with. */
-#define LLFREE_HELLO		0x00
-#define LLFREE_HELLO_OWN	BIT_ULL(0)
-#define LLFREE_HELLO_BY_TOUCH	BIT_ULL(1)
-#define LLFREE_INSTALL		0x18
-#define LLFREE_NEED		0x40
-#define LLFREE_OK		0
+#include "llfree_host.h"
 
 /* What an out-of-memory condition asks for: 64 MiB. */
 #define LLFREE_NEED_FRAMES	32
-/* Used frames that the host is asked for at a time, with interrupts off. */
-#define LLFREE_INSTALL_FRAMES	32
 /* Clean cache that is dropped at a time: 16 MiB. */
 #define LLFREE_TRIM_FRAMES	8UL
 /* The share of memory that the host is asked to leave free. */
 #define LLFREE_FLOOR_SHARE	32
 
-static void *llfree_base;
-static void *llfree_mailboxes;
-static u16 llfree_port;
-static u64 llfree_header_gpa __initdata;
-static bool llfree_off __initdata;
-/* Some of what is in use has no memory yet, and gets it by touch. */
-static bool llfree_by_touch;
+struct llfree_host llfree_host;
 
-/* What was seen of the host's words. */
+/* What was seen of the host's words; an epoch, once all was looked at for it. */
 static u64 llfree_seen_epoch;
 static u64 llfree_seen_limit;
 static u64 llfree_failed_status;
@@ -124,22 +59,24 @@ static void llfree_retry_fn(struct work_struct *work);
 static DECLARE_DELAYED_WORK(llfree_retry, llfree_retry_fn);
 static void llfree_later_fn(struct irq_work *work);
 static DEFINE_IRQ_WORK(llfree_later, llfree_later_fn);
+static void llfree_soon_fn(struct irq_work *work);
+static DEFINE_IRQ_WORK(llfree_soon, llfree_soon_fn);
 static DEFINE_MUTEX(llfree_mutex);
 
 static u64 llfree_word(unsigned int offset)
 {
-	return READ_ONCE(*(u64 *)(llfree_base + offset));
+	return READ_ONCE(*(u64 *)(llfree_host.base + offset));
 }
 
 static void llfree_set_word(unsigned int offset, u64 value)
 {
-	WRITE_ONCE(*(u64 *)(llfree_base + offset), value);
+	WRITE_ONCE(*(u64 *)(llfree_host.base + offset), value);
 }
 
 /* Interrupts must be off: the mailbox is this CPU's. */
-static u64 llfree_call(unsigned int call, u64 first, u64 second, u64 *reply)
+u64 llfree_call(unsigned int call, u64 first, u64 second, u64 *reply)
 {
-	void *mailbox = llfree_mailboxes + LLFREE_MAILBOX_BYTES *
+	void *mailbox = llfree_host.mailboxes + LLFREE_MAILBOX_BYTES *
 			cpu_physical_id(smp_processor_id());
 	u64 *request = mailbox, *answer = mailbox + LLFREE_MAILBOX_REPLY;
 
@@ -147,7 +84,7 @@ static u64 llfree_call(unsigned int call, u64 first, u64 second, u64 *reply)
 	WRITE_ONCE(request[1], second);
 	/* The host reads the words after the write to the port. */
 	wmb();
-	outl(0, llfree_port + call / 8);
+	outl(0, llfree_host.port + call / 8);
 	/* The answer is there when the write returns. */
 	rmb();
 	if (reply)
@@ -200,21 +137,40 @@ static void llfree_publish(void)
 	llfree_set_word(LLFREE_SET_ASIDE, llfree_sum_of(nr_aside));
 }
 
-/* Takes back what the host returned. */
+/*
+ * Takes back all that the host returned. Until then allocations go on to take
+ * batches of it; and what comes after the epoch was read is for the next walk.
+ */
 static unsigned long llfree_returned(bool failed)
 {
 	u64 epoch = llfree_word(LLFREE_RETURN_EPOCH);
+	unsigned long returned;
 
-	/* Set before the lists are looked at: what comes later is seen then. */
-	smp_store_mb(llfree_seen_epoch, epoch);
-	return llfree_return_blocks(failed);
+	returned = llfree_return_blocks(failed);
+	/* Not over that of somebody who began later, and was faster. */
+	if (llfree_word(LLFREE_RETURN_EPOCH) == epoch)
+		WRITE_ONCE(llfree_seen_epoch, epoch);
+	return returned;
 }
 
+/*
+ * For an allocation, from any context: takes back some of what the host has
+ * returned. The first one after a return also has what failed before tried
+ * again, and has a worker look at the rest; only then is the epoch seen. The
+ * others do not call the worker, which each call would put last in its queue.
+ */
 void __llfree_check_returned(void)
 {
-	if (unlikely(llfree_word(LLFREE_RETURN_EPOCH) !=
-		     READ_ONCE(llfree_seen_epoch)))
-		llfree_returned(true);
+	static u64 tried;
+	u64 epoch = llfree_word(LLFREE_RETURN_EPOCH);
+	bool first = READ_ONCE(tried) != epoch;
+
+	if (likely(epoch == READ_ONCE(llfree_seen_epoch)))
+		return;
+	WRITE_ONCE(tried, epoch);
+	llfree_return_some(first);
+	if (first)
+		irq_work_queue(&llfree_soon);
 }
 
 /*
@@ -275,20 +231,27 @@ static void llfree_tell_failures(void)
 
 static void llfree_look_after(bool failed)
 {
-	bool changed;
+	static unsigned long seen_moves;
+	unsigned long moves;
 	u64 limit;
 
 	mutex_lock(&llfree_mutex);
 	llfree_tell_failures();
 	limit = llfree_word(LLFREE_LIMIT);
-	changed = llfree_returned(failed);
+	/* A host that has returned some may have memory for what failed. */
+	failed |= llfree_word(LLFREE_RETURN_EPOCH) !=
+		  READ_ONCE(llfree_seen_epoch);
+	llfree_returned(failed);
 	if (limit != llfree_seen_limit) {
 		llfree_seen_limit = limit;
 		llfree_set_held_aside();
-		changed = true;
 	}
-	if (changed)
+	/* Allocations set some aside, too, and take some back, in any zone. */
+	moves = llfree_sum_of(asides) + llfree_sum_of(returns);
+	if (moves != seen_moves) {
+		seen_moves = moves;
 		setup_per_zone_wmarks();
+	}
 	llfree_publish();
 	mutex_unlock(&llfree_mutex);
 }
@@ -300,8 +263,9 @@ static void llfree_work_fn(struct work_struct *work)
 }
 
 /*
- * A second after an install that failed. The tick may be long in coming, as
- * the CPU that has it may be idle while another one goes without its memory.
+ * A second after an install that failed, or soon after an allocation saw that
+ * the host has returned something. The tick may be long in coming, as the CPU
+ * that has it may be idle while another one goes without its memory.
  */
 static void llfree_retry_fn(struct work_struct *work)
 {
@@ -313,92 +277,15 @@ static void llfree_later_fn(struct irq_work *work)
 	queue_delayed_work(system_wq, &llfree_retry, HZ);
 }
 
+static void llfree_soon_fn(struct irq_work *work)
+{
+	mod_delayed_work(system_wq, &llfree_retry, 0);
+}
+
 /* The caller may hold any lock, those of timers and work queues among them. */
 void llfree_try_later(void)
 {
 	irq_work_queue(&llfree_later);
-}
-
-/* Whether a frame is in use and has no memory but by touch. */
-static bool llfree_wants_memory(unsigned long frame)
-{
-	return frame < llfree_table.huge_frames &&
-	       READ_ONCE(llfree_table.entries[frame]) ==
-	       (LLFREE_HUGE | LLFREE_EVICTED) &&
-	       pfn_to_online_page(llfree_frame_pfn(frame));
-}
-
-/*
- * Has memory put behind all that is in use, so that from now on nothing is
- * touched without it. Before, it came by touch. False if the host had none for
- * some of it.
- */
-static bool llfree_install_used(void)
-{
-	unsigned long first = 0, count, flags, i;
-	bool all = true, done;
-
-	while (first < llfree_table.huge_frames) {
-		for (count = 0; count < LLFREE_INSTALL_FRAMES; count++)
-			if (!llfree_wants_memory(first + count))
-				break;
-		if (!count) {
-			first++;
-			continue;
-		}
-		local_irq_save(flags);
-		done = llfree_install(first, count);
-		local_irq_restore(flags);
-		cond_resched();
-		for (i = 0; !done && i < count; i++)
-			if (!(READ_ONCE(llfree_table.entries[first + i]) &
-			      LLFREE_HUGE))
-				break;
-		/* One was given meanwhile, and the host may hold it: again. */
-		if (!done && i < count)
-			continue;
-		all &= done;
-		first += count;
-	}
-	return all;
-}
-
-/*
- * Tells the host that the table is in use, and what it may rely on. False if
- * it does not take that.
- */
-static bool llfree_hello(bool by_touch)
-{
-	u64 say = LLFREE_HELLO_OWN, status;
-	unsigned long flags;
-
-	if (by_touch)
-		say |= LLFREE_HELLO_BY_TOUCH;
-	local_irq_save(flags);
-	status = llfree_call(LLFREE_HELLO, LLFREE_ABI_VERSION, say, NULL);
-	local_irq_restore(flags);
-	if (status != LLFREE_OK)
-		pr_warn("the host answers hello with status %llu\n", status);
-	return status == LLFREE_OK;
-}
-
-/*
- * The rest of a hand-over that the host had no memory for. Tried ever more
- * rarely, as what is in use has what it needs, if only by touch.
- */
-static void llfree_complete(void)
-{
-	static unsigned long pause, skipped;
-
-	if (!llfree_by_touch || skipped++ < pause)
-		return;
-	skipped = 0;
-	if (!llfree_install_used() || !llfree_hello(false)) {
-		pause = min(2 * pause + 1, 63UL);
-		return;
-	}
-	WRITE_ONCE(llfree_by_touch, false);
-	pr_info("used memory no longer comes by touch\n");
 }
 
 /* Now and then, but no idle CPU wakes up for it. */
@@ -417,19 +304,40 @@ static irqreturn_t llfree_notice(int irq, void *data)
 	return IRQ_HANDLED;
 }
 
+static unsigned long llfree_free_pages(void)
+{
+	unsigned long pages = 0;
+	struct zone *zone;
+
+	for_each_populated_zone(zone)
+		pages += zone_page_state_snapshot(zone, NR_FREE_PAGES);
+	return pages;
+}
+
 /*
  * Per-CPU lists are sized for the watermarks of all memory, and hold a fifth of
  * what is left after a large shrink. An allocation that finds nothing to
  * reclaim drains none of them, and would kill for what another CPU has at hand.
- * A few pages are no progress: it might go on like that for ever.
+ * Returns pages, by which free memory is more than @before.
+ *
+ * That is progress to the OOM killer only if it is a huge frame at least, and
+ * at most once a second: lists that fill and are drained again, for a request
+ * that all this does not help, must not keep it from killing for ever.
  */
-static unsigned long llfree_drain(void)
+static unsigned long llfree_drain(unsigned long before)
 {
-	unsigned long before = global_zone_page_state(NR_FREE_PAGES), after;
+	static unsigned long next;
+	unsigned long after;
+	struct zone *zone;
 
-	drain_all_pages(NULL);
-	after = global_zone_page_state(NR_FREE_PAGES);
-	return after >= before + LLFREE_PAGES ? after - before : 0;
+	/* One zone at a time: a drain of all of them waits for no other one. */
+	for_each_populated_zone(zone)
+		drain_all_pages(zone);
+	after = llfree_free_pages();
+	if (after < before + LLFREE_PAGES || time_before(jiffies, next))
+		return 0;
+	next = jiffies + HZ;
+	return after - before;
 }
 
 /* The kernel is about to kill: perhaps the host has some to spare. */
@@ -437,6 +345,7 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 		      void *freed)
 {
 	static long seen_installs;
+	unsigned long before = llfree_free_pages();
 	unsigned long flags, returned, retried, drained = 0;
 	long installs = atomic_long_read(&llfree_installs);
 	u64 released = 0;
@@ -448,7 +357,7 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 		returned += retried;
 	seen_installs = installs;
 	if (!returned)
-		drained = llfree_drain();
+		drained = llfree_drain(before + retried * LLFREE_PAGES);
 	if (!returned && !drained) {
 		atomic_long_inc(&llfree_needs);
 		local_irq_save(flags);
@@ -463,107 +372,6 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 
 static struct notifier_block llfree_oom_nb = { .notifier_call = llfree_oom };
 
-#ifdef CONFIG_MEMORY_HOTPLUG
-/* The table would describe memory that is no longer there. */
-static int llfree_memory(struct notifier_block *nb, unsigned long action,
-			 void *arg)
-{
-	struct memory_notify *range = arg;
-
-	if (action != MEM_GOING_OFFLINE || !llfree_entry(range->start_pfn))
-		return NOTIFY_OK;
-	pr_warn_ratelimited("memory of the table cannot be removed\n");
-	return notifier_from_errno(-EBUSY);
-}
-#endif
-
-#ifdef CONFIG_HIBERNATION
-/* A kernel that is resumed has another idea of the table than its host. */
-static int llfree_pm(struct notifier_block *nb, unsigned long action,
-		     void *unused)
-{
-	if (action == PM_HIBERNATION_PREPARE)
-		return notifier_from_errno(-EBUSY);
-	return NOTIFY_OK;
-}
-#endif
-
-static int __init llfree_parse_header(char *arg)
-{
-	return arg ? kstrtou64(arg, 0, &llfree_header_gpa) : -EINVAL;
-}
-early_param("llfree.header", llfree_parse_header);
-
-static int __init llfree_parse(char *arg)
-{
-	llfree_off = arg && !strcmp(arg, "off");
-	return 0;
-}
-early_param("llfree", llfree_parse);
-
-/* Whether a part lies in the table; no sum of its numbers may wrap. */
-static bool __init llfree_fits(const struct llfree_header *header, u64 offset,
-			       u64 bytes)
-{
-	return offset <= header->total_bytes &&
-	       bytes <= header->total_bytes - offset;
-}
-
-/* Why the header cannot be used; NULL if it can. */
-static const char *__init llfree_check(const struct llfree_header *header)
-{
-	unsigned long end = max_pfn >> LLFREE_ORDER;
-	u64 entries_bytes = 2ULL * header->huge_frames;
-	u64 mailboxes_bytes = (u64)LLFREE_MAILBOX_BYTES * header->vcpus;
-	int cpu;
-
-	if (header->magic != LLFREE_MAGIC)
-		return "there is none";
-	if (header->abi_version != LLFREE_ABI_VERSION)
-		return "it is of another version";
-	if (header->header_bytes < LLFREE_WORDS_END)
-		return "it is too small";
-	if (!(header->features & LLFREE_FEATURE_OWN))
-		return "the host does not offer it to kernels";
-	if (!(header->features & LLFREE_FEATURE_PORT) ||
-	    header->doorbell_port > IO_SPACE_LIMIT - PAGE_SIZE / 8)
-		return "it has no port to call the host";
-	if (header->ram_base || !header->huge_frames ||
-	    header->low_huge_frames > header->huge_frames ||
-	    header->mailboxes_offset % LLFREE_MAILBOX_BYTES ||
-	    header->entries_offset % 2 ||
-	    header->entries_offset < header->header_bytes ||
-	    header->mailboxes_offset < header->header_bytes ||
-	    header->total_bytes > SZ_8G ||
-	    !llfree_fits(header, header->entries_offset, entries_bytes) ||
-	    !llfree_fits(header, header->mailboxes_offset, mailboxes_bytes))
-		return "its parts do not fit";
-	if (header->low_huge_frames && max_pfn > (4UL << 30) >> PAGE_SHIFT)
-		end -= ((4UL << 30) >> (PAGE_SHIFT + LLFREE_ORDER)) -
-		       header->low_huge_frames;
-	if (end > header->huge_frames)
-		return "it describes less memory than there is";
-	if (page_poisoning_enabled_static())
-		return "page poisoning expects memory to keep its contents";
-	for_each_possible_cpu(cpu)
-		if (cpu_physical_id(cpu) >= header->vcpus)
-			return "it has no mailbox for some CPU";
-	return NULL;
-}
-
-static int __init llfree_map(u64 gpa, struct llfree_header *header)
-{
-	struct llfree_header *found;
-
-	found = memremap(gpa, PAGE_SIZE, MEMREMAP_WB);
-	if (!found)
-		return -ENOMEM;
-	/* Once: the host may change it at any time, and must not fool us. */
-	memcpy(header, found, sizeof(*header));
-	memunmap(found);
-	return 0;
-}
-
 static void __init llfree_set_up_notices(const struct llfree_header *header)
 {
 	int irq;
@@ -577,85 +385,23 @@ static void __init llfree_set_up_notices(const struct llfree_header *header)
 			header->notice_gsi);
 }
 
-static int __init llfree_init(void)
+/* From here on, the host can be called, and reads what the kernel says. */
+void __init llfree_connect(const struct llfree_header *header)
 {
-	struct llfree_header header;
-	struct llfree_zone *zones;
-	unsigned long given = 0;
-	struct zone *zone;
-	const char *why;
-	int i;
-
-	/* A merged block must not leave by compaction_capture(). */
-	BUILD_BUG_ON(LLFREE_ORDER + 2 < NR_PAGE_ORDERS);
-	BUILD_BUG_ON(sizeof(struct llfree_header) != 136);
-
-	if (!llfree_header_gpa || llfree_off)
-		return 0;
-	if (llfree_map(llfree_header_gpa, &header)) {
-		pr_warn("no header at %#llx\n", llfree_header_gpa);
-		return 0;
-	}
-	why = llfree_check(&header);
-	if (why) {
-		pr_warn("not used, header at %#llx: %s\n", llfree_header_gpa,
-			why);
-		return 0;
-	}
-	zones = kcalloc(nr_node_ids * MAX_NR_ZONES, sizeof(*zones), GFP_KERNEL);
-	llfree_base = memremap(llfree_header_gpa, header.total_bytes,
-			       MEMREMAP_WB);
-	if (!llfree_base || !zones) {
-		pr_warn("not used: no room\n");
-		memunmap(llfree_base);
-		kfree(zones);
-		return 0;
-	}
-	for (i = 0; i < nr_node_ids * MAX_NR_ZONES; i++) {
-		INIT_LIST_HEAD(&zones[i].aside);
-		zones[i].ahead = 1;
-		zones[i].last_install = jiffies - HZ;
-	}
-	llfree_mailboxes = llfree_base + header.mailboxes_offset;
-	llfree_port = header.doorbell_port;
-	llfree_table.entries = llfree_base + header.entries_offset;
-	llfree_table.huge_frames = header.huge_frames;
-	llfree_table.low_frames = header.low_huge_frames ?:
-				  header.huge_frames;
-	llfree_table.zones = zones;
+	llfree_host.mailboxes = llfree_host.base + header->mailboxes_offset;
+	llfree_host.port = header->doorbell_port;
 	llfree_seen_epoch = llfree_word(LLFREE_RETURN_EPOCH);
-	llfree_seen_limit = header.huge_frames;
+	llfree_seen_limit = header->huge_frames;
 	llfree_publish();
-
-	/* What is freed from here on is given, in zones that were walked. */
-	static_branch_enable(&llfree_key);
-	for_each_populated_zone(zone)
-		given += llfree_give_zone(zone);
-	/* A host that knows no such hand-over discards what it cannot install. */
-	llfree_by_touch = !llfree_install_used() &&
-			  header.features & LLFREE_FEATURE_BY_TOUCH;
-	llfree_hello(llfree_by_touch);
-	if (llfree_by_touch)
-		pr_warn("the host has no memory for all that is used, which comes by touch\n");
-	pr_info("%lu of %lu huge frames are free and shared with the host\n",
-		given, llfree_table.huge_frames);
-
-	llfree_set_up_notices(&header);
-	register_oom_notifier(&llfree_oom_nb);
-#ifdef CONFIG_MEMORY_HOTPLUG
-	hotplug_memory_notifier(llfree_memory, 0);
-#endif
-#ifdef CONFIG_HIBERNATION
-	pm_notifier(llfree_pm, 0);
-#endif
-#ifdef CONFIG_KEXEC_CORE
-	/* The next kernel would not know what this one has given. */
-	kexec_load_disabled = 1;
-#endif
-	schedule_delayed_work(&llfree_tick, HZ);
-	return 0;
 }
-subsys_initcall_sync(llfree_init);
+
+/* From here on, what the host changes is looked after. */
+void __init llfree_watch(const struct llfree_header *header)
+{
+	llfree_set_up_notices(header);
+	register_oom_notifier(&llfree_oom_nb);
+	schedule_delayed_work(&llfree_tick, HZ);
+}
 
 #define LLFREE_ATTR(name, value)					\
 	static ssize_t name##_show(struct kobject *kobj,		\
@@ -678,7 +424,7 @@ LLFREE_ATTR(install_calls, atomic_long_read(&llfree_install_calls));
 LLFREE_ATTR(install_failures, atomic_long_read(&llfree_install_failures));
 LLFREE_ATTR(notices, atomic_long_read(&llfree_notices));
 LLFREE_ATTR(needs, atomic_long_read(&llfree_needs));
-LLFREE_ATTR(by_touch, READ_ONCE(llfree_by_touch));
+LLFREE_ATTR(by_touch, READ_ONCE(llfree_host.by_touch));
 
 static struct attribute *llfree_attrs[] = {
 	&huge_frames_attr.attr,

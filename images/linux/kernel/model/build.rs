@@ -1,7 +1,7 @@
-//! Compiles the kernel's file and the model that it is tested in.
+//! Compiles the kernel's files and the model that they are tested in.
 
 fn main() {
-    let sources = ["../mm/llfree.c", "stub/buddy.c"];
+    let sources = ["../mm/llfree.c", "../mm/llfree_aside.c", "stub/buddy.c"];
     for source in sources.into_iter().chain(["../mm/llfree.h", "stub/kernel.h"]) {
         println!("cargo::rerun-if-changed={source}");
     }

@@ -1,2 +1,2 @@
-//! Nothing but tests: mm/llfree.c of the kernel patch, the very file, compiled against a model of Linux' page
-//! allocator (`stub/buddy.c`) and compared with `shared-layout`'s transitions.
+//! Nothing but tests: mm/llfree.c and mm/llfree_aside.c of the kernel patch, the very files, compiled against a model of
+//! Linux' page allocator (`stub/buddy.c`) and compared with `shared-layout`'s transitions.

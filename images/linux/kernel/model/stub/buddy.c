@@ -12,6 +12,7 @@ struct zone model_zone;
 struct page *model_pages;
 unsigned long model_nr_pages;
 unsigned long jiffies = 1000000;
+bool model_mutex_is_held;
 static u8 *block_types;
 static bool is_6_12;
 /* That of a huge page, or the largest one if the kernel has none in files. */
@@ -510,6 +511,12 @@ void model_tick(unsigned long ticks)
 bool model_locked(void)
 {
 	return model_zone.lock.held;
+}
+
+/* Has somebody a mutex, so that all others who may sleep wait? */
+bool model_waits(void)
+{
+	return model_mutex_is_held;
 }
 
 unsigned long model_pfn(unsigned long frame)

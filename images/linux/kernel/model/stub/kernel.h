@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What mm/llfree.c needs of the kernel, for a model with one zone and one
+ * What mm/llfree.c and mm/llfree_aside.c need of the kernel, for a model with one zone and one
  * thread. Locks only check that they are held where they must be.
  */
 #ifndef MODEL_KERNEL_H
@@ -44,7 +44,9 @@ enum {
 #define min_t(t, a, b)		min((t)(a), (t)(b))
 
 #define cpu_relax()		abort()	/* nobody else could end such a wait */
-#define cond_resched()		do { } while (0)
+/* Whoever may sleep, and does: others act meanwhile. In the tests. */
+void model_sleeps(void);
+#define cond_resched()		model_sleeps()
 extern unsigned long jiffies;
 #define time_before(a, b)	((long)((a) - (b)) < 0)
 
@@ -158,6 +160,28 @@ static inline void model_unlock(spinlock_t *lock)
 #define spin_unlock(l)			model_unlock(l)
 #define spin_lock_irqsave(l, f)		do { (f) = 0; model_lock(l); } while (0)
 #define spin_unlock_irqrestore(l, f)	do { (void)(f); model_unlock(l); } while (0)
+
+struct mutex {
+	bool held;
+};
+
+#define DEFINE_MUTEX(name)		struct mutex name
+extern bool model_mutex_is_held;
+
+static inline void mutex_lock(struct mutex *mutex)
+{
+	/* Nobody else could end the wait. */
+	if (mutex->held || model_zone.lock.held)
+		abort();
+	model_mutex_is_held = mutex->held = true;
+}
+
+static inline void mutex_unlock(struct mutex *mutex)
+{
+	if (!mutex->held)
+		abort();
+	model_mutex_is_held = mutex->held = false;
+}
 
 #define DECLARE_STATIC_KEY_FALSE(name)	extern bool name
 #define DEFINE_STATIC_KEY_FALSE(name)	bool name

@@ -45,6 +45,8 @@ unsafe extern "C" {
     fn model_pfn(frame: u64) -> u64;
     fn llfree_set_held_aside();
     fn llfree_return_blocks(failed: bool) -> u64;
+    fn llfree_return_some(failed: bool) -> u64;
+    fn model_waits() -> bool;
 }
 
 static ENTRIES: [AtomicU16; FRAMES] = [const { AtomicU16::new(0) }; FRAMES];
@@ -56,6 +58,12 @@ static LATER: AtomicU64 = AtomicU64::new(0);
 static FAIL_ONE_IN: AtomicU64 = AtomicU64::new(0);
 /// The host also acts while an install is under way.
 static RACES: AtomicBool = AtomicBool::new(false);
+/// Whenever the kernel's files sleep, an allocation takes a batch back, also of what failed; the batches that it took,
+/// and the blocks in them.
+static OTHERS: AtomicBool = AtomicBool::new(false);
+static OTHERS_RETRY: AtomicBool = AtomicBool::new(false);
+static BATCHES: AtomicU64 = AtomicU64::new(0);
+static TAKEN: AtomicU64 = AtomicU64::new(0);
 static SEED: AtomicU64 = AtomicU64::new(1);
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -120,6 +128,28 @@ extern "C" fn llfree_install(frame: u64, count: u32) -> bool {
 #[unsafe(no_mangle)]
 extern "C" fn llfree_try_later() {
     LATER.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What happens while the kernel's files sleep.
+#[unsafe(no_mangle)]
+extern "C" fn model_sleeps() {
+    if RACES.load(Ordering::Relaxed) {
+        host_step();
+        if random(2) == 0 {
+            take_some_back(random(2) == 0);
+        }
+    }
+    if OTHERS.load(Ordering::Relaxed) {
+        // SAFETY: it only looks.
+        assert!(unsafe { model_waits() }, "two could walk the list at once");
+        TAKEN.fetch_add(take_some_back(OTHERS_RETRY.load(Ordering::Relaxed)), Ordering::Relaxed);
+        BATCHES.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn take_some_back(failed: bool) -> u64 {
+    // SAFETY: the model runs on this thread alone, and sleeps without its zone's lock.
+    unsafe { llfree_return_some(failed) }
 }
 
 /// All memory is in use, and evicted; the first `low` huge frames lie below a hole.
@@ -254,8 +284,9 @@ impl Run {
                 // SAFETY: the lock is held.
                 unsafe {
                     model_tick(random(200));
-                    match random(3) {
+                    match random(4) {
                         0 => llfree_set_held_aside(),
+                        3 => drop(llfree_return_some(random(2) == 0)),
                         1 => drop(llfree_return_blocks(true)),
                         _ => drop(llfree_return_blocks(false)),
                     }
@@ -302,6 +333,7 @@ fn run(version: Version, steps: u64, seed: u64, fail_one_in: u64, races: bool) {
     run.check();
     // The host returns all, the guest frees all: nothing was lost.
     FAIL_ONE_IN.store(0, Ordering::Relaxed);
+    RACES.store(false, Ordering::Relaxed);
     for frame in 0..FRAMES {
         if let Some(next) = entry(frame).release() {
             set(frame, next);
@@ -483,14 +515,7 @@ fn what_is_put_aside_for_want_of_memory_is_tried_again() {
 fn whatever_was_returned_comes_back() {
     let _alone = alone();
     for version in VERSIONS {
-        started(version, false);
-        offer(&(0..FRAMES).collect::<Vec<_>>(), MOVABLE, false);
-        for frame in 0..FRAMES {
-            set(frame, entry(frame).hold().expect("a free one"));
-        }
-        // SAFETY: the lock is held.
-        unsafe { llfree_set_held_aside() };
-        assert!((0..FRAMES).all(|frame| state(frame) == 2), "{version:?}: some are not aside");
+        all_aside(version);
         for (rest, expected) in [(2, 16), (1, 16), (0, 16)] {
             for frame in (0..FRAMES).filter(|frame| frame % 3 == rest) {
                 set(frame, entry(frame).release().expect("a held one"));
@@ -501,5 +526,56 @@ fn whatever_was_returned_comes_back() {
         }
         // SAFETY: the lock is held.
         assert_eq!(unsafe { llfree_return_blocks(false) }, 0, "{version:?}: there is no more");
+    }
+}
+
+/// All huge frames, in blocks that are held and set aside.
+fn all_aside(version: Version) {
+    started(version, false);
+    offer(&(0..FRAMES).collect::<Vec<_>>(), MOVABLE, false);
+    for frame in 0..FRAMES {
+        set(frame, entry(frame).hold().expect("a free one"));
+    }
+    // SAFETY: the lock is held.
+    unsafe { llfree_set_held_aside() };
+    assert!((0..FRAMES).all(|frame| state(frame) == 2), "{version:?}: some are not aside");
+}
+
+/// An allocation that may not sleep takes no more back than one batch, whatever it meets before that.
+#[test]
+fn who_may_not_sleep_takes_one_batch_back() {
+    let _alone = alone();
+    for version in VERSIONS {
+        all_aside(version);
+        assert_eq!(take_some_back(true), 0, "{version:?}: they are held");
+        for frame in FRAMES - 40..FRAMES {
+            set(frame, entry(frame).release().expect("a held one"));
+        }
+        assert_eq!([take_some_back(false), take_some_back(false), take_some_back(false)], [32, 8, 0], "{version:?}");
+    }
+}
+
+/// Who walks the list looks at each block, though others take batches off it meanwhile; of those that walk it, all but
+/// one wait.
+#[test]
+fn a_walk_sees_all_whatever_others_take() {
+    let _alone = alone();
+    for (version, retry) in VERSIONS.into_iter().flat_map(|version| [(version, false), (version, true)]) {
+        all_aside(version);
+        // The first of them stay, the installs of the rest failed. The others take none of these, or as many as they may.
+        for frame in 16..FRAMES {
+            set(frame, HugeEntry::HUGE_EVICTED);
+        }
+        BATCHES.store(0, Ordering::Relaxed);
+        TAKEN.store(0, Ordering::Relaxed);
+        OTHERS_RETRY.store(retry, Ordering::Relaxed);
+        OTHERS.store(true, Ordering::Relaxed);
+        // SAFETY: the lock is held.
+        let returned = unsafe { llfree_return_blocks(true) };
+        OTHERS.store(false, Ordering::Relaxed);
+        let taken = TAKEN.load(Ordering::Relaxed);
+        assert!(BATCHES.load(Ordering::Relaxed) > 0, "{version:?}: nobody came between");
+        assert_eq!((taken > 0, returned + taken), (retry, FRAMES as u64 - 16), "{version:?}");
+        assert!((16..FRAMES).all(|frame| state(frame) == 1), "{version:?}: some are still aside");
     }
 }
