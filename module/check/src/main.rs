@@ -1,5 +1,6 @@
 //! What the module promises, checked in a machine that has it: `llfree-module-check quick|short|debug|long MODULE.ko SWAP
-//! DISK`; and parts of it: `races MODULE.ko STEPS`, `cost MODULE.ko MIB`, `count MODULE.ko`, `numa`.
+//! DISK`; and parts of it: `races MODULE.ko STEPS`, `cost MODULE.ko MIB`, `count MODULE.ko`, `pressure MODULE.ko`,
+//! `global MODULE.ko TIMES`, `numa`.
 //!
 //! Started by `images/linux/testbed module` as root, in an emulated machine that is there for this. Prints a row a check,
 //! and what was measured. Checks that need processes of their own start this program again, as a `tenant` or a `hog`.
@@ -11,12 +12,20 @@ mod log;
 mod measure;
 mod memory;
 mod races;
+mod ring;
 mod row;
+mod sparse;
 mod system;
 mod tenant;
 mod uses;
 
 use std::process::ExitCode;
+
+/// What a check in a process of its own has to say.
+fn said(outcome: &row::Outcome) -> ExitCode {
+    println!("{}", outcome.as_ref().unwrap_or_else(|why| why));
+    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -24,11 +33,9 @@ fn main() -> ExitCode {
     let failures = match words.as_slice() {
         ["hog", mib] => return child::hog(mib),
         ["tenant", words @ ..] => return child::tenant(words),
-        ["scribble", seconds] => {
-            let outcome = checks::scribble(seconds.parse().unwrap_or(1));
-            println!("{}", outcome.as_ref().unwrap_or_else(|why| why));
-            return if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-        }
+        ["sparse", group] => return sparse::child(group),
+        ["scribble", seconds] => return said(&checks::scribble(seconds.parse().unwrap_or(1))),
+        ["limited"] => return said(&device::limited()),
         ["calls"] => return races::no_system_calls(),
         [form @ ("quick" | "short" | "debug" | "long"), module, swap, disk] => {
             let form = match *form {
@@ -62,10 +69,20 @@ fn main() -> ExitCode {
             checks::count(&mut failures, module);
             failures
         }
+        ["global", module, times] => {
+            let mut failures = 0;
+            checks::global(&mut failures, module, times.parse().unwrap_or(0));
+            failures
+        }
+        ["pressure", module] => {
+            let mut failures = 0;
+            checks::pressure(&mut failures, module);
+            failures
+        }
         _ => {
             eprintln!(
                 "usage: llfree-module-check quick|short|debug|long MODULE.ko SWAP DISK, races MODULE.ko STEPS, cost MODULE.ko MIB, \
-                 count MODULE.ko, or numa"
+                 count MODULE.ko, pressure MODULE.ko, global MODULE.ko TIMES, or numa"
             );
             return ExitCode::from(2);
         }
