@@ -226,8 +226,10 @@ void frame_let_swap_go(struct area *area, u32 huge)
 	    !frame_change(area, huge, llfree_hold))
 		return;
 	raise_epoch(area);
+	WRITE_ONCE(area->waits, true);
 	unmap_mapping_range(inode->i_mapping, start, 1L << HUGE_SHIFT, 0);
 	shmem_truncate_range(inode, start, start + (1L << HUGE_SHIFT) - 1);
+	WRITE_ONCE(area->waits, false);
 	if (has_entries(inode->i_mapping, huge)) {
 		done = frame_change(area, huge, llfree_keep);
 	} else {

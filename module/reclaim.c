@@ -3,8 +3,8 @@
  * The shrinker: from whose areas memory is taken, in which cgroup and on which
  * node, how much there is (a count) and which frames go (a scan).
  *
- * Reclaim may come here from under any allocation. So the area is only ever
- * tried, and a busy one is passed over; for what waits below see discard.c.
+ * Reclaim may come here from under any allocation. So an area is tried, and a
+ * busy one passed over after a while; for what waits below see discard.c.
  */
 #include <linux/fs.h>
 #include <linux/list_lru.h>
@@ -23,6 +23,8 @@
 /* A count's own looks, a chunk an area, and how soon it asks for a whole one. */
 #define LOOKS_A_COUNT		4
 #define KICK_INTERVAL		(HZ / 10)
+/* How long a call waits for others that take, in jiffies. */
+#define PATIENCE		(HZ / 10)
 /* With less than this known to be free, a count looks for more. */
 #define POOR			(BATCH * LLFREE_PAGES)
 
@@ -266,6 +268,23 @@ static struct place *next_place(struct shrink_control *sc)
 	return place;
 }
 
+/*
+ * Whoever has the area takes memory from it, and is done soon without ever
+ * waiting for who allocates: reclaim that finds all busy for that must not pass
+ * for one that finds nothing, for next somebody is killed. Only who lets swap go
+ * may wait for folios, and is never waited for.
+ */
+static bool lock_area(struct area *area, unsigned int *patience)
+{
+	while (!mutex_trylock(&area->lock)) {
+		if (!*patience || READ_ONCE(area->waits))
+			return false;
+		--*patience;
+		schedule_timeout_uninterruptible(1);
+	}
+	return true;
+}
+
 static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 {
 	unsigned long nr;
@@ -273,6 +292,8 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 		.want = max_t(unsigned long, sc->nr_to_scan >> LLFREE_ORDER, 1),
 		.chunks = CHUNKS_A_CALL,
 	};
+	/* It kills nobody, and comes again. */
+	unsigned int patience = current_is_kswapd() ? 0 : PATIENCE;
 	bool busy = false;
 	u64 start = now();
 
@@ -287,7 +308,7 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 		if (!place)
 			break;
 		area = place->area;
-		if (mutex_trylock(&area->lock)) {
+		if (lock_area(area, &patience)) {
 			scan.place = place;
 			if (!area->dead)
 				scan_area(area, &scan);

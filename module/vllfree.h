@@ -62,8 +62,12 @@ struct place {
 
 struct area {
 	struct kref ref;
-	/* Reclaim only ever tries it: whoever has it may wait for folios. */
+	/*
+	 * Reclaim only ever tries it, for whoever has it may wait for folios:
+	 * where `waits` says so. Else it is had for a bounded time.
+	 */
 	struct mutex lock;
+	bool waits;		/* changed with lock */
 	bool dead;		/* guarded by lock */
 	u32 huge_frames;
 	u32 nr_chunks;
