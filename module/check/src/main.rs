@@ -1,5 +1,5 @@
 //! What the module promises, checked in a machine that has it: `llfree-module-check quick|short|debug|long MODULE.ko SWAP
-//! DISK`; and parts of it: `races MODULE.ko STEPS`, `cost MODULE.ko MIB`, `count MODULE.ko`, `pressure MODULE.ko`,
+//! DISK`; and parts of it: `races MODULE.ko STEPS`, `cost MODULE.ko MIB`, `count MODULE.ko`, `pressure MODULE.ko`, `many MODULE.ko`,
 //! `global MODULE.ko TIMES`, `numa`.
 //!
 //! Started by `images/linux/testbed module` as root, in an emulated machine that is there for this. Prints a row a check,
@@ -74,6 +74,11 @@ fn main() -> ExitCode {
             checks::global(&mut failures, module, times.parse().unwrap_or(0));
             failures
         }
+        ["many", module] => {
+            let mut failures = 0;
+            checks::many_large(&mut failures, module);
+            failures
+        }
         ["pressure", module] => {
             let mut failures = 0;
             checks::pressure(&mut failures, module);
@@ -82,7 +87,7 @@ fn main() -> ExitCode {
         _ => {
             eprintln!(
                 "usage: llfree-module-check quick|short|debug|long MODULE.ko SWAP DISK, races MODULE.ko STEPS, cost MODULE.ko MIB, \
-                 count MODULE.ko, pressure MODULE.ko, global MODULE.ko TIMES, or numa"
+                 count MODULE.ko, pressure MODULE.ko, many MODULE.ko, global MODULE.ko TIMES, or numa"
             );
             return ExitCode::from(2);
         }

@@ -109,7 +109,7 @@ pub(crate) fn without_swap(failures: &mut u32, compared: bool) {
         expect(of_full == 0, || format!("{of_full} frames of the full one"))?;
         Ok(format!("{evicted} frames"))
     });
-    check(failures, "the same in the last chunk of one of 64 large areas", sparse::free_in_one_of_many);
+    check(failures, sparse::NAME, sparse::free_in_one_of_many);
 }
 
 /// What the kernel takes by the charges of a cgroup is out of its reach once the process is in another one.

@@ -13,6 +13,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 
+pub(crate) const NAME: &str = "the same in the last chunk of one of 64 large areas";
+
 /// As many as one call of the shrinker looks at.
 const AREAS: usize = 64;
 /// Huge frames of each, of 4 GiB: 16 chunks of a count.
@@ -127,6 +129,10 @@ fn fill(start: *mut c_void, bytes: usize, value: u8) {
 
 /// `sparse GROUP`: frees and wants at once, in one area after another, the last first. It is killed if that is not found.
 pub(crate) fn child(group: &str) -> ExitCode {
+    // As a program is: what starts it is spared.
+    if std::fs::write("/proc/self/oom_score_adj", "0").is_err() {
+        return ExitCode::from(2);
+    }
     let current = || {
         let text = std::fs::read_to_string(format!("{group}/memory.current")).unwrap_or_default();
         text.trim().parse::<u64>().map_or(u64::MAX / 2, |bytes| bytes / MIB)
