@@ -25,6 +25,8 @@
 #define KICK_INTERVAL		(HZ / 10)
 /* How long a call waits for others that take, in jiffies. */
 #define PATIENCE		(HZ / 10)
+/* Chunks that a call walks for those that have old frames. */
+#define OLD_CHUNKS_A_CALL	(4 * CHUNKS_A_CALL)
 /* With less than this known to be free, a count looks for more. */
 #define POOR			(BATCH * LLFREE_PAGES)
 
@@ -137,6 +139,8 @@ static void scan_area(struct area *area, struct scan *scan)
 		for (i = 0; i < area->nr_chunks && scan->want; i++) {
 			u32 chunk = (start + i) % area->nr_chunks;
 
+			if (!pass && i == OLD_CHUNKS_A_CALL)
+				break;
 			if (!pass && !READ_ONCE(area->chunks[chunk].old))
 				continue;
 			if (!scan->chunks)
@@ -179,7 +183,10 @@ static bool kick(struct area *area)
 {
 	unsigned long before = READ_ONCE(area->kicked_at);
 
-	if (area->nr_chunks == 1 || !time_after(jiffies, before + KICK_INTERVAL) ||
+	/* One chunk was looked at just now, but for what was kept. */
+	if (area->nr_chunks == 1 && !READ_ONCE(area->chunks[0].skipped))
+		return false;
+	if (!time_after(jiffies, before + KICK_INTERVAL) ||
 	    cmpxchg(&area->kicked_at, before, jiffies) != before)
 		return false;
 	mod_delayed_work(system_unbound_wq, &area->look, 0);
@@ -268,18 +275,25 @@ static struct place *next_place(struct shrink_control *sc)
 	return place;
 }
 
+/* When somebody last waited in vain, of all areas. */
+static unsigned long in_vain;
+
 /*
- * Whoever has the area takes memory from it, and is done soon without ever
- * waiting for who allocates: reclaim that finds all busy for that must not pass
- * for one that finds nothing, for next somebody is killed. Only who lets swap go
- * may wait for folios, and is never waited for.
+ * Whoever has the area takes memory from it or looks at it, and as a rule is done
+ * soon: reclaim that finds all busy for that must not pass for one that finds
+ * nothing, for next somebody is killed. Only who lets swap go may wait for folios,
+ * and is never waited for. A process that keeps its area busy, or cannot run while
+ * it has it, costs all others together one such wait a second.
  */
 static bool lock_area(struct area *area, unsigned int *patience)
 {
 	while (!mutex_trylock(&area->lock)) {
-		if (!*patience || READ_ONCE(area->waits))
+		if (!*patience || READ_ONCE(area->waits) ||
+		    fatal_signal_pending(current) ||
+		    time_before(jiffies, READ_ONCE(in_vain) + HZ))
 			return false;
-		--*patience;
+		if (!--*patience)
+			WRITE_ONCE(in_vain, jiffies);
 		schedule_timeout_uninterruptible(1);
 	}
 	return true;
@@ -292,8 +306,9 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 		.want = max_t(unsigned long, sc->nr_to_scan >> LLFREE_ORDER, 1),
 		.chunks = CHUNKS_A_CALL,
 	};
-	/* It kills nobody, and comes again. */
-	unsigned int patience = current_is_kswapd() ? 0 : PATIENCE;
+	/* Those kill nobody: one comes again, the other has something else to do. */
+	unsigned int patience = current_is_kswapd() ||
+		sc->gfp_mask & __GFP_NORETRY ? 0 : PATIENCE;
 	bool busy = false;
 	u64 start = now();
 
@@ -435,6 +450,8 @@ int reclaim_init(void)
 	unsigned int flags = SHRINKER_NUMA_AWARE | SHRINKER_MEMCG_AWARE;
 	int ret = -ENOMEM;
 
+	/* Nobody has. */
+	in_vain = jiffies - HZ;
 	place_cache = KMEM_CACHE(place, SLAB_ACCOUNT);
 	if (!place_cache)
 		return ret;
