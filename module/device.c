@@ -176,14 +176,15 @@ put:
 
 static void area_end(struct area *area)
 {
-	mutex_lock(&areas_lock);
-	list_del(&area->all);
-	mutex_unlock(&areas_lock);
 	area_delist(area);
 	/* Reclaim that has it finishes its batch, and comes back no more. */
 	mutex_lock(&area->lock);
 	area->dead = true;
 	mutex_unlock(&area->lock);
+	/* Only now may another table have the memory: see claim(). */
+	mutex_lock(&areas_lock);
+	list_del(&area->all);
+	mutex_unlock(&areas_lock);
 	cancel_delayed_work_sync(&area->look);
 	area_drop(area);
 }
@@ -210,8 +211,12 @@ static void look(struct work_struct *work)
 	struct area *area = container_of(to_delayed_work(work), struct area,
 					 look);
 
-	/* Busy: then reclaim is looking. */
-	if (mutex_trylock(&area->lock)) {
+	unsigned long again = LOOK_INTERVAL;
+
+	/* Busy: reclaim takes from it, and counts only what it took from. */
+	if (!mutex_trylock(&area->lock)) {
+		again = HZ / 10;
+	} else {
 		bool aging = time_after_eq(jiffies,
 					   area->aged_at + LOOK_INTERVAL);
 
@@ -221,7 +226,7 @@ static void look(struct work_struct *work)
 			area_look(area, aging);
 		mutex_unlock(&area->lock);
 	}
-	queue_delayed_work(system_unbound_wq, &area->look, LOOK_INTERVAL);
+	queue_delayed_work(system_unbound_wq, &area->look, again);
 }
 
 static struct area *area_new(const struct llfree_attach *words)

@@ -10,7 +10,7 @@
  *
  * The transitions of the side that reclaims are total functions of any value:
  * false, with nothing stored, where the protocol has none. They are compared
- * with those of shared-layout, over all values, by module/model.
+ * with those of shared-layout, over all values, by module/check.
  */
 #ifndef LLFREE_ENTRY_H
 #define LLFREE_ENTRY_H

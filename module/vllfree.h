@@ -19,10 +19,12 @@
 
 #define HUGE_SHIFT		(PAGE_SHIFT + LLFREE_ORDER)
 #define MAX_HUGE_FRAMES		(1U << 25)
-/* Huge frames that are counted together, 256 MiB: what a count looks at. */
+/* Huge frames that are counted together, 256 MiB: what a count's look is at. */
 #define CHUNK			128U
 /* What one call may look at, however many areas and frames there are. */
 #define CHUNKS_A_CALL		1024
+/* Frames that are held at once. */
+#define BATCH			16
 
 /* A part of the process's memory that is pinned and mapped here. */
 struct pinned {
@@ -60,8 +62,12 @@ struct place {
 
 struct area {
 	struct kref ref;
-	/* Reclaim only ever tries it: whoever has it may wait for folios. */
+	/*
+	 * Reclaim only ever tries it, for whoever has it may wait for folios:
+	 * where `waits` says so. Else it is had for a bounded time.
+	 */
 	struct mutex lock;
+	bool waits;		/* changed with lock */
 	bool dead;		/* guarded by lock */
 	u32 huge_frames;
 	u32 nr_chunks;
@@ -97,15 +103,34 @@ struct area {
 	struct place *places[];
 };
 
+static inline u32 chunk_frames(struct area *area, u32 chunk)
+{
+	return min(CHUNK, area->huge_frames - chunk * CHUNK);
+}
+
 /* reclaim.c */
 int reclaim_init(void);
 void reclaim_exit(void);
 int area_enlist(struct area *area);
 void area_delist(struct area *area);
-void area_look(struct area *area, bool aging);
 unsigned int area_reclaim(struct area *area, unsigned int want, u32 *chunks);
 void area_release(struct kref *ref);
 
+extern unsigned int grace;
 extern atomic64_t count_calls, count_ns, scan_calls, scan_ns;
+
+/* look.c: with the area's lock, but for the first two. */
+void chunk_recount(struct area *area, u32 chunk);
+void area_look_for_more(struct area *area);
+void area_look(struct area *area, bool aging);
+void frame_locate(struct area *area, struct note *note, u8 place);
+bool frame_is_elsewhere(struct area *area, u32 huge, struct place *place);
+
+/* discard.c: with the area's lock. */
+bool frame_change(struct area *area, u32 huge,
+		  bool (*transition)(u16 entry, u16 *next));
+unsigned int frames_discard(struct area *area, const u32 *frames,
+			    unsigned int nr, unsigned long *freed);
+void frame_let_swap_go(struct area *area, u32 huge);
 
 #endif

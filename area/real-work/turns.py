@@ -23,6 +23,7 @@ from pathlib import Path
 import compare
 
 CGROUPS = Path("/sys/fs/cgroup")
+AREAS = Path("/sys/kernel/debug/llfree/areas")
 MIB = 1 << 20
 
 
@@ -55,11 +56,13 @@ class Group:
 
     def __exit__(self, *_):
         (self.path / "cgroup.kill").write_text("1")
-        for _ in range(1000):
+        for left in reversed(range(1000)):
             try:
                 self.path.rmdir()
                 return
             except OSError:
+                if not left:
+                    raise
                 time.sleep(0.01)
 
     def number(self, file, name=None):
@@ -90,7 +93,7 @@ def start(group, environment, rows):
 
 
 def run(limit, environment, options):
-    """Turns of all; what they computed, or None if somebody was killed, and a line about it."""
+    """Turns of all; what they computed, or None if somebody was killed, and a line about it. Any other end is an error."""
     with Group(limit) as group:
         begin = time.monotonic()
         workers = [start(group, environment, options.rows) for _ in range(options.workers)]
@@ -110,10 +113,46 @@ def run(limit, environment, options):
         peak, kills = group.number("memory.peak"), group.number("memory.events", "oom_kill")
         faults, stalls = group.number("memory.stat", "pgfault"), group.number("memory.events", "max")
         whole = len(sums) == options.workers * options.turns and kills == 0
+        by_kernel = ""
+        if whole:
+            by_kernel = kernel(len(workers) if "LLFREE_AREA_MEMFD" in environment else 0)
+            finish(workers)
+        elif not kills:
+            sys.exit(f"turns.py: a worker ended in turn {len(sums) + 1}, and nobody was killed for lack of memory")
         end = "completes" if whole else f"killed in turn {len(sums) + 1}"
         return sums if whole else None, peak, (
-            f"{end}, {seconds:.0f} s, peak {peak / MIB:.0f} MiB, {faults} faults, {stalls} times at the limit"
+            f"{end}, {seconds:.0f} s, peak {peak / MIB:.0f} MiB, {faults} faults, {stalls} times at the limit{by_kernel}"
         )
+
+
+def kernel(count):
+    """Where the module is: that it has so many areas, and what it took from them."""
+    if not AREAS.exists():
+        return ""
+    areas = [line.split() for line in AREAS.read_text().splitlines() if line.startswith("pid ")]
+    if len(areas) != count:
+        sys.exit(f"turns.py: the kernel has {len(areas)} areas, not {count}")
+    taken = sum(int(words[words.index("evicted") + 1]) for words in areas)
+    return f", {taken} frames taken by the kernel"
+
+
+def finish(workers):
+    """They end when nobody asks any more."""
+    for one in workers:
+        one.stdin.close()
+    for one in workers:
+        if status := one.wait(60):
+            sys.exit(f"turns.py: a worker exited {status}")
+
+
+def chosen(options):
+    """The allocators that are asked for."""
+    all_settings = dict(settings())
+    only = options.only.split(",") if options.only else list(all_settings)
+    for name in only + ([options.require] if options.require else []):
+        if name not in all_settings or name not in only:
+            sys.exit(f"turns.py: no allocator {name!r} among {', '.join(all_settings)}, or not with --only")
+    return {name: all_settings[name] for name in only}
 
 
 def main():
@@ -130,20 +169,22 @@ def main():
     if options.worker:
         worker(options.rows)
         return
-    all_settings = {name: of for name, of in settings() if not options.only or name in options.only.split(",")}
-    limit = (options.limit or 0) * MIB
-    reference = None
-    if not limit:
-        reference, peak, line = run(None, next(iter(all_settings.values())), options)
-        print(f"without a limit: {line}", flush=True)
-        limit = int(peak * options.part)
-    failed = False
+    all_settings = chosen(options)
+    # Once without a limit, also where one is given: what each must compute.
+    reference, peak, line = run(None, next(iter(all_settings.values())), options)
+    print(f"without a limit: {line}", flush=True)
+    if reference is None:
+        sys.exit("turns.py: somebody was killed without a limit")
+    limit = options.limit * MIB if options.limit else int(peak * options.part)
+    failures = []
     for name, environment in all_settings.items():
         sums, _, line = run(limit, environment, options)
         print(f"{name}, in {limit / MIB:.0f} MiB: {line}", flush=True)
-        reference = reference or sums
-        failed |= sums is not None and sums != reference or sums is None and name == options.require
-    sys.exit(1 if failed else 0)
+        if sums is None and name == options.require:
+            failures.append(f"{name} did not complete")
+        if sums is not None and sums != reference:
+            failures.append(f"{name} computed something else than without a limit")
+    sys.exit("turns.py: " + "; ".join(failures) if failures else 0)
 
 
 if __name__ == "__main__":

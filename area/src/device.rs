@@ -163,15 +163,17 @@ const LOOKS: u32 = 10;
 
 impl Moves {
     pub(crate) fn watch(Opened(file): &Opened) -> Self {
-        Self { file: file.clone(), group: group(), seen: Mutex::new(Seen::NONE) }
+        Self { file: file.clone(), group: own_group(), seen: Mutex::new(Seen::NONE) }
     }
 
     /// To be called five times a second.
     pub(crate) fn look(&self) {
         let mut seen = llfree_base::lock(&self.seen);
         let mut status = KernelStatus::default();
-        // Where no area is attached, or a cgroup cannot be told, there is nothing to do.
-        if self.group == group() || call(&self.file, STATUS, &raw mut status).is_err() {
+        // Nor is there anything to do where no area is attached.
+        if !is_moved(self.group.as_deref(), own_group().as_deref())
+            || call(&self.file, STATUS, &raw mut status).is_err()
+        {
             *seen = Seen::NONE;
             return;
         }
@@ -199,9 +201,27 @@ impl Seen {
     }
 }
 
-/// The process's.
-fn group() -> Option<String> {
-    std::fs::read_to_string("/proc/self/cgroup").ok()
+/// What cannot be told, now or then, as without `/proc` or a free descriptor, is no move.
+fn is_moved(then: Option<&str>, now: Option<&str>) -> bool {
+    matches!((then, now), (Some(then), Some(now)) if then != now)
+}
+
+/// The one to which this process's memory is charged, if that can be told.
+fn own_group() -> Option<String> {
+    memory_group(&std::fs::read_to_string("/proc/self/cgroup").ok()?).map(str::to_owned)
+}
+
+/// Of the lines `ID:CONTROLLERS:PATH`, the path of the memory controller's own hierarchy, else of the unified one: where a
+/// process is moved for other controllers' sake, its memory is charged where it was.
+fn memory_group(text: &str) -> Option<&str> {
+    let lines = || {
+        text.lines().filter_map(|line| {
+            let mut parts = line.splitn(3, ':');
+            Some((parts.next()?, parts.next()?, parts.next()?))
+        })
+    };
+    let own = lines().find(|(_, controllers, _)| controllers.split(',').any(|one| one == "memory"));
+    own.or_else(|| lines().find(|(id, controllers, _)| (*id, *controllers) == ("0", ""))).map(|(.., path)| path)
 }
 
 impl Drop for Device {
@@ -226,6 +246,21 @@ mod tests {
         assert_eq!(looks(&[9, 9, 9, 2, 9, 9, 9, 9, 9, 7]), [2]);
         assert!(looks(&[9, 9, 9, 0, 9, 9, 9, 9, 9, 9]).is_empty());
         assert_eq!(looks(&[5; 3 * LOOKS as usize]), [5, 5, 5]);
+    }
+
+    #[test]
+    fn only_another_group_of_memory_is_a_move() {
+        assert_eq!(memory_group("0::/user.slice\n"), Some("/user.slice"));
+        // With both versions mounted: memory is where its controller is.
+        let mixed = "12:pids:/a\n9:cpuset,memory:/b:c\n1:name=systemd:/d\n0::/e\n";
+        assert_eq!(memory_group(mixed), Some("/b:c"));
+        assert_eq!(memory_group("3:cpu,cpuacct:/a\n0::/b\n"), Some("/b"));
+        assert_eq!(memory_group("3:cpu:/memory\n1:name=memory:/a\n"), None);
+        assert_eq!(memory_group(""), None);
+        assert!(is_moved(Some("/a"), Some("/b")));
+        for (then, now) in [(Some("/a"), Some("/a")), (Some("/a"), None), (None, Some("/a")), (None, None)] {
+            assert!(!is_moved(then, now), "{then:?}, {now:?}");
+        }
     }
 
     #[test]

@@ -133,7 +133,7 @@ fn clients_that_hang_up_at_any_point_harm_nobody() {
     wait_for("it churns", || {
         // On a busy machine it may be over before anybody looked.
         if !churn.is_running() {
-            churn = vm.start("guest churn 300ms");
+            std::mem::replace(&mut churn, vm.start("guest churn 300ms")).wait().exits(0);
         }
         vm.status()["vcpus"].as_array()?.iter().any(|vcpu| vcpu["state"] == "running").then_some(())
     });

@@ -6,7 +6,7 @@ use crate::row::{Outcome, check, read_the_log};
 use crate::system::{areas, attached, load, shrink_all, unload};
 use crate::tenant::{HUGE, Tenant};
 use crate::uses::{self, Second};
-use crate::{device, measure, memory, races};
+use crate::{device, measure, memory, races, sparse};
 use llfree_area::Order;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
@@ -42,13 +42,14 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
     }
     check(failures, "an area is with the kernel, and free memory goes when asked", basics);
     check(failures, "the device takes memory once, with nothing behind its end", device::takes);
+    check(failures, "what is pinned counts as locked memory", || as_child(&["limited"]));
     check(failures, "an area ends though a forked child has the device open", device::ends_below_a_child);
     check(failures, "what is free longest goes first", oldest_first);
     memory::without_swap(failures, !quick);
     check(failures, "fork, a second mapping, mremap, munmap", || uses::mappings(if long { 100 } else { 8 }));
     check(failures, "exec and exit leave no area behind", ends);
     check(failures, "locked memory stays", || uses::locked_stays(true));
-    check(failures, "pages in an io_uring, and reads and writes past the cache", || {
+    check(failures, "an io_uring's own pages, and transfers past the cache", || {
         uses::direct(disks[1], if long { 100 } else { 8 })
     });
     check(failures, "userfaultfd hears of the next touch", uses::faults);
@@ -141,11 +142,40 @@ pub(crate) fn cost(failures: &mut u32, module: &str, most_mib: u64) {
     }
 }
 
+/// What one of many areas has freed, and nothing else.
+pub(crate) fn many_large(failures: &mut u32, module: &str) {
+    if is_loaded(failures, module) {
+        check(failures, sparse::NAME, sparse::free_in_one_of_many);
+        leave(failures);
+    }
+}
+
+/// Pressure on the whole machine, so often.
+pub(crate) fn global(failures: &mut u32, module: &str, times: u32) {
+    if is_loaded(failures, module) {
+        for _ in 0..times {
+            check(failures, "global pressure: nobody is killed", memory::global);
+        }
+        leave(failures);
+    }
+}
+
+/// Each kind of pressure without swap, and nothing else.
+pub(crate) fn pressure(failures: &mut u32, module: &str) {
+    if is_loaded(failures, module) {
+        memory::without_swap(failures, false);
+        leave(failures);
+    }
+}
+
 /// What a count costs, in a machine whose clock counts instructions.
 pub(crate) fn count(failures: &mut u32, module: &str) {
     if is_loaded(failures, module) {
         check(failures, "a count of 64 GiB in one area: 1000 instructions", || measure::of_a_count(1, Some(1000)));
-        check(failures, "a count of 64 GiB in 64 areas", || measure::of_a_count(64, None));
+        check(failures, "a count of 64 GiB in 64 areas: 10,000 instructions", || measure::of_a_count(64, Some(10_000)));
+        check(failures, "a count of 64 GiB in 128 areas: 12,000 instructions", || {
+            measure::of_a_count(128, Some(12_000))
+        });
         leave(failures);
     }
 }

@@ -47,6 +47,7 @@ pub(crate) fn tenant(words: &[&str]) -> ExitCode {
         let done = match line.split_once(' ').unwrap_or((&line, "")) {
             ("verify", _) => tenant.verify().map(|()| String::new()),
             ("evicted", _) => Ok(tenant.kernel().evicted.to_string()),
+            ("busy", _) => Ok(tenant.kernel().busy.to_string()),
             ("swapped", _) => Ok(tenant.kernel().swapped.to_string()),
             ("resident", _) => Ok(tenant.resident_mib().to_string()),
             ("take", count) => (0..number(count)).try_for_each(|_| tenant.take()).map(|()| String::new()),

@@ -9,8 +9,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-const ATTACH: u64 = 0x4038_4c80;
-const STATUS: u64 = 0x8080_4c81;
+pub(crate) const ATTACH: u64 = 0x4038_4c80;
+pub(crate) const STATUS: u64 = 0x8080_4c81;
 const RECLAIM: u64 = 0xc008_4c82;
 const DETACH: u64 = 0x4c83;
 
@@ -59,11 +59,11 @@ impl Drop for Memory {
     }
 }
 
-fn open() -> Result<OwnedFd, String> {
+pub(crate) fn open() -> Result<OwnedFd, String> {
     rustix::fs::open("/dev/llfree", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(text)
 }
 
-fn call(device: &OwnedFd, number: u64, words: &mut [u64]) -> Result<(), Errno> {
+pub(crate) fn call(device: &OwnedFd, number: u64, words: &mut [u64]) -> Result<(), Errno> {
     // SAFETY: the words are as many as the call has, or more.
     match unsafe { libc::ioctl(device.as_raw_fd(), number, words.as_mut_ptr()) } {
         0 => Ok(()),
@@ -101,6 +101,30 @@ pub(crate) fn takes() -> Outcome {
     }
     expect("the file's second", &memory.attach(&device), &Err(Errno::BUSY))?;
     expect("the memory's next", &memory.attach(&second), &Ok(()))?;
+    Ok(String::new())
+}
+
+/// `limited`: what a process without privileges may pin, in pages: those of the table and that of the return epoch, each by
+/// itself.
+pub(crate) fn limited() -> Outcome {
+    let sized = SealFlags::SHRINK | SealFlags::GROW;
+    let (first, second) = (open()?, open()?);
+    let (memory, other) = (Memory::new(sized, 0)?, Memory::new(sized, 0)?);
+    let lockable = |pages: u64| {
+        let limit = libc::rlimit { rlim_cur: pages * 4096, rlim_max: 64 << 10 };
+        // SAFETY: numbers, read by the kernel.
+        let done = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+        expect("setrlimit", &done, &0)
+    };
+    lockable(1)?;
+    // SAFETY: a number. Whoever is not root lacks CAP_IPC_LOCK.
+    expect("setuid", &unsafe { libc::setuid(65534) }, &0)?;
+    expect("more than may be locked", &memory.attach(&first), &Err(Errno::NOMEM))?;
+    lockable(2)?;
+    expect("as much", &memory.attach(&first), &Ok(()))?;
+    expect("a second area beside it", &other.attach(&second), &Err(Errno::NOMEM))?;
+    expect("the first is gone", &call(&first, DETACH, &mut [0]), &Ok(()))?;
+    expect("the second instead", &other.attach(&second), &Ok(()))?;
     Ok(String::new())
 }
 

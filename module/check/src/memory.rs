@@ -2,7 +2,8 @@
 
 use crate::child::Other;
 use crate::row::{Outcome, check};
-use crate::system::{Group, available_mib, hog, killed};
+use crate::sparse;
+use crate::system::{Group, areas, available_mib, hog, killed};
 
 fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
@@ -18,12 +19,15 @@ fn pressure(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Result<(Oth
 
 fn has_it(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Outcome {
     let (mut tenant, had) = pressure(by, mib, want, group)?;
-    expect(had, || format!("{want} MiB were unavailable"))?;
+    expect(had, || format!("{want} MiB were unavailable beside {mib}; {}", areas()))?;
     let (evicted, resident) = (tenant.number("evicted")?, tenant.number("resident")?);
     expect(evicted > 0, || "nothing was taken back".to_owned())?;
     tenant.ask(&format!("take {}", mib / 4))?;
     tenant.ask("verify")?;
-    Ok(format!("{want} MiB beside an area of {mib}: {evicted} frames taken back, {resident} MiB left"))
+    let busy = tenant.number("busy")?;
+    Ok(format!(
+        "{want} MiB beside an area of {mib}: {evicted} frames taken back, {resident} MiB left; {busy} times busy"
+    ))
 }
 
 fn has_it_not(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Outcome {
@@ -31,6 +35,12 @@ fn has_it_not(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Outcome {
     let outcome = pressure(by, mib, want, group).map(|(_, had)| had);
     expect(killed() > before, || format!("nobody was killed; had: {outcome:?}"))?;
     Ok(String::new())
+}
+
+/// So much of the machine's memory is wanted as an area has, and both together are more than there is.
+pub(crate) fn global() -> Outcome {
+    let mib = available_mib() * 6 / 10;
+    has_it("kernel", mib / 16 * 16, mib, None)
 }
 
 /// Kinds of pressure without swap; without the module as well, if `compared`.
@@ -42,7 +52,7 @@ pub(crate) fn without_swap(failures: &mut u32, compared: bool) {
             has_it_not("nobody", area, want, None)
         });
     }
-    check(failures, "global pressure with it: nobody is", || has_it("kernel", area, want, None));
+    check(failures, "global pressure with it: nobody is", global);
     let limited = || Group::new("max", &[("memory.max", 256), ("memory.swap.max", 0)]);
     check(failures, "memory.max without the module: somebody is killed", || {
         has_it_not("nobody", 192, 160, Some(&limited()?))
@@ -99,6 +109,7 @@ pub(crate) fn without_swap(failures: &mut u32, compared: bool) {
         expect(of_full == 0, || format!("{of_full} frames of the full one"))?;
         Ok(format!("{evicted} frames"))
     });
+    check(failures, sparse::NAME, sparse::free_in_one_of_many);
 }
 
 /// What the kernel takes by the charges of a cgroup is out of its reach once the process is in another one.

@@ -20,6 +20,10 @@ impl Group {
         Ok(group)
     }
 
+    pub(crate) fn path(&self) -> String {
+        self.0.display().to_string()
+    }
+
     pub(crate) fn write(&self, file: &str, text: &str) -> Result<(), String> {
         fs::write(self.0.join(file), text).map_err(|error| format!("{file}: {error}"))
     }

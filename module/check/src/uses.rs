@@ -1,11 +1,13 @@
 //! What else the kernel does with an area's memory: mappings, locks, transfers, faults, splits.
 
+use crate::ring::{self, Ring};
 use crate::row::Outcome;
 use crate::system::areas;
 use crate::tenant::{HUGE, Tenant, words, words_mut};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::ffi::c_void;
+use std::os::fd::{AsFd, OwnedFd};
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
@@ -96,45 +98,36 @@ pub(crate) fn locked_stays(lock: bool) -> Outcome {
     }
 }
 
-/// A frame whose pages an io_uring has for good, and transfers between frames and a device.
+/// A frame whose pages an io_uring has for good, and transfers between frames and a device, by calls and by the ring.
 pub(crate) fn direct(device: &str, rounds: u64) -> Outcome {
     let mut tenant = Tenant::new(64, true)?;
     tenant.take_all()?;
-    let pinned = tenant.blocks[0].0.as_ptr().as_ptr();
-    let mut parameters = [0u8; 120];
-    // SAFETY: the kernel fills 120 bytes.
-    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, parameters.as_mut_ptr()) };
-    let buffer = libc::iovec { iov_base: pinned.cast(), iov_len: HUGE as usize };
-    // SAFETY: IORING_REGISTER_BUFFERS, one buffer of ours.
-    let registered = unsafe { libc::syscall(libc::SYS_io_uring_register, ring, 0, &raw const buffer, 1) };
-    if ring < 0 || registered != 0 {
-        return Err(format!("io_uring: {}", std::io::Error::last_os_error()));
-    }
-    tenant.free_most(0)?;
-    tenant.area.reclaim(u64::MAX).map_err(text)?;
-    let (kernel, resident) = (tenant.kernel(), tenant.resident_mib());
-    if resident != 2 || kernel.kept == 0 {
-        return Err(format!("{resident} MiB resident; {kernel:?}"));
-    }
-    // SAFETY: ours, and used no more.
-    unsafe { libc::close(ring as i32) };
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::DIRECT;
     let disk = rustix::fs::open(device, flags, rustix::fs::Mode::empty()).map_err(text)?;
+    let ring = Ring::new()?;
+    registered_stays(&mut tenant, &ring, &disk)?;
+    let by_ring = Ring::new()?;
+    drop(ring);
     for round in 0..rounds {
         tenant.take_all()?;
         for (index, (block, tag)) in tenant.blocks.iter().enumerate().step_by(8) {
             words_mut(block)[..8192].fill(*tag ^ round);
-            let bytes = |block: &llfree_area::Block| {
-                // SAFETY: the first 64 KiB of a block of ours.
-                unsafe { std::slice::from_raw_parts_mut(block.as_ptr().as_ptr(), 64 << 10) }
-            };
             let at = (index as u64) << 16;
-            rustix::io::pwrite(&disk, bytes(block), at).map_err(text)?;
+            let transfer = |reads: bool| {
+                let bytes = start_of(block);
+                match (round % 2, reads) {
+                    (0, false) => rustix::io::pwrite(&disk, bytes, at).map(drop).map_err(text),
+                    (0, true) => rustix::io::pread(&disk, bytes, at).map(drop).map_err(text),
+                    (_, false) => by_ring.transfer(ring::WRITE, disk.as_fd(), bytes, at),
+                    (_, true) => by_ring.transfer(ring::READ, disk.as_fd(), bytes, at),
+                }
+            };
+            transfer(false)?;
             words_mut(block)[..8192].fill(0);
             std::thread::scope(|scope| {
                 let area = &tenant.area;
                 scope.spawn(move || drop(area.reclaim(u64::MAX)));
-                rustix::io::pread(&disk, bytes(block), at).map_err(text)
+                transfer(true)
             })?;
             if words(block)[..8192].iter().any(|word| *word != *tag ^ round) {
                 return Err("what was read is not what was written".to_owned());
@@ -145,6 +138,38 @@ pub(crate) fn direct(device: &str, rounds: u64) -> Outcome {
         tenant.free_most(2)?;
     }
     Ok(format!("{} frames taken back", tenant.kernel().evicted))
+}
+
+/// The first 64 KiB of a block.
+#[expect(clippy::mut_from_ref, reason = "the block's owner calls this, and has no other reference at that moment")]
+fn start_of(block: &llfree_area::Block) -> &mut [u8] {
+    // SAFETY: the block is ours, and larger.
+    unsafe { std::slice::from_raw_parts_mut(block.as_ptr().as_ptr(), 64 << 10) }
+}
+
+/// The one frame of which the ring has the pages keeps them when all is free; who takes it next sees what the ring reads there.
+fn registered_stays(tenant: &mut Tenant, ring: &Ring, disk: &OwnedFd) -> Result<(), String> {
+    let (block, _) = &tenant.blocks[0];
+    let pinned = block.as_ptr().as_ptr();
+    ring.register(pinned, HUGE as usize)?;
+    words_mut(block)[..8192].fill(0x5eed);
+    rustix::io::pwrite(disk, start_of(block), 0).map_err(text)?;
+    tenant.free_most(0)?;
+    tenant.area.reclaim(u64::MAX).map_err(text)?;
+    let (kernel, resident) = (tenant.kernel(), tenant.resident_mib());
+    if resident != 2 || kernel.kept == 0 {
+        return Err(format!("{resident} MiB resident; {kernel:?}"));
+    }
+    tenant.take_all()?;
+    let again = tenant.blocks.iter().find(|(block, _)| block.as_ptr().as_ptr() == pinned);
+    let (block, tag) = again.ok_or("nobody has the frame again")?;
+    ring.transfer(ring::READ_FIXED, disk.as_fd(), start_of(block), 0)?;
+    if words(block)[..8192].iter().any(|word| *word != 0x5eed) {
+        return Err("what the ring read is in other pages".to_owned());
+    }
+    words_mut(block)[..8192].fill(*tag);
+    tenant.verify()?;
+    tenant.free_most(0)
 }
 
 /// A second mapping under a userfaultfd: what was taken back is missing there, and comes as whoever listens says.

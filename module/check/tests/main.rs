@@ -30,6 +30,21 @@ fn the_package_has_the_source_where_dkms_looks() {
     assert_eq!(package.matches("usr/src/vllfree-").count(), files.len());
 }
 
+/// Whoever adds a file names it in each list that has no pattern.
+#[test]
+fn each_file_of_the_module_is_built_and_packed() {
+    let (kbuild, packed) = (include_str!("../../Kbuild"), include_str!("../../../ops/check-packages"));
+    let sources = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).expect("the module's directory");
+    let names = sources.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<_> = names.filter_map(|name| name.strip_suffix(".c").map(str::to_owned)).collect();
+    names.retain(|name| !name.ends_with(".mod"));
+    names.sort();
+    let objects = names.iter().map(|name| format!("{name}.o")).collect::<Vec<_>>().join(" ");
+    assert!(kbuild.contains(&format!("vllfree-y := {objects}\n")), "{objects}");
+    let list = names.iter().map(|name| format!("{name}.c")).collect::<Vec<_>>().join(",");
+    assert!(packed.contains(&format!("usr/src/vllfree-{}/{{{list}}} ", env!("CARGO_PKG_VERSION"))), "{list}");
+}
+
 #[test]
 fn every_transition_of_the_module_is_the_one_of_the_table() {
     for bits in 0..=u16::MAX {
