@@ -42,7 +42,7 @@ fn each_file_of_the_module_is_built_and_packed() {
     let objects = names.iter().map(|name| format!("{name}.o")).collect::<Vec<_>>().join(" ");
     assert!(kbuild.contains(&format!("vllfree-y := {objects}\n")), "{objects}");
     let list = names.iter().map(|name| format!("{name}.c")).collect::<Vec<_>>().join(",");
-    assert!(packed.contains(&format!("usr/src/vllfree-{}/{{{list}}} ", env!("CARGO_PKG_VERSION"))), "{list}");
+    assert!(packed.contains(&format!("usr/src/vllfree-$module_version\"/{{{list}}} ")), "{list}");
 }
 
 #[test]
