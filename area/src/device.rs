@@ -144,7 +144,7 @@ fn call<T>(file: &File, number: u64, words: *mut T) -> io::Result<()> {
 }
 
 /// Looks at an area from time to time in case its process is moved to another cgroup: the kernel goes on to look for the area
-/// where it was attached, and whoever is short of memory where the process is now gets nothing from it. From then on what stays
+/// where it was attached, and a group that the process is in now, and that is short of memory, gets nothing from it. From then on what stays
 /// free goes by itself, without anybody being short, as from an area that the kernel does not have.
 pub(crate) struct Moves {
     file: Arc<File>,

@@ -1,4 +1,4 @@
-//! What a file that the command line names may be: a pipe makes whoever opens it wait for its other end.
+//! What a file that the command line names may be: opening a pipe waits for its other end.
 
 use std::fs::FileType;
 use std::io;

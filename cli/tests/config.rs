@@ -99,7 +99,7 @@ fn a_config_may_come_by_a_pipe_that_the_launch_was_given() {
         writer.write_all(b"mem = ").expect("a pipe");
         let launch = command.stdin(reader.try_clone().expect("a pipe")).spawn().expect("the binary starts");
         drop(command);
-        // Whoever writes may think in the middle of it.
+        // The writer may pause in the middle of it.
         wait_for("the first part is read", || (ioctl_fionread(&reader).expect("a pipe") == 0).then_some(()));
         drop(reader);
         // It fails where nobody reads on, which shows below.

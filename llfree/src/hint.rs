@@ -391,7 +391,7 @@ pub(crate) struct Trees<'a> {
 }
 
 impl<'a> Trees<'a> {
-    /// For so many trees. Fails unless there are a hint or the same number of them for each, and as many bitmap words as
+    /// For a number of trees. Fails unless there are a hint or the same number of them for each, and as many bitmap words as
     /// they need.
     pub(crate) fn new(hints: &'a [AtomicU16], summary: &'a [AtomicU64], trees: u32) -> Result<Self, TableError> {
         let stride = (hints.len() / trees.max(1) as usize).max(1);

@@ -61,7 +61,7 @@ impl Tenant<'_> {
             let home = if is_small { self.far_from_homes() } else { Some(self.anywhere(number.wrapping_add(attempt))) };
             let Some(home) = home else { break };
             if !self.trees.change(home, |hint| hint.at_home(true)).0.is_home() {
-                // Release, after the mark: whoever finds this count finds the mark.
+                // Release, after the mark: a handle that finds this count finds the mark.
                 self.moves.fetch_add(1, Ordering::Release);
                 let mut vicinity = Vicinity { is_home: true, ..Vicinity::all(home) };
                 self.measure(&mut vicinity);

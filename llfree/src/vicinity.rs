@@ -40,7 +40,7 @@ impl Vicinity {
         self.len == u32::MAX
     }
 
-    /// Where in the vicinity a tree of so many is; past the end of it for all others.
+    /// Where in the vicinity a tree of a table of `trees` is; past the end of it for all others.
     const fn place_of(&self, tree: u32, trees: u32) -> u32 {
         if tree >= self.first { tree - self.first } else { (tree + trees).wrapping_sub(self.first) }
     }

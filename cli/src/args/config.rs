@@ -271,7 +271,7 @@ fn list(words: &[String]) -> String {
 fn read_text(path: &Path) -> io::Result<String> {
     let is_descriptor = is_descriptor(path);
     if !is_descriptor {
-        // Asked before opening: opening a pipe waits for whoever writes into it, who may never come.
+        // Asked before opening: opening a pipe waits for a writer, which may never come.
         must_be_regular(std::fs::metadata(path)?.file_type())?;
     }
     // And not to wait for what takes its place just then, nor for a writer who is through and gone.

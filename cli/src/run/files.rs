@@ -63,7 +63,7 @@ impl LogFile {
     }
 }
 
-/// A file, or a device without an end such as /dev/null: a pipe could block whoever logs. One is not waited for here, where
+/// A file, or a device without an end such as /dev/null: a pipe could block the thread that logs. One is not waited for here, where
 /// the event loop would be. A device stays non-blocking when this is opened anew, for which the log's writer waits by itself.
 fn open(path: &Path) -> io::Result<OwnedFd> {
     let file = rustix::fs::openat(CWD, path, LOG_FLAGS, Mode::from(0o640))?;

@@ -12,7 +12,7 @@ pub(crate) fn hog(mib: &str) -> ExitCode {
     if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// So much memory, touched, that is no area's. Whoever has it is killed first.
+/// Touched memory that is no area's. The process that has it is killed first.
 fn private(mib: u64) -> Vec<u8> {
     drop(std::fs::write("/proc/self/oom_score_adj", "900"));
     let mut memory = vec![0u8; (mib * MIB) as usize];

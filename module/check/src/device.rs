@@ -117,7 +117,7 @@ pub(crate) fn limited() -> Outcome {
         expect("setrlimit", &done, &0)
     };
     lockable(1)?;
-    // SAFETY: a number. Whoever is not root lacks CAP_IPC_LOCK.
+    // SAFETY: a number. A process that is not root lacks CAP_IPC_LOCK.
     expect("setuid", &unsafe { libc::setuid(65534) }, &0)?;
     expect("more than may be locked", &memory.attach(&first), &Err(Errno::NOMEM))?;
     lockable(2)?;

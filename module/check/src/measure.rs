@@ -52,7 +52,7 @@ fn compare(mib: u64, times: [Vec<f64>; 3]) -> Outcome {
     if steps > 0 && is_cheap { Ok(what) } else { Err(what) }
 }
 
-/// Microseconds that it takes, a frame of so many.
+/// Microseconds that it takes, for each of the frames.
 fn timed(frames: usize, work: impl FnOnce() -> Result<(), String>) -> Result<f64, String> {
     let start = Instant::now();
     work()?;

@@ -172,7 +172,7 @@ fn registered_stays(tenant: &mut Tenant, ring: &Ring, disk: &OwnedFd) -> Result<
     tenant.free_most(0)
 }
 
-/// A second mapping under a userfaultfd: what was taken back is missing there, and comes as whoever listens says.
+/// A second mapping under a userfaultfd: what was taken back is missing there, and comes as the listener says.
 pub(crate) fn faults() -> Outcome {
     let mut tenant = Tenant::new(16, true)?;
     tenant.take_all()?;

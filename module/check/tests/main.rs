@@ -30,7 +30,7 @@ fn the_package_has_the_source_where_dkms_looks() {
     assert_eq!(package.matches("usr/src/vllfree-").count(), files.len());
 }
 
-/// Whoever adds a file names it in each list that has no pattern.
+/// A file that is added has to be named in each list without a pattern.
 #[test]
 fn each_file_of_the_module_is_built_and_packed() {
     let (kbuild, packed) = (include_str!("../../Kbuild"), include_str!("../../../ops/check-packages"));
