@@ -94,7 +94,7 @@ typedef int32_t llfree_status;
 #define LLFREE_CLASSES 7
 
 #define LLFREE_TABLE_WORDS 32
-#define LLFREE_CPU_WORDS 128
+#define LLFREE_CPU_WORDS 256
 #define LLFREE_HOST_WORDS 32
 
 /* A table, seen from this address space. Its contents are the library's. */

@@ -10,7 +10,7 @@ pub type CpuSlot = Slot<Cpu<'static>>;
 
 impl Kind for Cpu<'static> {
     const MAGIC: u64 = u64::from_le_bytes(*b"LLF-cpu!");
-    const WORDS: usize = 128;
+    const WORDS: usize = 256;
 }
 
 /// Makes a handle.
