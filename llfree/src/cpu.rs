@@ -175,7 +175,6 @@ impl<'a> Cpu<'a> {
     /// A block where one of its order was freed lately, if it is free still and nobody else's tree.
     #[inline]
     fn take_warm(&mut self, order: Order, class: Class) -> Option<Taken> {
-        // Most callers that take blocks of one order only have none.
         if self.warm.has(order) { self.take_warmest(order, class) } else { None }
     }
 
@@ -189,7 +188,9 @@ impl<'a> Cpu<'a> {
             let small = self.spot.small[usize::from(class.get())].map(tree_of);
             [small, self.spot.last_tree].contains(&Some(tree))
         };
-        if hint.class() != class || hint.is_reserved() && !is_ours() {
+        // What came free as a whole meanwhile is not cut up again.
+        let is_in_use = self.tenant.entry(huge).is_some_and(HugeEntry::has_room);
+        if hint.class() != class || hint.is_reserved() && !is_ours() || !is_in_use {
             return None;
         }
         let lower = &self.tenant.lower;

@@ -3,7 +3,7 @@
 
 use crate::common::{Table, order, ready};
 use llfree::{Allocation, Biased, Class, FreeError, FullFence, HANDLE_FRAMES, Reclaim};
-use shared_layout::{FrameId, HugeEntry, Order};
+use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -131,7 +131,6 @@ fn a_class_of_the_users_own_keeps_its_huge_blocks_apart() {
     }
 }
 
-/// Two handles in one tree pay for each other's cache lines: each has a part of memory, and all of it if need be.
 #[test]
 fn single_frames_fill_a_tree_before_the_next() {
     let table = Table::installed(4 * 32);
@@ -151,6 +150,25 @@ fn single_frames_fill_a_tree_before_the_next() {
     }
 }
 
+/// A place is looked at again when it is used: by then its huge frame may be free as a whole.
+#[test]
+fn a_block_does_not_cut_up_what_came_free_as_a_whole() {
+    let table = Table::installed(64);
+    let tenant = table.tenant();
+    let mut cpu = tenant.cpu();
+    let blocks: Vec<FrameId> = (0..128).map(|_| ready(cpu.alloc(order(3)).expect("free"))).collect();
+    // Of the first huge frame a block of each row by the handle, which remembers it, and the rest by others.
+    let (first, second): (Vec<FrameId>, Vec<_>) = blocks.into_iter().partition(|block| block.0 / 512 == 0);
+    for block in &first {
+        let freed = if block.0 % 64 == 0 { cpu.free(*block, order(3)) } else { tenant.free(*block, order(3)) };
+        freed.expect("ours");
+    }
+    assert!(tenant.entry(HugeId(0)).is_some_and(HugeEntry::is_all_free));
+    tenant.free(second[0], order(3)).expect("ours");
+    assert_eq!(ready(cpu.alloc(order(3)).expect("free")), second[0], "there is room in use");
+}
+
+/// Two handles in one tree pay for each other's cache lines: each has a part of memory, and all of it if need be.
 #[test]
 fn handles_divide_memory_among_themselves() {
     let table = Table::installed(512);
