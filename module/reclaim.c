@@ -275,25 +275,28 @@ static struct place *next_place(struct shrink_control *sc)
 	return place;
 }
 
-/* When somebody last waited in vain, of all areas. */
-static unsigned long in_vain;
-
 /*
  * Whoever has the area takes memory from it or looks at it, and as a rule is done
  * soon: reclaim that finds all busy for that must not pass for one that finds
  * nothing, for next somebody is killed. Only who lets swap go may wait for folios,
  * and is never waited for. A process that keeps its area busy, or cannot run while
- * it has it, costs all others together one such wait a second.
+ * it has it, costs one such wait a second.
  */
 static bool lock_area(struct area *area, unsigned int *patience)
 {
+	bool slept = false;
+
 	while (!mutex_trylock(&area->lock)) {
 		if (!*patience || READ_ONCE(area->waits) ||
 		    fatal_signal_pending(current) ||
-		    time_before(jiffies, READ_ONCE(in_vain) + HZ))
+		    (!slept && time_before(jiffies,
+					   READ_ONCE(area->in_vain) + HZ))) {
+			if (slept && !*patience)
+				WRITE_ONCE(area->in_vain, jiffies);
 			return false;
-		if (!--*patience)
-			WRITE_ONCE(in_vain, jiffies);
+		}
+		--*patience;
+		slept = true;
 		schedule_timeout_uninterruptible(1);
 	}
 	return true;
@@ -306,7 +309,7 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 		.want = max_t(unsigned long, sc->nr_to_scan >> LLFREE_ORDER, 1),
 		.chunks = CHUNKS_A_CALL,
 	};
-	/* Those kill nobody: one comes again, the other has something else to do. */
+	/* Those kill nobody. */
 	unsigned int patience = current_is_kswapd() ||
 		sc->gfp_mask & __GFP_NORETRY ? 0 : PATIENCE;
 	bool busy = false;
@@ -450,8 +453,6 @@ int reclaim_init(void)
 	unsigned int flags = SHRINKER_NUMA_AWARE | SHRINKER_MEMCG_AWARE;
 	int ret = -ENOMEM;
 
-	/* Nobody has. */
-	in_vain = jiffies - HZ;
 	place_cache = KMEM_CACHE(place, SLAB_ACCOUNT);
 	if (!place_cache)
 		return ret;

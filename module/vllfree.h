@@ -63,11 +63,12 @@ struct place {
 struct area {
 	struct kref ref;
 	/*
-	 * Reclaim only ever tries it, for whoever has it may wait for folios:
-	 * where `waits` says so. Else it is had for a bounded time.
+	 * Reclaim tries it, a few times a second for up to 0.1 s: never where
+	 * `waits` says that whoever has it may wait for folios.
 	 */
 	struct mutex lock;
 	bool waits;		/* changed with lock */
+	unsigned long in_vain;	/* when reclaim last waited for it in vain */
 	bool dead;		/* guarded by lock */
 	u32 huge_frames;
 	u32 nr_chunks;
