@@ -2,7 +2,6 @@
 
 use crate::child::Other;
 use crate::row::{Outcome, check};
-use crate::sparse;
 use crate::system::{Group, areas, available_mib, hog, killed};
 
 fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
@@ -109,7 +108,6 @@ pub(crate) fn without_swap(failures: &mut u32, compared: bool) {
         expect(of_full == 0, || format!("{of_full} frames of the full one"))?;
         Ok(format!("{evicted} frames"))
     });
-    check(failures, sparse::NAME, sparse::free_in_one_of_many);
 }
 
 /// What the kernel takes by the charges of a cgroup is out of its reach once the process is in another one.
