@@ -141,6 +141,7 @@ impl<'a> Lower<'a> {
     }
 
     /// The rows of a huge frame: set bits are taken.
+    #[inline]
     pub(crate) fn used_rows(&self, huge: HugeId) -> [u64; ROWS] {
         let mut used = [u64::MAX; ROWS];
         used.iter_mut().zip(self.rows_of(huge)).for_each(|(to, row)| *to = row.load(Ordering::Relaxed));

@@ -10,8 +10,8 @@ use shared_layout::{FrameId, HugeEntry, Order};
 const PLACES: usize = 16;
 /// Orders 1 to 8. Single frames have registers of their own.
 const ORDERS: usize = Order::HUGE.get() as usize - 1;
-/// A huge frame with more free frames than this may soon be free as a whole. There are few that a block of half of one fits
-/// in: for these it takes a huge frame that is free already.
+/// A huge frame with more free frames than this may soon be free as a whole. For a block of half of one there are few
+/// others, so wherever a part is in use its place is remembered.
 const MOST_FREE: u16 = 256;
 const HALF: Order = match Order::new(Order::HUGE.get() - 1) {
     Some(half) => half,

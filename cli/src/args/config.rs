@@ -4,13 +4,12 @@
 //! parser, one set of defaults and one help for both; what this file adds is where a word stood, for the line of an error.
 //! A file and a command line may say the same, and must not contradict each other: neither is read over.
 
-use crate::file_kind::must_be_regular;
+use crate::file_kind::{must_be_regular, wait_from_now_on};
 use clap::builder::ValueRange;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use llfree_base::printable;
-use rustix::fs::OFlags;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
@@ -278,7 +277,7 @@ fn read_text(path: &Path) -> io::Result<String> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if is_descriptor {
         // Who writes may take a while. Opened anew, it has flags of its own: nobody else's change.
-        rustix::fs::fcntl_setfl(&file, rustix::fs::fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+        wait_from_now_on(&file)?;
     } else {
         must_be_regular(file.metadata()?.file_type())?;
     }

@@ -2,11 +2,11 @@
 
 use super::events::Part;
 use crate::background::replace;
-use crate::file_kind::must_be_regular;
+use crate::file_kind::{must_be_regular, wait_from_now_on};
 use crate::roles::LOG_FLAGS;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use llfree_control::watch::watch;
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode};
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,7 +34,7 @@ impl LogFile {
         }
         let file = open(&path)?;
         // A slow device is waited for: what was logged so far is written at once, and must not be lost.
-        rustix::fs::fcntl_setfl(&file, rustix::fs::fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+        wait_from_now_on(&file)?;
         let before = gives_back.then(|| io::stderr().as_fd().try_clone_to_owned()).transpose()?;
         Ok(Self { path, file, before })
     }

@@ -16,8 +16,7 @@ impl Lower<'_> {
     pub(crate) fn take_only(&self, huge: HugeId) -> Result<Taken, Miss> {
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
         let words = self.rows_of(huge);
-        let mut free = [0; ROWS];
-        free.iter_mut().zip(words).for_each(|(to, row)| *to = !row.load(Ordering::Relaxed));
+        let free = self.used_rows(huge).map(|used| !used);
         // One of them has a bit: which one nobody could predict.
         let (mut bits, mut index) = (0, 0);
         for (at, row) in free.iter().enumerate() {
@@ -45,8 +44,7 @@ impl Lower<'_> {
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
         let words = self.rows_of(huge);
         // The look at the rows does not wait for the change of the entry.
-        let mut free = [0; ROWS];
-        free.iter_mut().zip(words).for_each(|(to, row)| *to = !row.load(Ordering::Relaxed));
+        let free = self.used_rows(huge).map(|used| !used);
         let mut with_free = free.iter().enumerate().fold(0u32, |rows, (i, bits)| rows | u32::from(*bits != 0) << i);
         let share = |e: HugeEntry| e.free().min(most as u16);
         let take = |e: HugeEntry| if e.free() <= ROW_FRAMES as u16 { e.take(share(e)) } else { None };

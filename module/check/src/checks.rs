@@ -46,7 +46,7 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
     check(failures, "an area ends though a forked child has the device open", device::ends_below_a_child);
     check(failures, "what is free longest goes first", oldest_first);
     memory::without_swap(failures, !quick);
-    // Found in nine runs of ten: among so many it depends on how fast the machine is, so not every change waits for it.
+    // Found in nine runs of ten: among 64 it depends on how fast the machine is, so not every change waits for it.
     if !quick {
         check(failures, sparse::NAME, sparse::free_in_one_of_many);
     }
