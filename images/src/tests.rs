@@ -4,7 +4,7 @@ use super::SHIM_ELF;
 use guest_abi::header::{ABI_VERSION, NOTE_NAME, NOTE_TYPE};
 use object::elf::{self, FileHeader64, ProgramHeader64};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
-use object::{LittleEndian, Object, ObjectSymbol};
+use object::{LittleEndian, Object, ObjectSection, ObjectSymbol};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE};
 
 fn header() -> &'static FileHeader64<LittleEndian> {
@@ -42,6 +42,14 @@ fn the_note_states_the_abi() {
     assert_eq!(note.n_type(LittleEndian).0, NOTE_TYPE);
     assert_eq!(note.desc(), ABI_VERSION.to_le_bytes());
     assert!(notes.next().expect("readable").is_none());
+}
+
+#[test]
+fn no_line_tables_are_embedded_only_symbols() {
+    // Each VM's process has the whole file in its memory.
+    let debug: Vec<_> = file().sections().filter_map(|s| s.name().ok().filter(|n| n.starts_with(".debug"))).collect();
+    assert!(debug.is_empty(), "{debug:?}");
+    assert!(file().symbols().count() > 10);
 }
 
 #[test]
