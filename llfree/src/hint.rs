@@ -27,93 +27,15 @@
 //! from 4 GiB on stay below 70 bytes a GiB.
 
 use crate::class::Class;
+use crate::entries::{Entries, gather};
 use crate::error::{Part, TableError, check_len};
 use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
-use core::ops::Range;
 use shared_layout::table::{BITMAPS, HUGE_PER_TREE};
 use shared_layout::{FRAMES_PER_HUGE, HugeEntry, HugeId, HugeRange, Order, Run, TableLayout};
 
 /// The free frames of a tree at the last count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct TreeHint(u16);
-
-/// The entries of a tree as they were a moment ago. Where the table ends, nothing is free.
-pub(crate) struct Entries {
-    entries: [HugeEntry; HUGE_PER_TREE as usize],
-    len: u16,
-}
-
-impl Entries {
-    #[inline]
-    pub(crate) fn whole(entries: [HugeEntry; HUGE_PER_TREE as usize]) -> Self {
-        Self { entries, len: HUGE_PER_TREE as u16 }
-    }
-
-    pub(crate) fn new(found: impl Iterator<Item = HugeEntry>) -> Self {
-        let (mut entries, mut len) = ([HugeEntry::HUGE_EVICTED; HUGE_PER_TREE as usize], 0);
-        for (to, entry) in entries.iter_mut().zip(found) {
-            *to = entry;
-            len += 1;
-        }
-        Self { entries, len }
-    }
-
-    /// Of those huge frames in use that may have a block of `order`, and that `tried` has no bit for, the
-    /// fullest.
-    #[inline]
-    pub(crate) fn fullest(&self, order: Order, tried: u32) -> Option<usize> {
-        const NONE: i16 = i16::MAX;
-        // Without a branch: the compiler compares several at once.
-        let mut keys = [NONE; HUGE_PER_TREE as usize];
-        for (index, (key, entry)) in keys.iter_mut().zip(&self.entries).enumerate() {
-            let fits = entry.has_room() & entry.may_fit_in_part(order);
-            *key = if fits { (entry.free() << 5) as i16 | index as i16 } else { NONE };
-        }
-        let mut rest = tried;
-        while rest != 0 {
-            keys[rest.trailing_zeros() as usize] = NONE;
-            rest &= rest - 1;
-        }
-        let least = keys.into_iter().fold(NONE, i16::min);
-        (least != NONE).then_some(least as usize % HUGE_PER_TREE as usize)
-    }
-
-    /// A bit for each that a caller likes.
-    #[inline]
-    pub(crate) fn mask(&self, likes: impl Fn(HugeEntry) -> bool) -> u32 {
-        const SIZE: usize = 8;
-        /// Gathers the lowest bit of each byte.
-        const GATHER: u64 = 0x0102_0408_1020_4080;
-        // Without a branch: the compiler compares several at once.
-        let mut liked = [0; HUGE_PER_TREE as usize];
-        liked.iter_mut().zip(self.entries).for_each(|(to, entry)| *to = u8::from(likes(entry)));
-        let (eights, _) = liked.as_chunks::<SIZE>();
-        let gather = |eight: &[u8; SIZE]| (u64::from_le_bytes(*eight).wrapping_mul(GATHER) >> 56) as u32;
-        eights.iter().enumerate().fold(0, |mask, (index, eight)| mask | gather(eight) << (SIZE * index))
-    }
-
-    /// Whether one of them may have a block of `order` below 9.
-    pub(crate) fn fits(&self, order: Order) -> bool {
-        self.entries.iter().any(|entry| entry.may_fit(order))
-    }
-
-    /// Whether a search for `order` that tried those in `tried` would try another one.
-    pub(crate) fn has_more(&self, order: Order, tried: u32) -> bool {
-        let first = |order| self.first(order, Want::Free, tried).is_some();
-        if order.is_huge() { first(order) } else { first(Order::HUGE) || self.fullest(order, tried).is_some() }
-    }
-
-    /// The first huge frame for a block of order 9 or 10.
-    #[inline]
-    pub(crate) fn first(&self, order: Order, want: Want, tried: u32) -> Option<usize> {
-        let step = order.huge_frames() as usize;
-        let fits = |index: &usize| {
-            let block = &self.entries[*index..*index + step];
-            tried & 1 << index == 0 && want.matches(block[0]) && block.iter().all(|entry| entry.is_all_free())
-        };
-        (0..self.entries.len()).step_by(step).find(fits)
-    }
-}
 
 /// The entries of a tree, counted.
 pub(crate) struct Count {
@@ -472,29 +394,22 @@ impl<'a> Trees<'a> {
         self.summary.iter().for_each(|bits| bits.store(0, Ordering::Relaxed));
     }
 
-    /// Shows the trees of a range that are listed for `want` until `done` says so; whether it did.
-    #[inline]
-    pub(crate) fn visit_run(&self, want: Want, run: Range<u32>, done: &mut impl FnMut(u32) -> bool) -> bool {
-        let mut at = run.start;
-        while at < run.end {
-            let word = at / 64 * 64;
-            let mut bits = self.summary_word(want, at).map_or(0, |bits| bits.load(Ordering::Relaxed));
-            bits &= u64::MAX << (at - word);
-            at = word + 64;
-            if at > run.end {
-                bits &= u64::MAX >> (at - run.end);
-            }
-            while bits != 0 {
-                if done(word + bits.trailing_zeros()) {
-                    return true;
-                }
-                bits &= bits - 1;
-            }
-        }
-        false
+    /// Which of 64 trees, from the first of a word on, may serve a block of `order`: one bit each.
+    #[inline(never)]
+    pub(crate) fn serving(&self, first: u32, order: Order) -> u64 {
+        // Relaxed: a look only guides; whoever says that there is nothing looks at entries.
+        let look = |hint: &AtomicU16| TreeHint(hint.load(Ordering::Relaxed));
+        let word = self.hints.get(first as usize..).and_then(|hints| hints.first_chunk::<64>());
+        let hints: [TreeHint; 64] = match word.filter(|_| self.stride == 1) {
+            Some(hints) => core::array::from_fn(|index| look(&hints[index])),
+            // The last word, or a small table.
+            None => core::array::from_fn(|index| self.hint(first + index as u32).map_or(TreeHint::NONE, look)),
+        };
+        // All of them first: then the compiler compares several at once.
+        gather(&hints.map(|hint| u8::from(!hint.offer(order).is_none())))
     }
 
-    fn summary_word(&self, want: Want, tree: u32) -> Option<&'a AtomicU64> {
+    pub(crate) fn summary_word(&self, want: Want, tree: u32) -> Option<&'a AtomicU64> {
         let words = self.trees.div_ceil(64) as usize;
         self.summary.get(want as usize * words + tree as usize / 64)
     }
@@ -510,29 +425,6 @@ mod tests {
 
     fn count(entries: impl Iterator<Item = HugeEntry>) -> TreeHint {
         TreeHint::count(&Entries::new(entries)).hint
-    }
-
-    #[test]
-    fn the_fullest_that_fits_comes_first() {
-        let order = |o| Order::new(o).expect("in range");
-        let short = used(8).lower(Run::of(order(1))).expect("above");
-        let entries = Entries::new([used(100), HugeEntry::FREE_EVICTED, used(9), short, used(0)].into_iter());
-        assert_eq!(entries.fullest(order(1), 0), Some(3));
-        assert_eq!(entries.fullest(order(1), 1 << 3), Some(2));
-        assert_eq!(entries.fullest(order(3), 0), Some(2));
-        assert_eq!(entries.fullest(order(4), 0), Some(0));
-        assert_eq!(entries.fullest(order(7), 0), None);
-        assert_eq!(entries.first(Order::BASE, Want::Free, 0), Some(1));
-        assert_eq!(entries.first(Order::MAX, Want::Free, 0), None);
-    }
-
-    #[test]
-    fn a_mask_has_a_bit_for_each_that_is_liked() {
-        for liked in [0u32, 1, 0x8000_0000, 0xa5c3_1f08, u32::MAX] {
-            let entry = |index| if liked >> index & 1 == 1 { used(9) } else { used(0) };
-            let entries = Entries::new((0..HUGE_PER_TREE).map(entry));
-            assert_eq!(entries.mask(|entry| entry.has_room()), liked);
-        }
     }
 
     #[test]

@@ -98,6 +98,7 @@ pub mod class;
 pub mod cpu;
 #[cfg_attr(stepping, path = "../models/crash/durable.rs")]
 mod durable;
+mod entries;
 mod error;
 #[cfg(not(any(loom, shuttle)))]
 mod format;

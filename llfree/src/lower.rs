@@ -18,6 +18,7 @@ use crate::rows::{ROWS, find_run, longest, rows_per_block, set_rows};
 use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
 use crate::taken::{Miss, Taken, TakenRow};
 use crate::violation::Violation;
+use shared_layout::table::HUGE_PER_TREE;
 use shared_layout::{FrameId, Glance, HugeEntry, HugeId, HugeRange, Order, Run};
 
 /// A search that lost this many races in one huge frame looks elsewhere.
@@ -134,10 +135,19 @@ impl<'a> Lower<'a> {
         Some(core::array::from_fn(|index| HugeEntry::from_bits(words[index].load(Ordering::Relaxed))))
     }
 
-    /// What is set in any entry of a range.
+    /// What is set in any entry of a tree.
     #[inline]
-    pub(crate) fn glance(&self, range: HugeRange) -> Glance {
-        self.entries(range).fold(Glance::default(), Glance::and)
+    pub(crate) fn glance(&self, tree: HugeRange) -> Glance {
+        const LANES: usize = 4;
+        const EACH: usize = HUGE_PER_TREE as usize / LANES;
+        let words = self.entries.get(tree.first().index()..).and_then(|words| words.first_chunk::<{ LANES * EACH }>());
+        let Some(words) = words else { return self.entries(tree).fold(Glance::default(), Glance::and) };
+        // So that no entry waits for the one before.
+        let entry = |at: usize| HugeEntry::from_bits(words[at].load(Ordering::Relaxed));
+        let lanes = (0..EACH).fold([Glance::default(); LANES], |lanes, at| {
+            core::array::from_fn(|lane| lanes[lane].and(entry(lane * EACH + at)))
+        });
+        lanes.into_iter().fold(Glance::default(), Glance::with)
     }
 
     /// The rows of a huge frame: set bits are taken.

@@ -1,18 +1,19 @@
 //! Unit tests of private parts that need atomics: they stay out of the files which the model
 //! checkers compile against atomics of their own.
 
-use crate::hint::{Entries, TreeHint, Trees, Want, bitmap_words};
+use crate::entries::Entries;
+use crate::hint::{TreeHint, Trees, Want, bitmap_words};
 use crate::refusal::Refusal;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
-use crate::vicinity::Vicinity;
-use shared_layout::{HugeEntry, Order};
+use crate::vicinity::{Look, Vicinity};
+use shared_layout::{HugeEntry, Order, Run};
 use std::vec::Vec;
 
 fn listed_for(trees: &Trees<'_>, want: Want, home: u32) -> Vec<u32> {
     let mut seen = Vec::new();
-    trees.visit(want, Vicinity::all(0), home, |tree| {
+    trees.visit(want, Order::HUGE, Vicinity::all(0), home, |tree| {
         seen.push(tree);
-        false
+        Look::Next
     });
     seen
 }
@@ -59,12 +60,43 @@ fn a_lap_of_a_vicinity_shows_what_is_listed_in_it() {
             let place = if len.min(count) > len / 2 { len / 2 } else { 0 };
             let expected: Vec<_> = lap(first + place, len.min(count) - place).chain(lap(first, place)).collect();
             let mut seen = Vec::new();
-            trees.visit(Want::Free, vicinity, home, |tree| {
+            trees.visit(Want::Free, Order::HUGE, vicinity, home, |tree| {
                 seen.push(tree);
-                false
+                Look::Next
             });
             assert_eq!(seen, expected, "{count} trees, {len} from {first} on, at home in {home}");
             assert!((0..count).all(|tree| vicinity.has(tree, count) == lap_has(first, len.min(count), tree, count)));
+        }
+    }
+}
+
+#[test]
+fn after_looks_in_vain_a_lap_shows_each_tree_that_may_serve_once_and_no_other() {
+    for (count, stride) in [(1usize, 1), (16, 4), (64, 1), (70, 1), (200, 1)] {
+        let hints: Vec<_> = (0..count * stride).map(|_| AtomicU16::new(0)).collect();
+        let summary: Vec<_> = (0..bitmap_words(count as u32)).map(|_| AtomicU64::new(0)).collect();
+        let trees = Trees::new(&hints, &summary, count as u32).expect("lengths fit");
+        let order = |order| Order::new(order).expect("in range");
+        let short =
+            HugeEntry::FREE_INSTALLED.take(256).and_then(|entry| entry.lower(Run::of(order(2)))).expect("valid");
+        let long = HugeEntry::FREE_INSTALLED.take(256).expect("valid");
+        let serves = |tree: &u32| tree % 5 == 4 || tree % 64 == 63;
+        for tree in 0..count as u32 {
+            let entry = if serves(&tree) { long } else { short };
+            trees.change(tree, |_| TreeHint::count(&Entries::new([entry, HugeEntry::HUGE_EVICTED].into_iter())).hint);
+        }
+        for (home, patience) in [(0, 1usize), (0, 3), (9, 1), (63, 2), (130, 5)] {
+            let mut seen = Vec::new();
+            let glances = trees.visit(Want::Mixed, order(4), Vicinity::all(0), home, |tree| {
+                seen.push(tree);
+                if seen.len() < patience { Look::Next } else { Look::NextThatServes }
+            });
+            let from = if home < count as u32 { home } else { 0 };
+            let lap: Vec<_> = (from..count as u32).chain(0..from).collect();
+            let (vain, rest) = lap.split_at(patience.min(count));
+            let expected: Vec<_> = vain.iter().chain(rest.iter().filter(|tree| serves(tree))).copied().collect();
+            assert_eq!(seen, expected, "{count} trees from {home} after {patience}");
+            assert_eq!(glances > 0, count >= patience);
         }
     }
 }

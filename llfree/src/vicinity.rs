@@ -3,6 +3,9 @@
 //! A place to look and nothing more: who has which one is for [`homes`](crate::homes) to say.
 
 use crate::hint::{Trees, Want};
+use crate::sync::Ordering;
+use core::ops::Range;
+use shared_layout::Order;
 
 /// Some trees in a row; the first tree follows the last.
 #[derive(Clone, Copy, Debug)]
@@ -50,16 +53,47 @@ impl Vicinity {
     }
 }
 
+/// What a visitor of trees says to each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Look {
+    /// No more of them.
+    Enough,
+    /// The next one.
+    Next,
+    /// The next one that may serve: so many could not that the others are worth a glance at all of a word's before.
+    NextThatServes,
+}
+
+/// Where trees that are listed are looked for.
+struct Lap<F> {
+    want: Want,
+    done: F,
+    order: Order,
+    /// Only those that may serve `order` are shown.
+    only_serving: bool,
+    /// Words of the bitmap whose trees were glanced at for that.
+    glances: u32,
+}
+
 impl Trees<'_> {
     /// Shows the trees of a vicinity that are listed for `want`, once each, from `home` on if it is one of them, until
-    /// `done` says so.
+    /// `done` says so. Returns how many times it glanced at the hints of 64 trees to leave out those that cannot serve a
+    /// block of `order`.
     #[inline]
-    pub(crate) fn visit(&self, want: Want, vicinity: Vicinity, home: u32, mut done: impl FnMut(u32) -> bool) {
+    pub(crate) fn visit(
+        &self,
+        want: Want,
+        order: Order,
+        vicinity: Vicinity,
+        home: u32,
+        done: impl FnMut(u32) -> Look,
+    ) -> u32 {
         let trees = self.len();
+        let mut lap = Lap { want, done, order, only_serving: false, glances: 0 };
         if vicinity.is_all() {
             let home = if home < trees { home } else { 0 };
-            let _ = self.visit_run(want, home..trees, &mut done) || self.visit_run(want, 0..home, &mut done);
-            return;
+            let _ = self.visit_run(home..trees, &mut lap) || self.visit_run(0..home, &mut lap);
+            return lap.glances;
         }
         let first = if vicinity.first < trees { vicinity.first } else { 0 };
         let vicinity = Vicinity { first, ..vicinity };
@@ -68,11 +102,44 @@ impl Trees<'_> {
         // From there to the end, and what is before it.
         for (from, count) in [(home, len - place), (first, place)] {
             let end = from + count;
-            if self.visit_run(want, from..end.min(trees), &mut done)
-                || self.visit_run(want, 0..end.saturating_sub(trees), &mut done)
+            if self.visit_run(from..end.min(trees), &mut lap) || self.visit_run(0..end.saturating_sub(trees), &mut lap)
             {
-                return;
+                break;
             }
         }
+        lap.glances
+    }
+
+    /// The part of a lap in a range; whether that was enough.
+    #[inline]
+    fn visit_run<F: FnMut(u32) -> Look>(&self, run: Range<u32>, lap: &mut Lap<F>) -> bool {
+        let mut at = run.start;
+        while at < run.end {
+            let word = at / 64 * 64;
+            let mut bits = self.summary_word(lap.want, at).map_or(0, |bits| bits.load(Ordering::Relaxed));
+            bits &= u64::MAX << (at - word);
+            at = word + 64;
+            if at > run.end {
+                bits &= u64::MAX >> (at - run.end);
+            }
+            if lap.only_serving && bits != 0 {
+                lap.glances += 1;
+                bits &= self.serving(word, lap.order);
+            }
+            while bits != 0 {
+                let tree = word + bits.trailing_zeros();
+                bits &= bits - 1;
+                match (lap.done)(tree) {
+                    Look::Enough => return true,
+                    Look::NextThatServes if !lap.only_serving => {
+                        lap.only_serving = true;
+                        lap.glances += 1;
+                        bits &= self.serving(word, lap.order);
+                    }
+                    Look::Next | Look::NextThatServes => {}
+                }
+            }
+        }
+        false
     }
 }

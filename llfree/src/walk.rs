@@ -7,8 +7,12 @@ use crate::query::{Broken, Query};
 use crate::spot::Spot;
 use crate::steps::{HUGE_GOOD, HUGE_PASSES, NO_STEP, PARTIAL_PASSES, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES};
 use crate::tenant::Tenant;
-use crate::vicinity::Vicinity;
+use crate::vicinity::{Look, Vicinity};
 
+/// Trees that a search looks at one by one before it leaves out those that cannot serve it, 64 at a glance.
+const LOOKS_IN_VAIN: u32 = 8;
+/// What such a glance costs.
+const LOOKS_PER_GLANCE: u32 = 8;
 /// More trees that a search looks at when it knows a good one.
 const MORE_LOOKS: u32 = 32;
 /// The same when it knows one that had better serve others.
@@ -102,11 +106,12 @@ impl Walk<'_, '_> {
                 break;
             }
             let mut looks = 0;
-            self.tenant.trees.visit(want, vicinity, self.home, |tree| {
+            let order = self.query.order;
+            let glances = self.tenant.trees.visit(want, order, vicinity, self.home, |tree| {
                 let hint = self.tenant.trees.get(tree);
                 if !hint.promises(want) {
                     self.tenant.trees.unlist(tree);
-                    return false;
+                    return Look::Next;
                 }
                 let step = self.query.step_of(self.tenant, hint);
                 if step < self.best.1 && !hint.is_reserved() && !self.broken.has(tree) {
@@ -116,13 +121,17 @@ impl Walk<'_, '_> {
                 looks += 1;
                 self.looked += u32::from(want.is_partial());
                 let most = match self.best.1 {
+                    NO_STEP if looks >= LOOKS_IN_VAIN => return Look::NextThatServes,
                     NO_STEP => u32::MAX,
                     SMALL_PARTIAL if !self.query.order.is_huge() => self.few_looks,
                     step if step <= good => MORE_LOOKS,
                     _ => MORE_LOOKS_FOR_BAD,
                 };
-                self.best.1 <= enough || looks >= most
+                if self.best.1 <= enough || looks >= most { Look::Enough } else { Look::Next }
             });
+            if want.is_partial() {
+                self.looked += LOOKS_PER_GLANCE * glances;
+            }
         }
     }
 }

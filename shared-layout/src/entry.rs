@@ -309,6 +309,13 @@ impl Glance {
         Self(self.0 | entry.0)
     }
 
+    /// What is set in any entry of two looks.
+    #[must_use]
+    #[inline]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether one of the entries may have a block of `order` below 9: surely not where it says no.
     #[must_use]
     #[inline]
