@@ -399,14 +399,16 @@ impl<'a> Trees<'a> {
     pub(crate) fn serving(&self, first: u32, order: Order) -> u64 {
         // Relaxed: a look only guides; whoever says that there is nothing looks at entries.
         let look = |hint: &AtomicU16| TreeHint(hint.load(Ordering::Relaxed));
+        let serves = |hint: TreeHint| !hint.offer(order).is_none();
         let word = self.hints.get(first as usize..).and_then(|hints| hints.first_chunk::<64>());
-        let hints: [TreeHint; 64] = match word.filter(|_| self.stride == 1) {
-            Some(hints) => core::array::from_fn(|index| look(&hints[index])),
+        let Some(word) = word.filter(|_| self.stride == 1) else {
             // The last word, or a small table.
-            None => core::array::from_fn(|index| self.hint(first + index as u32).map_or(TreeHint::NONE, look)),
+            let hints = (first..self.trees.min(first + 64)).filter_map(|tree| self.hint(tree));
+            return hints.zip(0..).fold(0, |mask, (hint, index)| mask | u64::from(serves(look(hint))) << index);
         };
         // All of them first: then the compiler compares several at once.
-        gather(&hints.map(|hint| u8::from(!hint.offer(order).is_none())))
+        let hints: [TreeHint; 64] = core::array::from_fn(|index| look(&word[index]));
+        gather(&hints.map(|hint| u8::from(serves(hint))))
     }
 
     pub(crate) fn summary_word(&self, want: Want, tree: u32) -> Option<&'a AtomicU64> {

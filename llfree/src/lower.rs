@@ -249,13 +249,16 @@ impl<'a> Lower<'a> {
         Err(Miss::Undone)
     }
 
-    /// Takes a block of less than a row from the row that a frame lies in, if it has one.
+    /// Takes a block of less than a row where a frame lies, or elsewhere in its row, if there is one.
     #[inline]
     pub(crate) fn take_in_row(&self, frame: FrameId, order: Order) -> Result<Taken, Miss> {
         let huge = frame.huge().ok_or(Miss::NoFit)?;
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
         let row = self.rows.get((frame.0 / ROW_FRAMES as u64) as usize).ok_or(Miss::NoFit)?;
-        let bit = free_run(row.load(Ordering::Relaxed), order).ok_or(Miss::NoFit)?;
+        let (used, at) = (row.load(Ordering::Relaxed), (frame.0 % ROW_FRAMES as u64) as u32);
+        // Where one of this order was freed it fits, most often: no search whose length nobody could predict.
+        let fits = used & run_mask(order) << at == 0 && frame.is_aligned(order);
+        let bit = if fits { at } else { free_run(used, order).ok_or(Miss::NoFit)? };
         let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| Miss::NoFit)?;
         let offset = (frame.offset_in_huge() & !(ROW_FRAMES - 1)) + bit as usize;
         self.set_some(huge, word, order, old, Some(offset))

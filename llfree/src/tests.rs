@@ -3,10 +3,11 @@
 
 use crate::entries::Entries;
 use crate::hint::{TreeHint, Trees, Want, bitmap_words};
+use crate::lower::Lower;
 use crate::refusal::Refusal;
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use crate::vicinity::{Look, Vicinity};
-use shared_layout::{HugeEntry, Order, Run};
+use shared_layout::{FrameId, HugeEntry, Order, Run};
 use std::vec::Vec;
 
 fn listed_for(trees: &Trees<'_>, want: Want, home: u32) -> Vec<u32> {
@@ -103,6 +104,22 @@ fn after_looks_in_vain_a_lap_shows_each_tree_that_may_serve_once_and_no_other() 
 
 fn lap_has(first: u32, len: u32, tree: u32, trees: u32) -> bool {
     (first..first + len).any(|at| at % trees == tree)
+}
+
+#[test]
+fn a_block_comes_from_its_place_or_from_elsewhere_in_the_row() {
+    let entries = [AtomicU16::new(HugeEntry::FREE_INSTALLED.bits())];
+    let rows: Vec<_> = (0..8).map(|_| AtomicU64::new(0)).collect();
+    let lower = Lower::new(&entries, &rows).expect("lengths fit");
+    let order = |order| Order::new(order).expect("in range");
+    let take = |frame, o| lower.take_in_row(FrameId(frame), order(o)).ok().map(|taken| taken.frame.0);
+    assert_eq!(take(4, 2), Some(4), "lower ones are free, too");
+    assert_eq!(take(4, 2), Some(0), "taken");
+    assert_eq!(take(9, 1), Some(8), "no place of a block");
+    assert_eq!(take(62, 0), Some(62));
+    assert_eq!(take(48, 4), Some(16), "a part of it is taken");
+    assert_eq!(take(100, 5), Some(64));
+    assert_eq!(take(512, 0), None, "past the end");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::tenant::Tenant;
 use crate::vicinity::{Look, Vicinity};
 
 /// Trees that a search looks at one by one before it leaves out those that cannot serve it, 64 at a glance.
-const LOOKS_IN_VAIN: u32 = 8;
+const LOOKS_IN_VAIN: u32 = 4;
 /// What such a glance costs.
 const LOOKS_PER_GLANCE: u32 = 8;
 /// More trees that a search looks at when it knows a good one.
