@@ -14,7 +14,7 @@
 use crate::block::{Allocation, huge_range};
 use crate::class::{CLASSES, Class};
 use crate::error::{AllocError, FreeError};
-use crate::hint::tree_of;
+use crate::hint::{huge_of, tree_of};
 use crate::listed::CROWDED_FRAMES;
 use crate::query::Query;
 use crate::row::{free_run, run_mask};
@@ -252,10 +252,10 @@ impl<'a> Cpu<'a> {
             if first != self.last_freed {
                 // Frees that are all over the place gain nothing from a register.
                 self.last_freed = first;
-                let Some((huge, after)) = self.tenant.lower.give_in_row(frame, order) else {
+                let Some(after) = self.tenant.lower.give_in_row(frame, order) else {
                     return self.refuse(frame, order);
                 };
-                self.tenant.note_free(huge, after, order.frames());
+                self.tenant.note_free(huge_of(frame), after, order.frames());
                 self.warm.put(frame, order, after);
                 return Ok(());
             }
@@ -506,9 +506,9 @@ impl<'a> Cpu<'a> {
             self.next_rows = frame;
         }
         if order == Order::ROW
-            && let Some((huge, after)) = self.tenant.lower.give_in_row(frame, order)
+            && let Some(after) = self.tenant.lower.give_in_row(frame, Order::ROW)
         {
-            self.tenant.note_free(huge, after, order.frames());
+            self.tenant.note_free(huge_of(frame), after, order.frames());
             self.warm.put(frame, order, after);
             return Ok(());
         }

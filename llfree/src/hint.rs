@@ -31,7 +31,7 @@ use crate::entries::{Entries, gather};
 use crate::error::{Part, TableError, check_len};
 use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
 use shared_layout::table::{BITMAPS, HUGE_PER_TREE};
-use shared_layout::{FRAMES_PER_HUGE, HugeEntry, HugeId, HugeRange, Order, Run, TableLayout};
+use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeEntry, HugeId, HugeRange, Order, Run, TableLayout};
 
 /// The free frames of a tree at the last count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -188,7 +188,9 @@ impl TreeHint {
     /// Whether an entry with room, after a free, has more than is promised.
     #[inline]
     pub(crate) fn is_outdone_by(self, after: HugeEntry) -> bool {
-        promised_run(after) >= (self.0 & RUN_MASK) >> RUN_SHIFT
+        // Most often the bound alone says no.
+        let promised = (self.0 & RUN_MASK) >> RUN_SHIFT;
+        after.run_bits() >= promised && promised_run(after) >= promised
     }
 
     /// Order 10 has a place.
@@ -294,6 +296,12 @@ pub(crate) const fn bitmap_words(trees: u32) -> usize {
 #[inline]
 pub(crate) const fn tree_of(huge: HugeId) -> u32 {
     huge.0 / HUGE_PER_TREE
+}
+
+/// The huge frame of a frame that a table has.
+#[inline]
+pub(crate) const fn huge_of(frame: FrameId) -> HugeId {
+    HugeId((frame.0 / Order::HUGE.frames()) as u32)
 }
 
 /// The huge frames of a tree, those past the end of the table included.

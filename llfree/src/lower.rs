@@ -37,11 +37,21 @@ pub(crate) fn transition(
     tries: u32,
     step: impl Fn(HugeEntry) -> Option<HugeEntry>,
 ) -> Result<HugeEntry, HugeEntry> {
+    transition_to(word, tries, step).map(|(old, _)| old)
+}
+
+/// The same, and the entry after the transition as well.
+#[inline]
+fn transition_to(
+    word: &AtomicU16,
+    tries: u32,
+    step: impl Fn(HugeEntry) -> Option<HugeEntry>,
+) -> Result<(HugeEntry, HugeEntry), HugeEntry> {
     let mut current = word.load(Ordering::Acquire);
     for _ in 0..tries {
         let Some(next) = step(HugeEntry::from_bits(current)) else { break };
         match word.compare_exchange(current, next.bits(), Ordering::AcqRel, Ordering::Acquire) {
-            Ok(old) => return Ok(HugeEntry::from_bits(old)),
+            Ok(old) => return Ok((HugeEntry::from_bits(old), next)),
             Err(seen) => current = seen,
         }
     }
@@ -287,9 +297,8 @@ impl<'a> Lower<'a> {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "frees spend a tenth of their time on the call")]
     fn count_free(&self, huge: HugeId, word: &AtomicU16, frames: u16, run: Run) -> Option<HugeEntry> {
-        let old = transition(word, FOREVER, |e| e.give(frames, run)).ok()?;
+        let (old, after) = transition_to(word, FOREVER, |e| e.give(frames, run)).ok()?;
         self.settle(huge);
-        let after = old.give(frames, run)?;
         // No run is longer than any.
         let looks = old.free() == 0 && run != Run::ANY;
         Some(if looks { self.after_nothing(huge, word, after) } else { after })
@@ -318,16 +327,20 @@ impl<'a> Lower<'a> {
     /// The longest run that a row lies in after some of its bits were cleared.
     #[inline]
     fn run_after(&self, frame: FrameId, used: u64) -> Run {
-        if used != 0 {
-            return longest_run(used);
-        }
+        if used == 0 { self.run_of_rows((frame.0 / ROW_FRAMES as u64) as usize) } else { longest_run(used) }
+    }
+
+    /// The longest run that a row lies in which was cleared as a whole.
+    #[inline]
+    fn run_of_rows(&self, row: usize) -> Run {
+        const HALF: usize = ROWS / 2;
         // Of two parties that each clear a row, one sees both.
         change_before_looks();
-        let index = (frame.0 / ROW_FRAMES as u64) as usize;
-        let is_free = |at: usize| self.rows.get(at).is_some_and(|row| row.load(Ordering::Relaxed) == 0);
-        let quad = index & !3;
-        match is_free(index ^ 1) {
-            true if (quad..quad + 4).all(is_free) => Run::ANY,
+        let first = row & !(HALF - 1);
+        let Some(rows) = self.rows.get(first..).and_then(|rows| rows.first_chunk::<HALF>()) else { return Run::ANY };
+        let is_free = |row: usize| rows[row % HALF].load(Ordering::Relaxed) == 0;
+        match is_free(row ^ 1) {
+            true if (0..HALF).all(is_free) => Run::ANY,
             true => Run::from_bits(7),
             false => Run::of(Order::ROW),
         }
@@ -460,15 +473,17 @@ impl<'a> Lower<'a> {
 
     /// Gives a block of a row or less back, the shortest way. `None` if it is not wholly taken, and
     /// nothing changed, or if somebody broke the entry: then it is lost rather than owned twice.
-    #[inline]
-    pub(crate) fn give_in_row(&self, frame: FrameId, order: Order) -> Option<(HugeId, HugeEntry)> {
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "frees spend a tenth of their time on the call")]
+    pub(crate) fn give_in_row(&self, frame: FrameId, order: Order) -> Option<HugeEntry> {
         let huge = frame.huge().filter(|_| frame.is_aligned(order))?;
         let word = self.entries.get(huge.index())?;
         let row = self.rows.get((frame.0 / ROW_FRAMES as u64) as usize)?;
         let mask = run_mask(order) << (frame.0 % ROW_FRAMES as u64);
         let used = row::clear(row, mask)?;
-        let run = if used == 0 { self.run_after(frame, used) } else { run_around(used, frame.0 as u32 % 64) };
-        Some((huge, self.count_free(huge, word, order.frames() as u16, run)?))
+        let row = (frame.0 / ROW_FRAMES as u64) as usize;
+        let run = if used == 0 { self.run_of_rows(row) } else { run_around(used, frame.0 as u32 % 64) };
+        self.count_free(huge, word, order.frames() as u16, run)
     }
 
     /// Gives `bits` of a row back that [`Lower::take_row`] took; returns the entry afterwards. `None`

@@ -108,11 +108,15 @@ static RUNS_OF_EIGHT: [u8; 256] = {
     runs
 };
 
-/// The longest run around a frame that came free in a row; shorter ones elsewhere are not seen.
+/// The longest run around a frame that came free in a row; others elsewhere are not seen.
 #[inline]
 pub(crate) fn run_around(used: u64, bit: u32) -> Run {
     let eight = (used >> (bit & 56)) as u8;
-    if eight == 0 { longest_run(used) } else { Run::from_bits(RUNS_OF_EIGHT[usize::from(eight)].into()) }
+    if eight != 0 {
+        return Run::from_bits(RUNS_OF_EIGHT[usize::from(eight)].into());
+    }
+    let (sixteen, half) = ((used >> (bit & 48)) as u16, (used >> (bit & 32)) as u32);
+    Run::from_bits(3 + u16::from(sixteen == 0) + u16::from(half == 0) + u16::from(used == 0))
 }
 
 /// Adds a row's free blocks, each frame in the largest that it lies in.
@@ -164,6 +168,7 @@ mod tests {
             }
         }
         assert_eq!(run_around(!0xf01, 0), Run::SINGLE, "the four are elsewhere");
+        assert_eq!(run_around(!0xffff_ff00, 9), Run::of(order(3)), "the sixteen are elsewhere");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 pub use crate::block::{Allocation, Block, EvictedBlock};
 use crate::class::{Class, Policy};
 use crate::error::{AllocError, FreeError, Part, TableError, check_len};
-use crate::hint::{Trees, Want, bitmap_words, promised_run, tree_of, tree_range};
+use crate::hint::{Trees, Want, bitmap_words, huge_of, promised_run, tree_of, tree_range};
 use crate::lower::Lower;
 use crate::refusal::Refusal;
 use crate::spot::Place;
@@ -155,9 +155,9 @@ impl<'a> Tenant<'a> {
     #[inline]
     pub fn free(&self, frame: FrameId, order: Order) -> Result<(), FreeError> {
         if order <= Order::ROW
-            && let Some((huge, after)) = self.lower.give_in_row(frame, order)
+            && let Some(after) = self.lower.give_in_row(frame, order)
         {
-            self.note_free(huge, after, order.frames());
+            self.note_free(huge_of(frame), after, order.frames());
             return Ok(());
         }
         let after = self.give(frame, order)?;
