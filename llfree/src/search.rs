@@ -237,7 +237,7 @@ impl Tenant<'_> {
             let hint = if is_through { self.recount_tree(tree) } else { self.trees.get(tree) };
             let step = query.step_of(self, hint);
             if step <= SMALL_PARTIAL && !is_through {
-                if let Some(found) = self.search_tree(tree, query.order, query.want(step), &mut grab) {
+                if let Some(found) = self.search_tree(tree, None, query.order, query.want(step), &mut grab) {
                     self.remember(spot, query, found.0);
                     return Some(found.1);
                 }
@@ -254,8 +254,10 @@ impl Tenant<'_> {
                     break;
                 }
                 // Frees say little of how full a tree is: it is counted before it is chosen for that.
+                let mut seen = None;
                 if query.want(step).is_partial() {
-                    let counted = query.step_of(self, self.recount_tree(tree));
+                    let entries = seen.insert(self.entries_of(tree));
+                    let counted = query.step_of(self, self.recount_from(tree, entries, |hint| hint));
                     if counted != step && (counted == NO_STEP || tries < PROMISES_CHECKED) {
                         continue;
                     }
@@ -268,7 +270,7 @@ impl Tenant<'_> {
                     // Two that look at the same moment find the same.
                     continue;
                 }
-                let found = self.search_tree(tree, query.order, query.want(step), &mut grab);
+                let found = self.search_tree(tree, seen, query.order, query.want(step), &mut grab);
                 let stays = found.as_ref().is_some_and(|(huge, _)| self.settle(spot, query, *huge, step, claims));
                 if claims && !stays {
                     self.trees.change(tree, |hint| hint.reserved(false));
@@ -296,10 +298,12 @@ impl Tenant<'_> {
         }
     }
 
-    /// Tries the fitting huge frames of a tree, the fullest first; recounts a tree that has none.
+    /// Tries the fitting huge frames of a tree, the fullest first, by entries that were read just now if there are some;
+    /// recounts a tree that has none.
     fn search_tree<T>(
         &self,
         tree: u32,
+        mut seen: Option<Entries>,
         order: Order,
         want: Want,
         grab: &mut impl FnMut(HugeId) -> Option<T>,
@@ -307,7 +311,7 @@ impl Tenant<'_> {
         let first = tree_range(tree).first();
         let mut tried = 0u32;
         loop {
-            let entries = self.entries_of(tree);
+            let entries = seen.take().unwrap_or_else(|| self.entries_of(tree));
             let best =
                 if want.is_partial() { entries.fullest(order, tried) } else { entries.first(order, want, tried) };
             let Some(index) = best else {
@@ -360,7 +364,7 @@ impl Tenant<'_> {
                     grab(huge)
                 };
                 for want in wants {
-                    if let Some((huge, found)) = self.search_tree(tree, order, *want, &mut grab) {
+                    if let Some((huge, found)) = self.search_tree(tree, None, order, *want, &mut grab) {
                         let step = if order.is_huge() { HUGE_STEPS.len() } else { SMALL_STEPS.len() } as u8 - 1;
                         self.settle(spot, query, huge, step, false);
                         return Some(found);
@@ -440,8 +444,13 @@ impl Tenant<'_> {
         }
         spot.is_fresh = query.want(step) == Want::Installed;
         let old = spot.small[usize::from(class.get())].replace(huge).map(tree_of);
-        if reserve && old != Some(tree) {
-            self.leave(old);
+        if reserve && let Some(old) = old.filter(|old| *old != tree) {
+            if query.through == Some(old) {
+                // It was counted a moment ago.
+                self.trees.change(old, |hint| hint.reserved(false));
+            } else {
+                self.leave(Some(old));
+            }
         }
         if reserve {
             // It is counted when we leave it. Another caller at our place may have left it already.
@@ -465,8 +474,12 @@ impl Tenant<'_> {
 
     /// Counts a tree from its entries; `step` changes its owner or its purpose with it.
     pub(crate) fn recount_tree_as(&self, tree: u32, step: impl Fn(TreeHint) -> TreeHint) -> TreeHint {
-        let count = || TreeHint::count(&self.entries_of(tree));
-        let counted = count();
+        self.recount_from(tree, &self.entries_of(tree), step)
+    }
+
+    /// The same, from entries that were read just now.
+    fn recount_from(&self, tree: u32, entries: &Entries, step: impl Fn(TreeHint) -> TreeHint) -> TreeHint {
+        let counted = TreeHint::count(entries);
         let (old, new) = self.change_hint(tree, Order::MAX, |hint| {
             let hint = step(hint).recounted(counted.hint);
             // A tree without any block is for nobody.
@@ -476,7 +489,7 @@ impl Tenant<'_> {
             return new;
         }
         // What came free after the count, and found the promise still there, is seen now.
-        let again = count().hint;
+        let again = TreeHint::count(&self.entries_of(tree)).hint;
         if again.promises_more_than(new) {
             return self.change_hint(tree, Order::MAX, |hint| hint.with_all_of(again)).1;
         }
