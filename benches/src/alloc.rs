@@ -22,7 +22,8 @@
 //! | `refuse` | "out of memory" | `first`, `again`, `after-free` |
 //! | `oversubscribed-X` | more threads than cores | `wall` with operations a ms, tails of all operations, `refused` |
 //! | `replace-N` | a random frame freed and one allocated, N % used | `pair`, `free`, `alloc`, tails |
-//! | `fresh`, `aged` | blocks of unused memory, and of memory of which a random half is free | `alloc`, tails |
+//! | `fresh` | blocks of unused memory | `alloc`, tails |
+//! | `aged` | blocks of memory of which a random half is free | `alloc`, tails, `alloc-worst`: the slowest without the machine's interruptions |
 //! | `full-N` | frames of memory that is N % full | `alloc`, `free` |
 //! | `epoch` | a handle's allocations after the host returned memory | `first`, `worst`, their maxima |
 //! | `cache` | metadata in the caches and out of them | `alloc-hot`, `alloc-cold`, `free-hot`, `free-cold` |
@@ -45,7 +46,8 @@ use crate::fill::Level;
 use crate::frames::frames;
 use crate::interrupt;
 use crate::loads::{
-    Aged, Cache, Crowd, Fresh, Halves, Mixed, Refuse, Replace, Round, first_after_a_return, sweep_bytes,
+    Aged, Cache, Crowd, Fresh, Halves, Mixed, Refuse, Replace, Round, SAME_RUNS, aged, first_after_a_return,
+    sweep_bytes,
 };
 use crate::measured::Measured;
 use crate::passes::{Bench, Blocks, Once, state_changes};
@@ -207,7 +209,9 @@ fn measure_load(allocator: Allocator, kind: Kind, round: Round<'_>) -> Result<Me
         Kind::Crowd(kind) => allocator.with(huge_frames, Crowd { round, kind }),
         Kind::Replace(percent) => allocator.with(huge_frames, Replace { round, percent }),
         Kind::Fresh => allocator.with(huge_frames, Fresh(round)),
-        Kind::Aged => allocator.with(huge_frames, Aged(round)),
+        Kind::Aged => {
+            (0..SAME_RUNS).map(|_| allocator.with(huge_frames, Aged(round))).collect::<Result<_, _>>().map(aged)
+        }
         Kind::Full(per_mille) => {
             let Round { seed, cores, .. } = round;
             allocator.with(huge_frames, Level { per_mille, huge_frames, seed, cores })

@@ -115,6 +115,16 @@ impl Latencies {
         self.ticks.append(&mut other.ticks);
     }
 
+    /// Of each time the least of those at its place, as far as all have one.
+    pub(crate) fn least<'a>(mut all: impl Iterator<Item = &'a Self>) -> Self {
+        let mut ticks = all.next().map(|first| first.ticks.clone()).unwrap_or_default();
+        for other in all {
+            ticks.truncate(other.ticks.len());
+            ticks.iter_mut().zip(&other.ticks).for_each(|(least, ticks)| *least = (*least).min(*ticks));
+        }
+        Self { ticks }
+    }
+
     pub(crate) fn count(&self) -> u64 {
         self.ticks.len() as u64
     }
@@ -170,6 +180,13 @@ mod tests {
         assert_eq!(ns, [500.0, 990.0, 999.0, 1000.0]);
         let one = latencies([30]).tails(&tails, &PLAIN);
         assert!(one.iter().all(|tail| tail.ns == 10.0 && tail.count == 1));
+    }
+
+    #[test]
+    fn the_least_of_some_runs_is_that_of_each_place() {
+        let runs = [latencies([10, 90, 30, 70]), latencies([20, 15, 40]), latencies([11, 80, 29, 1])];
+        assert_eq!(Latencies::least(runs.iter()).ticks, [10, 15, 29]);
+        assert_eq!(Latencies::least(std::iter::empty()).count(), 0);
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod mixed;
 mod refuse;
 mod round;
 
-pub(crate) use aging::{Aged, Fresh, Replace};
+pub(crate) use aging::{Aged, Fresh, Replace, SAME_RUNS, aged};
 pub(crate) use cache::{Cache, sweep_bytes};
 pub(crate) use crowd::{Crowd, CrowdKind};
 pub(crate) use epoch::first_after_a_return;

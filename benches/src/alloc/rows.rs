@@ -169,7 +169,7 @@ const SHOWN: [(&str, &[&str]); 9] = [
     ("oversubscribed-few", &[WALL, "p99.9"]),
     ("oversubscribed-mixed", &[WALL, "p99.9"]),
     ("replace", &["pair"]),
-    ("aged", &["alloc-p99.9", "alloc-max"]),
+    ("aged", &["alloc-p99.9", "alloc-worst"]),
     ("epoch", &["worst"]),
     ("cache", &["free-cold", "alloc-cold"]),
 ];

@@ -21,6 +21,15 @@ pub(crate) struct Fresh<'a>(pub(crate) Round<'a>);
 /// Allocates in memory of which a random half is free, half of that at a time; then as many random blocks are freed.
 pub(crate) struct Aged<'a>(pub(crate) Round<'a>);
 
+/// What the same sequence of allocations took, once.
+pub(crate) struct Run {
+    times: Latencies,
+    units: Units,
+}
+
+/// Runs of the same sequence, for what is left of the slowest allocation without the machine's interruptions.
+pub(crate) const SAME_RUNS: usize = 3;
+
 /// Frees a random block and allocates one, at a fill level: first in loops without a timer (`pair`), then timed singly.
 pub(crate) struct Replace<'a> {
     pub(crate) round: Round<'a>,
@@ -83,8 +92,18 @@ impl Visit for Fresh<'_> {
     }
 }
 
+/// The first run, and the slowest of all allocations where each has its least time of all runs: a program that is
+/// interrupted is so at another allocation each time.
+pub(crate) fn aged(runs: Vec<Run>) -> Measured {
+    let worst = Latencies::least(runs.iter().map(|run| &run.times));
+    let Some(Run { times, units }) = runs.into_iter().next() else { return Measured::default() };
+    let mut ops = alloc_rows(times, &units);
+    ops.extend(worst.tails(&[("alloc-worst", 1.0)], &units.watch));
+    Measured { cas_ns: units.cas_ns, ops }
+}
+
 impl Visit for Aged<'_> {
-    type Output = Result<Measured, BenchError>;
+    type Output = Result<Run, BenchError>;
 
     fn visit<F: Frames>(self, allocator: &F) -> Self::Output {
         let Self(round) = self;
@@ -112,7 +131,7 @@ impl Visit for Aged<'_> {
                     return None;
                 }
             }
-            Some(Measured { cas_ns: units.cas_ns, ops: alloc_rows(times, &units) })
+            Some(Run { times, units })
         })
     }
 }
