@@ -117,7 +117,7 @@ fn build(root: &Path, target_dir: &Path, is_packed: bool) -> PathBuf {
     cargo
         .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\x1f"))
         // Symbols stay for crash reports; line tables would be bulk, in the binary and in the memory of each VM. Cargo
-        // heeds this only for a package that has no profile of its own in the manifest; so the units stand here, too.
+        // heeds this only for a package that has no profile of its own in the manifest; so the units stand here.
         .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .args(["build", "--release", "--package", "guest-shim", "--bin", "guest-shim"])

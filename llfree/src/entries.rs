@@ -79,8 +79,8 @@ impl Entries {
     }
 }
 
-/// A bit for each byte, which is 0 or 1; at most 64 of them, and a multiple of eight. Without a branch: the compiler makes
-/// the bytes several at once.
+/// A bit for each byte, which is 0 or 1; at most 64 of them, and a multiple of eight. Without a branch: the
+/// compiler makes several bytes at once.
 #[inline]
 pub(crate) fn gather(liked: &[u8]) -> u64 {
     const SIZE: usize = 8;

@@ -402,21 +402,24 @@ impl<'a> Trees<'a> {
         self.summary.iter().for_each(|bits| bits.store(0, Ordering::Relaxed));
     }
 
-    /// Which of 64 trees, from the first of a word on, may serve a block of `order`: one bit each.
+    /// Which of 64 trees, from the first of a word on, promise `want`, and which may serve a block of `order`: one bit each.
     #[inline(never)]
-    pub(crate) fn serving(&self, first: u32, order: Order) -> u64 {
+    pub(crate) fn glance(&self, first: u32, want: Want, order: Order) -> (u64, u64) {
         // Relaxed: a look only guides; whoever says that there is nothing looks at entries.
         let look = |hint: &AtomicU16| TreeHint(hint.load(Ordering::Relaxed));
         let serves = |hint: TreeHint| !hint.offer(order).is_none();
         let word = self.hints.get(first as usize..).and_then(|hints| hints.first_chunk::<64>());
         let Some(word) = word.filter(|_| self.stride == 1) else {
             // The last word, or a small table.
-            let hints = (first..self.trees.min(first + 64)).filter_map(|tree| self.hint(tree));
-            return hints.zip(0..).fold(0, |mask, (hint, index)| mask | u64::from(serves(look(hint))) << index);
+            let hints = (first..self.trees.min(first + 64)).filter_map(|tree| self.hint(tree)).map(look);
+            return hints.zip(0..).fold((0, 0), |(listed, serving), (hint, index)| {
+                (listed | u64::from(hint.promises(want)) << index, serving | u64::from(serves(hint)) << index)
+            });
         };
         // All of them first: then the compiler compares several at once.
         let hints: [TreeHint; 64] = core::array::from_fn(|index| look(&word[index]));
-        gather(&hints.map(|hint| u8::from(serves(hint))))
+        let listed = gather(&hints.map(|hint| u8::from(hint.promises(want))));
+        (listed, gather(&hints.map(|hint| u8::from(serves(hint)))))
     }
 
     pub(crate) fn summary_word(&self, want: Want, tree: u32) -> Option<&'a AtomicU64> {

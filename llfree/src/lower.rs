@@ -13,6 +13,7 @@ mod rest;
 
 use crate::durable::WriteBack;
 use crate::error::{AllocError, FreeError, Part, TableError, check_huge_frames, check_len};
+use crate::hint::tree_range;
 use crate::row::{self, ROW_FRAMES, free_run, longest_run, ones, run_around, run_mask};
 use crate::rows::{ROWS, find_run, longest, rows_per_block, set_rows};
 use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
@@ -147,9 +148,10 @@ impl<'a> Lower<'a> {
 
     /// What is set in any entry of a tree.
     #[inline]
-    pub(crate) fn glance(&self, tree: HugeRange) -> Glance {
+    pub(crate) fn glance(&self, tree: u32) -> Glance {
         const LANES: usize = 4;
         const EACH: usize = HUGE_PER_TREE as usize / LANES;
+        let tree = tree_range(tree);
         let words = self.entries.get(tree.first().index()..).and_then(|words| words.first_chunk::<{ LANES * EACH }>());
         let Some(words) = words else { return self.entries(tree).fold(Glance::default(), Glance::and) };
         // So that no entry waits for the one before.

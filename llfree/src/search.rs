@@ -298,8 +298,8 @@ impl Tenant<'_> {
         }
     }
 
-    /// Tries the fitting huge frames of a tree, the fullest first, by entries that were read just now if there are some;
-    /// recounts a tree that has none.
+    /// Tries the fitting huge frames of a tree, the fullest first, by entries that were read just now if the caller has
+    /// some; recounts a tree that has none.
     fn search_tree<T>(
         &self,
         tree: u32,
@@ -346,7 +346,7 @@ impl Tenant<'_> {
             let looking = self.refusal.begin(order, epoch);
             let (mut certain, mut may_return, mut came_free) = (true, false, false);
             for tree in 0..self.trees.len() {
-                let glance = self.lower.glance(tree_range(tree));
+                let glance = self.lower.glance(tree);
                 // Free huge frames that are no pair: the host may hold one and give it back.
                 may_return |= glance.has_held() || order == Order::MAX && glance.has_all_free();
                 let may_serve = match order {

@@ -273,7 +273,8 @@ mod words {
         #[inline]
         pub(crate) fn row(&self) -> Option<FrameId> {
             let frame = self.row.load(Ordering::Relaxed);
-            (frame != 0).then_some(FrameId(frame))
+            // From its start on: what was there is no place that a block was freed at.
+            (frame != 0).then_some(FrameId(frame & !63))
         }
 
         pub(crate) fn set_row(&self, frame: FrameId) {

@@ -5,6 +5,7 @@ use crate::entries::Entries;
 use crate::hint::{TreeHint, Trees, Want, bitmap_words};
 use crate::lower::Lower;
 use crate::refusal::Refusal;
+use crate::rows::{ROWS, find_run, longest};
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use crate::vicinity::{Look, Vicinity};
 use shared_layout::{FrameId, HugeEntry, Order, Run};
@@ -123,6 +124,22 @@ fn a_block_comes_from_its_place_or_from_elsewhere_in_the_row() {
 }
 
 #[test]
+fn a_glance_at_a_tree_has_what_is_set_in_each_of_its_entries() {
+    for count in [32usize, 64, 50] {
+        for index in 0..count {
+            let held = HugeEntry::FREE_EVICTED.hold().expect("free");
+            let entry = |at| if at == index { held } else { HugeEntry::HUGE_INSTALLED };
+            let entries: Vec<_> = (0..count).map(|at| AtomicU16::new(entry(at).bits())).collect();
+            let rows: Vec<_> = (0..8 * count).map(|_| AtomicU64::new(0)).collect();
+            let lower = Lower::new(&entries, &rows).expect("lengths fit");
+            for tree in 0..count.div_ceil(32) {
+                assert_eq!(lower.glance(tree as u32).has_held(), index / 32 == tree, "{index} of {count}");
+            }
+        }
+    }
+}
+
+#[test]
 fn bits_behind_the_last_tree_vanish() {
     let hints: Vec<_> = (0..70).map(|_| AtomicU16::new(0)).collect();
     let summary: Vec<_> = (0..bitmap_words(70)).map(|_| AtomicU64::new(u64::MAX)).collect();
@@ -189,4 +206,34 @@ fn a_look_that_was_overtaken_says_nothing() {
     refusal.withdraw(order(9));
     let next = refusal.begin(order(2), 0);
     assert!(!refusal.conclude(small) && refusal.conclude(next));
+}
+
+#[test]
+fn the_longest_run_is_that_of_the_largest_block_that_is_found() {
+    let mut random = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let mut seen = [0; 9];
+    for _ in 0..20_000 {
+        // From nothing free to much, a longer run in one row, and some rows as a whole.
+        let (kind, most, longer) = (next() % 8, next() % 9, next());
+        let rows: [AtomicU64; ROWS] = core::array::from_fn(|row| {
+            let used = (0..kind).fold(0, |used, _| used | next());
+            AtomicU64::new(match next() % 8 {
+                whole if whole < most / 3 => 0,
+                _ if longer % 8 == row as u64 => used & !(0xffff_ffff >> (longer >> 8 & 31) << (longer >> 16 & 32)),
+                _ if most < 4 => u64::MAX,
+                _ => used,
+            })
+        });
+        let found = (0..=8).filter_map(Order::new).filter(|order| find_run(&rows, *order).is_some()).max();
+        let run = found.map_or(Run::SINGLE, Run::of);
+        assert_eq!(longest(&rows), run, "{rows:?}");
+        seen[usize::from(run.order().get())] += 1;
+    }
+    assert!(seen.iter().all(|times| *times > 0), "{seen:?}");
 }

@@ -60,7 +60,7 @@ pub(crate) enum Look {
     Enough,
     /// The next one.
     Next,
-    /// The next one that may serve: so many could not that the others are worth a glance at all of a word's before.
+    /// The next one that may serve: so many could not that it is worth a glance at all trees of a word first.
     NextThatServes,
 }
 
@@ -123,8 +123,7 @@ impl Trees<'_> {
                 bits &= u64::MAX >> (at - run.end);
             }
             if lap.only_serving && bits != 0 {
-                lap.glances += 1;
-                bits &= self.serving(word, lap.order);
+                bits = self.glance_at(word, bits, lap);
             }
             while bits != 0 {
                 let tree = word + bits.trailing_zeros();
@@ -133,13 +132,25 @@ impl Trees<'_> {
                     Look::Enough => return true,
                     Look::NextThatServes if !lap.only_serving => {
                         lap.only_serving = true;
-                        lap.glances += 1;
-                        bits &= self.serving(word, lap.order);
+                        bits = self.glance_at(word, bits, lap);
                     }
                     Look::Next | Look::NextThatServes => {}
                 }
             }
         }
         false
+    }
+
+    /// Those of some trees of a word that may serve; what is not what it is listed for is taken off the list, as by who
+    /// looks at it alone.
+    fn glance_at<F>(&self, word: u32, bits: u64, lap: &mut Lap<F>) -> u64 {
+        lap.glances += 1;
+        let (listed, serving) = self.glance(word, lap.want, lap.order);
+        let mut stale = bits & !listed;
+        while stale != 0 {
+            self.unlist(word + stale.trailing_zeros());
+            stale &= stale - 1;
+        }
+        bits & listed & serving
     }
 }

@@ -467,6 +467,7 @@ mod tests {
         for e in every() {
             let alone = Glance::default().and(e);
             let glances = others.map(|other| alone.and(other));
+            assert_eq!(others.map(|other| Glance::default().and(other).with(alone)), glances);
             for order in (0..9).filter_map(Order::new) {
                 let fits = e.has_room() && e.run() >= Run::of(order) || e.is_all_free();
                 assert!(!fits || alone.may_fit(order) && glances.iter().all(|glance| glance.may_fit(order)), "{e:?}");

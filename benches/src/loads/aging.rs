@@ -92,13 +92,13 @@ impl Visit for Fresh<'_> {
     }
 }
 
-/// The first run, and the slowest of all allocations where each has its least time of all runs: a program that is
+/// The first run; and of several the slowest of all allocations where each has its least time of them: a program that is
 /// interrupted is so at another allocation each time.
 pub(crate) fn aged(runs: Vec<Run>) -> Measured {
-    let worst = Latencies::least(runs.iter().map(|run| &run.times));
+    let worst = (runs.len() > 1).then(|| Latencies::least(runs.iter().map(|run| &run.times)));
     let Some(Run { times, units }) = runs.into_iter().next() else { return Measured::default() };
     let mut ops = alloc_rows(times, &units);
-    ops.extend(worst.tails(&[("alloc-worst", 1.0)], &units.watch));
+    ops.extend(worst.into_iter().flat_map(|worst| worst.tails(&[("alloc-worst", 1.0)], &units.watch)));
     Measured { cas_ns: units.cas_ns, ops }
 }
 
