@@ -195,11 +195,16 @@ void llfree_sort_out(struct zone *zone, struct page *page, unsigned int order);
 void llfree_set_held_aside(void);
 unsigned long llfree_return_blocks(bool failed);
 unsigned long llfree_return_some(bool failed);
+void llfree_follow_host(bool failed);
 
 /* In mm/llfree_guest.c: has memory put behind huge frames; interrupts off. */
 bool llfree_install(unsigned long frame, unsigned int count);
-/* Has what is set aside for want of memory tried again; from any context. */
+/*
+ * Has what is set aside for want of memory tried again, in a second; or looks
+ * at once what the host has returned. From any context.
+ */
 void llfree_try_later(void);
+void llfree_try_soon(void);
 
 #else
 

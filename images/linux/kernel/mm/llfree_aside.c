@@ -19,11 +19,15 @@
 
 #include "internal.h"
 #include "llfree.h"
+#include "llfree_host.h"
 
 /* Blocks that are looked at, and may go back, with zone->lock held. */
 #define LLFREE_BATCH		32
 /* The same for those who may not sleep, if few of what they see goes back. */
 #define LLFREE_GLANCES		256
+
+/* The last return of the host after which all was looked at. */
+static u64 llfree_seen_epoch;
 
 /*
  * Puts a huge frame that is in no list aside, until the host returns it. Its
@@ -130,14 +134,6 @@ static void llfree_return(struct zone *zone, struct page *page)
 	llfree_free(zone, page, LLFREE_ORDER);
 }
 
-/* Whether there is nothing to do for a zone, without its lock. */
-static bool llfree_has_all(struct zone *zone)
-{
-	struct llfree_zone *lz = llfree_zone(zone);
-
-	return !READ_ONCE(lz->nr_aside) && !READ_ONCE(lz->failures);
-}
-
 /*
  * What does not go back goes to the end of the list. New blocks do, too, and
  * others only take blocks off it. So when as many were looked at as there were
@@ -173,20 +169,31 @@ static unsigned long llfree_return_zone(struct zone *zone, bool failed)
 
 /*
  * Puts all blocks that are set aside, and that the host has returned, back into
- * the free lists; also those whose install @failed, to try again at once.
- * Returns huge frames. May sleep.
+ * the free lists; also those whose install @failed, to try again at once, as a
+ * host that has returned some may have memory for them. Returns huge frames.
+ * May sleep.
+ *
+ * The epoch is read once, before the walk: what comes after that is for the next
+ * one. No zone is passed over without its lock, for a search that has it may be
+ * about to set aside what was returned.
  */
 unsigned long llfree_return_blocks(bool failed)
 {
-	/* Of two, each would find but what the other one has left. */
+	/*
+	 * Of two, each would find but what the other one has left; and one that
+	 * began earlier could forget an epoch that the other one has seen.
+	 */
 	static DEFINE_MUTEX(alone);
 	unsigned long returned = 0;
 	struct zone *zone;
+	u64 epoch;
 
 	mutex_lock(&alone);
+	epoch = llfree_word(LLFREE_RETURN_EPOCH);
+	failed |= epoch != llfree_seen_epoch;
 	for_each_populated_zone(zone)
-		if (!llfree_has_all(zone))
-			returned += llfree_return_zone(zone, failed);
+		returned += llfree_return_zone(zone, failed);
+	WRITE_ONCE(llfree_seen_epoch, epoch);
 	mutex_unlock(&alone);
 	return returned;
 }
@@ -205,7 +212,8 @@ unsigned long llfree_return_some(bool failed)
 		struct llfree_zone *lz = llfree_zone(zone);
 		unsigned int looks = 0, batch = 0;
 
-		if (llfree_has_all(zone))
+		/* Whoever comes to have some meanwhile is for the worker. */
+		if (!READ_ONCE(lz->nr_aside) && !READ_ONCE(lz->failures))
 			continue;
 		spin_lock_irqsave(&zone->lock, flags);
 		if (failed)
@@ -222,4 +230,43 @@ unsigned long llfree_return_some(bool failed)
 		returned += batch;
 	}
 	return returned;
+}
+
+/*
+ * For an allocation, from any context: takes back some of what the host has
+ * returned. The first one after a return also has what failed before tried
+ * again, and has a worker look at the rest; only then is the epoch seen. The
+ * others do not call the worker, which each call would put last in its queue.
+ */
+void __llfree_check_returned(void)
+{
+	static u64 tried;
+	u64 epoch = llfree_word(LLFREE_RETURN_EPOCH);
+	bool first = READ_ONCE(tried) != epoch;
+
+	if (likely(epoch == READ_ONCE(llfree_seen_epoch)))
+		return;
+	WRITE_ONCE(tried, epoch);
+	llfree_return_some(first);
+	if (first)
+		llfree_try_soon();
+}
+
+/*
+ * Looks what the host has returned, and what it holds. Its limit is no sign of
+ * the latter by itself: between two looks it may have returned some and held
+ * others, and is what it was. One caller at a time.
+ */
+void llfree_follow_host(bool failed)
+{
+	static u64 seen_limit, seen_epoch;
+	u64 epoch = llfree_word(LLFREE_RETURN_EPOCH);
+	u64 limit = llfree_word(LLFREE_LIMIT);
+
+	llfree_return_blocks(failed);
+	if (limit == seen_limit && epoch == seen_epoch)
+		return;
+	seen_limit = limit;
+	seen_epoch = epoch;
+	llfree_set_held_aside();
 }

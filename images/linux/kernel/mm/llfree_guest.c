@@ -39,9 +39,6 @@
 
 struct llfree_host llfree_host;
 
-/* What was seen of the host's words; an epoch, once all was looked at for it. */
-static u64 llfree_seen_epoch;
-static u64 llfree_seen_limit;
 static u64 llfree_failed_status;
 
 /* For /sys/kernel/mm/llfree. */
@@ -63,7 +60,7 @@ static void llfree_soon_fn(struct irq_work *work);
 static DEFINE_IRQ_WORK(llfree_soon, llfree_soon_fn);
 static DEFINE_MUTEX(llfree_mutex);
 
-static u64 llfree_word(unsigned int offset)
+u64 llfree_word(unsigned int offset)
 {
 	return READ_ONCE(*(u64 *)(llfree_host.base + offset));
 }
@@ -138,42 +135,6 @@ static void llfree_publish(void)
 }
 
 /*
- * Takes back all that the host returned. Until then allocations go on to take
- * batches of it; and what comes after the epoch was read is for the next walk.
- */
-static unsigned long llfree_returned(bool failed)
-{
-	u64 epoch = llfree_word(LLFREE_RETURN_EPOCH);
-	unsigned long returned;
-
-	returned = llfree_return_blocks(failed);
-	/* Not over that of somebody who began later, and was faster. */
-	if (llfree_word(LLFREE_RETURN_EPOCH) == epoch)
-		WRITE_ONCE(llfree_seen_epoch, epoch);
-	return returned;
-}
-
-/*
- * For an allocation, from any context: takes back some of what the host has
- * returned. The first one after a return also has what failed before tried
- * again, and has a worker look at the rest; only then is the epoch seen. The
- * others do not call the worker, which each call would put last in its queue.
- */
-void __llfree_check_returned(void)
-{
-	static u64 tried;
-	u64 epoch = llfree_word(LLFREE_RETURN_EPOCH);
-	bool first = READ_ONCE(tried) != epoch;
-
-	if (likely(epoch == READ_ONCE(llfree_seen_epoch)))
-		return;
-	WRITE_ONCE(tried, epoch);
-	llfree_return_some(first);
-	if (first)
-		irq_work_queue(&llfree_soon);
-}
-
-/*
  * The host wants more than is free. Blocks that are free but for pages in
  * per-CPU lists are its, and some clean cache, as long as that helps: if not,
  * it is asked for ever more rarely.
@@ -233,19 +194,10 @@ static void llfree_look_after(bool failed)
 {
 	static unsigned long seen_moves;
 	unsigned long moves;
-	u64 limit;
 
 	mutex_lock(&llfree_mutex);
 	llfree_tell_failures();
-	limit = llfree_word(LLFREE_LIMIT);
-	/* A host that has returned some may have memory for what failed. */
-	failed |= llfree_word(LLFREE_RETURN_EPOCH) !=
-		  READ_ONCE(llfree_seen_epoch);
-	llfree_returned(failed);
-	if (limit != llfree_seen_limit) {
-		llfree_seen_limit = limit;
-		llfree_set_held_aside();
-	}
+	llfree_follow_host(failed);
 	/* Allocations set some aside, too, and take some back, in any zone. */
 	moves = llfree_sum_of(asides) + llfree_sum_of(returns);
 	if (moves != seen_moves) {
@@ -282,10 +234,18 @@ static void llfree_soon_fn(struct irq_work *work)
 	mod_delayed_work(system_wq, &llfree_retry, 0);
 }
 
-/* The caller may hold any lock, those of timers and work queues among them. */
+/*
+ * Of these two, the caller may hold any lock, those of timers and work queues
+ * among them.
+ */
 void llfree_try_later(void)
 {
 	irq_work_queue(&llfree_later);
+}
+
+void llfree_try_soon(void)
+{
+	irq_work_queue(&llfree_soon);
 }
 
 /* Now and then, but no idle CPU wakes up for it. */
@@ -350,9 +310,9 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 	long installs = atomic_long_read(&llfree_installs);
 	u64 released = 0;
 
-	returned = llfree_returned(false);
+	returned = llfree_return_blocks(false);
 	/* To try what failed before is no progress if it failed ever since. */
-	retried = llfree_returned(true);
+	retried = llfree_return_blocks(true);
 	if (installs != seen_installs)
 		returned += retried;
 	seen_installs = installs;
@@ -364,7 +324,7 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 		llfree_call(LLFREE_NEED, LLFREE_NEED_FRAMES, 0, &released);
 		local_irq_restore(flags);
 		if (released)
-			returned = llfree_returned(true);
+			returned = llfree_return_blocks(true);
 	}
 	*(unsigned long *)freed += returned * LLFREE_PAGES + drained;
 	return NOTIFY_OK;
@@ -390,8 +350,6 @@ void __init llfree_connect(const struct llfree_header *header)
 {
 	llfree_host.mailboxes = llfree_host.base + header->mailboxes_offset;
 	llfree_host.port = header->doorbell_port;
-	llfree_seen_epoch = llfree_word(LLFREE_RETURN_EPOCH);
-	llfree_seen_limit = header->huge_frames;
 	llfree_publish();
 }
 

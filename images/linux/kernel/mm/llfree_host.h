@@ -72,6 +72,7 @@ struct llfree_host {
 extern struct llfree_host llfree_host;
 
 /* In mm/llfree_guest.c. */
+u64 llfree_word(unsigned int offset);
 u64 llfree_call(unsigned int call, u64 first, u64 second, u64 *reply);
 void llfree_connect(const struct llfree_header *header);
 void llfree_watch(const struct llfree_header *header);

@@ -2,7 +2,7 @@
 
 fn main() {
     let sources = ["../mm/llfree.c", "../mm/llfree_aside.c", "stub/buddy.c"];
-    for source in sources.into_iter().chain(["../mm/llfree.h", "stub/kernel.h"]) {
+    for source in sources.into_iter().chain(["../mm/llfree.h", "../mm/llfree_host.h", "stub/kernel.h"]) {
         println!("cargo::rerun-if-changed={source}");
     }
     let mut build = cc::Build::new();

@@ -43,6 +43,9 @@ enum {
 #define max_t(t, a, b)		max((t)(a), (t)(b))
 #define min_t(t, a, b)		min((t)(a), (t)(b))
 
+#define BIT_ULL(n)		(1ULL << (n))
+#define likely(x)		(x)
+
 #define cpu_relax()		abort()	/* nobody else could end such a wait */
 /* Whoever may sleep, and does: others act meanwhile. In the tests. */
 void model_sleeps(void);

@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+mod aside;
+mod returned;
+
 /// Huge frames of the model: with a hole after the first [`LOW`].
 const FRAMES: usize = 48;
 const LOW: usize = 24;
@@ -46,6 +49,8 @@ unsafe extern "C" {
     fn llfree_set_held_aside();
     fn llfree_return_blocks(failed: bool) -> u64;
     fn llfree_return_some(failed: bool) -> u64;
+    fn __llfree_check_returned();
+    fn llfree_follow_host(failed: bool);
     fn model_waits() -> bool;
 }
 
@@ -54,6 +59,15 @@ static INSTALLS: AtomicU64 = AtomicU64::new(0);
 /// How often the host was asked, and how often the kernel's files asked to be run once more.
 static CALLS: AtomicU64 = AtomicU64::new(0);
 static LATER: AtomicU64 = AtomicU64::new(0);
+static SOON: AtomicU64 = AtomicU64::new(0);
+/// The host's words. The epoch is raised whenever the host has returned something, also after it was read so many times
+/// from now on; 0: not by that.
+static LIMIT: AtomicU64 = AtomicU64::new(0);
+static EPOCH: AtomicU64 = AtomicU64::new(0);
+static RAISED_AFTER: AtomicU64 = AtomicU64::new(0);
+/// Where they are in the header.
+const LIMIT_WORD: u32 = 0x100;
+const EPOCH_WORD: u32 = 0x110;
 /// One install in so many fails; 0: none.
 static FAIL_ONE_IN: AtomicU64 = AtomicU64::new(0);
 /// The host also acts while an install is under way.
@@ -64,6 +78,8 @@ static OTHERS: AtomicBool = AtomicBool::new(false);
 static OTHERS_RETRY: AtomicBool = AtomicBool::new(false);
 static BATCHES: AtomicU64 = AtomicU64::new(0);
 static TAKEN: AtomicU64 = AtomicU64::new(0);
+/// The next time that they sleep, the host returns what the walk has looked at first.
+static RETURNED_ASLEEP: AtomicBool = AtomicBool::new(false);
 static SEED: AtomicU64 = AtomicU64::new(1);
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -100,7 +116,25 @@ fn host_step() {
     };
     if let Some(next) = next {
         set(frame, next);
+        if now.is_held() {
+            EPOCH.fetch_add(1, Ordering::Relaxed);
+        }
     }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn llfree_word(offset: u32) -> u64 {
+    if offset == LIMIT_WORD {
+        return LIMIT.load(Ordering::Relaxed);
+    }
+    assert_eq!(offset, EPOCH_WORD, "not a word that is read here");
+    let epoch = EPOCH.load(Ordering::Relaxed);
+    let left = RAISED_AFTER.load(Ordering::Relaxed);
+    RAISED_AFTER.store(left.saturating_sub(1), Ordering::Relaxed);
+    if left == 1 {
+        EPOCH.store(epoch + 1, Ordering::Relaxed);
+    }
+    epoch
 }
 
 /// The host's half of an install.
@@ -130,6 +164,11 @@ extern "C" fn llfree_try_later() {
     LATER.fetch_add(1, Ordering::Relaxed);
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn llfree_try_soon() {
+    SOON.fetch_add(1, Ordering::Relaxed);
+}
+
 /// What happens while the kernel's files sleep.
 #[unsafe(no_mangle)]
 extern "C" fn model_sleeps() {
@@ -138,6 +177,10 @@ extern "C" fn model_sleeps() {
         if random(2) == 0 {
             take_some_back(random(2) == 0);
         }
+    }
+    if RETURNED_ASLEEP.swap(false, Ordering::Relaxed) {
+        set(0, entry(0).release().expect("a held one"));
+        EPOCH.fetch_add(1, Ordering::Relaxed);
     }
     if OTHERS.load(Ordering::Relaxed) {
         // SAFETY: it only looks.
@@ -285,8 +328,8 @@ impl Run {
                 unsafe {
                     model_tick(random(200));
                     match random(4) {
-                        0 => llfree_set_held_aside(),
-                        3 => drop(llfree_return_some(random(2) == 0)),
+                        0 => llfree_follow_host(random(2) == 0),
+                        3 => __llfree_check_returned(),
                         1 => drop(llfree_return_blocks(true)),
                         _ => drop(llfree_return_blocks(false)),
                     }
@@ -342,8 +385,9 @@ fn run(version: Version, steps: u64, seed: u64, fail_one_in: u64, races: bool) {
     while let Some((pfn, order)) = run.some() {
         free(pfn, order);
     }
+    EPOCH.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the lock is held.
-    unsafe { llfree_return_blocks(true) };
+    unsafe { llfree_follow_host(false) };
     run.check();
     for frame in 0..FRAMES {
         assert_eq!(state(frame), 1, "frame {frame} is lost: {:?}", entry(frame));
@@ -488,94 +532,5 @@ fn failed_installs_pause_installs_for_a_moment() {
             }
         }
         assert!(calls() - before < 150, "{version:?}: the host was asked {} times", calls() - before);
-    }
-}
-
-/// What an install that failed put aside is tried again: somebody is told to, for no one else may come by.
-#[test]
-fn what_is_put_aside_for_want_of_memory_is_tried_again() {
-    let _alone = alone();
-    for version in VERSIONS {
-        started(version, true);
-        offer(&[5, 9, 13, 17, 21], MOVABLE, true);
-        let before = LATER.load(Ordering::Relaxed);
-        assert_eq!(alloc(0, MOVABLE), None);
-        assert!(state(5) == 2 || state(9) == 2 || state(13) == 2, "something is aside");
-        assert!(LATER.load(Ordering::Relaxed) > before, "{version:?}: nobody will try again");
-        // Who does asks the host at once, however lately it had nothing.
-        FAIL_ONE_IN.store(0, Ordering::Relaxed);
-        // SAFETY: the lock is held.
-        unsafe { llfree_return_blocks(true) };
-        assert!(alloc(0, MOVABLE).is_some(), "{version:?}: still paused");
-    }
-}
-
-/// Of many that are aside, in more than one go of the lock, those come back that the host has returned, wherever they lie.
-#[test]
-fn whatever_was_returned_comes_back() {
-    let _alone = alone();
-    for version in VERSIONS {
-        all_aside(version);
-        for (rest, expected) in [(2, 16), (1, 16), (0, 16)] {
-            for frame in (0..FRAMES).filter(|frame| frame % 3 == rest) {
-                set(frame, entry(frame).release().expect("a held one"));
-            }
-            // SAFETY: the lock is held.
-            assert_eq!(unsafe { llfree_return_blocks(false) }, expected, "{version:?}");
-            assert!((0..FRAMES).all(|frame| (state(frame) == 2) == (frame % 3 < rest)), "{version:?}");
-        }
-        // SAFETY: the lock is held.
-        assert_eq!(unsafe { llfree_return_blocks(false) }, 0, "{version:?}: there is no more");
-    }
-}
-
-/// All huge frames, in blocks that are held and set aside.
-fn all_aside(version: Version) {
-    started(version, false);
-    offer(&(0..FRAMES).collect::<Vec<_>>(), MOVABLE, false);
-    for frame in 0..FRAMES {
-        set(frame, entry(frame).hold().expect("a free one"));
-    }
-    // SAFETY: the lock is held.
-    unsafe { llfree_set_held_aside() };
-    assert!((0..FRAMES).all(|frame| state(frame) == 2), "{version:?}: some are not aside");
-}
-
-/// An allocation that may not sleep takes no more back than one batch, whatever it meets before that.
-#[test]
-fn who_may_not_sleep_takes_one_batch_back() {
-    let _alone = alone();
-    for version in VERSIONS {
-        all_aside(version);
-        assert_eq!(take_some_back(true), 0, "{version:?}: they are held");
-        for frame in FRAMES - 40..FRAMES {
-            set(frame, entry(frame).release().expect("a held one"));
-        }
-        assert_eq!([take_some_back(false), take_some_back(false), take_some_back(false)], [32, 8, 0], "{version:?}");
-    }
-}
-
-/// Who walks the list looks at each block, though others take batches off it meanwhile; of those that walk it, all but
-/// one wait.
-#[test]
-fn a_walk_sees_all_whatever_others_take() {
-    let _alone = alone();
-    for (version, retry) in VERSIONS.into_iter().flat_map(|version| [(version, false), (version, true)]) {
-        all_aside(version);
-        // The first of them stay, the installs of the rest failed. The others take none of these, or as many as they may.
-        for frame in 16..FRAMES {
-            set(frame, HugeEntry::HUGE_EVICTED);
-        }
-        BATCHES.store(0, Ordering::Relaxed);
-        TAKEN.store(0, Ordering::Relaxed);
-        OTHERS_RETRY.store(retry, Ordering::Relaxed);
-        OTHERS.store(true, Ordering::Relaxed);
-        // SAFETY: the lock is held.
-        let returned = unsafe { llfree_return_blocks(true) };
-        OTHERS.store(false, Ordering::Relaxed);
-        let taken = TAKEN.load(Ordering::Relaxed);
-        assert!(BATCHES.load(Ordering::Relaxed) > 0, "{version:?}: nobody came between");
-        assert_eq!((taken > 0, returned + taken), (retry, FRAMES as u64 - 16), "{version:?}");
-        assert!((16..FRAMES).all(|frame| state(frame) == 1), "{version:?}: some are still aside");
     }
 }
