@@ -6,7 +6,7 @@ use crate::row::{Outcome, check, read_the_log};
 use crate::system::{areas, attached, load, shrink_all, unload};
 use crate::tenant::{HUGE, Tenant};
 use crate::uses::{self, Second};
-use crate::{device, measure, memory, races, sparse};
+use crate::{device, measure, memory, races, sparse, tables};
 use llfree_area::Order;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
@@ -45,6 +45,7 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
     check(failures, "what is pinned counts as locked memory", || as_child(&["limited"]));
     check(failures, "an area ends though a forked child has the device open", device::ends_below_a_child);
     check(failures, "what is free longest goes first", oldest_first);
+    by_tables(failures, if long { 400 } else { 40 });
     memory::without_swap(failures, !quick);
     // Found in nine runs of ten: among 64 it depends on how fast the machine is, so not every change waits for it.
     if !quick {
@@ -152,6 +153,18 @@ pub(crate) fn many_large(failures: &mut u32, module: &str) {
         check(failures, sparse::NAME, sparse::free_in_one_of_many);
         leave(failures);
     }
+}
+
+/// What is done with tables by hand, and nothing else.
+pub(crate) fn by_hand(failures: &mut u32, module: &str) {
+    if is_loaded(failures, module) {
+        by_tables(failures, 100);
+        leave(failures);
+    }
+}
+
+fn by_tables(failures: &mut u32, turns: u32) {
+    check(failures, "memory is a second table's once the first takes no more", || tables::one_memory_in_turns(turns));
 }
 
 /// Pressure on the whole machine, so often.

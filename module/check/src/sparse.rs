@@ -24,8 +24,8 @@ const FREED: usize = 8;
 const LIMIT: u64 = 128;
 const WANTED: usize = 12;
 
-const USED: u16 = 0;
-const FREE: u16 = 0x0200;
+pub(crate) const USED: u16 = 0;
+pub(crate) const FREE: u16 = 0x0200;
 const EVICTED: u16 = 0x4200;
 
 fn text(error: impl std::fmt::Display) -> String {
@@ -111,7 +111,7 @@ impl Sparse {
 }
 
 /// Memory of this process, a page at a time.
-fn private(bytes: usize) -> Result<*mut c_void, String> {
+pub(crate) fn private(bytes: usize) -> Result<*mut c_void, String> {
     let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping, over nothing.
     let start = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, access, MapFlags::PRIVATE) }.map_err(text)?;
