@@ -130,6 +130,7 @@ static void area_drop(struct area *area)
 	}
 	kvfree(area->notes);
 	kvfree(area->chunks);
+	kvfree(area->old);
 	mmdrop(area->mm);
 	kref_put(&area->ref, area_release);
 }
@@ -266,7 +267,9 @@ static struct area *area_new(const struct llfree_attach *words)
 	area->notes = kvcalloc(nr, sizeof(*area->notes), GFP_KERNEL_ACCOUNT);
 	area->chunks = kvcalloc(area->nr_chunks, sizeof(*area->chunks),
 				GFP_KERNEL_ACCOUNT);
-	if (!area->notes || !area->chunks)
+	area->old = kvcalloc(BITS_TO_LONGS(area->nr_chunks),
+			     sizeof(*area->old), GFP_KERNEL_ACCOUNT);
+	if (!area->notes || !area->chunks || !area->old)
 		goto drop;
 	area->entries = pin(&area->pinned_entries, words->entries,
 			    nr * sizeof(u16), sizeof(u16), area->mm);

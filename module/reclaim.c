@@ -6,6 +6,7 @@
  * Reclaim may come here from under any allocation. So an area is tried, and a
  * busy one passed over after a while; for what waits below see discard.c.
  */
+#include <linux/bitmap.h>
 #include <linux/fs.h>
 #include <linux/list_lru.h>
 #include <linux/memcontrol.h>
@@ -25,8 +26,6 @@
 #define KICK_INTERVAL		(HZ / 10)
 /* How long a call waits for others that take, in jiffies. */
 #define PATIENCE		(HZ / 10)
-/* Chunks that a call walks for those that have old frames. */
-#define OLD_CHUNKS_A_CALL	(4 * CHUNKS_A_CALL)
 /* With less than this known to be free, a count looks for more. */
 #define POOR			(BATCH * LLFREE_PAGES)
 
@@ -126,8 +125,27 @@ static void scan_chunk(struct area *area, u32 chunk, unsigned int age,
 }
 
 /*
+ * The first chunk with old frames of those that are `i` or more behind `start`,
+ * around the end, as the number that it is behind it. nr_chunks: there is none.
+ */
+static u32 next_old(struct area *area, u32 start, u32 i)
+{
+	u32 nr = area->nr_chunks, before_end = nr - start, chunk;
+
+	if (i < before_end) {
+		chunk = find_next_bit(area->old, nr, start + i);
+		if (chunk < nr)
+			return chunk - start;
+		i = before_end;
+	}
+	chunk = find_next_bit(area->old, start, i - before_end);
+	return chunk < start ? chunk + before_end : nr;
+}
+
+/*
  * First what was free for long, then all: with little pressure only the former
- * is ever reached. Bounded by the chunks that may be looked at.
+ * is ever reached. Bounded by the chunks that may be looked at, and by a bit for
+ * each of the others.
  */
 static void scan_area(struct area *area, struct scan *scan)
 {
@@ -136,20 +154,19 @@ static void scan_area(struct area *area, struct scan *scan)
 	for (pass = 0; pass < 2; pass++) {
 		u32 start = area->cursor;
 
-		for (i = 0; i < area->nr_chunks && scan->want; i++) {
-			u32 chunk = (start + i) % area->nr_chunks;
+		for (i = 0; scan->want && scan->chunks; i++) {
+			u32 chunk;
 
-			if (!pass && i == OLD_CHUNKS_A_CALL)
+			if (!pass)
+				i = next_old(area, start, i);
+			if (i >= area->nr_chunks)
 				break;
-			if (!pass && !READ_ONCE(area->chunks[chunk].old))
-				continue;
-			if (!scan->chunks)
-				break;
+			chunk = (start + i) % area->nr_chunks;
 			scan->chunks--;
 			area->cursor = chunk;
 			scan_chunk(area, chunk, pass ? 0 : grace, scan);
 			if (!pass && scan->want)
-				area->chunks[chunk].old = 0;
+				__clear_bit(chunk, area->old);
 			chunk_recount(area, chunk);
 		}
 		settle(area, scan);

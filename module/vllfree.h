@@ -36,7 +36,6 @@ struct pinned {
 /* What was seen of CHUNK huge frames when they were looked at last. */
 struct chunk {
 	atomic_t free;		/* free, with memory */
-	u16 old;		/* of these, for as long as `grace` says */
 	u16 skipped;		/* left alone until the next look; lock */
 };
 
@@ -88,6 +87,8 @@ struct area {
 
 	struct note *notes;
 	struct chunk *chunks;
+	/* Those with frames free for as long as `grace` says, a bit each; lock */
+	unsigned long *old;
 	atomic_long_t free;	/* sum of the chunks' */
 	atomic_long_t located;	/* sum of the places' `here` */
 	atomic_t look_at;	/* the chunk that a count looks at next */

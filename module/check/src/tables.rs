@@ -1,8 +1,8 @@
-//! Tables by hand, without an area's allocator: whose the memory is.
+//! Tables by hand, without an area's allocator: what goes first, and whose the memory is.
 
-use crate::device::{ATTACH, DETACH, call, open};
+use crate::device::{ATTACH, DETACH, RECLAIM, call, open};
 use crate::row::Outcome;
-use crate::sparse::{FREE, USED, private};
+use crate::sparse::{EVICTED, FREE, Sparse, USED, private};
 use crate::system::shrink_all;
 use crate::tenant::HUGE;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate};
@@ -14,6 +14,27 @@ use std::time::{Duration, Instant};
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
+}
+
+/// What is free longest goes first, wherever it lies: here nearly 3 TiB behind where a scan begins.
+pub(crate) fn oldest_of_a_large_one() -> Outcome {
+    const FRAMES: usize = 3 << 19;
+    const FREED: usize = 8;
+    let area = Sparse::new(FRAMES)?;
+    let free = |first: usize| {
+        (first..first + FREED).try_for_each(|frame| {
+            rustix::io::pwrite(&area.file, &[1; 4096], frame as u64 * HUGE).map_err(text)?;
+            area.entries[frame].store(FREE, SeqCst);
+            Ok::<_, String>(())
+        })
+    };
+    free(FRAMES - FREED)?;
+    std::thread::sleep(Duration::from_millis(4500));
+    free(0)?;
+    call(&area.device, RECLAIM, &mut [FREED as u64]).map_err(text)?;
+    let gone = |first: usize| (first..first + FREED).filter(|at| area.entries[*at].load(SeqCst) == EVICTED).count();
+    let (old, young) = (gone(FRAMES - FREED), gone(0));
+    if (old, young) == (FREED, 0) { Ok(String::new()) } else { Err(format!("{old} old ones went, {young} young ones")) }
 }
 
 /// Huge frames of the memory that two tables have in turns: as many as the module holds at once.
