@@ -96,6 +96,7 @@ struct area {
 	bool has_swapped;	/* lock */
 
 	struct delayed_work look;
+	bool look_missed;	/* it found the area busy; changed by it alone */
 	unsigned long aged_at;	/* lock */
 	unsigned long kicked_at;
 	struct list_head all;

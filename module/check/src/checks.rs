@@ -166,6 +166,7 @@ pub(crate) fn by_hand(failures: &mut u32, module: &str) {
 fn by_tables(failures: &mut u32, turns: u32) {
     check(failures, "memory is a second table's once the first takes no more", || tables::one_memory_in_turns(turns));
     check(failures, "what is free longest goes first in an area of 3 TiB", tables::oldest_of_a_large_one);
+    check(failures, "an area is looked at though others take from it", tables::looked_at_though_busy);
 }
 
 /// Pressure on the whole machine, so often.

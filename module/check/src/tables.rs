@@ -1,12 +1,14 @@
-//! Tables by hand, without an area's allocator: what goes first, and whose the memory is.
+//! Tables by hand, without an area's allocator: what a look finds and what it must be given, and whose the memory is.
 
 use crate::device::{ATTACH, DETACH, RECLAIM, call, open};
+use crate::ring::Ring;
 use crate::row::Outcome;
 use crate::sparse::{EVICTED, FREE, Sparse, USED, private};
 use crate::system::shrink_all;
 use crate::tenant::HUGE;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate};
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::mpsc;
@@ -35,6 +37,48 @@ pub(crate) fn oldest_of_a_large_one() -> Outcome {
     let gone = |first: usize| (first..first + FREED).filter(|at| area.entries[*at].load(SeqCst) == EVICTED).count();
     let (old, young) = (gone(FRAMES - FREED), gone(0));
     if (old, young) == (FREED, 0) { Ok(String::new()) } else { Err(format!("{old} old ones went, {young} young ones")) }
+}
+
+/// A frame that was kept is tried again after the next look, and that comes though others take from the area all the time.
+pub(crate) fn looked_at_though_busy() -> Outcome {
+    const FRAMES: usize = 1 << 18;
+    let area = Sparse::new(FRAMES)?;
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping, over nothing.
+    let memory = unsafe { mmap(std::ptr::null_mut(), 4096, access, MapFlags::SHARED, &area.file, 0) }.map_err(text)?;
+    let ring = Ring::new()?;
+    ring.register(memory.cast(), 4096)?;
+    area.entries[0].store(FREE, SeqCst);
+    let reclaim = || call(&area.device, RECLAIM, &mut [u64::MAX]).map_err(text);
+    reclaim()?;
+    let is = (area.entries[0].load(SeqCst), area.taken()?);
+    if is != (FREE, (0, 1)) {
+        return Err(format!("entry, taken and kept of what a ring has: {is:x?}"));
+    }
+    let (over, start) = (AtomicBool::new(false), Instant::now());
+    std::thread::scope(|scope| {
+        let busy = || {
+            while !over.load(Relaxed) {
+                if reclaim().is_err() {
+                    break;
+                }
+            }
+        };
+        let threads = [scope.spawn(busy), scope.spawn(busy)];
+        std::thread::sleep(Duration::from_millis(500));
+        drop(ring);
+        while area.entries[0].load(SeqCst) == FREE && start.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        over.store(true, Relaxed);
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked".to_owned()))
+    })?;
+    // SAFETY: ours, and nobody has references into it.
+    unsafe { munmap(memory, 4096) }.map_err(text)?;
+    match area.entries[0].load(SeqCst) {
+        EVICTED => Ok(format!("after {:.1} s", start.elapsed().as_secs_f64() - 0.5)),
+        other => Err(format!("the entry is {other:#x} after a minute")),
+    }
 }
 
 /// Huge frames of the memory that two tables have in turns: as many as the module holds at once.
