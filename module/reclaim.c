@@ -21,8 +21,12 @@
 
 /* What one call may look at, however many areas and frames there are. */
 #define AREAS_A_CALL		64
-/* A count's own looks, a chunk an area, and how soon it asks for a whole one. */
-#define LOOKS_A_COUNT		4
+/*
+ * A count's own looks, a chunk an area, and how soon it asks for a whole one.
+ * Reclaim of a cgroup counts 13 times a round, and has 17 rounds in vain before
+ * anybody is killed: by then 1300 chunks were looked at, whoever else runs.
+ */
+#define LOOKS_A_COUNT		6
 #define KICK_INTERVAL		(HZ / 10)
 /* How long a call waits for others that take, in jiffies. */
 #define PATIENCE		(HZ / 10)
