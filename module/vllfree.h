@@ -62,12 +62,14 @@ struct place {
 struct area {
 	struct kref ref;
 	/*
-	 * Reclaim tries it, a few times a second for up to 0.1 s: never where
-	 * `waits` says that whoever has it may wait for folios.
+	 * Reclaim tries it, tick by tick for a while: never where `waits` says
+	 * that whoever has it may wait for folios.
 	 */
 	struct mutex lock;
 	bool waits;		/* changed with lock */
-	unsigned long in_vain;	/* when reclaim last waited for it in vain */
+	/* When reclaim last waited for it in vain, and what it had freed then. */
+	unsigned long in_vain;
+	u64 in_vain_at;
 	bool dead;		/* guarded by lock */
 	u32 huge_frames;
 	u32 nr_chunks;
