@@ -3,7 +3,7 @@
 use crate::child::Other;
 use crate::log::{clean_log, lockdep_is_on};
 use crate::row::{Outcome, check, read_the_log};
-use crate::system::{areas, attached, load, shrink_all, unload};
+use crate::system::{areas, attached, load, pass_awake, shrink_all, unload};
 use crate::tenant::{HUGE, Tenant};
 use crate::uses::{self, Second};
 use crate::{device, measure, memory, races, sparse, tables};
@@ -251,7 +251,7 @@ fn oldest_first() -> Outcome {
     tenant.take_all()?;
     let young = tenant.blocks.split_off(32);
     tenant.free_most(0)?;
-    std::thread::sleep(Duration::from_millis(4500));
+    pass_awake(Duration::from_millis(4500));
     let places: Vec<usize> = young.iter().map(|(block, _)| block.as_ptr().as_ptr().addr()).collect();
     tenant.blocks = young;
     tenant.free_most(0)?;
