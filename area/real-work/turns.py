@@ -33,14 +33,9 @@ def settings():
     area = libraries["llfree"] | {"LLFREE_AREA_MEMFD": "1", "LLFREE_AREA_BYTES": str(512 * MIB)}
     yield "area", area
     yield "glibc", {}
-    # As programs are set up that shall not wait for the system: what is free stays.
-    kept = {"GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={1 << 30}:glibc.malloc.trim_threshold={1 << 40}"}
-    yield "glibc, all kept", kept
     if "jemalloc" in libraries:
         jemalloc = libraries["jemalloc"]
         yield "jemalloc", jemalloc
-        kept = {"MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0"}
-        yield "jemalloc, all kept", jemalloc | kept
         yield "jemalloc, MADV_FREE at once", jemalloc | {"MALLOC_CONF": "dirty_decay_ms:0,muzzy_decay_ms:-1"}
         yield "jemalloc, decay 0", libraries["jemalloc-decay-0"]
 
