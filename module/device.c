@@ -27,6 +27,8 @@
 /* Frames that one call of the lock takes, when a process asks for it. */
 #define FRAMES_A_TURN		64
 #define LOOK_INTERVAL		HZ
+/* How long a look that found the area busy before tries, a tick at a time. */
+#define LOOK_PATIENCE		(HZ / 10)
 
 /* An open file. */
 struct session {
@@ -130,6 +132,7 @@ static void area_drop(struct area *area)
 	}
 	kvfree(area->notes);
 	kvfree(area->chunks);
+	kvfree(area->old);
 	mmdrop(area->mm);
 	kref_put(&area->ref, area_release);
 }
@@ -206,6 +209,21 @@ static int claim(struct area *area)
 	return ret;
 }
 
+/*
+ * A worker is never kept for longer than that, whoever has the area: others wait
+ * for their looks, too. Who takes from it in a loop gives way meanwhile.
+ */
+static bool lock_to_look(struct area *area)
+{
+	unsigned int ticks = area->look_missed ? LOOK_PATIENCE : 0;
+	bool locked;
+
+	while (!(locked = mutex_trylock(&area->lock)) && ticks--)
+		schedule_timeout_idle(1);
+	WRITE_ONCE(area->look_missed, !locked);
+	return locked;
+}
+
 static void look(struct work_struct *work)
 {
 	struct area *area = container_of(to_delayed_work(work), struct area,
@@ -214,7 +232,7 @@ static void look(struct work_struct *work)
 	unsigned long again = LOOK_INTERVAL;
 
 	/* Busy: reclaim takes from it, and counts only what it took from. */
-	if (!mutex_trylock(&area->lock)) {
+	if (!lock_to_look(area)) {
 		again = HZ / 10;
 	} else {
 		bool aging = time_after_eq(jiffies,
@@ -266,7 +284,9 @@ static struct area *area_new(const struct llfree_attach *words)
 	area->notes = kvcalloc(nr, sizeof(*area->notes), GFP_KERNEL_ACCOUNT);
 	area->chunks = kvcalloc(area->nr_chunks, sizeof(*area->chunks),
 				GFP_KERNEL_ACCOUNT);
-	if (!area->notes || !area->chunks)
+	area->old = kvcalloc(BITS_TO_LONGS(area->nr_chunks),
+			     sizeof(*area->old), GFP_KERNEL_ACCOUNT);
+	if (!area->notes || !area->chunks || !area->old)
 		goto drop;
 	area->entries = pin(&area->pinned_entries, words->entries,
 			    nr * sizeof(u16), sizeof(u16), area->mm);
@@ -398,6 +418,9 @@ static long reclaim_turn(struct session *session, u64 want, u64 *done,
 	if (ret)
 		return ret;
 	area = session->area;
+	/* It is behind a look that found the area busy. */
+	if (area && READ_ONCE(area->look_missed))
+		schedule_timeout_killable(1);
 	ret = area ? mutex_lock_killable(&area->lock) : -EINVAL;
 	if (!ret) {
 		unsigned int turn = min_t(u64, want - *done, FRAMES_A_TURN);

@@ -107,9 +107,9 @@ static bool take_folio(struct address_space *mapping, struct folio *folio,
 }
 
 /* Each round of the loop begins further on: it ends whoever adds folios. */
-static enum emptied empty(struct address_space *mapping, u32 huge,
-			  unsigned long *freed)
+static enum emptied empty(struct area *area, u32 huge, unsigned long *freed)
 {
+	struct address_space *mapping = area->memory->f_mapping;
 	pgoff_t first = (pgoff_t)huge << LLFREE_ORDER;
 	pgoff_t last = first + LLFREE_PAGES - 1, next = first;
 	struct folio_batch batch;
@@ -118,15 +118,21 @@ static enum emptied empty(struct address_space *mapping, u32 huge,
 
 	folio_batch_init(&batch);
 	while (next <= last && filemap_get_folios(mapping, &next, last, &batch)) {
+		unsigned long taken = 0;
+
 		for (i = 0; i < folio_batch_count(&batch); i++) {
 			struct folio *folio = batch.folios[i];
 
 			if (take_folio(mapping, folio, first, last))
-				*freed += folio_nr_pages(folio);
+				taken += folio_nr_pages(folio);
 			else
 				kept = true;
 		}
 		folio_batch_release(&batch);
+		*freed += taken;
+		/* Who waits for us sees that it is worth it. */
+		WRITE_ONCE(area->stats.freed_pages,
+			   area->stats.freed_pages + taken);
 	}
 	if (kept)
 		return KEPT;
@@ -182,7 +188,7 @@ unsigned int frames_discard(struct area *area, const u32 *frames,
 	unmap(mapping, frames, emptied, nr);
 	for (i = 0; i < nr; i++)
 		if (emptied[i] != KEPT)
-			emptied[i] = empty(mapping, frames[i], freed);
+			emptied[i] = empty(area, frames[i], freed);
 	if (*freed != before)
 		settle_blocks(mapping->host);
 	for (i = 0; i < nr; i++) {
@@ -206,7 +212,6 @@ unsigned int frames_discard(struct area *area, const u32 *frames,
 	}
 	raise_epoch(area);
 	stats->evicted += evicted;
-	stats->freed_pages += *freed - before;
 	stats->batches++;
 	return evicted;
 }

@@ -3,6 +3,7 @@
  * What an area has free: how many frames and, once a second, for how long; and
  * on which node their memory is. Nothing here changes an entry.
  */
+#include <linux/bitops.h>
 #include <linux/pagemap.h>
 #include <linux/sched.h>
 #include <linux/xarray.h>
@@ -127,7 +128,8 @@ bool frame_is_elsewhere(struct area *area, u32 huge, struct place *place)
 static void look_at_chunk(struct area *area, u32 chunk, bool aging)
 {
 	u32 first = chunk * CHUNK, nr = chunk_frames(area, chunk), i;
-	unsigned int free = 0, old = 0;
+	unsigned int free = 0;
+	bool old = false;
 
 	for (i = first; i < first + nr; i++) {
 		struct note *note = &area->notes[i];
@@ -147,10 +149,10 @@ static void look_at_chunk(struct area *area, u32 chunk, bool aging)
 		} else if (aging && note->age < U8_MAX) {
 			note->age++;
 		}
-		old += note->age >= grace;
+		old |= note->age >= grace;
 	}
 	WRITE_ONCE(area->chunks[chunk].skipped, 0);
-	area->chunks[chunk].old = old;
+	__assign_bit(chunk, area->old, old);
 	set_chunk_free(area, chunk, free);
 }
 

@@ -6,6 +6,7 @@
  * Reclaim may come here from under any allocation. So an area is tried, and a
  * busy one passed over after a while; for what waits below see discard.c.
  */
+#include <linux/bitmap.h>
 #include <linux/fs.h>
 #include <linux/list_lru.h>
 #include <linux/memcontrol.h>
@@ -20,13 +21,19 @@
 
 /* What one call may look at, however many areas and frames there are. */
 #define AREAS_A_CALL		64
-/* A count's own looks, a chunk an area, and how soon it asks for a whole one. */
-#define LOOKS_A_COUNT		4
+/*
+ * A count's own looks, a chunk an area, and how soon it asks for a whole one.
+ * Reclaim of a cgroup counts 13 times a round, and has 17 rounds in vain before
+ * anybody is killed: by then 1300 chunks were looked at, whoever else runs.
+ */
+#define LOOKS_A_COUNT		6
 #define KICK_INTERVAL		(HZ / 10)
-/* How long a call waits for others that take, in jiffies. */
+/*
+ * How long a call waits for others, in jiffies: for those that take nothing
+ * meanwhile, and in all.
+ */
 #define PATIENCE		(HZ / 10)
-/* Chunks that a call walks for those that have old frames. */
-#define OLD_CHUNKS_A_CALL	(4 * CHUNKS_A_CALL)
+#define LONG_PATIENCE		HZ
 /* With less than this known to be free, a count looks for more. */
 #define POOR			(BATCH * LLFREE_PAGES)
 
@@ -84,6 +91,8 @@ struct scan {
 	unsigned long freed;	/* pages */
 	u32 frames[BATCH];
 	unsigned int held;
+	unsigned int patience, long_patience;	/* ticks */
+	unsigned long freed_by_others;	/* pages, while it waited */
 };
 
 static void settle(struct area *area, struct scan *scan)
@@ -126,8 +135,27 @@ static void scan_chunk(struct area *area, u32 chunk, unsigned int age,
 }
 
 /*
+ * The first chunk with old frames of those that are `i` or more behind `start`,
+ * around the end, as the number that it is behind it. nr_chunks: there is none.
+ */
+static u32 next_old(struct area *area, u32 start, u32 i)
+{
+	u32 nr = area->nr_chunks, before_end = nr - start, chunk;
+
+	if (i < before_end) {
+		chunk = find_next_bit(area->old, nr, start + i);
+		if (chunk < nr)
+			return chunk - start;
+		i = before_end;
+	}
+	chunk = find_next_bit(area->old, start, i - before_end);
+	return chunk < start ? chunk + before_end : nr;
+}
+
+/*
  * First what was free for long, then all: with little pressure only the former
- * is ever reached. Bounded by the chunks that may be looked at.
+ * is ever reached. Bounded by the chunks that may be looked at, and by a bit for
+ * each of the others.
  */
 static void scan_area(struct area *area, struct scan *scan)
 {
@@ -136,20 +164,19 @@ static void scan_area(struct area *area, struct scan *scan)
 	for (pass = 0; pass < 2; pass++) {
 		u32 start = area->cursor;
 
-		for (i = 0; i < area->nr_chunks && scan->want; i++) {
-			u32 chunk = (start + i) % area->nr_chunks;
+		for (i = 0; scan->want && scan->chunks; i++) {
+			u32 chunk;
 
-			if (!pass && i == OLD_CHUNKS_A_CALL)
+			if (!pass)
+				i = next_old(area, start, i);
+			if (i >= area->nr_chunks)
 				break;
-			if (!pass && !READ_ONCE(area->chunks[chunk].old))
-				continue;
-			if (!scan->chunks)
-				break;
+			chunk = (start + i) % area->nr_chunks;
 			scan->chunks--;
 			area->cursor = chunk;
 			scan_chunk(area, chunk, pass ? 0 : grace, scan);
 			if (!pass && scan->want)
-				area->chunks[chunk].old = 0;
+				__clear_bit(chunk, area->old);
 			chunk_recount(area, chunk);
 		}
 		settle(area, scan);
@@ -275,31 +302,54 @@ static struct place *next_place(struct shrink_control *sc)
 	return place;
 }
 
+/* What was taken from the area, page by page; who has its lock changes it. */
+static u64 progress(struct area *area)
+{
+	return READ_ONCE(area->stats.freed_pages);
+}
+
+/* Somebody waited in vain a moment ago, and nothing was taken since. */
+static bool is_hopeless(struct area *area)
+{
+	return time_before(jiffies, READ_ONCE(area->in_vain) + HZ) &&
+	       READ_ONCE(area->in_vain_at) == progress(area);
+}
+
 /*
  * Whoever has the area takes memory from it or looks at it, and as a rule is done
  * soon: reclaim that finds all busy for that must not pass for one that finds
- * nothing, for next somebody is killed. Only who lets swap go may wait for folios,
- * and is never waited for. A process that keeps its area busy, or cannot run while
- * it has it, costs one such wait a second.
+ * nothing, for next somebody is killed. What comes free while it waits counts as
+ * its own: reclaim without progress does not even look whether there is memory
+ * by now. With a batch it waits no longer. Only who lets swap go may wait for
+ * folios, and is never waited for. A process that keeps its area busy and takes
+ * nothing, or cannot run while it has it, costs one short wait a second.
  */
-static bool lock_area(struct area *area, unsigned int *patience)
+static bool lock_area(struct area *area, struct scan *scan)
 {
-	bool slept = false;
+	u64 first = progress(area), before = first, after;
+	bool locked, slept = false;
 
-	while (!mutex_trylock(&area->lock)) {
-		if (!*patience || READ_ONCE(area->waits) ||
-		    fatal_signal_pending(current) ||
-		    (!slept && time_before(jiffies,
-					   READ_ONCE(area->in_vain) + HZ))) {
-			if (slept && !*patience)
-				WRITE_ONCE(area->in_vain, jiffies);
-			return false;
-		}
-		--*patience;
+	while (!(locked = mutex_trylock(&area->lock))) {
+		if (!scan->patience || !scan->long_patience ||
+		    READ_ONCE(area->waits) || fatal_signal_pending(current) ||
+		    before - first >= BATCH * LLFREE_PAGES ||
+		    (!slept && is_hopeless(area)))
+			break;
+		scan->patience--;
+		scan->long_patience--;
 		slept = true;
 		schedule_timeout_uninterruptible(1);
+		after = progress(area);
+		if (after != before)
+			scan->patience = PATIENCE;
+		before = after;
 	}
-	return true;
+	if (slept && !locked && !scan->patience) {
+		WRITE_ONCE(area->in_vain_at, before);
+		WRITE_ONCE(area->in_vain, jiffies);
+	}
+	scan->freed_by_others += before - first;
+	return locked;
 }
 
 static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
@@ -308,15 +358,16 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 	struct scan scan = {
 		.want = max_t(unsigned long, sc->nr_to_scan >> LLFREE_ORDER, 1),
 		.chunks = CHUNKS_A_CALL,
+		.long_patience = LONG_PATIENCE,
 	};
-	/* Those kill nobody. */
-	unsigned int patience = current_is_kswapd() ||
-		sc->gfp_mask & __GFP_NORETRY ? 0 : PATIENCE;
 	bool busy = false;
 	u64 start = now();
 
 	if (!(sc->gfp_mask & __GFP_FS) || !smp_load_acquire(&ready))
 		return SHRINK_STOP;
+	/* Those kill nobody. */
+	if (!current_is_kswapd() && !(sc->gfp_mask & __GFP_NORETRY))
+		scan.patience = PATIENCE;
 	nr = min_t(unsigned long, list_lru_shrink_count(&places, sc),
 		   AREAS_A_CALL);
 	while (nr-- && scan.want && scan.chunks) {
@@ -326,7 +377,7 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 		if (!place)
 			break;
 		area = place->area;
-		if (lock_area(area, &patience)) {
+		if (lock_area(area, &scan)) {
 			scan.place = place;
 			if (!area->dead)
 				scan_area(area, &scan);
@@ -337,7 +388,7 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 		}
 		kref_put(&area->ref, area_release);
 	}
-	account_reclaimed(scan.freed);
+	account_reclaimed(scan.freed + scan.freed_by_others);
 	if (start) {
 		atomic64_inc(&scan_calls);
 		atomic64_add(now() - start, &scan_ns);

@@ -36,7 +36,6 @@ struct pinned {
 /* What was seen of CHUNK huge frames when they were looked at last. */
 struct chunk {
 	atomic_t free;		/* free, with memory */
-	u16 old;		/* of these, for as long as `grace` says */
 	u16 skipped;		/* left alone until the next look; lock */
 };
 
@@ -63,12 +62,14 @@ struct place {
 struct area {
 	struct kref ref;
 	/*
-	 * Reclaim tries it, a few times a second for up to 0.1 s: never where
-	 * `waits` says that whoever has it may wait for folios.
+	 * Reclaim tries it, tick by tick for a while: never where `waits` says
+	 * that whoever has it may wait for folios.
 	 */
 	struct mutex lock;
 	bool waits;		/* changed with lock */
-	unsigned long in_vain;	/* when reclaim last waited for it in vain */
+	/* When reclaim last waited for it in vain, and what it had freed then. */
+	unsigned long in_vain;
+	u64 in_vain_at;
 	bool dead;		/* guarded by lock */
 	u32 huge_frames;
 	u32 nr_chunks;
@@ -88,6 +89,8 @@ struct area {
 
 	struct note *notes;
 	struct chunk *chunks;
+	/* Those with frames free for as long as `grace` says, a bit each; lock */
+	unsigned long *old;
 	atomic_long_t free;	/* sum of the chunks' */
 	atomic_long_t located;	/* sum of the places' `here` */
 	atomic_t look_at;	/* the chunk that a count looks at next */
@@ -95,6 +98,7 @@ struct area {
 	bool has_swapped;	/* lock */
 
 	struct delayed_work look;
+	bool look_missed;	/* it found the area busy; changed by it alone */
 	unsigned long aged_at;	/* lock */
 	unsigned long kicked_at;
 	struct list_head all;

@@ -3,10 +3,10 @@
 use crate::child::Other;
 use crate::log::{clean_log, lockdep_is_on};
 use crate::row::{Outcome, check, read_the_log};
-use crate::system::{areas, attached, load, shrink_all, unload};
+use crate::system::{areas, attached, load, pass_awake, shrink_all, unload};
 use crate::tenant::{HUGE, Tenant};
 use crate::uses::{self, Second};
-use crate::{device, measure, memory, races, sparse};
+use crate::{device, measure, memory, races, sparse, tables};
 use llfree_area::Order;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
@@ -45,11 +45,9 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
     check(failures, "what is pinned counts as locked memory", || as_child(&["limited"]));
     check(failures, "an area ends though a forked child has the device open", device::ends_below_a_child);
     check(failures, "what is free longest goes first", oldest_first);
+    by_tables(failures, if long { 400 } else { 40 });
     memory::without_swap(failures, !quick);
-    // Found in nine runs of ten: among 64 it depends on how fast the machine is, so not every change waits for it.
-    if !quick {
-        check(failures, sparse::NAME, sparse::free_in_one_of_many);
-    }
+    check(failures, sparse::NAME, sparse::free_in_one_of_many);
     check(failures, "fork, a second mapping, mremap, munmap", || uses::mappings(if long { 100 } else { 8 }));
     check(failures, "exec and exit leave no area behind", ends);
     check(failures, "locked memory stays", || uses::locked_stays(true));
@@ -154,6 +152,20 @@ pub(crate) fn many_large(failures: &mut u32, module: &str) {
     }
 }
 
+/// What is done with tables by hand, and nothing else.
+pub(crate) fn by_hand(failures: &mut u32, module: &str) {
+    if is_loaded(failures, module) {
+        by_tables(failures, 100);
+        leave(failures);
+    }
+}
+
+fn by_tables(failures: &mut u32, turns: u32) {
+    check(failures, "memory is a second table's once the first takes no more", || tables::one_memory_in_turns(turns));
+    check(failures, "what is free longest goes first in an area of 3 TiB", tables::oldest_of_a_large_one);
+    check(failures, "an area is looked at though others take from it", tables::looked_at_though_busy);
+}
+
 /// Pressure on the whole machine, so often.
 pub(crate) fn global(failures: &mut u32, module: &str, times: u32) {
     if is_loaded(failures, module) {
@@ -239,7 +251,7 @@ fn oldest_first() -> Outcome {
     tenant.take_all()?;
     let young = tenant.blocks.split_off(32);
     tenant.free_most(0)?;
-    std::thread::sleep(Duration::from_millis(4500));
+    pass_awake(Duration::from_millis(4500));
     let places: Vec<usize> = young.iter().map(|(block, _)| block.as_ptr().as_ptr().addr()).collect();
     tenant.blocks = young;
     tenant.free_most(0)?;

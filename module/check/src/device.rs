@@ -11,8 +11,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 pub(crate) const ATTACH: u64 = 0x4038_4c80;
 pub(crate) const STATUS: u64 = 0x8080_4c81;
-const RECLAIM: u64 = 0xc008_4c82;
-const DETACH: u64 = 0x4c83;
+pub(crate) const RECLAIM: u64 = 0xc008_4c82;
+pub(crate) const DETACH: u64 = 0x4c83;
 
 const FRAMES: u64 = 4;
 

@@ -1,6 +1,6 @@
 //! What the module promises, checked in a machine that has it: `llfree-module-check quick|short|debug|long MODULE.ko SWAP
 //! DISK`; and parts of it: `races MODULE.ko STEPS`, `cost MODULE.ko MIB`, `count MODULE.ko`, `pressure MODULE.ko`, `many MODULE.ko`,
-//! `global MODULE.ko TIMES`, `numa`.
+//! `tables MODULE.ko`, `global MODULE.ko TIMES`, `numa`.
 //!
 //! Started by `images/linux/testbed module` as root, in an emulated machine that is there for this. Prints a row a check,
 //! and what was measured. Checks that need processes of their own start this program again, as a `tenant` or a `hog`.
@@ -16,6 +16,7 @@ mod ring;
 mod row;
 mod sparse;
 mod system;
+mod tables;
 mod tenant;
 mod uses;
 
@@ -84,6 +85,11 @@ fn main() -> ExitCode {
             checks::many_large(&mut failures, module);
             failures
         }
+        ["tables", module] => {
+            let mut failures = 0;
+            checks::by_hand(&mut failures, module);
+            failures
+        }
         ["pressure", module] => {
             let mut failures = 0;
             checks::pressure(&mut failures, module);
@@ -92,7 +98,8 @@ fn main() -> ExitCode {
         _ => {
             eprintln!(
                 "usage: llfree-module-check quick|short|debug|long MODULE.ko SWAP DISK, races MODULE.ko STEPS, cost MODULE.ko MIB, \
-                 count MODULE.ko, pressure MODULE.ko, many MODULE.ko, global MODULE.ko TIMES, or numa"
+                 count MODULE.ko, pressure MODULE.ko, many MODULE.ko, tables MODULE.ko, \
+                 global MODULE.ko TIMES, or numa"
             );
             return ExitCode::from(2);
         }

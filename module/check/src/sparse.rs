@@ -24,42 +24,47 @@ const FREED: usize = 8;
 const LIMIT: u64 = 128;
 const WANTED: usize = 12;
 
-const USED: u16 = 0;
-const FREE: u16 = 0x0200;
-const EVICTED: u16 = 0x4200;
+pub(crate) const USED: u16 = 0;
+pub(crate) const FREE: u16 = 0x0200;
+pub(crate) const EVICTED: u16 = 0x4200;
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// One that the kernel has, by its calls: a file, and a table in memory of this process.
-struct Sparse {
-    file: OwnedFd,
-    entries: &'static [AtomicU16],
-    device: OwnedFd,
+/// One that the kernel has, by its calls: a file, and a table in memory of this process, in which all is in use.
+pub(crate) struct Sparse {
+    pub(crate) file: OwnedFd,
+    pub(crate) entries: &'static [AtomicU16],
+    pub(crate) device: OwnedFd,
 }
 
 impl Sparse {
-    fn new() -> Result<Self, String> {
+    pub(crate) fn new(frames: usize) -> Result<Self, String> {
         let file = rustix::fs::memfd_create("sparse", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(text)?;
-        rustix::fs::ftruncate(&file, FRAMES as u64 * HUGE).map_err(text)?;
+        rustix::fs::ftruncate(&file, frames as u64 * HUGE).map_err(text)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW).map_err(text)?;
-        let table = private(2 * FRAMES + 4096)?;
+        let table = private(2 * frames + 4096)?;
         // SAFETY: fresh memory that stays, aligned, and reached by atomics alone.
-        let entries = unsafe { std::slice::from_raw_parts(table.cast::<AtomicU16>(), FRAMES) };
+        let entries = unsafe { std::slice::from_raw_parts(table.cast::<AtomicU16>(), frames) };
         // Something is in use: a count has a reason to look.
         rustix::io::pwrite(&file, &[1; 4096], 0).map_err(text)?;
         let device = open()?;
-        let epoch = table as u64 + 2 * FRAMES as u64;
-        let mut words = [1 | (file.as_raw_fd() as u64) << 32, FRAMES as u64, table as u64, 0, epoch, 0, 0];
+        let epoch = table as u64 + 2 * frames as u64;
+        let mut words = [1 | (file.as_raw_fd() as u64) << 32, frames as u64, table as u64, 0, epoch, 0, 0];
         call(&device, ATTACH, &mut words).map_err(text)?;
         Ok(Self { file, entries, device })
     }
 
-    fn evicted(&self) -> Result<u64, String> {
+    /// So many frames taken back, and kept.
+    pub(crate) fn taken(&self) -> Result<(u64, u64), String> {
         let mut words = [0; 16];
         call(&self.device, STATUS, &mut words).map_err(text)?;
-        Ok(words[2])
+        Ok((words[2], words[4]))
+    }
+
+    fn evicted(&self) -> Result<u64, String> {
+        self.taken().map(|(evicted, _)| evicted)
     }
 
     /// Its last frames have memory, and are free when the limit is reached, at that moment. Returns how many went.
@@ -111,7 +116,7 @@ impl Sparse {
 }
 
 /// Memory of this process, a page at a time.
-fn private(bytes: usize) -> Result<*mut c_void, String> {
+pub(crate) fn private(bytes: usize) -> Result<*mut c_void, String> {
     let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping, over nothing.
     let start = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, access, MapFlags::PRIVATE) }.map_err(text)?;
@@ -138,7 +143,7 @@ pub(crate) fn child(group: &str) -> ExitCode {
         text.trim().parse::<u64>().map_or(u64::MAX / 2, |bytes| bytes / MIB)
     };
     let work = || {
-        let areas = (0..AREAS).map(|_| Sparse::new()).collect::<Result<Vec<_>, _>>()?;
+        let areas = (0..AREAS).map(|_| Sparse::new(FRAMES)).collect::<Result<Vec<_>, _>>()?;
         let mut frames = 0;
         for index in [AREAS - 1, 0, AREAS / 2, 1, AREAS - 2, AREAS / 3] {
             println!("area {index}");

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -47,7 +48,7 @@ impl Drop for Group {
             if fs::remove_dir(&self.0).is_ok() {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
@@ -133,4 +134,18 @@ pub(crate) fn unload() -> bool {
 
 pub(crate) fn available_mib() -> u64 {
     number_in("/proc/meminfo", "MemAvailable") / 1024
+}
+
+/// Lets time pass with no CPU idle for long: the module's looks do not wake one.
+pub(crate) fn pass_awake(time: Duration) {
+    let (end, cpus) = (Instant::now() + time, std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    std::thread::scope(|scope| {
+        for _ in 0..2 * cpus {
+            scope.spawn(|| {
+                while Instant::now() < end {
+                    std::thread::sleep(Duration::from_millis(3));
+                }
+            });
+        }
+    });
 }
