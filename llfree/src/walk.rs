@@ -66,10 +66,15 @@ impl Tenant<'_> {
             best = (tree, query.step_of(self, self.trees.get(tree)));
         }
         if everywhere {
-            for tree in 0..self.trees.len() {
-                let step = query.step_of(self, self.trees.get(tree));
-                if step < best.1 && !broken.has(tree) {
-                    best = (tree, step);
+            for word in (0..self.trees.len()).step_by(64) {
+                let (_, mut serving) = self.trees.glance(word, Want::Free, query.order);
+                while serving != 0 {
+                    let tree = word + serving.trailing_zeros();
+                    serving &= serving - 1;
+                    let step = query.step_of(self, self.trees.get(tree));
+                    if step < best.1 && !broken.has(tree) {
+                        best = (tree, step);
+                    }
                 }
             }
             return (best.1 != NO_STEP).then_some(best);
