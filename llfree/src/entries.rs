@@ -1,10 +1,43 @@
-//! [`Entries`]: what a search sees of a tree in one look.
+//! [`Entries`]: what a search sees of a tree in one look, and [`Want`]: what it looks for.
 //!
 //! Copies, so that one pass over a cache line that others write answers every question about it.
 
-use crate::hint::Want;
 use shared_layout::table::HUGE_PER_TREE;
 use shared_layout::{HugeEntry, Order};
+
+/// The goal of a search: room in huge frames that are in use already, from the fullest trees to
+/// the emptiest (so that what is nearly empty gets a chance to become free), or free huge frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Want {
+    /// In a tree that is at least 7/8 full.
+    Crowded = 0,
+    /// In a tree that is at least half full.
+    Mixed = 1,
+    /// In any tree.
+    Sparse = 2,
+    /// A free huge frame that is backed by memory.
+    Installed = 3,
+    /// Any free huge frame.
+    Free = 4,
+}
+
+impl Want {
+    /// All of them, from the one that is looked for first.
+    pub(crate) const ALL: [Self; 5] = [Self::Crowded, Self::Mixed, Self::Sparse, Self::Installed, Self::Free];
+
+    #[inline]
+    pub(crate) fn matches(self, entry: HugeEntry) -> bool {
+        match self {
+            Self::Installed => entry.is_all_free() && !entry.is_evicted(),
+            Self::Free => entry.is_all_free(),
+            Self::Crowded | Self::Mixed | Self::Sparse => entry.has_room(),
+        }
+    }
+
+    pub(crate) const fn is_partial(self) -> bool {
+        (self as u8) <= Self::Sparse as u8
+    }
+}
 
 /// The entries of a tree as they were a moment ago. Where the table ends, nothing is free.
 pub(crate) struct Entries {

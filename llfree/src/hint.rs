@@ -27,7 +27,7 @@
 //! from 4 GiB on stay below 70 bytes a GiB.
 
 use crate::class::Class;
-use crate::entries::{Entries, gather};
+use crate::entries::{Entries, Want, gather};
 use crate::error::{Part, TableError, check_len};
 use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
 use shared_layout::table::{BITMAPS, HUGE_PER_TREE};
@@ -61,40 +61,6 @@ const COUNTED: u16 = FREE | INSTALLED | ROOM_MASK | RUN_MASK | FEW | PAIR;
 
 /// A tree of which less than one frame in this many is free, in huge frames in use, has few.
 const FEW_OF: u32 = 32;
-
-/// The goal of a search: room in huge frames that are in use already, from the fullest trees to
-/// the emptiest (so that what is nearly empty gets a chance to become free), or free huge frames.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Want {
-    /// In a tree that is at least 7/8 full.
-    Crowded = 0,
-    /// In a tree that is at least half full.
-    Mixed = 1,
-    /// In any tree.
-    Sparse = 2,
-    /// A free huge frame that is backed by memory.
-    Installed = 3,
-    /// Any free huge frame.
-    Free = 4,
-}
-
-impl Want {
-    /// All of them, from the one that is looked for first.
-    pub(crate) const ALL: [Self; 5] = [Self::Crowded, Self::Mixed, Self::Sparse, Self::Installed, Self::Free];
-
-    #[inline]
-    pub(crate) fn matches(self, entry: HugeEntry) -> bool {
-        match self {
-            Self::Installed => entry.is_all_free() && !entry.is_evicted(),
-            Self::Free => entry.is_all_free(),
-            Self::Crowded | Self::Mixed | Self::Sparse => entry.has_room(),
-        }
-    }
-
-    pub(crate) const fn is_partial(self) -> bool {
-        (self as u8) <= Self::Sparse as u8
-    }
-}
 
 /// The longest free run, as an order, that a huge frame with room has by its bound and by its count. A bound stays when a
 /// run is cut up, so for whole rows, of which few are left and each is long looked for, the count has a

@@ -1,7 +1,8 @@
 //! [`Query`]: what a search is for, and [`Broken`]: what it found to be untrue on its way.
 
 use crate::class::{Class, Rank};
-use crate::hint::{TreeHint, Want};
+use crate::entries::Want;
+use crate::hint::TreeHint;
 use crate::steps::{HUGE_STEPS, HUGE_TABLE, NO_STEP, SMALL_NEAR, SMALL_STEPS, SMALL_TABLE, Step};
 use crate::tenant::Tenant;
 use shared_layout::Order;

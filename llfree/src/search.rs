@@ -10,9 +10,9 @@
 
 use crate::block::Allocation;
 use crate::class::{CLASSES, Class, Rank};
-use crate::entries::Entries;
+use crate::entries::{Entries, Want};
 use crate::error::AllocError;
-use crate::hint::{TreeHint, Want, tree_of, tree_range};
+use crate::hint::{TreeHint, tree_of, tree_range};
 use crate::query::{Broken, Query};
 use crate::spot::{Spot, Word};
 use crate::steps::{HUGE_STEPS, NO_STEP, SMALL_PARTIAL, SMALL_STEPS};

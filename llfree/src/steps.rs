@@ -4,7 +4,8 @@
 //! a rank in the policy; the number of the first step that takes both says how well the tree suits. Constants only.
 
 use crate::class::Rank;
-use crate::hint::{Offer, Want};
+use crate::entries::Want;
+use crate::hint::Offer;
 
 /// One attempt: a want, the worst rank that a tree may have for it, and whether little room will do.
 pub(crate) struct Step(pub(crate) Want, Rank, bool);

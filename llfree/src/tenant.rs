@@ -6,8 +6,9 @@
 
 pub use crate::block::{Allocation, Block, EvictedBlock};
 use crate::class::{Class, Policy};
+use crate::entries::Want;
 use crate::error::{AllocError, FreeError, Part, TableError, check_len};
-use crate::hint::{Trees, Want, bitmap_words, huge_of, promised_run, tree_of, tree_range};
+use crate::hint::{Trees, bitmap_words, huge_of, promised_run, tree_of, tree_range};
 use crate::lower::Lower;
 use crate::refusal::Refusal;
 use crate::spot::Place;

@@ -1,8 +1,8 @@
 //! Unit tests of private parts that need atomics: they stay out of the files which the model
 //! checkers compile against atomics of their own.
 
-use crate::entries::Entries;
-use crate::hint::{TreeHint, Trees, Want, bitmap_words};
+use crate::entries::{Entries, Want};
+use crate::hint::{TreeHint, Trees, bitmap_words};
 use crate::lower::Lower;
 use crate::refusal::Refusal;
 use crate::rows::{ROWS, find_run, longest};

@@ -2,7 +2,8 @@
 //!
 //! A place to look and nothing more: who has which one is for [`homes`](crate::homes) to say.
 
-use crate::hint::{Trees, Want};
+use crate::entries::Want;
+use crate::hint::Trees;
 use crate::sync::Ordering;
 use core::ops::Range;
 use shared_layout::Order;

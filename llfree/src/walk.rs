@@ -2,7 +2,8 @@
 //!
 //! A handle walks through its [`Vicinity`] first, and beyond it only if nothing there will do.
 
-use crate::hint::{Want, tree_of};
+use crate::entries::Want;
+use crate::hint::tree_of;
 use crate::query::{Broken, Query};
 use crate::spot::Spot;
 use crate::steps::{HUGE_GOOD, HUGE_PASSES, NO_STEP, PARTIAL_PASSES, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES};
