@@ -480,10 +480,9 @@ impl<'a> Lower<'a> {
     pub(crate) fn give_in_row(&self, frame: FrameId, order: Order) -> Option<HugeEntry> {
         let huge = frame.huge().filter(|_| frame.is_aligned(order))?;
         let word = self.entries.get(huge.index())?;
-        let row = self.rows.get((frame.0 / ROW_FRAMES as u64) as usize)?;
-        let mask = run_mask(order) << (frame.0 % ROW_FRAMES as u64);
-        let used = row::clear(row, mask)?;
         let row = (frame.0 / ROW_FRAMES as u64) as usize;
+        let mask = run_mask(order) << (frame.0 % ROW_FRAMES as u64);
+        let used = row::clear(self.rows.get(row)?, mask)?;
         let run = if used == 0 { self.run_of_rows(row) } else { run_around(used, frame.0 as u32 % 64) };
         self.count_free(huge, word, order.frames() as u16, run)
     }
