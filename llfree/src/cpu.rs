@@ -4,12 +4,14 @@
 //! compare-and-swap on the entry and one on the row (or all of a huge frame that has no more than
 //! 64 left), and serves blocks of order 0 to 5 from a register; frees into that row go back the
 //! same way. A free elsewhere goes straight to the table, unless it follows another one in its row:
-//! then the row gathers in a second register. A block of order 1 to 8 comes from where one of its order was freed
-//! lately, if there is such a place; what neither that nor a register serves is searched for. To everybody else frames in
+//! then the row gathers in a second register. A block of order 1 or more comes from where one of its order was freed
+//! lately, if there is such a place ([`huge`] says more of huge ones); what neither that nor a register serves is searched for. To everybody else frames in
 //! these rows are allocated: a handle that dies with its memory leaks at most [`HANDLE_FRAMES`].
 //!
 //! Handles begin far from each other, and each comes back to the trees that it freed memory in: so
 //! two CPUs at work write no cache line in common, and lose nothing to each other.
+
+mod huge;
 
 use crate::block::{Allocation, huge_range};
 use crate::class::{CLASSES, Class};
@@ -152,14 +154,7 @@ impl<'a> Cpu<'a> {
     #[inline]
     fn alloc_large(&mut self, order: Order, class: Class) -> Option<Taken> {
         if order.is_huge() {
-            if order == Order::MAX
-                && let Some(pair) = self.spot.freed_pair.take()
-                && class == Class::HUGE
-                && let Some(taken) = self.tenant.grab(pair, order)
-            {
-                return Some(taken);
-            }
-            return self.alloc_slow(order, class);
+            return self.take_freed(order, class).or_else(|| self.alloc_slow(order, class));
         }
         let small = self.spot.small[usize::from(class.get())];
         let next = small.filter(|huge| self.next_rows.huge() == Some(*huge));
@@ -515,28 +510,11 @@ impl<'a> Cpu<'a> {
         let after = self.tenant.give(frame, order)?;
         if let Some(huge) = frame.huge() {
             self.tenant.note_free(huge, after, order.frames());
-            self.warm.put(frame, order, after);
-            if order == Order::MAX && !after.is_evicted() {
-                self.spot.freed_pair = Some(huge);
+            if order == Order::MAX {
+                self.keep_pair(huge, after);
+            } else {
+                self.warm.put(frame, order, after);
             }
-        }
-        Ok(())
-    }
-
-    #[inline(never)]
-    fn free_huge(&mut self, frame: FrameId) -> Result<(), FreeError> {
-        let huge = frame.huge().filter(|_| frame.is_aligned(Order::HUGE));
-        let Some((huge, after)) = huge.and_then(|huge| Some((huge, self.tenant.lower.give_one_huge(huge)?))) else {
-            return self.refuse(frame, Order::HUGE);
-        };
-        if self.tenant.note_free(huge, after, Order::HUGE.frames()) {
-            let tree = tree_of(huge);
-            self.spot.back = Some(self.spot.back.map_or(tree, |back| back.min(tree)));
-        }
-        if !after.is_evicted() {
-            self.spot.freed = Some(huge);
-            // There is memory again that costs no install: look for that first.
-            self.spot.any = false;
         }
         Ok(())
     }

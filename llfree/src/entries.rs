@@ -100,16 +100,44 @@ impl Entries {
         if order.is_huge() { first(order) } else { first(Order::HUGE) || self.fullest(order, tried).is_some() }
     }
 
-    /// The first huge frame for a block of order 9 or 10.
+    /// A huge frame for a block, all of it free: the first whose other half is not, for those that are free together
+    /// serve order 10. Of a block of order 10 the first.
     #[inline]
     pub(crate) fn first(&self, order: Order, want: Want, tried: u32) -> Option<usize> {
-        let step = order.huge_frames() as usize;
-        let fits = |index: &usize| {
-            let block = &self.entries[*index..*index + step];
-            tried & 1 << index == 0 && want.matches(block[0]) && block.iter().all(|entry| entry.is_all_free())
+        let free = self.mask(HugeEntry::is_all_free);
+        let pairs = both_halves(free);
+        let liked = if want == Want::Free { free } else { self.mask(|entry| want.matches(entry)) } & !tried;
+        let found = match order {
+            Order::MAX => liked & pairs & FIRST_HALVES,
+            _ if liked & !pairs != 0 => liked & !pairs,
+            _ => liked,
         };
-        (0..self.entries.len()).step_by(step).find(fits)
+        (found != 0).then(|| found.trailing_zeros() as usize)
     }
+
+    /// Blocks of order 10 that are free.
+    #[inline]
+    pub(crate) fn pairs(&self) -> u16 {
+        let both = |pair: &[HugeEntry; 2]| u16::from(pair[0].is_all_free() & pair[1].is_all_free());
+        self.entries.as_chunks().0.iter().map(both).sum()
+    }
+
+    /// The free huge frames that memory is behind and whose other halves are not free, a bit each.
+    #[inline]
+    pub(crate) fn lone(&self) -> u32 {
+        let free = self.mask(HugeEntry::is_all_free);
+        free & !both_halves(free) & self.mask(|entry| !entry.is_evicted())
+    }
+}
+
+/// Of each block of order 10 the first half.
+const FIRST_HALVES: u32 = 0x5555_5555;
+
+/// Of some huge frames of a tree those that are there with the other half.
+#[inline]
+const fn both_halves(free: u32) -> u32 {
+    let first = free & free >> 1 & FIRST_HALVES;
+    first | first << 1
 }
 
 /// A bit for each byte, which is 0 or 1; at most 64 of them, and a multiple of eight. Without a branch: the
@@ -145,6 +173,30 @@ mod tests {
         assert_eq!(entries.fullest(order(7), 0), None);
         assert_eq!(entries.first(Order::BASE, Want::Free, 0), Some(1));
         assert_eq!(entries.first(Order::MAX, Want::Free, 0), None);
+    }
+
+    #[test]
+    fn a_block_of_order_9_breaks_a_pair_only_if_nothing_else_is_free() {
+        let of = |free: &[u16]| {
+            let entry = |free: &u16| match free {
+                512 => HugeEntry::FREE_INSTALLED,
+                513 => HugeEntry::FREE_EVICTED,
+                free => used(*free),
+            };
+            Entries::new(free.iter().map(entry))
+        };
+        let first = |entries: &Entries, order, want| entries.first(order, want, 0);
+        let mixed = of(&[512, 512, 0, 512, 513, 7]);
+        assert_eq!(first(&mixed, Order::HUGE, Want::Installed), Some(3));
+        assert_eq!(mixed.first(Order::HUGE, Want::Installed, 1 << 3), Some(0));
+        assert_eq!(mixed.first(Order::HUGE, Want::Free, 1 << 3), Some(4));
+        assert_eq!(first(&mixed, Order::MAX, Want::Installed), Some(0));
+        assert_eq!((mixed.lone(), mixed.pairs()), (1 << 3, 1));
+        // A half without memory is half of a pair all the same.
+        let evicted = of(&[9, 9, 512, 513, 513, 512]);
+        assert_eq!((evicted.lone(), evicted.pairs()), (0, 2));
+        assert_eq!(first(&evicted, Order::HUGE, Want::Installed), Some(2));
+        assert_eq!(first(&evicted, Order::MAX, Want::Installed), Some(2));
     }
 
     #[test]

@@ -8,9 +8,11 @@
 //! ```text
 //!  15     14     13     12    11..8  7          6..4    3..2   1           0
 //! +------+------+------+-----+------+----------+-------+------+-----------+------+
-//! | zero | home | pair | few | run  | reserved | class | room | installed | free |
+//! | lone | home | pair | few | run  | reserved | class | room | installed | free |
 //! +------+------+------+-----+------+----------+-------+------+-----------+------+
 //! free: some huge frame is; installed: one of these is backed by memory; pair: two that order 10 can have
+//! lone: one whose other half is not free, in a tree with few pairs, at the last count: order 9 and smaller ones spare these
+//! pairs
 //! room: 0 no huge frame in use has any, 1 sparse, 2 mixed, 3 crowded; few: hardly worth a search
 //! home: a handle's vicinity begins here (see `vicinity`)
 //! run: one more than the order of the longest free run in huge frames in use (see `HugeEntry`), zero if none has room
@@ -56,8 +58,12 @@ const RUN_MASK: u16 = 15 << RUN_SHIFT;
 const FEW: u16 = 1 << 12;
 const PAIR: u16 = 1 << 13;
 const HOME: u16 = 1 << 14;
+const LONE: u16 = 1 << 15;
 /// What a count says; the rest is the tree's owner and purpose.
-const COUNTED: u16 = FREE | INSTALLED | ROOM_MASK | RUN_MASK | FEW | PAIR;
+const COUNTED: u16 = FREE | INSTALLED | ROOM_MASK | RUN_MASK | FEW | PAIR | LONE;
+
+/// A tree with so many free pairs of huge frames need not spare them.
+const PLENTY: u16 = 3;
 
 /// A tree of which less than one frame in this many is free, in huge frames in use, has few.
 const FEW_OF: u32 = 32;
@@ -86,8 +92,7 @@ impl TreeHint {
             room += entry.free() * partial;
             run = ((promised_run(entry) + 1) * partial).max(run);
         }
-        let is_pair = |pair: &[HugeEntry]| pair.iter().all(|entry| entry.is_all_free());
-        let pair = free > 1 && entries.entries.chunks_exact(2).any(is_pair);
+        let pairs = if free > 1 { entries.pairs() } else { 0 };
         let all = u32::from(entries.len) * FRAMES_PER_HUGE as u32;
         let room = u32::from(room);
         let used = all - u32::from(free) * FRAMES_PER_HUGE as u32 - room;
@@ -98,7 +103,8 @@ impl TreeHint {
             () => 1,
         };
         let flag = |set, bit| if set { bit } else { 0 };
-        let flags = flag(free > 0, FREE) | flag(installed > 0, INSTALLED) | flag(pair, PAIR);
+        let lone = flag(free > 2 * pairs && pairs < PLENTY, LONE);
+        let flags = flag(free > 0, FREE) | flag(installed > 0, INSTALLED) | flag(pairs > 0, PAIR) | lone;
         let few = flag(rank == 3 && room * FEW_OF < all, FEW);
         let hint = flags | few | rank << ROOM_SHIFT | run << RUN_SHIFT;
         Count { hint: Self(hint), all_free: free == entries.len }
@@ -137,7 +143,11 @@ impl TreeHint {
     pub(crate) fn offer(self, order: Order) -> Offer {
         let free = self.0 & (FREE | INSTALLED);
         let offer = if order.is_huge() {
-            if order == Order::MAX && self.0 & PAIR == 0 { 0 } else { free }
+            match order {
+                Order::MAX if self.0 & PAIR == 0 => 0,
+                Order::HUGE if self.0 & LONE == 0 && free != 0 => free | 1 << OFFERED_FEW,
+                _ => free,
+            }
         } else if (self.0 & RUN_MASK) >> RUN_SHIFT <= u16::from(order.get()) {
             free
         } else {
@@ -163,6 +173,12 @@ impl TreeHint {
     #[inline]
     pub(crate) fn has_pair(self) -> bool {
         self.0 & PAIR != 0
+    }
+
+    /// There are few places for order 10, and for order 9 one that is no half of them.
+    #[inline]
+    pub(crate) fn has_lone(self) -> bool {
+        self.0 & LONE != 0
     }
 
     /// There was little room at the last count; there may be more by now.
@@ -221,7 +237,7 @@ impl TreeHint {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Offer(u8);
 
-/// The bit of an offer that says that there is little room.
+/// The bit of an offer that says that there is little room, or for order 9 nothing but pairs.
 const OFFERED_FEW: u32 = 4;
 
 impl Offer {
@@ -241,9 +257,9 @@ impl Offer {
         self.0 == 0
     }
 
-    /// Whether it serves a want; little room only if that will do.
+    /// Whether it serves a want; little room, or half a pair, only if that will do.
     pub(crate) const fn serves(self, want: Want, few: bool) -> bool {
-        if want.is_partial() && !few && self.0 & 1 << OFFERED_FEW != 0 {
+        if !few && self.0 & 1 << OFFERED_FEW != 0 {
             return false;
         }
         TreeHint(self.0 as u16).promises(want)
@@ -423,6 +439,20 @@ mod tests {
         assert!(of([512, 512, 0, 0]).has_pair() && of([0, 0, 512, 512]).has_pair());
         let apart = of([0, 512, 512, 0]);
         assert!(!apart.has_pair() && apart.offer(Order::MAX).is_none() && !apart.offer(Order::HUGE).is_none());
+    }
+
+    #[test]
+    fn order_9_spares_pairs_only_where_they_are_few() {
+        let of = |pairs: usize, lone: usize| {
+            let entries = [[512, 512]; 8].into_iter().take(pairs).chain([[512, 0]; 8].into_iter().take(lone)).flatten();
+            count(entries.map(|free| if free == 512 { HugeEntry::FREE_INSTALLED } else { used(free) }))
+        };
+        assert!(of(1, 1).has_lone() && of(0, 3).has_lone() && of(usize::from(PLENTY) - 1, 1).has_lone());
+        assert!(!of(1, 0).has_lone() && !of(PLENTY.into(), 1).has_lone());
+        let serves = |hint: TreeHint, order| hint.offer(order).serves(Want::Installed, false);
+        assert!(serves(of(1, 1), Order::HUGE) && !serves(of(1, 0), Order::HUGE));
+        assert!(of(1, 0).offer(Order::HUGE).serves(Want::Installed, true));
+        assert!(serves(of(1, 0), Order::MAX) && !serves(of(0, 1), Order::MAX));
     }
 
     #[test]

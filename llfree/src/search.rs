@@ -14,7 +14,7 @@ use crate::entries::{Entries, Want};
 use crate::error::AllocError;
 use crate::hint::{TreeHint, tree_of, tree_range};
 use crate::query::{Broken, Query};
-use crate::spot::{Spot, Word};
+use crate::spot::{Listed, Spot, Word};
 use crate::steps::{HUGE_STEPS, NO_STEP, SMALL_PARTIAL, SMALL_STEPS};
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken};
@@ -117,8 +117,10 @@ impl Tenant<'_> {
     fn take_fresh(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
         let small = &mut spot.small[usize::from(query.class.get())];
         let next = small.filter(|_| query.single && spot.is_fresh)?.0 + 1;
+        let breaks_pair = || next.is_multiple_of(2) && self.is_free(HugeId(next + 1));
         let is_next = !next.is_multiple_of(HUGE_PER_TREE)
-            && self.lower.entry(HugeId(next)).is_some_and(|entry| Want::Installed.matches(entry));
+            && self.lower.entry(HugeId(next)).is_some_and(|entry| Want::Installed.matches(entry))
+            && !(self.trees.get(tree_of(HugeId(next))).has_lone() && breaks_pair());
         if !is_next {
             spot.is_fresh = false;
             return None;
@@ -130,7 +132,10 @@ impl Tenant<'_> {
     /// A huge frame for order 9 in the obvious place: freed just now, or next to the last one.
     #[inline]
     pub(crate) fn take_next(&self, spot: &mut Spot) -> Option<Taken> {
-        if let Some(freed) = spot.freed.take() {
+        if spot.spares {
+            return None;
+        }
+        if let Some(freed) = spot.freed.pop() {
             let taken = self.lower.take_huge_if(freed, |e| Want::Installed.matches(e));
             if taken.is_some() {
                 return taken;
@@ -149,6 +154,9 @@ impl Tenant<'_> {
     fn take_near(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
         let order = query.order;
         let want = if spot.any { Want::Free } else { Want::Installed };
+        if order == Order::HUGE && spot.spares {
+            return None;
+        }
         let step = order.huge_frames();
         let mut at = spot.huge.0.next_multiple_of(step);
         if at.is_multiple_of(HUGE_PER_TREE)
@@ -196,7 +204,9 @@ impl Tenant<'_> {
             }
         }
         let may = |hint: TreeHint| {
-            hint.promises(want) && !hint.is_reserved() && self.policy.rank(Class::HUGE, hint.class()) <= Rank::Fresh
+            // One where some come first is for a search.
+            let is_orderly = hint.promises(want) && !hint.has_lone();
+            is_orderly && !hint.is_reserved() && self.policy.rank(Class::HUGE, hint.class()) <= Rank::Fresh
         };
         // Looked at once more at the change: a tree that another caller has by now keeps its class.
         let take = |hint: TreeHint| {
@@ -403,7 +413,7 @@ impl Tenant<'_> {
         };
         if order == Order::MAX && query.rank(self, self.trees.get(tree)) > Rank::Demote {
             // One pair among others' blocks is no place to stay at.
-            self.recount_tree(tree);
+            spot.spares = self.recount_tree(tree).has_lone();
             return false;
         }
         if order.is_huge() {
@@ -412,13 +422,18 @@ impl Tenant<'_> {
             if class == Class::HUGE && !is_own {
                 self.leave(core::mem::replace(&mut spot.tree, own.then_some(tree)));
             }
-            let hint = self.recount_tree_as(tree, |hint| class_now(hint).reserved(own || hint.is_reserved()));
+            let entries = self.entries_of(tree);
+            let hint = self.recount_from(tree, &entries, |hint| class_now(hint).reserved(own || hint.is_reserved()));
             if class != Class::HUGE {
                 return false;
             }
             let want = query.want(step);
             spot.huge = HugeId(huge.0 + order.huge_frames());
             spot.any = want == Want::Free;
+            spot.spares = hint.has_lone();
+            if spot.spares && order == Order::HUGE {
+                spot.lone = Listed::new(tree, (entries.lone(), true), huge);
+            }
             if !hint.promises(want) {
                 // That was the last one here.
                 spot.huge = HugeId((tree + 1) * HUGE_PER_TREE);

@@ -26,8 +26,12 @@ pub(crate) struct Spot {
     pub(crate) back: Option<u32>,
     /// The tree that this CPU takes huge frames from, if it reserved one.
     pub(crate) tree: Option<u32>,
-    /// A backed huge frame that was freed just now: it is warm.
-    pub(crate) freed: Option<HugeId>,
+    /// Backed huge frames that were freed lately: they are warm.
+    pub(crate) freed: Freed,
+    /// Where the last huge block was found there were few pairs, and huge frames that are no half of one: these come first.
+    pub(crate) spares: bool,
+    /// Those of the tree of the last huge frame.
+    pub(crate) lone: Listed,
     /// No free, backed huge frame was found lately: evicted ones will do.
     pub(crate) any: bool,
     /// `return_epoch` when a handle last believed the hints.
@@ -36,16 +40,19 @@ pub(crate) struct Spot {
     last: [HugeId; SMALL_ORDERS],
     /// For each of these orders, huge frames that may have more of them.
     listed: [Listed; SMALL_ORDERS],
-    /// The huge frame that small blocks come from was free as a whole when a search found it.
-    pub(crate) is_fresh: bool,
     /// A pair of huge frames that was freed just now.
     pub(crate) freed_pair: Option<HugeId>,
+    /// The huge frame that small blocks come from was free as a whole when a search found it.
+    pub(crate) is_fresh: bool,
     /// The tree that single blocks come from.
     pub(crate) last_tree: Option<u32>,
     /// It was reserved for them.
     pub(crate) owns_last: bool,
     /// Searches that take the first tree with little room, because an earlier one found no better.
     pub(crate) few_searches: u8,
+    /// Searches for huge frames that take the first tree with one, although others' blocks are in it, because an earlier
+    /// one found no better.
+    pub(crate) bad_searches: u8,
     /// Single blocks that were searched for, modulo 256.
     pub(crate) singles: u8,
     /// Searches for blocks of this order and larger ones that go without a walk over trees in use.
@@ -53,6 +60,39 @@ pub(crate) struct Spot {
     owed_order: Order,
     /// Trees, from the first, that have to be counted before they are believed again.
     pub(crate) stale: u32,
+}
+
+/// The last huge frames that were freed. Without a branch to remember one: what is freed is freed in a few nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Freed {
+    /// A ring; [`NONE`] where there is nothing.
+    frames: [u32; FREED],
+    next: u32,
+}
+
+/// Huge frames that are remembered: two of three that a handle frees among blocks of all orders it meets again.
+const FREED: usize = 8;
+
+impl Freed {
+    pub(crate) const NOTHING: Self = Self { frames: [NONE; FREED], next: 0 };
+
+    #[inline]
+    pub(crate) const fn put(&mut self, huge: HugeId) {
+        self.frames[self.next as usize % FREED] = huge.0;
+        self.next = self.next.wrapping_add(1);
+    }
+
+    /// The last one that was not asked for since.
+    #[inline]
+    pub(crate) const fn pop(&mut self) -> Option<HugeId> {
+        let last = self.next.wrapping_sub(1);
+        let frame = &mut self.frames[last as usize % FREED];
+        if *frame == NONE {
+            return None;
+        }
+        self.next = last;
+        Some(HugeId(core::mem::replace(frame, NONE)))
+    }
 }
 
 /// Some huge frames of one tree, as they were when it was looked at: going through them saves searches.
@@ -109,16 +149,19 @@ impl Spot {
             vicinity,
             back: None,
             tree: None,
-            freed: None,
+            freed: Freed::NOTHING,
+            spares: false,
+            lone: Listed::NOTHING,
             any: false,
             epoch,
             last: [HugeId(NONE); SMALL_ORDERS],
             listed: [Listed::NOTHING; SMALL_ORDERS],
-            is_fresh: false,
             freed_pair: None,
+            is_fresh: false,
             last_tree: None,
             owns_last: false,
             few_searches: 0,
+            bad_searches: 0,
             singles: 0,
             owed: 0,
             owed_order: Order::BASE,
@@ -323,6 +366,19 @@ mod tests {
             let again = Spot::unpack(spot.pack(), 128, &place);
             assert_eq!((again.small, again.huge, again.any), (spot.small, spot.huge, spot.any));
         }
+    }
+
+    #[test]
+    fn the_huge_frame_that_was_freed_last_comes_first() {
+        let mut freed = Freed::NOTHING;
+        assert_eq!(freed.pop(), None);
+        (0..FREED as u32 + 3).for_each(|huge| freed.put(HugeId(huge)));
+        for huge in (3..FREED as u32 + 3).rev() {
+            assert_eq!(freed.pop(), Some(HugeId(huge)));
+        }
+        assert_eq!(freed.pop(), None);
+        freed.put(HugeId(5));
+        assert_eq!((freed.pop(), freed.pop()), (Some(HugeId(5)), None));
     }
 
     #[test]

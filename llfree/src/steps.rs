@@ -41,16 +41,23 @@ pub(crate) const PARTIAL_PASSES: usize = 3;
 /// The lists to go through, and the step after which no other list has a better one.
 pub(crate) const SMALL_PASSES: [(Want, u8); 5] =
     [(Want::Crowded, 0), (Want::Mixed, 1), (Want::Sparse, 3), (Want::Installed, 4), (Want::Free, 5)];
-pub(crate) const HUGE_STEPS: [Step; 6] = [
+/// The attempts for huge blocks, best first: those of order 9 spare the pairs that order 10 needs.
+pub(crate) const HUGE_STEPS: [Step; 12] = [
+    Step(Want::Installed, Rank::Fresh, false),
     Step(Want::Installed, Rank::Fresh, true),
+    Step(Want::Free, Rank::Fresh, false),
     Step(Want::Free, Rank::Fresh, true),
+    Step(Want::Installed, Rank::Demote, false),
     Step(Want::Installed, Rank::Demote, true),
+    Step(Want::Free, Rank::Demote, false),
     Step(Want::Free, Rank::Demote, true),
+    Step(Want::Installed, Rank::Steal, false),
     Step(Want::Installed, Rank::Steal, true),
+    Step(Want::Free, Rank::Steal, false),
     Step(Want::Free, Rank::Steal, true),
 ];
-pub(crate) const HUGE_GOOD: u8 = 1;
-pub(crate) const HUGE_PASSES: [(Want, u8); 2] = [(Want::Installed, 0), (Want::Free, 1)];
+pub(crate) const HUGE_GOOD: u8 = 3;
+pub(crate) const HUGE_PASSES: [(Want, u8); 2] = [(Want::Installed, 0), (Want::Free, 2)];
 
 /// The number of the first step that a tree serves, by rank and offer; [`NO_STEP`] for none.
 type StepTable = [[u8; Offer::ALL]; 5];

@@ -248,7 +248,7 @@ impl<'a> Tenant<'a> {
         news
     }
 
-    fn is_free(&self, huge: HugeId) -> bool {
+    pub(crate) fn is_free(&self, huge: HugeId) -> bool {
         self.lower.entry(huge).is_some_and(HugeEntry::is_all_free)
     }
 

@@ -1,4 +1,4 @@
-//! [`Warm`]: where a handle freed blocks of less than a huge frame lately, by their order.
+//! [`Warm`]: where a handle freed blocks lately, by their order.
 //!
 //! The next block of that order fits there, or elsewhere in that row: nothing is searched, as a rule no larger run is cut
 //! up, and the lines are near. So memory that blocks of all sizes come and go in stays as tidy as it is. Places to look and nothing more: any value
@@ -8,8 +8,8 @@ use shared_layout::{FrameId, HugeEntry, Order};
 
 /// Places for each order: as many as make nine of ten blocks find one where all orders are alike.
 const PLACES: usize = 16;
-/// Orders 1 to 8. Single frames have registers of their own.
-const ORDERS: usize = Order::HUGE.get() as usize - 1;
+/// Orders 1 to 10. Single frames have registers of their own.
+const ORDERS: usize = Order::MAX.get() as usize;
 /// A huge frame with more free frames than this may soon be free as a whole. For a block of half of one there are few
 /// others, so wherever a part is in use its place is remembered.
 const MOST_FREE: u16 = 256;
@@ -52,9 +52,11 @@ impl Warm {
     /// A block was freed; its huge frame is `after` now.
     #[inline]
     pub(crate) fn put(&mut self, frame: FrameId, order: Order, after: HugeEntry) {
-        if (after.free() <= MOST_FREE || order == HALF && !after.is_all_free())
-            && let Some(places) = self.of(order)
-        {
+        let fits = match order {
+            order if order.is_huge() => !after.is_evicted(),
+            _ => after.free() <= MOST_FREE || order == HALF && !after.is_all_free(),
+        };
+        if fits && let Some(places) = self.of(order) {
             places.frames[usize::from(places.next) % PLACES] = frame;
             places.next = places.next.wrapping_add(1);
             places.len = (places.len + 1).min(PLACES as u8);
@@ -98,12 +100,16 @@ mod tests {
     }
 
     #[test]
-    fn other_orders_and_huge_frames_that_are_nearly_free_have_no_place() {
+    fn what_has_to_be_installed_or_may_soon_be_free_as_a_whole_has_no_place() {
         let mut warm = Warm::NOTHING;
         let used = HugeEntry::FREE_INSTALLED.take(300).expect("in range");
-        for order in [Order::BASE, Order::HUGE, Order::MAX] {
-            warm.put(FrameId(0), order, used);
-            assert_eq!(warm.pop(order), None);
+        warm.put(FrameId(0), Order::BASE, used);
+        assert_eq!(warm.pop(Order::BASE), None);
+        for order in [Order::HUGE, Order::MAX] {
+            warm.put(FrameId(0), order, HugeEntry::FREE_EVICTED);
+            assert_eq!(warm.pop(order), None, "no memory is behind it");
+            warm.put(FrameId(1024), order, HugeEntry::FREE_INSTALLED);
+            assert_eq!(warm.pop(order), Some(FrameId(1024)));
         }
         warm.put(FrameId(0), Order::ROW, HugeEntry::FREE_INSTALLED.take(255).expect("in range"));
         assert_eq!(warm.pop(Order::ROW), None);
