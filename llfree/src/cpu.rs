@@ -17,6 +17,7 @@ use crate::block::{Allocation, huge_range};
 use crate::class::{CLASSES, Class};
 use crate::error::{AllocError, FreeError};
 use crate::hint::{huge_of, tree_of};
+use crate::ledger::Ledger;
 use crate::listed::CROWDED_FRAMES;
 use crate::query::Query;
 use crate::row::{free_run, run_mask};
@@ -70,6 +71,8 @@ pub struct Cpu<'a> {
     /// Places of blocks that were freed lately.
     warm: Warm,
     spot: Spot,
+    /// Where others find all this if our process dies.
+    pub(crate) ledger: Option<Ledger<'a>>,
 }
 
 impl<'a> Tenant<'a> {
@@ -96,7 +99,22 @@ impl<'a> Cpu<'a> {
             crowded: Listed::NOTHING,
             warm: Warm::NOTHING,
             spot,
+            ledger: None,
         }
+    }
+
+    /// The row that frees gather in, and the one that is served.
+    pub(crate) fn registers(&self) -> [TakenRow; 2] {
+        [self.freed, self.row]
+    }
+
+    /// What is left of the huge frame that the served row lies in.
+    pub(crate) fn rest_bits(&self) -> &[u64; ROWS] {
+        &self.rest
+    }
+
+    pub(crate) fn spot(&self) -> &Spot {
+        &self.spot
     }
 
     /// Allocates a block of `order` in the [class of its order](Class::of).
@@ -273,15 +291,17 @@ impl<'a> Cpu<'a> {
     }
 
     fn give_back(&mut self) {
+        // One after the other, each written off before others may have it.
         let freed = core::mem::replace(&mut self.freed, EMPTY_ROW);
         self.give(freed.first, freed.bits);
-        let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
+        self.rest_rows = 0;
+        for index in 0..ROWS {
+            let first = FrameId((self.row.first.0 & !(Order::HUGE.frames() - 1)).wrapping_add(64 * index as u64));
+            let bits = core::mem::take(&mut self.rest[index]);
+            self.give(first, bits);
+        }
         let row = core::mem::replace(&mut self.row, EMPTY_ROW);
         self.give(row.first, row.bits);
-        self.rest_rows = 0;
-        for (i, bits) in core::mem::take(&mut self.rest).into_iter().enumerate() {
-            self.give(FrameId(base + 64 * i as u64), bits);
-        }
         for huge in core::mem::replace(&mut self.spot.small, [None; CLASSES]).into_iter().flatten() {
             self.spot.home = tree_of(huge);
             self.tenant.leave(Some(tree_of(huge)));
@@ -458,6 +478,7 @@ impl<'a> Cpu<'a> {
             // Both halves of one row: a frame must not be in two registers.
             self.row.bits |= core::mem::replace(&mut self.freed, EMPTY_ROW).bits;
         }
+        self.record();
     }
 
     fn rest_has(&self, frame: FrameId, mask: u64) -> bool {
@@ -550,13 +571,12 @@ impl<'a> Cpu<'a> {
         Err(FreeError::NotAllocated(frame, order))
     }
 
+    /// Gives back what is in no register any more.
     #[inline]
     fn give(&self, first: FrameId, bits: u64) {
-        if bits != 0
-            && let Some(huge) = first.huge()
-            && let Some(after) = self.tenant.lower.give_row(first, bits)
-        {
-            self.tenant.note_free(huge, after, u64::from(bits.count_ones()));
+        if bits != 0 {
+            self.record();
+            self.tenant.give_row_back(first, bits);
         }
     }
 }

@@ -74,11 +74,16 @@ impl Tenant<'_> {
     /// The handle of a vicinity sleeps or is gone: others may have it.
     pub(crate) fn move_out(&self, vicinity: &mut Vicinity) {
         if core::mem::take(&mut vicinity.is_home) {
-            self.trees.change(vicinity.first, |hint| hint.at_home(false));
-            self.moves.fetch_add(1, Ordering::Release);
+            self.abandon_home(vicinity.first);
         }
         vicinity.len = u32::MAX;
         vicinity.is_wanted = HAS_HOMES;
+    }
+
+    /// The home of a handle is nobody's any more.
+    pub(crate) fn abandon_home(&self, tree: u32) {
+        self.trees.change(tree, |hint| hint.at_home(false));
+        self.moves.fetch_add(1, Ordering::Release);
     }
 
     #[inline(never)]

@@ -26,6 +26,7 @@
 //! | [`run`] | huge frames side by side, as many as somebody wants |
 //! | [`cpu`], `stats` | one CPU's handle; what a monitor asks |
 //! | [`biased`] | a handle that others drain while its CPU sleeps |
+//! | [`ledger`] | what a handle of a dead process held back |
 //! | [`table`] | all of it in one region |
 //! | [`mod@recover`], `format`, `region_error` | repair after a crash, and a persistent region's words |
 //! | [`persist`] | an allocator that outlives its process |
@@ -105,6 +106,7 @@ mod format;
 mod hint;
 mod homes;
 pub mod host;
+pub mod ledger;
 mod listed;
 mod lower;
 #[cfg(not(any(loom, shuttle)))]
@@ -153,6 +155,7 @@ pub use cpu::{Cpu, HANDLE_FRAMES};
 pub use durable::WriteBack;
 pub use error::{AllocError, FreeError, Part, TableError};
 pub use host::{Census, Claim, Host, Installing, Reclaim, Reclaimed, Refused};
+pub use ledger::{LEDGER_WORDS, Ledger, Recorded};
 #[cfg(not(any(loom, shuttle)))]
 pub use persist::{Inspection, Persistent};
 #[cfg(not(any(loom, shuttle)))]

@@ -177,6 +177,15 @@ impl<'a> Tenant<'a> {
         })
     }
 
+    /// Gives some frames of a row back; false if there is no such row or somebody broke its entry.
+    #[inline]
+    pub(crate) fn give_row_back(&self, first: FrameId, bits: u64) -> bool {
+        let Some(huge) = first.huge() else { return false };
+        let Some(after) = self.lower.give_row(first, bits) else { return false };
+        self.note_free(huge, after, u64::from(bits.count_ones()));
+        true
+    }
+
     /// Forgets all hints and counts them from the entries: at boot, also over memory that was used
     /// before, and when frames came back behind our back. Trees keep their class; that a CPU
     /// reserved them is forgotten, so while CPUs are at work two of them may meet in one.

@@ -19,6 +19,7 @@ mod every_entry;
 mod faults;
 mod handle;
 mod kill;
+mod ledger;
 mod misuse;
 mod mixed;
 mod model;

@@ -7,6 +7,7 @@
 //!
 //! `cargo test -p llfree-crash` runs them.
 
+mod ledger;
 #[path = "../../tests/common/memory.rs"]
 mod memory;
 

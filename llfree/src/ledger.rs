@@ -1,0 +1,233 @@
+//! [`Ledger`]: what a handle holds back, written down where others find it when its process died.
+//!
+//! A handle's registers are plain memory of its process and end with it: to everybody else the frames in them stay
+//! allocated. A [`Recorded`] handle writes its registers into a few words that the table's users share, after each call
+//! and before each step that gives frames away. So whenever its process is killed, the words name no frame
+//! that is not the handle's, and all that are but for the one block or row that a call was moving at that moment.
+//! [`Tenant::give_back`] returns them while everybody else goes on allocating.
+//!
+//! ```text
+//! word 0        1 while a handle has the ledger
+//! words 1, 2    the row that frees gather in: its first frame, a bit for each frame
+//! words 3, 4    the row that is served
+//! words 5-12    the rest of the huge frame that the served row lies in, a word of bits for each of its rows
+//! words 13-17   ten trees, 32 bits each and counted from 1: nine that may be reserved, and the home
+//! ```
+//!
+//! A register's bits go before its frame changes and come after it, and frames leave the register that they are moved from
+//! before they are in the other: each word alone is true at any moment, so no reader needs a lock. What a hostile or broken
+//! process writes there makes frames come free at worst that are allocated, as a wrong free does.
+
+use crate::cpu::Cpu;
+use crate::error::{AllocError, FreeError};
+use crate::hint::tree_of;
+use crate::rows::ROWS;
+use crate::sync::{AtomicU64, Ordering};
+use crate::tenant::Tenant;
+use crate::{Allocation, Class};
+use core::fmt;
+use shared_layout::{FrameId, HugeId, Order};
+
+const OWNER: usize = 0;
+const FREED: usize = 1;
+const ROW: usize = 3;
+const REST: usize = 5;
+const TREES: usize = REST + ROWS;
+/// Trees that are written down, two a word.
+const TREE_COUNT: usize = 10;
+/// The last of them is the home.
+const HOME: usize = TREE_COUNT - 1;
+
+/// Words of a [`Ledger`]. Those of different handles had better not share a cache line.
+pub const LEDGER_WORDS: usize = TREES + TREE_COUNT / 2;
+
+/// The words for one handle, all zero at first, in memory that outlives the handle's process.
+#[derive(Clone, Copy)]
+pub struct Ledger<'a>(&'a [AtomicU64; LEDGER_WORDS]);
+
+impl<'a> Ledger<'a> {
+    /// A ledger in words that all processes of a table share.
+    #[must_use]
+    pub const fn new(words: &'a [AtomicU64; LEDGER_WORDS]) -> Self {
+        Self(words)
+    }
+
+    /// Whether a handle has it, one whose process died included.
+    #[must_use]
+    pub fn is_in_use(self) -> bool {
+        self.0[OWNER].load(Ordering::Acquire) != 0
+    }
+
+    fn set(self, word: usize, value: u64) {
+        // Nobody else writes the word. Release: in this order also for who reads them while the process is killed.
+        if self.0[word].load(Ordering::Relaxed) != value {
+            self.0[word].store(value, Ordering::Release);
+        }
+    }
+
+    fn set_row(self, at: usize, first: FrameId, bits: u64) {
+        if self.0[at].load(Ordering::Relaxed) != first.0 {
+            self.set(at + 1, 0);
+            self.set(at, first.0);
+        }
+        self.set(at + 1, bits);
+    }
+}
+
+impl fmt::Debug for Ledger<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ledger").field("is_in_use", &self.is_in_use()).finish_non_exhaustive()
+    }
+}
+
+/// A handle whose registers outlive its process. See [`Cpu`]; each call takes a few nanoseconds longer.
+#[derive(Debug)]
+pub struct Recorded<'a> {
+    cpu: Cpu<'a>,
+    ledger: Ledger<'a>,
+}
+
+impl<'a> Tenant<'a> {
+    /// A handle that writes down what it holds back; `None` if a handle has the ledger. If that one's process is
+    /// dead, [give back](Self::give_back) what it left first.
+    #[must_use]
+    pub fn recorded_cpu(&self, ledger: Ledger<'a>) -> Option<Recorded<'a>> {
+        ledger.0[OWNER].compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        let mut cpu = self.cpu();
+        cpu.ledger = Some(ledger);
+        Some(Recorded { cpu, ledger })
+    }
+
+    /// Gives back what a dead handle held, and leaves its trees to others, all of whom may be at work. Returns the
+    /// number of frames. Nothing happens if no handle has the ledger.
+    ///
+    /// That the handle is dead is for the caller to know (a process that was waited for, a lock that its end
+    /// released): to a living one its frames would be given out twice, which harms its owners and not the table.
+    /// The block that its process was allocating or freeing when it died may be lost, and so is what it had allocated
+    /// and nobody frees; where it was killed between lowering a counter and setting the bits, up to 64 frames cannot be
+    /// allocated until a [recovery](crate::recover()) without others at work.
+    pub fn give_back(&self, ledger: Ledger<'_>) -> u64 {
+        if !ledger.is_in_use() {
+            return 0;
+        }
+        let words = ledger.0;
+        let base = words[ROW].load(Ordering::Acquire) & !(Order::HUGE.frames() - 1);
+        let row = |at: usize| (FrameId(words[at].load(Ordering::Acquire)), &words[at + 1]);
+        let rest = (0..ROWS).map(|index| (FrameId(base.wrapping_add(64 * index as u64)), &words[REST + index]));
+        let mut frames = 0;
+        for (first, bits) in [row(FREED), row(ROW)].into_iter().chain(rest) {
+            // Not again, by whoever else is about to do this.
+            let bits = bits.fetch_and(0, Ordering::AcqRel);
+            if bits != 0 && self.give_row_back(first, bits) {
+                frames += u64::from(bits.count_ones());
+            }
+        }
+        for place in 0..TREE_COUNT {
+            let word = &words[TREES + place / 2];
+            let tree = (word.load(Ordering::Acquire) >> (32 * (place % 2))) as u32;
+            match tree.checked_sub(1) {
+                Some(tree) if tree >= self.trees.len() => {}
+                Some(home) if place == HOME => self.abandon_home(home),
+                tree => self.leave(tree),
+            }
+        }
+        words[TREES..].iter().for_each(|word| word.store(0, Ordering::Release));
+        words[OWNER].store(0, Ordering::Release);
+        frames
+    }
+}
+
+impl Recorded<'_> {
+    /// [`Cpu::alloc`].
+    ///
+    /// # Errors
+    /// The same.
+    #[inline]
+    pub fn alloc(&mut self, order: Order) -> Result<Allocation, AllocError> {
+        self.alloc_class(order, Class::of(order))
+    }
+
+    /// [`Cpu::alloc_class`].
+    ///
+    /// # Errors
+    /// The same.
+    #[inline]
+    pub fn alloc_class(&mut self, order: Order, class: Class) -> Result<Allocation, AllocError> {
+        let allocated = self.cpu.alloc_class(order, class);
+        // Before the caller has it: what is in no register any more is the caller's.
+        self.cpu.record_registers(self.ledger);
+        allocated
+    }
+
+    /// [`Cpu::free`].
+    ///
+    /// # Errors
+    /// The same.
+    #[inline]
+    pub fn free(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError> {
+        let freed = self.cpu.free(frame, order);
+        self.cpu.record_registers(self.ledger);
+        freed
+    }
+
+    /// [`Cpu::drain`].
+    pub fn drain(&mut self) {
+        self.cpu.drain();
+        self.cpu.record();
+    }
+}
+
+impl Drop for Recorded<'_> {
+    fn drop(&mut self) {
+        self.drain();
+        self.ledger.0[OWNER].store(0, Ordering::Release);
+    }
+}
+
+impl Cpu<'_> {
+    /// Writes all of it down, if that is asked for.
+    #[inline]
+    pub(crate) fn record(&self) {
+        if let Some(ledger) = self.ledger {
+            self.record_registers(ledger);
+            self.record_trees(ledger);
+        }
+    }
+
+    /// Writes down what is in the registers.
+    #[inline]
+    fn record_registers(&self, ledger: Ledger<'_>) {
+        let [freed, row] = self.registers();
+        // What was gathered is served next, never the other way.
+        ledger.set_row(FREED, freed.first, freed.bits);
+        // When the row moves to another huge frame nothing is left of the one before, and that was written down.
+        ledger.set_row(ROW, row.first, row.bits);
+        self.rest_bits().iter().enumerate().for_each(|(index, bits)| ledger.set(REST + index, *bits));
+    }
+
+    /// Writes down where others would leave the trees to it. They change with a search, and are known a call later at worst.
+    #[inline(never)]
+    fn record_trees(&self, ledger: Ledger<'_>) {
+        let trees = self.reserved_trees();
+        for (word, pair) in trees.chunks_exact(2).enumerate() {
+            ledger.set(TREES + word, u64::from(pair[0]) | u64::from(pair[1]) << 32);
+        }
+    }
+
+    /// The trees that this handle may have reserved, and its home, counted from 1.
+    fn reserved_trees(&self) -> [u32; TREE_COUNT] {
+        let mut trees = [0; TREE_COUNT];
+        let spot = self.spot();
+        let number = |tree: Option<u32>| tree.map_or(0, |tree| tree + 1);
+        trees
+            .iter_mut()
+            .zip(spot.small)
+            .for_each(|(to, huge): (&mut u32, Option<HugeId>)| *to = number(huge.map(tree_of)));
+        trees[HOME - 2] = number(spot.tree);
+        trees[HOME - 1] = number(spot.last_tree.filter(|_| spot.owns_last));
+        trees[HOME] = number(spot.vicinity.is_home.then_some(spot.vicinity.first));
+        trees
+    }
+}
+
+const _: () = assert!(crate::class::CLASSES + 3 == TREE_COUNT);
