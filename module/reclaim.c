@@ -30,7 +30,7 @@
 #define KICK_INTERVAL		(HZ / 10)
 /*
  * How long a call waits for others, in jiffies: for those that take nothing
- * meanwhile, and in all.
+ * meanwhile and are no reclaim, and in all.
  */
 #define PATIENCE		(HZ / 10)
 #define LONG_PATIENCE		HZ
@@ -320,9 +320,12 @@ static bool is_hopeless(struct area *area)
  * soon: reclaim that finds all busy for that must not pass for one that finds
  * nothing, for next somebody is killed. What comes free while it waits counts as
  * its own: reclaim without progress does not even look whether there is memory
- * by now. With a batch it waits no longer. Only who lets swap go may wait for
- * folios, and is never waited for. A process that keeps its area busy and takes
- * nothing, or cannot run while it has it, costs one short wait a second.
+ * by now. With a batch it waits no longer. Another reclaim is waited for also
+ * while it takes nothing yet: the process may have mapped its memory at thousands
+ * of places, and who gives up early gives up again at once, and has somebody
+ * killed before that one is done. Only who lets swap go may wait for folios, and
+ * is never waited for. A process that keeps its area busy and takes nothing, or
+ * cannot run while it has it, costs one wait a second.
  */
 static bool lock_area(struct area *area, struct scan *scan)
 {
@@ -335,7 +338,9 @@ static bool lock_area(struct area *area, struct scan *scan)
 		    before - first >= BATCH * LLFREE_PAGES ||
 		    (!slept && is_hopeless(area)))
 			break;
-		scan->patience--;
+		/* While it unmaps a batch nothing comes free yet. */
+		if (!READ_ONCE(area->reclaims))
+			scan->patience--;
 		scan->long_patience--;
 		slept = true;
 		schedule_timeout_uninterruptible(1);
@@ -344,7 +349,8 @@ static bool lock_area(struct area *area, struct scan *scan)
 			scan->patience = PATIENCE;
 		before = after;
 	}
-	if (slept && !locked && !scan->patience) {
+	if (slept && !locked &&
+	    (!scan->patience || (!scan->long_patience && before == first))) {
 		WRITE_ONCE(area->in_vain_at, before);
 		WRITE_ONCE(area->in_vain, jiffies);
 	}
@@ -379,8 +385,10 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 		area = place->area;
 		if (lock_area(area, &scan)) {
 			scan.place = place;
+			WRITE_ONCE(area->reclaims, true);
 			if (!area->dead)
 				scan_area(area, &scan);
+			WRITE_ONCE(area->reclaims, false);
 			mutex_unlock(&area->lock);
 		} else {
 			atomic64_inc(&area->busy);

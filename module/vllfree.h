@@ -67,6 +67,7 @@ struct area {
 	 */
 	struct mutex lock;
 	bool waits;		/* changed with lock */
+	bool reclaims;		/* changed with lock: a scan has it */
 	/* When reclaim last waited for it in vain, and what it had freed then. */
 	unsigned long in_vain;
 	u64 in_vain_at;

@@ -7,6 +7,7 @@ use crate::area::Area;
 use crate::objects::Objects;
 use crate::once::Once;
 use crate::space::MemoryKind;
+use llfree_base::choices::Switch;
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::CStr;
 use std::ptr::{self, NonNull};
@@ -20,6 +21,9 @@ const SIZE: &CStr = c"LLFREE_AREA_BYTES";
 /// If it is not 0, the area is a memory file, from which the [kernel module](crate::device) can take what is free. A forked child
 /// does not have it: for programs that call `exec` after `fork`, and nothing else.
 const SHARED: &CStr = c"LLFREE_AREA_MEMFD";
+
+/// If it is 0, what is free stays, and nobody looks for it: for who has memory to himself, or to see what giving it back costs.
+const RECLAIM: &CStr = c"LLFREE_AREA_AUTO_RECLAIM";
 
 /// Made when the first large block is asked for; `None` if it could not be. What is asked for meanwhile, the making's own
 /// memory included, comes from the other allocator.
@@ -59,7 +63,9 @@ pub fn large_objects() -> Option<&'static Objects> {
     let make = || {
         // Private memory, unless somebody knows better: a forked child must have its heap. It is address space alone.
         let kind = if chosen(SHARED).unwrap_or(0) == 0 { MemoryKind::Private } else { MemoryKind::MemoryFile };
-        let area = Area::builder().size(size()).memory(kind).build().ok()?;
+        let builder = Area::builder().size(size()).memory(kind);
+        let builder = if chosen(RECLAIM) == Some(0) { builder.auto_reclaim(Switch(None)) } else { builder };
+        let area = builder.build().ok()?;
         Some(Objects::new(area, Objects::LOCAL_BYTES))
     };
     LARGE.get_or_make(make)?.as_ref()

@@ -159,6 +159,24 @@ c.free(block)
     }
 }
 
+#[test]
+fn what_is_free_stays_if_nobody_is_to_take_it_back() {
+    let script = "
+import time
+blocks = [c.malloc(8 << 20) for _ in range(20)]
+for block in blocks:
+    ctypes.memset(block, 7, 8 << 20)
+for block in blocks:
+    c.free(block)
+time.sleep(2)
+print(resident() >> 20)
+";
+    let number = ("LLFREE_AREA_AUTO_RECLAIM", 0);
+    let Some(output) = with_c_and(script, Some(number)) else { return };
+    let resident = String::from_utf8_lossy(&output.stdout).trim().parse::<u64>();
+    assert!(resident.is_ok_and(|mib| mib >= 160), "{output:?}");
+}
+
 /// What describes an area of 2 TiB is itself large enough to be asked of it.
 #[test]
 fn an_area_of_terabytes_comes_up() {

@@ -176,6 +176,17 @@ pub(crate) fn global(failures: &mut u32, module: &str, times: u32) {
     }
 }
 
+/// What one area has freed behind another, and what goes slowly, so often.
+pub(crate) fn behind(failures: &mut u32, module: &str, times: u32) {
+    if is_loaded(failures, module) {
+        for _ in 0..times {
+            check(failures, "free behind another area that is all in use", memory::behind_another);
+            check(failures, "two want at once what goes slowly: nobody is killed", memory::slowly);
+        }
+        leave(failures);
+    }
+}
+
 /// Each kind of pressure without swap, and nothing else.
 pub(crate) fn pressure(failures: &mut u32, module: &str) {
     if is_loaded(failures, module) {

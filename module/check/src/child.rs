@@ -2,6 +2,7 @@
 
 use crate::system::MIB;
 use crate::tenant::Tenant;
+use crate::uses::Second;
 use std::io::{BufRead, Write};
 use std::process::{Child, ExitCode};
 
@@ -42,7 +43,7 @@ pub(crate) fn tenant(words: &[&str]) -> ExitCode {
         }
     };
     println!("ready");
-    let mut grown = Vec::new();
+    let (mut grown, mut mapped) = (Vec::new(), Vec::new());
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let done = match line.split_once(' ').unwrap_or((&line, "")) {
             ("verify", _) => tenant.verify().map(|()| String::new()),
@@ -56,6 +57,12 @@ pub(crate) fn tenant(words: &[&str]) -> ExitCode {
                 let pass = tenant.area.reclaim(number(mib) * MIB).map_err(|error| error.to_string());
                 pass.map(|pass| pass.frames.to_string())
             }
+            ("map", count) => (0..number(count))
+                .try_for_each(|_| {
+                    mapped.push(Second::full(&tenant)?);
+                    Ok(())
+                })
+                .map(|()| String::new()),
             ("grow", mib) => {
                 grown.push(private(number(mib)));
                 Ok(String::new())

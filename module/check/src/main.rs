@@ -1,6 +1,6 @@
 //! What the module promises, checked in a machine that has it: `llfree-module-check quick|short|debug|long MODULE.ko SWAP
 //! DISK`; and parts of it: `races MODULE.ko STEPS`, `cost MODULE.ko MIB`, `count MODULE.ko`, `pressure MODULE.ko`, `many MODULE.ko`,
-//! `tables MODULE.ko`, `global MODULE.ko TIMES`, `numa`.
+//! `tables MODULE.ko`, `global MODULE.ko TIMES`, `behind MODULE.ko TIMES`, `numa`.
 //!
 //! Started by `images/linux/testbed module` as root, in an emulated machine that is there for this. Prints a row a check,
 //! and what was measured. Checks that need processes of their own start this program again, as a `tenant` or a `hog`.
@@ -80,6 +80,11 @@ fn main() -> ExitCode {
             checks::global(&mut failures, module, times.parse().unwrap_or(0));
             failures
         }
+        ["behind", module, times] if number(times) => {
+            let mut failures = 0;
+            checks::behind(&mut failures, module, times.parse().unwrap_or(0));
+            failures
+        }
         ["many", module] => {
             let mut failures = 0;
             checks::many_large(&mut failures, module);
@@ -99,7 +104,7 @@ fn main() -> ExitCode {
             eprintln!(
                 "usage: llfree-module-check quick|short|debug|long MODULE.ko SWAP DISK, races MODULE.ko STEPS, cost MODULE.ko MIB, \
                  count MODULE.ko, pressure MODULE.ko, many MODULE.ko, tables MODULE.ko, \
-                 global MODULE.ko TIMES, or numa"
+                 global MODULE.ko TIMES, behind MODULE.ko TIMES, or numa"
             );
             return ExitCode::from(2);
         }

@@ -96,6 +96,25 @@ pub(crate) fn killed() -> u64 {
     number_in("/proc/vmstat", "oom_kill")
 }
 
+/// Memory files have no huge pages while there is one of these.
+pub(crate) struct SmallPages;
+
+impl SmallPages {
+    const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+    pub(crate) fn new() -> Result<Self, String> {
+        fs::write(Self::SETTING, "never").map_err(|error| error.to_string())?;
+        Ok(Self)
+    }
+}
+
+impl Drop for SmallPages {
+    fn drop(&mut self) {
+        // As the bed has it.
+        drop(fs::write(Self::SETTING, "advise"));
+    }
+}
+
 /// Has all shrinkers shrink as much as they can.
 pub(crate) fn shrink_all() {
     drop(fs::write("/proc/sys/vm/drop_caches", "2"));

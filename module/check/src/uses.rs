@@ -27,6 +27,14 @@ impl Second {
         Ok(Self(start.map_err(text)?, bytes))
     }
 
+    /// One with all that is there mapped.
+    pub(crate) fn full(tenant: &Tenant) -> Result<Self, String> {
+        let second = Self::of(tenant)?;
+        // SAFETY: our mapping, which is only read.
+        let done = unsafe { libc::madvise(second.0, second.1, libc::MADV_POPULATE_READ) };
+        if done == 0 { Ok(second) } else { Err(std::io::Error::last_os_error().to_string()) }
+    }
+
     pub(crate) fn word(&self, offset: usize) -> u64 {
         // SAFETY: in the mapping, aligned; another process or thread may write, hence volatile.
         unsafe { self.0.cast::<u8>().add(offset).cast::<u64>().read_volatile() }
