@@ -5,13 +5,14 @@
 //! 64 left), and serves blocks of order 0 to 5 from a register; frees into that row go back the
 //! same way. A free elsewhere goes straight to the table, unless it follows another one in its row:
 //! then the row gathers in a second register. A block of order 1 or more comes from where one of its order was freed
-//! lately, if there is such a place ([`huge`] says more of huge ones); what neither that nor a register serves is searched for. To everybody else frames in
-//! these rows are allocated: a handle that dies with its memory leaks at most [`HANDLE_FRAMES`].
+//! lately, if there is such a place; what neither that nor a register serves is searched for. To everybody else frames in
+//! these rows are allocated: a handle that dies with its memory leaks at most [`HANDLE_FRAMES`], unless it has a [ledger](crate::ledger).
 //!
 //! Handles begin far from each other, and each comes back to the trees that it freed memory in: so
 //! two CPUs at work write no cache line in common, and lose nothing to each other.
 
 mod huge;
+mod record;
 
 use crate::block::{Allocation, huge_range};
 use crate::class::{CLASSES, Class};
@@ -101,20 +102,6 @@ impl<'a> Cpu<'a> {
             spot,
             ledger: None,
         }
-    }
-
-    /// The row that frees gather in, and the one that is served.
-    pub(crate) fn registers(&self) -> [TakenRow; 2] {
-        [self.freed, self.row]
-    }
-
-    /// What is left of the huge frame that the served row lies in.
-    pub(crate) fn rest_bits(&self) -> &[u64; ROWS] {
-        &self.rest
-    }
-
-    pub(crate) fn spot(&self) -> &Spot {
-        &self.spot
     }
 
     /// Allocates a block of `order` in the [class of its order](Class::of).

@@ -1,7 +1,7 @@
 //! [`Ledger`]: what a handle holds back, written down where others find it when its process died.
 //!
 //! A handle's registers are plain memory of its process and end with it: to everybody else the frames in them stay
-//! allocated. A [`Recorded`] handle writes its registers into a few words that the table's users share, after each call
+//! allocated. A [recorded](crate::Recorded) handle writes its registers into a few words that the table's users share, after each call
 //! and before each step that gives frames away. So whenever its process is killed, the words name no frame
 //! that is not the handle's, and all that are but for the one block or row that a call was moving at that moment.
 //! [`Tenant::give_back`] returns them while everybody else goes on allocating.
@@ -18,24 +18,20 @@
 //! before they are in the other: each word alone is true at any moment, so no reader needs a lock. What a hostile or broken
 //! process writes there makes frames come free at worst that are allocated, as a wrong free does.
 
-use crate::cpu::Cpu;
-use crate::error::{AllocError, FreeError};
-use crate::hint::tree_of;
 use crate::rows::ROWS;
+use crate::spot::TREE_COUNT;
 use crate::sync::{AtomicU64, Ordering};
+use crate::taken::TakenRow;
 use crate::tenant::Tenant;
-use crate::{Allocation, Class};
 use core::fmt;
-use shared_layout::{FrameId, HugeId, Order};
+use shared_layout::{FrameId, Order};
 
 const OWNER: usize = 0;
 const FREED: usize = 1;
 const ROW: usize = 3;
 const REST: usize = 5;
 const TREES: usize = REST + ROWS;
-/// Trees that are written down, two a word.
-const TREE_COUNT: usize = 10;
-/// The last of them is the home.
+/// Of the trees, two a word, the last is the home.
 const HOME: usize = TREE_COUNT - 1;
 
 /// Words of a [`Ledger`]. Those of different handles had better not share a cache line.
@@ -65,6 +61,35 @@ impl<'a> Ledger<'a> {
         }
     }
 
+    /// Takes hold of it; false if somebody has.
+    pub(crate) fn take(self) -> bool {
+        self.0[OWNER].compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Leaves it to the next one.
+    pub(crate) fn leave(self) {
+        self.0[OWNER].store(0, Ordering::Release);
+    }
+
+    /// Writes down what is in a handle's registers: the row that frees gather in, the one that is served, and the rest of
+    /// the huge frame that this lies in.
+    #[inline]
+    pub(crate) fn write(self, [freed, row]: [TakenRow; 2], rest: &[u64; ROWS]) {
+        // What was gathered is served next, never the other way.
+        self.set_row(FREED, freed.first, freed.bits);
+        // When the row moves to another huge frame nothing is left of the one before, and that was written down.
+        self.set_row(ROW, row.first, row.bits);
+        rest.iter().enumerate().for_each(|(index, bits)| self.set(REST + index, *bits));
+    }
+
+    /// Writes down which trees others would leave to it, and its home, the last of them.
+    pub(crate) fn write_trees(self, trees: [Option<u32>; TREE_COUNT]) {
+        let number = |tree: Option<u32>| u64::from(tree.map_or(0, |tree| tree + 1));
+        for (word, pair) in trees.chunks_exact(2).enumerate() {
+            self.set(TREES + word, number(pair[0]) | number(pair[1]) << 32);
+        }
+    }
+
     fn set_row(self, at: usize, first: FrameId, bits: u64) {
         if self.0[at].load(Ordering::Relaxed) != first.0 {
             self.set(at + 1, 0);
@@ -80,28 +105,11 @@ impl fmt::Debug for Ledger<'_> {
     }
 }
 
-/// A handle whose registers outlive its process. See [`Cpu`]; each call takes a few nanoseconds longer.
-#[derive(Debug)]
-pub struct Recorded<'a> {
-    cpu: Cpu<'a>,
-    ledger: Ledger<'a>,
-}
-
-impl<'a> Tenant<'a> {
-    /// A handle that writes down what it holds back; `None` if a handle has the ledger. If that one's process is
-    /// dead, [give back](Self::give_back) what it left first.
-    #[must_use]
-    pub fn recorded_cpu(&self, ledger: Ledger<'a>) -> Option<Recorded<'a>> {
-        ledger.0[OWNER].compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).ok()?;
-        let mut cpu = self.cpu();
-        cpu.ledger = Some(ledger);
-        Some(Recorded { cpu, ledger })
-    }
-
+impl Tenant<'_> {
     /// Gives back what a dead handle held, and leaves its trees to others, all of whom may be at work. Returns the
     /// number of frames. Nothing happens if no handle has the ledger.
     ///
-    /// That the handle is dead is for the caller to know (a process that was waited for, a lock that its end
+    /// That the handle is dead, and that nobody else does this at the same moment, is for the caller to know (a process that was waited for, a lock that its end
     /// released): to a living one its frames would be given out twice, which harms its owners and not the table.
     /// The block that its process was allocating or freeing when it died may be lost, and so is what it had allocated
     /// and nobody frees; where it was killed between lowering a counter and setting the bits, up to 64 frames cannot be
@@ -116,7 +124,7 @@ impl<'a> Tenant<'a> {
         let rest = (0..ROWS).map(|index| (FrameId(base.wrapping_add(64 * index as u64)), &words[REST + index]));
         let mut frames = 0;
         for (first, bits) in [row(FREED), row(ROW)].into_iter().chain(rest) {
-            // Not again, by whoever else is about to do this.
+            // First: if we die as well, what is lost is better than given back twice.
             let bits = bits.fetch_and(0, Ordering::AcqRel);
             if bits != 0 && self.give_row_back(first, bits) {
                 frames += u64::from(bits.count_ones());
@@ -132,102 +140,9 @@ impl<'a> Tenant<'a> {
             }
         }
         words[TREES..].iter().for_each(|word| word.store(0, Ordering::Release));
-        words[OWNER].store(0, Ordering::Release);
+        ledger.leave();
         frames
     }
 }
 
-impl Recorded<'_> {
-    /// [`Cpu::alloc`].
-    ///
-    /// # Errors
-    /// The same.
-    #[inline]
-    pub fn alloc(&mut self, order: Order) -> Result<Allocation, AllocError> {
-        self.alloc_class(order, Class::of(order))
-    }
-
-    /// [`Cpu::alloc_class`].
-    ///
-    /// # Errors
-    /// The same.
-    #[inline]
-    pub fn alloc_class(&mut self, order: Order, class: Class) -> Result<Allocation, AllocError> {
-        let allocated = self.cpu.alloc_class(order, class);
-        // Before the caller has it: what is in no register any more is the caller's.
-        self.cpu.record_registers(self.ledger);
-        allocated
-    }
-
-    /// [`Cpu::free`].
-    ///
-    /// # Errors
-    /// The same.
-    #[inline]
-    pub fn free(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError> {
-        let freed = self.cpu.free(frame, order);
-        self.cpu.record_registers(self.ledger);
-        freed
-    }
-
-    /// [`Cpu::drain`].
-    pub fn drain(&mut self) {
-        self.cpu.drain();
-        self.cpu.record();
-    }
-}
-
-impl Drop for Recorded<'_> {
-    fn drop(&mut self) {
-        self.drain();
-        self.ledger.0[OWNER].store(0, Ordering::Release);
-    }
-}
-
-impl Cpu<'_> {
-    /// Writes all of it down, if that is asked for.
-    #[inline]
-    pub(crate) fn record(&self) {
-        if let Some(ledger) = self.ledger {
-            self.record_registers(ledger);
-            self.record_trees(ledger);
-        }
-    }
-
-    /// Writes down what is in the registers.
-    #[inline]
-    fn record_registers(&self, ledger: Ledger<'_>) {
-        let [freed, row] = self.registers();
-        // What was gathered is served next, never the other way.
-        ledger.set_row(FREED, freed.first, freed.bits);
-        // When the row moves to another huge frame nothing is left of the one before, and that was written down.
-        ledger.set_row(ROW, row.first, row.bits);
-        self.rest_bits().iter().enumerate().for_each(|(index, bits)| ledger.set(REST + index, *bits));
-    }
-
-    /// Writes down where others would leave the trees to it. They change with a search, and are known a call later at worst.
-    #[inline(never)]
-    fn record_trees(&self, ledger: Ledger<'_>) {
-        let trees = self.reserved_trees();
-        for (word, pair) in trees.chunks_exact(2).enumerate() {
-            ledger.set(TREES + word, u64::from(pair[0]) | u64::from(pair[1]) << 32);
-        }
-    }
-
-    /// The trees that this handle may have reserved, and its home, counted from 1.
-    fn reserved_trees(&self) -> [u32; TREE_COUNT] {
-        let mut trees = [0; TREE_COUNT];
-        let spot = self.spot();
-        let number = |tree: Option<u32>| tree.map_or(0, |tree| tree + 1);
-        trees
-            .iter_mut()
-            .zip(spot.small)
-            .for_each(|(to, huge): (&mut u32, Option<HugeId>)| *to = number(huge.map(tree_of)));
-        trees[HOME - 2] = number(spot.tree);
-        trees[HOME - 1] = number(spot.last_tree.filter(|_| spot.owns_last));
-        trees[HOME] = number(spot.vicinity.is_home.then_some(spot.vicinity.first));
-        trees
-    }
-}
-
-const _: () = assert!(crate::class::CLASSES + 3 == TREE_COUNT);
+const _: () = assert!(TREE_COUNT.is_multiple_of(2));

@@ -26,7 +26,7 @@
 //! | [`run`] | huge frames side by side, as many as somebody wants |
 //! | [`cpu`], `stats` | one CPU's handle; what a monitor asks |
 //! | [`biased`] | a handle that others drain while its CPU sleeps |
-//! | [`ledger`] | what a handle of a dead process held back |
+//! | [`ledger`], `recorded` | what a handle of a dead process held back |
 //! | [`table`] | all of it in one region |
 //! | [`mod@recover`], `format`, `region_error` | repair after a crash, and a persistent region's words |
 //! | [`persist`] | an allocator that outlives its process |
@@ -112,6 +112,7 @@ mod lower;
 #[cfg(not(any(loom, shuttle)))]
 pub mod persist;
 mod query;
+mod recorded;
 #[cfg(not(any(loom, shuttle)))]
 pub mod recover;
 mod refusal;
@@ -155,9 +156,10 @@ pub use cpu::{Cpu, HANDLE_FRAMES};
 pub use durable::WriteBack;
 pub use error::{AllocError, FreeError, Part, TableError};
 pub use host::{Census, Claim, Host, Installing, Reclaim, Reclaimed, Refused};
-pub use ledger::{LEDGER_WORDS, Ledger, Recorded};
+pub use ledger::{LEDGER_WORDS, Ledger};
 #[cfg(not(any(loom, shuttle)))]
 pub use persist::{Inspection, Persistent};
+pub use recorded::Recorded;
 #[cfg(not(any(loom, shuttle)))]
 pub use recover::{Leaks, Recovery, recover};
 #[cfg(not(any(loom, shuttle)))]

@@ -135,6 +135,9 @@ impl Listed {
 
 const SMALL_ORDERS: usize = Order::HUGE.get() as usize;
 
+/// See [`Spot::reserved_trees`].
+pub(crate) const TREE_COUNT: usize = CLASSES + 3;
+
 const NONE: u32 = u32::MAX;
 const ANY: u64 = 1 << 63;
 
@@ -189,6 +192,16 @@ impl Spot {
     pub(crate) fn last_of(&self, order: Order, class: Class) -> Option<HugeId> {
         let huge = *self.last.get(usize::from(order.get()))?;
         (class == Class::MOVABLE && huge.0 != NONE).then_some(huge)
+    }
+
+    /// The trees that a handle may have reserved, and at last its home.
+    pub(crate) fn reserved_trees(&self) -> [Option<u32>; TREE_COUNT] {
+        let mut trees = [None; TREE_COUNT];
+        trees.iter_mut().zip(self.small).for_each(|(to, huge)| *to = huge.map(|huge| huge.0 / HUGE_PER_TREE));
+        trees[CLASSES] = self.tree;
+        trees[CLASSES + 1] = self.last_tree.filter(|_| self.owns_last);
+        trees[CLASSES + 2] = self.vicinity.is_home.then_some(self.vicinity.first);
+        trees
     }
 
     /// The next listed huge frame.

@@ -2,7 +2,8 @@
 //! [`Tenant::give_back`](crate::Tenant::give_back) makes of its ledgers.
 
 use super::{BYTES, CPUS, FRAMES, HUGE, Memory, Op, Owners, order, scripts};
-use crate::ledger::{LEDGER_WORDS, Ledger, Recorded};
+use crate::ledger::{LEDGER_WORDS, Ledger};
+use crate::recorded::Recorded;
 use crate::sync::{self, AtomicU64};
 use crate::table::{Initial, Table};
 use crate::tenant::Tenant;
