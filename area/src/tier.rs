@@ -22,7 +22,7 @@ const SIZE: &CStr = c"LLFREE_AREA_BYTES";
 /// does not have it: for programs that call `exec` after `fork`, and nothing else.
 const SHARED: &CStr = c"LLFREE_AREA_MEMFD";
 
-/// If it is 0, what is free stays, and nobody looks for it: for who has memory to himself, or to see what giving it back costs.
+/// If it is 0, what is free stays, and nobody looks for it: for a program that has the memory to itself, or to see what giving it back costs.
 const RECLAIM: &CStr = c"LLFREE_AREA_AUTO_RECLAIM";
 
 /// Made when the first large block is asked for; `None` if it could not be. What is asked for meanwhile, the making's own

@@ -273,6 +273,7 @@ impl<'a> Cpu<'a> {
     /// Gives cached frames and reservations back to the table.
     pub fn drain(&mut self) {
         self.give_back();
+        self.forget_places();
         self.share = FIRST_SHARE;
         self.tenant.move_out(&mut self.spot.vicinity);
     }

@@ -115,11 +115,17 @@ impl Entries {
         (found != 0).then(|| found.trailing_zeros() as usize)
     }
 
-    /// Blocks of order 10 that are free.
+    /// Blocks of order 10 that are free, and free huge frames with memory whose other halves are not.
     #[inline]
-    pub(crate) fn pairs(&self) -> u16 {
-        let both = |pair: &[HugeEntry; 2]| u16::from(pair[0].is_all_free() & pair[1].is_all_free());
-        self.entries.as_chunks().0.iter().map(both).sum()
+    pub(crate) fn pairs(&self) -> (u16, u16) {
+        let (mut pairs, mut lone) = (0, 0);
+        for [a, b] in self.entries.as_chunks().0 {
+            let has_memory = |entry: &HugeEntry| u16::from(entry.is_all_free() & !entry.is_evicted());
+            let (first, second) = (u16::from(a.is_all_free()), u16::from(b.is_all_free()));
+            pairs += first & second;
+            lone += has_memory(a) & (second ^ 1) | has_memory(b) & (first ^ 1);
+        }
+        (pairs, lone)
     }
 
     /// The free huge frames that memory is behind and whose other halves are not free, a bit each.
@@ -191,10 +197,10 @@ mod tests {
         assert_eq!(mixed.first(Order::HUGE, Want::Installed, 1 << 3), Some(0));
         assert_eq!(mixed.first(Order::HUGE, Want::Free, 1 << 3), Some(4));
         assert_eq!(first(&mixed, Order::MAX, Want::Installed), Some(0));
-        assert_eq!((mixed.lone(), mixed.pairs()), (1 << 3, 1));
+        assert_eq!((mixed.lone(), mixed.pairs()), (1 << 3, (1, 1)));
         // A half without memory is half of a pair all the same.
         let evicted = of(&[9, 9, 512, 513, 513, 512]);
-        assert_eq!((evicted.lone(), evicted.pairs()), (0, 2));
+        assert_eq!((evicted.lone(), evicted.pairs()), (0, (2, 0)));
         assert_eq!(first(&evicted, Order::HUGE, Want::Installed), Some(2));
         assert_eq!(first(&evicted, Order::MAX, Want::Installed), Some(2));
     }

@@ -11,8 +11,7 @@
 //! | lone | home | pair | few | run  | reserved | class | room | installed | free |
 //! +------+------+------+-----+------+----------+-------+------+-----------+------+
 //! free: some huge frame is; installed: one of these is backed by memory; pair: two that order 10 can have
-//! lone: one whose other half is not free, in a tree with few pairs, at the last count: order 9 and smaller ones spare these
-//! pairs
+//! lone: one with memory whose other half is not free, and few pairs, at the last count: order 9 spares these pairs
 //! room: 0 no huge frame in use has any, 1 sparse, 2 mixed, 3 crowded; few: hardly worth a search
 //! home: a handle's vicinity begins here (see `vicinity`)
 //! run: one more than the order of the longest free run in huge frames in use (see `HugeEntry`), zero if none has room
@@ -92,7 +91,7 @@ impl TreeHint {
             room += entry.free() * partial;
             run = ((promised_run(entry) + 1) * partial).max(run);
         }
-        let pairs = if free > 1 { entries.pairs() } else { 0 };
+        let (pairs, alone) = if free > 0 { entries.pairs() } else { (0, 0) };
         let all = u32::from(entries.len) * FRAMES_PER_HUGE as u32;
         let room = u32::from(room);
         let used = all - u32::from(free) * FRAMES_PER_HUGE as u32 - room;
@@ -103,7 +102,7 @@ impl TreeHint {
             () => 1,
         };
         let flag = |set, bit| if set { bit } else { 0 };
-        let lone = flag(free > 2 * pairs && pairs < PLENTY, LONE);
+        let lone = flag(alone > 0 && pairs < PLENTY, LONE);
         let flags = flag(free > 0, FREE) | flag(installed > 0, INSTALLED) | flag(pairs > 0, PAIR) | lone;
         let few = flag(rank == 3 && room * FEW_OF < all, FEW);
         let hint = flags | few | rank << ROOM_SHIFT | run << RUN_SHIFT;
@@ -175,7 +174,7 @@ impl TreeHint {
         self.0 & PAIR != 0
     }
 
-    /// There are few places for order 10, and for order 9 one that is no half of them.
+    /// At the last count there were few places for order 10, and for order 9 one that is no half of them.
     #[inline]
     pub(crate) fn has_lone(self) -> bool {
         self.0 & LONE != 0
@@ -222,7 +221,9 @@ impl TreeHint {
 
     /// A tree in which a huge frame came free.
     pub(crate) fn with_free(self, installed: bool, pair: bool) -> Self {
-        Self(self.0 | FREE | if installed { INSTALLED } else { 0 } | if pair { PAIR } else { 0 })
+        // What was lone may be half of this pair: the next count says.
+        let known = if pair { self.0 & !LONE | PAIR } else { self.0 };
+        Self(known | FREE | if installed { INSTALLED } else { 0 })
     }
 
     /// A tree in which room came free: an entry is `after` now. Where there was none it is little.

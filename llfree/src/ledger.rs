@@ -3,7 +3,8 @@
 //! A handle's registers are plain memory of its process and end with it: to everybody else the frames in them stay
 //! allocated. A [recorded](crate::Recorded) handle writes its registers into a few words that the table's users share, after each call
 //! and before each step that gives frames away. So whenever its process is killed, the words name no frame
-//! that is not the handle's, and all that are but for the one block or row that a call was moving at that moment.
+//! that is not the handle's, and all that are but for what one call was moving at that moment: a block, and a row or the
+//! rest of a huge frame.
 //! [`Tenant::give_back`] returns them while everybody else goes on allocating.
 //!
 //! ```text
@@ -107,34 +108,35 @@ impl fmt::Debug for Ledger<'_> {
 
 impl Tenant<'_> {
     /// Gives back what a dead handle held, and leaves its trees to others, all of whom may be at work. Returns the
-    /// number of frames. Nothing happens if no handle has the ledger.
+    /// number of frames in its registers. Nothing happens if no handle has the ledger.
     ///
     /// That the handle is dead, and that nobody else does this at the same moment, is for the caller to know (a process that was waited for, a lock that its end
     /// released): to a living one its frames would be given out twice, which harms its owners and not the table.
-    /// The block that its process was allocating or freeing when it died may be lost, and so is what it had allocated
-    /// and nobody frees; where it was killed between lowering a counter and setting the bits, up to 64 frames cannot be
-    /// allocated until a [recovery](crate::recover()) without others at work.
+    /// What its process had allocated and nobody frees stays allocated. If it was killed within a call, that call's block may be
+    /// lost, and up to 64 frames that it was moving to a register or from one. They look allocated, or their huge
+    /// frame's counter is too low by them until a [recovery](crate::recover()) without others at work.
     pub fn give_back(&self, ledger: Ledger<'_>) -> u64 {
         if !ledger.is_in_use() {
             return 0;
         }
         let words = ledger.0;
-        let base = words[ROW].load(Ordering::Acquire) & !(Order::HUGE.frames() - 1);
-        let row = |at: usize| (FrameId(words[at].load(Ordering::Acquire)), &words[at + 1]);
+        let [freed, row] = [FREED, ROW].map(|at| FrameId(words[at].load(Ordering::Acquire)));
+        let base = row.0 & !(Order::HUGE.frames() - 1);
         let rest = (0..ROWS).map(|index| (FrameId(base.wrapping_add(64 * index as u64)), &words[REST + index]));
         let mut frames = 0;
-        for (first, bits) in [row(FREED), row(ROW)].into_iter().chain(rest) {
+        for (first, bits) in [(freed, &words[FREED + 1]), (row, &words[ROW + 1])].into_iter().chain(rest) {
             // First: if we die as well, what is lost is better than given back twice.
             let bits = bits.fetch_and(0, Ordering::AcqRel);
             if bits != 0 && self.give_row_back(first, bits) {
                 frames += u64::from(bits.count_ones());
             }
         }
-        for place in 0..TREE_COUNT {
-            let word = &words[TREES + place / 2];
-            let tree = (word.load(Ordering::Acquire) >> (32 * (place % 2))) as u32;
-            match tree.checked_sub(1) {
-                Some(tree) if tree >= self.trees.len() => {}
+        let trees = words[TREES..]
+            .iter()
+            .map(|word| word.load(Ordering::Acquire))
+            .flat_map(|two| [two as u32, (two >> 32) as u32]);
+        for (place, tree) in trees.enumerate() {
+            match tree.checked_sub(1).filter(|tree| *tree < self.trees.len()) {
                 Some(home) if place == HOME => self.abandon_home(home),
                 tree => self.leave(tree),
             }

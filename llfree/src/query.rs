@@ -3,7 +3,7 @@
 use crate::class::{Class, Rank};
 use crate::entries::Want;
 use crate::hint::TreeHint;
-use crate::steps::{HUGE_STEPS, HUGE_TABLE, NO_STEP, SMALL_NEAR, SMALL_STEPS, SMALL_TABLE, Step};
+use crate::steps::{HUGE_NEAR, HUGE_STEPS, HUGE_TABLE, NO_STEP, SMALL_NEAR, SMALL_STEPS, SMALL_TABLE, Step};
 use crate::tenant::Tenant;
 use shared_layout::Order;
 
@@ -62,7 +62,12 @@ impl Query {
         if !self.order.is_huge() {
             return step <= SMALL_NEAR;
         }
-        step == 0 || step != NO_STEP && self.class == Class::HUGE && self.want(step) == Want::Installed
+        step <= HUGE_NEAR || step != NO_STEP && self.class == Class::HUGE && self.want(step) == Want::Installed
+    }
+
+    /// Whether a huge block by this step is of order 9 and no half of a pair.
+    pub(crate) fn is_choosy(self, step: u8) -> bool {
+        self.order == Order::HUGE && HUGE_STEPS.get(usize::from(step)).is_some_and(Step::is_choosy)
     }
 
     pub(crate) fn want(self, step: u8) -> Want {

@@ -167,7 +167,7 @@ impl Tenant<'_> {
         // Two trees at most: the rest of one, and the one after it.
         for _ in 0..2 {
             let tree = at / HUGE_PER_TREE;
-            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, tree, want, query.reserve) {
+            if at.is_multiple_of(HUGE_PER_TREE) && !self.enter(spot, tree, want, query) {
                 break;
             }
             if order == Order::MAX && !self.trees.get(tree).has_pair() {
@@ -194,7 +194,7 @@ impl Tenant<'_> {
 
     /// Leaves the tree in hand for one that may be used for huge frames without a search, if it may:
     /// then it takes on their class.
-    fn enter(&self, spot: &mut Spot, tree: u32, want: Want, reserve: bool) -> bool {
+    fn enter(&self, spot: &mut Spot, tree: u32, want: Want, Query { order, reserve, .. }: Query) -> bool {
         match spot.tree.take() {
             Some(left) => self.leave(Some(left)),
             None => {
@@ -205,7 +205,7 @@ impl Tenant<'_> {
         }
         let may = |hint: TreeHint| {
             // One where some come first is for a search.
-            let is_orderly = hint.promises(want) && !hint.has_lone();
+            let is_orderly = hint.promises(want) && !(order == Order::HUGE && hint.has_lone());
             is_orderly && !hint.is_reserved() && self.policy.rank(Class::HUGE, hint.class()) <= Rank::Fresh
         };
         // Looked at once more at the change: a tree that another caller has by now keeps its class.
@@ -430,7 +430,7 @@ impl Tenant<'_> {
             let want = query.want(step);
             spot.huge = HugeId(huge.0 + order.huge_frames());
             spot.any = want == Want::Free;
-            spot.spares = hint.has_lone();
+            spot.spares = if order == Order::MAX { hint.has_lone() } else { query.is_choosy(step) };
             if spot.spares && order == Order::HUGE {
                 spot.lone = Listed::new(tree, (entries.lone(), true), huge);
             }

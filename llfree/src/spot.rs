@@ -28,9 +28,9 @@ pub(crate) struct Spot {
     pub(crate) tree: Option<u32>,
     /// Backed huge frames that were freed lately: they are warm.
     pub(crate) freed: Freed,
-    /// Where the last huge block was found there were few pairs, and huge frames that are no half of one: these come first.
+    /// The last huge block was found in a tree where order 9 spares the pairs: others are searched for before one is broken.
     pub(crate) spares: bool,
-    /// Those of the tree of the last huge frame.
+    /// More huge frames of that tree that are no half of a pair.
     pub(crate) lone: Listed,
     /// No free, backed huge frame was found lately: evicted ones will do.
     pub(crate) any: bool,
@@ -50,9 +50,6 @@ pub(crate) struct Spot {
     pub(crate) owns_last: bool,
     /// Searches that take the first tree with little room, because an earlier one found no better.
     pub(crate) few_searches: u8,
-    /// Searches for huge frames that take the first tree with one, although others' blocks are in it, because an earlier
-    /// one found no better.
-    pub(crate) bad_searches: u8,
     /// Single blocks that were searched for, modulo 256.
     pub(crate) singles: u8,
     /// Searches for blocks of this order and larger ones that go without a walk over trees in use.
@@ -122,6 +119,11 @@ impl Listed {
         self.tree == tree
     }
 
+    /// The tree, once all of them were tried.
+    pub(crate) const fn through(&self) -> Option<u32> {
+        if self.rest == 0 && self.tree != u32::MAX { Some(self.tree) } else { None }
+    }
+
     #[inline]
     pub(crate) const fn next(&mut self) -> Option<HugeId> {
         if self.rest == 0 {
@@ -164,7 +166,6 @@ impl Spot {
             last_tree: None,
             owns_last: false,
             few_searches: 0,
-            bad_searches: 0,
             singles: 0,
             owed: 0,
             owed_order: Order::BASE,

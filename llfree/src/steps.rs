@@ -7,7 +7,7 @@ use crate::class::Rank;
 use crate::entries::Want;
 use crate::hint::Offer;
 
-/// One attempt: a want, the worst rank that a tree may have for it, and whether little room will do.
+/// One attempt: a want, the worst rank that a tree may have for it, and whether little room, or half of a pair, will do.
 pub(crate) struct Step(pub(crate) Want, Rank, bool);
 
 /// The attempts for small blocks, best first.
@@ -42,22 +42,29 @@ pub(crate) const PARTIAL_PASSES: usize = 3;
 pub(crate) const SMALL_PASSES: [(Want, u8); 5] =
     [(Want::Crowded, 0), (Want::Mixed, 1), (Want::Sparse, 3), (Want::Installed, 4), (Want::Free, 5)];
 /// The attempts for huge blocks, best first: those of order 9 spare the pairs that order 10 needs.
-pub(crate) const HUGE_STEPS: [Step; 12] = [
+pub(crate) const HUGE_STEPS: [Step; 9] = [
     Step(Want::Installed, Rank::Fresh, false),
     Step(Want::Installed, Rank::Fresh, true),
-    Step(Want::Free, Rank::Fresh, false),
     Step(Want::Free, Rank::Fresh, true),
     Step(Want::Installed, Rank::Demote, false),
     Step(Want::Installed, Rank::Demote, true),
-    Step(Want::Free, Rank::Demote, false),
     Step(Want::Free, Rank::Demote, true),
     Step(Want::Installed, Rank::Steal, false),
     Step(Want::Installed, Rank::Steal, true),
-    Step(Want::Free, Rank::Steal, false),
     Step(Want::Free, Rank::Steal, true),
 ];
-pub(crate) const HUGE_GOOD: u8 = 3;
-pub(crate) const HUGE_PASSES: [(Want, u8); 2] = [(Want::Installed, 0), (Want::Free, 2)];
+/// The last of them that takes no class's memory.
+pub(crate) const HUGE_GOOD: u8 = 2;
+/// The last of these that needs no install.
+pub(crate) const HUGE_NEAR: u8 = 1;
+pub(crate) const HUGE_PASSES: [(Want, u8); 2] = [(Want::Installed, 0), (Want::Free, 1)];
+
+impl Step {
+    /// Whether it takes no tree with little room and, for order 9, none with nothing but pairs.
+    pub(crate) const fn is_choosy(&self) -> bool {
+        !self.2
+    }
+}
 
 /// The number of the first step that a tree serves, by rank and offer; [`NO_STEP`] for none.
 type StepTable = [[u8; Offer::ALL]; 5];

@@ -20,7 +20,6 @@ pub(crate) use atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 #[cfg(stepping)]
 pub(crate) use atomic::{fence, power_off, power_on, run_until, write_back};
 
-#[cfg(all(not(loom), target_arch = "x86_64", not(miri)))]
 use core::sync::atomic::compiler_fence;
 #[cfg(not(loom))]
 use core::sync::atomic::fence as any_fence;
@@ -36,6 +35,12 @@ pub(crate) fn change_before_looks() {
     any_fence(Ordering::SeqCst);
     #[cfg(loom)]
     loom::sync::atomic::fence(Ordering::SeqCst);
+}
+
+/// Keeps the compiler from moving memory accesses past it: a process that is killed did all that came before in its program.
+#[inline]
+pub(crate) fn in_program_order() {
+    compiler_fence(Ordering::SeqCst);
 }
 
 /// Orders all that comes before it before all that comes after, among all who do so.

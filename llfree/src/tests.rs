@@ -3,10 +3,12 @@
 
 use crate::entries::{Entries, Want};
 use crate::hint::{TreeHint, Trees, bitmap_words};
+use crate::ledger::{LEDGER_WORDS, Ledger};
 use crate::lower::Lower;
 use crate::refusal::Refusal;
 use crate::rows::{ROWS, find_run, longest};
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use crate::tenant::Tenant;
 use crate::vicinity::{Look, Vicinity};
 use shared_layout::{FrameId, HugeEntry, Order, Run};
 use std::vec::Vec;
@@ -236,4 +238,27 @@ fn the_longest_run_is_that_of_the_largest_block_that_is_found() {
         seen[usize::from(run.order().get())] += 1;
     }
     assert!(seen.iter().all(|times| *times > 0), "{seen:?}");
+}
+
+#[test]
+fn the_trees_of_a_dead_handle_are_left_to_others() {
+    let atomics = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
+    let entries: Vec<_> = (0..128).map(|_| AtomicU16::new(HugeEntry::FREE_INSTALLED.bits())).collect();
+    let hints: Vec<_> = (0..Tenant::hint_len(128)).map(|_| AtomicU16::new(0)).collect();
+    let (rows, summary, epoch) = (atomics(128 * ROWS), atomics(Tenant::summary_len(128)), AtomicU64::new(0));
+    let tenant = Tenant::new(&entries, &rows, &hints, &summary, &epoch).expect("lengths fit");
+    tenant.recount();
+    let words = [const { AtomicU64::new(0) }; LEDGER_WORDS];
+    let marked =
+        || (0..4).filter(|tree| tenant.trees.get(*tree).is_reserved() || tenant.trees.get(*tree).is_home()).count();
+    for orders in [[9, 9, 9], [6, 8, 7], [0, 3, 10]] {
+        let mut cpu = tenant.recorded_cpu(Ledger::new(&words)).expect("nobody has it");
+        for order in orders {
+            assert!(cpu.alloc(Order::new(order).expect("in range")).is_ok());
+        }
+        core::mem::forget(cpu);
+        assert!(marked() > 0);
+        tenant.give_back(Ledger::new(&words));
+        assert_eq!(marked(), 0);
+    }
 }

@@ -35,8 +35,8 @@ struct Walk<'s, 't> {
     /// Trees in use are looked at after the free ones.
     pays_off: bool,
     best: (u32, u8),
-    /// More looks while the best tree is a [poor](Self::is_poor) one.
-    poor_looks: u32,
+    /// More looks if there is a tree with little room only.
+    few_looks: u32,
     /// Trees in use that were looked at.
     looked: u32,
 }
@@ -81,22 +81,19 @@ impl Tenant<'_> {
             return (best.1 != NO_STEP).then_some(best);
         }
         let pays_off = !is_huge && spot.is_paying_off(query.order);
-        let believed = if is_huge { &mut spot.bad_searches } else { &mut spot.few_searches };
-        let poor_looks = match (*believed > 0, is_huge) {
-            (true, _) => MORE_LOOKS_FOR_FEW,
-            (false, true) => MORE_LOOKS_FOR_BAD,
-            (false, false) => MORE_LOOKS,
-        };
-        let mut walk = Walk { tenant: self, query, broken, home, pays_off, best, poor_looks, looked: 0 };
+        let few_looks = if spot.few_searches > 0 { MORE_LOOKS_FOR_FEW } else { MORE_LOOKS };
+        let mut walk = Walk { tenant: self, query, broken, home, pays_off, best, few_looks, looked: 0 };
         if !spot.vicinity.is_all() {
             walk.go(spot.vicinity);
         }
         if spot.vicinity.is_all() || !query.is_near_enough(walk.best.1) {
             walk.go(Vicinity::all(0));
         }
-        let (is_poor, Walk { best, looked, .. }) = (walk.is_poor(), walk);
-        let believed = if is_huge { &mut spot.bad_searches } else { &mut spot.few_searches };
-        *believed = if is_poor { believed.checked_sub(1).unwrap_or(FEW_SEARCHES) } else { 0 };
+        let Walk { best, looked, .. } = walk;
+        spot.few_searches = match (is_huge, best.1) {
+            (false, SMALL_PARTIAL) => spot.few_searches.checked_sub(1).unwrap_or(FEW_SEARCHES),
+            _ => 0,
+        };
         if !is_huge && best.1 > SMALL_PARTIAL {
             spot.owe(query.order, looked / LOOKS_PER_SEARCH);
         }
@@ -105,23 +102,13 @@ impl Tenant<'_> {
 }
 
 impl Walk<'_, '_> {
-    /// Whether the best tree has little room or, for a huge block, one that takes another class's memory.
-    fn is_poor(&self) -> bool {
-        match self.best.1 {
-            NO_STEP => false,
-            step if self.query.order.is_huge() => step > HUGE_GOOD,
-            step => step == SMALL_PARTIAL,
-        }
-    }
-
     fn go(&mut self, vicinity: Vicinity) {
         let (passes, good): (&[(Want, u8)], _) =
             if self.query.order.is_huge() { (&HUGE_PASSES, HUGE_GOOD) } else { (&SMALL_PASSES, SMALL_GOOD) };
         let (first, second): (&[_], &[_]) =
             if self.pays_off { (&passes[PARTIAL_PASSES..], passes) } else { (passes, &[]) };
         for &(want, enough) in first.iter().chain(second) {
-            let will_do = self.query.order.is_huge() && self.poor_looks == MORE_LOOKS_FOR_FEW && self.is_poor();
-            if self.best.1 <= enough || self.pays_off && self.best.1 <= good || will_do {
+            if self.best.1 <= enough || self.pays_off && self.best.1 <= good {
                 break;
             }
             let mut looks = 0;
@@ -142,7 +129,7 @@ impl Walk<'_, '_> {
                 let most = match self.best.1 {
                     NO_STEP if looks >= LOOKS_IN_VAIN => return Look::NextThatServes,
                     NO_STEP => u32::MAX,
-                    _ if self.is_poor() => self.poor_looks,
+                    SMALL_PARTIAL if !self.query.order.is_huge() => self.few_looks,
                     step if step <= good => MORE_LOOKS,
                     _ => MORE_LOOKS_FOR_BAD,
                 };

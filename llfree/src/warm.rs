@@ -8,8 +8,8 @@ use shared_layout::{FrameId, HugeEntry, Order};
 
 /// Places for each order: as many as make nine of ten blocks find one where all orders are alike.
 const PLACES: usize = 16;
-/// Orders 1 to 10. Single frames have registers of their own.
-const ORDERS: usize = Order::MAX.get() as usize;
+/// Orders 1 to 8, and 10. Single frames and huge frames have registers of their own.
+const ORDERS: usize = Order::HUGE.get() as usize;
 /// A huge frame with more free frames than this may soon be free as a whole. For a block of half of one there are few
 /// others, so wherever a part is in use its place is remembered.
 const MOST_FREE: u16 = 256;
@@ -46,7 +46,12 @@ impl Warm {
 
     #[inline]
     fn of(&mut self, order: Order) -> Option<&mut Places> {
-        self.places.get_mut(usize::from(order.get()).wrapping_sub(1))
+        let place = match order {
+            Order::MAX => ORDERS,
+            Order::HUGE => return None,
+            order => usize::from(order.get()),
+        };
+        self.places.get_mut(place.wrapping_sub(1))
     }
 
     /// A block was freed; its huge frame is `after` now.
@@ -105,12 +110,12 @@ mod tests {
         let used = HugeEntry::FREE_INSTALLED.take(300).expect("in range");
         warm.put(FrameId(0), Order::BASE, used);
         assert_eq!(warm.pop(Order::BASE), None);
-        for order in [Order::HUGE, Order::MAX] {
-            warm.put(FrameId(0), order, HugeEntry::FREE_EVICTED);
-            assert_eq!(warm.pop(order), None, "no memory is behind it");
-            warm.put(FrameId(1024), order, HugeEntry::FREE_INSTALLED);
-            assert_eq!(warm.pop(order), Some(FrameId(1024)));
-        }
+        warm.put(FrameId(0), Order::HUGE, HugeEntry::FREE_INSTALLED);
+        assert_eq!(warm.pop(Order::HUGE), None);
+        warm.put(FrameId(0), Order::MAX, HugeEntry::FREE_EVICTED);
+        assert_eq!(warm.pop(Order::MAX), None, "no memory is behind it");
+        warm.put(FrameId(1024), Order::MAX, HugeEntry::FREE_INSTALLED);
+        assert_eq!(warm.pop(Order::MAX), Some(FrameId(1024)));
         warm.put(FrameId(0), Order::ROW, HugeEntry::FREE_INSTALLED.take(255).expect("in range"));
         assert_eq!(warm.pop(Order::ROW), None);
         warm.put(FrameId(0), Order::ROW, HugeEntry::FREE_INSTALLED.take(256).expect("in range"));

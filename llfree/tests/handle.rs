@@ -170,33 +170,6 @@ fn a_block_does_not_cut_up_what_came_free_as_a_whole() {
 
 /// Two handles in one tree pay for each other's cache lines: each has a part of memory, and all of it if need be.
 #[test]
-fn order_9_spares_the_pairs_that_order_10_needs() {
-    let table = Table::installed(32);
-    let tenant = table.tenant();
-    let all: Vec<_> = (0..32).map(|_| ready(tenant.alloc(Order::HUGE).expect("free"))).collect();
-    let free = |huge: u32| tenant.free(HugeId(huge).first_frame(), Order::HUGE).expect("ours");
-    assert_eq!(all.len(), 32);
-    // One pair, before and between some that are none.
-    [0, 3, 6, 7, 8, 13].into_iter().for_each(free);
-    tenant.recount();
-    let mut cpu = tenant.cpu();
-    let huge = |cpu: &mut llfree::Cpu<'_>| ready(cpu.alloc(Order::HUGE).expect("free")).huge().expect("in range").0;
-    let mut lone: Vec<_> = (0..4).map(|_| huge(&mut cpu)).collect();
-    lone.sort_unstable();
-    assert_eq!(lone, [0, 3, 8, 13]);
-    // Where a handle freed some, too: the second makes a pair of what was none.
-    [8, 13, 12].into_iter().for_each(|huge| cpu.free(HugeId(huge).first_frame(), Order::HUGE).expect("ours"));
-    assert_eq!(huge(&mut cpu), 8);
-    let mut pairs = [0; 2].map(|_| ready(cpu.alloc(Order::MAX).expect("two pairs")).huge().expect("in range").0);
-    pairs.sort_unstable();
-    assert_eq!(pairs, [6, 12]);
-    // Nothing else is left then, a pair is broken.
-    cpu.free(HugeId(6).first_frame(), Order::MAX).expect("ours");
-    assert!([6, 7].contains(&huge(&mut cpu)) && [6, 7].contains(&huge(&mut cpu)));
-    assert!(cpu.alloc(Order::HUGE).is_err());
-}
-
-#[test]
 fn handles_divide_memory_among_themselves() {
     let table = Table::installed(512);
     let tenant = table.tenant();

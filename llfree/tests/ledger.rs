@@ -205,7 +205,6 @@ fn a_handle_that_is_never_dropped_is_given_back_to_the_last_frame() {
     assert_eq!(tenant.give_back(ledger), hidden);
     assert_eq!((held(&tenant), tenant.validate()), (owned, Ok(())));
     assert_eq!(tenant.give_back(ledger), 0);
-    // Its trees are nobody's, so the next one may have all of memory.
     blocks.iter().skip(50).for_each(|(frame, order)| tenant.free(*frame, *order).expect("allocated"));
     let mut next = tenant.recorded_cpu(ledger).expect("given back");
     assert_eq!((0..32).filter(|_| next.alloc(Order::MAX).is_ok()).count(), 32);

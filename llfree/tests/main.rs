@@ -18,6 +18,7 @@ mod corpus;
 mod every_entry;
 mod faults;
 mod handle;
+mod huge;
 mod kill;
 mod ledger;
 mod misuse;

@@ -65,7 +65,9 @@ fn check(tenant: &Tenant<'_>, words: &Words, owners: &Owners) -> (u64, u64) {
     // Others are in the middle of their own.
     let mut other = tenant.cpu();
     let theirs: Vec<_> = (0..3).filter_map(|_| other.alloc(Order::BASE).ok()).collect();
+    let before = tenant.stats().free_frames;
     let returned = words.iter().map(|words| tenant.give_back(Ledger::new(words))).sum();
+    assert_eq!(tenant.stats().free_frames - before, returned, "each frame is in one word");
     for words in words {
         let ledger = Ledger::new(words);
         assert!(!ledger.is_in_use());
@@ -95,7 +97,10 @@ fn check(tenant: &Tenant<'_>, words: &Words, owners: &Owners) -> (u64, u64) {
 #[test]
 fn whatever_a_handle_of_a_dead_process_held_comes_back_and_nothing_else() {
     let (mut stops, mut lost_most, mut returned_most, mut whole) = (0u64, 0, 0, 0u64);
-    for script in scripts() {
+    // What was freed is served again.
+    let reuse =
+        (0..70).map(|_| Op::Alloc(0, 0)).chain((0..20).map(|_| Op::Free(Some(0), 0))).chain([Op::Alloc(0, 0); 72]);
+    for script in scripts().chain([reuse.collect()]) {
         for stop in 0.. {
             let (mut memory, words, mut owners) = (Memory::new(BYTES), words(), Owners::default());
             let region = &mut memory.bytes(BYTES)[..Table::bytes_for(HUGE).expect("in range")];

@@ -1,8 +1,8 @@
 //! Huge blocks of a handle: order 9 spares what order 10 needs.
 //!
 //! Where blocks of all sizes come and go most free huge frames have a neighbour in use, and two that lie side by side are
-//! what order 10 cannot do without. So a block of order 9 comes from the first kind as long as a search meets some: from
-//! where one was freed lately, or from the others of the tree that the last one came from. A block that makes two
+//! what order 10 cannot do without. So a handle's block of order 9 comes from the first kind while a tree says that it has
+//! some: from where one was freed lately, or from the others of the tree that the last one came from. A block that makes two
 //! neighbours free together is remembered as a place for order 10. In memory that has more of such pairs than it
 //! needs, and in fresh memory, the next huge frame is as good as any and the shortest way.
 
@@ -11,26 +11,21 @@ use crate::class::Class;
 use crate::entries::Want;
 use crate::error::FreeError;
 use crate::hint::tree_of;
+use crate::spot::{Freed, Listed};
 use crate::taken::Taken;
+use crate::warm::Warm;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// Places that are tried before a search.
 const TRIES: u32 = 4;
 
 impl Cpu<'_> {
-    /// A huge block where one was freed lately or a search saw another one.
+    /// A huge block where one was freed lately, or where the last search saw that another one is free.
     #[inline]
     pub(super) fn take_freed(&mut self, order: Order, class: Class) -> Option<Taken> {
-        if order == Order::MAX
-            && class == Class::HUGE
-            && let Some(pair) = self.spot.freed_pair.take()
-            && let Some(taken) = self.tenant.grab(pair, order)
-        {
-            return Some(taken);
-        }
         match class {
             Class::HUGE if order == Order::HUGE && self.spot.spares => self.take_lone(),
-            Class::HUGE if order == Order::MAX && self.warm.has(order) => self.take_pair(),
+            Class::HUGE if order == Order::MAX => self.take_pair(),
             _ => None,
         }
     }
@@ -39,9 +34,12 @@ impl Cpu<'_> {
     #[inline(never)]
     fn take_lone(&mut self) -> Option<Taken> {
         for _ in 0..TRIES {
-            let huge = self.spot.freed.pop().or_else(|| self.spot.lone.next())?;
-            if self.is_pair(huge) {
+            let Some(huge) = self.spot.freed.pop().or_else(|| self.spot.lone.next()) else { break };
+            if self.is_free_pair(huge) {
                 self.warm.put(HugeId(huge.0 & !1).first_frame(), Order::MAX, HugeEntry::FREE_INSTALLED);
+                continue;
+            }
+            if self.is_in_others_tree(huge) {
                 continue;
             }
             let taken = self.tenant.lower.take_huge_if(huge, |entry| Want::Installed.matches(entry));
@@ -49,15 +47,31 @@ impl Cpu<'_> {
                 return taken;
             }
         }
+        if let Some(tree) = self.spot.lone.through() {
+            // Else a search would believe that there are more.
+            self.spot.lone = Listed::NOTHING;
+            self.tenant.recount_tree(tree);
+        }
         None
     }
 
-    /// A pair that was freed lately, or came to be one.
-    #[inline(never)]
+    /// A pair that was freed lately, or came to be one, while there is memory behind it.
+    #[inline]
     fn take_pair(&mut self) -> Option<Taken> {
+        if let Some(pair) = self.spot.freed_pair.take() {
+            let taken = self.take_installed_pair(pair);
+            if taken.is_some() {
+                return taken;
+            }
+        }
+        if self.warm.has(Order::MAX) { self.take_warm_pair() } else { None }
+    }
+
+    #[inline(never)]
+    fn take_warm_pair(&mut self) -> Option<Taken> {
         for _ in 0..TRIES {
             let pair = self.warm.pop(Order::MAX)?.huge()?;
-            let taken = self.tenant.grab(pair, Order::MAX);
+            let taken = self.take_installed_pair(pair);
             if taken.is_some() {
                 return taken;
             }
@@ -65,10 +79,37 @@ impl Cpu<'_> {
         None
     }
 
-    /// Whether the other half of a free huge frame is free as well.
     #[inline]
-    fn is_pair(&self, huge: HugeId) -> bool {
-        self.tenant.is_free(HugeId(huge.0 ^ 1))
+    fn take_installed_pair(&self, pair: HugeId) -> Option<Taken> {
+        let is_installed =
+            |huge: u32| self.tenant.entry(HugeId(huge)).is_some_and(|entry| Want::Installed.matches(entry));
+        let is_ours = !self.is_in_others_tree(pair);
+        if is_ours && is_installed(pair.0) && is_installed(pair.0 | 1) {
+            self.tenant.grab(pair, Order::MAX)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a huge frame and its other half are free.
+    #[inline]
+    fn is_free_pair(&self, huge: HugeId) -> bool {
+        self.tenant.is_free(huge) && self.tenant.is_free(HugeId(huge.0 ^ 1))
+    }
+
+    /// Whether somebody else is at work around a huge frame.
+    #[inline]
+    fn is_in_others_tree(&self, huge: HugeId) -> bool {
+        let tree = tree_of(huge);
+        self.spot.tree != Some(tree) && self.tenant.trees.get(tree).is_reserved()
+    }
+
+    /// Forgets the places: others may use them for what they like while this handle sleeps.
+    pub(super) fn forget_places(&mut self) {
+        self.warm = Warm::NOTHING;
+        self.spot.freed = Freed::NOTHING;
+        self.spot.lone = Listed::NOTHING;
+        self.spot.freed_pair = None;
     }
 
     #[inline(never)]

@@ -9,7 +9,6 @@ impl Cpu<'_> {
     pub(crate) fn record(&self) {
         if let Some(ledger) = self.ledger {
             self.record_registers(ledger);
-            // These change with a search, and are known a call later at worst.
             ledger.write_trees(self.spot.reserved_trees());
         }
     }
