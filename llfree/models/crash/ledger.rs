@@ -1,7 +1,7 @@
 //! A process with recorded handles that is stopped at every single step, while others have blocks in the same table: what
 //! [`Tenant::give_back`](crate::Tenant::give_back) makes of its ledgers.
 
-use super::{BYTES, CPUS, FRAMES, HUGE, Memory, Op, Owners, order, scripts};
+use super::{BYTES, CPUS, FRAMES, HUGE, Memory, Op, Owners, scripts, work};
 use crate::ledger::{LEDGER_WORDS, Ledger};
 use crate::recorded::Recorded;
 use crate::sync::{self, AtomicU64};
@@ -22,42 +22,7 @@ fn words() -> Words {
 fn live(tenant: &Tenant<'_>, words: &Words, script: &[Op], owners: &mut Owners) {
     let cpu = |cpu: usize| tenant.recorded_cpu(Ledger::new(&words[cpu])).expect("nobody has it");
     let mut cpus: [ManuallyDrop<Recorded<'_>>; CPUS] = std::array::from_fn(|index| ManuallyDrop::new(cpu(index)));
-    for op in script {
-        let allocated = match *op {
-            Op::Alloc(cpu, o) => {
-                owners.in_flight = order(o).frames();
-                cpus[cpu].alloc(order(o))
-            }
-            Op::AllocBare(o) => {
-                owners.in_flight = order(o).frames();
-                tenant.alloc(order(o))
-            }
-            Op::AllocAt(frame, o) => {
-                owners.in_flight = order(o).frames();
-                tenant.alloc_at(FrameId(frame), order(o))
-            }
-            Op::Free(cpu, pick) => {
-                if let Some((frame, order)) = owners.remove(pick) {
-                    match cpu {
-                        Some(cpu) => cpus[cpu].free(frame, order),
-                        None => tenant.free(frame, order),
-                    }
-                    .expect("an owner frees its block");
-                    owners.in_flight = 0;
-                }
-                continue;
-            }
-            Op::Drain(cpu) => {
-                cpus[cpu].drain();
-                continue;
-            }
-        };
-        owners.in_flight = 0;
-        if let Ok(allocation) = allocated {
-            let (frame, order) = allocation.position();
-            owners.add(frame, order);
-        }
-    }
+    work(tenant, &mut cpus, script, owners);
 }
 
 /// Returns how many frames were lost, and how many came back.

@@ -11,14 +11,18 @@ mod ledger;
 #[path = "../../tests/common/memory.rs"]
 mod memory;
 
+use crate::block::Allocation;
 use crate::cpu::{Cpu, HANDLE_FRAMES};
 use crate::durable::WriteBack;
+use crate::error::{AllocError, FreeError};
 use crate::lower::Lower;
 use crate::persist::{Persistent, region_bytes};
+use crate::recorded::Recorded;
 use crate::recover::{Recovery, recover};
 use crate::region_error::OpenError;
 use crate::rows::ROWS;
 use crate::sync::{self, AtomicU16, AtomicU64, Ordering};
+use crate::tenant::Tenant;
 use memory::Memory;
 use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeEntry, HugeId, Order, Run};
 use std::collections::BTreeMap;
@@ -81,12 +85,35 @@ enum Op {
     Drain(usize),
 }
 
-/// All of a life: open, work, the handles die, their frames are freed, close.
-fn live(region: &mut [u8], script: &[Op], write_back: WriteBack, owners: &mut Owners) {
-    let mut instance = Persistent::open(region, write_back).expect("a region");
-    let tenant = instance.tenant();
-    // A process that dies runs no destructors.
-    let mut cpus: [ManuallyDrop<Cpu<'_>>; CPUS] = std::array::from_fn(|_| ManuallyDrop::new(tenant.cpu()));
+/// A handle, recorded or not.
+trait Handle {
+    fn alloc(&mut self, order: Order) -> Result<Allocation, AllocError>;
+    fn free(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError>;
+    fn drain(&mut self);
+}
+
+macro_rules! handle {
+    ($name:ident) => {
+        impl Handle for $name<'_> {
+            fn alloc(&mut self, order: Order) -> Result<Allocation, AllocError> {
+                self.alloc(order)
+            }
+
+            fn free(&mut self, frame: FrameId, order: Order) -> Result<(), FreeError> {
+                self.free(frame, order)
+            }
+
+            fn drain(&mut self) {
+                self.drain();
+            }
+        }
+    };
+}
+handle!(Cpu);
+handle!(Recorded);
+
+/// What the owners do, by the handles and without one.
+fn work<H: Handle>(tenant: &Tenant<'_>, cpus: &mut [ManuallyDrop<H>; CPUS], script: &[Op], owners: &mut Owners) {
     for op in script {
         let allocated = match *op {
             Op::Alloc(cpu, o) => {
@@ -123,6 +150,15 @@ fn live(region: &mut [u8], script: &[Op], write_back: WriteBack, owners: &mut Ow
             owners.add(frame, order);
         }
     }
+}
+
+/// All of a life: open, work, the handles die, their frames are freed, close.
+fn live(region: &mut [u8], script: &[Op], write_back: WriteBack, owners: &mut Owners) {
+    let mut instance = Persistent::open(region, write_back).expect("a region");
+    let tenant = instance.tenant();
+    // A process that dies runs no destructors.
+    let mut cpus: [ManuallyDrop<Cpu<'_>>; CPUS] = std::array::from_fn(|_| ManuallyDrop::new(tenant.cpu()));
+    work(&tenant, &mut cpus, script, owners);
     instance.recover_leaks(|frame, _| owners.owns(frame));
     instance.close().expect("alone");
 }
