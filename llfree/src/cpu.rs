@@ -11,8 +11,10 @@
 //! Handles begin far from each other, and each comes back to the trees that it freed memory in: so
 //! two CPUs at work write no cache line in common, and lose nothing to each other.
 
+mod crowded;
 mod huge;
 mod record;
+mod rest;
 
 use crate::block::{Allocation, huge_range};
 use crate::class::{CLASSES, Class};
@@ -20,9 +22,9 @@ use crate::error::{AllocError, FreeError};
 use crate::hint::{huge_of, tree_of};
 use crate::ledger::Ledger;
 use crate::listed::CROWDED_FRAMES;
+use crate::lower::Lower;
 use crate::query::Query;
-use crate::row::{free_run, run_mask};
-use crate::rows::ROWS;
+use crate::row::{ROW_FRAMES, free_run, run_mask};
 use crate::spot::{Listed, Spot};
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken, TakenRow};
@@ -31,6 +33,7 @@ use crate::vicinity::Vicinity;
 use crate::warm::Warm;
 use core::fmt;
 use core::num::NonZeroU64;
+use rest::Rest;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// Frames that a handle holds back at most: a row to serve from or the rest of a huge frame, what
@@ -56,10 +59,8 @@ pub struct Cpu<'a> {
     freed: TakenRow,
     /// The row of the last frame that went straight back: its first frame.
     last_freed: u64,
-    /// More rows of the huge frame that `row` lies in: what was left of it when it was emptied.
-    rest: [u64; ROWS],
-    /// Which of these have bits.
-    rest_rows: u8,
+    /// More frames of the huge frame that `row` lies in: what was left of it when it was emptied.
+    rest: Rest,
     /// The class that `row` was taken for.
     class: Class,
     /// Frames that the next row may have, twice as many as the one before: a handle holds back little more than it gave
@@ -92,8 +93,7 @@ impl<'a> Cpu<'a> {
             row: EMPTY_ROW,
             freed: EMPTY_ROW,
             last_freed: EMPTY_ROW.first.0,
-            rest: [0; ROWS],
-            rest_rows: 0,
+            rest: Rest::NOTHING,
             class: Class::MOVABLE,
             share: FIRST_SHARE,
             next_rows: FrameId(0),
@@ -121,11 +121,13 @@ impl<'a> Cpu<'a> {
     #[inline]
     pub fn alloc_class(&mut self, order: Order, class: Class) -> Result<Allocation, AllocError> {
         // A frame is what most callers ask for: as few branches as can be, all the same way.
-        if order == Order::BASE
-            && class == self.class
-            && let Some(bits) = NonZeroU64::new(self.row.bits)
-        {
-            return Ok(Allocation::new(self.pop_frame(bits), order));
+        if order == Order::BASE && class == self.class {
+            if let Some(bits) = NonZeroU64::new(self.row.bits) {
+                return Ok(Allocation::new(self.pop_frame(bits), order));
+            }
+            if let Some(taken) = self.pop_rest() {
+                return Ok(Allocation::new(taken, order));
+            }
         }
         if order == Order::HUGE
             && class == Class::HUGE
@@ -133,7 +135,8 @@ impl<'a> Cpu<'a> {
         {
             return Ok(Allocation::new(taken, order));
         }
-        self.alloc_rest(order, class).map(|taken| Allocation::new(taken, order)).ok_or(AllocError::OutOfMemory(order))
+        let taken = if order == Order::BASE { self.alloc_frame(class) } else { self.alloc_rest(order, class) };
+        taken.map(|taken| Allocation::new(taken, order)).ok_or(AllocError::OutOfMemory(order))
     }
 
     /// Between the fast path and the slow one, so that neither has to save the other's registers.
@@ -143,12 +146,8 @@ impl<'a> Cpu<'a> {
             return self.alloc_large(order, class);
         }
         if class == self.class
-            && let Some(taken) = if order == Order::BASE {
-                self.pop_rest().or_else(|| self.take_crowded(class))
-            } else {
-                // Rows last longer then, and memory that blocks come and go in stays as it is.
-                self.take_warm(order, class).or_else(|| self.pop_row(order))
-            }
+            // Rows last longer then, and memory that blocks come and go in stays as it is.
+            && let Some(taken) = self.take_warm(order, class).or_else(|| self.pop_row(order))
         {
             return Some(taken);
         }
@@ -219,23 +218,12 @@ impl<'a> Cpu<'a> {
         if order >= Order::ROW {
             return false;
         }
-        let first = frame.0 & !63;
-        let row = if first == self.row.first.0 {
-            &mut self.row
-        } else if first == self.freed.first.0 && self.rest_rows == 0 {
-            &mut self.freed
+        let (lower, first) = (&self.tenant.lower, frame.0 & !63);
+        if first == self.row.first.0 {
+            enter(lower, &mut self.row, frame, order)
         } else {
-            return false;
-        };
-        let mask = run_mask(order) << (frame.0 & 63);
-        // Only frames that the lower level knows as taken, and that the row has not, may enter.
-        if !frame.is_aligned(order) || !self.tenant.lower.is_taken(frame, mask) || row.bits & mask != 0 {
-            return false;
+            first == self.freed.first.0 && self.rest.is_empty() && enter(lower, &mut self.freed, frame, order)
         }
-        // While the register was empty the host may have had the huge frame: look again.
-        row.evicted |= row.bits == 0;
-        row.bits |= mask;
-        true
     }
 
     /// A block that is large, lies in another row, or is not the caller's to free.
@@ -244,8 +232,8 @@ impl<'a> Cpu<'a> {
         if order >= Order::ROW {
             return self.free_large(frame, order);
         }
-        let (first, mask) = (frame.0 & !63, run_mask(order) << (frame.0 & 63));
-        if first == self.row.first.0 || self.rest_rows != 0 && self.rest_has(frame, mask) {
+        let first = frame.0 & !63;
+        if first == self.row.first.0 || self.rest_has(frame, order) {
             return self.refuse(frame, order);
         }
         if first != self.freed.first.0 {
@@ -264,10 +252,7 @@ impl<'a> Cpu<'a> {
             self.freed = TakenRow { first: FrameId(first), bits: 0, evicted: true };
             self.give(old, bits);
         }
-        let rest = core::mem::take(&mut self.rest_rows);
-        let accepted = self.put(frame, order);
-        self.rest_rows = rest;
-        if accepted { Ok(()) } else { self.refuse(frame, order) }
+        if enter(&self.tenant.lower, &mut self.freed, frame, order) { Ok(()) } else { self.refuse(frame, order) }
     }
 
     /// Gives cached frames and reservations back to the table.
@@ -282,11 +267,9 @@ impl<'a> Cpu<'a> {
         // One after the other, each written off before others may have it.
         let freed = core::mem::replace(&mut self.freed, EMPTY_ROW);
         self.give(freed.first, freed.bits);
-        self.rest_rows = 0;
-        for index in 0..ROWS {
-            let first = FrameId((self.row.first.0 & !(Order::HUGE.frames() - 1)).wrapping_add(64 * index as u64));
-            let bits = core::mem::take(&mut self.rest[index]);
-            self.give(first, bits);
+        while let Some((row, bits)) = self.rest.pop_row() {
+            let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
+            self.give(FrameId(base.wrapping_add((ROW_FRAMES * row) as u64)), bits);
         }
         let row = core::mem::replace(&mut self.row, EMPTY_ROW);
         self.give(row.first, row.bits);
@@ -316,22 +299,6 @@ impl<'a> Cpu<'a> {
         Some(self.popped(FrameId(self.row.first.0 + u64::from(bit))))
     }
 
-    /// A frame of the rest. Its rows have one or two frames each, and which ones nobody can predict:
-    /// so there is no branch on it.
-    #[inline]
-    fn pop_rest(&mut self) -> Option<Taken> {
-        if self.rest_rows == 0 {
-            return None;
-        }
-        let index = self.rest_rows.trailing_zeros() as usize % ROWS;
-        let bits = self.rest[index];
-        let left = bits & bits.wrapping_sub(1);
-        self.rest[index] = left;
-        self.rest_rows &= !(u8::from(left == 0) << index);
-        let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
-        Some(self.popped(FrameId(base + 64 * index as u64 + u64::from(bits.trailing_zeros()))))
-    }
-
     /// A frame that was ours a moment ago, in the huge frame of `row`.
     #[inline]
     fn popped(&mut self, frame: FrameId) -> Taken {
@@ -355,7 +322,7 @@ impl<'a> Cpu<'a> {
             let found = self.tenant.take(&mut self.spot, Query::reserving(order, class));
             return found.or_else(|| self.alloc_last(order, class));
         }
-        if order >= Order::ROW || self.row.bits != 0 || self.rest_rows != 0 {
+        if order >= Order::ROW || self.row.bits != 0 || !self.rest.is_empty() {
             // What we hold has no run of this order, or is for another class: leave it as it is.
             if order < Order::ROW
                 && let Some(taken) = self.take_warm(order, class)
@@ -380,24 +347,61 @@ impl<'a> Cpu<'a> {
             }
             if order == Order::BASE
                 && let Some(next) = self.next_crowded(huge)
-                && let Some(taken) = self.take_rest(next, class)
+                && let Some(taken) = self.take_some(next, class)
             {
                 self.spot.small[usize::from(class.get())] = Some(next);
                 return Some(taken);
             }
         }
-        let tenant = self.tenant;
-        let mut spot = self.spot;
-        let through = small.map(tree_of).filter(|tree| order == Order::BASE && self.crowded.is_through(*tree));
-        let query = Query { through, ..Query::reserving(order, class) };
-        let found = tenant.search(&mut spot, query, |huge| {
-            let crowded = order == Order::BASE && tenant.entry(huge).is_some_and(|e| e.free() <= CROWDED_FRAMES);
-            if crowded { self.take_rest(huge, class) } else { self.take_row(huge, order, class) }
-        });
-        self.spot = spot;
-        // It is looked at anew, even if it is the same.
+        let mut through = small.map(tree_of).filter(|tree| order == Order::BASE && self.crowded.is_through(*tree));
+        if let Some(tree) = through
+            && let Some(next) = self.enter_next(tree, class)
+        {
+            let taken = self.take_crowded(class);
+            if taken.is_some() {
+                return taken;
+            }
+            through = Some(next).filter(|tree| self.crowded.is_through(*tree));
+        }
+        let found = self.find(Query { through, ..Query::reserving(order, class) });
+        if found.is_none() && through.is_some() {
+            // Nobody's any more.
+            self.spot.home = through.unwrap_or_default();
+            self.spot.small[usize::from(class.get())] = None;
+        }
         self.crowded = Listed::NOTHING;
+        if order == Order::BASE && found.is_some() {
+            self.list_crowded(class);
+        }
         found
+    }
+
+    /// A block out of a row or a rest in a tree that a search chooses.
+    fn find(&mut self, query: Query) -> Option<Taken> {
+        let (tenant, Query { order, class, .. }) = (self.tenant, query);
+        let may_fit = |huge| tenant.entry(huge).filter(|entry| entry.may_fit(order)).map(|_| huge);
+        let huge = tenant.search(&mut self.spot, query, may_fit)?;
+        self.take_from(huge, order, class).or_else(|| self.find_among_others(Query { through: None, ..query }))
+    }
+
+    /// The same, taking what it finds at once: others take it as well.
+    #[cold]
+    #[inline(never)]
+    fn find_among_others(&mut self, query: Query) -> Option<Taken> {
+        let (tenant, mut spot) = (self.tenant, self.spot);
+        let found = tenant.search(&mut spot, query, |huge| self.take_from(huge, query.order, query.class));
+        self.spot = spot;
+        found
+    }
+
+    /// A block out of a row or a rest of a huge frame.
+    fn take_from(&mut self, huge: HugeId, order: Order, class: Class) -> Option<Taken> {
+        let is_crowded = |entry: HugeEntry| order == Order::BASE && entry.free() <= CROWDED_FRAMES;
+        if self.tenant.entry(huge).is_some_and(is_crowded) {
+            self.take_some(huge, class)
+        } else {
+            self.take_row(huge, order, class)
+        }
     }
 
     /// A block out of a row that we take as a whole, or past others who are at work there.
@@ -414,50 +418,6 @@ impl<'a> Cpu<'a> {
         }
     }
 
-    /// A frame out of the rest of a huge frame, all of which is ours then.
-    #[inline(never)]
-    fn take_rest(&mut self, huge: HugeId, class: Class) -> Option<Taken> {
-        if self.tenant.entry(huge).is_some_and(|e| e.free() == 1)
-            && let Some(taken) = self.tenant.noted(huge, self.tenant.lower.take_only(huge))
-        {
-            return Some(taken);
-        }
-        let evicted = self.tenant.noted(huge, self.tenant.lower.take_rest(huge, self.share, &mut self.rest))?;
-        if self.tenant.entry(huge).is_some_and(HugeEntry::has_room) {
-            // Some of it could not be had, and looked taken meanwhile.
-            self.tenant.note_undone(huge);
-        }
-        let rows = self.rest.iter().enumerate().fold(0, |rows, (i, bits)| rows | u8::from(*bits != 0) << i);
-        let index = rows.trailing_zeros() as usize % ROWS;
-        let first = FrameId(huge.first_frame().0 + 64 * index as u64);
-        let bits = core::mem::take(&mut self.rest[index]);
-        self.serve(TakenRow { first, bits, evicted }, class);
-        self.rest_rows = rows & rows.wrapping_sub(1);
-        self.pop_row(Order::BASE)
-    }
-
-    /// A frame out of the next huge frame that the look at its tree found, while nothing that was freed comes first.
-    #[inline]
-    fn take_crowded(&mut self, class: Class) -> Option<Taken> {
-        let small = self.spot.small[usize::from(class.get())]?;
-        if self.freed.bits.count_ones() >= REUSED_FRAMES || !self.crowded.is_of(tree_of(small)) {
-            return None;
-        }
-        let next = self.crowded.next()?;
-        let taken = self.take_rest(next, class)?;
-        self.spot.small[usize::from(class.get())] = Some(next);
-        Some(taken)
-    }
-
-    /// The next huge frame in use with little room in the tree of the last one.
-    fn next_crowded(&mut self, last: HugeId) -> Option<HugeId> {
-        let tree = tree_of(last);
-        if !self.crowded.is_of(tree) {
-            self.crowded = Listed::new(tree, self.tenant.crowded(tree), last);
-        }
-        self.crowded.next()
-    }
-
     fn serve(&mut self, row: TakenRow, class: Class) {
         self.share = (2 * self.share).min(64);
         self.row = row;
@@ -469,14 +429,9 @@ impl<'a> Cpu<'a> {
         self.record();
     }
 
-    fn rest_has(&self, frame: FrameId, mask: u64) -> bool {
-        let huge = |frame: u64| frame / Order::HUGE.frames();
-        huge(frame.0) == huge(self.row.first.0) && self.rest[frame.offset_in_huge() / 64] & mask != 0
-    }
-
     /// Nothing is left outside: what we hold ourselves may still do.
     fn alloc_last(&mut self, order: Order, class: Class) -> Option<Taken> {
-        if self.row.bits == 0 && self.freed.bits == 0 && self.rest_rows == 0 {
+        if self.row.bits == 0 && self.freed.bits == 0 && self.rest.is_empty() {
             return None;
         }
         self.give_back();
@@ -538,11 +493,9 @@ impl<'a> Cpu<'a> {
 
     fn holds_row_of(&self, frame: FrameId, order: Order) -> bool {
         let inside = |first: u64, bits: u64| bits != 0 && first & !(order.frames() - 1) == frame.0;
-        let base = self.row.first.0 & !(Order::HUGE.frames() - 1);
-        let mut rest = self.rest.iter().enumerate();
         inside(self.row.first.0, self.row.bits)
             || inside(self.freed.first.0, self.freed.bits)
-            || rest.any(|(i, bits)| inside(base + 64 * i as u64, *bits))
+            || self.rest_has(frame, order)
     }
 
     /// The error in a block that was not freed.
@@ -569,6 +522,20 @@ impl<'a> Cpu<'a> {
     }
 }
 
+/// Puts a block of less than a row into a register that has its row; false, and nothing changed, if that cannot be right.
+#[inline]
+fn enter(lower: &Lower<'_>, row: &mut TakenRow, frame: FrameId, order: Order) -> bool {
+    let mask = run_mask(order) << (frame.0 & 63);
+    // Only frames that the lower level knows as taken, and that the row has not, may enter.
+    if !frame.is_aligned(order) || !lower.is_taken(frame, mask) || row.bits & mask != 0 {
+        return false;
+    }
+    // While the register was empty the host may have had the huge frame: look again.
+    row.evicted |= row.bits == 0;
+    row.bits |= mask;
+    true
+}
+
 impl Drop for Cpu<'_> {
     fn drop(&mut self) {
         self.drain();
@@ -577,7 +544,7 @@ impl Drop for Cpu<'_> {
 
 impl fmt::Debug for Cpu<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rest: u32 = self.rest.iter().map(|bits| bits.count_ones()).sum();
+        let rest = self.rest.len() as u32;
         f.debug_struct("Cpu")
             .field("class", &self.class)
             .field("cached_frames", &(self.row.bits.count_ones() + self.freed.bits.count_ones() + rest))

@@ -23,7 +23,9 @@ impl Tenant<'_> {
     pub(crate) fn crowded(&self, tree: u32) -> (u32, bool) {
         let entries = self.entries_of(tree);
         let crowded = entries.mask(|entry| entry.has_room() & (entry.free() <= CROWDED_FRAMES));
-        (crowded, crowded == entries.mask(|entry| entry.has_room() | entry.is_all_free()))
+        // With more free frames than that an entry has room, or is free as a whole, unless the host holds it.
+        let most = entries.entries.iter().fold(0, |most, entry| entry.free().max(most));
+        (crowded, most <= CROWDED_FRAMES || crowded == entries.mask(|entry| entry.has_room() | entry.is_all_free()))
     }
 
     /// A block out of a huge frame that had one when the tree of the last one was looked at.

@@ -237,8 +237,7 @@ impl Tenant<'_> {
         }
         let mut broken = Broken::default();
         if let Some(tree) = query.through {
-            // Most often it has nothing left: then the walk does not choose it to find that out.
-            self.recount_tree(tree);
+            self.leave_emptied(tree);
         }
         if query.single
             && let Some(tree) = spot.last_tree
@@ -432,7 +431,7 @@ impl Tenant<'_> {
             spot.any = want == Want::Free;
             spot.spares = if order == Order::MAX { hint.has_lone() } else { query.is_choosy(step) };
             if spot.spares && order == Order::HUGE {
-                spot.lone = Listed::new(tree, (entries.lone(), true), huge);
+                spot.lone = Listed::new(tree, (entries.lone(), true)).but(huge);
             }
             if !hint.promises(want) {
                 // That was the last one here.
@@ -459,13 +458,8 @@ impl Tenant<'_> {
         }
         spot.is_fresh = query.want(step) == Want::Installed;
         let old = spot.small[usize::from(class.get())].replace(huge).map(tree_of);
-        if reserve && let Some(old) = old.filter(|old| *old != tree) {
-            if query.through == Some(old) {
-                // It was counted a moment ago.
-                self.trees.change(old, |hint| hint.reserved(false));
-            } else {
-                self.leave(Some(old));
-            }
+        if reserve {
+            self.leave(old.filter(|old| *old != tree && query.through != Some(*old)));
         }
         if reserve {
             // It is counted when we leave it. Another caller at our place may have left it already.
@@ -481,6 +475,18 @@ impl Tenant<'_> {
         if let Some(tree) = tree {
             self.recount_tree_as(tree, |hint| hint.reserved(false));
         }
+    }
+
+    /// Gives up a tree that most often has nothing left: then no walk chooses it to find that out.
+    pub(crate) fn leave_emptied(&self, tree: u32) {
+        if self.lower.glance(tree).has_nothing() {
+            // As a recount, of which this look is all there is to do.
+            self.trees.change(tree, |hint| hint.recounted(TreeHint::NONE).reserved(false));
+            if self.lower.glance(tree).has_nothing() {
+                return;
+            }
+        }
+        self.leave(Some(tree));
     }
 
     pub(crate) fn recount_tree(&self, tree: u32) -> TreeHint {

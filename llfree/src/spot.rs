@@ -104,9 +104,20 @@ pub(crate) struct Listed {
 impl Listed {
     pub(crate) const NOTHING: Self = Self { tree: u32::MAX, rest: 0, is_all: false };
 
-    /// Those of a tree, a bit each, but one; and whether these are all that would do.
-    pub(crate) const fn new(tree: u32, (listed, is_all): (u32, bool), but: HugeId) -> Self {
-        Self { tree, rest: listed & !(1 << (but.0 % HUGE_PER_TREE)), is_all }
+    /// Those of a tree, a bit each; and whether these are all that would do.
+    pub(crate) const fn new(tree: u32, (listed, is_all): (u32, bool)) -> Self {
+        Self { tree, rest: listed, is_all }
+    }
+
+    /// The same without one of them.
+    pub(crate) const fn but(self, huge: HugeId) -> Self {
+        Self { rest: self.rest & !(1 << (huge.0 % HUGE_PER_TREE)), ..self }
+    }
+
+    /// The last one comes once more, if it has more.
+    #[inline]
+    pub(crate) const fn again(&mut self, last: HugeId, has_more: bool) {
+        self.rest |= (has_more as u32) << (last.0 % HUGE_PER_TREE);
     }
 
     /// Whether a tree was gone through.
@@ -219,7 +230,7 @@ impl Spot {
     /// Remembers huge frames of a tree, a bit each, all but the last one; and whether no others would do.
     pub(crate) fn list(&mut self, order: Order, tree: u32, listed: (u32, bool), last: HugeId) {
         if let Some(to) = self.listed.get_mut(usize::from(order.get())) {
-            *to = Listed::new(tree, listed, last);
+            *to = Listed::new(tree, listed).but(last);
         }
     }
 

@@ -324,6 +324,13 @@ impl Glance {
         self.has_all_free() || self.0 & FREE_MASK != 0 && (self.0 & RUN_MASK) >> RUN_SHIFT >= Run::of(order).0
     }
 
+    /// Whether none of the entries has a free frame; of those that the host holds it does not say so.
+    #[must_use]
+    #[inline]
+    pub const fn has_nothing(self) -> bool {
+        self.0 & FREE_MASK == 0
+    }
+
     /// Whether one of the entries is free as a whole.
     #[must_use]
     #[inline]

@@ -491,7 +491,7 @@ impl Party {
             }
             Step::TakeRest(huge) => {
                 let mut bits = [0; ROWS];
-                if lower.take_rest(HugeId(huge), 64, &mut bits).is_ok() {
+                if lower.take_rest(HugeId(huge), 64, |row, taken| bits[row] |= taken).is_ok() {
                     self.owned.extend(bits.into_iter().enumerate().map(|(i, bits)| (huge as usize * ROWS + i, bits)));
                 }
             }

@@ -58,7 +58,7 @@ fn a_base_frame_changes_hands_in_every_way() {
         |t| t.lower().take_row(H0, Order::BASE, 64).ok().is_some_and(|row| row.first.0 == 0 && row.bits & 1 != 0),
         |t| {
             let mut rows = [0; ROWS];
-            t.lower().take_rest(H0, 64, &mut rows).ok().is_some() && rows[0] & 1 != 0
+            t.lower().take_rest(H0, 64, |row, bits| rows[row] |= bits).ok().is_some() && rows[0] & 1 != 0
         },
     ];
     let gives: [fn(&Table); 2] = [give_base, |t| {

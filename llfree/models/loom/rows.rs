@@ -10,7 +10,7 @@ use shared_layout::{FrameId, HugeEntry, Order, Run};
 /// All rests of the one huge frame, as bits of row 0.
 fn take_rest(t: &Table) -> u64 {
     let mut rows = [0; ROWS];
-    let taken = t.lower().take_rest(H0, 64, &mut rows).ok();
+    let taken = t.lower().take_rest(H0, 64, |row, bits| rows[row] |= bits).ok();
     assert_eq!(taken.is_some(), rows != [0; ROWS], "some or none");
     assert!(rows[1..].iter().all(|bits| *bits == 0), "these have no free frame");
     rows[0]
@@ -130,35 +130,50 @@ fn rest_against_give() {
     );
 }
 
-/// The only free frame of the huge frame, as a bit of row 0.
-fn take_only(t: &Table) -> u64 {
-    t.lower().take_only(H0).ok().map_or(0, |taken| 1 << taken.frame.0)
+/// One of few free frames of the huge frame, as a bit of row 0.
+fn take_one(t: &Table) -> u64 {
+    t.lower().take_one(H0).ok().map_or(0, |(taken, _)| 1 << taken.frame.0)
 }
 
 #[test]
 fn the_only_frame_has_one_taker() {
-    for other in [take_only, |t: &Table| take(t, 0), take_row, take_rest] {
+    for other in [take_one, |t: &Table| take(t, 0), take_row, take_rest] {
         race(
             || Table::one_row(0b100),
-            take_only,
+            take_one,
             other,
-            |t, only, other| {
-                disjoint(t, 0b100, 0, only, other);
-                assert_eq!(only | other, 0b100, "one of them gets it");
+            |t, one, other| {
+                disjoint(t, 0b100, 0, one, other);
+                assert_eq!(one | other, 0b100, "one of them gets it");
             },
         );
     }
 }
 
 #[test]
-fn the_only_frame_against_give() {
+fn one_of_two_frames_against_a_taker() {
+    for other in [take_one, |t: &Table| take(t, 0), take_rest] {
+        race(
+            || Table::one_row(0b101),
+            take_one,
+            other,
+            |t, one, other| {
+                disjoint(t, 0b101, 0, one, other);
+                assert!(one | other != 0, "one of them gets one");
+            },
+        );
+    }
+}
+
+#[test]
+fn one_frame_against_give() {
     race(
         || Table::one_row(0b100),
-        take_only,
+        take_one,
         |t| t.lower().give_in_row(FrameId(0), order(0)).is_some(),
-        |t, only, given| {
+        |t, one, given| {
             assert!(given);
-            disjoint(t, 0b100, 1, only, 0);
+            disjoint(t, 0b100, 1, one, 0);
         },
     );
 }
@@ -364,7 +379,7 @@ fn a_rest_whose_frame_moves_to_a_row_behind() {
         table,
         |t| {
             let mut rows = [0; ROWS];
-            let _ = t.lower().take_rest(H0, 64, &mut rows).ok();
+            let _ = t.lower().take_rest(H0, 64, |row, bits| rows[row] |= bits).ok();
             (rows[0], rows[1])
         },
         |t| {

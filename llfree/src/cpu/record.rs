@@ -16,6 +16,6 @@ impl Cpu<'_> {
     /// Writes down what is in the registers.
     #[inline]
     pub(crate) fn record_registers(&self, ledger: Ledger<'_>) {
-        ledger.write([self.freed, self.row], &self.rest);
+        ledger.write([self.freed, self.row], &self.rest.rows());
     }
 }

@@ -1,48 +1,44 @@
 //! The last frames of a huge frame, all at once.
 
 use super::{FOREVER, Lower, ROW_PASSES, transition};
-use crate::row::{ROW_FRAMES, ones};
+use crate::row::ROW_FRAMES;
 use crate::rows::ROWS;
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken};
 use shared_layout::{HugeEntry, HugeId};
 
-/// So few are counted as they are taken.
-const FEW_FRAMES: u32 = 2;
-
 impl Lower<'_> {
-    /// Takes the only free frame of a huge frame.
-    #[inline]
-    pub(crate) fn take_only(&self, huge: HugeId) -> Result<Taken, Miss> {
+    /// Takes a frame of a huge frame that has few; whether it has others. Where somebody else is at work nothing is taken.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "a result in memory costs as much as the look")]
+    pub(crate) fn take_one(&self, huge: HugeId) -> Result<(Taken, bool), Miss> {
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
-        let words = self.rows_of(huge);
-        let free = self.used_rows(huge).map(|used| !used);
-        // One of them has a bit: which one nobody could predict.
-        let (mut bits, mut index) = (0, 0);
-        for (at, row) in free.iter().enumerate() {
-            bits |= row;
-            index |= if *row != 0 { at } else { 0 };
+        let rows = self.rows_of(huge).first_chunk::<ROWS>().ok_or(Miss::NoFit)?;
+        // Which rows have one nobody could predict: so there is no branch on it.
+        let (mut used, mut index) = (u64::MAX, 0);
+        for (at, row) in rows.iter().enumerate() {
+            let row = row.load(Ordering::Relaxed);
+            let has_one = row != u64::MAX;
+            used = if has_one { row } else { used };
+            index = if has_one { at } else { index };
         }
-        let row = words.get(index).ok_or(Miss::NoFit)?;
-        if bits == 0 || bits & (bits - 1) != 0 {
+        if used == u64::MAX {
             return Err(Miss::NoFit);
         }
-        let take = |e: HugeEntry| if e.free() == 1 { e.take(1) } else { None };
-        let old = transition(word, FOREVER, take).map_err(|_| Miss::NoFit)?;
-        if row.compare_exchange(!bits, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        let old = transition(word, 1, |e| e.take(1)).map_err(|_| Miss::NoFit)?;
+        if rows[index].compare_exchange(used, used | (used + 1), Ordering::AcqRel, Ordering::Relaxed).is_err() {
             self.give_up(huge, word, 1);
             return Err(Miss::Undone);
         }
-        Ok(self.taken(huge, index * ROW_FRAMES + bits.trailing_zeros() as usize, old))
+        let bit = used.trailing_ones() as usize;
+        Ok((self.taken(huge, index * ROW_FRAMES + bit, old), old.free() > 1))
     }
 
-    /// Takes all free frames of a huge frame that has at most a row's worth of them, or no more than `most`: `rows` gets
-    /// the bits of each row that has some. Returns whether there were any, and the entry's `evicted`; the entry has
-    /// room afterwards if not all could be had.
-    pub(crate) fn take_rest(&self, huge: HugeId, most: u32, rows: &mut [u64; ROWS]) -> Result<bool, Miss> {
-        debug_assert!(rows.iter().all(|row| *row == 0), "what was taken here is counted there");
+    /// Takes all free frames of a huge frame that has at most a row's worth of them, or no more than `most`: `took` is told
+    /// the row and the bits of some. Returns the entry's `evicted`; the entry has room afterwards if not all could be had.
+    pub(crate) fn take_rest(&self, huge: HugeId, most: u32, mut took: impl FnMut(usize, u64)) -> Result<bool, Miss> {
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
-        let words = self.rows_of(huge);
+        let rows = self.rows_of(huge).first_chunk::<ROWS>().ok_or(Miss::NoFit)?;
         // The look at the rows does not wait for the change of the entry.
         let free = self.used_rows(huge).map(|used| !used);
         let mut with_free = free.iter().enumerate().fold(0u32, |rows, (i, bits)| rows | u32::from(*bits != 0) << i);
@@ -50,43 +46,31 @@ impl Lower<'_> {
         let take = |e: HugeEntry| if e.free() <= ROW_FRAMES as u16 { e.take(share(e)) } else { None };
         let old = transition(word, FOREVER, take).map_err(|_| Miss::NoFit)?;
         let mut budget = u32::from(share(old));
-        let count = |free: &[u64; ROWS]| free.iter().map(|bits| bits.count_ones()).sum::<u32>();
-        if budget > FEW_FRAMES && count(&free) == budget {
-            // As a rule nobody else is at work here, and all that we saw is ours. How many there are in which row nobody
-            // could predict: so there is no branch on it.
-            let mut lost = false;
-            while with_free != 0 {
-                let index = with_free.trailing_zeros() as usize % ROWS;
-                with_free &= with_free - 1;
-                let Some(row) = words.get(index) else { break };
-                let taken = row.compare_exchange(!free[index], u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-                rows[index] = if taken { free[index] } else { 0 };
-                lost |= !taken;
-            }
-            budget = if lost { budget - count(rows) } else { 0 };
-        }
+        // As a rule nobody else is at work here, and all that we saw is ours.
         while with_free != 0 && budget > 0 {
             let index = with_free.trailing_zeros() as usize % ROWS;
             with_free &= with_free - 1;
-            let Some(row) = words.get(index) else { break };
             let (bits, count) = at_most(free[index], budget);
-            if row.compare_exchange(!free[index], !free[index] | bits, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                rows[index] = bits;
+            if rows[index]
+                .compare_exchange(!free[index], !free[index] | bits, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+            {
+                took(index, bits);
                 budget -= count;
             }
         }
-        if budget == 0 {
-            self.settle(huge);
-            return Ok(old.is_evicted());
-        }
         for _ in 0..ROW_PASSES {
-            for (row, taken) in words.iter().zip(rows.iter_mut()) {
+            if budget == 0 {
+                self.settle(huge);
+                return Ok(old.is_evicted());
+            }
+            for (index, row) in rows.iter().enumerate() {
                 let mut used = row.load(Ordering::Relaxed);
                 while used != u64::MAX && budget > 0 {
                     let (bits, count) = at_most(!used, budget);
                     match row.compare_exchange(used, used | bits, Ordering::AcqRel, Ordering::Relaxed) {
                         Ok(_) => {
-                            *taken |= bits;
+                            took(index, bits);
                             budget -= count;
                             break;
                         }
@@ -94,13 +78,13 @@ impl Lower<'_> {
                     }
                 }
             }
-            if budget == 0 {
-                self.settle(huge);
-                return Ok(old.is_evicted());
-            }
         }
-        // Takers and givers moved free bits past us each time: the rest of the budget goes back.
-        self.give_up(huge, word, budget as u16);
+        if budget > 0 {
+            // Takers and givers moved free bits past us each time: the rest of the budget goes back.
+            self.give_up(huge, word, budget as u16);
+        } else {
+            self.settle(huge);
+        }
         // The caller looks at the entry, and tells of what has room again.
         if budget < u32::from(share(old)) { Ok(old.is_evicted()) } else { Err(Miss::Undone) }
     }
@@ -110,7 +94,10 @@ impl Lower<'_> {
 /// budget. They are left as many as they need, which ones is all the same.
 #[inline]
 fn at_most(mut bits: u64, budget: u32) -> (u64, u32) {
-    let mut count = ones(bits);
+    // Three or more are rare, and one or two, which nobody could predict, are counted without a branch.
+    let more = bits & bits.wrapping_sub(1);
+    let few = u32::from(bits != 0) + u32::from(more != 0);
+    let mut count = if more & more.wrapping_sub(1) == 0 { few } else { bits.count_ones() };
     while count > budget {
         bits &= bits - 1;
         count -= 1;
