@@ -10,6 +10,7 @@
 //! ```
 #![cfg_attr(llfree_freestanding, no_std)]
 
+mod biased;
 mod cpu;
 mod host;
 mod slot;
@@ -18,6 +19,7 @@ mod table;
 
 use core::ffi::{CStr, c_char};
 
+pub use biased::*;
 pub use cpu::*;
 pub use host::*;
 pub use slot::{Kind, Slot};
