@@ -67,11 +67,11 @@ fn serve(terminal: &Arc<Terminal>) {
     let sandbox = Sandbox::prepare(Seccomp::On, &Needs::default(), roles::all()).expect("filters compile");
     let out = io::stdout().as_fd().try_clone_to_owned().expect("a descriptor");
     let serial = Arc::new(Serial::new(out, &sandbox.spawner()).expect("a port"));
-    let port = serial.clone();
-    let of_thread = sandbox.clone();
-    std::thread::spawn(move || {
+    let left = Arc::new(AtomicBool::new(false));
+    let (port, of_thread, until) = (serial.clone(), sandbox.clone(), left.clone());
+    let guest = std::thread::spawn(move || {
         of_thread.enter(vmm::roles::VCPU);
-        loop {
+        while !until.load(Ordering::Relaxed) {
             if port.read(LSR) & READY == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             } else {
@@ -79,7 +79,6 @@ fn serve(terminal: &Arc<Terminal>) {
             }
         }
     });
-    let left = Arc::new(AtomicBool::new(false));
     let leave = left.clone();
     let on_leave = move || leave.store(true, Ordering::Relaxed);
     let input = Input::new(io::stdin().as_fd(), Some(terminal.clone()), serial.clone(), on_leave).expect("an input");
@@ -94,7 +93,9 @@ fn serve(terminal: &Arc<Terminal>) {
         }
     }
     terminal.restore();
+    // In the order of a VM's end: who speaks, then the line.
     serial.stop();
+    guest.join().expect("no panic");
     assert_eq!(serial.finish(DEADLINE), 0);
 }
 
