@@ -17,7 +17,7 @@ mod slot;
 mod status;
 mod table;
 
-use core::ffi::{CStr, c_char};
+use core::ffi::c_char;
 
 pub use biased::*;
 pub use cpu::*;
@@ -29,8 +29,8 @@ pub use table::*;
 /// The meaning of a status; never null.
 #[unsafe(no_mangle)]
 pub extern "C" fn llfree_strerror(status: i32) -> *const c_char {
-    let known = Status::ALL.into_iter().find(|(known, _)| *known as i32 == status);
-    known.map_or(c"no status of llfree", |(known, _)| -> &CStr { known.text() }).as_ptr()
+    let known = Status::ALL.into_iter().find(|(known, ..)| *known as i32 == status);
+    known.map_or(c"no status of llfree", |(.., text)| text).as_ptr()
 }
 
 #[cfg(llfree_freestanding)]

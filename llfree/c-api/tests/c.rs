@@ -98,7 +98,8 @@ fn the_example_runs() {
 
 /// The names and numbers that the header must have, according to the library.
 fn numbers() -> Vec<(String, i64)> {
-    let mut numbers: Vec<_> = Status::ALL.iter().map(|(status, name)| ((*name).to_owned(), *status as i64)).collect();
+    let mut numbers: Vec<_> =
+        Status::ALL.iter().map(|(status, name, _)| ((*name).to_owned(), *status as i64)).collect();
     for (number, initial) in INITIAL.iter().enumerate() {
         numbers.push((format!("LLFREE_INIT_{}", format!("{initial:?}").to_uppercase()), number as i64));
     }
@@ -220,9 +221,9 @@ fn every_status_says_something_else() {
         // SAFETY: never null, and static.
         unsafe { std::ffi::CStr::from_ptr(llfree_c::llfree_strerror(status)) }.to_str().expect("ASCII")
     };
-    for (i, (status, name)) in Status::ALL.into_iter().enumerate() {
+    for (i, (status, name, _)) in Status::ALL.into_iter().enumerate() {
         assert!(!text(status as i32).is_empty());
-        for (other, other_name) in &Status::ALL[..i] {
+        for (other, other_name, _) in &Status::ALL[..i] {
             assert_ne!(text(status as i32), text(*other as i32), "{name} and {other_name}");
         }
     }
