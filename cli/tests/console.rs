@@ -46,6 +46,10 @@ fn a_vmm_on_a_terminal() {
         std::process::exit(7);
     }
     terminal.raw();
+    if mode == "group" {
+        let group = rustix::process::getpgrp();
+        rustix::process::kill_process_group(group, Signal::KILL).expect("it is ours");
+    }
     println!("ready");
     match mode.as_str() {
         "wait" => std::thread::sleep(Duration::from_secs(3600)),
@@ -256,6 +260,13 @@ fn a_kill_of_the_whole_process_group_leaves_the_terminal_as_it_was() {
     screen.goes_raw();
     rustix::process::kill_process_group(screen.pid(), Signal::KILL).expect("it lives");
     screen.ends(128 + Signal::KILL.as_raw());
+}
+
+#[test]
+fn a_kill_of_the_whole_process_group_that_comes_at_once_leaves_the_terminal_as_it_was() {
+    // Many at a time: the later a guardian gets a CPU, the better.
+    let screens: Vec<_> = (0..16).map(|_| Screen::new("group")).collect();
+    screens.into_iter().for_each(|screen| screen.ends(128 + Signal::KILL.as_raw()));
 }
 
 #[test]
