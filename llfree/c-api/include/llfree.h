@@ -202,12 +202,13 @@ llfree_status llfree_biased_alloc(llfree_biased *biased, uint32_t order, uint64_
 llfree_status llfree_biased_alloc_class(llfree_biased *biased, uint32_t order, uint32_t class_number, uint64_t *frame);
 llfree_status llfree_biased_free(llfree_biased *biased, uint64_t frame, uint32_t order);
 
-/* Has handles give the frames back that they cache, from any thread, each that its owner and others do
- * not use at this moment; the rest are left as they are. With only_idle only those that were not used
- * since the last such call, once until they are used again: called every second it drains what slept for
- * so long. Calls heavy once for LLFREE_BIASED_TOGETHER handles with the same function and context side by
- * side. *drained, unless it is null, is how many were drained. If one of the handles is none, nothing is
- * drained. Nobody may destroy one of them meanwhile. */
+/* Has count handles give the frames back that they cache, from any thread: each that its owner and others
+ * do not use at this moment, while the rest are left as they are. With only_idle only those that were not
+ * used since the last such call, once until they are used again: called every second it drains what slept
+ * for so long. Calls heavy once for LLFREE_BIASED_TOGETHER handles side by side that have the same function
+ * and context. *drained, unless it is null, is how many were drained, which may be none for LLFREE_OK.
+ * LLFREE_ERR_NULL, _POINTER or _HANDLE if handles or one of them is none: then nothing is drained. Nobody
+ * may destroy one of them meanwhile. */
 llfree_status llfree_biased_drain(llfree_biased *const *handles, size_t count, int only_idle, size_t *drained);
 
 /* Drains the handle and ends it, when nobody uses or drains it any more; its memory is the caller's again. */
