@@ -263,7 +263,7 @@ impl Area {
     #[must_use]
     pub fn handle(&self) -> Handle {
         let hand = Hand::new(self.space.clone());
-        self.reclaimer.add_cache(hand.others());
+        self.reclaimer.add_hand(hand.others());
         Handle { hand, area: self.clone() }
     }
 

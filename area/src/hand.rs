@@ -5,7 +5,6 @@
 use crate::error::{AllocError, FreeError};
 use crate::fork::Maker;
 use crate::membarrier::Membarrier;
-use crate::reclaimer::Flush;
 use crate::space::Space;
 use llfree::run::{Behind, TakenRun};
 use llfree::{Allocation, Biased, Cpu};
@@ -121,6 +120,15 @@ impl Grip {
     }
 }
 
+/// What those who keep memory to be fast give back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Flushed {
+    /// What nobody took or put since the last such call.
+    Idle,
+    /// All of it.
+    All,
+}
+
 /// A grip that others drain while its owner does not use it, and the space that it is of. Keeps the table mapped, but not the area
 /// alive.
 #[derive(Debug)]
@@ -131,7 +139,7 @@ pub(crate) struct Hand {
 /// On cache lines of its own: it is written to at every step.
 #[derive(Debug)]
 #[repr(align(128))]
-struct SharedHand {
+pub(crate) struct SharedHand {
     grip: Biased<Grip, Membarrier>,
     space: Arc<Space>,
     maker: Maker,
@@ -142,6 +150,21 @@ impl SharedHand {
         let grip = Biased::new(Grip::new(&space), Membarrier);
         Arc::new(Self { grip, space, maker: Maker::new() })
     }
+
+    /// Has those that their threads do not use give back what they hold back; with `Flushed::Idle` those that they have not used since
+    /// the last such call. One membarrier is enough for many: it interrupts every CPU that runs this process.
+    pub(crate) fn flush(hands: &[Arc<Self>], what: Flushed) {
+        let grips = hands.iter().map(|hand| &hand.grip);
+        let drain = |place: usize, grip: &mut Grip| {
+            if let Some(hand) = hands.get(place) {
+                grip.drain(&hand.space);
+            }
+        };
+        match what {
+            Flushed::Idle => Biased::try_with_each_idle(grips, drain),
+            Flushed::All => Biased::try_with_each(grips, drain),
+        };
+    }
 }
 
 impl Hand {
@@ -150,8 +173,8 @@ impl Hand {
     }
 
     /// For those who drain what sleeps.
-    pub(crate) fn others(&self) -> Weak<dyn Flush> {
-        Arc::downgrade(&self.shared) as Weak<dyn Flush>
+    pub(crate) fn others(&self) -> Weak<SharedHand> {
+        Arc::downgrade(&self.shared)
     }
 
     /// Calls `with` with the grip, or `without` while others have it.
@@ -202,16 +225,6 @@ impl Drop for Hand {
     }
 }
 
-impl Flush for SharedHand {
-    fn free_idle(&self) {
-        self.grip.try_with_idle(|grip| grip.drain(&self.space));
-    }
-
-    fn free_all(&self) {
-        self.grip.try_with(|grip| grip.drain(&self.space));
-    }
-}
-
 impl Drop for SharedHand {
     fn drop(&mut self) {
         let Self { grip, space, .. } = self;
@@ -241,7 +254,9 @@ pub(crate) fn install(space: &Space, taken: Allocation) -> Taken {
 mod tests {
     use super::*;
     use crate::fork::tests::holds_in_a_child;
+    use crate::membarrier::HEAVY;
     use crate::{Area, MemoryKind};
+    use llfree::Fence;
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Instant;
@@ -270,6 +285,43 @@ mod tests {
             }
             work(&mut hand, &|| _ = release.wait());
         });
+    }
+
+    #[test]
+    fn many_hands_are_flushed_behind_one_membarrier() {
+        let area = Area::builder().size(8 << 20).memory(MemoryKind::Private).build().expect("built");
+        if !Membarrier.heavy() {
+            return test_support::skipped("no membarrier here");
+        }
+        let free = || area.space.tenant().stats().free_frames;
+        let all = free();
+        let mut hands: Vec<_> = (0..40).map(|_| Hand::new(area.space.clone())).collect();
+        let mut work = || {
+            for hand in &mut hands {
+                hand.work(
+                    |grip, space| {
+                        let taken = grip.take(space, Order::BASE).expect("free");
+                        grip.give(space, taken.frame, Order::BASE).expect("ours");
+                    },
+                    |_| panic!("nobody else has it"),
+                );
+            }
+            assert!(free() < all, "they hold something back");
+            hands.iter().map(|hand| hand.shared.clone()).collect::<Vec<_>>()
+        };
+        let calls = |flush: &dyn Fn()| {
+            let before = HEAVY.get();
+            flush();
+            HEAVY.get() - before
+        };
+        let shared = work();
+        assert_eq!(calls(&|| SharedHand::flush(&shared, Flushed::All)), 1);
+        assert_eq!(free(), all);
+        work();
+        assert_eq!(calls(&|| SharedHand::flush(&shared, Flushed::Idle)), 0, "they were at work");
+        assert!(free() < all);
+        assert_eq!(calls(&|| SharedHand::flush(&shared, Flushed::Idle)), 1);
+        assert_eq!(free(), all);
     }
 
     #[test]

@@ -7,8 +7,15 @@ use crate::fork::Maker;
 use llfree::Fence;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
 
-#[derive(Clone, Copy, Debug)]
+/// Any is as good as another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Membarrier;
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread had others fence.
+    pub(crate) static HEAVY: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
 
 /// Registers this process, unless it is: beside other threads that takes some ten milliseconds. Nobody waits for a thread that does so
 /// at this moment, which may have stayed with the parent.
@@ -30,6 +37,8 @@ unsafe impl Fence for Membarrier {
     }
 
     fn heavy(&self) -> bool {
+        #[cfg(test)]
+        HEAVY.set(HEAVY.get() + 1);
         // Also where the call fails. It does in a process that is not registered.
         fence(Ordering::SeqCst);
         call(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED)

@@ -8,6 +8,7 @@
 use crate::device::{self, Device, KernelStatus, Moves, Parts};
 use crate::error::AreaError;
 use crate::fork::Maker;
+use crate::hand::{Flushed, SharedHand};
 use crate::idle::Idle;
 use crate::membarrier;
 use llfree::host::Installer;
@@ -29,10 +30,8 @@ pub(crate) const AUTO_RECLAIM: Settings =
 
 /// A cache of an area's memory.
 pub(crate) trait Flush: Send + Sync {
-    /// Frees what nobody took or put since the last call.
-    fn free_idle(&self);
-    /// Frees all of it.
-    fn free_all(&self);
+    /// Frees what lies in it.
+    fn flush(&self, what: Flushed);
 }
 
 /// What an area is at, in bytes.
@@ -58,7 +57,14 @@ pub struct Status {
     pub kernel: Option<KernelStatus>,
 }
 
-type Caches = Arc<Mutex<Vec<Weak<dyn Flush>>>>;
+type Caches = Arc<Mutex<Lists>>;
+
+/// Who has memory of an area in hand that is in no use.
+#[derive(Default)]
+struct Lists {
+    hands: Vec<Weak<SharedHand>>,
+    caches: Vec<Weak<dyn Flush>>,
+}
 
 pub(crate) struct Reclaimer {
     // A forked child has no such thread, and whoever held its locks stayed with the parent.
@@ -166,7 +172,7 @@ impl Reclaimer {
         let Ok(device) = device::open() else { return };
         let (caches, moves) = (self.caches.clone(), Moves::watch(&device));
         let work = move || {
-            flush(&caches, |cache| cache.free_idle());
+            flush(&caches, Flushed::Idle);
             moves.look();
         };
         let Ok(idle) = Idle::start(AUTO_RECLAIM.interval, work) else { return };
@@ -233,18 +239,27 @@ impl Reclaimer {
     }
 
     pub(crate) fn add_cache(&self, cache: Weak<dyn Flush>) {
+        self.add(cache, |lists| &mut lists.caches);
+    }
+
+    pub(crate) fn add_hand(&self, hand: Weak<SharedHand>) {
+        self.add(hand, |lists| &mut lists.hands);
+    }
+
+    fn add<T: ?Sized>(&self, one: Weak<T>, list: impl FnOnce(&mut Lists) -> &mut Vec<Weak<T>>) {
         if self.maker.is_gone() {
             // Nobody flushes caches here, and the list's lock may be with a thread of the parent.
             return;
         }
-        let mut caches = lock(&self.caches);
-        caches.retain(|cache| cache.strong_count() > 0);
-        caches.push(cache);
+        let mut lists = lock(&self.caches);
+        let list = list(&mut lists);
+        list.retain(|one| one.strong_count() > 0);
+        list.push(one);
     }
 
     /// Has all caches of this process give back what lies in them unused.
     pub(crate) fn free_idle(&self) {
-        flush(&self.caches, |cache| cache.free_idle());
+        flush(&self.caches, Flushed::Idle);
     }
 
     /// Huge frames that a lowered limit keeps out of reach.
@@ -281,19 +296,19 @@ impl Reclaimer {
     pub(crate) fn reclaim(&self, bytes: u64) -> Result<Pass, AreaError> {
         self.monitor()?;
         if let Whose::Kernel(device, _) = &self.auto.read().unwrap_or_else(PoisonError::into_inner).whose {
-            flush(&self.caches, |cache| cache.free_all());
+            flush(&self.caches, Flushed::All);
             if let Ok(pass) = reclaim_by_kernel(device, frames(bytes)) {
                 return Ok(pass);
             }
         }
         self.with(|monitor, _| {
-            flush(&self.caches, |cache| cache.free_all());
+            flush(&self.caches, Flushed::All);
             Ok(monitor.evict(frames(bytes))?)
         })
     }
 
     pub(crate) fn resize(&self, direction: Direction, bytes: u64) -> Result<Resize, AreaError> {
-        let drain = || flush(&self.caches, |cache| cache.free_all());
+        let drain = || flush(&self.caches, Flushed::All);
         self.with(|monitor, _| Ok(monitor.resize(direction, frames(bytes), drain, |_| false)?))
     }
 
@@ -337,15 +352,22 @@ fn auto(monitor: &Arc<Monitor>, caches: &Caches) -> AutoReclaim {
     let to_flush = caches.clone();
     AutoReclaim::new(monitor.clone(), Spawner::default())
         .heeding_pressure()
-        .before_each_scan(move || flush(&to_flush, |cache| cache.free_idle()))
+        .before_each_scan(move || flush(&to_flush, Flushed::Idle))
 }
 
-fn flush(caches: &Caches, how: impl Fn(&dyn Flush)) {
+fn flush(caches: &Caches, what: Flushed) {
     // Not under the lock: a cache that is added meanwhile has nothing to free.
-    let all: Vec<_> = lock(caches).iter().filter_map(Weak::upgrade).collect();
-    for cache in all {
-        how(&*cache);
-    }
+    let (hands, caches) = {
+        let Lists { hands, caches } = &*lock(caches);
+        (there(hands), there(caches))
+    };
+    SharedHand::flush(&hands, what);
+    caches.iter().for_each(|cache| cache.flush(what));
+}
+
+/// Those that are not gone.
+fn there<T: ?Sized>(list: &[Weak<T>]) -> Vec<Arc<T>> {
+    list.iter().filter_map(Weak::upgrade).collect()
 }
 
 fn reclaim_by_kernel(device: &Device, huge_frames: u32) -> io::Result<Pass> {

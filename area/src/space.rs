@@ -342,25 +342,6 @@ mod tests {
     use super::*;
     use crate::fork::tests::holds_in_a_child;
 
-    /// Has a system call fail from here on; whether that could be done.
-    fn deny(call: libc::c_long) -> bool {
-        let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
-        let (load, equal, end) = (0x20, 0x15, 0x06);
-        let mut filter = [
-            step(load, 0, 0, 0),
-            step(equal, call as u32, 0, 1),
-            step(end, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0, 0),
-            step(end, libc::SECCOMP_RET_ALLOW, 0, 0),
-        ];
-        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        // SAFETY: numbers, and a program that outlives the call.
-        let failed = unsafe {
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-                + libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
-        };
-        failed == 0
-    }
-
     #[test]
     fn without_a_memory_file_there_is_private_memory() {
         let either = MemoryKind::Auto.backings(|| true);
@@ -369,7 +350,7 @@ mod tests {
         assert!(made(either).is_ok_and(|is_private| !is_private), "it is not denied yet");
         let denied = || {
             // Where filters are unavailable nothing is denied.
-            !deny(libc::SYS_memfd_create)
+            test_support::deny(libc::SYS_memfd_create, libc::EPERM).is_err()
                 || made(either).is_ok_and(|is_private| is_private)
                     && matches!(made(MemoryKind::MemoryFile.backings(|| true)), Err(AreaError::Memory(_)))
         };

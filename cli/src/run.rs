@@ -29,7 +29,7 @@ use crate::terminal::{Input, Terminal};
 use console::{Carrier, Line};
 use error::host;
 use events::{EventLoop, Part};
-use files::{LogFile, PidFile, Reopen};
+use files::{LogFile, PidFile, Reopen, open_for_serial};
 use llfree_base::choices::Switch;
 use llfree_base::kernel_stats;
 use llfree_base::memory_room::Room;
@@ -43,7 +43,7 @@ use llfree_harden::{Needs, Sandbox, Seccomp, SeccompError};
 use llfree_metrics::publisher::Publisher;
 use llfree_monitor::memory::Backing;
 use publish::Publishing;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use serde::Serialize;
 use shared_layout::HUGE_SIZE;
 use signal_hook::consts::SIGINT;
@@ -416,9 +416,7 @@ struct Prepared {
 /// Where the serial line's output goes.
 fn open_serial(args: &LaunchArgs) -> Result<(OwnedFd, Option<Line>), RunError> {
     let file = |path: &Path, flags| {
-        let flags = flags | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let opened = rustix::fs::open(path, flags, Mode::from(0o640));
-        opened.map_err(|error| RunError::SerialFile { path: path.to_owned(), source: error.into() })
+        open_for_serial(path, flags).map_err(|source| RunError::SerialFile { path: path.to_owned(), source })
     };
     Ok(match args.serial() {
         SerialLine::Stdio => (io::stdout().as_fd().try_clone_to_owned().map_err(RunError::Output)?, None),

@@ -346,7 +346,7 @@ fn a_launch_that_cannot_learn_how_many_descriptors_there_may_be_says_so() {
     need_kvm!();
     let scratch = Scratch::new();
     let mut command = scratch.command(&["--mem", "64M", "--cpus", "1", "--workload", "stop"]);
-    refuse_calls(&mut command, libc::SYS_prlimit64 as u32, libc::ENOMEM as u32);
+    refuse_call(&mut command, libc::SYS_prlimit64, libc::ENOMEM);
     let output = Process::spawn(&mut command).wait().exits(1);
     let line = output.one_error_line();
     assert!(line.contains("the kernel does not say how many descriptors there may be: Cannot allocate"), "{line}");
@@ -360,7 +360,7 @@ fn a_launch_without_a_number_of_its_user_process_or_thread_does_not_crash() {
     for call in [libc::SYS_geteuid, libc::SYS_getpid, libc::SYS_gettid] {
         let mut command =
             scratch.command(&["--mem", "64M", "--cpus", "1", "--workload", "stop", "--socket", "vm.sock"]);
-        refuse_calls(&mut command, call as u32, libc::ENOSYS as u32);
+        refuse_call(&mut command, call, libc::ENOSYS);
         let output = Process::spawn(&mut command).wait();
         assert!(matches!(output.status.code(), Some(0 | 1)), "{call}: {output:#?}");
         assert!(!scratch.path().join("vm.sock").exists(), "{call}: {output:#?}");
@@ -368,23 +368,9 @@ fn a_launch_without_a_number_of_its_user_process_or_thread_does_not_crash() {
 }
 
 /// Has the kernel refuse one system call to the process that it starts.
-fn refuse_calls(command: &mut Command, number: u32, error: u32) {
-    let op = |code: u32, k: u32, jf: u8| libc::sock_filter { code: code as u16, jt: 0, jf, k };
-    // SAFETY: two system calls on the child's own side; the filter lives until the kernel has read it.
-    unsafe {
-        command.pre_exec(move || {
-            let mut filter = [
-                op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-                op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number, 1),
-                op(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | error, 0),
-                op(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0),
-            ];
-            let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-            let done = libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0;
-            if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-        });
-    }
+fn refuse_call(command: &mut Command, call: libc::c_long, error: i32) {
+    // SAFETY: two system calls on the child's own side.
+    unsafe { command.pre_exec(move || test_support::deny(call, error)) };
 }
 
 /// What a client was told without asking, within a moment.

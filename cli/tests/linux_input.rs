@@ -115,6 +115,21 @@ fn disks_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn a_serial_line_that_cannot_be_is_refused() {
+    let files = Files::new();
+    let kernel = files.kernel();
+    let serial = |place: &str, words: &[&str]| {
+        files.refused(&kernel, &format!("--mem 256M --serial file:FILE:{place}"), words);
+    };
+    // Nobody reads it, and no launch waits for that.
+    let pipe = files.directory.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a pipe");
+    serial("pipe", &["serial line", "pipe", "nobody reads this pipe; start its reader first"]);
+    serial("no/such/place", &["serial line", "no/such/place"]);
+    serial("", &["serial line", "directory"]);
+}
+
+#[test]
 fn taps_that_cannot_be_are_refused() {
     let files = Files::new();
     let kernel = files.kernel();

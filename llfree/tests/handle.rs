@@ -2,7 +2,8 @@
 //! a frame twice, or keep one forever.
 
 use crate::common::{Table, order, ready};
-use llfree::{Allocation, Biased, Class, FreeError, FullFence, HANDLE_FRAMES, Reclaim};
+use llfree::biased::TOGETHER;
+use llfree::{Allocation, Biased, Class, Fence, FreeError, FullFence, HANDLE_FRAMES, Reclaim};
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -345,6 +346,82 @@ fn handles_that_sleep_hide_nothing_once_others_drained_them() {
     assert_eq!(tenant.stats().free_frames, 64 * 512);
 }
 
+/// Counts the heavy ones, and has none while that is said.
+#[derive(Clone, Copy)]
+struct Counting<'c> {
+    heavy: &'c AtomicU32,
+    fails: &'c AtomicBool,
+}
+
+impl PartialEq for Counting<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.heavy, other.heavy)
+    }
+}
+
+// SAFETY: the fences are the usual ones.
+unsafe impl Fence for Counting<'_> {
+    fn light(&self) {
+        FullFence.light();
+    }
+
+    fn heavy(&self) -> bool {
+        self.heavy.fetch_add(1, Ordering::Relaxed);
+        FullFence.heavy() && !self.fails.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn many_handles_are_drained_behind_one_fence() {
+    let table = Table::installed(64);
+    let tenant = table.tenant();
+    let (count, other, fails) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
+    let fence = Counting { heavy: &count, fails: &fails };
+    let heavy = |count: &AtomicU32| count.swap(0, Ordering::Relaxed);
+    let free = || tenant.stats().free_frames;
+    let mut handles: Vec<_> = (0..3 * TOGETHER).map(|_| Biased::new(tenant.cpu(), fence)).collect();
+    let work = |handle: &mut Biased<_, _>| {
+        let (mut owner, _) = handle.owner();
+        owner.with(|cpu: &mut llfree::Cpu<'_>| {
+            let frame = ready(cpu.alloc(Order::BASE).expect("free"));
+            cpu.free(frame, Order::BASE).expect("ours");
+        })
+    };
+    handles.iter_mut().take(TOGETHER).for_each(|handle| work(handle).expect("alone"));
+    assert!(free() < 64 * 512, "they hold something back");
+    assert_eq!((Biased::drain_all(&handles[..TOGETHER]), heavy(&count)), (TOGETHER, 1));
+    assert_eq!(free(), 64 * 512);
+    // One that is named twice is drained once, one that is at work not at all.
+    assert_eq!((Biased::drain_all([&handles[0], &handles[0], &handles[1]]), heavy(&count)), (2, 1));
+    let (mut owner, others) = handles[0].owner();
+    assert_eq!(owner.with(|_| Biased::drain_all([others])), Some(0));
+    assert_eq!(heavy(&count), 0, "nor does that cost anything");
+    assert_eq!((Biased::drain_all(&handles), heavy(&count)), (3 * TOGETHER, 3));
+
+    // Of those that sleep the same: what was used is noted first.
+    for _ in 0..2 {
+        assert_eq!(Biased::drain_all_idle(&handles), 0);
+        assert_eq!(heavy(&count), 0);
+        assert_eq!((Biased::drain_all_idle(&handles), heavy(&count)), (3 * TOGETHER, 3));
+        assert_eq!((Biased::drain_all_idle(&handles), heavy(&count)), (0, 0), "nobody used them since");
+        handles.iter_mut().for_each(|handle| work(handle).expect("others are gone"));
+    }
+
+    // Without a fence nobody has anything, and owners go on.
+    fails.store(true, Ordering::Relaxed);
+    assert_eq!((Biased::drain_all(&handles), heavy(&count)), (0, 3));
+    fails.store(false, Ordering::Relaxed);
+    handles.iter_mut().for_each(|handle| work(handle).expect("others are gone"));
+
+    // A fence of its own.
+    handles.truncate(2);
+    let stranger = Biased::new(tenant.cpu(), Counting { heavy: &other, fails: &fails });
+    assert_eq!(Biased::drain_all([&handles[0], &stranger, &handles[1]]), 3);
+    assert_eq!((heavy(&count), heavy(&other)), (2, 1));
+    drop((handles, stranger));
+    assert_eq!(free(), 64 * 512);
+}
+
 #[test]
 fn a_handle_at_work_and_those_who_drain_it_lose_nothing() {
     let table = Table::installed(2);
@@ -356,7 +433,8 @@ fn a_handle_at_work_and_those_who_drain_it_lose_nothing() {
     thread::scope(|threads| {
         let drain = || {
             while !end.load(Ordering::Relaxed) {
-                drains.fetch_add(u32::from(others.drain()), Ordering::Relaxed);
+                let drained = u32::from(others.drain()) + u32::from(Biased::drain_all([others]) == 1);
+                drains.fetch_add(drained, Ordering::Relaxed);
             }
         };
         // Also if something below fails.

@@ -1,8 +1,9 @@
-//! Helpers that tests of several crates share: how a test says that it cannot run here, and how it has a process for itself.
+//! Helpers that tests of several crates share: how a test says that it cannot run here, how it has a process for itself, and how
+//! it has a system call fail.
 
 use std::env;
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
 /// Written past the test harness, which shows nobody what a passing test prints.
@@ -12,7 +13,7 @@ pub fn skipped(reason: impl Display) {
     // In one piece and on a line of its own, for the harness writes at the same time.
     let line = format!("\nSKIPPED: {name}: {reason}\n");
     // Without a place to say it the test is skipped all the same.
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Set in a process that runs one test.
@@ -44,4 +45,40 @@ fn alone(test: &str) {
     println!("{said}");
     assert!(output.status.success(), "{test} failed in a process of its own, {}", output.status);
     assert!(said.contains("1 passed"), "{test} did not run");
+}
+
+/// Has a system call fail with this error from here on, on this thread and what it starts.
+///
+/// # Errors
+/// The kernel takes no filters, or not from this thread.
+pub fn deny(call: libc::c_long, error: i32) -> io::Result<()> {
+    refuse(call, None, error)
+}
+
+/// The same only of calls with one of these bits in the lower half of the argument of that number. It allocates nothing, and may be
+/// called between `fork` and `exec`.
+///
+/// # Errors
+/// As [`deny`].
+pub fn refuse(call: libc::c_long, with: Option<(u32, u32)>, error: i32) -> io::Result<()> {
+    let step = |code: u32, k, jt, jf| libc::sock_filter { code: code as u16, jt, jf, k };
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let (equal, has_bit) = (libc::BPF_JMP | libc::BPF_JEQ, libc::BPF_JMP | libc::BPF_JSET);
+    // Without such an argument: of the word that names the architecture, which has some bit.
+    let (word, bits) = with.map_or((4, u32::MAX), |(argument, bits)| (16 + 8 * argument, bits));
+    let mut filter = [
+        step(load, 0, 0, 0),
+        step(equal, call as u32, 0, 3),
+        step(load, word, 0, 0),
+        step(has_bit, bits, 0, 1),
+        step(libc::BPF_RET, libc::SECCOMP_RET_ERRNO | error as u32, 0, 0),
+        step(libc::BPF_RET, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: numbers, and a program that outlives the call.
+    let done = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -34,21 +34,25 @@ pub enum Status {
     Torn = -12,
 }
 
-/// The header's names.
-pub const STATUS: [(Status, &str); 13] = [
-    (Status::Ok, "LLFREE_AREA_OK"),
-    (Status::NoMemory, "LLFREE_AREA_ERR_NO_MEMORY"),
-    (Status::Argument, "LLFREE_AREA_ERR_ARGUMENT"),
-    (Status::Foreign, "LLFREE_AREA_ERR_FOREIGN"),
-    (Status::Forked, "LLFREE_AREA_ERR_FORKED"),
-    (Status::Registered, "LLFREE_AREA_ERR_REGISTERED"),
-    (Status::Keeper, "LLFREE_AREA_ERR_KEEPER"),
-    (Status::System, "LLFREE_AREA_ERR_SYSTEM"),
-    (Status::File, "LLFREE_AREA_ERR_FILE"),
-    (Status::Absent, "LLFREE_AREA_ERR_ABSENT"),
-    (Status::Exists, "LLFREE_AREA_ERR_EXISTS"),
-    (Status::InUse, "LLFREE_AREA_ERR_IN_USE"),
-    (Status::Torn, "LLFREE_AREA_ERR_TORN"),
+/// The header's names, and what they mean, for people.
+pub const STATUS: [(Status, &str, &CStr); 13] = [
+    (Status::Ok, "LLFREE_AREA_OK", c"all is well"),
+    (Status::NoMemory, "LLFREE_AREA_ERR_NO_MEMORY", c"out of memory: nothing as large is free side by side"),
+    (Status::Argument, "LLFREE_AREA_ERR_ARGUMENT", c"an argument that cannot be"),
+    (Status::Foreign, "LLFREE_AREA_ERR_FOREIGN", c"the memory belongs to others"),
+    (Status::Forked, "LLFREE_AREA_ERR_FORKED", c"a forked child does not have the area"),
+    (Status::Registered, "LLFREE_AREA_ERR_REGISTERED", c"a keeper takes memory back from the area"),
+    (Status::Keeper, "LLFREE_AREA_ERR_KEEPER", c"there is no keeper, or it refused"),
+    (Status::System, "LLFREE_AREA_ERR_SYSTEM", c"the kernel refused, or somebody wrote to the table"),
+    (Status::File, "LLFREE_AREA_ERR_FILE", c"the file cannot be used, or is no area"),
+    (Status::Absent, "LLFREE_AREA_ERR_ABSENT", c"there is no such file"),
+    (Status::Exists, "LLFREE_AREA_ERR_EXISTS", c"there is such a file already"),
+    (Status::InUse, "LLFREE_AREA_ERR_IN_USE", c"somebody has the file open as an area"),
+    (
+        Status::Torn,
+        "LLFREE_AREA_ERR_TORN",
+        c"the machine went down while the file was open; nothing in it can be relied on",
+    ),
 ];
 /// The header's flags.
 pub const FLAGS: [(u32, &str); 3] =
@@ -384,21 +388,6 @@ pub unsafe extern "C" fn llfree_registration_end(registration: *mut CRegistratio
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn llfree_area_strerror(status: i32) -> *const c_char {
-    let text = match STATUS.iter().map(|known| known.0).find(|known| *known as i32 == status) {
-        Some(Status::Ok) => c"all is well",
-        Some(Status::NoMemory) => c"out of memory: nothing as large is free side by side",
-        Some(Status::Argument) => c"an argument that cannot be",
-        Some(Status::Foreign) => c"the memory belongs to others",
-        Some(Status::Forked) => c"a forked child does not have the area",
-        Some(Status::Registered) => c"a keeper takes memory back from the area",
-        Some(Status::Keeper) => c"there is no keeper, or it refused",
-        Some(Status::System) => c"the kernel refused, or somebody wrote to the table",
-        Some(Status::File) => c"the file cannot be used, or is no area",
-        Some(Status::Absent) => c"there is no such file",
-        Some(Status::Exists) => c"there is such a file already",
-        Some(Status::InUse) => c"somebody has the file open as an area",
-        Some(Status::Torn) => c"the machine went down while the file was open; nothing in it can be relied on",
-        None => c"no such status",
-    };
-    text.as_ptr()
+    let known = STATUS.into_iter().find(|(known, ..)| *known as i32 == status);
+    known.map_or(c"no such status", |(.., text)| text).as_ptr()
 }

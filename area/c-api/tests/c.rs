@@ -66,7 +66,7 @@ fn every_function_does_from_c_what_the_header_says() {
     let mut assert = |what: &str, number: i64| {
         writeln!(program, "_Static_assert({what} == {number}, \"{what}\");").expect("memory");
     };
-    for (status, name) in STATUS {
+    for (status, name, _) in STATUS {
         assert(name, status as i64);
     }
     for (flag, name) in FLAGS {

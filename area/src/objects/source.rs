@@ -7,7 +7,7 @@ use super::cache::{CLASSES, Cache, List};
 use super::class::Class;
 use super::stats::{ClassStats, Histogram, Stats};
 use crate::error::{AllocError, FreeError};
-use crate::hand::{Grip, Taken, install};
+use crate::hand::{Flushed, Grip, Taken, install};
 use crate::reclaimer::{Flush, Status};
 use crate::space::Space;
 use llfree::run::Behind;
@@ -172,14 +172,11 @@ impl Source {
 }
 
 impl Flush for Source {
-    fn free_idle(&self) {
-        for cache in self.caches.iter() {
-            self.empty(cache, |class| cache.is_idle(class));
+    fn flush(&self, what: Flushed) {
+        match what {
+            Flushed::Idle => self.caches.iter().for_each(|cache| self.empty(cache, |class| cache.is_idle(class))),
+            Flushed::All => self.give_all_back(),
         }
-    }
-
-    fn free_all(&self) {
-        self.give_all_back();
     }
 }
 

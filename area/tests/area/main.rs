@@ -10,7 +10,7 @@ use llfree_area::{AllocError, Area, AreaError, Block, FreeError, MemoryKind, Ord
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use test_support::skipped;
+use test_support::{deny, skipped};
 
 const MIB: u64 = 1 << 20;
 const KINDS: [MemoryKind; 2] = [MemoryKind::Private, MemoryKind::MemoryFile];
@@ -245,39 +245,11 @@ fn an_address_space_that_is_limited_is_an_error() {
     assert!(child, "the address space was limited");
 }
 
-/// Has a system call fail from here on, with this error, and all else be allowed; whether that could be done.
-pub(crate) fn deny(call: libc::c_long, error: i32) -> bool {
-    refuse(call, None, error)
-}
-
-/// The same only of calls with one of these bits in the argument of that number.
-pub(crate) fn refuse(call: libc::c_long, with: Option<(u32, u32)>, error: i32) -> bool {
-    let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
-    let (load, equal, has_bit, ret) = (0x20, 0x15, 0x45, 0x06);
-    // Arguments are numbers of 64 bits, and the lower half comes first where this test runs.
-    let (argument, bits) = with.map_or((0, u32::MAX), |(argument, bits)| (16 + 8 * argument, bits));
-    let mut filter = [
-        step(load, 0, 0, 0),
-        step(equal, call as u32, 0, 3),
-        step(load, argument, 0, 0),
-        step(has_bit, bits, 0, 1),
-        step(ret, libc::SECCOMP_RET_ERRNO | error as u32, 0, 0),
-        step(ret, libc::SECCOMP_RET_ALLOW, 0, 0),
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: numbers, and a program that outlives the call.
-    let failed = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            + libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
-    };
-    failed == 0
-}
-
 #[test]
 fn memory_files_that_are_denied_are_an_error_and_private_memory_is_not() {
     let child = fork(|| {
         // Where filters are unavailable nothing is denied.
-        if !deny(libc::SYS_memfd_create, libc::EPERM) {
+        if deny(libc::SYS_memfd_create, libc::EPERM).is_err() {
             return true;
         }
         let build = |kind| Area::builder().size(4 * MIB).memory(kind).auto_reclaim(Switch(None)).build();

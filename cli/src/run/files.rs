@@ -6,7 +6,8 @@ use crate::file_kind::{must_be_regular, wait_from_now_on};
 use crate::roles::LOG_FLAGS;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use llfree_control::watch::watch;
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -73,6 +74,21 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
+/// Opens what the serial line is written to. A pipe must have a reader by then: one that may never come is not waited for, but
+/// the guest waits for what a reader who is there has not read yet.
+pub(super) fn open_for_serial(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let file = match rustix::fs::open(path, flags, Mode::from(0o640)) {
+        // So it is with devices that are not there and sockets, too.
+        Err(Errno::NXIO) if std::fs::metadata(path)?.file_type().is_fifo() => {
+            return Err(io::Error::other("nobody reads this pipe; start its reader first"));
+        }
+        opened => opened?,
+    };
+    wait_from_now_on(&file)?;
+    Ok(file)
+}
+
 /// Opens the log anew at each SIGHUP, on the event loop.
 pub(super) struct Reopen {
     signal: UnixStream,
@@ -137,5 +153,28 @@ impl Drop for PidFile {
         {
             log::warn!("cannot remove {}: {error}", self.0.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{fcntl_getfl, mknodat};
+
+    #[test]
+    fn a_pipe_for_the_serial_line_needs_a_reader_and_waits_for_it_later() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("pipe");
+        mknodat(CWD, &path, FileType::Fifo, 0o600.into(), 0).expect("a pipe");
+        let open = || open_for_serial(&path, OFlags::CREATE | OFlags::APPEND);
+        let error = open().expect_err("nobody reads it").to_string();
+        assert!(error.contains("nobody reads this pipe"), "{error}");
+        let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).expect("a pipe");
+        let port = open().expect("somebody reads it");
+        assert!(!fcntl_getfl(&port).expect("open").contains(OFlags::NONBLOCK), "no output is lost while it is full");
+        rustix::io::write(&port, b"boot").expect("room");
+        let mut got = [0; 8];
+        assert_eq!((&reader).read(&mut got).expect("it is there"), 4);
+        assert_eq!(&got[..4], b"boot");
     }
 }

@@ -27,6 +27,10 @@ impl Guardian {
         // SAFETY: what the child does are system calls on its own copies and its own stack.
         let child = unsafe { libc::fork() };
         if child == 0 {
+            // In a session of its own nobody's Ctrl-C and no kill of the VMM's group reaches it: not even one that comes before it has
+            // made its first step, on a machine that is busy.
+            // SAFETY: as above.
+            unsafe { libc::setsid() };
             // Only init has to reap a grandchild.
             // SAFETY: as above.
             if unsafe { libc::fork() } == 0 {
@@ -69,10 +73,8 @@ fn block_all() -> io::Result<libc::sigset_t> {
 /// The guardian's life. Its signals are blocked, SIGTTOU too: it may change a terminal that is not
 /// in front of it. Only system calls.
 fn watch(pipe: &PipeReader, terminal: RawFd, saved: &Termios, farewell: &[u8]) -> ! {
-    // SAFETY: system calls on descriptors of this process' own, and a string with an end. In a
-    // session of its own nobody's Ctrl-C and no kill of the VMM's group reaches it.
+    // SAFETY: system calls on descriptors of this process' own, and strings with an end.
     unsafe {
-        libc::setsid();
         libc::prctl(libc::PR_SET_NAME, c"llfree-tty".as_ptr());
         libc::chdir(c"/".as_ptr());
         // The pipe is above 2: std keeps 0 to 2 open.

@@ -11,7 +11,8 @@
  *
  * Threads: a llfree_table may be used by any number of threads at once. A llfree_cpu belongs to one
  * thread at a time; an interrupt handler needs one of its own, or calls llfree_alloc() and
- * llfree_free(), which need none.
+ * llfree_free(), which need none. A llfree_biased belongs to one thread at a time likewise, except that
+ * any thread may drain it.
  *
  * Every call checks what it can: null and misaligned pointers, handles that were never initialised
  * or are destroyed, orders, ranges, double frees. A pointer to anything else cannot be checked.
@@ -73,6 +74,8 @@ typedef int32_t llfree_status;
 #define LLFREE_REGION_ALIGN 64
 /* Frames that a handle holds back at most; to everybody else they are allocated. */
 #define LLFREE_HANDLE_FRAMES 192
+/* Handles that llfree_biased_drain() drains for one fence. */
+#define LLFREE_BIASED_TOGETHER 64
 
 /* What a new table says (llfree_init). */
 /* All memory is free, with memory behind it: a kernel's RAM. */
@@ -95,12 +98,15 @@ typedef int32_t llfree_status;
 
 #define LLFREE_TABLE_WORDS 32
 #define LLFREE_CPU_WORDS 256
+#define LLFREE_BIASED_WORDS 320
 #define LLFREE_HOST_WORDS 32
 
 /* A table, seen from this address space. Its contents are the library's. */
 typedef struct llfree_table { uint64_t words[LLFREE_TABLE_WORDS]; } llfree_table;
 /* One CPU's handle. */
 typedef struct llfree_cpu { uint64_t words[LLFREE_CPU_WORDS]; } llfree_cpu;
+/* One CPU's handle that others may drain. */
+typedef struct llfree_biased { uint64_t words[LLFREE_BIASED_WORDS]; } llfree_biased;
 /* The side that takes memory back. */
 typedef struct llfree_host { uint64_t words[LLFREE_HOST_WORDS]; } llfree_host;
 
@@ -170,6 +176,43 @@ llfree_status llfree_cpu_drain(llfree_cpu *cpu);
 
 /* Drains the handle and ends it; its memory is the caller's again. */
 llfree_status llfree_cpu_destroy(llfree_cpu *cpu);
+
+/* ---- A CPU's handle that others drain while its CPU sleeps --------------------------------- */
+
+/* What a sleeping CPU's handle caches is out of everybody's reach, as only its owner may use a
+ * llfree_cpu. Any thread may drain a llfree_biased: its owner says in each call that it is at work, which
+ * costs it next to nothing if others have a heavy fence, and goes without the handle while others drain
+ * it. Nobody waits for anybody. */
+
+/* Has every other thread or CPU that uses a handle made with this function and context pass a full memory
+ * fence: membarrier() with MEMBARRIER_CMD_PRIVATE_EXPEDITED in a process that has registered for it, an
+ * interrupt of the other CPUs in a kernel. Anything but 0 if it did not: then nothing is drained. It may
+ * be called by any thread that drains, by several at once, and calls nothing of this library. */
+typedef int (*llfree_fence_fn)(void *context);
+
+/* Makes a handle. Without heavy (NULL) each call of its owner has a full fence, which is all that drains
+ * need then. One that was initialised before is overwritten, as with llfree_cpu_init(). */
+llfree_status llfree_biased_init(llfree_biased *biased, const llfree_table *table, llfree_fence_fn heavy,
+                                 void *context);
+
+/* What llfree_cpu_alloc(), _alloc_class() and _free() do, for the owner: one thread at a time, and no
+ * interrupt handler on top of it. While others drain the handle they are llfree_alloc() and llfree_free(),
+ * which find no frame that it caches, and leave the class to the order. */
+llfree_status llfree_biased_alloc(llfree_biased *biased, uint32_t order, uint64_t *frame);
+llfree_status llfree_biased_alloc_class(llfree_biased *biased, uint32_t order, uint32_t class_number, uint64_t *frame);
+llfree_status llfree_biased_free(llfree_biased *biased, uint64_t frame, uint32_t order);
+
+/* Has count handles give the frames back that they cache, from any thread: each that its owner and others
+ * do not use at this moment, while the rest are left as they are. With only_idle only those that were not
+ * used since the last such call, once until they are used again: called every second it drains what slept
+ * for so long. Calls heavy once for LLFREE_BIASED_TOGETHER handles side by side that have the same function
+ * and context. *drained, unless it is null, is how many were drained, which may be none for LLFREE_OK.
+ * LLFREE_ERR_NULL, _POINTER or _HANDLE if handles or one of them is none: then nothing is drained. Nobody
+ * may destroy one of them meanwhile. */
+llfree_status llfree_biased_drain(llfree_biased *const *handles, size_t count, int only_idle, size_t *drained);
+
+/* Drains the handle and ends it, when nobody uses or drains it any more; its memory is the caller's again. */
+llfree_status llfree_biased_destroy(llfree_biased *biased);
 
 /* ---- The host: takes memory back ----------------------------------------------------------- */
 

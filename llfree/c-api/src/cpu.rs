@@ -45,10 +45,13 @@ pub unsafe extern "C" fn llfree_cpu_alloc_class(
     class_number: u32,
     frame: *mut u64,
 ) -> Status {
-    let class = || u8::try_from(class_number).ok().and_then(Class::new).ok_or(Status::Argument);
     // SAFETY: passed on.
-    let alloc = || unsafe { alloc(cpu, crate::table::order(order)?, class()?, frame) };
+    let alloc = || unsafe { alloc(cpu, crate::table::order(order)?, class(class_number)?, frame) };
     Status::of(alloc())
+}
+
+pub(crate) fn class(number: u32) -> Result<Class, Status> {
+    u8::try_from(number).ok().and_then(Class::new).ok_or(Status::Argument)
 }
 
 /// # Safety

@@ -10,14 +10,16 @@
 //! ```
 #![cfg_attr(llfree_freestanding, no_std)]
 
+mod biased;
 mod cpu;
 mod host;
 mod slot;
 mod status;
 mod table;
 
-use core::ffi::{CStr, c_char};
+use core::ffi::c_char;
 
+pub use biased::*;
 pub use cpu::*;
 pub use host::*;
 pub use slot::{Kind, Slot};
@@ -27,8 +29,8 @@ pub use table::*;
 /// The meaning of a status; never null.
 #[unsafe(no_mangle)]
 pub extern "C" fn llfree_strerror(status: i32) -> *const c_char {
-    let known = Status::ALL.into_iter().find(|(known, _)| *known as i32 == status);
-    known.map_or(c"no status of llfree", |(known, _)| -> &CStr { known.text() }).as_ptr()
+    let known = Status::ALL.into_iter().find(|(known, ..)| *known as i32 == status);
+    known.map_or(c"no status of llfree", |(.., text)| text).as_ptr()
 }
 
 #[cfg(llfree_freestanding)]

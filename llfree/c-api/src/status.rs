@@ -28,49 +28,34 @@ pub enum Status {
 }
 
 impl Status {
-    /// All of them, with their names in C.
-    pub const ALL: [(Self, &str); 17] = [
-        (Self::Ok, "LLFREE_OK"),
-        (Self::Evicted, "LLFREE_EVICTED"),
-        (Self::NoMemory, "LLFREE_ERR_NO_MEMORY"),
-        (Self::Range, "LLFREE_ERR_RANGE"),
-        (Self::Alignment, "LLFREE_ERR_ALIGNMENT"),
-        (Self::NotFree, "LLFREE_ERR_NOT_FREE"),
-        (Self::NotAllocated, "LLFREE_ERR_NOT_ALLOCATED"),
-        (Self::Corrupt, "LLFREE_ERR_CORRUPT"),
-        (Self::Argument, "LLFREE_ERR_ARGUMENT"),
-        (Self::Null, "LLFREE_ERR_NULL"),
-        (Self::Pointer, "LLFREE_ERR_POINTER"),
-        (Self::HugeFrames, "LLFREE_ERR_HUGE_FRAMES"),
-        (Self::Length, "LLFREE_ERR_LENGTH"),
-        (Self::Handle, "LLFREE_ERR_HANDLE"),
-        (Self::Busy, "LLFREE_ERR_BUSY"),
-        (Self::Refused, "LLFREE_ERR_REFUSED"),
-        (Self::Callback, "LLFREE_ERR_CALLBACK"),
+    /// All of them, with their names in C and what they mean, for people.
+    pub const ALL: [(Self, &str, &CStr); 17] = [
+        (Self::Ok, "LLFREE_OK", c"success"),
+        (Self::Evicted, "LLFREE_EVICTED", c"nothing is behind the block: have it installed and confirm it, or free it"),
+        (Self::NoMemory, "LLFREE_ERR_NO_MEMORY", c"out of memory: no free block of this order"),
+        (Self::Range, "LLFREE_ERR_RANGE", c"the block does not lie in the table"),
+        (Self::Alignment, "LLFREE_ERR_ALIGNMENT", c"a block of this order cannot start at this frame"),
+        (Self::NotFree, "LLFREE_ERR_NOT_FREE", c"a frame of the block has an owner, or the host holds it"),
+        (
+            Self::NotAllocated,
+            "LLFREE_ERR_NOT_ALLOCATED",
+            c"no such block is allocated: a double free, or another order",
+        ),
+        (
+            Self::Corrupt,
+            "LLFREE_ERR_CORRUPT",
+            c"a huge frame's words contradict each other: something overwrote the table",
+        ),
+        (Self::Argument, "LLFREE_ERR_ARGUMENT", c"no such order, class or initial state"),
+        (Self::Null, "LLFREE_ERR_NULL", c"a pointer is null"),
+        (Self::Pointer, "LLFREE_ERR_POINTER", c"a pointer is not aligned"),
+        (Self::HugeFrames, "LLFREE_ERR_HUGE_FRAMES", c"the number of huge frames is out of range"),
+        (Self::Length, "LLFREE_ERR_LENGTH", c"the region or the residency is too short"),
+        (Self::Handle, "LLFREE_ERR_HANDLE", c"the table, handle or host was not initialised, or is destroyed"),
+        (Self::Busy, "LLFREE_ERR_BUSY", c"another thread of the host is at this huge frame: try again"),
+        (Self::Refused, "LLFREE_ERR_REFUSED", c"the huge frame is not in a state to do this"),
+        (Self::Callback, "LLFREE_ERR_CALLBACK", c"the callback failed, and the huge frame is as it was"),
     ];
-
-    /// Its meaning, for people.
-    pub(crate) const fn text(self) -> &'static CStr {
-        match self {
-            Self::Ok => c"success",
-            Self::Evicted => c"nothing is behind the block: have it installed and confirm it, or free it",
-            Self::NoMemory => c"out of memory: no free block of this order",
-            Self::Range => c"the block does not lie in the table",
-            Self::Alignment => c"a block of this order cannot start at this frame",
-            Self::NotFree => c"a frame of the block has an owner, or the host holds it",
-            Self::NotAllocated => c"no such block is allocated: a double free, or another order",
-            Self::Corrupt => c"a huge frame's words contradict each other: something overwrote the table",
-            Self::Argument => c"no such order, class or initial state",
-            Self::Null => c"a pointer is null",
-            Self::Pointer => c"a pointer is not aligned",
-            Self::HugeFrames => c"the number of huge frames is out of range",
-            Self::Length => c"the region or the residency is too short",
-            Self::Handle => c"the table, handle or host was not initialised, or is destroyed",
-            Self::Busy => c"another thread of the host is at this huge frame: try again",
-            Self::Refused => c"the huge frame is not in a state to do this",
-            Self::Callback => c"the callback failed, and the huge frame is as it was",
-        }
-    }
 
     /// Both ends of a call whose failures are statuses already.
     pub(crate) fn of(result: Result<Self, Self>) -> Self {

@@ -1,6 +1,6 @@
 //! Programs in C against the static library, and the header against the library's own numbers.
 
-use llfree_c::{CStats, CpuSlot, HostSlot, INITIAL, Kind, Status, TableSlot};
+use llfree_c::{BiasedSlot, CStats, CpuSlot, HostSlot, INITIAL, Kind, Status, TableSlot};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::mem::offset_of;
@@ -9,10 +9,11 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 const HEADER: &str = include_str!("../include/llfree.h");
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     include_str!("../src/lib.rs"),
     include_str!("../src/table.rs"),
     include_str!("../src/cpu.rs"),
+    include_str!("../src/biased.rs"),
     include_str!("../src/host.rs"),
 ];
 
@@ -79,6 +80,15 @@ fn every_function_does_from_c_what_the_header_says() {
 }
 
 #[test]
+fn handles_of_sleeping_threads_are_drained_from_c() {
+    let Some(cc) = compiler() else { return };
+    let output = run(&cc, &here("tests/c/biased.c"), "biased");
+    if String::from_utf8_lossy(&output.stdout).contains("no membarrier") {
+        let _ = std::io::stderr().write_all(b"\nSKIPPED: the part with membarrier(2), which there is none of here\n");
+    }
+}
+
+#[test]
 fn the_example_runs() {
     let Some(cc) = compiler() else { return };
     let output = run(&cc, &here("examples/kernel.c"), "kernel");
@@ -88,7 +98,8 @@ fn the_example_runs() {
 
 /// The names and numbers that the header must have, according to the library.
 fn numbers() -> Vec<(String, i64)> {
-    let mut numbers: Vec<_> = Status::ALL.iter().map(|(status, name)| ((*name).to_owned(), *status as i64)).collect();
+    let mut numbers: Vec<_> =
+        Status::ALL.iter().map(|(status, name, _)| ((*name).to_owned(), *status as i64)).collect();
     for (number, initial) in INITIAL.iter().enumerate() {
         numbers.push((format!("LLFREE_INIT_{}", format!("{initial:?}").to_uppercase()), number as i64));
     }
@@ -101,12 +112,14 @@ fn numbers() -> Vec<(String, i64)> {
     add("MAX_HUGE_FRAMES", llfree::MAX_HUGE_FRAMES.into());
     add("REGION_ALIGN", llfree::Table::ALIGN as u64);
     add("HANDLE_FRAMES", llfree::HANDLE_FRAMES);
+    add("BIASED_TOGETHER", llfree::biased::TOGETHER as u64);
     add("CLASS_IMMOVABLE", llfree::Class::IMMOVABLE.get().into());
     add("CLASS_MOVABLE", llfree::Class::MOVABLE.get().into());
     add("CLASS_HUGE", llfree::Class::HUGE.get().into());
     add("CLASSES", llfree::class::CLASSES as u64);
     add("TABLE_WORDS", words::<TableSlot>());
     add("CPU_WORDS", words::<CpuSlot>());
+    add("BIASED_WORDS", words::<BiasedSlot>());
     add("HOST_WORDS", words::<HostSlot>());
     numbers
 }
@@ -169,9 +182,11 @@ fn types_have_the_layout_that_c_sees() {
     let sizes = [
         ("sizeof(llfree_table)", words::<TableSlot>() as usize * 8),
         ("sizeof(llfree_cpu)", words::<CpuSlot>() as usize * 8),
+        ("sizeof(llfree_biased)", words::<BiasedSlot>() as usize * 8),
         ("sizeof(llfree_host)", words::<HostSlot>() as usize * 8),
         ("sizeof(llfree_status)", size_of::<Status>()),
         ("sizeof(llfree_memory_fn)", size_of::<llfree_c::MemoryFn>()),
+        ("sizeof(llfree_fence_fn)", size_of::<llfree_c::FenceFn>()),
         ("sizeof(llfree_stats_t)", size_of::<CStats>()),
         ("offsetof(llfree_stats_t, frames)", offset_of!(CStats, frames)),
         ("offsetof(llfree_stats_t, free_frames)", offset_of!(CStats, free_frames)),
@@ -206,9 +221,9 @@ fn every_status_says_something_else() {
         // SAFETY: never null, and static.
         unsafe { std::ffi::CStr::from_ptr(llfree_c::llfree_strerror(status)) }.to_str().expect("ASCII")
     };
-    for (i, (status, name)) in Status::ALL.into_iter().enumerate() {
+    for (i, (status, name, _)) in Status::ALL.into_iter().enumerate() {
         assert!(!text(status as i32).is_empty());
-        for (other, other_name) in &Status::ALL[..i] {
+        for (other, other_name, _) in &Status::ALL[..i] {
             assert_ne!(text(status as i32), text(*other as i32), "{name} and {other_name}");
         }
     }

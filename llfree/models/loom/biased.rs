@@ -49,6 +49,35 @@ fn two_others_never_meet_and_what_is_used_is_left_alone() {
 }
 
 #[test]
+fn two_owners_never_meet_one_who_has_both_behind_one_fence() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    walk(&model, || {
+        let shared: Arc<[_; 2]> = Arc::new([0, 0].map(|count| Biased::new(count, FullFence)));
+        let others = shared.clone();
+        let others = thread::spawn(move || {
+            let mut had = [0; 2];
+            let count = Biased::try_with_each(&*others, |place, count| {
+                *count += 1;
+                had[place] += 1;
+            });
+            assert_eq!(count, had[0] + had[1], "as many as it says");
+            had
+        });
+        let owner = shared.clone();
+        // SAFETY: each has one owner.
+        let owner = thread::spawn(move || usize::from(unsafe { owner[1].with(|count| *count += 1) }.is_some()));
+        // SAFETY: as above.
+        let first = usize::from(unsafe { shared[0].with(|count| *count += 1) }.is_some());
+        let second = owner.join().expect("no panic");
+        let others = others.join().expect("no panic");
+        let mut counts = [0; 2];
+        let all = Biased::try_with_each(&*shared, |place, count| counts[place] = *count);
+        assert_eq!((all, counts), (2, [first + others[0], second + others[1]]), "no step is lost");
+    });
+}
+
+#[test]
 fn a_handle_that_others_drain_gives_each_frame_once() {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(2);

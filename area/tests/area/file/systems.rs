@@ -2,14 +2,13 @@
 
 use super::{MIB, builder, directories, fault};
 use crate::common::{dirty, fork, is_dirty};
-use crate::{deny, refuse};
 use llfree_area::{Area, FileFault};
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use test_support::{in_own_process, skipped};
+use test_support::{deny, in_own_process, refuse, skipped};
 
 /// `O_TMPFILE` without the `O_DIRECTORY` in it.
 const TMPFILE: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
@@ -52,13 +51,16 @@ fn where_no_file_can_be_without_a_name_it_has_one_and_loses_it_if_it_is_not_fini
             for error in [libc::EOPNOTSUPP, libc::EISDIR] {
                 let child = || {
                     // Where filters are unavailable nothing is denied.
-                    if !OPENS.iter().all(|(call, argument)| refuse(*call, Some((*argument, TMPFILE)), error)) {
+                    let refuse_open = |(call, argument): &(_, _)| refuse(*call, Some((*argument, TMPFILE)), error);
+                    if OPENS.iter().try_for_each(refuse_open).is_err() {
                         return true;
                     }
                     let kept = is_kept_at(&path) && matches!(fault(builder().create_at(&path)), FileFault::Exists);
                     let absent = path.with_extension("absent");
-                    deny(libc::SYS_fallocate, libc::EOPNOTSUPP);
-                    kept && matches!(fault(builder().create_at(&absent)), FileFault::CannotPunch(_)) && !absent.exists()
+                    deny(libc::SYS_fallocate, libc::EOPNOTSUPP).is_ok()
+                        && kept
+                        && matches!(fault(builder().create_at(&absent)), FileFault::CannotPunch(_))
+                        && !absent.exists()
                 };
                 assert!(fork(child), "{error}");
                 fs::remove_file(&path).expect("it was kept");

@@ -38,8 +38,8 @@ struct State {
     paused: bool,
     /// The thread ends when all is written.
     ended: bool,
-    /// The descriptor has failed for good.
-    broken: bool,
+    /// Nobody writes any more: the descriptor has failed for good, or the thread has ended.
+    over: bool,
     lost: u64,
 }
 
@@ -60,14 +60,14 @@ impl Output {
     /// Waits while the buffer is full and the VM runs.
     pub(super) fn wait_for_room(&self) {
         let state = self.state();
-        let full = |state: &mut State| !(state.has_room() || state.stopped || state.paused || state.broken);
+        let full = |state: &mut State| !(state.has_room() || state.stopped || state.paused || state.over);
         drop(self.changed.wait_while(state, full).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Adds bytes; after [`stop`](Self::stop) only as many as fit, and in a pause only up to a limit.
     pub(super) fn push(&self, bytes: &[u8]) {
         let mut state = self.state();
-        if state.broken || state.stopped && !state.has_room() || state.bytes.len() >= MOST_PAUSED {
+        if state.over || state.stopped && !state.has_room() || state.bytes.len() >= MOST_PAUSED {
             state.lost += bytes.len() as u64;
             return;
         }
@@ -98,10 +98,10 @@ impl Output {
         self.changed.notify_all();
     }
 
-    /// Ends the thread and waits for at most `patience`; returns how many bytes were lost or not written.
+    /// Ends the thread and waits for at most `patience`; returns how many bytes were lost or not written so far.
     pub(super) fn finish(&self, patience: Duration) -> u64 {
         self.end();
-        let unwritten = |state: &mut State| !state.broken && state.bytes.len() + state.writing > 0;
+        let unwritten = |state: &mut State| !state.over && state.bytes.len() + state.writing > 0;
         let waited = self.changed.wait_timeout_while(self.state(), patience, unwritten);
         let state = waited.unwrap_or_else(PoisonError::into_inner).0;
         state.lost + (state.bytes.len() + state.writing) as u64
@@ -114,6 +114,8 @@ impl Output {
             let waited = self.changed.wait_while(self.state(), idle);
             let mut state = waited.unwrap_or_else(PoisonError::into_inner);
             if state.bytes.is_empty() {
+                // What comes from here on is lost, and not waited for.
+                state.over = true;
                 return;
             }
             std::mem::swap(&mut state.bytes, &mut at_work);
@@ -140,7 +142,7 @@ impl Output {
         log::warn!("the guest's console output is discarded from here on: {error}");
         let mut state = self.state();
         state.lost += (state.bytes.len() + state.writing) as u64;
-        (state.broken, state.bytes, state.writing) = (true, Vec::new(), 0);
+        (state.over, state.bytes, state.writing) = (true, Vec::new(), 0);
         drop(state);
         self.changed.notify_all();
     }

@@ -326,6 +326,25 @@ fn what_was_said_last_is_written_at_the_end() {
 }
 
 #[test]
+fn what_is_said_after_the_end_is_lost_and_nobody_waits_for_it() {
+    let (serial, _out) = port();
+    assert_eq!(serial.finish(DEADLINE), 0);
+    // The thread ends soon.
+    let (told, ended) = mpsc::channel();
+    thread::spawn(move || {
+        let lost = loop {
+            serial.write(DATA, b'.');
+            let lost = serial.finish(Duration::MAX);
+            if lost > 0 {
+                break lost;
+            }
+        };
+        let _ = told.send(lost);
+    });
+    assert_eq!(ended.recv_timeout(DEADLINE), Ok(1), "nobody waits for a thread that has ended");
+}
+
+#[test]
 fn a_reader_that_goes_away_holds_up_nobody() {
     let (serial, out) = port();
     drop(out);
