@@ -218,12 +218,15 @@ impl<'a> Cpu<'a> {
         if order >= Order::ROW {
             return false;
         }
-        let (lower, first) = (&self.tenant.lower, frame.0 & !63);
-        if first == self.row.first.0 {
-            enter(lower, &mut self.row, frame, order)
+        let first = frame.0 & !63;
+        let row = if first == self.row.first.0 {
+            &mut self.row
+        } else if first == self.freed.first.0 && self.rest.is_empty() {
+            &mut self.freed
         } else {
-            first == self.freed.first.0 && self.rest.is_empty() && enter(lower, &mut self.freed, frame, order)
-        }
+            return false;
+        };
+        enter(&self.tenant.lower, row, frame, order)
     }
 
     /// A block that is large, lies in another row, or is not the caller's to free.
@@ -523,7 +526,8 @@ impl<'a> Cpu<'a> {
 }
 
 /// Puts a block of less than a row into a register that has its row; false, and nothing changed, if that cannot be right.
-#[inline]
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "frees into a register are as short as can be")]
 fn enter(lower: &Lower<'_>, row: &mut TakenRow, frame: FrameId, order: Order) -> bool {
     let mask = run_mask(order) << (frame.0 & 63);
     // Only frames that the lower level knows as taken, and that the row has not, may enter.
