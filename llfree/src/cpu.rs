@@ -2,7 +2,7 @@
 //!
 //! The fast path has no atomics. A handle takes all free frames of a row of 64 with one
 //! compare-and-swap on the entry and one on the row (or all of a huge frame that has no more than
-//! 64 left), and serves blocks of order 0 to 5 from a register; frees into that row go back the
+//! 64 left, or one of the last three), and serves blocks of order 0 to 5 from a register; frees into that row go back the
 //! same way. A free elsewhere goes straight to the table, unless it follows another one in its row:
 //! then the row gathers in a second register. A block of order 1 or more comes from where one of its order was freed
 //! lately, if there is such a place; what neither that nor a register serves is searched for. To everybody else frames in
@@ -367,11 +367,6 @@ impl<'a> Cpu<'a> {
             through = Some(next).filter(|tree| self.crowded.is_through(*tree));
         }
         let found = self.find(Query { through, ..Query::reserving(order, class) });
-        if found.is_none() && through.is_some() {
-            // Nobody's any more.
-            self.spot.home = through.unwrap_or_default();
-            self.spot.small[usize::from(class.get())] = None;
-        }
         self.crowded = Listed::NOTHING;
         if order == Order::BASE && found.is_some() {
             self.list_crowded(class);

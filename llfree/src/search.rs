@@ -228,6 +228,11 @@ impl Tenant<'_> {
         query: Query,
         mut grab: impl FnMut(HugeId) -> Option<T>,
     ) -> Option<T> {
+        if let Some(tree) = query.through {
+            self.leave_emptied(tree);
+            // Nobody's any more.
+            (spot.home, spot.small[usize::from(query.class.get())]) = (tree, None);
+        }
         let epoch = self.return_epoch.load(Ordering::Acquire);
         if self.refusal.stands(query.order, epoch) {
             return None;
@@ -236,9 +241,6 @@ impl Tenant<'_> {
             self.catch_up(spot, epoch);
         }
         let mut broken = Broken::default();
-        if let Some(tree) = query.through {
-            self.leave_emptied(tree);
-        }
         if query.single
             && let Some(tree) = spot.last_tree
         {
@@ -459,7 +461,7 @@ impl Tenant<'_> {
         spot.is_fresh = query.want(step) == Want::Installed;
         let old = spot.small[usize::from(class.get())].replace(huge).map(tree_of);
         if reserve {
-            self.leave(old.filter(|old| *old != tree && query.through != Some(*old)));
+            self.leave(old.filter(|old| *old != tree));
         }
         if reserve {
             // It is counted when we leave it. Another caller at our place may have left it already.

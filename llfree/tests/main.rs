@@ -17,6 +17,7 @@ mod allocator;
 mod corpus;
 mod every_entry;
 mod faults;
+mod full;
 mod handle;
 mod huge;
 mod kill;

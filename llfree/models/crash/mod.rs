@@ -371,6 +371,7 @@ enum Step {
     Give(u64, u8),
     TakeRow(u32),
     TakeRest(u32),
+    TakeOne(u32),
     GiveRow(u64, u64),
 }
 
@@ -412,6 +413,7 @@ fn two_parties_that_stop_at_any_two_steps_harm_nobody() {
         Step::Give(2048, 10),
         Step::TakeRow(0),
         Step::TakeRest(0),
+        Step::TakeOne(0),
         Step::GiveRow(128, !0),
     ];
     let mut crashes = 0u64;
@@ -454,6 +456,7 @@ impl Party {
     fn new(step: Step) -> Self {
         let in_flight = match step {
             Step::Take(_, o) | Step::TakeAt(_, o) | Step::Give(_, o) => order(o).frames(),
+            Step::TakeOne(_) => 1,
             Step::TakeRow(_) | Step::TakeRest(_) | Step::GiveRow(..) => 64,
         };
         Self { step, owned: BTreeMap::new(), huge: Vec::new(), in_flight }
@@ -493,6 +496,11 @@ impl Party {
                 let mut bits = [0; ROWS];
                 if lower.take_rest(HugeId(huge), 64, |row, taken| bits[row] |= taken).is_ok() {
                     self.owned.extend(bits.into_iter().enumerate().map(|(i, bits)| (huge as usize * ROWS + i, bits)));
+                }
+            }
+            Step::TakeOne(huge) => {
+                if let Ok((taken, _)) = lower.take_one(HugeId(huge)) {
+                    self.own(taken.frame, Order::BASE);
                 }
             }
             Step::GiveRow(first, bits) => drop(lower.give_row(FrameId(first), bits)),

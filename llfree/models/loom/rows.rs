@@ -165,6 +165,23 @@ fn one_of_two_frames_against_a_taker() {
     }
 }
 
+/// As a handle does: where somebody else is at work it tries the way that waits for nobody.
+#[test]
+fn what_others_leave_alone_is_found() {
+    race(
+        || Table::one_row(0b111),
+        |t| {
+            let one = take_one(t);
+            if one == 0 { take(t, 0) } else { one }
+        },
+        |t| t.lower().take_at(FrameId(0), order(0)).is_ok() && t.lower().give_in_row(FrameId(0), order(0)).is_some(),
+        |t, one, _| {
+            assert!(one != 0, "two were free all the time");
+            disjoint(t, 0b111, 0, one, 0);
+        },
+    );
+}
+
 #[test]
 fn one_frame_against_give() {
     race(

@@ -58,7 +58,10 @@ impl Cpu<'_> {
         if self.tenant.entry(huge)?.free() > FEW_FRAMES {
             return self.take_rest(huge, class);
         }
-        let (taken, has_more) = self.tenant.noted(huge, self.tenant.lower.take_one(huge))?;
+        let Some((taken, has_more)) = self.tenant.noted(huge, self.tenant.lower.take_one(huge)) else {
+            // Others are at work here, and what they leave alone is free all the time.
+            return self.tenant.grab(huge, Order::BASE);
+        };
         if self.crowded.is_of(tree_of(huge)) {
             self.crowded.again(huge, has_more);
         }
@@ -92,8 +95,12 @@ impl Cpu<'_> {
     pub(super) fn enter_next(&mut self, tree: u32, class: Class) -> Option<u32> {
         let (tenant, query, next) = (self.tenant, Query::reserving(Order::BASE, class), tree + 1);
         let may = |hint: TreeHint| !hint.is_reserved() && query.step_of(&tenant, hint) <= SMALL_PARTIAL;
-        let is_near = self.spot.vicinity.has(next, tenant.trees.len());
-        if self.spot.few_searches == 0 || !is_near || next >= tenant.trees.len() || !may(tenant.trees.get(next)) {
+        let is_near = next < tenant.trees.len() && self.spot.vicinity.has(next, tenant.trees.len());
+        if self.spot.few_searches == 0 || !is_near || !may(tenant.trees.get(next)) {
+            return None;
+        }
+        // What was freed here meanwhile is as good, and near.
+        if !tenant.lower.glance(tree).has_nothing() {
             return None;
         }
         if !may(tenant.trees.change(next, |hint| if may(hint) { hint.reserved(true) } else { hint }).0) {

@@ -56,15 +56,22 @@ impl Rest {
         self.frames.get(usize::from(len)).copied()
     }
 
-    /// The last ones that lie in one row, and the row.
+    /// All that lie in the row of the last one, and the row.
     pub(super) fn pop_row(&mut self) -> Option<(usize, u64)> {
-        let row_of = |frame: &u16| usize::from(*frame) / ROW_FRAMES;
-        let row = self.listed().last().map(row_of)?;
-        let mut bits = 0;
-        while let Some(frame) = self.listed().last().copied().filter(|frame| row_of(frame) == row) {
-            bits |= 1 << (usize::from(frame) % ROW_FRAMES);
-            self.len -= 1;
+        let row_of = |frame: u16| usize::from(frame) / ROW_FRAMES;
+        let row = row_of(*self.listed().last()?);
+        let (mut bits, mut len) = (0, 0);
+        // Where others took some as well, a row may have been added to twice.
+        for at in 0..self.len() {
+            let frame = *self.frames.get(at)?;
+            if row_of(frame) == row {
+                bits |= 1 << (usize::from(frame) % ROW_FRAMES);
+            } else {
+                *self.frames.get_mut(len)? = frame;
+                len += 1;
+            }
         }
+        self.len = len as u8;
         Some((row, bits))
     }
 
@@ -112,6 +119,15 @@ mod tests {
             assert_eq!(rest.pop_row(), Some((row, rows[row])));
         }
         assert_eq!(rest.pop_row(), None);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_row_that_was_added_to_twice() {
+        let mut rest = Rest::NOTHING;
+        (0..ROWS).for_each(|row| rest.push(row, 1));
+        rest.push(3, 2);
+        assert_eq!(rest.pop_row(), Some((3, 3)));
+        assert!(rest.len() == ROWS - 1 && !rest.has_any(&(3 * ROW_FRAMES..4 * ROW_FRAMES)));
     }
 
     #[test]

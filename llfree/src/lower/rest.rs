@@ -1,4 +1,4 @@
-//! The last frames of a huge frame, all at once.
+//! The last frames of a huge frame, all at once or, of few, one by one.
 
 use super::{FOREVER, Lower, ROW_PASSES, transition};
 use crate::row::ROW_FRAMES;
