@@ -3,7 +3,7 @@
 use crate::child::Other;
 use crate::log::lockdep_is_on;
 use crate::row::{Outcome, check};
-use crate::system::{Group, SmallPages, areas, available_mib, hog, killed};
+use crate::system::{Group, SmallPages, area_number, areas, available_mib, hog, killed};
 
 fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
@@ -138,14 +138,20 @@ pub(crate) fn behind_another() -> Outcome {
 pub(crate) fn slowly() -> Outcome {
     let group = limited()?;
     let mut tenant = goes_slowly(&group)?;
+    let start = || Other::start(2, "all", "nobody", Some(&group));
+    let (mut one, mut other) = (start()?, start()?);
+    // Below the limit, with the page tables of all those mappings; both come to it next.
+    one.ask("grow 30")?;
+    other.ask("grow 30")?;
     let both = std::thread::scope(|scope| {
-        let other = scope.spawn(|| hog(90, Some(&group)));
-        let one = hog(90, Some(&group));
-        Ok::<_, String>((one?, other.join().map_err(|_| "panicked")??))
+        let other = scope.spawn(|| other.ask("grow 65"));
+        let one = one.ask("grow 65");
+        Ok::<_, String>((one, other.join().map_err(|_| "panicked")?))
     })?;
-    expect(both == (true, true), || format!("had: {both:?}; {}", areas()))?;
+    expect(both.0.is_ok() && both.1.is_ok(), || format!("had: {both:?}; {}", areas()))?;
     tenant.ask("verify")?;
     let (evicted, busy) = (tenant.number("evicted")?, tenant.number("busy")?);
+    expect(evicted > 0, || "nothing was taken back".to_owned())?;
     Ok(format!("{evicted} frames; {busy} times busy"))
 }
 
@@ -154,13 +160,18 @@ pub(crate) fn asked_slowly() -> Outcome {
     let group = limited()?;
     let mut tenant = goes_slowly(&group)?;
     let mut other = Other::start(2, "all", "nobody", Some(&group))?;
-    other.ask("grow 110")?;
+    other.ask("grow 60")?;
+    let pid = tenant.pid();
     let (taken, had) = std::thread::scope(|scope| {
         let asked = scope.spawn(|| tenant.number("reclaim 1024"));
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        let had = other.ask("grow 80");
+        // In the middle of it: after the first batch there are others.
+        while area_number(pid, "freed_pages") == 0 && !asked.is_finished() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let had = other.ask("grow 130");
         Ok::<_, String>((asked.join().map_err(|_| "panicked")??, had))
     })?;
+    expect(taken > 0, || "nothing was taken when asked".to_owned())?;
     expect(had.is_ok(), || format!("{had:?}; {taken} frames when asked; {}", areas()))?;
     tenant.ask("verify")?;
     let busy = tenant.number("busy")?;
