@@ -259,7 +259,7 @@ static struct area *area_new(const struct llfree_attach *words)
 	if (!area)
 		return ERR_PTR(ret);
 	kref_init(&area->ref);
-	area->in_vain = jiffies - HZ;
+	area->for_scan.at = area->for_look.at = jiffies - HZ;
 	mutex_init(&area->lock);
 	/* An idle machine is not woken for it. */
 	INIT_DEFERRABLE_WORK(&area->look, look);

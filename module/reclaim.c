@@ -29,8 +29,8 @@
 #define LOOKS_A_COUNT		6
 #define KICK_INTERVAL		(HZ / 10)
 /*
- * How long a call waits for others, in jiffies: for those that take nothing
- * meanwhile and are no reclaim, and in all.
+ * How long a call waits for others, in sleeps of a tick, which last up to two:
+ * for those that take nothing meanwhile and are no reclaim, and in all.
  */
 #define PATIENCE		(HZ / 10)
 #define LONG_PATIENCE		HZ
@@ -91,7 +91,7 @@ struct scan {
 	unsigned long freed;	/* pages */
 	u32 frames[BATCH];
 	unsigned int held;
-	unsigned int patience, long_patience;	/* ticks */
+	unsigned int patience, long_patience;	/* sleeps, of all areas */
 	unsigned long freed_by_others;	/* pages, while it waited */
 };
 
@@ -154,13 +154,15 @@ static u32 next_old(struct area *area, u32 start, u32 i)
 
 /*
  * First what was free for long, then all: with little pressure only the former
- * is ever reached. Bounded by the chunks that may be looked at, and by a bit for
- * each of the others.
+ * is ever reached. Bounded by the chunks that may be looked at, and by a bit
+ * for each of the others. Whether it is the shrinker's or the device was asked
+ * for it, other reclaim waits for it.
  */
 static void scan_area(struct area *area, struct scan *scan)
 {
 	unsigned int pass, i;
 
+	WRITE_ONCE(area->reclaims, true);
 	for (pass = 0; pass < 2; pass++) {
 		u32 start = area->cursor;
 
@@ -181,6 +183,7 @@ static void scan_area(struct area *area, struct scan *scan)
 		}
 		settle(area, scan);
 	}
+	WRITE_ONCE(area->reclaims, false);
 }
 
 /* --- The shrinker --- */
@@ -308,52 +311,75 @@ static u64 progress(struct area *area)
 	return READ_ONCE(area->stats.freed_pages);
 }
 
-/* Somebody waited in vain a moment ago, and nothing was taken since. */
+/* A moment ago, and nothing was taken since. */
+static bool was_in_vain(struct area *area, const struct in_vain *wait)
+{
+	return time_before(jiffies, READ_ONCE(wait->at) + HZ) &&
+	       READ_ONCE(wait->progress) == progress(area);
+}
+
+static void note_in_vain(struct in_vain *wait, u64 progress)
+{
+	WRITE_ONCE(wait->progress, progress);
+	WRITE_ONCE(wait->at, jiffies);
+}
+
+/* Who waited in vain for a look says nothing of a scan that is there by now. */
 static bool is_hopeless(struct area *area)
 {
-	return time_before(jiffies, READ_ONCE(area->in_vain) + HZ) &&
-	       READ_ONCE(area->in_vain_at) == progress(area);
+	return was_in_vain(area, &area->for_scan) ||
+	       (!READ_ONCE(area->reclaims) &&
+		was_in_vain(area, &area->for_look));
 }
 
 /*
- * Whoever has the area takes memory from it or looks at it, and as a rule is done
- * soon: reclaim that finds all busy for that must not pass for one that finds
- * nothing, for next somebody is killed. What comes free while it waits counts as
- * its own: reclaim without progress does not even look whether there is memory
- * by now. With a batch it waits no longer. Another reclaim is waited for also
- * while it takes nothing yet: the process may have mapped its memory at thousands
- * of places, and who gives up early gives up again at once, and has somebody
- * killed before that one is done. Only who lets swap go may wait for folios, and
- * is never waited for. A process that keeps its area busy and takes nothing, or
- * cannot run while it has it, costs one wait a second.
+ * Whoever has the area takes memory from it or looks at it, and as a rule is
+ * done soon: reclaim that finds all busy for that must not pass for one that
+ * finds nothing, for next somebody is killed. What comes free while it waits
+ * counts as its own: reclaim without progress does not even look whether there
+ * is memory by now. With a batch it waits no longer. Another scan is waited
+ * for also while it takes nothing yet: the process may have mapped its memory
+ * at thousands of places, and who gives up early gives up again at once, and
+ * has somebody killed before that one is done. Only who lets swap go may wait
+ * for folios, and is never waited for.
+ *
+ * A call spends no more than its patience, whatever becomes of the areas that
+ * it comes to. Where all of one limit was spent on one area in vain, others
+ * pass that one over for a second: a process that keeps its area busy and
+ * takes nothing, or cannot run while it has it, costs one wait a second.
  */
 static bool lock_area(struct area *area, struct scan *scan)
 {
 	u64 first = progress(area), before = first, after;
-	bool locked, slept = false;
+	/* Sleeps here: in a row for no scan and without progress, and all. */
+	unsigned int idle = 0, all = 0;
+	bool locked;
 
 	while (!(locked = mutex_trylock(&area->lock))) {
 		if (!scan->patience || !scan->long_patience ||
 		    READ_ONCE(area->waits) || fatal_signal_pending(current) ||
 		    before - first >= BATCH * LLFREE_PAGES ||
-		    (!slept && is_hopeless(area)))
+		    (!all && is_hopeless(area)))
 			break;
 		/* While it unmaps a batch nothing comes free yet. */
-		if (!READ_ONCE(area->reclaims))
+		if (!READ_ONCE(area->reclaims)) {
 			scan->patience--;
+			idle++;
+		}
 		scan->long_patience--;
-		slept = true;
+		all++;
 		schedule_timeout_uninterruptible(1);
 		after = progress(area);
-		if (after != before)
+		if (after != before) {
 			scan->patience = PATIENCE;
+			idle = 0;
+		}
 		before = after;
 	}
-	if (slept && !locked &&
-	    (!scan->patience || (!scan->long_patience && before == first))) {
-		WRITE_ONCE(area->in_vain_at, before);
-		WRITE_ONCE(area->in_vain, jiffies);
-	}
+	if (!locked && idle == PATIENCE)
+		note_in_vain(&area->for_look, before);
+	if (!locked && all == LONG_PATIENCE && before == first)
+		note_in_vain(&area->for_scan, before);
 	scan->freed_by_others += before - first;
 	return locked;
 }
@@ -385,10 +411,8 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 		area = place->area;
 		if (lock_area(area, &scan)) {
 			scan.place = place;
-			WRITE_ONCE(area->reclaims, true);
 			if (!area->dead)
 				scan_area(area, &scan);
-			WRITE_ONCE(area->reclaims, false);
 			mutex_unlock(&area->lock);
 		} else {
 			atomic64_inc(&area->busy);

@@ -59,6 +59,12 @@ struct place {
 	atomic_long_t here;
 };
 
+/* When reclaim last waited in vain, and how many pages were freed by then. */
+struct in_vain {
+	unsigned long at;
+	u64 progress;
+};
+
 struct area {
 	struct kref ref;
 	/*
@@ -68,9 +74,11 @@ struct area {
 	struct mutex lock;
 	bool waits;		/* changed with lock */
 	bool reclaims;		/* changed with lock: a scan has it */
-	/* When reclaim last waited for it in vain, and what it had freed then. */
-	unsigned long in_vain;
-	u64 in_vain_at;
+	/*
+	 * For a scan, all of a call's patience; for who was none, the short one.
+	 * Written without a lock: in doubt somebody waits once more, or less.
+	 */
+	struct in_vain for_scan, for_look;
 	bool dead;		/* guarded by lock */
 	u32 huge_frames;
 	u32 nr_chunks;

@@ -236,6 +236,7 @@ impl Drop for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::mem::offset_of;
 
     #[test]
     fn what_stays_free_is_the_least_that_was_seen() {
@@ -266,6 +267,39 @@ mod tests {
     #[test]
     fn words_are_those_of_the_header() {
         let header = include_str!("../../module/llfree.h");
+        // The words of a structure, and where each begins: none is padded.
+        let words = |name: &str| {
+            let body = header.split_once(&format!("struct {name} {{\n")).and_then(|(_, rest)| rest.split_once("};"));
+            let lines = body.expect("the structure").0.lines().map(str::trim_start);
+            let mut at = 0;
+            let words = lines.filter_map(|line| {
+                let (kind, rest) = line.split_once(['\t', ' '])?;
+                let bytes = match kind {
+                    "__u32" | "__s32" => 4,
+                    "__u64" => 8,
+                    _ => return None,
+                };
+                let word = rest.split_once(';')?.0;
+                let (word, count) = word.split_once('[').unwrap_or((word, "1]"));
+                let start = at;
+                at += bytes * count.trim_end_matches(']').parse::<usize>().ok()?;
+                Some((word.to_owned(), start))
+            });
+            words.collect::<Vec<_>>()
+        };
+        macro_rules! ours {
+            ($name:ty, $($word:ident)*) => {
+                vec![$((stringify!($word).to_owned(), offset_of!($name, $word))),*]
+            };
+        }
+        assert_eq!(
+            words("llfree_attach"),
+            ours!(AttachWords, version memory huge_frames flags entries marks return_epoch reserved)
+        );
+        assert_eq!(
+            words("llfree_status"),
+            ours!(KernelStatus, huge_frames free evicted freed_pages kept broken swapped batches discard_ns busy reserved)
+        );
         assert!(header.contains(&format!("#define LLFREE_VERSION\t\t{VERSION}")));
         assert_eq!((size_of::<AttachWords>(), size_of::<KernelStatus>()), (56, 128));
         assert_eq!((ATTACH, STATUS, RECLAIM, DETACH), (0x4038_4c80, 0x8080_4c81, 0xc008_4c82, 0x4c83));

@@ -48,7 +48,7 @@ fn compare(mib: u64, times: [Vec<f64>; 3]) -> Outcome {
          (ratio {ratio:.2}), {STEP} at once {batched} (ratio {:.2})",
         by_module.median() / batched.median()
     );
-    let is_cheap = ratio <= 1.2 || by_module.median() - single.median() <= 10.0;
+    let is_cheap = ratio <= 1.2 && by_module.median() - single.median() <= 10.0;
     if steps > 0 && is_cheap { Ok(what) } else { Err(what) }
 }
 

@@ -3,7 +3,7 @@
 use crate::child::Other;
 use crate::log::lockdep_is_on;
 use crate::row::{Outcome, check};
-use crate::system::{Group, SmallPages, areas, available_mib, hog, killed};
+use crate::system::{Group, SmallPages, area_number, areas, available_mib, hog, killed};
 
 fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
@@ -57,10 +57,15 @@ pub(crate) fn without_swap(failures: &mut u32, compared: bool) {
         has_it_not("nobody", 192, 160, Some(&limited()?))
     });
     check(failures, "memory.max with it: nobody is", || has_it("kernel", 192, 160, Some(&limited()?)));
+    if compared {
+        check(failures, "memory.high without the module: it stays above that", || {
+            let (_group, _tenant, left) = lowered("nobody")?;
+            expect(left >= 192, || format!("{left} MiB"))?;
+            Ok(format!("{left} MiB"))
+        });
+    }
     check(failures, "memory.high: the next allocations bring it below that", || {
-        let group = Group::new("high", &[("memory.high", 1024), ("memory.swap.max", 0)])?;
-        let mut tenant = Other::start(192, "8", "kernel", Some(&group))?;
-        group.write("memory.high", "100663296")?;
+        let (group, mut tenant, _) = lowered("kernel")?;
         expect(hog(16, Some(&group))?, || "killed".to_owned())?;
         tenant.ask("verify")?;
         let (left, high) = (group.mib("memory.current"), group.number("memory.events", "high"));
@@ -95,6 +100,16 @@ pub(crate) fn without_swap(failures: &mut u32, compared: bool) {
     });
     check(failures, "the same behind another area that is all in use", behind_another);
     check(failures, "two want at once what goes slowly: nobody is killed", slowly);
+    check(failures, "the same while the process asks for it: nobody is killed", asked_slowly);
+}
+
+/// A cgroup whose `memory.high` is lowered to half of what an area has there, and what it has then.
+fn lowered(by: &str) -> Result<(Group, Other, u64), String> {
+    let group = Group::new("high", &[("memory.high", 1024), ("memory.swap.max", 0)])?;
+    let tenant = Other::start(192, "8", by, Some(&group))?;
+    group.write("memory.high", "100663296")?;
+    let left = group.mib("memory.current");
+    Ok((group, tenant, left))
 }
 
 /// So that a cgroup at its limit finds what one of two areas has freed a moment ago.
@@ -122,19 +137,54 @@ pub(crate) fn behind_another() -> Outcome {
 /// other is not killed.
 pub(crate) fn slowly() -> Outcome {
     let group = limited()?;
-    let small = SmallPages::new()?;
-    let mut tenant = Other::start(128, "8", "kernel", Some(&group))?;
-    drop(small);
-    tenant.ask(&format!("map {}", mappings()))?;
+    let mut tenant = goes_slowly(&group)?;
+    let start = || Other::start(2, "all", "nobody", Some(&group));
+    let (mut one, mut other) = (start()?, start()?);
+    // Below the limit, with the page tables of all those mappings; both come to it next.
+    one.ask("grow 30")?;
+    other.ask("grow 30")?;
     let both = std::thread::scope(|scope| {
-        let other = scope.spawn(|| hog(90, Some(&group)));
-        let one = hog(90, Some(&group));
-        Ok::<_, String>((one?, other.join().map_err(|_| "panicked")??))
+        let other = scope.spawn(|| other.ask("grow 65"));
+        let one = one.ask("grow 65");
+        Ok::<_, String>((one, other.join().map_err(|_| "panicked")?))
     })?;
-    expect(both == (true, true), || format!("had: {both:?}; {}", areas()))?;
+    expect(both.0.is_ok() && both.1.is_ok(), || format!("had: {both:?}; {}", areas()))?;
     tenant.ask("verify")?;
     let (evicted, busy) = (tenant.number("evicted")?, tenant.number("busy")?);
+    expect(evicted > 0, || "nothing was taken back".to_owned())?;
     Ok(format!("{evicted} frames; {busy} times busy"))
+}
+
+/// One wants it while the process itself has it taken: by the device, which is reclaim as any other.
+pub(crate) fn asked_slowly() -> Outcome {
+    let group = limited()?;
+    let mut tenant = goes_slowly(&group)?;
+    let mut other = Other::start(2, "all", "nobody", Some(&group))?;
+    other.ask("grow 60")?;
+    let pid = tenant.pid();
+    let (taken, had) = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| tenant.number("reclaim 1024"));
+        // In the middle of it: after the first batch there are others.
+        while area_number(pid, "freed_pages") == 0 && !asked.is_finished() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let had = other.ask("grow 130");
+        Ok::<_, String>((asked.join().map_err(|_| "panicked")??, had))
+    })?;
+    expect(taken > 0, || "nothing was taken when asked".to_owned())?;
+    expect(had.is_ok(), || format!("{had:?}; {taken} frames when asked; {}", areas()))?;
+    tenant.ask("verify")?;
+    let busy = tenant.number("busy")?;
+    Ok(format!("{taken} frames when asked; {busy} times busy"))
+}
+
+/// An area in small pages, 7/8 of it free, of which each page is mapped at many places.
+fn goes_slowly(group: &Group) -> Result<Other, String> {
+    let small = SmallPages::new()?;
+    let mut tenant = Other::start(128, "8", "kernel", Some(group))?;
+    drop(small);
+    tenant.ask(&format!("map {}", mappings()))?;
+    Ok(tenant)
 }
 
 /// As many more mappings as have a kernel in an emulated machine unmap a batch for more than 0.1 s, and less than the second for

@@ -107,6 +107,7 @@ pub(crate) fn no_system_calls() -> ExitCode {
     const ROUNDS: u64 = 20_000;
     const FRAMES: u64 = 50;
     let Ok(tenant) = Tenant::new(128, true) else { return ExitCode::FAILURE };
+    let orders = [Order::HUGE, Order::BASE, Order::HUGE, Order::new(3).unwrap_or(Order::BASE)];
     let (area, done, over) = (&tenant.area, &AtomicU64::new(0), &AtomicBool::new(false));
     std::thread::scope(|scope| {
         let mut handle = area.handle();
@@ -116,8 +117,11 @@ pub(crate) fn no_system_calls() -> ExitCode {
             if unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) } != 0 {
                 return;
             }
-            while !over.load(Relaxed) {
-                let Ok(block) = handle.alloc(Order::HUGE) else { break };
+            for order in orders.into_iter().cycle() {
+                if over.load(Relaxed) {
+                    break;
+                }
+                let Ok(block) = handle.alloc(order) else { break };
                 tenant::words_mut(&block)[0] = 1;
                 if handle.free(block).is_err() {
                     break;

@@ -134,6 +134,13 @@ pub(crate) fn attached() -> usize {
     areas().lines().filter(|line| line.starts_with("pid ")).count()
 }
 
+/// A number of a process's area.
+pub(crate) fn area_number(pid: u32, name: &str) -> u64 {
+    let areas = areas();
+    let of_process = areas.lines().find(|line| line.starts_with(&format!("pid {pid} ")));
+    of_process.map_or(0, |line| number(line, name))
+}
+
 pub(crate) fn module_number(name: &str) -> u64 {
     number(areas().lines().next().unwrap_or_default(), name)
 }

@@ -2,7 +2,7 @@
 
 // The library has the C file.
 use llfree_module_check as _;
-use shared_layout::HugeEntry;
+use shared_layout::{FRAMES_PER_HUGE, HugeEntry};
 
 #[link(name = "llfree-module-entry", kind = "static")]
 unsafe extern "C" {
@@ -55,9 +55,9 @@ fn every_transition_of_the_module_is_the_one_of_the_table() {
     }
 }
 
-/// The patch of the kernel has the same bits, under the same names.
+/// Sizes and bits are the table's, and the patch of the kernel has the same bits, under the same names.
 #[test]
-fn both_of_our_kernel_headers_have_the_same_bits() {
+fn both_of_our_kernel_headers_have_the_bits_of_the_table() {
     let bits = |header: &str| -> Vec<_> {
         let number = |line: &str| {
             let mut words = line.strip_prefix("#define ")?.split_whitespace();
@@ -66,7 +66,14 @@ fn both_of_our_kernel_headers_have_the_same_bits() {
         };
         header.lines().filter_map(number).filter(|(name, _)| name.starts_with("LLFREE_")).collect()
     };
-    let of_module = bits(include_str!("../../llfree_entry.h"));
-    assert_eq!(of_module.len(), 4);
+    let header = include_str!("../../llfree_entry.h");
+    let of_module = bits(header);
+    let [free, huge] = [HugeEntry::FREE_INSTALLED, HugeEntry::HUGE_INSTALLED].map(HugeEntry::bits);
+    let evicted = HugeEntry::FREE_EVICTED.bits() ^ free;
+    let held = HugeEntry::FREE_EVICTED.hold().map_or(0, HugeEntry::bits) ^ evicted;
+    let of_table = [("LLFREE_FREE", free), ("LLFREE_HUGE", huge), ("LLFREE_EVICTED", evicted), ("LLFREE_HELD", held)];
+    assert_eq!(of_module, of_table.map(|(name, bits)| (name.to_owned(), bits)));
+    assert!(header.contains(&format!("#define LLFREE_ORDER\t\t{}\n", FRAMES_PER_HUGE.ilog2())));
+    assert!(header.contains("typedef uint16_t u16;") && size_of::<HugeEntry>() == 2);
     assert_eq!(of_module, bits(include_str!("../../../images/linux/kernel/mm/llfree.h")));
 }
