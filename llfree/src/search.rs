@@ -357,6 +357,8 @@ impl Tenant<'_> {
             let looking = self.refusal.begin(order, epoch);
             let (mut certain, mut may_return, mut came_free) = (true, false, false);
             for tree in 0..self.trees.len() {
+                // Before the look: what comes free after that finds no promise either, and withdraws.
+                let is_promised = !self.trees.get(tree).offer(order).is_none();
                 let glance = self.lower.glance(tree);
                 // Free huge frames that are no pair: the host may hold one and give it back.
                 may_return |= glance.has_held() || order == Order::MAX && glance.has_all_free();
@@ -365,7 +367,7 @@ impl Tenant<'_> {
                     Order::HUGE => glance.has_all_free(),
                     _ => glance.may_fit(order) && self.entries_of(tree).fits(order),
                 };
-                if !may_serve && self.trees.get(tree).offer(order).is_none() {
+                if !may_serve && !is_promised {
                     continue;
                 }
                 let wants: &[Want] = if order.is_huge() { &[Want::Free] } else { &[Want::Crowded, Want::Free] };
@@ -381,13 +383,10 @@ impl Tenant<'_> {
                         return Some(found);
                     }
                 }
-                if self.trees.get(tree).offer(order).is_none() {
-                    continue;
-                }
+                // Others may be at work here.
+                certain &= self.trees.get(tree).offer(order).is_none();
                 // What came free here since, under a promise that was there before, withdrew nothing.
                 came_free |= self.entries_of(tree).has_more(order, tried);
-                // Others may be at work here.
-                certain = false;
             }
             if came_free {
                 continue;
