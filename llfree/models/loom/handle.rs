@@ -147,18 +147,21 @@ fn a_hint_denies_nothing_that_a_free_left() {
             move |m, (), ()| assert!(!m.tenant().trees.get(0).offer(order(o)).is_none(), "order {o} is free"),
         );
     }
-    // The promise is there at first, and broken: the recount takes it back.
-    race(
-        || {
-            let shared = full();
-            let more = HugeEntry::FREE_INSTALLED.take(1).expect("free");
-            shared.tenant().trees.change(0, |hint| hint.with_room(more));
-            shared
-        },
-        |m| _ = m.tenant().recount_tree(0),
-        |m| m.tenant().free(FrameId(0), Order::BASE).expect("ours"),
-        |m, (), ()| assert!(!m.tenant().trees.get(0).offer(Order::BASE).is_none(), "a frame is free"),
-    );
+    // The promise is there at first, and broken: the recount takes it back, or who leaves the tree with nothing in it.
+    let recount: fn(&Shared) = |m| _ = m.tenant().recount_tree(0);
+    for take_back in [recount, |m| m.tenant().leave_emptied(0)] {
+        race(
+            || {
+                let shared = full();
+                let more = HugeEntry::FREE_INSTALLED.take(1).expect("free");
+                shared.tenant().trees.change(0, |hint| hint.with_room(more).reserved(true));
+                shared
+            },
+            take_back,
+            |m| m.tenant().free(FrameId(0), Order::BASE).expect("ours"),
+            |m, (), ()| assert!(!m.tenant().trees.get(0).offer(Order::BASE).is_none(), "a frame is free"),
+        );
+    }
     // Two free the halves of a run: whoever counts last has counted all of it.
     race(
         full,
@@ -181,16 +184,19 @@ fn a_hint_denies_nothing_that_a_free_left() {
 
 #[test]
 fn a_tree_that_was_left_is_nobodys() {
-    race(
-        || {
-            let shared = full();
-            shared.tenant().trees.change(0, |hint| hint.reserved(true));
-            shared
-        },
-        |m| m.tenant().leave(Some(0)),
-        |m| _ = m.tenant().recount_tree(0),
-        |m, (), ()| assert!(!m.tenant().trees.get(0).is_reserved()),
-    );
+    let leave: fn(&Shared) = |m| m.tenant().leave(Some(0));
+    for leave in [leave, |m| m.tenant().leave_emptied(0)] {
+        race(
+            || {
+                let shared = full();
+                shared.tenant().trees.change(0, |hint| hint.reserved(true));
+                shared
+            },
+            leave,
+            |m| _ = m.tenant().recount_tree(0),
+            |m, (), ()| assert!(!m.tenant().trees.get(0).is_reserved()),
+        );
+    }
 }
 
 #[test]
