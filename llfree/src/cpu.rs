@@ -349,10 +349,8 @@ impl<'a> Cpu<'a> {
                 return Some(taken);
             }
             if order == Order::BASE
-                && let Some(next) = self.next_crowded(huge)
-                && let Some(taken) = self.take_some(next, class)
+                && let Some(taken) = self.take_beside(huge, class)
             {
-                self.spot.small[usize::from(class.get())] = Some(next);
                 return Some(taken);
             }
         }
@@ -368,8 +366,11 @@ impl<'a> Cpu<'a> {
         }
         let found = self.find(Query { through, ..Query::reserving(order, class) });
         self.crowded = Listed::NOTHING;
-        if order == Order::BASE && found.is_some() {
-            self.list_crowded(class);
+        if order == Order::BASE
+            && found.is_some()
+            && let Some(huge) = self.spot.small[usize::from(class.get())]
+        {
+            self.list_crowded(tree_of(huge));
         }
         found
     }

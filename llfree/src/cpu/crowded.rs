@@ -1,7 +1,7 @@
 //! Frames of a handle out of memory that is nearly full: huge frames with a row's worth of free ones at most.
 //!
 //! One look at a tree finds all of them, and the search that chose the tree is paid for once. A huge frame is emptied in one
-//! go: its last frames are the handle's, a word of bits for each row. From one that has only a few each block takes one:
+//! go: its last frames are the handle's, as a list ([`Rest`](super::rest::Rest)). From one that has only a few each block takes one:
 //! for as many as that, whatever tells them apart costs more than to come again.
 
 use super::{Cpu, REUSED_FRAMES};
@@ -31,7 +31,6 @@ impl Cpu<'_> {
     #[inline(never)]
     pub(super) fn alloc_frame(&mut self, class: Class) -> Option<Taken> {
         if class == self.class
-            && self.rest.is_empty()
             && let Some(taken) = self.take_crowded(class)
         {
             return Some(taken);
@@ -43,9 +42,15 @@ impl Cpu<'_> {
     #[inline]
     pub(super) fn take_crowded(&mut self, class: Class) -> Option<Taken> {
         let tree = tree_of(self.spot.small[usize::from(class.get())]?);
-        if !self.crowded.is_of(tree) || self.freed.bits != 0 && self.freed.bits.count_ones() >= REUSED_FRAMES {
+        if !self.crowded.is_of(tree) || self.freed.bits.count_ones() >= REUSED_FRAMES {
             return None;
         }
+        self.take_next_crowded(class)
+    }
+
+    /// A frame out of the next huge frame of that list.
+    #[inline]
+    fn take_next_crowded(&mut self, class: Class) -> Option<Taken> {
         let huge = self.crowded.next()?;
         let taken = self.take_some(huge, class)?;
         self.spot.small[usize::from(class.get())] = Some(huge);
@@ -87,8 +92,7 @@ impl Cpu<'_> {
         let (row, bits) = if without < ROWS { (without, 0) } else { self.rest.pop_row().unwrap_or_default() };
         let first = FrameId(huge.first_frame().0 + (ROW_FRAMES * row) as u64);
         self.serve(TakenRow { first, bits, evicted }, class);
-        let place = self.rest.pop()?;
-        Some(self.popped(FrameId(huge.first_frame().0 + u64::from(place))))
+        self.pop_rest()
     }
 
     /// Leaves a tree that has nothing left for the next one, if the last searches found no better than trees like that.
@@ -109,25 +113,23 @@ impl Cpu<'_> {
         self.spot.few_searches -= 1;
         tenant.leave_emptied(tree);
         self.spot.small[usize::from(class.get())] = Some(tree_range(next).first());
-        self.list_crowded(class);
+        self.list_crowded(next);
         Some(next)
     }
 
-    /// Looks which huge frames of the tree that small blocks come from are in use and have little room.
-    pub(super) fn list_crowded(&mut self, class: Class) {
-        if let Some(huge) = self.spot.small[usize::from(class.get())] {
-            let tree = tree_of(huge);
-            self.crowded = Listed::new(tree, self.tenant.crowded(tree));
-        }
+    /// Looks which huge frames of a tree are in use and have little room.
+    pub(super) fn list_crowded(&mut self, tree: u32) {
+        self.crowded = Listed::new(tree, self.tenant.crowded(tree));
     }
 
-    /// The next huge frame in use with little room in the tree of the last one.
-    pub(super) fn next_crowded(&mut self, last: HugeId) -> Option<HugeId> {
+    /// A frame out of another huge frame with little room in the tree of the last one, which has nothing left.
+    pub(super) fn take_beside(&mut self, last: HugeId, class: Class) -> Option<Taken> {
         let tree = tree_of(last);
         if !self.crowded.is_of(tree) {
-            self.crowded = Listed::new(tree, self.tenant.crowded(tree)).but(last);
+            self.list_crowded(tree);
+            self.crowded = self.crowded.but(last);
         }
-        self.crowded.next()
+        self.take_next_crowded(class)
     }
 
     /// Whether the rest has a part of a block.

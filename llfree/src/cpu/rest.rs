@@ -10,7 +10,7 @@ use core::ops::Range;
 /// Frames of one huge frame, 64 at most.
 #[derive(Clone, Debug)]
 pub(super) struct Rest {
-    /// Where they lie in it; one place more than is needed.
+    /// Where they lie in it. Two places more than they need: two are written at once.
     frames: [u16; ROW_FRAMES + 2],
     len: u8,
 }
