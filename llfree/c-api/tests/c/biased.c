@@ -1,5 +1,6 @@
 /* Handles that others drain while their threads sleep, from C; ends with the first line that does not hold. */
 #define _GNU_SOURCE
+#include "check.h"
 #include <linux/membarrier.h>
 #include <llfree.h>
 #include <pthread.h>
@@ -13,14 +14,6 @@
 #define HUGE_FRAMES 40u
 #define FRAMES (HUGE_FRAMES * 512ull)
 #define SLEEPERS (LLFREE_BIASED_TOGETHER + 6)
-
-#define CHECK(holds)                                                    \
-    do {                                                                \
-        if (!(holds)) {                                                 \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #holds); \
-            exit(1);                                                    \
-        }                                                               \
-    } while (0)
 
 static llfree_table table;
 static llfree_biased handles[SLEEPERS];

@@ -1,4 +1,5 @@
 /* Every function of the header, right and wrong, from C; ends with the first line that does not hold. */
+#include "check.h"
 #include <llfree.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -7,14 +8,6 @@
 
 #define HUGE_FRAMES 40u
 #define FRAMES (HUGE_FRAMES * 512ull)
-
-#define CHECK(holds)                                                    \
-    do {                                                                \
-        if (!(holds)) {                                                 \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #holds); \
-            exit(1);                                                    \
-        }                                                               \
-    } while (0)
 
 static uint64_t free_frames(const llfree_table *table)
 {
