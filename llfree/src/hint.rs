@@ -1,8 +1,8 @@
 //! [`Trees`]: where to look, and what surely is not there.
 //!
 //! A tree is [`HUGE_PER_TREE`] huge frames. One 16-bit word says roughly what is free in it and
-//! what it is for, and five bitmaps list, one bit a tree, which trees may promise what a search is
-//! after; so a search looks at 64 trees with one load. All of it is the tenant's own, and it is recounted
+//! what it is for. Where trees are many, five bitmaps list, one bit a tree, which of them may promise what a
+//! search is after; so it looks at 64 trees with one load. All of it is the tenant's own, and it is recounted
 //! from the entries rather than adjusted, so no error stays.
 //!
 //! ```text
@@ -293,6 +293,10 @@ pub(crate) const fn tree_range(tree: u32) -> HugeRange {
     HugeRange::saturating(HugeId(tree * HUGE_PER_TREE), HUGE_PER_TREE)
 }
 
+/// Trees whose hints a search reads one by one: of a table up to 4 GiB. In the bitmaps of so few, which are one cache line,
+/// all CPUs would meet. Programs of checkers, of one or two trees, are about the lists.
+const FEW_TREES: u32 = if cfg!(any(loom, shuttle, stepping)) { 0 } else { 64 };
+
 /// The hints of all trees, and the bitmaps over them.
 #[derive(Clone, Copy)]
 pub(crate) struct Trees<'a> {
@@ -354,7 +358,16 @@ impl<'a> Trees<'a> {
         (TreeHint(old), new)
     }
 
+    /// So few that their hints are looked at one by one: they are not listed.
+    #[inline]
+    pub(crate) fn are_few(&self) -> bool {
+        self.trees <= FEW_TREES
+    }
+
     fn list(&self, tree: u32, hint: TreeHint) {
+        if self.are_few() {
+            return;
+        }
         for want in Want::ALL {
             let (Some(bits), mask) = (self.summary_word(want, tree), 1 << (tree % 64)) else { continue };
             let public = !hint.is_reserved() || !want.is_partial();

@@ -326,7 +326,7 @@ impl Tenant<'_> {
             let best =
                 if want.is_partial() { entries.fullest(order, tried) } else { entries.first(order, want, tried) };
             let Some(index) = best else {
-                self.recount_tree(tree);
+                self.recount_from(tree, &entries, |hint| hint);
                 return None;
             };
             let huge = HugeId(first.0 + index as u32);
@@ -360,8 +360,7 @@ impl Tenant<'_> {
                 // Before the look: what comes free after that finds no promise either, and withdraws.
                 let is_promised = !self.trees.get(tree).offer(order).is_none();
                 let glance = self.lower.glance(tree);
-                // Free huge frames that are no pair: the host may hold one and give it back.
-                may_return |= glance.has_held() || order == Order::MAX && glance.has_all_free();
+                may_return |= glance.has_held();
                 let may_serve = match order {
                     Order::MAX => glance.has_all_free() && self.entries_of(tree).first(order, Want::Free, 0).is_some(),
                     Order::HUGE => glance.has_all_free(),

@@ -249,7 +249,7 @@ impl<'a> Tenant<'a> {
             hint.is_outdone_by(after) || hint.has_few() && u64::from(after.free() % ENOUGH) < frames
         } else {
             let promised = hint.promises(Want::Installed) || after.is_evicted() && hint.promises(Want::Free);
-            !promised || !hint.has_pair() && self.is_free(HugeId(huge.0 ^ 1))
+            !promised || !hint.has_pair() && self.may_pair(HugeId(huge.0 ^ 1))
         };
         if news {
             self.note_news(huge, after);
@@ -259,6 +259,12 @@ impl<'a> Tenant<'a> {
 
     pub(crate) fn is_free(&self, huge: HugeId) -> bool {
         self.lower.entry(huge).is_some_and(HugeEntry::is_all_free)
+    }
+
+    /// Whether a huge frame is half of a pair if the other half comes free, or may be as soon as the host gives it back.
+    #[inline]
+    fn may_pair(&self, huge: HugeId) -> bool {
+        self.lower.entry(huge).is_some_and(|entry| entry.is_all_free() || entry.is_held())
     }
 
     #[cold]
@@ -273,8 +279,12 @@ impl<'a> Tenant<'a> {
                 self.recount_tree(tree);
             }
         } else if after.is_all_free() {
-            let pair = self.is_free(HugeId(huge.0 ^ 1));
-            // The host may make the neighbour free without a word: order 10 is not refused any more.
+            let half = self.lower.entry(HugeId(huge.0 ^ 1));
+            if half.is_some_and(HugeEntry::is_held) {
+                // The host may give it back without a word.
+                self.refusal.withdraw(Order::MAX);
+            }
+            let pair = half.is_some_and(HugeEntry::is_all_free);
             self.change_hint(tree, Order::MAX, |hint| hint.with_free(!after.is_evicted(), pair));
         }
     }

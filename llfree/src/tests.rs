@@ -24,7 +24,7 @@ fn listed_for(trees: &Trees<'_>, want: Want, home: u32) -> Vec<u32> {
 
 #[test]
 fn a_lap_visits_every_listed_tree_once_from_home_on() {
-    for count in [1u32, 63, 64, 65, 130, 200] {
+    for count in [65u32, 127, 128, 130, 200] {
         let hints: Vec<_> = (0..count).map(|_| AtomicU16::new(0)).collect();
         let summary: Vec<_> = (0..bitmap_words(count)).map(|_| AtomicU64::new(0)).collect();
         let trees = Trees::new(&hints, &summary, count).expect("lengths fit");
@@ -47,7 +47,7 @@ fn a_lap_visits_every_listed_tree_once_from_home_on() {
 
 #[test]
 fn a_lap_of_a_vicinity_shows_what_is_listed_in_it() {
-    for count in [1u32, 16, 64, 65, 200] {
+    for count in [65u32, 100, 128, 200] {
         let hints: Vec<_> = (0..count).map(|_| AtomicU16::new(0)).collect();
         let summary: Vec<_> = (0..bitmap_words(count)).map(|_| AtomicU64::new(0)).collect();
         let trees = Trees::new(&hints, &summary, count).expect("lengths fit");
@@ -76,8 +76,8 @@ fn a_lap_of_a_vicinity_shows_what_is_listed_in_it() {
 
 #[test]
 fn after_looks_in_vain_a_lap_shows_each_tree_that_may_serve_once_and_no_other() {
-    for (count, stride) in [(1usize, 1), (16, 4), (64, 1), (70, 1), (200, 1)] {
-        let hints: Vec<_> = (0..count * stride).map(|_| AtomicU16::new(0)).collect();
+    for count in [70usize, 128, 200] {
+        let hints: Vec<_> = (0..count).map(|_| AtomicU16::new(0)).collect();
         let summary: Vec<_> = (0..bitmap_words(count as u32)).map(|_| AtomicU64::new(0)).collect();
         let trees = Trees::new(&hints, &summary, count as u32).expect("lengths fit");
         let order = |order| Order::new(order).expect("in range");
@@ -102,6 +102,49 @@ fn after_looks_in_vain_a_lap_shows_each_tree_that_may_serve_once_and_no_other() 
             assert_eq!(seen, expected, "{count} trees from {home} after {patience}");
             assert_eq!(glances > 0, count >= patience);
         }
+    }
+}
+
+#[test]
+fn a_lap_has_each_tree_of_a_vicinity_once_from_home_on() {
+    for trees in [1u32, 2, 16, 65] {
+        for (first, len, home) in [(0, u32::MAX, 0), (0, u32::MAX, trees / 2), (trees / 3, u32::MAX, 500)]
+            .into_iter()
+            .chain((0..trees).flat_map(|first| [1, 2, trees].map(|len| (first, len, (first + len / 2) % trees))))
+        {
+            let vicinity = Vicinity::of(first, len);
+            let seen: Vec<u32> = vicinity.lap(home, trees).into_iter().flatten().collect();
+            let case = std::format!("{len} of {trees} trees from {first} on, at home in {home}: {seen:?}");
+            let is_home = home < trees && vicinity.has(home, trees);
+            let expected = if is_home {
+                home
+            } else if vicinity.is_all() {
+                0
+            } else {
+                first
+            };
+            assert_eq!(seen.first(), Some(&expected), "{case}");
+            let mut sorted = seen.clone();
+            sorted.sort_unstable();
+            let all: Vec<u32> = (0..trees).filter(|tree| vicinity.has(*tree, trees)).collect();
+            assert_eq!(sorted, all, "{case}");
+        }
+    }
+}
+
+/// Their bitmaps are one cache line, which all CPUs would meet in.
+#[test]
+fn few_trees_are_found_by_their_hints_alone() {
+    for count in [1u32, 16, 64] {
+        let hints: Vec<_> = (0..count).map(|_| AtomicU16::new(0)).collect();
+        let summary: Vec<_> = (0..bitmap_words(count)).map(|_| AtomicU64::new(0)).collect();
+        let trees = Trees::new(&hints, &summary, count).expect("lengths fit");
+        let free = TreeHint::count(&Entries::new([HugeEntry::FREE_INSTALLED].into_iter())).hint;
+        trees.change(count - 1, |_| free);
+        assert!(trees.are_few() && summary.iter().all(|word| word.load(Ordering::Relaxed) == 0));
+        let one_more: Vec<_> = (0..=64).map(|_| AtomicU16::new(0)).collect();
+        let summary: Vec<_> = (0..bitmap_words(65)).map(|_| AtomicU64::new(0)).collect();
+        assert!(!Trees::new(&one_more, &summary, 65).expect("lengths fit").are_few());
     }
 }
 

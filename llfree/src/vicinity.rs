@@ -52,6 +52,22 @@ impl Vicinity {
     pub(crate) const fn has(&self, tree: u32, trees: u32) -> bool {
         self.place_of(tree, trees) < self.len
     }
+
+    /// Its trees in a table of `trees`, once each, from `home` on if that is one of them.
+    #[inline]
+    pub(crate) fn lap(&self, home: u32, trees: u32) -> [Range<u32>; 4] {
+        if self.is_all() {
+            let home = if home < trees { home } else { 0 };
+            return [home..trees, 0..home, 0..0, 0..0];
+        }
+        let first = if self.first < trees { self.first } else { 0 };
+        let (place, len) = (Self { first, ..*self }.place_of(home, trees), self.len.min(trees));
+        let (home, place) = if home < trees && place < len { (home, place) } else { (first, 0) };
+        // From there to the end, and what is before it; past the last tree comes the first.
+        let (end, before) = (home + (len - place), first + place);
+        let (wrapped, wrapped_before) = (end.saturating_sub(trees), before.saturating_sub(trees));
+        [home..end.min(trees), 0..wrapped, first..before.min(trees), 0..wrapped_before]
+    }
 }
 
 /// What a visitor of trees says to each.
@@ -89,25 +105,8 @@ impl Trees<'_> {
         home: u32,
         done: impl FnMut(u32) -> Look,
     ) -> u32 {
-        let trees = self.len();
         let mut lap = Lap { want, done, order, only_serving: false, glances: 0 };
-        if vicinity.is_all() {
-            let home = if home < trees { home } else { 0 };
-            let _ = self.visit_run(home..trees, &mut lap) || self.visit_run(0..home, &mut lap);
-            return lap.glances;
-        }
-        let first = if vicinity.first < trees { vicinity.first } else { 0 };
-        let vicinity = Vicinity { first, ..vicinity };
-        let (place, len) = (vicinity.place_of(home, trees), vicinity.len.min(trees));
-        let (home, place) = if home < trees && place < len { (home, place) } else { (first, 0) };
-        // From there to the end, and what is before it.
-        for (from, count) in [(home, len - place), (first, place)] {
-            let end = from + count;
-            if self.visit_run(from..end.min(trees), &mut lap) || self.visit_run(0..end.saturating_sub(trees), &mut lap)
-            {
-                break;
-            }
-        }
+        let _ = vicinity.lap(home, self.len()).into_iter().any(|run| self.visit_run(run, &mut lap));
         lap.glances
     }
 

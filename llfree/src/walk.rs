@@ -1,6 +1,6 @@
 //! Which tree suits a search best: a walk over the trees that are listed, as they were a moment ago.
 //!
-//! A handle walks through its [`Vicinity`] first, and beyond it only if nothing there will do.
+//! Few trees are looked at one by one. A handle walks through its [`Vicinity`] first, and beyond it only if nothing there will do.
 
 use crate::entries::Want;
 use crate::hint::tree_of;
@@ -67,14 +67,20 @@ impl Tenant<'_> {
             best = (tree, query.step_of(self, self.trees.get(tree)));
         }
         if everywhere {
-            for word in (0..self.trees.len()).step_by(64) {
-                let (_, mut serving) = self.trees.glance(word, Want::Free, query.order);
-                while serving != 0 {
-                    let tree = word + serving.trailing_zeros();
-                    serving &= serving - 1;
-                    let step = query.step_of(self, self.trees.get(tree));
-                    if step < best.1 && !broken.has(tree) {
-                        best = (tree, step);
+            let mut look = |tree| {
+                let step = query.step_of(self, self.trees.get(tree));
+                if step < best.1 && !broken.has(tree) {
+                    best = (tree, step);
+                }
+            };
+            if self.trees.are_few() {
+                (0..self.trees.len()).for_each(look);
+            } else {
+                for word in (0..self.trees.len()).step_by(64) {
+                    let (_, mut serving) = self.trees.glance(word, Want::Free, query.order);
+                    while serving != 0 {
+                        look(word + serving.trailing_zeros());
+                        serving &= serving - 1;
                     }
                 }
             }
@@ -103,6 +109,33 @@ impl Tenant<'_> {
 
 impl Walk<'_, '_> {
     fn go(&mut self, vicinity: Vicinity) {
+        if self.tenant.trees.are_few() {
+            self.go_past_all(vicinity);
+        } else {
+            self.go_by_lists(vicinity);
+        }
+    }
+
+    /// All trees, one after the other, until one is as good as can be.
+    fn go_past_all(&mut self, vicinity: Vicinity) {
+        let trees = &self.tenant.trees;
+        let mut looks = 0;
+        for tree in vicinity.lap(self.home, trees.len()).into_iter().flatten() {
+            let hint = trees.get(tree);
+            let step = self.query.step_of(self.tenant, hint);
+            if step < self.best.1 && !hint.is_reserved() && !self.broken.has(tree) {
+                self.best = (tree, step);
+                looks = 0;
+            }
+            looks += 1;
+            let has_little = self.best.1 == SMALL_PARTIAL && !self.query.order.is_huge();
+            if self.best.1 == 0 || has_little && looks >= self.few_looks {
+                break;
+            }
+        }
+    }
+
+    fn go_by_lists(&mut self, vicinity: Vicinity) {
         let (passes, good): (&[(Want, u8)], _) =
             if self.query.order.is_huge() { (&HUGE_PASSES, HUGE_GOOD) } else { (&SMALL_PASSES, SMALL_GOOD) };
         let (first, second): (&[_], &[_]) =

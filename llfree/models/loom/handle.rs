@@ -212,6 +212,47 @@ fn a_refusal_does_not_outlive_a_free() {
     );
 }
 
+/// The host has one half of a pair for a while, without a word, and the other half comes free: none of them sees both.
+#[test]
+fn a_pair_that_the_host_gave_back_is_not_refused_for_good() {
+    let hold_and_release = |m: &Shared| {
+        let claim = || m.host().claim(HugeId(1)).expect("nobody else claims it");
+        if let Ok(held) = claim().reclaim(Reclaim::Hard) {
+            held.done();
+            claim().release().expect("held");
+        }
+    };
+    let half_free = || {
+        let entries = [HugeEntry::HUGE_INSTALLED, HugeEntry::FREE_INSTALLED];
+        Shared::new(&entries.map(|entry| (entry, Residency::Installed)), |_| 0)
+    };
+    let check = |m: &Shared| assert!(m.tenant().alloc(Order::MAX).is_ok(), "both halves are free");
+    let free = |m: &Shared| m.tenant().free(FrameId(0), Order::HUGE).expect("ours");
+    // Refused before, and believed: what promises the half promises no pair.
+    race(
+        move || {
+            let shared = half_free();
+            assert!(shared.tenant().alloc(Order::MAX).is_err());
+            shared
+        },
+        hold_and_release,
+        free,
+        move |m, (), ()| check(m),
+    );
+    // Refused meanwhile.
+    race(
+        half_free,
+        move |m| {
+            let held = m.host().claim(HugeId(1)).expect("idle").reclaim(Reclaim::Hard).expect("free");
+            held.done();
+            free(m);
+            m.host().claim(HugeId(1)).expect("idle").release().expect("held");
+        },
+        |m| m.tenant().alloc(Order::MAX).is_ok(),
+        move |m, (), got| assert!(got || m.tenant().alloc(Order::MAX).is_ok(), "both halves are free"),
+    );
+}
+
 #[test]
 fn a_block_whose_taker_gives_up_is_not_refused_for_good() {
     // Order 1 lowers the counter and may find its pair broken: for a moment nothing seems free.
