@@ -107,8 +107,8 @@ impl<'a> Cpu<'a> {
     /// Allocates a block of `order` in the [class of its order](Class::of).
     ///
     /// # Errors
-    /// [`AllocError::OutOfMemory`] if at some moment during the call no such block was free. What other handles
-    /// [hold back](HANDLE_FRAMES) is not.
+    /// [`AllocError::OutOfMemory`] if at some moment during the call no such block was free. What handles
+    /// [hold back](HANDLE_FRAMES) is not; this one gives it back first where a block may come of it.
     #[inline]
     pub fn alloc(&mut self, order: Order) -> Result<Allocation, AllocError> {
         self.alloc_class(order, Class::of(order))
@@ -276,6 +276,10 @@ impl<'a> Cpu<'a> {
         }
         let row = core::mem::replace(&mut self.row, EMPTY_ROW);
         self.give(row.first, row.bits);
+        self.leave_trees();
+    }
+
+    fn leave_trees(&mut self) {
         for huge in core::mem::replace(&mut self.spot.small, [None; CLASSES]).into_iter().flatten() {
             self.spot.home = tree_of(huge);
             self.tenant.leave(Some(tree_of(huge)));
@@ -428,13 +432,34 @@ impl<'a> Cpu<'a> {
         self.record();
     }
 
-    /// Nothing is left outside: what we hold ourselves may still do.
+    /// Nothing is left outside: what we hold ourselves may still do. If it cannot it stays, for requests of large blocks in
+    /// vain are no reason to look for small ones anew; only the trees are left, so that the fullest ones come next.
     fn alloc_last(&mut self, order: Order, class: Class) -> Option<Taken> {
-        if self.row.bits == 0 && self.freed.bits == 0 && self.rest.is_empty() {
+        if !self.may_complete(order) {
+            self.leave_trees();
             return None;
         }
         self.give_back();
         self.tenant.take(&mut self.spot, Query::reserving(order, class))
+    }
+
+    /// Whether a huge frame that we hold a part of has room for a block of `order` together with that part.
+    fn may_complete(&self, order: Order) -> bool {
+        let held = |huge: HugeId| {
+            let part = |row: &TakenRow, rest: usize| {
+                if row.first.huge() == Some(huge) { row.bits.count_ones() as usize + rest } else { 0 }
+            };
+            part(&self.row, self.rest.len()) + part(&self.freed, 0)
+        };
+        let room = |huge: HugeId| match held(huge) {
+            0 => 0,
+            held => held + usize::from(self.tenant.entry(huge).map_or(0, HugeEntry::free)),
+        };
+        [self.row.first.huge(), self.freed.first.huge()].into_iter().flatten().any(|huge| {
+            let room = room(huge);
+            // Order 10 needs the other half, too, which may be whole already: that is for the search to see.
+            room > 0 && room as u64 >= order.min(Order::HUGE).frames()
+        })
     }
 
     /// Serves from what was freed lately, if that is worth a row and the tree is of this class. A few

@@ -78,3 +78,28 @@ fn each_frame_of_nearly_full_memory_is_found_whatever_number_a_huge_frame_has() 
     drop(cpu);
     assert_eq!((tenant.validate(), reserved(&table)), (Ok(()), Vec::new()));
 }
+
+#[test]
+fn a_handle_keeps_what_makes_no_block_and_gives_up_what_does() {
+    // Eight frames of the first huge frame, and all of the second but what a handle has.
+    let table = full_but(|frame| frame < 8 || (HUGE..2 * HUGE).contains(&frame));
+    let tenant = table.tenant();
+    let (mut cpu, mut other) = (tenant.cpu(), tenant.cpu());
+    let first = ready(cpu.alloc(Order::BASE).expect("free"));
+    assert!(first.0 < 8, "the fullest huge frame comes first: {first:?}");
+    let large = Order::new(8).expect("in range");
+    let halves = [(); 2].map(|()| ready(other.alloc(large).expect("free")));
+    assert!(cpu.alloc(large).is_err() && cpu.alloc(Order::HUGE).is_err());
+    assert_eq!(reserved(&table), Vec::<usize>::new());
+    // The handle has some frames of its row, and others have the rest.
+    let others = std::iter::from_fn(|| other.alloc(Order::BASE).ok()).count();
+    let own = std::iter::from_fn(|| cpu.alloc(Order::BASE).ok()).count();
+    assert!(own > 0 && others + own == 7, "{others} and {own}");
+    // What it holds of a huge frame that is free otherwise goes back for order 9.
+    tenant.free(halves[0], large).expect("ours");
+    tenant.free(halves[1], large).expect("ours");
+    let frame = ready(cpu.alloc(Order::BASE).expect("free"));
+    assert!(frame.0 / HUGE == 1 && cpu.alloc(Order::HUGE).is_err(), "a frame of it is in use");
+    cpu.free(frame, Order::BASE).expect("ours");
+    assert_eq!(ready(cpu.alloc(Order::HUGE).expect("free")).0, HUGE);
+}
