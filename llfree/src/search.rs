@@ -196,10 +196,10 @@ impl Tenant<'_> {
     /// then it takes on their class.
     fn enter(&self, spot: &mut Spot, tree: u32, want: Want, Query { order, reserve, .. }: Query) -> bool {
         match spot.tree.take() {
-            Some(left) => self.leave(Some(left)),
+            Some(left) => self.leave_emptied(left),
             None => {
                 if let Some(left) = tree.checked_sub(1) {
-                    self.recount_tree(left);
+                    self.recount_emptied(left, |hint| hint);
                 }
             }
         }
@@ -479,14 +479,18 @@ impl Tenant<'_> {
 
     /// Gives up a tree that most often has nothing left: then no walk chooses it to find that out.
     pub(crate) fn leave_emptied(&self, tree: u32) {
+        self.recount_emptied(tree, |hint| hint.reserved(false));
+    }
+
+    /// As [`recount_tree_as`](Self::recount_tree_as), of a tree that most often has nothing left: a look is all there is to do then.
+    fn recount_emptied(&self, tree: u32, step: impl Fn(TreeHint) -> TreeHint) {
         if self.lower.glance(tree).has_nothing() {
-            // As a recount, of which this look is all there is to do.
-            self.trees.change(tree, |hint| hint.recounted(TreeHint::NONE).reserved(false));
+            self.trees.change(tree, |hint| step(hint.recounted(TreeHint::NONE)));
             if self.lower.glance(tree).has_nothing() {
                 return;
             }
         }
-        self.leave(Some(tree));
+        self.recount_tree_as(tree, step);
     }
 
     pub(crate) fn recount_tree(&self, tree: u32) -> TreeHint {
