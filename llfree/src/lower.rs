@@ -90,10 +90,16 @@ impl<'a> Lower<'a> {
     /// whichever later state of the two lines survives, in whatever mixture, it says that the
     /// block is taken.
     #[inline]
-    fn settle(&self, huge: HugeId) {
-        if self.write_back.is_needed() {
+    pub(crate) fn settle(&self, huge: HugeId) {
+        if self.is_durable() {
             self.write_lines(huge);
         }
+    }
+
+    /// Whether memory outlives its system: then a change is over when it is [settled](Self::settle).
+    #[inline]
+    pub(crate) fn is_durable(&self) -> bool {
+        self.write_back.is_needed()
     }
 
     // By value: the address of the caller's own table stays its own, and the table in registers.

@@ -240,21 +240,26 @@ impl<'a> Tenant<'a> {
     /// Frames came free in a huge frame: does its tree's hint promise them? True if it did not.
     #[inline]
     pub(crate) fn note_free(&self, huge: HugeId, after: HugeEntry, frames: u64) -> bool {
-        let tree = tree_of(huge);
-        // The entry was changed before; see `hint`.
-        change_before_looks();
-        let hint = self.trees.get(tree);
-        let news = if after.has_room() {
-            // A count may find that by now there is more than a little.
-            hint.is_outdone_by(after) || hint.has_few() && u64::from(after.free() % ENOUGH) < frames
-        } else {
-            let promised = hint.promises(Want::Installed) || after.is_evicted() && hint.promises(Want::Free);
-            !promised || !hint.has_pair() && self.may_pair(HugeId(huge.0 ^ 1))
-        };
+        let news = self.is_news(huge, after, frames);
         if news {
             self.note_news(huge, after);
         }
         news
+    }
+
+    /// Whether it does not.
+    #[inline]
+    pub(crate) fn is_news(&self, huge: HugeId, after: HugeEntry, frames: u64) -> bool {
+        let tree = tree_of(huge);
+        // The entry was changed before; see `hint`.
+        change_before_looks();
+        let hint = self.trees.get(tree);
+        if after.has_room() {
+            // A count may find that by now there is more than a little.
+            return hint.is_outdone_by(after) || hint.has_few() && u64::from(after.free() % ENOUGH) < frames;
+        }
+        let promised = hint.promises(Want::Installed) || after.is_evicted() && hint.promises(Want::Free);
+        !promised || !hint.has_pair() && self.may_pair(HugeId(huge.0 ^ 1))
     }
 
     pub(crate) fn is_free(&self, huge: HugeId) -> bool {

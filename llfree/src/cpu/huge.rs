@@ -112,22 +112,41 @@ impl Cpu<'_> {
         self.spot.freed_pair = None;
     }
 
+    /// What a free does as a rule, with no call before its end: so it saves no register.
     #[inline(never)]
     pub(super) fn free_huge(&mut self, frame: FrameId) -> Result<(), FreeError> {
+        let lower = &self.tenant.lower;
         let huge = frame.huge().filter(|_| frame.is_aligned(Order::HUGE));
-        let Some((huge, after)) = huge.and_then(|huge| Some((huge, self.tenant.lower.give_one_huge(huge)?))) else {
+        let Some((huge, after)) = huge.and_then(|huge| Some((huge, lower.give_unsettled(huge)?))) else {
             return self.refuse(frame, Order::HUGE);
         };
+        if lower.is_durable() || self.tenant.is_news(huge, after, Order::HUGE.frames()) {
+            return self.tell_free(huge, after);
+        }
+        self.keep_freed(huge, after);
+        Ok(())
+    }
+
+    /// The same for a huge frame that has to be written back, or that its tree does not promise.
+    #[inline(never)]
+    fn tell_free(&mut self, huge: HugeId, after: HugeEntry) -> Result<(), FreeError> {
+        self.tenant.lower.settle(huge);
         if self.tenant.note_free(huge, after, Order::HUGE.frames()) {
             let tree = tree_of(huge);
             self.spot.back = Some(self.spot.back.map_or(tree, |back| back.min(tree)));
         }
+        self.keep_freed(huge, after);
+        Ok(())
+    }
+
+    /// Remembers where a huge frame was freed.
+    #[inline]
+    fn keep_freed(&mut self, huge: HugeId, after: HugeEntry) {
         if !after.is_evicted() {
             // There is memory again that costs no install: look for that first.
             self.spot.any = false;
             self.spot.freed.put(huge);
         }
-        Ok(())
     }
 
     /// Remembers where a block of order 10 was freed.

@@ -63,9 +63,15 @@ impl<'a> Lower<'a> {
     /// Gives a block of order 9 back; `None`, and nothing changed, if there is none.
     #[inline]
     pub(crate) fn give_one_huge(&self, huge: HugeId) -> Option<HugeEntry> {
-        let old = transition(self.entries.get(huge.index())?, FOREVER, HugeEntry::give_huge).ok()?;
+        let after = self.give_unsettled(huge)?;
         self.settle(huge);
-        old.give_huge()
+        Some(after)
+    }
+
+    /// The same; where memory is durable the caller has it [settled](Self::settle).
+    #[inline]
+    pub(crate) fn give_unsettled(&self, huge: HugeId) -> Option<HugeEntry> {
+        transition(self.entries.get(huge.index())?, FOREVER, HugeEntry::give_huge).ok()?.give_huge()
     }
 
     #[inline]
