@@ -47,6 +47,9 @@ const REUSED_FRAMES: u32 = 16;
 /// Programs that are stopped at each step are too short to get to whole rows.
 const FIRST_SHARE: u32 = if cfg!(stepping) { 64 } else { 4 };
 
+/// One refusal in this many sends all back that a handle holds: others may hold what it lacks.
+const KEPT_REFUSALS: u8 = 16;
+
 /// No row: it lies beyond every table, so no free ever matches it.
 const EMPTY_ROW: TakenRow = TakenRow { first: FrameId(!63), bits: 0, evicted: false };
 
@@ -68,6 +71,8 @@ pub struct Cpu<'a> {
     share: u32,
     /// Where the last block of one, two or four rows ended: the next one is expected there.
     next_rows: FrameId,
+    /// Refusals while it held something, modulo 256.
+    refused: u8,
     /// Huge frames with little room that are next.
     crowded: Listed,
     /// Places of blocks that were freed lately.
@@ -97,6 +102,7 @@ impl<'a> Cpu<'a> {
             class: Class::MOVABLE,
             share: FIRST_SHARE,
             next_rows: FrameId(0),
+            refused: 0,
             crowded: Listed::NOTHING,
             warm: Warm::NOTHING,
             spot,
@@ -108,7 +114,8 @@ impl<'a> Cpu<'a> {
     ///
     /// # Errors
     /// [`AllocError::OutOfMemory`] if at some moment during the call no such block was free. What handles
-    /// [hold back](HANDLE_FRAMES) is not; this one gives it back first where a block may come of it.
+    /// [hold back](HANDLE_FRAMES) is not; this one gives it back first where a block may come of that alone, and now and then in
+    /// any case, for others may hold the rest of a block.
     #[inline]
     pub fn alloc(&mut self, order: Order) -> Result<Allocation, AllocError> {
         self.alloc_class(order, Class::of(order))
@@ -432,10 +439,15 @@ impl<'a> Cpu<'a> {
         self.record();
     }
 
-    /// Nothing is left outside: what we hold ourselves may still do. If it cannot it stays, for requests of large blocks in
-    /// vain are no reason to look for small ones anew; only the trees are left, so that the fullest ones come next.
+    /// Nothing is left outside: what we hold ourselves may still do. If there is too little of it, it mostly stays, for requests
+    /// of large blocks in vain are no reason to look for small ones anew; only the trees are left, so that the fullest ones
+    /// come next.
     fn alloc_last(&mut self, order: Order, class: Class) -> Option<Taken> {
-        if !self.may_complete(order) {
+        if self.row.bits == 0 && self.freed.bits == 0 && self.rest.is_empty() {
+            return None;
+        }
+        self.refused = self.refused.wrapping_add(1);
+        if !self.refused.is_multiple_of(KEPT_REFUSALS) && !self.may_complete(order) {
             self.leave_trees();
             return None;
         }

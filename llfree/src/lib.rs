@@ -36,7 +36,7 @@
 //! ```text
 //! entry (16 bits)        free 0-512 | longest free run, at most | huge | evicted | held
 //! bitfield (8 x 64 bits) 1 = taken; a row of 64 is what a handle takes at once
-//! tree (32 entries)      one word of hints, five bits in bitmaps: what may be free, and what surely is not
+//! tree (32 entries)      one word of hints, beyond 4 GiB five bits in bitmaps: what may be free, and what surely is not
 //! ```
 //!
 //! That is less than 33,900 bytes of metadata a GiB. The crate is `no_std`, has no features and makes no

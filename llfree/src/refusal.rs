@@ -5,13 +5,14 @@
 //! first: so a free that finds its promise made finds the refusal withdrawn as well, and one that comes
 //! after the look at its tree is known before it is over. A refusal is true at the moment at which it is
 //! said: since it was written down nothing that fits came free, and each tree was found without.
-//! It is not remembered where the host may make a block possible, for it tells nobody.
+//! It is not remembered where the host may make a block possible, for it tells nobody: where it holds a huge frame, and
+//! where a huge frame comes free meanwhile whose other half it holds ([`doubt_pairs`](Refusal::doubt_pairs)).
 //!
 //! ```text
-//!  63..32                 31..6    5         4      3..0
-//! +----------------------+--------+---------+------+-------+
-//! | return epoch, low 32 | number | looking | said | order |
-//! +----------------------+--------+---------+------+-------+
+//!  63..32                 31..7    6         5         4      3..0
+//! +----------------------+--------+---------+---------+------+-------+
+//! | return epoch, low 32 | number | doubted | looking | said | order |
+//! +----------------------+--------+---------+---------+------+-------+
 //! ```
 //!
 //! What the host returns changes the epoch. The number is another one after each withdrawal, so that a
@@ -23,9 +24,12 @@ use shared_layout::Order;
 const ORDER_MASK: u64 = 0xf;
 const SAID: u64 = 1 << 4;
 const LOOKING: u64 = 1 << 5;
-const NUMBER_SHIFT: u32 = 6;
-const NUMBER_MASK: u64 = ((1 << 26) - 1) << NUMBER_SHIFT;
+/// What a look finds of order 10 is not remembered.
+const DOUBTED: u64 = 1 << 6;
+const NUMBER_SHIFT: u32 = 7;
+const NUMBER_MASK: u64 = ((1 << 25) - 1) << NUMBER_SHIFT;
 const EPOCH_SHIFT: u32 = 32;
+const MAX: u64 = Order::MAX.get() as u64;
 
 /// The last refusal of a table. Its word is not trusted before [`forget`](Self::forget).
 #[derive(Clone, Copy)]
@@ -92,7 +96,9 @@ impl<'a> Refusal<'a> {
             if word & (SAID | LOOKING) == 0 || word & NUMBER_MASK != looking.number {
                 return false;
             }
-            let next = if word & ORDER_MASK == looking.order {
+            let next = if word & DOUBTED != 0 && looking.order == MAX {
+                word
+            } else if word & ORDER_MASK == looking.order {
                 word & !LOOKING | SAID
             } else if word & SAID != 0 {
                 // That of a smaller block says ours as well.
@@ -117,6 +123,34 @@ impl<'a> Refusal<'a> {
             && word & NUMBER_MASK == looking.number
             // Release: the looks come before it.
             && self.0.compare_exchange(word, word, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Whether [`doubt_pairs`](Self::doubt_pairs) would change anything.
+    #[inline]
+    pub(crate) fn has_undoubted_pairs(self) -> bool {
+        Self::without_pairs(self.0.load(Ordering::Relaxed)).is_some()
+    }
+
+    /// A huge frame came free whose other half the host holds, which may give it back without a word: that order 10
+    /// was refused is forgotten, and if it is refused at this moment that is not remembered. Nothing came free that is enough, so
+    /// no look begins anew.
+    #[cold]
+    pub(crate) fn doubt_pairs(self) {
+        let mut word = self.0.load(Ordering::Relaxed);
+        while let Some(next) = Self::without_pairs(word) {
+            match self.0.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
+    /// The same word, but order 10 is not refused for good; `None` if it is not anyway.
+    fn without_pairs(word: u64) -> Option<u64> {
+        if word & LOOKING != 0 && word & DOUBTED == 0 {
+            return Some(word | DOUBTED);
+        }
+        (word & SAID != 0 && word & ORDER_MASK == MAX).then(|| next_number(word))
     }
 
     /// A block of `largest` may be free, and a hint is about to say so.

@@ -384,8 +384,16 @@ impl Tenant<'_> {
                 }
                 // Others may be at work here.
                 certain &= self.trees.get(tree).offer(order).is_none();
-                // What came free here since, under a promise that was there before, withdrew nothing.
-                came_free |= self.entries_of(tree).has_more(order, tried);
+                // What came free here since, under a promise that was there before, withdrew nothing: it may be in the host's
+                // hands by now, or have been and be back again.
+                let glance = self.lower.glance(tree);
+                let entries = self.entries_of(tree);
+                let is_back = match order {
+                    Order::MAX => entries.first(order, Want::Free, 0).is_some(),
+                    _ => glance.has_all_free(),
+                };
+                may_return |= glance.has_held() || is_back;
+                came_free |= entries.has_more(order, tried);
             }
             if came_free {
                 continue;

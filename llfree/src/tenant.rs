@@ -237,17 +237,13 @@ impl<'a> Tenant<'a> {
         self.trees.unlist_all();
     }
 
-    /// Frames came free in a huge frame: does its tree's hint promise them? True if it did not.
+    /// Frames came free in a huge frame: sees to it that its tree's hint promises them. True if it did not.
     #[inline]
     pub(crate) fn note_free(&self, huge: HugeId, after: HugeEntry, frames: u64) -> bool {
-        let news = self.is_news(huge, after, frames);
-        if news {
-            self.note_news(huge, after);
-        }
-        news
+        self.is_news(huge, after, frames) && self.note_news(huge, after)
     }
 
-    /// Whether it does not.
+    /// Whether it does not, or something else may follow from them.
     #[inline]
     pub(crate) fn is_news(&self, huge: HugeId, after: HugeEntry, frames: u64) -> bool {
         let tree = tree_of(huge);
@@ -266,15 +262,18 @@ impl<'a> Tenant<'a> {
         self.lower.entry(huge).is_some_and(HugeEntry::is_all_free)
     }
 
-    /// Whether a huge frame is half of a pair if the other half comes free, or may be as soon as the host gives it back.
+    /// Whether somebody has to hear that the other half of this huge frame came free: it is free as well, or the host holds it
+    /// and order 10 was refused.
     #[inline]
     fn may_pair(&self, huge: HugeId) -> bool {
-        self.lower.entry(huge).is_some_and(|entry| entry.is_all_free() || entry.is_held())
+        let is_refused = || self.refusal.has_undoubted_pairs();
+        self.lower.entry(huge).is_some_and(|entry| entry.is_all_free() || entry.is_held() && is_refused())
     }
 
+    /// Promises them; true unless they were promised before.
     #[cold]
     #[inline(never)]
-    fn note_news(&self, huge: HugeId, after: HugeEntry) {
+    fn note_news(&self, huge: HugeId, after: HugeEntry) -> bool {
         let tree = tree_of(huge);
         if after.has_room() {
             let run = Run::from_bits(promised_run(after));
@@ -286,12 +285,13 @@ impl<'a> Tenant<'a> {
         } else if after.is_all_free() {
             let half = self.lower.entry(HugeId(huge.0 ^ 1));
             if half.is_some_and(HugeEntry::is_held) {
-                // The host may give it back without a word.
-                self.refusal.withdraw(Order::MAX);
+                self.refusal.doubt_pairs();
             }
             let pair = half.is_some_and(HugeEntry::is_all_free);
-            self.change_hint(tree, Order::MAX, |hint| hint.with_free(!after.is_evicted(), pair));
+            let (old, new) = self.change_hint(tree, Order::MAX, |hint| hint.with_free(!after.is_evicted(), pair));
+            return old != new;
         }
+        true
     }
 }
 

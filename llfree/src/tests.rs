@@ -1,16 +1,20 @@
 //! Unit tests of private parts that need atomics: they stay out of the files which the model
 //! checkers compile against atomics of their own.
 
+use crate::class::Class;
 use crate::entries::{Entries, Want};
 use crate::hint::{TreeHint, Trees, bitmap_words};
+use crate::host::{Host, Reclaim};
 use crate::ledger::{LEDGER_WORDS, Ledger};
 use crate::lower::Lower;
+use crate::query::Query;
 use crate::refusal::Refusal;
 use crate::rows::{ROWS, find_run, longest};
-use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use crate::spot::Spot;
+use crate::sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use crate::tenant::Tenant;
 use crate::vicinity::{Look, Vicinity};
-use shared_layout::{FrameId, HugeEntry, Order, Run};
+use shared_layout::{FrameId, HugeEntry, HugeId, Order, Run};
 use std::vec::Vec;
 
 fn listed_for(trees: &Trees<'_>, want: Want, home: u32) -> Vec<u32> {
@@ -303,5 +307,137 @@ fn the_trees_of_a_dead_handle_are_left_to_others() {
         assert!(marked() > 0);
         tenant.give_back(Ledger::new(&words));
         assert_eq!(marked(), 0);
+    }
+}
+
+/// While a look for a block of `order` is within a tree something comes free under a promise that stands, which the host
+/// holds, or half of it; in the end it gives that back, for its reclaim failed, without a new epoch.
+fn is_refused_after_a_failed_reclaim(order: Order) -> bool {
+    let huge_frames = 4;
+    let entries: Vec<_> = (0..huge_frames).map(|_| AtomicU16::new(HugeEntry::FREE_INSTALLED.bits())).collect();
+    let rows: Vec<_> = (0..huge_frames * 8).map(|_| AtomicU64::new(0)).collect();
+    let hints: Vec<_> = (0..Tenant::hint_len(huge_frames)).map(|_| AtomicU16::new(0)).collect();
+    let summary: Vec<_> = (0..Tenant::summary_len(huge_frames)).map(|_| AtomicU64::new(0)).collect();
+    let residency: Vec<_> = (0..huge_frames).map(|_| AtomicU8::new(1)).collect();
+    let epoch = AtomicU64::new(0);
+    let tenant = Tenant::new(&entries, &rows, &hints, &summary, &epoch).expect("lengths fit");
+    let host = Host::new(&entries, &residency).expect("lengths fit");
+    tenant.recount();
+    // 2 is somebody's; 0 and 1 are free, 3 is only where a pair is what is wanted.
+    _ = tenant.alloc_at(FrameId(2 * 512), Order::HUGE).expect("free");
+    if order == Order::HUGE {
+        _ = tenant.alloc_at(FrameId(3 * 512), Order::HUGE).expect("free");
+        _ = tenant.alloc_at(FrameId(512), Order::HUGE).expect("free");
+    }
+    let held = core::cell::RefCell::new(None);
+    let (mut spot, mut calls) = (Spot::at(Vicinity::all(0), None), 0);
+    let grab = |huge: HugeId| -> Option<()> {
+        assert_eq!(huge, HugeId(0));
+        calls += 1;
+        if calls == 1 {
+            // Somebody else has it for a moment: takes it and frees it again.
+            return None;
+        }
+        // Others, while we look: one takes the block,
+        _ = tenant.lower.take(HugeId(0), order).expect("free");
+        let (freed, reclaimed) = if order == Order::MAX { (2, 3) } else { (2, 2) };
+        let hold = || {
+            let claim = host.claim(HugeId(reclaimed)).expect("idle");
+            *held.borrow_mut() = Some(claim.reclaim(Reclaim::Hard).expect("free"));
+        };
+        let free = || tenant.free(FrameId(freed * 512), Order::HUGE).expect("ours");
+        // the host holds a huge frame, and another one frees one.
+        if order == Order::MAX {
+            hold();
+            free();
+        } else {
+            free();
+            hold();
+        }
+        None
+    };
+    let found = tenant.search(&mut spot, Query::reserving(order, Class::HUGE), grab);
+    assert!(found.is_none());
+    // The discard failed: the frame is as it was, without a new epoch.
+    drop(held.into_inner().expect("held meanwhile"));
+    let is_free = |huge: u32| HugeEntry::from_bits(entries[huge as usize].load(Ordering::Relaxed)).is_all_free();
+    assert!(is_free(2) && (order == Order::HUGE || is_free(3)));
+    tenant.alloc(order).is_err()
+}
+
+#[test]
+fn a_pair_that_came_free_within_a_look_is_not_refused_for_good() {
+    assert!(!is_refused_after_a_failed_reclaim(Order::MAX));
+}
+
+#[test]
+fn a_huge_frame_that_came_free_within_a_look_is_not_refused_for_good() {
+    assert!(!is_refused_after_a_failed_reclaim(Order::HUGE));
+}
+
+/// A look for order 10 is not disturbed by others who take and free one half beside what the host holds.
+#[test]
+fn a_look_is_not_disturbed_by_who_frees_within_a_look_beside_what_is_held() {
+    let entries: Vec<_> = (0..2).map(|_| AtomicU16::new(HugeEntry::FREE_INSTALLED.bits())).collect();
+    let rows: Vec<_> = (0..16).map(|_| AtomicU64::new(0)).collect();
+    let hints: Vec<_> = (0..Tenant::hint_len(2)).map(|_| AtomicU16::new(0)).collect();
+    let summary: Vec<_> = (0..Tenant::summary_len(2)).map(|_| AtomicU64::new(0)).collect();
+    let residency: Vec<_> = (0..2).map(|_| AtomicU8::new(1)).collect();
+    let epoch = AtomicU64::new(0);
+    let tenant = Tenant::new(&entries, &rows, &hints, &summary, &epoch).expect("lengths fit");
+    Host::new(&entries, &residency)
+        .expect("fits")
+        .claim(HugeId(1))
+        .expect("idle")
+        .reclaim(Reclaim::Hard)
+        .expect("free")
+        .done();
+    tenant.recount();
+    let looking = tenant.refusal.begin(Order::MAX, 0);
+    _ = tenant.lower.take(HugeId(0), Order::HUGE).expect("free");
+    tenant.free(FrameId(0), Order::HUGE).expect("ours");
+    assert!(tenant.refusal.is_undisturbed(looking), "nothing that fits came free");
+}
+
+#[test]
+fn a_lap_of_any_values_ends_and_stays_in_the_table() {
+    let odd = [
+        0u32,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        31,
+        32,
+        33,
+        63,
+        64,
+        65,
+        66,
+        1 << 26,
+        u32::MAX / 32,
+        1 << 31,
+        u32::MAX - 1,
+        u32::MAX,
+    ];
+    for trees in [0u32, 1, 2, 3, 5, 8, 33, 64, 65] {
+        for first in odd {
+            for len in odd {
+                for home in odd.into_iter().filter(|home| *home <= u32::MAX / 32) {
+                    let seen: Vec<u32> = Vicinity::of(first, len).lap(home, trees).into_iter().flatten().collect();
+                    let mut sorted = seen.clone();
+                    sorted.sort_unstable();
+                    sorted.dedup();
+                    assert_eq!(sorted.len(), seen.len());
+                    assert_eq!(seen.len() as u32, len.min(trees), "{first} {len} of {trees} from {home}: {seen:?}");
+                    assert!(seen.iter().all(|tree| *tree < trees));
+                }
+            }
+        }
     }
 }

@@ -119,18 +119,14 @@ impl Walk<'_, '_> {
     /// All trees, one after the other, until one is as good as can be.
     fn go_past_all(&mut self, vicinity: Vicinity) {
         let trees = &self.tenant.trees;
-        let mut looks = 0;
         for tree in vicinity.lap(self.home, trees.len()).into_iter().flatten() {
             let hint = trees.get(tree);
             let step = self.query.step_of(self.tenant, hint);
             if step < self.best.1 && !hint.is_reserved() && !self.broken.has(tree) {
                 self.best = (tree, step);
-                looks = 0;
-            }
-            looks += 1;
-            let has_little = self.best.1 == SMALL_PARTIAL && !self.query.order.is_huge();
-            if self.best.1 == 0 || has_little && looks >= self.few_looks {
-                break;
+                if step == 0 {
+                    break;
+                }
             }
         }
     }

@@ -26,6 +26,7 @@ mod misuse;
 mod mixed;
 mod model;
 mod persist;
+mod refused;
 mod run;
 mod stats;
 mod table;
