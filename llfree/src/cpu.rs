@@ -48,7 +48,7 @@ const REUSED_FRAMES: u32 = 16;
 const FIRST_SHARE: u32 = if cfg!(stepping) { 64 } else { 4 };
 
 /// One refusal in this many sends all back that a handle holds: others may hold what it lacks.
-const KEPT_REFUSALS: u8 = 16;
+const KEPT_REFUSALS: u8 = 64;
 
 /// No row: it lies beyond every table, so no free ever matches it.
 const EMPTY_ROW: TakenRow = TakenRow { first: FrameId(!63), bits: 0, evicted: false };

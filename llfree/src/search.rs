@@ -491,6 +491,7 @@ impl Tenant<'_> {
     }
 
     /// As [`recount_tree_as`](Self::recount_tree_as), of a tree that most often has nothing left: a look is all there is to do then.
+    #[inline]
     fn recount_emptied(&self, tree: u32, step: impl Fn(TreeHint) -> TreeHint) {
         if self.lower.glance(tree).has_nothing() {
             self.trees.change(tree, |hint| step(hint.recounted(TreeHint::NONE)));
