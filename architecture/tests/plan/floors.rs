@@ -113,6 +113,12 @@ pub(crate) const PLAN: &[Room] = &[
         ],
         others: Not(&[]),
     },
+    // The host of a User Mode Linux, and what such a kernel promises: a program of its own.
+    Room {
+        name: "llfree-um",
+        sees: &["shared-layout", "guest-abi", "llfree-base", "llfree-monitor"],
+        others: Not(MACHINE),
+    },
     Room {
         name: "attack",
         sees: &[

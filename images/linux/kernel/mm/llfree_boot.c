@@ -8,13 +8,13 @@
 #define pr_fmt(fmt) "llfree: " fmt
 
 #include <linux/init.h>
-#include <linux/io.h>
 #include <linux/kexec.h>
+#include <linux/memblock.h>
 #include <linux/memory.h>
 #include <linux/mm.h>
 #include <linux/notifier.h>
 #include <linux/sizes.h>
-#include <linux/smp.h>
+#include <linux/slab.h>
 #include <linux/suspend.h>
 
 #include "internal.h"
@@ -24,12 +24,12 @@
 /* Used frames that the host is asked for at a time, with interrupts off. */
 #define LLFREE_INSTALL_FRAMES	32
 
-static u64 llfree_header_gpa __initdata;
+static u64 llfree_header_at __initdata;
 static bool llfree_off __initdata;
 
 static int __init llfree_parse_header(char *arg)
 {
-	return arg ? kstrtou64(arg, 0, &llfree_header_gpa) : -EINVAL;
+	return arg ? kstrtou64(arg, 0, &llfree_header_at) : -EINVAL;
 }
 early_param("llfree.header", llfree_parse_header);
 
@@ -75,7 +75,6 @@ static const char *__init llfree_check(const struct llfree_header *header)
 {
 	unsigned long end = max_pfn >> LLFREE_ORDER;
 	const char *why;
-	int cpu;
 
 	if (header->magic != LLFREE_MAGIC)
 		return "there is none";
@@ -85,9 +84,6 @@ static const char *__init llfree_check(const struct llfree_header *header)
 		return "it is too small";
 	if (!(header->features & LLFREE_FEATURE_OWN))
 		return "the host does not offer it to kernels";
-	if (!(header->features & LLFREE_FEATURE_PORT) ||
-	    header->doorbell_port > IO_SPACE_LIMIT - PAGE_SIZE / 8)
-		return "it has no port to call the host";
 	why = llfree_check_parts(header);
 	if (why)
 		return why;
@@ -98,22 +94,19 @@ static const char *__init llfree_check(const struct llfree_header *header)
 		return "it describes less memory than there is";
 	if (page_poisoning_enabled_static())
 		return "page poisoning expects memory to keep its contents";
-	for_each_possible_cpu(cpu)
-		if (cpu_physical_id(cpu) >= header->vcpus)
-			return "it has no mailbox for some CPU";
-	return NULL;
+	return llfree_reach_check(header);
 }
 
-static int __init llfree_map(u64 gpa, struct llfree_header *header)
+static int __init llfree_read(u64 at, struct llfree_header *header)
 {
 	struct llfree_header *found;
 
-	found = memremap(gpa, PAGE_SIZE, MEMREMAP_WB);
+	found = llfree_reach_map(at, PAGE_SIZE);
 	if (!found)
 		return -ENOMEM;
 	/* Once: the host may change it at any time, and must not fool us. */
 	memcpy(header, found, sizeof(*header));
-	memunmap(found);
+	llfree_reach_unmap(found);
 	return 0;
 }
 
@@ -238,23 +231,23 @@ static int __init llfree_init(void)
 	BUILD_BUG_ON(LLFREE_ORDER + 2 < NR_PAGE_ORDERS);
 	BUILD_BUG_ON(sizeof(struct llfree_header) != 136);
 
-	if (!llfree_header_gpa || llfree_off)
+	if (!llfree_header_at || llfree_off)
 		return 0;
-	if (llfree_map(llfree_header_gpa, &header)) {
-		pr_warn("no header at %#llx\n", llfree_header_gpa);
+	if (llfree_read(llfree_header_at, &header)) {
+		pr_warn("no header at %#llx\n", llfree_header_at);
 		return 0;
 	}
 	why = llfree_check(&header);
 	if (why) {
-		pr_warn("not used, header at %#llx: %s\n", llfree_header_gpa,
+		pr_warn("not used, header at %#llx: %s\n", llfree_header_at,
 			why);
 		return 0;
 	}
 	zones = kcalloc(nr_node_ids * MAX_NR_ZONES, sizeof(*zones), GFP_KERNEL);
-	base = memremap(llfree_header_gpa, header.total_bytes, MEMREMAP_WB);
+	base = llfree_reach_map(llfree_header_at, header.total_bytes);
 	if (!base || !zones) {
 		pr_warn("not used: no room\n");
-		memunmap(base);
+		llfree_reach_unmap(base);
 		kfree(zones);
 		return 0;
 	}
@@ -297,4 +290,4 @@ static int __init llfree_init(void)
 #endif
 	return 0;
 }
-subsys_initcall_sync(llfree_init);
+llfree_initcall(llfree_init);

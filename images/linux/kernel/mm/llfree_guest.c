@@ -3,25 +3,22 @@
  * The host of mm/llfree.c: calls it, looks after what it changed, and asks it
  * for memory before the kernel kills for want of some.
  *
- * A call is made by filling the request half of this CPU's mailbox and writing
- * to an I/O port; the reply is there when the write returns. See llfree-vmm's
+ * A call is made by filling the request half of this CPU's mailbox and ringing
+ * the host; the reply is there when that returns. See llfree-vmm's
  * docs/protocol.md.
  */
 
 #define pr_fmt(fmt) "llfree: " fmt
 
-#include <linux/acpi.h>
+#include <linux/mm.h>
 #include <linux/compaction.h>
 #include <linux/init.h>
 #include <linux/interrupt.h>
-#include <linux/io.h>
 #include <linux/irq_work.h>
 #include <linux/kobject.h>
-#include <linux/mm.h>
 #include <linux/notifier.h>
 #include <linux/oom.h>
 #include <linux/sched/mm.h>
-#include <linux/smp.h>
 #include <linux/swap.h>
 #include <linux/sysfs.h>
 #include <linux/workqueue.h>
@@ -74,15 +71,15 @@ static void llfree_set_word(unsigned int offset, u64 value)
 u64 llfree_call(unsigned int call, u64 first, u64 second, u64 *reply)
 {
 	void *mailbox = llfree_host.mailboxes + LLFREE_MAILBOX_BYTES *
-			cpu_physical_id(smp_processor_id());
+			llfree_reach_mailbox();
 	u64 *request = mailbox, *answer = mailbox + LLFREE_MAILBOX_REPLY;
 
 	WRITE_ONCE(request[0], first);
 	WRITE_ONCE(request[1], second);
-	/* The host reads the words after the write to the port. */
+	/* The host reads the words after it is rung. */
 	wmb();
-	outl(0, llfree_host.port + call / 8);
-	/* The answer is there when the write returns. */
+	llfree_reach_ring(&llfree_host, call);
+	/* The answer is there when that returns. */
 	rmb();
 	if (reply)
 		*reply = READ_ONCE(answer[1]);
@@ -334,13 +331,8 @@ static struct notifier_block llfree_oom_nb = { .notifier_call = llfree_oom };
 
 static void __init llfree_set_up_notices(const struct llfree_header *header)
 {
-	int irq;
-
-	if (!(header->features & LLFREE_FEATURE_NOTICES))
-		return;
-	irq = acpi_register_gsi(NULL, header->notice_gsi, ACPI_EDGE_SENSITIVE,
-				ACPI_ACTIVE_HIGH);
-	if (irq < 0 || request_irq(irq, llfree_notice, 0, "llfree", &llfree_work))
+	if (header->features & LLFREE_FEATURE_NOTICES &&
+	    llfree_reach_notices(header, llfree_notice, &llfree_work))
 		pr_warn("no interrupt %u; looking once a second instead\n",
 			header->notice_gsi);
 }

@@ -7,6 +7,8 @@
 #define _MM_LLFREE_HOST_H
 
 #include <linux/bits.h>
+#include <linux/init.h>
+#include <linux/interrupt.h>
 #include <linux/types.h>
 
 #define LLFREE_MAGIC		0x4d56454552464c4cULL	/* "LLFREEVM" */
@@ -79,5 +81,24 @@ void llfree_watch(const struct llfree_header *header);
 
 /* In mm/llfree_boot.c. */
 void llfree_complete(void);
+
+/*
+ * How the host is reached, which a machine and User Mode Linux do in different
+ * ways: mm/llfree_x86.c and mm/llfree_um.c. @at is what llfree.header= said.
+ */
+void *llfree_reach_map(u64 at, size_t bytes);
+void llfree_reach_unmap(void *mapped);
+const char *llfree_reach_check(const struct llfree_header *header);
+unsigned int llfree_reach_mailbox(void);
+void llfree_reach_ring(const struct llfree_host *host, unsigned int call);
+int llfree_reach_notices(const struct llfree_header *header,
+			 irq_handler_t handler, void *data);
+
+#ifdef CONFIG_UML
+/* The table is mapped at device_initcall. */
+#define llfree_initcall(fn)	late_initcall(fn)
+#else
+#define llfree_initcall(fn)	subsys_initcall_sync(fn)
+#endif
 
 #endif
