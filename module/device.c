@@ -259,12 +259,14 @@ static struct area *area_new(const struct llfree_attach *words)
 	if (!area)
 		return ERR_PTR(ret);
 	kref_init(&area->ref);
-	area->for_scan.at = area->for_look.at = jiffies - HZ;
+	area->waited.for_scan.at = jiffies - HZ;
+	area->waited.for_look.at = jiffies - HZ;
 	mutex_init(&area->lock);
 	/* An idle machine is not woken for it. */
 	INIT_DEFERRABLE_WORK(&area->look, look);
 	area->max_places = nodes;
 	area->huge_frames = nr;
+	area->headroom = words->headroom;
 	area->nr_chunks = DIV_ROUND_UP(nr, CHUNK);
 	area->aged_at = jiffies;
 	area->kicked_at = jiffies;
@@ -335,8 +337,9 @@ static long attach(struct session *session, const void __user *arg)
 	if (copy_from_user(&words, arg, sizeof(words)))
 		return -EFAULT;
 	if (words.version != LLFREE_VERSION || words.flags ||
-	    words.reserved[0] || words.reserved[1] || !words.huge_frames ||
-	    words.huge_frames > MAX_HUGE_FRAMES)
+	    words.reserved || !words.huge_frames ||
+	    words.huge_frames > MAX_HUGE_FRAMES ||
+	    words.headroom > words.huge_frames)
 		return -EINVAL;
 	if (down_write_killable(&session->lock))
 		return -EINTR;
@@ -399,6 +402,7 @@ static long status(struct session *session, void __user *arg)
 		status.huge_frames = area->huge_frames;
 		status.free = atomic_long_read(&area->free);
 		status.busy = atomic64_read(&area->busy);
+		status.headroom = area->headroom;
 	}
 	up_read(&session->lock);
 	if (!area)
@@ -486,13 +490,14 @@ static int areas_show(struct seq_file *seq, void *unused)
 		   ktime_get_mono_fast_ns() - start);
 	mutex_lock(&areas_lock);
 	list_for_each_entry(area, &areas, all)
-		seq_printf(seq, "pid %d frames %u free %ld evicted %llu freed_pages %llu kept %llu broken %llu swapped %llu batches %llu discard_ns %llu busy %lld\n",
+		seq_printf(seq, "pid %d frames %u free %ld evicted %llu freed_pages %llu kept %llu broken %llu swapped %llu batches %llu discard_ns %llu busy %lld headroom %u yielded %llu\n",
 			   area->pid, area->huge_frames,
 			   atomic_long_read(&area->free), area->stats.evicted,
 			   area->stats.freed_pages, area->stats.kept,
 			   area->stats.broken, area->stats.swapped,
 			   area->stats.batches, area->stats.discard_ns,
-			   atomic64_read(&area->busy));
+			   atomic64_read(&area->busy), area->headroom,
+			   area->stats.yielded);
 	mutex_unlock(&areas_lock);
 	return 0;
 }
@@ -519,12 +524,12 @@ static int __init vllfree_init(void)
 	int ret;
 
 	BUILD_BUG_ON(HPAGE_PMD_ORDER != LLFREE_ORDER);
-	ret = reclaim_init();
+	ret = places_init();
 	if (ret)
 		return ret;
 	ret = misc_register(&device);
 	if (ret) {
-		reclaim_exit();
+		places_exit();
 		return ret;
 	}
 	debugfs = debugfs_create_dir("llfree", NULL);
@@ -536,7 +541,7 @@ static void __exit vllfree_exit(void)
 {
 	debugfs_remove(debugfs);
 	misc_deregister(&device);
-	reclaim_exit();
+	places_exit();
 }
 
 module_init(vllfree_init);

@@ -27,29 +27,47 @@ struct llfree_attach {
 	__u32 huge_frames;	/* at least 1, at most 2^25 */
 	__u32 flags;		/* 0 */
 	__u64 entries;		/* address of __u16[huge_frames] */
-	__u64 marks;		/* address of __u8[huge_frames], or 0: whoever
-				 * frees sets one, whoever reclaims clears it */
-	__u64 return_epoch;	/* address of a __u64, raised when frames that
-				 * were held are free again */
-	__u64 reserved[2];	/* 0 */
+	/*
+	 * Address of __u8[huge_frames], or 0: whoever frees sets one, whoever
+	 * reclaims clears it.
+	 */
+	__u64 marks;
+	/*
+	 * Address of a __u64, raised when frames that were held are free again.
+	 */
+	__u64 return_epoch;
+	/*
+	 * Huge frames, at most all, that stay when they are free until reclaim
+	 * finds nothing else.
+	 */
+	__u64 headroom;
+	__u64 reserved;		/* 0 */
 };
 
 struct llfree_status {
 	__u64 huge_frames;
-	__u64 free;		/* huge frames with memory that are free, as
-				 * they were looked at last */
+	/* Huge frames with memory that are free, as they were seen last. */
+	__u64 free;
 	__u64 evicted;		/* taken back since the area was attached */
 	__u64 freed_pages;	/* of them, that had memory */
-	__u64 kept;		/* held, but pinned, locked or in use by the
-				 * kernel, and given back as they were */
+	/*
+	 * Held, but pinned, locked or in use by the kernel, and given back as
+	 * they were.
+	 */
+	__u64 kept;
 	__u64 broken;		/* overwritten by the process while held */
 	__u64 swapped;		/* free frames whose swap was let go */
 	__u64 batches;
-	__u64 discard_ns;	/* in these, from the first frame held to the
-				 * last one released; with timing=1 */
-	__u64 busy;		/* calls of the shrinker that found the area
-				 * at work */
-	__u64 reserved[6];
+	/*
+	 * In these, from the first frame held to the last one released; with
+	 * timing=1.
+	 */
+	__u64 discard_ns;
+	/* Calls of the shrinker that found the area at work. */
+	__u64 busy;
+	__u64 headroom;		/* as it was attached */
+	__u64 yielded;		/* of those evicted, out of the headroom */
+	__u64 reserved[4];
 };
 
 /*

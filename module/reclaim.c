@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The shrinker: from whose areas memory is taken, in which cgroup and on which
- * node, how much there is (a count) and which frames go (a scan).
+ * What the shrinkers do: from whose areas memory is taken, in which cgroup and
+ * on which node, how much there is (a count) and which frames go (a scan).
  *
  * Reclaim may come here from under any allocation. So an area is tried, and a
  * busy one passed over after a while; for what waits below see discard.c.
@@ -9,10 +9,8 @@
 #include <linux/bitmap.h>
 #include <linux/fs.h>
 #include <linux/list_lru.h>
-#include <linux/memcontrol.h>
-#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/shrinker.h>
-#include <linux/slab.h>
 #include <linux/swap.h>
 #include <linux/timekeeping.h>
 #include <linux/version.h>
@@ -29,11 +27,10 @@
 #define LOOKS_A_COUNT		6
 #define KICK_INTERVAL		(HZ / 10)
 /*
- * How long a call waits for others, in sleeps of a tick, which last up to two:
- * for those that take nothing meanwhile and are no reclaim, and in all.
+ * Chunks that a scan looks at to know what is beyond an area's headroom: of up
+ * to 16 GiB all. What a batch takes is a hundred times of that.
  */
-#define PATIENCE		(HZ / 10)
-#define LONG_PATIENCE		HZ
+#define LOOKS_A_SCAN		64U
 /* With less than this known to be free, a count looks for more. */
 #define POOR			(BATCH * LLFREE_PAGES)
 
@@ -45,24 +42,6 @@ module_param(timing, bool, 0644);
 MODULE_PARM_DESC(timing, "count the time that it takes");
 
 atomic64_t count_calls, count_ns, scan_calls, scan_ns;
-
-static struct list_lru places;
-static struct kmem_cache *place_cache;
-/* The lists are there: stored with release, loaded with acquire. */
-static bool ready;
-
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 7, 0)
-static struct shrinker the_shrinker;
-#else
-static struct shrinker *the_shrinker;
-#endif
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
-#define lru_add(place)	list_lru_add(&places, &(place)->lru)
-#define lru_del(place)	list_lru_del(&places, &(place)->lru)
-#else
-#define lru_add(place)	list_lru_add_obj(&places, &(place)->lru)
-#define lru_del(place)	list_lru_del_obj(&places, &(place)->lru)
-#endif
 
 /* Progress that the kernel cannot see in its lists. */
 static void account_reclaimed(unsigned long pages)
@@ -82,8 +61,12 @@ static u64 now(void)
 
 /* --- A scan of an area --- */
 
+/* What a scan may take: also headroom if the process itself asks for it. */
+enum part { SPARE, HEADROOM, ANY };
+
 /* What a scan may do yet, and has done. */
 struct scan {
+	enum part of;
 	struct place *place;	/* NULL: any node */
 	unsigned int want;	/* frames */
 	unsigned int chunks;	/* to look at */
@@ -91,7 +74,7 @@ struct scan {
 	unsigned long freed;	/* pages */
 	u32 frames[BATCH];
 	unsigned int held;
-	unsigned int patience, long_patience;	/* sleeps, of all areas */
+	struct patience patience;
 	unsigned long freed_by_others;	/* pages, while it waited */
 };
 
@@ -152,6 +135,16 @@ static u32 next_old(struct area *area, u32 start, u32 i)
 	return chunk < start ? chunk + before_end : nr;
 }
 
+/* Frames that are free beyond the headroom, as the table has it now. */
+static unsigned int spare_frames(struct area *area)
+{
+	unsigned int i;
+
+	for (i = 0; i < min(area->nr_chunks, LOOKS_A_SCAN); i++)
+		area_look_for_more(area);
+	return max(atomic_long_read(&area->free) - (long)area->headroom, 0L);
+}
+
 /*
  * First what was free for long, then all: with little pressure only the former
  * is ever reached. Bounded by the chunks that may be looked at, and by a bit
@@ -160,9 +153,15 @@ static u32 next_old(struct area *area, u32 start, u32 i)
  */
 static void scan_area(struct area *area, struct scan *scan)
 {
-	unsigned int pass, i;
+	unsigned int before = scan->evicted, left = 0, pass, i;
 
 	WRITE_ONCE(area->reclaims, true);
+	if (scan->of == SPARE && area->headroom) {
+		unsigned int most = min(scan->want, spare_frames(area));
+
+		left = scan->want - most;
+		scan->want = most;
+	}
 	for (pass = 0; pass < 2; pass++) {
 		u32 start = area->cursor;
 
@@ -183,6 +182,12 @@ static void scan_area(struct area *area, struct scan *scan)
 		}
 		settle(area, scan);
 	}
+	scan->want += left;
+	if (scan->of == HEADROOM)
+		area->stats.yielded += scan->evicted - before;
+	else
+		WRITE_ONCE(area->spare_taken, area->spare_taken +
+			   scan->evicted - before);
 	WRITE_ONCE(area->reclaims, false);
 }
 
@@ -197,10 +202,25 @@ static long free_pages_of(struct area *area)
 		     READ_ONCE(area->memory->f_mapping->nrpages));
 }
 
+/* The same without what is known to be on another node. */
+static long free_pages_here(struct place *place)
+{
+	struct area *area = place->area;
+
+	return free_pages_of(area) - ((atomic_long_read(&area->located) -
+		atomic_long_read(&place->here)) << LLFREE_ORDER);
+}
+
+static long headroom_pages(struct area *area)
+{
+	return (long)area->headroom << LLFREE_ORDER;
+}
+
 struct tally {
 	unsigned long pages;
 	unsigned long areas;
 	unsigned int looks;
+	unsigned int weight;	/* listed ones that each stands for */
 	bool kicked;
 	bool rotate;		/* there are more than it walks */
 };
@@ -223,50 +243,72 @@ static bool kick(struct area *area)
 	return true;
 }
 
-static enum lru_status add_up(struct list_head *item, struct list_lru_one *list,
-			      spinlock_t *lock, void *arg)
+/* Whether an area may have more than is known, and it is worth a look. */
+static bool seems_poor(struct area *area)
 {
-	struct place *place = container_of(item, struct place, lru);
+	long pages = free_pages_of(area);
+
+	return pages - headroom_pages(area) < POOR &&
+	       READ_ONCE(area->memory->f_mapping->nrpages) > pages;
+}
+
+static enum lru_status add_spare(struct list_head *item,
+				 struct list_lru_one *list, spinlock_t *lock,
+				 void *arg)
+{
+	struct place *place = container_of(item, struct place, spare);
 	struct tally *tally = arg;
 	struct area *area = place->area;
-	long pages = free_pages_of(area);
 	bool rotate = tally->rotate;
 
-	if (pages < POOR && READ_ONCE(area->memory->f_mapping->nrpages) > pages) {
-		if (tally->looks < LOOKS_A_COUNT) {
-			tally->looks++;
-			area_look_for_more(area);
-			pages = free_pages_of(area);
-			/* Others are first the next time. */
-			rotate = true;
-			/* It wakes somebody: one a count. */
-			if (pages < POOR && !tally->kicked)
-				tally->kicked = kick(area);
-		}
+	if (seems_poor(area) && tally->looks < LOOKS_A_COUNT) {
+		tally->looks++;
+		area_look_for_more(area);
+		/* Others are first the next time. */
+		rotate = true;
+		/* It wakes somebody: one a count. */
+		if (!tally->kicked && seems_poor(area))
+			tally->kicked = kick(area);
 	}
-	pages -= (atomic_long_read(&area->located) -
-		  atomic_long_read(&place->here)) << LLFREE_ORDER;
-	tally->pages += max(pages, 0L);
+	tally->pages += max(free_pages_here(place) - headroom_pages(area), 0L);
 	tally->areas++;
 	/* The walk ends before it comes to one that it rotated. */
 	return rotate ? LRU_ROTATE : LRU_SKIP;
 }
 
-static unsigned long count(struct shrinker *unused, struct shrink_control *sc)
+static enum lru_status add_headroom(struct list_head *item,
+				    struct list_lru_one *list, spinlock_t *lock,
+				    void *arg)
+{
+	struct place *place = container_of(item, struct place, headroom);
+	struct tally *tally = arg;
+	struct area *area = place->area;
+
+	if (headroom_yields(&place->asked, READ_ONCE(area->spare_taken),
+			    tally->weight))
+		tally->pages += clamp(free_pages_here(place), 0L,
+				      headroom_pages(area));
+	tally->areas++;
+	return tally->rotate ? LRU_ROTATE : LRU_SKIP;
+}
+
+static unsigned long count(struct list_lru *list, list_lru_walk_cb add,
+			   struct shrink_control *sc)
 {
 	struct tally tally = {};
 	unsigned long nr, walk;
 	u64 start;
 
-	if (!smp_load_acquire(&ready))
+	if (!places_are_ready())
 		return 0;
-	nr = list_lru_shrink_count(&places, sc);
+	nr = list_lru_shrink_count(list, sc);
 	if (!nr)
 		return SHRINK_EMPTY;
 	start = now();
 	walk = min_t(unsigned long, nr, AREAS_A_CALL);
+	tally.weight = DIV_ROUND_UP(nr, AREAS_A_CALL);
 	tally.rotate = nr > walk;
-	list_lru_walk_one(&places, sc->nid, sc->memcg, add_up, &tally, &walk);
+	list_lru_walk_one(list, sc->nid, sc->memcg, add, &tally, &walk);
 	/* Of more than it walks, those of this call stand for all. */
 	if (tally.areas && nr > tally.areas)
 		tally.pages = tally.pages / tally.areas * nr;
@@ -274,34 +316,61 @@ static unsigned long count(struct shrinker *unused, struct shrink_control *sc)
 		atomic64_inc(&count_calls);
 		atomic64_add(now() - start, &count_ns);
 	}
+	return tally.pages;
+}
+
+unsigned long spare_count(struct shrinker *unused, struct shrink_control *sc)
+{
+	unsigned long pages = count(&spare_places, add_spare, sc);
+
 	/*
 	 * Reclaim asks for half of it, and calls nobody for less than a batch
 	 * before it is desperate.
 	 */
-	if (tally.pages)
-		tally.pages = max(tally.pages, 2UL * BATCH * LLFREE_PAGES);
-	return tally.pages;
+	if (pages && pages != SHRINK_EMPTY)
+		pages = max(pages, 2UL * BATCH * LLFREE_PAGES);
+	return pages;
 }
 
-static enum lru_status pick(struct list_head *item, struct list_lru_one *list,
-			    spinlock_t *lock, void *arg)
+unsigned long headroom_count(struct shrinker *unused, struct shrink_control *sc)
 {
-	struct place *place = container_of(item, struct place, lru);
-	struct place **picked = arg;
+	return count(&headroom_places, add_headroom, sc);
+}
 
+static enum lru_status pick(struct place *place, struct place **picked)
+{
 	/* It is listed, so it has a reference. */
 	kref_get(&place->area->ref);
 	*picked = place;
 	return LRU_ROTATE;
 }
 
+static enum lru_status pick_spare(struct list_head *item,
+				  struct list_lru_one *list, spinlock_t *lock,
+				  void *arg)
+{
+	return pick(container_of(item, struct place, spare), arg);
+}
+
+static enum lru_status pick_headroom(struct list_head *item,
+				     struct list_lru_one *list,
+				     spinlock_t *lock, void *arg)
+{
+	return pick(container_of(item, struct place, headroom), arg);
+}
+
 /* The next area in turn, with a reference. */
-static struct place *next_place(struct shrink_control *sc)
+static struct place *next_place(enum part of, struct shrink_control *sc)
 {
 	struct place *place = NULL;
 	unsigned long walk = 1;
 
-	list_lru_walk_one(&places, sc->nid, sc->memcg, pick, &place, &walk);
+	if (of == SPARE)
+		list_lru_walk_one(&spare_places, sc->nid, sc->memcg, pick_spare,
+				  &place, &walk);
+	else
+		list_lru_walk_one(&headroom_places, sc->nid, sc->memcg,
+				  pick_headroom, &place, &walk);
 	return place;
 }
 
@@ -309,27 +378,6 @@ static struct place *next_place(struct shrink_control *sc)
 static u64 progress(struct area *area)
 {
 	return READ_ONCE(area->stats.freed_pages);
-}
-
-/* A moment ago, and nothing was taken since. */
-static bool was_in_vain(struct area *area, const struct in_vain *wait)
-{
-	return time_before(jiffies, READ_ONCE(wait->at) + HZ) &&
-	       READ_ONCE(wait->progress) == progress(area);
-}
-
-static void note_in_vain(struct in_vain *wait, u64 progress)
-{
-	WRITE_ONCE(wait->progress, progress);
-	WRITE_ONCE(wait->at, jiffies);
-}
-
-/* Who waited in vain for a look says nothing of a scan that is there by now. */
-static bool is_hopeless(struct area *area)
-{
-	return was_in_vain(area, &area->for_scan) ||
-	       (!READ_ONCE(area->reclaims) &&
-		was_in_vain(area, &area->for_look));
 }
 
 /*
@@ -350,60 +398,46 @@ static bool is_hopeless(struct area *area)
  */
 static bool lock_area(struct area *area, struct scan *scan)
 {
-	u64 first = progress(area), before = first, after;
-	/* Sleeps here: in a row for no scan and without progress, and all. */
-	unsigned int idle = 0, all = 0;
+	u64 first = progress(area);
+	struct wait wait = { .first = first, .before = first };
 	bool locked;
 
 	while (!(locked = mutex_trylock(&area->lock))) {
-		if (!scan->patience || !scan->long_patience ||
-		    READ_ONCE(area->waits) || fatal_signal_pending(current) ||
-		    before - first >= BATCH * LLFREE_PAGES ||
-		    (!all && is_hopeless(area)))
+		if (READ_ONCE(area->waits) || fatal_signal_pending(current) ||
+		    !wait_goes_on(&wait, &scan->patience, &area->waited,
+				  READ_ONCE(area->reclaims), jiffies))
 			break;
-		/* While it unmaps a batch nothing comes free yet. */
-		if (!READ_ONCE(area->reclaims)) {
-			scan->patience--;
-			idle++;
-		}
-		scan->long_patience--;
-		all++;
 		schedule_timeout_uninterruptible(1);
-		after = progress(area);
-		if (after != before) {
-			scan->patience = PATIENCE;
-			idle = 0;
-		}
-		before = after;
+		wait_saw(&wait, &scan->patience, progress(area));
 	}
-	if (!locked && idle == PATIENCE)
-		note_in_vain(&area->for_look, before);
-	if (!locked && all == LONG_PATIENCE && before == first)
-		note_in_vain(&area->for_scan, before);
-	scan->freed_by_others += before - first;
+	if (!locked)
+		wait_failed(&wait, &area->waited, jiffies);
+	scan->freed_by_others += wait.before - wait.first;
 	return locked;
 }
 
-static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
+static unsigned long scan(struct list_lru *list, enum part of,
+			  struct shrink_control *sc)
 {
 	unsigned long nr;
 	struct scan scan = {
+		.of = of,
 		.want = max_t(unsigned long, sc->nr_to_scan >> LLFREE_ORDER, 1),
 		.chunks = CHUNKS_A_CALL,
-		.long_patience = LONG_PATIENCE,
+		.patience.all = LONG_PATIENCE,
 	};
 	bool busy = false;
 	u64 start = now();
 
-	if (!(sc->gfp_mask & __GFP_FS) || !smp_load_acquire(&ready))
+	if (!(sc->gfp_mask & __GFP_FS) || !places_are_ready())
 		return SHRINK_STOP;
 	/* Those kill nobody. */
 	if (!current_is_kswapd() && !(sc->gfp_mask & __GFP_NORETRY))
-		scan.patience = PATIENCE;
-	nr = min_t(unsigned long, list_lru_shrink_count(&places, sc),
+		scan.patience.idle = PATIENCE;
+	nr = min_t(unsigned long, list_lru_shrink_count(list, sc),
 		   AREAS_A_CALL);
 	while (nr-- && scan.want && scan.chunks) {
-		struct place *place = next_place(sc);
+		struct place *place = next_place(of, sc);
 		struct area *area;
 
 		if (!place)
@@ -431,6 +465,16 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
 	return scan.freed;
 }
 
+unsigned long spare_scan(struct shrinker *unused, struct shrink_control *sc)
+{
+	return scan(&spare_places, SPARE, sc);
+}
+
+unsigned long headroom_scan(struct shrinker *unused, struct shrink_control *sc)
+{
+	return scan(&headroom_places, HEADROOM, sc);
+}
+
 /* --- What the device asks for --- */
 
 /*
@@ -439,145 +483,13 @@ static unsigned long scan(struct shrinker *unused, struct shrink_control *sc)
  */
 unsigned int area_reclaim(struct area *area, unsigned int want, u32 *chunks)
 {
-	struct scan scan = { .want = want, .chunks = CHUNKS_A_CALL };
+	struct scan scan = {
+		.of = ANY,
+		.want = want,
+		.chunks = CHUNKS_A_CALL,
+	};
 
 	scan_area(area, &scan);
 	*chunks = CHUNKS_A_CALL - scan.chunks;
 	return scan.evicted;
-}
-
-void area_delist(struct area *area)
-{
-	int i;
-
-	for (i = 0; i < area->nr_places; i++)
-		lru_del(area->places[i]);
-}
-
-/* With the last reference: reclaim may have had one. */
-void area_release(struct kref *ref)
-{
-	struct area *area = container_of(ref, struct area, ref);
-	int i;
-
-	for (i = 0; i < area->nr_places; i++)
-		kmem_cache_free(place_cache, area->places[i]);
-	kfree(area);
-}
-
-static struct place *new_place(int nid, bool first)
-{
-	struct place *place;
-
-	if (first) {
-		/* With the lists of the cgroup, and of those above it. */
-		place = kmem_cache_alloc_lru(place_cache, &places, GFP_KERNEL);
-		if (!place || num_node_state(N_MEMORY) == 1)
-			return place;
-		kmem_cache_free(place_cache, place);
-	}
-	return kmem_cache_alloc_node(place_cache, GFP_KERNEL | __GFP_THISNODE,
-				     nid);
-}
-
-/*
- * A place is listed under the cgroup and the node that its own memory is of:
- * all under one cgroup, wherever the process is moved meanwhile, for that one
- * has lists.
- */
-int area_enlist(struct area *area)
-{
-	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(current->mm);
-	struct mem_cgroup *before = set_active_memcg(memcg);
-	int nid, i, ret = 0;
-
-	for_each_node_state(nid, N_MEMORY) {
-		struct place *place;
-
-		/* A node that has come since has none. */
-		if (area->nr_places == area->max_places)
-			break;
-		place = new_place(nid, !area->nr_places);
-		if (!place) {
-			ret = -ENOMEM;
-			break;
-		}
-		INIT_LIST_HEAD(&place->lru);
-		atomic_long_set(&place->here, 0);
-		place->area = area;
-		place->nid = page_to_nid(virt_to_page(place));
-		area->places[area->nr_places++] = place;
-	}
-	set_active_memcg(before);
-	mem_cgroup_put(memcg);
-	for (i = 0; !ret && i < area->nr_places; i++)
-		lru_add(area->places[i]);
-	return ret;
-}
-
-/* --- Start and end --- */
-
-static void set_up(struct shrinker *s)
-{
-	s->count_objects = count;
-	s->scan_objects = scan;
-	/*
-	 * Nothing is lost with it and nothing has to be read again: before
-	 * anything goes to swap, half of what is free is asked for, whatever
-	 * the priority.
-	 */
-	s->seeks = 0;
-	/* In pages, as the count. */
-	s->batch = BATCH * LLFREE_PAGES;
-}
-
-int reclaim_init(void)
-{
-	unsigned int flags = SHRINKER_NUMA_AWARE | SHRINKER_MEMCG_AWARE;
-	int ret = -ENOMEM;
-
-	place_cache = KMEM_CACHE(place, SLAB_ACCOUNT);
-	if (!place_cache)
-		return ret;
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 7, 0)
-	/* The lists need the number that the shrinker gets here: `ready`. */
-	set_up(&the_shrinker);
-	the_shrinker.flags = flags;
-	ret = register_shrinker(&the_shrinker, "llfree");
-	if (ret)
-		goto no_shrinker;
-	ret = list_lru_init_memcg(&places, &the_shrinker);
-	if (ret) {
-		unregister_shrinker(&the_shrinker);
-		goto no_shrinker;
-	}
-#else
-	the_shrinker = shrinker_alloc(flags, "llfree");
-	if (!the_shrinker)
-		goto no_shrinker;
-	ret = list_lru_init_memcg(&places, the_shrinker);
-	if (ret) {
-		shrinker_free(the_shrinker);
-		goto no_shrinker;
-	}
-	set_up(the_shrinker);
-	shrinker_register(the_shrinker);
-#endif
-	smp_store_release(&ready, true);
-	return 0;
-
-no_shrinker:
-	kmem_cache_destroy(place_cache);
-	return ret;
-}
-
-void reclaim_exit(void)
-{
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 7, 0)
-	unregister_shrinker(&the_shrinker);
-#else
-	shrinker_free(the_shrinker);
-#endif
-	list_lru_destroy(&places);
-	kmem_cache_destroy(place_cache);
 }

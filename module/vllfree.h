@@ -9,13 +9,16 @@
 #include <linux/atomic.h>
 #include <linux/kref.h>
 #include <linux/list.h>
+#include <linux/list_lru.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/nodemask.h>
+#include <linux/shrinker.h>
 #include <linux/workqueue.h>
 
 #include "llfree.h"
 #include "llfree_entry.h"
+#include "patience.h"
 
 #define HUGE_SHIFT		(PAGE_SHIFT + LLFREE_ORDER)
 #define MAX_HUGE_FRAMES		(1U << 25)
@@ -23,8 +26,6 @@
 #define CHUNK			128U
 /* What one call may look at, however many areas and frames there are. */
 #define CHUNKS_A_CALL		1024
-/* Frames that are held at once. */
-#define BATCH			16
 
 /* A part of the process's memory that is pinned and mapped here. */
 struct pinned {
@@ -52,17 +53,13 @@ struct note {
  * that attached it.
  */
 struct place {
-	struct list_head lru;
+	struct list_head spare;
+	struct list_head headroom;	/* in its list only if there is any */
 	struct area *area;
 	int nid;
 	/* Frames that were seen to be on this node, since the last look. */
 	atomic_long_t here;
-};
-
-/* When reclaim last waited in vain, and how many pages were freed by then. */
-struct in_vain {
-	unsigned long at;
-	u64 progress;
+	struct asked asked;		/* lock of the headroom's list */
 };
 
 struct area {
@@ -74,14 +71,11 @@ struct area {
 	struct mutex lock;
 	bool waits;		/* changed with lock */
 	bool reclaims;		/* changed with lock: a scan has it */
-	/*
-	 * For a scan, all of a call's patience; for who was none, the short one.
-	 * Written without a lock: in doubt somebody waits once more, or less.
-	 */
-	struct in_vain for_scan, for_look;
+	struct waited waited;
 	bool dead;		/* guarded by lock */
 	u32 huge_frames;
 	u32 nr_chunks;
+	u32 headroom;		/* free frames that are not spare */
 	struct file *memory;
 	struct mm_struct *mm;	/* whose locked memory the pinned pages are */
 	pid_t pid;
@@ -112,6 +106,7 @@ struct area {
 	unsigned long kicked_at;
 	struct list_head all;
 	struct llfree_status stats;	/* lock, but read without */
+	u64 spare_taken;	/* frames; lock, but read without */
 	atomic64_t busy;
 	int nr_places, max_places;
 	struct place *places[];
@@ -122,13 +117,23 @@ static inline u32 chunk_frames(struct area *area, u32 chunk)
 	return min(CHUNK, area->huge_frames - chunk * CHUNK);
 }
 
-/* reclaim.c */
-int reclaim_init(void);
-void reclaim_exit(void);
+/* places.c */
+int places_init(void);
+void places_exit(void);
+bool places_are_ready(void);
 int area_enlist(struct area *area);
 void area_delist(struct area *area);
-unsigned int area_reclaim(struct area *area, unsigned int want, u32 *chunks);
 void area_release(struct kref *ref);
+
+extern struct list_lru spare_places, headroom_places;
+
+/* reclaim.c */
+unsigned long spare_count(struct shrinker *unused, struct shrink_control *sc);
+unsigned long spare_scan(struct shrinker *unused, struct shrink_control *sc);
+unsigned long headroom_count(struct shrinker *unused,
+			     struct shrink_control *sc);
+unsigned long headroom_scan(struct shrinker *unused, struct shrink_control *sc);
+unsigned int area_reclaim(struct area *area, unsigned int want, u32 *chunks);
 
 extern unsigned int grace;
 extern atomic64_t count_calls, count_ns, scan_calls, scan_ns;

@@ -28,7 +28,8 @@ struct AttachWords {
     entries: u64,
     marks: u64,
     return_epoch: u64,
-    reserved: [u64; 2],
+    headroom: u64,
+    reserved: u64,
 }
 
 /// What the kernel has done with an area: `struct llfree_status`.
@@ -55,7 +56,11 @@ pub struct KernelStatus {
     pub discard_ns: u64,
     /// How often reclaim found the area at work.
     pub busy: u64,
-    reserved: [u64; 6],
+    /// Huge frames that stay when they are free until reclaim finds nothing else.
+    pub headroom: u64,
+    /// Of those evicted, out of the headroom.
+    pub yielded: u64,
+    reserved: [u64; 4],
 }
 
 const fn ioc(direction: u64, number: u64, bytes: usize) -> u64 {
@@ -93,11 +98,12 @@ pub(crate) fn open() -> io::Result<Opened> {
 }
 
 impl Device {
-    /// Hands an area over, of which nobody else has a frame in hand.
+    /// Hands an area over, of which nobody else has a frame in hand. So many huge frames stay when they are free as long as
+    /// reclaim finds something else.
     ///
     /// # Errors
     /// Why the kernel does not take it.
-    pub(crate) fn attach(Opened(file): Opened, parts: &Parts) -> io::Result<Self> {
+    pub(crate) fn attach(Opened(file): Opened, parts: &Parts, headroom: u32) -> io::Result<Self> {
         let memory = parts.ram.file().ok_or(io::ErrorKind::Unsupported)?;
         let base = parts.region.host_address();
         let words = AttachWords {
@@ -108,7 +114,8 @@ impl Device {
             entries: base + parts.layout.entries,
             marks: base + parts.marks_at,
             return_epoch: base + parts.layout.return_epoch,
-            reserved: [0; 2],
+            headroom: headroom.min(parts.layout.huge_frames).into(),
+            reserved: 0,
         };
         let device = Self { file };
         device.call(ATTACH, (&raw const words).cast_mut())?;
@@ -294,11 +301,11 @@ mod tests {
         }
         assert_eq!(
             words("llfree_attach"),
-            ours!(AttachWords, version memory huge_frames flags entries marks return_epoch reserved)
+            ours!(AttachWords, version memory huge_frames flags entries marks return_epoch headroom reserved)
         );
         assert_eq!(
             words("llfree_status"),
-            ours!(KernelStatus, huge_frames free evicted freed_pages kept broken swapped batches discard_ns busy reserved)
+            ours!(KernelStatus, huge_frames free evicted freed_pages kept broken swapped batches discard_ns busy headroom yielded reserved)
         );
         assert!(header.contains(&format!("#define LLFREE_VERSION\t\t{VERSION}")));
         assert_eq!((size_of::<AttachWords>(), size_of::<KernelStatus>()), (56, 128));

@@ -163,10 +163,10 @@ impl Reclaimer {
         done
     }
 
-    /// Leaves the area to the kernel, if that takes it and nobody has asked for more than what it does by default.
+    /// Leaves the area to the kernel, if that takes it and nobody has asked for more than what it does.
     fn offer(&self, auto: &mut Auto) {
-        let Some(parts) = &self.parts else { return };
-        if !matches!(auto.whose, Whose::Here(_)) || auto.switch != Switch(Some(AUTO_RECLAIM)) {
+        let (Some(parts), Some(keep)) = (&self.parts, kept_by_kernel(auto.switch)) else { return };
+        if !matches!(auto.whose, Whose::Here(_)) {
             return;
         }
         let Ok(device) = device::open() else { return };
@@ -178,7 +178,7 @@ impl Reclaimer {
         let Ok(idle) = Idle::start(AUTO_RECLAIM.interval, work) else { return };
         // Nobody here has a frame in hand any more: the thread has ended.
         auto.whose = Whose::Owed;
-        match Device::attach(device, parts) {
+        match Device::attach(device, parts, keep) {
             Ok(device) => auto.whose = Whose::Kernel(device, idle),
             Err(error) => {
                 log::debug!("the kernel does not take an area's memory back: {error}");
@@ -280,11 +280,12 @@ impl Reclaimer {
     pub(crate) fn switch(&self, switch: Switch) -> Result<(), AreaError> {
         self.with(|_, auto| Ok(auto.switch(switch)?))?;
         let mut auto = self.write();
-        auto.switch = switch;
-        self.offer(&mut auto);
-        if matches!(auto.whose, Whose::Kernel(..)) && switch != Switch(Some(AUTO_RECLAIM)) {
+        let before = std::mem::replace(&mut auto.switch, switch);
+        if matches!(auto.whose, Whose::Kernel(..)) && switch != before {
+            // It has the headroom of before.
             self.settle(&mut auto)?;
         }
+        self.offer(&mut auto);
         Ok(())
     }
 
@@ -347,6 +348,14 @@ impl Reclaimer {
     }
 }
 
+/// The huge frames that the kernel is to leave, if it may have an area: with settings that differ from the default in those alone.
+/// What they say of time and age the kernel decides by itself.
+fn kept_by_kernel(switch: Switch) -> Option<u32> {
+    let settings = switch.0?;
+    let is_ours = Settings { keep_bytes: AUTO_RECLAIM.keep_bytes, ..settings } == AUTO_RECLAIM;
+    is_ours.then(|| settings.keep_frames())
+}
+
 /// The thread that takes memory back, of which nobody has heard yet.
 fn auto(monitor: &Arc<Monitor>, caches: &Caches) -> AutoReclaim {
     let to_flush = caches.clone();
@@ -395,5 +404,19 @@ impl Drop for Reclaimer {
 impl fmt::Debug for Reclaimer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reclaimer").field("limit", &self.monitor.limit()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_may_have_an_area_of_which_some_stays() {
+        let kept = |settings| kept_by_kernel(Switch(Some(settings)));
+        assert_eq!(kept(AUTO_RECLAIM), Some(0));
+        assert_eq!(kept(Settings { keep_bytes: 5 << 20, ..AUTO_RECLAIM }), Some(3));
+        assert_eq!(kept(Settings { min_age: 3, ..AUTO_RECLAIM }), None);
+        assert_eq!(kept_by_kernel(Switch(None)), None);
     }
 }

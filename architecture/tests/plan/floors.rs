@@ -73,13 +73,17 @@ pub(crate) const PLAN: &[Room] = &[
     },
     Room { name: "llfree-area-c", sees: &["llfree-area"], others: Not(MACHINE) },
     Room { name: "llfree-preload", sees: &["llfree-area"], others: Not(MACHINE) },
-    // The kernel module's header against the table; in a machine that has it, what it promises.
-    Room { name: "llfree-module-check", sees: &["llfree-area"], others: Not(MACHINE) },
     Room { name: "llfree-control", sees: &["shared-layout", "agent-abi", "llfree-base"], others: Not(MACHINE) },
     Room { name: "llfree-metrics", sees: &["llfree-base", "llfree-control"], others: Not(MACHINE) },
     Room {
         name: "llfree-keeper",
         sees: &["shared-layout", "llfree-base", "llfree-monitor", "llfree-area", "llfree-control"],
+        others: Not(MACHINE),
+    },
+    // The kernel module's header against the table; in a machine that has it, what it promises, also beside a keeper.
+    Room {
+        name: "llfree-module-check",
+        sees: &["llfree-area", "llfree-control", "llfree-keeper"],
         others: Not(MACHINE),
     },
     Room {

@@ -6,7 +6,7 @@ use crate::row::{Outcome, check, read_the_log};
 use crate::system::{areas, attached, load, pass_awake, shrink_all, unload};
 use crate::tenant::{HUGE, Tenant};
 use crate::uses::{self, Second};
-use crate::{device, measure, memory, races, sparse, tables};
+use crate::{device, headroom, keeper, measure, memory, races, sparse, tables};
 use llfree_area::Order;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
@@ -47,6 +47,7 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
     check(failures, "what is free longest goes first", oldest_first);
     by_tables(failures, if long { 400 } else { 40 });
     memory::without_swap(failures, !quick);
+    headroom::checks(failures, disks[1], !quick);
     check(failures, sparse::NAME, sparse::free_in_one_of_many);
     check(failures, "fork, a second mapping, mremap, munmap", || uses::mappings(if long { 100 } else { 8 }));
     check(failures, "exec and exit leave no area behind", ends);
@@ -62,6 +63,7 @@ pub(crate) fn run(failures: &mut u32, form: Form, module: &str, disks: [&str; 2]
     check(failures, "rmmod is refused while there is an area, and goes then", || {
         reload(module, if long { 30 } else { 3 })
     });
+    keeper::checks(failures, module);
     let rounds = match form {
         Form::Quick => 5_000,
         Form::Short | Form::Debug => 20_000,
@@ -184,6 +186,22 @@ pub(crate) fn behind(failures: &mut u32, module: &str, times: u32) {
             check(failures, "two want at once what goes slowly: nobody is killed", memory::slowly);
             check(failures, "the same while the process asks for it: nobody is killed", memory::asked_slowly);
         }
+        leave(failures);
+    }
+}
+
+/// The module beside a keeper, and nothing else.
+pub(crate) fn beside(failures: &mut u32, module: &str) {
+    if is_loaded(failures, module) {
+        keeper::checks(failures, module);
+        leave(failures);
+    }
+}
+
+/// What stays of what is free, and when it goes, and nothing else.
+pub(crate) fn headroom_alone(failures: &mut u32, module: &str, disk: &str) {
+    if is_loaded(failures, module) {
+        headroom::checks(failures, disk, true);
         leave(failures);
     }
 }

@@ -13,6 +13,15 @@ pub(crate) fn hog(mib: &str) -> ExitCode {
     if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// `read PATH MIB`: reads so much of a device through the page cache, of which nothing is used twice.
+pub(crate) fn read(path: &str, mib: &str) -> ExitCode {
+    let mut part = vec![0; MIB as usize];
+    let read = std::fs::File::open(path).and_then(|mut file| {
+        (0..mib.parse().unwrap_or(0)).try_for_each(|_: u64| std::io::Read::read_exact(&mut file, &mut part))
+    });
+    if read.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 /// Touched memory that is no area's. The process that has it is killed first.
 fn private(mib: u64) -> Vec<u8> {
     drop(std::fs::write("/proc/self/oom_score_adj", "900"));
@@ -23,12 +32,17 @@ fn private(mib: u64) -> Vec<u8> {
     memory
 }
 
-/// `tenant MIB KEEP kernel|nobody`: has an area full, frees all but every KEEP-th frame, and answers questions, a line each.
+/// `tenant MIB KEEP kernel[+HEADROOM]|nobody|alone`: has an area full, frees all but every KEEP-th frame, with 0 all, and answers
+/// questions, a line each.
 pub(crate) fn tenant(words: &[&str]) -> ExitCode {
     let [mib, keep, by] = words else { return ExitCode::from(2) };
     let number = |text: &str| text.parse::<u64>().unwrap_or(0);
     let begin = || {
-        let mut tenant = Tenant::new(number(mib), *by == "kernel")?;
+        let mut tenant = match by.split_once('+') {
+            Some((_, headroom)) => Tenant::keeping(number(mib), number(headroom))?,
+            None if *by == "alone" => Tenant::alone(number(mib))?,
+            None => Tenant::new(number(mib), *by == "kernel")?,
+        };
         tenant.take_all()?;
         if *keep != "all" {
             tenant.free_most(number(keep) as usize)?;
@@ -43,11 +57,13 @@ pub(crate) fn tenant(words: &[&str]) -> ExitCode {
         }
     };
     println!("ready");
-    let (mut grown, mut mapped) = (Vec::new(), Vec::new());
+    let (mut grown, mut mapped, mut registered) = (Vec::new(), Vec::new(), None);
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let done = match line.split_once(' ').unwrap_or((&line, "")) {
             ("verify", _) => tenant.verify().map(|()| String::new()),
             ("evicted", _) => Ok(tenant.kernel().evicted.to_string()),
+            ("headroom", _) => Ok(tenant.kernel().headroom.to_string()),
+            ("yielded", _) => Ok(tenant.kernel().yielded.to_string()),
             ("busy", _) => Ok(tenant.kernel().busy.to_string()),
             ("swapped", _) => Ok(tenant.kernel().swapped.to_string()),
             ("resident", _) => Ok(tenant.resident_mib().to_string()),
@@ -65,6 +81,14 @@ pub(crate) fn tenant(words: &[&str]) -> ExitCode {
                 .map(|()| String::new()),
             ("grow", mib) => {
                 grown.push(private(number(mib)));
+                Ok(String::new())
+            }
+            ("register", path) => {
+                let done = tenant.area.register(std::path::Path::new(path), "rows");
+                done.map(|it| registered = Some(it)).map(|()| String::new()).map_err(|error| error.to_string())
+            }
+            ("alone", _) => {
+                drop(registered.take());
                 Ok(String::new())
             }
             ("end", _) => break,

@@ -7,6 +7,16 @@ pub(crate) fn lockdep_is_on() -> Option<bool> {
     Some(line.split_whitespace().nth(1) == Some("1"))
 }
 
+/// The last time that the log tells of somebody killed for lack of memory: by which allocation, and what there was.
+pub(crate) fn last_kill() -> String {
+    let log = std::process::Command::new("dmesg").output().map(|output| output.stdout).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<_> = log.lines().collect();
+    let start = lines.iter().rposition(|line| line.contains("invoked oom-killer"));
+    let of_it = start.map_or(&[][..], |start| &lines[start..]);
+    of_it.iter().take(60).map(|line| format!("\n    {line}")).collect()
+}
+
 /// What the module itself taints the kernel with: it is none of the kernel's own, and nobody signed it.
 const OUT_OF_TREE: u64 = 1 << 12 | 1 << 13;
 

@@ -1,6 +1,7 @@
 //! What the module promises, checked in a machine that has it: `llfree-module-check quick|short|debug|long MODULE.ko SWAP
 //! DISK`; and parts of it: `races MODULE.ko STEPS`, `cost MODULE.ko MIB`, `count MODULE.ko`, `pressure MODULE.ko`, `many MODULE.ko`,
-//! `tables MODULE.ko`, `global MODULE.ko TIMES`, `behind MODULE.ko TIMES`, `numa`.
+//! `tables MODULE.ko`, `global MODULE.ko TIMES`, `behind MODULE.ko TIMES`, `headroom MODULE.ko DISK`,
+//! `beside MODULE.ko`, `numa`.
 //!
 //! Started by `images/linux/testbed module` as root, in an emulated machine that is there for this. Prints a row a check,
 //! and what was measured. Checks that need processes of their own start this program again, as a `tenant` or a `hog`.
@@ -8,6 +9,8 @@
 mod checks;
 mod child;
 mod device;
+mod headroom;
+mod keeper;
 mod log;
 mod measure;
 mod memory;
@@ -33,16 +36,25 @@ fn number(word: &str) -> bool {
     word.parse().is_ok_and(|number: u64| number > 0)
 }
 
-fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let failures = match words.as_slice() {
-        ["hog", mib] => return child::hog(mib),
-        ["tenant", words @ ..] => return child::tenant(words),
-        ["sparse", group] => return sparse::child(group),
-        ["scribble", seconds] => return said(&checks::scribble(seconds.parse().unwrap_or(1))),
-        ["limited"] => return said(&device::limited()),
-        ["calls"] => return races::no_system_calls(),
+/// What this program is for a check, started again.
+fn part(words: &[&str]) -> Option<ExitCode> {
+    Some(match words {
+        ["hog", mib] => child::hog(mib),
+        ["read", path, mib] => child::read(path, mib),
+        ["tenant", words @ ..] => child::tenant(words),
+        ["keeper", directory] => keeper::child(directory),
+        ["sparse", group] => sparse::child(group),
+        ["scribble", seconds] => said(&checks::scribble(seconds.parse().unwrap_or(1))),
+        ["limited"] => said(&device::limited()),
+        ["calls"] => races::no_system_calls(),
+        _ => return None,
+    })
+}
+
+/// How many of the checks failed, if these words name any.
+fn failures(words: &[&str]) -> Option<u32> {
+    let mut failures = 0;
+    match words {
         [form @ ("quick" | "short" | "debug" | "long"), module, swap, disk] => {
             let form = match *form {
                 "quick" => checks::Form::Quick,
@@ -50,64 +62,43 @@ fn main() -> ExitCode {
                 "debug" => checks::Form::Debug,
                 _ => checks::Form::Long,
             };
-            let mut failures = 0;
             checks::run(&mut failures, form, module, [swap, disk]);
-            failures
         }
         ["numa"] => {
-            let mut failures = 0;
             memory::numa(&mut failures);
             checks::leave(&mut failures);
-            failures
         }
-        ["cost", module, mib] if number(mib) => {
-            let mut failures = 0;
-            checks::cost(&mut failures, module, mib.parse().unwrap_or(0));
-            failures
-        }
-        ["races", module, steps] if number(steps) => {
-            let mut failures = 0;
-            checks::races(&mut failures, module, steps.parse().unwrap_or(0));
-            failures
-        }
-        ["count", module] => {
-            let mut failures = 0;
-            checks::count(&mut failures, module);
-            failures
-        }
-        ["global", module, times] if number(times) => {
-            let mut failures = 0;
-            checks::global(&mut failures, module, times.parse().unwrap_or(0));
-            failures
-        }
-        ["behind", module, times] if number(times) => {
-            let mut failures = 0;
-            checks::behind(&mut failures, module, times.parse().unwrap_or(0));
-            failures
-        }
-        ["many", module] => {
-            let mut failures = 0;
-            checks::many_large(&mut failures, module);
-            failures
-        }
-        ["tables", module] => {
-            let mut failures = 0;
-            checks::by_hand(&mut failures, module);
-            failures
-        }
-        ["pressure", module] => {
-            let mut failures = 0;
-            checks::pressure(&mut failures, module);
-            failures
-        }
-        _ => {
+        ["cost", module, mib] if number(mib) => checks::cost(&mut failures, module, mib.parse().unwrap_or(0)),
+        ["races", module, steps] if number(steps) => checks::races(&mut failures, module, steps.parse().unwrap_or(0)),
+        ["count", module] => checks::count(&mut failures, module),
+        ["global", module, times] if number(times) => checks::global(&mut failures, module, times.parse().unwrap_or(0)),
+        ["behind", module, times] if number(times) => checks::behind(&mut failures, module, times.parse().unwrap_or(0)),
+        ["many", module] => checks::many_large(&mut failures, module),
+        ["tables", module] => checks::by_hand(&mut failures, module),
+        ["headroom", module, disk] => checks::headroom_alone(&mut failures, module, disk),
+        ["beside", module] => checks::beside(&mut failures, module),
+        ["pressure", module] => checks::pressure(&mut failures, module),
+        _ => return None,
+    }
+    Some(failures)
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let Some(code) = part(&words) {
+        return code;
+    }
+    match failures(&words) {
+        Some(0) => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+        None => {
             eprintln!(
                 "usage: llfree-module-check quick|short|debug|long MODULE.ko SWAP DISK, races MODULE.ko STEPS, cost MODULE.ko MIB, \
                  count MODULE.ko, pressure MODULE.ko, many MODULE.ko, tables MODULE.ko, \
-                 global MODULE.ko TIMES, behind MODULE.ko TIMES, or numa"
+                 global MODULE.ko TIMES, behind MODULE.ko TIMES, headroom MODULE.ko DISK, beside MODULE.ko, or numa"
             );
-            return ExitCode::from(2);
+            ExitCode::from(2)
         }
-    };
-    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
 }

@@ -5,7 +5,7 @@ use crate::log::lockdep_is_on;
 use crate::row::{Outcome, check};
 use crate::system::{Group, SmallPages, area_number, areas, available_mib, hog, killed};
 
-fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+pub(crate) fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
 }
 
@@ -17,7 +17,7 @@ fn pressure(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Result<(Oth
     Ok((tenant, had && alive))
 }
 
-fn has_it(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Outcome {
+pub(crate) fn has_it(by: &str, mib: u64, want: u64, group: Option<&Group>) -> Outcome {
     let (mut tenant, had) = pressure(by, mib, want, group)?;
     expect(had, || format!("{want} MiB were unavailable beside {mib}; {}", areas()))?;
     let (evicted, resident) = (tenant.number("evicted")?, tenant.number("resident")?);
@@ -194,7 +194,7 @@ fn mappings() -> u32 {
 }
 
 /// What is without swap.
-fn limited() -> Result<Group, String> {
+pub(crate) fn limited() -> Result<Group, String> {
     Group::new("max", &[("memory.max", 256), ("memory.swap.max", 0)])
 }
 

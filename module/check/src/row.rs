@@ -1,6 +1,6 @@
 //! A check, and its row of the table.
 
-use crate::log::clean_log;
+use crate::log::{clean_log, last_kill};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -30,5 +30,9 @@ pub(crate) fn check(failures: &mut u32, name: &str, check: impl FnOnce() -> Outc
     println!("{name:<64} {verdict:<7} {:>4}", start.elapsed().as_secs());
     if !note.is_empty() {
         println!("    ({note})");
+    }
+    // Which may have to do with it, or not.
+    if outcome.is_err() {
+        println!("    the last kill in the log:{}", last_kill());
     }
 }

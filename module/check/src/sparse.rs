@@ -93,6 +93,11 @@ impl Sparse {
         last.iter().for_each(|entry| entry.store(FREE, SeqCst));
         grow(WANTED)?;
         let evicted = self.evicted()? - before;
+        // Reading what was taken brings it in again, and by now there is nothing free: not at the limit.
+        if let Some((start, bytes)) = taken.pop() {
+            // SAFETY: ours, and nobody has references into it.
+            unsafe { munmap(start, bytes) }.map_err(text)?;
+        }
         for (frame, entry) in last.iter().enumerate() {
             let should = match entry.swap(USED, SeqCst) {
                 FREE => 7,

@@ -18,8 +18,24 @@ pub(crate) struct Tenant {
 impl Tenant {
     /// One that the kernel has, or nobody.
     pub(crate) fn new(mib: u64, by_kernel: bool) -> Result<Self, String> {
-        let builder = Area::builder().size(mib << 20).memory(MemoryKind::MemoryFile);
-        let builder = if by_kernel { builder } else { builder.auto_reclaim(Switch(None)) };
+        let default = Switch(Some(llfree_area::area::Builder::AUTO_RECLAIM));
+        Self::with(mib, if by_kernel { default } else { Switch(None) }, by_kernel)
+    }
+
+    /// One that gives back what stays free by itself, for there is no device.
+    pub(crate) fn alone(mib: u64) -> Result<Self, String> {
+        Self::with(mib, Switch(Some(llfree_area::area::Builder::AUTO_RECLAIM)), false)
+    }
+
+    /// One that the kernel has, with so much headroom.
+    pub(crate) fn keeping(mib: u64, headroom_mib: u64) -> Result<Self, String> {
+        let keep_bytes = headroom_mib << 20;
+        let settings = llfree_area::Settings { keep_bytes, ..llfree_area::area::Builder::AUTO_RECLAIM };
+        Self::with(mib, Switch(Some(settings)), true)
+    }
+
+    fn with(mib: u64, switch: Switch, by_kernel: bool) -> Result<Self, String> {
+        let builder = Area::builder().size(mib << 20).memory(MemoryKind::MemoryFile).auto_reclaim(switch);
         let area = builder.build().map_err(|error| error.to_string())?;
         let tenant = Self { handle: area.handle(), area, blocks: Vec::new(), next: 1 };
         let is_with_kernel = tenant.area.status().map_err(|error| error.to_string())?.kernel.is_some();

@@ -34,15 +34,23 @@ fn the_package_has_the_source_where_dkms_looks() {
 #[test]
 fn each_file_of_the_module_is_built_and_packed() {
     let (kbuild, packed) = (include_str!("../../Kbuild"), include_str!("../../../ops/check-packages"));
-    let sources = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).expect("the module's directory");
-    let names = sources.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<_> = names.filter_map(|name| name.strip_suffix(".c").map(str::to_owned)).collect();
-    names.retain(|name| !name.ends_with(".mod"));
-    names.sort();
-    let objects = names.iter().map(|name| format!("{name}.o")).collect::<Vec<_>>().join(" ");
+    let names = |ending: &str| {
+        let sources = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).expect("the module's directory");
+        let names = sources.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<_> = names.filter_map(|name| name.strip_suffix(ending).map(str::to_owned)).collect();
+        names.retain(|name| !name.ends_with(".mod"));
+        names.sort();
+        names
+    };
+    let list = |ending: &str, between: &str| {
+        let files = names(ending).into_iter().map(|name| name + ending);
+        files.collect::<Vec<_>>().join(between)
+    };
+    let objects = list(".c", " ").replace(".c", ".o");
     assert!(kbuild.contains(&format!("vllfree-y := {objects}\n")), "{objects}");
-    let list = names.iter().map(|name| format!("{name}.c")).collect::<Vec<_>>().join(",");
-    assert!(packed.contains(&format!("usr/src/vllfree-$module_version\"/{{{list}}} ")), "{list}");
+    for packed_list in [format!("{{{}}} ", list(".c", ",")), format!("LICENSE,{}}} ", list(".h", ","))] {
+        assert!(packed.contains(&packed_list), "{packed_list}");
+    }
 }
 
 #[test]
