@@ -31,14 +31,18 @@ impl Tenant {
 
     /// Not where there is no userfaultfd to have.
     fn boot_on(userfaultfd: UseUserfaultfd) -> Result<Self, MemoryError> {
+        let (taken, installed) = (0..FRAMES, vec![0..2, 5..6]);
+        Self::start(userfaultfd, TenantStart { threads: 1, taken, installed, ..TenantStart::default() })
+    }
+
+    fn start(userfaultfd: UseUserfaultfd, start: TenantStart) -> Result<Self, MemoryError> {
         let ram = Arc::new(GuestRam::new(u64::from(FRAMES) * HUGE_SIZE, Backing::Anon).expect("small"));
         let supply = Supply::new(ram.clone(), PoolConfig::default(), userfaultfd, &Spawner::default())?;
         let layout = TableLayout::new(FRAMES).expect("small");
         let region = Arc::new(Region::anonymous(layout.total as usize).expect("room"));
         let table = Table::new(region, layout).expect("it fits");
-        let (taken, installed) = (0..FRAMES, vec![0..2, 5..6]);
-        let start = TenantStart { threads: 1, taken, installed, ..TenantStart::default() };
-        let monitor = Monitor::new(ram.clone(), supply, table.clone(), start).expect("memory for three frames");
+        table.clear();
+        let monitor = Monitor::new(ram.clone(), supply, table.clone(), start).expect("memory for some frames");
         let monitor = Arc::new(monitor);
         let (floor, notices) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let (asks, told) = (floor.clone(), notices.clone());
@@ -296,4 +300,39 @@ fn a_floor_that_is_nonsense_takes_nothing_and_frees_nothing() {
     assert_eq!(tenant.monitor.floor(), FRAMES);
     assert_eq!(tenant.shrink(1), FRAMES);
     assert_eq!(tenant.monitor.evict(u32::MAX).expect("nothing to do").frames, 0);
+}
+
+#[test]
+fn a_start_with_all_installed_leaves_nothing_to_ask_for() {
+    for userfaultfd in [UseUserfaultfd::Off, UseUserfaultfd::Auto] {
+        let start = TenantStart { threads: 1, taken: 0..FRAMES, populated: true, ..TenantStart::default() };
+        let tenant = Tenant::start(userfaultfd, start).expect("memory");
+        let resident = || tenant.ram.residency().expect("the kernel answers").resident_bytes;
+        assert_eq!(resident(), u64::from(FRAMES) * HUGE_SIZE);
+        assert!((0..FRAMES).all(|frame| tenant.entry(frame) == HugeEntry::HUGE_INSTALLED));
+        tenant.give(8..28);
+        tenant.monitor.hand_over(HandOver::Complete);
+        assert_eq!(tenant.monitor.counters.installs.get(), 0, "nobody asked");
+        assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0);
+        assert!(tenant.monitor.validate().expect("the kernel answers").findings.is_empty());
+        // What is free goes as ever.
+        assert_eq!(tenant.shrink(FRAMES - 8), FRAMES - 8);
+        assert_eq!(resident(), u64::from(FRAMES - 8) * HUGE_SIZE);
+    }
+}
+
+#[test]
+fn frames_that_are_free_at_a_start_with_all_installed_have_memory() {
+    let start = TenantStart {
+        threads: 1,
+        unusable: 0..1,
+        installed: vec![1..2, 2..3],
+        populated: true,
+        ..TenantStart::default()
+    };
+    let tenant = Tenant::start(UseUserfaultfd::Off, start).expect("memory");
+    assert_eq!(tenant.entry(0), HugeEntry::HUGE_EVICTED, "nobody's");
+    assert_eq!((tenant.entry(2), tenant.entry(3)), (HugeEntry::HUGE_INSTALLED, HugeEntry::FREE_INSTALLED));
+    let census = tenant.monitor.census();
+    assert_eq!((census.installed, census.free_installed), (u64::from(FRAMES) - 1, u64::from(FRAMES) - 3));
 }

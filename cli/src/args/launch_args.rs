@@ -63,7 +63,7 @@ pub struct LaunchArgs {
     /// How memory is taken and given back: llfree (the default, also for Linux kernels whose release ends
     /// in -llfree), balloon (the default for other Linux kernels, with reporting and deflate-on-oom),
     /// balloon-huge, virtio-mem or none; options follow, like llfree,grow-on-need=on,
-    /// balloon,reporting=on,deflate-on-oom=on,stats=1s or virtio-mem,boot=256M
+    /// llfree,start=installed (all memory from the start), balloon,reporting=on,deflate-on-oom=on,stats=1s or virtio-mem,boot=256M
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub elastic: Option<Elastic>,
     /// Reclaim free memory automatically: on, off (the default), or settings like

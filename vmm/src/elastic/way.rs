@@ -81,6 +81,11 @@ pub trait Way {
         false
     }
 
+    /// Whether all frames have memory from the start.
+    fn starts_installed(&self) -> bool {
+        false
+    }
+
     /// The part of `memory` that the guest boots with; a driver adds the rest.
     fn boot_bytes(&self, memory: Bytes) -> Bytes {
         memory
