@@ -9,6 +9,7 @@
 //! comes from R and, cross-checked by the audit, from the kernel.
 
 mod audit;
+mod decision;
 mod hand_over;
 mod install;
 mod lent;
@@ -301,32 +302,6 @@ impl Monitor {
     #[must_use]
     pub fn has_terms(&self) -> bool {
         self.terms.get().is_some()
-    }
-
-    /// The tenant says how far it is. Until that is [`HandOver::Complete`], touches of frames that are not held are no
-    /// violations, and what a failed install left in a frame may be in use. [`HandOver::ByTouch`] is an excuse that only a
-    /// host gives which had no memory: if all installs had theirs, it is complete.
-    pub fn hand_over(&self, to: HandOver) {
-        let excused = self.host_failed.load(Ordering::Acquire);
-        let to = if to == HandOver::ByTouch && !excused { HandOver::Complete } else { to };
-        self.handed_over.fetch_max(to as u8, Ordering::AcqRel);
-    }
-
-    /// How far the tenant is; one whose memory is not by touch has been [`HandOver::Complete`] from the start.
-    #[must_use]
-    pub fn handed_over(&self) -> HandOver {
-        HandOver::from_byte(self.handed_over.load(Ordering::Acquire))
-    }
-
-    /// Whether the tenant has not handed over anything yet.
-    #[must_use]
-    pub fn is_booting(&self) -> bool {
-        self.handed_over() == HandOver::Booting
-    }
-
-    /// Whether the tenant may have memory by touching it.
-    fn comes_by_touch(&self) -> bool {
-        self.handed_over() < HandOver::Complete
     }
 
     /// Huge frames that passes leave free, unless they are forced: by the tenant's claim, and at most all.

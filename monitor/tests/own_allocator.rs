@@ -303,6 +303,90 @@ fn a_floor_that_is_nonsense_takes_nothing_and_frees_nothing() {
 }
 
 #[test]
+fn whoever_comes_first_decides_for_good() {
+    let said = Tenant::boot();
+    assert!(said.monitor.hand_over(HandOver::Complete) && said.monitor.is_shared());
+    assert!(!said.monitor.leave_to_device(), "it shares its table");
+    assert_eq!(said.monitor.handed_over(), HandOver::Complete);
+    assert_eq!(said.entry(9), HugeEntry::HUGE_EVICTED, "nothing was changed");
+
+    let driven = Tenant::boot();
+    assert!(driven.monitor.leave_to_device() && driven.monitor.leave_to_device(), "a driver may start again");
+    for to in [HandOver::ByTouch, HandOver::Complete] {
+        assert!(!driven.monitor.hand_over(to), "too late");
+        assert!(driven.monitor.is_left_to_device() && !driven.monitor.is_shared() && !driven.monitor.is_booting());
+    }
+
+    let silent = Tenant::boot();
+    assert!(silent.monitor.is_booting() && !silent.monitor.is_shared() && !silent.monitor.is_left_to_device());
+}
+
+#[test]
+fn of_many_that_come_at_once_one_is_first() {
+    for _ in 0..64 {
+        let tenant = Tenant::boot();
+        let (said, driven) = std::thread::scope(|scope| {
+            let said = scope.spawn(|| tenant.monitor.hand_over(HandOver::Complete));
+            let driven = scope.spawn(|| tenant.monitor.leave_to_device());
+            (said.join().expect("it ends"), driven.join().expect("it ends"))
+        });
+        assert_ne!(said, driven);
+        assert_eq!((tenant.monitor.is_shared(), tenant.monitor.is_left_to_device()), (said, driven));
+    }
+}
+
+#[test]
+fn what_is_left_to_a_device_comes_by_touch_for_ever() {
+    let tenant = Tenant::boot();
+    tenant.touch(9);
+    // It gave some without a word, and some of these were taken.
+    tenant.give(20..28);
+    assert_eq!(tenant.shrink(FRAMES - 4), FRAMES - 4);
+    assert!(tenant.monitor.leave_to_device());
+    assert_eq!((tenant.monitor.limit(), tenant.monitor.census().installed), (FRAMES, FRAMES.into()));
+    let held = (0..FRAMES).filter(|frame| tenant.entry(*frame).is_held() || tenant.entry(*frame).is_evicted());
+    assert_eq!(held.count(), 0, "all is the tenant's");
+    tenant.touch(10);
+    tenant.touch(21);
+    assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0);
+    let counters = &tenant.monitor.counters;
+    assert_eq!((counters.violations.get(), tenant.word(9), tenant.word(21)), (0, 1, 1));
+    // A device takes pages of it past the table, and they come back by touch.
+    tenant.ram.discard_bytes(9 * HUGE_SIZE..9 * HUGE_SIZE + FRAME_SIZE).expect("it discards");
+    assert_eq!(tenant.word(9), 0);
+    tenant.touch(9);
+    assert_eq!((tenant.monitor.audit().expect("the kernel answers"), tenant.word(9)), (0, 1));
+}
+
+/// The same under a userfaultfd, which is of no use then and goes.
+#[test]
+fn what_is_left_to_a_device_is_not_watched_any_more() {
+    let tenant = match Tenant::boot_on(UseUserfaultfd::On) {
+        Ok(tenant) => tenant,
+        Err(error) => return test_support::skipped(llfree_base::error_line(&error)),
+    };
+    let ended = Arc::new(AtomicU32::new(0));
+    let of_watch = ended.clone();
+    let end = move |_| {
+        of_watch.fetch_add(1, Ordering::Relaxed);
+    };
+    let watch = Violations::watch(tenant.monitor.clone(), |_| None, OnViolation::Stop, true, end, &Spawner::default())
+        .expect("a thread")
+        .expect("RAM is under a userfaultfd");
+    tenant.touch(9);
+    assert!(tenant.monitor.leave_to_device());
+    tenant.ram.discard_bytes(9 * HUGE_SIZE..10 * HUGE_SIZE).expect("it discards");
+    assert_eq!(tenant.word(9), 0, "nobody waits for ever");
+    for frame in 0..FRAMES {
+        tenant.touch(frame);
+    }
+    watch.finish();
+    assert!(tenant.monitor.supply().userfault().is_none());
+    let counters = &tenant.monitor.counters;
+    assert_eq!((counters.violations.get(), ended.load(Ordering::Relaxed)), (0, 0));
+}
+
+#[test]
 fn a_start_with_all_installed_leaves_nothing_to_ask_for() {
     for userfaultfd in [UseUserfaultfd::Off, UseUserfaultfd::Auto] {
         let start = TenantStart { threads: 1, taken: 0..FRAMES, populated: true, ..TenantStart::default() };

@@ -68,17 +68,22 @@ impl Way for Table {
     }
 
     fn build(&self, parts: Parts<'_>) -> Result<Arc<dyn Elasticity>, DeviceError> {
-        Ok(Arc::new(ByTable { monitor: parts.monitor.clone(), words: parts.words, drain: parts.drain }))
+        Ok(Arc::new(ByTable::new(parts.monitor.clone(), parts.words, parts.drain)))
     }
 }
 
-struct ByTable {
+/// Frames that are free in the table, and those that are held.
+pub(super) struct ByTable {
     monitor: Arc<Monitor>,
     words: Arc<Platform>,
     drain: Box<dyn Fn() + Send + Sync>,
 }
 
 impl ByTable {
+    pub(super) fn new(monitor: Arc<Monitor>, words: Arc<Platform>, drain: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self { monitor, words, drain }
+    }
+
     /// What a guest with an allocator of its own says, in units of `unit` bytes; at most RAM.
     fn said(&self, word: GuestWord, unit: u64) -> u64 {
         let memory = u64::from(self.monitor.huge_frames()) * HUGE_SIZE;
@@ -119,7 +124,7 @@ impl Elasticity for ByTable {
 
     fn status(&self) -> ElasticStatus {
         let hand_over = match self.monitor.handed_over() {
-            monitor::HandOver::Booting => HandOver::Booting,
+            monitor::HandOver::Booting | monitor::HandOver::ToDevice => HandOver::Booting,
             monitor::HandOver::ByTouch => HandOver::ByTouch,
             monitor::HandOver::Complete => HandOver::Complete,
         };

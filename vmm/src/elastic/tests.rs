@@ -113,7 +113,9 @@ fn on() -> Switch {
 
 #[test]
 fn the_default_for_linux_is_what_people_would_write() {
-    assert_eq!(Elastic::for_linux(), elastic("balloon,reporting=on,deflate-on-oom=on,stats=2s"));
+    let Elastic::Either(ways) = Elastic::for_linux() else { panic!("both are offered") };
+    assert_eq!(Elastic::Table(ways.table), elastic("llfree"));
+    assert_eq!(Elastic::Balloon(ways.balloon), elastic("balloon,reporting=on,deflate-on-oom=on,stats=2s"));
     assert!(linux(Elastic::for_linux(), Bytes(GIB)).is_ok());
     assert_eq!(Elastic::for_linux().way().kernel_parameter(), None);
     assert_eq!(elastic("virtio-mem").way().kernel_parameter(), Some("memhp_default_state=online_movable"));
@@ -169,6 +171,9 @@ fn automatic_reclaim_that_cannot_be_is_refused() {
         let switch = switch.parse().expect(switch);
         elastic(text).with_auto_reclaim(switch).map_err(|error| error.to_string()).expect_err(text)
     };
+    // Nobody knows yet who is to heed the settings: the table does, and a balloon's guest reports in any case.
+    let settings: Switch = "interval=1s".parse().expect("settings");
+    assert_eq!(Elastic::for_linux().with_auto_reclaim(settings), Ok((Elastic::for_linux(), settings)));
     assert!(refusal("balloon,reporting=off", "on").contains("reporting=off"));
     assert!(refusal("balloon", "interval=1s").contains("has no settings"));
     for kind in ["virtio-mem", "none"] {
