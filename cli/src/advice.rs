@@ -172,7 +172,10 @@ fn install(error: &InstallConfigError) -> Advice {
 
 fn device(error: &DeviceError) -> Option<Advice> {
     Some(match error {
-        DeviceError::SmallPagesOfHugetlb => "use --elastic balloon-huge, or another --backing".into(),
+        DeviceError::SmallPagesOfHugetlb => {
+            "use --elastic balloon-huge, --elastic llfree for a Linux that shares its free memory, or another --backing"
+                .into()
+        }
         DeviceError::BootTooLarge { .. } | DeviceError::RegionTooSmall { .. } => {
             "use more --mem, or --elastic virtio-mem,boot= with less".into()
         }
@@ -207,7 +210,7 @@ fn not_elastic() -> Advice {
 }
 
 fn no_table(kind: &str) -> Advice {
-    format!("the VM was launched with --elastic {kind}, and needs --elastic llfree for that").into()
+    format!("the VM has --elastic {kind}, and needs --elastic llfree for that").into()
 }
 
 fn reporting_at_launch() -> Advice {

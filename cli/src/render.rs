@@ -7,8 +7,9 @@ use llfree_base::counters::FrameCounts;
 use llfree_base::printable;
 use llfree_base::units::Bytes;
 use llfree_control::report::{
-    AutoReclaimReport, DiskStatus, Enforcement, GuestOutcome, GuestReport, GuestSays, GuestStatsReport, LifeReport,
-    LinuxAgentStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, StatusReport, ValidateReport, VmState,
+    AutoReclaimReport, DiskStatus, ElasticKind, Enforcement, GuestOutcome, GuestReport, GuestSays, GuestStatsReport,
+    LifeReport, LinuxAgentStatus, NetReport, ReclaimReport, ResizeReport, SampleReport, StatusReport, ValidateReport,
+    VmState,
 };
 use std::fmt::Write;
 
@@ -386,6 +387,7 @@ fn not_said(report: &StatusReport, stats: Option<&GuestStatsReport>) -> String {
     match stats {
         Some(stats) if stats.stale => format!("the guest's last report is {} old", millis(stats.age_ms)),
         _ if report.elastic.driven || is_none(&report.elastic) => "the guest does not report it".to_owned(),
+        _ if report.elastic.kind == ElasticKind::Undecided => "the guest's kernel has said nothing yet".to_owned(),
         _ => "the guest has no driver for its device yet".to_owned(),
     }
 }
@@ -413,7 +415,7 @@ fn vcpus(report: &StatusReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use llfree_control::report::{BalloonStatus, ElasticKind, ElasticStatus, HandOver, TableStatus};
+    use llfree_control::report::{BalloonStatus, ChosenBy, ElasticStatus, HandOver, TableStatus};
 
     fn line<'a>(text: &'a str, label: &str) -> &'a str {
         text.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("no {label} in\n{text}"))
@@ -489,6 +491,26 @@ mod tests {
         assert!(with(false, HandOver::Booting).contains("still booting"));
         assert!(with(true, HandOver::ByTouch).contains("comes by touch, as the host had no memory for it"));
         assert!(with(true, HandOver::Complete).ends_with("to be left free"));
+    }
+
+    #[test]
+    fn what_moves_memory_is_said_with_its_reason_if_the_guest_gave_one() {
+        let with = |kind: ElasticKind, chosen_by: ChosenBy, driven| {
+            let elastic =
+                ElasticStatus { kind: kind.into(), chosen_by: chosen_by.into(), driven, ..ElasticStatus::default() };
+            status(&StatusReport { elastic, ..StatusReport::default() })
+        };
+        let said = |kind, by, driven| line(&with(kind, by, driven), "elastic").to_owned();
+        assert!(
+            said(ElasticKind::Llfree, ChosenBy::Hello, true).contains("llfree: the guest's kernel said that it shares")
+        );
+        let balloon = said(ElasticKind::Balloon, ChosenBy::Driver, true);
+        assert!(balloon.contains("balloon: the guest has a driver") && !balloon.contains("no driver"), "{balloon}");
+        assert!(said(ElasticKind::Balloon, ChosenBy::Driver, false).contains("no driver in the guest"), "by now");
+        let open = said(ElasticKind::Undecided, ChosenBy::Nobody, false);
+        assert!(open.contains("undecided: llfree if") && !open.contains("no driver"), "{open}");
+        let chosen = with(ElasticKind::Llfree, ChosenBy::Launch, true);
+        assert!(!chosen.contains("elastic"), "as it was told: {chosen}");
     }
 
     #[test]

@@ -510,7 +510,8 @@ fn warn_about_size(config: &VmConfig) {
 
 /// Says once what nobody holds the guest to.
 fn warn_about_enforcement(vm: &Vm) {
-    if vm.is_enforced() || vm.elastic().table().is_none() {
+    // Nor what nobody may have to be held to.
+    if vm.is_enforced() || vm.elastic().table().is_none() || vm.way().may_leave_table() {
         return;
     }
     let consequence = "memory that the guest touches without asking is found by an audit once a second, not \

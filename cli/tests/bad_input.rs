@@ -71,6 +71,10 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         ("--mem 1G --elastic virtio-mem,boot=3M", &["boot", "not a multiple of 2 MiB"]),
         ("--mem 64M --elastic virtio-mem", &["leaves the first 256 MiB alone", "boot= with less"]),
         ("--mem 64M --elastic none,stats=1s", &["not an option of none"]),
+        ("--mem 64M --elastic llfree,start=full", &["start: 'full' is neither evicted", "nor installed"]),
+        ("--mem 64M --elastic balloon,start=installed", &["'start=installed' is not an option of balloon"]),
+        ("--mem 64M --elastic virtio-mem,start=installed", &["'start=installed' is not an option of virtio-mem"]),
+        ("--mem 64M --elastic llfree,start=evicted,start=installed", &["'start' is set twice"]),
         ("--mem 64M --elastic none --auto-reclaim on", &["--auto-reclaim needs the table", "--elastic none"]),
         (
             "--mem 64M --elastic balloon,reporting=off --auto-reclaim on",

@@ -152,7 +152,12 @@ fn flags_of_linux_guests_are_for_linux_guests() {
     }
     let files = Files::new();
     files.refused(&files.kernel(), "--mem 256M --elastic balloon-huge", &["balloon-huge"]);
-    files.refused(&files.kernel(), "--mem 256M --install-pool 64M", &["--install-pool"]);
+    // What the table alone can do is refused as long as it is open whether there is one.
+    let undecided = |flags: &str, words: &[&str]| files.refused(&files.kernel(), &format!("--mem 256M {flags}"), words);
+    undecided("--install-pool 64M", &["--install-pool", "--elastic llfree only"]);
+    undecided("--userfaultfd on", &["--userfaultfd on", "--elastic llfree only"]);
+    undecided("--on-violation stop", &["--on-violation", "--elastic llfree only"]);
+    undecided("--elastic balloon,start=installed", &["start=installed", "not an option of balloon"]);
 }
 
 #[test]

@@ -246,7 +246,12 @@ fn a_device_survives_a_line() {
         ElasticStatus { kind: ElasticKind::Balloon.into(), balloon: Some(balloon), ..ElasticStatus::default() };
     let reply = Reply::Status(Box::new(StatusReport { elastic, ..StatusReport::default() }));
     let line = reply.to_line();
-    assert!(line.contains(r#""elastic":{"kind":"balloon","driven":false,"device_errors":0,"balloon":{"#), "{line}");
+    assert!(
+        line.contains(
+            r#""elastic":{"kind":"balloon","chosen_by":"launch","driven":false,"device_errors":0,"balloon":{"#
+        ),
+        "{line}"
+    );
     assert_eq!(Reply::from_line(line.as_bytes()).expect(&line), reply);
     let mem = MemStatus { plugged_bytes: 3, ..MemStatus::default() };
     let elastic = ElasticStatus { mem: Some(mem), ..ElasticStatus::default() };

@@ -9,6 +9,7 @@
 //! comes from R and, cross-checked by the audit, from the kernel.
 
 mod audit;
+mod decision;
 mod hand_over;
 mod install;
 mod lent;
@@ -31,7 +32,7 @@ use crate::memory::{GuestRam, MemoryError, Supply};
 use crate::region::{FRAMES_A_WORD, Table};
 use lent::Lent;
 use llfree::host::Installer;
-use llfree::{Census, Claim, Host, Residency};
+use llfree::{Census, Claim, Host, Installing, Residency};
 use llfree_base::counters::MonitorCounters;
 use llfree_base::metrics::Gauge;
 use llfree_base::{RateLimit, lock};
@@ -91,6 +92,8 @@ pub struct TenantStart {
     pub installer: Installer,
     /// It is at work already, and may have had a monitor before: [`Monitor::take_over`] comes next.
     pub adopted: bool,
+    /// All frames that it may use have memory from the start, those that are free as well.
+    pub populated: bool,
 }
 
 /// What a tenant with an allocator of its own agrees with its host beside the table.
@@ -226,7 +229,7 @@ impl Monitor {
                 word.store(entry.bits(), Ordering::Relaxed);
             }
         };
-        for huge in start.unusable.chain(start.taken) {
+        for huge in start.unusable.clone().chain(start.taken) {
             claim_for_guest(huge, HugeEntry::HUGE_EVICTED);
         }
         let note_installed = |huge: u32| {
@@ -237,6 +240,9 @@ impl Monitor {
             monitor.supply.install(HugeId(huge)).map_err(|short| short.error)?;
             note_installed(huge);
         }
+        if start.populated {
+            monitor.populate(&start.unusable)?;
+        }
         for bytes in start.image {
             monitor.supply.install_part(bytes.clone())?;
             HugeRange::around(bytes).iter().for_each(|huge| note_installed(huge.0));
@@ -245,6 +251,22 @@ impl Monitor {
             monitor.publish_limit();
         }
         Ok(monitor)
+    }
+
+    /// Puts memory behind all frames that have none yet, but for those that nobody may use.
+    fn populate(&self, unusable: &Range<u32>) -> Result<(), MemoryError> {
+        let host = self.host();
+        let lacks_memory = |huge: &u32| host.residency(HugeId(*huge)) == Some(Residency::Evicted);
+        let frames: Vec<u32> =
+            (0..self.huge_frames()).filter(|huge| !unusable.contains(huge)).filter(lacks_memory).collect();
+        for run in frames.chunk_by(|left, right| left + 1 == *right) {
+            // In one call, which populates with all its might.
+            let run = HugeRange::saturating(HugeId(run[0]), run.len() as u32);
+            self.supply.install(run).map_err(|short| short.error)?;
+            // Nobody else is there yet.
+            run.iter().filter_map(|huge| host.claim(huge)?.install().ok()).for_each(Installing::done);
+        }
+        Ok(())
     }
 
     /// Takes charge of `ram` whose memory comes by touch and goes by a device: no frame is ever
@@ -280,32 +302,6 @@ impl Monitor {
     #[must_use]
     pub fn has_terms(&self) -> bool {
         self.terms.get().is_some()
-    }
-
-    /// The tenant says how far it is. Until that is [`HandOver::Complete`], touches of frames that are not held are no
-    /// violations, and what a failed install left in a frame may be in use. [`HandOver::ByTouch`] is an excuse that only a
-    /// host gives which had no memory: if all installs had theirs, it is complete.
-    pub fn hand_over(&self, to: HandOver) {
-        let excused = self.host_failed.load(Ordering::Acquire);
-        let to = if to == HandOver::ByTouch && !excused { HandOver::Complete } else { to };
-        self.handed_over.fetch_max(to as u8, Ordering::AcqRel);
-    }
-
-    /// How far the tenant is; one whose memory is not by touch has been [`HandOver::Complete`] from the start.
-    #[must_use]
-    pub fn handed_over(&self) -> HandOver {
-        HandOver::from_byte(self.handed_over.load(Ordering::Acquire))
-    }
-
-    /// Whether the tenant has not handed over anything yet.
-    #[must_use]
-    pub fn is_booting(&self) -> bool {
-        self.handed_over() == HandOver::Booting
-    }
-
-    /// Whether the tenant may have memory by touching it.
-    fn comes_by_touch(&self) -> bool {
-        self.handed_over() < HandOver::Complete
     }
 
     /// Huge frames that passes leave free, unless they are forced: by the tenant's claim, and at most all.

@@ -31,14 +31,18 @@ impl Tenant {
 
     /// Not where there is no userfaultfd to have.
     fn boot_on(userfaultfd: UseUserfaultfd) -> Result<Self, MemoryError> {
+        let (taken, installed) = (0..FRAMES, vec![0..2, 5..6]);
+        Self::start(userfaultfd, TenantStart { threads: 1, taken, installed, ..TenantStart::default() })
+    }
+
+    fn start(userfaultfd: UseUserfaultfd, start: TenantStart) -> Result<Self, MemoryError> {
         let ram = Arc::new(GuestRam::new(u64::from(FRAMES) * HUGE_SIZE, Backing::Anon).expect("small"));
         let supply = Supply::new(ram.clone(), PoolConfig::default(), userfaultfd, &Spawner::default())?;
         let layout = TableLayout::new(FRAMES).expect("small");
         let region = Arc::new(Region::anonymous(layout.total as usize).expect("room"));
         let table = Table::new(region, layout).expect("it fits");
-        let (taken, installed) = (0..FRAMES, vec![0..2, 5..6]);
-        let start = TenantStart { threads: 1, taken, installed, ..TenantStart::default() };
-        let monitor = Monitor::new(ram.clone(), supply, table.clone(), start).expect("memory for three frames");
+        table.clear();
+        let monitor = Monitor::new(ram.clone(), supply, table.clone(), start).expect("memory for some frames");
         let monitor = Arc::new(monitor);
         let (floor, notices) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let (asks, told) = (floor.clone(), notices.clone());
@@ -296,4 +300,123 @@ fn a_floor_that_is_nonsense_takes_nothing_and_frees_nothing() {
     assert_eq!(tenant.monitor.floor(), FRAMES);
     assert_eq!(tenant.shrink(1), FRAMES);
     assert_eq!(tenant.monitor.evict(u32::MAX).expect("nothing to do").frames, 0);
+}
+
+#[test]
+fn whoever_comes_first_decides_for_good() {
+    let said = Tenant::boot();
+    assert!(said.monitor.hand_over(HandOver::Complete) && said.monitor.is_shared());
+    assert!(!said.monitor.leave_to_device(), "it shares its table");
+    assert_eq!(said.monitor.handed_over(), HandOver::Complete);
+    assert_eq!(said.entry(9), HugeEntry::HUGE_EVICTED, "nothing was changed");
+
+    let driven = Tenant::boot();
+    assert!(driven.monitor.leave_to_device() && driven.monitor.leave_to_device(), "a driver may start again");
+    for to in [HandOver::ByTouch, HandOver::Complete] {
+        assert!(!driven.monitor.hand_over(to), "too late");
+        assert!(driven.monitor.is_left_to_device() && !driven.monitor.is_shared() && !driven.monitor.is_booting());
+    }
+
+    let silent = Tenant::boot();
+    assert!(silent.monitor.is_booting() && !silent.monitor.is_shared() && !silent.monitor.is_left_to_device());
+}
+
+#[test]
+fn of_many_that_come_at_once_one_is_first() {
+    for _ in 0..64 {
+        let tenant = Tenant::boot();
+        let (said, driven) = std::thread::scope(|scope| {
+            let said = scope.spawn(|| tenant.monitor.hand_over(HandOver::Complete));
+            let driven = scope.spawn(|| tenant.monitor.leave_to_device());
+            (said.join().expect("it ends"), driven.join().expect("it ends"))
+        });
+        assert_ne!(said, driven);
+        assert_eq!((tenant.monitor.is_shared(), tenant.monitor.is_left_to_device()), (said, driven));
+    }
+}
+
+#[test]
+fn what_is_left_to_a_device_comes_by_touch_for_ever() {
+    let tenant = Tenant::boot();
+    tenant.touch(9);
+    // It gave some without a word, and some of these were taken.
+    tenant.give(20..28);
+    assert_eq!(tenant.shrink(FRAMES - 4), FRAMES - 4);
+    assert!(tenant.monitor.leave_to_device());
+    assert_eq!((tenant.monitor.limit(), tenant.monitor.census().installed), (FRAMES, FRAMES.into()));
+    let held = (0..FRAMES).filter(|frame| tenant.entry(*frame).is_held() || tenant.entry(*frame).is_evicted());
+    assert_eq!(held.count(), 0, "all is the tenant's");
+    tenant.touch(10);
+    tenant.touch(21);
+    assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0);
+    let counters = &tenant.monitor.counters;
+    assert_eq!((counters.violations.get(), tenant.word(9), tenant.word(21)), (0, 1, 1));
+    // A device takes pages of it past the table, and they come back by touch.
+    tenant.ram.discard_bytes(9 * HUGE_SIZE..9 * HUGE_SIZE + FRAME_SIZE).expect("it discards");
+    assert_eq!(tenant.word(9), 0);
+    tenant.touch(9);
+    assert_eq!((tenant.monitor.audit().expect("the kernel answers"), tenant.word(9)), (0, 1));
+}
+
+/// The same under a userfaultfd, which is of no use then and goes.
+#[test]
+fn what_is_left_to_a_device_is_not_watched_any_more() {
+    let tenant = match Tenant::boot_on(UseUserfaultfd::On) {
+        Ok(tenant) => tenant,
+        Err(error) => return test_support::skipped(llfree_base::error_line(&error)),
+    };
+    let ended = Arc::new(AtomicU32::new(0));
+    let of_watch = ended.clone();
+    let end = move |_| {
+        of_watch.fetch_add(1, Ordering::Relaxed);
+    };
+    let watch = Violations::watch(tenant.monitor.clone(), |_| None, OnViolation::Stop, true, end, &Spawner::default())
+        .expect("a thread")
+        .expect("RAM is under a userfaultfd");
+    tenant.touch(9);
+    assert!(tenant.monitor.leave_to_device());
+    tenant.ram.discard_bytes(9 * HUGE_SIZE..10 * HUGE_SIZE).expect("it discards");
+    assert_eq!(tenant.word(9), 0, "nobody waits for ever");
+    for frame in 0..FRAMES {
+        tenant.touch(frame);
+    }
+    watch.finish();
+    assert!(tenant.monitor.supply().userfault().is_none());
+    let counters = &tenant.monitor.counters;
+    assert_eq!((counters.violations.get(), ended.load(Ordering::Relaxed)), (0, 0));
+}
+
+#[test]
+fn a_start_with_all_installed_leaves_nothing_to_ask_for() {
+    for userfaultfd in [UseUserfaultfd::Off, UseUserfaultfd::Auto] {
+        let start = TenantStart { threads: 1, taken: 0..FRAMES, populated: true, ..TenantStart::default() };
+        let tenant = Tenant::start(userfaultfd, start).expect("memory");
+        let resident = || tenant.ram.residency().expect("the kernel answers").resident_bytes;
+        assert_eq!(resident(), u64::from(FRAMES) * HUGE_SIZE);
+        assert!((0..FRAMES).all(|frame| tenant.entry(frame) == HugeEntry::HUGE_INSTALLED));
+        tenant.give(8..28);
+        tenant.monitor.hand_over(HandOver::Complete);
+        assert_eq!(tenant.monitor.counters.installs.get(), 0, "nobody asked");
+        assert_eq!(tenant.monitor.audit().expect("the kernel answers"), 0);
+        assert!(tenant.monitor.validate().expect("the kernel answers").findings.is_empty());
+        // What is free goes as ever.
+        assert_eq!(tenant.shrink(FRAMES - 8), FRAMES - 8);
+        assert_eq!(resident(), u64::from(FRAMES - 8) * HUGE_SIZE);
+    }
+}
+
+#[test]
+fn frames_that_are_free_at_a_start_with_all_installed_have_memory() {
+    let start = TenantStart {
+        threads: 1,
+        unusable: 0..1,
+        installed: vec![1..2, 2..3],
+        populated: true,
+        ..TenantStart::default()
+    };
+    let tenant = Tenant::start(UseUserfaultfd::Off, start).expect("memory");
+    assert_eq!(tenant.entry(0), HugeEntry::HUGE_EVICTED, "nobody's");
+    assert_eq!((tenant.entry(2), tenant.entry(3)), (HugeEntry::HUGE_INSTALLED, HugeEntry::FREE_INSTALLED));
+    let census = tenant.monitor.census();
+    assert_eq!((census.installed, census.free_installed), (u64::from(FRAMES) - 1, u64::from(FRAMES) - 3));
 }

@@ -54,9 +54,13 @@ impl VmConfig {
     /// Where frames get their memory from, what a violation leads to, and whether a userfaultfd detects it.
     ///
     /// # Errors
-    /// Choices that exclude each other.
+    /// Choices that exclude each other. What somebody chose must be possible whatever the guest turns out to have.
     pub fn supply(&self) -> Result<(PoolConfig, OnViolation, UseUserfaultfd), InstallConfigError> {
-        let is_tracked = self.elastic.way().needs() == Need::Table;
+        let way = self.elastic.way();
+        let is_tracked = way.needs() == Need::Table;
+        if way.may_leave_table() {
+            self.install.resolve(self.memory, self.backing, false)?;
+        }
         self.install.resolve(self.memory, self.backing, is_tracked)
     }
 

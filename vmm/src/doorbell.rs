@@ -49,6 +49,7 @@ pub struct Doorbell {
     grows_on_need: bool,
     log_lines: AtomicU64,
     hellos: RateLimit,
+    refused_hellos: RateLimit,
 }
 
 impl Doorbell {
@@ -64,6 +65,7 @@ impl Doorbell {
             grows_on_need,
             log_lines: AtomicU64::new(0),
             hellos: RateLimit::default(),
+            refused_hellos: RateLimit::default(),
         }
     }
 
@@ -95,8 +97,8 @@ impl Doorbell {
     fn serve(&self, vcpu: u32, request: Request, reply: &mut [u64; WORDS]) -> (Status, Flow) {
         match request {
             Request::Hello { abi_version: ABI_VERSION, flags } => {
-                if flags & HELLO_OWN_ALLOCATOR != 0 {
-                    self.hand_over(flags & HELLO_BY_TOUCH != 0);
+                if flags & HELLO_OWN_ALLOCATOR != 0 && !self.hand_over(flags & HELLO_BY_TOUCH != 0) {
+                    return (Status::HostError, Flow::Continue);
                 }
                 if let Some(number) = self.hellos.tick() {
                     log::debug!("vCPU {vcpu}: hello, ABI version {ABI_VERSION} ({number} so far)");
@@ -150,13 +152,22 @@ impl Doorbell {
 }
 
 impl Doorbell {
-    /// A guest with an allocator of its own shares what is free; it may say so again, and as often as it likes.
-    fn hand_over(&self, by_touch: bool) {
+    /// A guest with an allocator of its own shares what is free; it may say so again, and as often as it likes. False
+    /// if a device moves its memory instead.
+    fn hand_over(&self, by_touch: bool) -> bool {
         let (before, now) = (self.monitor.handed_over(), if by_touch { HandOver::ByTouch } else { HandOver::Complete });
-        if now <= before {
-            return;
+        if !self.monitor.hand_over(now) {
+            if let Some(number) = self.refused_hellos.tick() {
+                log::warn!(
+                    "the guest says that it shares its free memory, but its balloon has a driver at work: the balloon stays \
+                     ({number} so far)"
+                );
+            }
+            return false;
         }
-        self.monitor.hand_over(now);
+        if now <= before {
+            return true;
+        }
         // That it has memory by touch still, is for the host to believe.
         match self.monitor.handed_over() {
             HandOver::ByTouch => log::warn!(
@@ -165,6 +176,7 @@ impl Doorbell {
             _ if before == HandOver::ByTouch => log::info!("the guest has got the memory for all that it uses"),
             _ => log::info!("the guest shares its free memory"),
         }
+        true
     }
 
     /// Held frames that a guest in need gets back; none if its limit is strict.
@@ -291,6 +303,20 @@ mod tests {
         let flags = HELLO_OWN_ALLOCATOR | HELLO_BY_TOUCH;
         assert_eq!(guest.call(&Request::Hello { abi_version: ABI_VERSION, flags }).0, Status::Ok as u64);
         assert_eq!(guest.monitor.handed_over(), HandOver::Complete);
+    }
+
+    #[test]
+    fn a_hello_is_refused_once_a_balloon_serves() {
+        let guest = Guest::new(false);
+        assert!(guest.monitor.leave_to_device());
+        for flags in [HELLO_OWN_ALLOCATOR, HELLO_OWN_ALLOCATOR | HELLO_BY_TOUCH] {
+            assert_eq!(guest.call(&Request::Hello { abi_version: ABI_VERSION, flags }).0, Status::HostError as u64);
+            assert!(guest.monitor.is_left_to_device());
+        }
+        // What it believes it has to ask for is there.
+        let install = Request::Install { frames: HugeRange::saturating(HugeId(8), 4) };
+        assert_eq!(guest.call(&install).0, Status::Ok as u64);
+        assert_eq!(guest.call(&Request::Hello { abi_version: ABI_VERSION, flags: 0 }).0, Status::Ok as u64);
     }
 
     #[test]

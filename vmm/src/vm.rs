@@ -43,7 +43,7 @@ use crate::devices::blk::DiskControl;
 use crate::devices::net::{NetConfig, NetCounters};
 use crate::devices::worker::Worker;
 use crate::doorbell::Doorbell;
-use crate::elastic::{Elasticity, ResizeError};
+use crate::elastic::{Elasticity, ResizeError, Way};
 use crate::exit::ExitReason;
 use crate::guest::Guest;
 use crate::vcpu::VcpuHandle;
@@ -136,12 +136,18 @@ impl Vm {
         &*self.elastic
     }
 
+    /// The way in which it moves by now.
+    #[must_use]
+    pub fn way(&self) -> &dyn Way {
+        self.elastic.way(self.config.elastic.way())
+    }
+
     /// The monitor of a VM whose memory is tracked frame by frame; `what` names the operation in the error.
     ///
     /// # Errors
     /// The VM's frames get memory on first touch.
     pub fn tracked(&self, what: &'static str) -> Result<&Monitor, ResizeError> {
-        self.elastic.table().ok_or(ResizeError::NoTable { what, kind: self.config.elastic.name() })
+        self.elastic.table().ok_or(ResizeError::NoTable { what, kind: self.way().name() })
     }
 
     /// From now on, makes the maximum of this cgroup, which the process is in, follow the limit. Only
@@ -159,7 +165,7 @@ impl Vm {
     /// Lowers the cgroup's maximum to what the limit needs, if what is in use allows it by now.
     pub fn settle_cgroup(&self) {
         // Such a guest may take all of it back at any time, and must not be killed for that.
-        if self.config.elastic.way().grows_unasked() {
+        if self.way().grows_unasked() {
             return;
         }
         if let Some(Err(error)) = self.cgroup().map(|cgroup| cgroup.lower(self.limit())) {

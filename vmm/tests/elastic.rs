@@ -306,3 +306,26 @@ fn a_hostile_driver_harms_nobody_but_its_guest() {
         assert!(start.elapsed() < PATIENCE, "{kind}: it stops");
     }
 }
+
+#[test]
+fn a_guest_that_starts_with_all_its_memory_asks_for_none() {
+    for backing in [Backing::Anon, Backing::Memfd] {
+        let Some(vm) = start(VmConfig { backing, ..config("llfree,start=installed", 256) }) else { return };
+        // Frame 0 is nobody's.
+        let all = 254 * MIB;
+        assert_eq!(resident(&vm), all, "{backing}");
+        assert_eq!(alloc(&vm, 200, 9).outcome, GuestOutcome::Ok);
+        verify(&vm, 200);
+        let counters = &vm.monitor().counters;
+        assert_eq!((resident(&vm), counters.installs.get(), counters.violations.get()), (all, 0, 0), "{backing}");
+        // What is free goes as ever, and comes back when it is asked for.
+        free(&vm, None, false);
+        assert_eq!(shrink(&vm, 128), 128 * MIB);
+        assert!(resident(&vm) <= 128 * MIB, "{backing}: {}", Bytes(resident(&vm)));
+        vm.grow(256 * MIB).expect("in range");
+        assert_eq!(alloc(&vm, 200, 9).outcome, GuestOutcome::Ok);
+        verify(&vm, 200);
+        assert!(vm.monitor().counters.installs.get() > 0, "{backing}");
+        assert!(vm.monitor().validate().expect("the kernel answers").findings.is_empty(), "{backing}");
+    }
+}

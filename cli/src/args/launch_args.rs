@@ -60,10 +60,10 @@ pub struct LaunchArgs {
     /// What guest memory is made of: anon (the default), memfd or hugetlb
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub backing: Option<Backing>,
-    /// How memory is taken and given back: llfree (the default, also for Linux kernels whose release ends
-    /// in -llfree), balloon (the default for other Linux kernels, with reporting and deflate-on-oom),
-    /// balloon-huge, virtio-mem or none; options follow, like llfree,grow-on-need=on,
-    /// balloon,reporting=on,deflate-on-oom=on,stats=1s or virtio-mem,boot=256M
+    /// How memory is taken and given back: llfree (the default), balloon, balloon-huge, virtio-mem or none;
+    /// options follow, like llfree,grow-on-need=on, llfree,start=installed (all memory from the start),
+    /// balloon,reporting=on,deflate-on-oom=on,stats=1s or virtio-mem,boot=256M. A Linux guest that is not told has
+    /// llfree if its kernel says that it shares its free memory, else that balloon
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     pub elastic: Option<Elastic>,
     /// Reclaim free memory automatically: on, off (the default), or settings like

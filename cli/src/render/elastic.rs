@@ -2,7 +2,7 @@
 
 use super::words::{Row, is_none, listed, millis, plural, word};
 use llfree_base::units::Bytes;
-use llfree_control::report::{BalloonStatus, ElasticStatus, GuestStatsReport, HandOver};
+use llfree_control::report::{BalloonStatus, ChosenBy, ElasticStatus, GuestStatsReport, HandOver};
 
 /// The state of the device that moves memory; nothing without one.
 pub(super) fn rows(report: &ElasticStatus) -> Vec<Row> {
@@ -12,7 +12,21 @@ pub(super) fn rows(report: &ElasticStatus) -> Vec<Row> {
         0 => String::new(),
         errors => format!(", {}", plural(errors, "driver error")),
     };
-    if report.balloon.is_some() || report.mem.is_some() || is_none(report) {
+    let of_guest = match report.chosen_by.known() {
+        Some(ChosenBy::Hello) => Some("llfree: the guest's kernel said that it shares its free memory"),
+        Some(ChosenBy::Driver) => {
+            Some("balloon: the guest has a driver for it, and did not say that it shares its free memory")
+        }
+        Some(ChosenBy::Nobody) => Some(
+            "undecided: llfree if the guest's kernel says that it shares its free memory, else a balloon once it has a driver",
+        ),
+        Some(ChosenBy::Launch) | None => None,
+    };
+    if let Some(text) = of_guest {
+        // Whoever has not come is not missed.
+        let driver = if report.chosen_by == ChosenBy::Driver { driver } else { "" };
+        rows.push(("elastic", format!("{text}{driver}{errors}")));
+    } else if report.balloon.is_some() || report.mem.is_some() || is_none(report) {
         rows.push(("elastic", format!("{}{driver}{errors}", word(&report.kind))));
     }
     rows.extend(report.balloon.iter().flat_map(balloon_rows));

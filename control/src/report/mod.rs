@@ -17,7 +17,7 @@ pub use status::{
     VcpuStatus,
 };
 pub use words::{
-    ElasticKind, Enforcement, GuestOutcome, GuestSays, HandOver, Reason, SampleUnit, VcpuState, VmState, Word,
+    ChosenBy, ElasticKind, Enforcement, GuestOutcome, GuestSays, HandOver, Reason, SampleUnit, VcpuState, VmState, Word,
 };
 
 use llfree_base::check::Check;

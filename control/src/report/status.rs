@@ -4,7 +4,7 @@
 //! numbers, except for the process id, the indices of vCPUs and what is counted by duration, under their paths in the
 //! JSON. The counters of parts are declared in [`llfree_base::counters`].
 
-use super::words::{ElasticKind, Enforcement, GuestSays, HandOver, VcpuState, VmState, Word};
+use super::words::{ChosenBy, ElasticKind, Enforcement, GuestSays, HandOver, VcpuState, VmState, Word};
 use llfree_base::choices::{Backing, OnViolation};
 use llfree_base::counters::{
     AgentCounts, BalloonCounts, CallCounts, DiskCounts, DoorbellCounts, DriverCounts, ExitCounts, FrameCounts,
@@ -224,6 +224,9 @@ metered! {
     pub struct ElasticStatus {
         /// In which way.
         pub kind: Word<ElasticKind>,
+        /// What decided on that.
+        #[serde(default)]
+        pub chosen_by: Word<ChosenBy>,
         /// Whether the guest has a driver at work; for `llfree`, whether it shares its table by now.
         pub driven: bool,
         /// Violations of the specification by the guest's driver.

@@ -125,6 +125,22 @@ words! {
         VirtioMem = "virtio-mem",
         /// Not at all.
         None = "none",
+        /// By the table or a balloon: the guest has not shown yet which it has.
+        Undecided = "undecided",
+    }
+
+    /// What decided on the way that a VM's memory moves.
+    #[derive(Default)]
+    ChosenBy {
+        /// Whoever launched it, or its kind of guest.
+        #[default]
+        Launch = "launch",
+        /// The guest's kernel, which said that it shares its free memory.
+        Hello = "hello",
+        /// The guest's driver for its balloon, before any such word.
+        Driver = "driver",
+        /// Nothing yet.
+        Nobody = "nobody",
     }
 
     /// How far a guest with an allocator of its own has come in handing its memory over.

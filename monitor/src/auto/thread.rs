@@ -217,6 +217,10 @@ impl<'a> Worker<'a> {
         loop {
             let mut state = lock(&self.shared.state);
             let turn = state.turns;
+            if self.monitor.is_left_to_device() {
+                // The table says nothing any more.
+                state.status.switch = Switch::default();
+            }
             let settings = state.status.switch.0;
             if state.stopping {
                 return;

@@ -1,6 +1,7 @@
-//! The hand-over: how a tenant with an allocator of its own stops having memory by touching it.
+//! The hand-over: how a tenant with an allocator of its own stops having memory by touching it, or never does.
 
-/// What such a tenant has said of its memory so far. It only ever says more.
+/// What such a tenant has said of its memory so far. It only ever says more, and whoever comes first, its word or the
+/// driver of a device, decides for good.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum HandOver {
@@ -10,6 +11,8 @@ pub enum HandOver {
     ByTouch,
     /// It touches nothing that was not installed.
     Complete,
+    /// Nothing, and it has a driver for a device that moves memory instead: [`leave_to_device`](super::Monitor::leave_to_device).
+    ToDevice,
 }
 
 impl HandOver {
@@ -17,7 +20,8 @@ impl HandOver {
         match byte {
             0 => Self::Booting,
             1 => Self::ByTouch,
-            _ => Self::Complete,
+            2 => Self::Complete,
+            _ => Self::ToDevice,
         }
     }
 }

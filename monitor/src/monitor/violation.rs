@@ -274,7 +274,8 @@ impl Violations {
             let mut waiting = Vec::new();
             let failures = RateLimit::default();
             let mut in_a_row = 0;
-            while !of_thread.over.load(Ordering::Acquire) {
+            // Where a device moves memory, a missing page is the kernel's to give.
+            while !of_thread.over.load(Ordering::Acquire) && !monitor.is_left_to_device() {
                 let Err(error) = serve(&monitor, userfault, &of_thread, &mut waiting, &keep) else {
                     in_a_row = 0;
                     continue;

@@ -45,6 +45,9 @@ pub enum DriverError {
         /// Its length.
         bytes: u32,
     },
+    /// A device that is no longer there.
+    #[error("the guest shares its free memory, so it has no balloon")]
+    Withdrawn,
     /// A request of the wrong length.
     #[error("{bytes} bytes are {allowed}")]
     Length {

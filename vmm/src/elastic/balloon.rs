@@ -104,7 +104,7 @@ impl Way for BalloonConfig {
     fn build(&self, parts: Parts<'_>) -> Result<Arc<dyn Elasticity>, DeviceError> {
         let control = Arc::new(BalloonControl::default());
         let device = Box::new(Balloon::new(*self, parts.ram.clone(), control.clone()));
-        ByDevice::build(self.kind(), control, device, parts)
+        Ok(ByDevice::build(self.kind(), control, device, parts)?)
     }
 }
 

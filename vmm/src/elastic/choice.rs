@@ -1,5 +1,6 @@
 //! [`Elastic`]: the available ways of moving memory, by name.
 
+use super::either::Either;
 use super::error::{DeviceError, ElasticError, ResizeError};
 use super::fixed::Fixed;
 use super::mem::MemConfig;
@@ -21,6 +22,9 @@ pub enum Elastic {
     Balloon(BalloonConfig),
     /// virtio-mem.
     Mem(MemConfig),
+    /// The table if the guest turns out to share one, else virtio-balloon. It has no name on the command line: it is what
+    /// no choice comes to.
+    Either(Either),
     /// Not at all.
     Fixed(Fixed),
 }
@@ -63,6 +67,7 @@ impl Elastic {
             Self::Table(way) => way,
             Self::Balloon(way) => way,
             Self::Mem(way) => way,
+            Self::Either(way) => way,
             Self::Fixed(way) => way,
         }
     }
@@ -72,6 +77,7 @@ impl Elastic {
             Self::Table(way) => way,
             Self::Balloon(way) => way,
             Self::Mem(way) => way,
+            Self::Either(way) => way,
             Self::Fixed(way) => way,
         }
     }
@@ -88,10 +94,10 @@ impl Elastic {
         Self::Mem(MemConfig::DEFAULT)
     }
 
-    /// The default for an unmodified Linux.
+    /// The default for Linux.
     #[must_use]
     pub const fn for_linux() -> Self {
-        Self::Balloon(BalloonConfig::FOR_LINUX)
+        Self::Either(Either::FOR_LINUX)
     }
 
     /// The kind's name on the command line and in reports.

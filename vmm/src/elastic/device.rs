@@ -62,10 +62,17 @@ impl ByDevice {
         books: Arc<dyn Books>,
         device: Box<dyn VirtioDevice>,
         parts: Parts<'_>,
-    ) -> Result<Arc<dyn Elasticity>, DeviceError> {
+    ) -> Result<Arc<Self>, DeviceError> {
         let ram = parts.ram.clone();
         let transport = Transport::new(device, ram.clone(), parts.notifier).map_err(DeviceError::Host)?;
         Ok(Arc::new(Self { kind, books, transport: Arc::new(transport), ram, nudge: parts.nudge }))
+    }
+
+    /// Sets `target` without waiting for the driver, which may not be there yet.
+    pub(super) fn ask_for(&self, target: u64) -> Result<(), ResizeError> {
+        self.books.set_target(self.ram.bytes(), target)?;
+        self.transport.config_changed();
+        Ok(())
     }
 
     /// Sets `target` and waits until it is reached or `keep_waiting` says no. Returns the time until the

@@ -29,6 +29,11 @@ pub enum ElasticError {
     /// Neither on nor off.
     #[error("'{0}' is neither on nor off")]
     Switch(String),
+    /// Not a state to start in.
+    #[error(
+        "start: '{0}' is neither evicted (the default: memory comes as the guest needs it) nor installed (all of it at once)"
+    )]
+    Start(String),
     /// Not a time.
     #[error("stats: {0}; give a time of 10ms or more, or off")]
     Stats(String),

@@ -127,7 +127,7 @@ impl Way for MemConfig {
     fn build(&self, parts: Parts<'_>) -> Result<Arc<dyn Elasticity>, DeviceError> {
         let control = Arc::new(MemControl::new(parts.ram.bytes(), self.boot.0));
         let device = Box::new(Mem::new(parts.ram.clone(), control.clone()));
-        ByDevice::build(self.kind(), control, device, parts)
+        Ok(ByDevice::build(self.kind(), control, device, parts)?)
     }
 }
 

@@ -1,5 +1,5 @@
 //! How a VM's memory is made smaller and larger, one file per way: by the shared `table`, by a
-//! device (`balloon`, `mem`), or not at all (`fixed`).
+//! device (`balloon`, `mem`), by what the guest turns out to have (`either`), or not at all (`fixed`).
 //!
 //! [`Elastic`] is what users choose. A choice is a [`Way`]: it says what it *needs* of a guest, and
 //! builds the [`Elasticity`] of a running VM. A kind of guest says what it [`Offers`], and
@@ -12,6 +12,7 @@
 mod balloon;
 mod choice;
 mod device;
+mod either;
 mod error;
 mod fixed;
 mod mem;
@@ -19,6 +20,8 @@ mod offers;
 mod table;
 mod way;
 
+#[cfg(test)]
+mod either_tests;
 #[cfg(test)]
 mod tests;
 

@@ -5,6 +5,7 @@ use super::offers::Need;
 use super::way::{Elasticity, Parts, Way, switch};
 use crate::boot::Platform;
 use guest_abi::GuestWord;
+use llfree_base::units::shorten;
 use llfree_control::report::{ElasticKind, ElasticStatus, HandOver, TableStatus};
 use llfree_monitor::{self as monitor, Direction, Monitor, Pass, Resize};
 use shared_layout::{FRAME_SIZE, HUGE_SIZE};
@@ -17,11 +18,13 @@ pub struct Table {
     /// Whether a guest that is about to kill for want of memory gets held frames back: the limit is then what
     /// it makes of it.
     pub grow_on_need: bool,
+    /// Whether all frames have memory from the start: a device that reaches memory by itself finds none without.
+    pub starts_installed: bool,
 }
 
 impl Table {
-    /// The guest never exceeds its limit.
-    pub const STRICT: Self = Self { grow_on_need: false };
+    /// The guest never exceeds its limit, and starts without memory.
+    pub const STRICT: Self = Self { grow_on_need: false, starts_installed: false };
 }
 
 impl Way for Table {
@@ -34,14 +37,21 @@ impl Way for Table {
     }
 
     fn options(&self) -> &'static str {
-        "grow-on-need=on|off"
+        "grow-on-need=on|off and start=evicted|installed"
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<bool, ElasticError> {
-        if name != "grow-on-need" {
-            return Ok(false);
+        match name {
+            "grow-on-need" => self.grow_on_need = switch(value)?,
+            "start" => {
+                self.starts_installed = match value {
+                    "installed" => true,
+                    "evicted" => false,
+                    other => return Err(ElasticError::Start(shorten(other))),
+                }
+            }
+            _ => return Ok(false),
         }
-        self.grow_on_need = switch(value)?;
         Ok(true)
     }
 
@@ -53,18 +63,27 @@ impl Way for Table {
         self.grow_on_need
     }
 
+    fn starts_installed(&self) -> bool {
+        self.starts_installed
+    }
+
     fn build(&self, parts: Parts<'_>) -> Result<Arc<dyn Elasticity>, DeviceError> {
-        Ok(Arc::new(ByTable { monitor: parts.monitor.clone(), words: parts.words, drain: parts.drain }))
+        Ok(Arc::new(ByTable::new(parts.monitor.clone(), parts.words, parts.drain)))
     }
 }
 
-struct ByTable {
+/// Frames that are free in the table, and those that are held.
+pub(super) struct ByTable {
     monitor: Arc<Monitor>,
     words: Arc<Platform>,
     drain: Box<dyn Fn() + Send + Sync>,
 }
 
 impl ByTable {
+    pub(super) fn new(monitor: Arc<Monitor>, words: Arc<Platform>, drain: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self { monitor, words, drain }
+    }
+
     /// What a guest with an allocator of its own says, in units of `unit` bytes; at most RAM.
     fn said(&self, word: GuestWord, unit: u64) -> u64 {
         let memory = u64::from(self.monitor.huge_frames()) * HUGE_SIZE;
@@ -105,7 +124,7 @@ impl Elasticity for ByTable {
 
     fn status(&self) -> ElasticStatus {
         let hand_over = match self.monitor.handed_over() {
-            monitor::HandOver::Booting => HandOver::Booting,
+            monitor::HandOver::Booting | monitor::HandOver::ToDevice => HandOver::Booting,
             monitor::HandOver::ByTouch => HandOver::ByTouch,
             monitor::HandOver::Complete => HandOver::Complete,
         };

@@ -78,7 +78,10 @@ fn kinds_and_options_are_read_as_people_write_them() {
     let Ok(Elastic::Balloon(config)) = text.parse() else { panic!("{text}") };
     assert!(config.reporting == Some(true) && config.deflate_on_oom && !config.coalesce && !config.huge);
     assert_eq!(config.stats, Some(Duration::from_millis(500)));
-    assert_eq!("llfree,grow-on-need=on".parse(), Ok(Elastic::Table(table::Table { grow_on_need: true })));
+    let table = |grow_on_need, starts_installed| Ok(Elastic::Table(table::Table { grow_on_need, starts_installed }));
+    assert_eq!("llfree,grow-on-need=on".parse(), table(true, false));
+    assert_eq!("llfree,start=installed".parse(), table(false, true));
+    assert_eq!("llfree,start=evicted,grow-on-need=on".parse(), table(true, false));
     assert_eq!("virtio-mem,boot=64M".parse(), Ok(Elastic::Mem(MemConfig { boot: Bytes(64 << 20) })));
 }
 
@@ -86,7 +89,9 @@ fn kinds_and_options_are_read_as_people_write_them() {
 fn what_cannot_be_is_refused_with_what_can() {
     let text = |text: &str| text.parse::<Elastic>().expect_err(text).to_string();
     assert!(text("ballon").contains("use llfree, balloon"));
-    assert!(text("llfree,boot=1G").contains("not an option of llfree, which has grow-on-need=on|off"));
+    assert!(text("llfree,boot=1G").contains("not an option of llfree, which has grow-on-need=on|off and start="));
+    assert!(text("llfree,start=full").contains("'full' is neither evicted"), "{}", text("llfree,start=full"));
+    assert!(text("balloon,start=installed").contains("not an option of balloon"));
     assert!(text("balloon,reporting=yes").contains("neither on nor off"));
     assert!(text("balloon,stats=1us").contains("10ms"), "{}", text("balloon,stats=1us"));
     assert!(text("virtio-mem,boot=3K").contains("boot"), "{}", text("virtio-mem,boot=3K"));
@@ -108,7 +113,9 @@ fn on() -> Switch {
 
 #[test]
 fn the_default_for_linux_is_what_people_would_write() {
-    assert_eq!(Elastic::for_linux(), elastic("balloon,reporting=on,deflate-on-oom=on,stats=2s"));
+    let Elastic::Either(ways) = Elastic::for_linux() else { panic!("both are offered") };
+    assert_eq!(Elastic::Table(ways.table), elastic("llfree"));
+    assert_eq!(Elastic::Balloon(ways.balloon), elastic("balloon,reporting=on,deflate-on-oom=on,stats=2s"));
     assert!(linux(Elastic::for_linux(), Bytes(GIB)).is_ok());
     assert_eq!(Elastic::for_linux().way().kernel_parameter(), None);
     assert_eq!(elastic("virtio-mem").way().kernel_parameter(), Some("memhp_default_state=online_movable"));
@@ -164,6 +171,9 @@ fn automatic_reclaim_that_cannot_be_is_refused() {
         let switch = switch.parse().expect(switch);
         elastic(text).with_auto_reclaim(switch).map_err(|error| error.to_string()).expect_err(text)
     };
+    // Nobody knows yet who is to heed the settings: the table does, and a balloon's guest reports in any case.
+    let settings: Switch = "interval=1s".parse().expect("settings");
+    assert_eq!(Elastic::for_linux().with_auto_reclaim(settings), Ok((Elastic::for_linux(), settings)));
     assert!(refusal("balloon,reporting=off", "on").contains("reporting=off"));
     assert!(refusal("balloon", "interval=1s").contains("has no settings"));
     for kind in ["virtio-mem", "none"] {

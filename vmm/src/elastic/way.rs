@@ -81,6 +81,21 @@ pub trait Way {
         false
     }
 
+    /// Whether all frames have memory from the start.
+    fn starts_installed(&self) -> bool {
+        false
+    }
+
+    /// Whether it may turn out that the guest's memory moves by a device, though the table is offered to it.
+    fn may_leave_table(&self) -> bool {
+        false
+    }
+
+    /// Whether it comes with a device.
+    fn has_device(&self) -> bool {
+        !matches!(self.needs(), Need::Nothing | Need::Table)
+    }
+
     /// The part of `memory` that the guest boots with; a driver adds the rest.
     fn boot_bytes(&self, memory: Bytes) -> Bytes {
         memory
@@ -156,6 +171,11 @@ pub trait Elasticity: Send + Sync {
 
     /// How much of that the host still wants back.
     fn wanted(&self) -> u64;
+
+    /// The way at work, given the one that was chosen at launch: another one if that left it to the guest.
+    fn way<'a>(&'a self, chosen: &'a dyn Way) -> &'a dyn Way {
+        chosen
+    }
 
     /// Moves the limit to `target`, a multiple of 2 MiB and at most RAM. Goes on while
     /// `keep_waiting` says so, given the time since the start.

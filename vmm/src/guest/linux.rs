@@ -40,17 +40,9 @@ const HEADER_PARAMETER: &str = "llfree.header";
 /// Devices that every VM has: the agent's port and the random number generator.
 const ALWAYS: usize = 2;
 
-/// The facts about this kind of guest.
-pub static FACTS: Facts = ANY;
-/// The same for kernels whose release says that they share their free memory.
-static SHARING: Facts = Facts { elastic: Elastic::LLFREE, ..ANY };
-
-/// The facts about this kernel.
-pub(super) fn facts(kernel: &LinuxKernel) -> &'static Facts {
-    if kernel.shares_memory() { &SHARING } else { &FACTS }
-}
-
-const ANY: Facts = Facts {
+/// The facts about this kind of guest. Whether a kernel shares its free memory it says when it runs; what its release is
+/// called proves nothing.
+pub static FACTS: Facts = Facts {
     offers: Offers { guest: "Linux", meets: &[Need::Table, Need::Balloon, Need::Mem] },
     elastic: Elastic::for_linux(),
     command_line: "console=ttyS0",
@@ -120,7 +112,7 @@ impl<'a> LinuxPlan<'a> {
 
     fn open_devices(&mut self) -> Result<(), LaunchError> {
         let linux = &self.config.linux;
-        let moves_memory = usize::from(!matches!(self.config.elastic.way().needs(), Need::Nothing | Need::Table));
+        let moves_memory = usize::from(self.config.elastic.way().has_device());
         let asked = ALWAYS + linux.disks.len() + linux.nets.len() + moves_memory;
         let limit = map::DEVICE_GSIS.len();
         if asked > limit {

@@ -159,7 +159,7 @@ pub fn start_with_limit(vm: &Vm, limit: u64) -> Result<ResizeReport, VmError> {
 
 /// Checks that a reclaim is possible: one that is not must not make a waiting resize give way.
 pub(super) fn check_reclaim(vm: &Vm) -> Result<&Monitor, VmError> {
-    Ok(vm.elastic().table().ok_or(ResizeError::NoReclaim(vm.config().elastic.name()))?)
+    Ok(vm.elastic().table().ok_or(ResizeError::NoReclaim(vm.way().name()))?)
 }
 
 fn reclaim(vm: &Vm, bytes: Option<u64>, force: bool) -> Result<ReclaimReport, VmError> {
@@ -197,7 +197,7 @@ fn target(vm: &Vm, goal: ResizeGoal) -> Result<(Direction, u64), VmError> {
 /// A VM with a device instead of the shared table, settings that keep more than its memory, or a host
 /// that cannot start a thread.
 pub fn auto_reclaim(vm: &Vm, switch: Switch) -> Result<AutoReclaimReport, VmError> {
-    vm.config().elastic.way().check_switch(switch)?;
+    vm.way().check_switch(switch)?;
     vm.auto_reclaim().switch(switch)?;
     Ok(report::auto_report(&vm.auto_reclaim().status()))
 }

@@ -215,7 +215,7 @@ fn take_memory(config: &VmConfig, plan: &dyn Plan, platform: &Platform) -> Resul
     let table = platform.table().clone();
     let way = config.elastic.way();
     let monitor = if way.needs() == Need::Table {
-        Monitor::new(ram.clone(), supply, table, plan.start())?
+        Monitor::new(ram.clone(), supply, table, TenantStart { populated: way.starts_installed(), ..plan.start() })?
     } else {
         // Null pointers fault in frame 0.
         let (unusable, installed) = (0..1, vec![plan.image()]);

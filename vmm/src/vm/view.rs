@@ -4,14 +4,14 @@ use super::Vm;
 use crate::guest_view::{self, GuestView};
 use llfree::Census;
 use llfree_base::units::Bytes;
-use llfree_control::report::{ElasticStatus, GuestSays};
+use llfree_control::report::{ElasticKind, ElasticStatus, GuestSays};
 use std::time::Duration;
 
 impl Vm {
     /// Whether the guest shares the table of its allocator with the host by now, whatever moves its memory.
     #[must_use]
     pub fn shares_table(&self) -> bool {
-        self.guest.shares_table() && !self.monitor.is_booting()
+        self.guest.shares_table() && self.monitor.is_shared()
     }
 
     /// What the guest says about its memory: in its table if it shares one, otherwise in the statistics
@@ -51,6 +51,11 @@ impl Vm {
             let floor =
                 Bytes(elastic.table.as_ref().map_or(0, |said| said.floor_bytes).min(view.free.unwrap_or_default()));
             return guest_view::why_by_table(known(view.used), known(view.fragmented), floor, advice);
+        }
+        if elastic.kind == ElasticKind::Undecided {
+            return "the guest's kernel has not said that it shares its free memory, and has no driver for its balloon yet: \
+                    it is still booting, or was built without either"
+                .to_owned();
         }
         if elastic.table.is_some() {
             return "the guest's kernel does not share its free memory: it is still booting, or was built without that"

@@ -74,7 +74,6 @@ pub struct LinuxKernel {
     end: u64,
     initrd_max: u64,
     command_line_max: usize,
-    shares_memory: bool,
 }
 
 /// An initial RAM file system.
@@ -166,7 +165,6 @@ impl LinuxKernel {
             end: end.max(HIGH_MEMORY + bytes),
             initrd_max: header.initrd_addr_max.into(),
             command_line_max: (header.cmdline_size as usize).min(COMMAND_LINE_BYTES - 1),
-            shares_memory: says_that_it_shares(bzimage_release(&image, &header)),
             image,
         })
     }
@@ -208,7 +206,6 @@ impl LinuxKernel {
             end,
             initrd_max: PVH_INITRD_MAX,
             command_line_max: PVH_COMMAND_LINE,
-            shares_memory: says_that_it_shares(elf_release(&image)),
             image,
         })
     }
@@ -223,13 +220,6 @@ impl LinuxKernel {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// Whether its release, such as 6.1.192-llfree, says that it shares its free memory. Any kernel may, and then says so
-    /// when it runs.
-    #[must_use]
-    pub fn shares_memory(&self) -> bool {
-        self.shares_memory
     }
 
     /// How it is entered.
@@ -378,32 +368,6 @@ fn is_bzimage(image: &[u8]) -> bool {
         // EFI stubs begin like a DOS program.
         None => image.starts_with(b"MZ"),
     }
-}
-
-/// The end of the release of kernels that share their free memory.
-const SHARING: &str = "-llfree";
-/// What a release begins with in an ELF.
-const BANNER: &[u8] = b"Linux version ";
-/// No release is longer: the kernel's own limit.
-const MAX_RELEASE: usize = 64;
-
-fn says_that_it_shares(release: &[u8]) -> bool {
-    let end = release.iter().take(MAX_RELEASE).position(|byte| matches!(byte, b' ' | 0)).unwrap_or(0);
-    release[..end].ends_with(SHARING.as_bytes())
-}
-
-/// The release of a bzImage, and what follows it; nothing if it names none.
-fn bzimage_release<'a>(image: &'a [u8], header: &setup_header) -> &'a [u8] {
-    match header.kernel_version {
-        0 => &[],
-        offset => image.get(usize::from(offset) + 0x200..).unwrap_or_default(),
-    }
-}
-
-/// The release of an ELF, and what follows it.
-fn elf_release(image: &[u8]) -> &[u8] {
-    let at = image.windows(BANNER.len()).position(|window| window == BANNER);
-    at.and_then(|at| image.get(at + BANNER.len()..)).unwrap_or_default()
 }
 
 fn setup_header(image: &[u8]) -> Option<setup_header> {

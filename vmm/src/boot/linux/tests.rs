@@ -37,26 +37,6 @@ fn bzimage(change: impl FnOnce(&mut setup_header)) -> Vec<u8> {
     image
 }
 
-#[test]
-fn a_kernel_that_shares_its_memory_says_so_in_its_release() {
-    let shares = |release: &str, at: u16| {
-        let mut image = bzimage(|header| header.kernel_version = at);
-        let text = usize::from(at) + 0x200;
-        if let Some(place) = image.get_mut(text..text + release.len()).filter(|_| at > 0) {
-            place.copy_from_slice(release.as_bytes());
-        }
-        LinuxKernel::parse("test", image).expect("a kernel").shares_memory()
-    };
-    assert!(shares("6.1.192-llfree (root@host) #1 SMP", 0x300));
-    assert!(!shares("6.1.0-56-amd64 (debian-kernel@lists) -llfree", 0x300));
-    assert!(!shares("6.1.192-llfree", 0), "it names none");
-    assert!(!shares("6.1.192-llfree", u16::MAX), "past its end");
-    let mut elf = vmlinux();
-    assert!(!LinuxKernel::parse("test", elf.clone()).expect("a kernel").shares_memory());
-    elf.extend_from_slice(b"Linux version 6.12.117-llfree (root@host)");
-    assert!(LinuxKernel::parse("test", elf).expect("a kernel").shares_memory());
-}
-
 /// An ELF with one segment at 16 MiB, and a PVH note that names its start.
 fn vmlinux() -> Vec<u8> {
     let (notes, code) = (0x100_u64, 0x200_u64);

@@ -23,6 +23,7 @@ use super::{DriverError, Notes, Served, VirtioDevice};
 use guest_abi::devices::BALLOON_F_HUGE;
 use llfree_base::RateLimit;
 use llfree_base::error_line;
+use llfree_monitor::Monitor;
 use llfree_monitor::memory::GuestRam;
 use log::Level;
 use shared_layout::{FRAME_SIZE, FRAMES_PER_HUGE};
@@ -88,6 +89,10 @@ pub struct Balloon {
     failures: RateLimit,
     poisoned: RateLimit,
     small_blocks: RateLimit,
+    /// The owner of a table that may turn out to serve instead.
+    table: Option<Arc<Monitor>>,
+    /// Whether what the driver asks for is carried out.
+    serves: bool,
     notes: Notes,
 }
 
@@ -106,11 +111,20 @@ impl Balloon {
             failures: RateLimit::default(),
             poisoned: RateLimit::default(),
             small_blocks: RateLimit::default(),
+            table: None,
+            serves: false,
             notes: Notes::default(),
         };
         balloon.control.expect_stats(config.stats);
         balloon.reset();
         balloon
+    }
+
+    /// The same for a guest that may share its table: then there is no balloon. Else its memory is
+    /// [left](Monitor::leave_to_device) to this device as soon as a driver is ready.
+    #[must_use]
+    pub fn instead_of_table(self, monitor: Arc<Monitor>) -> Self {
+        Self { table: Some(monitor), ..self }
     }
 
     /// Pages that one page number stands for.
@@ -235,7 +249,11 @@ impl Balloon {
 
 impl VirtioDevice for Balloon {
     fn id(&self) -> u32 {
-        VIRTIO_ID_BALLOON
+        match &self.table {
+            // An empty place, which drivers pass over.
+            Some(monitor) if monitor.is_shared() => 0,
+            _ => VIRTIO_ID_BALLOON,
+        }
     }
 
     fn name(&self) -> &'static str {
@@ -262,6 +280,12 @@ impl VirtioDevice for Balloon {
 
     fn start(&mut self, features: u64) {
         self.features = features;
+        let is_first = self.table.as_ref().is_some_and(|monitor| monitor.is_booting());
+        self.serves = self.table.as_ref().is_none_or(|monitor| monitor.leave_to_device());
+        if self.serves && is_first {
+            let line = "the guest has a driver for its balloon, and did not say that it shares its free memory: the balloon serves";
+            self.notes.add(Level::Info, line.to_owned());
+        }
         self.given = vec![0; (self.ram.bytes() / FRAME_SIZE / self.unit()).div_ceil(64) as usize];
         self.control.started(features & 1 << F_DEFLATE_ON_OOM != 0);
         if features & 1 << F_PAGE_POISON != 0 && self.poison != 0 && self.poisoned.tick().is_some() {
@@ -311,6 +335,10 @@ impl VirtioDevice for Balloon {
     }
 
     fn serve(&mut self, queue: usize, request: &Request<'_>) -> Result<Served, DriverError> {
+        if !self.serves {
+            // It set the device up while it said that it shares its table.
+            return Err(DriverError::Withdrawn);
+        }
         match self.role(queue) {
             Some(Role::Inflate) => self.inflate(request)?,
             Some(Role::Deflate) => self.deflate(request)?,

@@ -334,3 +334,40 @@ fn the_driver_reads_its_target_and_writes_its_size() {
     driver.assert_driver_errors(1);
     assert_eq!(control.target_pages(), 1234);
 }
+
+/// Pages that it takes go past the table, so the two are never at work together.
+#[test]
+fn beside_a_table_that_serves_nothing_is_discarded() {
+    use llfree_base::thread::Spawner;
+    use llfree_monitor::memory::{PoolConfig, Supply, UseUserfaultfd};
+    use llfree_monitor::{HandOver, Region, Table, TenantStart};
+
+    for shares in [false, true] {
+        let control = Arc::new(BalloonControl::default());
+        let mut owner = None;
+        let mut driver = Driver::new(16, |ram| {
+            let off = UseUserfaultfd::Off;
+            let supply = Supply::new(ram.clone(), PoolConfig::default(), off, &Spawner::default()).expect("no pool");
+            let layout = shared_layout::TableLayout::new(ram.huge_frames()).expect("small");
+            let region = Arc::new(Region::anonymous(layout.total as usize).expect("room"));
+            let table = Table::new(region, layout).expect("it fits");
+            let start = TenantStart { threads: 1, taken: 0..8, ..TenantStart::default() };
+            let monitor = Arc::new(Monitor::new(ram.clone(), supply, table, start).expect("no image"));
+            owner = Some(monitor.clone());
+            Box::new(Balloon::new(config(false), ram, control.clone()).instead_of_table(monitor))
+        });
+        let monitor = owner.expect("it was made");
+        driver.ram.populate(shared_layout::HugeRange::saturating(shared_layout::HugeId(0), 8)).expect("16 MiB");
+        if shares {
+            assert!(monitor.hand_over(HandOver::Complete));
+        }
+        let features = driver.offered() & 0xffff_ffff & !(1 << 29 | 1 << 28);
+        driver.start(features, 5);
+        let pages = driver.words(&[FAR, FAR + 1]);
+        driver.send(INFLATE, &[pages]);
+        let expected = if shares { (0, 1) } else { (2 * FRAME_SIZE, 0) };
+        assert_eq!((control.inflated_bytes(), driver.device.driver_errors()), expected, "shares: {shares}");
+        assert_eq!(resident(&driver.ram), 16 * MIB - expected.0);
+        assert_eq!(monitor.is_left_to_device(), !shares);
+    }
+}
