@@ -15,6 +15,8 @@ typedef uint8_t u8;
 typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
+/* The model is never interrupted. */
+typedef int (*irq_handler_t)(int irq, void *data);
 
 #define CONFIG_LLFREE		1
 #define PAGE_SHIFT		12
