@@ -361,7 +361,7 @@ impl<'a> Trees<'a> {
     /// So few that their hints are looked at one by one: they are not listed.
     #[inline]
     pub(crate) fn are_few(&self) -> bool {
-        self.trees <= FEW_TREES
+        FEW_TREES.checked_sub(self.trees).is_some()
     }
 
     fn list(&self, tree: u32, hint: TreeHint) {
