@@ -467,11 +467,9 @@ impl<'a> Cpu<'a> {
             0 => 0,
             held => held + usize::from(self.tenant.entry(huge).map_or(0, HugeEntry::free)),
         };
-        [self.row.first.huge(), self.freed.first.huge()].into_iter().flatten().any(|huge| {
-            let room = room(huge);
-            // Order 10 needs the other half, too, which may be whole already: that is for the search to see.
-            room > 0 && room as u64 >= order.min(Order::HUGE).frames()
-        })
+        // Order 10 needs the other half, too, which may be whole already: that is for the search to see.
+        let needed = order.min(Order::HUGE).frames();
+        [self.row.first.huge(), self.freed.first.huge()].into_iter().flatten().any(|huge| room(huge) as u64 >= needed)
     }
 
     /// Serves from what was freed lately, if that is worth a row and the tree is of this class. A few

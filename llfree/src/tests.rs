@@ -4,7 +4,7 @@
 use crate::class::Class;
 use crate::entries::{Entries, Want};
 use crate::hint::{TreeHint, Trees, bitmap_words};
-use crate::host::{Host, Reclaim};
+use crate::host::{Host, Reclaim, Residency};
 use crate::ledger::{LEDGER_WORDS, Ledger};
 use crate::lower::Lower;
 use crate::query::Query;
@@ -310,18 +310,43 @@ fn the_trees_of_a_dead_handle_are_left_to_others() {
     }
 }
 
+/// The words of a table in which all is free and has memory, and which nobody has counted yet.
+struct Parts {
+    entries: Vec<AtomicU16>,
+    rows: Vec<AtomicU64>,
+    hints: Vec<AtomicU16>,
+    summary: Vec<AtomicU64>,
+    residency: Vec<AtomicU8>,
+    epoch: AtomicU64,
+}
+
+impl Parts {
+    fn free(huge_frames: u32) -> Self {
+        Self {
+            entries: (0..huge_frames).map(|_| AtomicU16::new(HugeEntry::FREE_INSTALLED.bits())).collect(),
+            rows: (0..huge_frames * 8).map(|_| AtomicU64::new(0)).collect(),
+            hints: (0..Tenant::hint_len(huge_frames)).map(|_| AtomicU16::new(0)).collect(),
+            summary: (0..Tenant::summary_len(huge_frames)).map(|_| AtomicU64::new(0)).collect(),
+            residency: (0..huge_frames).map(|_| AtomicU8::new(Residency::Installed as u8)).collect(),
+            epoch: AtomicU64::new(0),
+        }
+    }
+
+    fn tenant(&self) -> Tenant<'_> {
+        let Self { entries, rows, hints, summary, epoch, .. } = self;
+        Tenant::new(entries, rows, hints, summary, epoch).expect("lengths fit")
+    }
+
+    fn host(&self) -> Host<'_> {
+        Host::new(&self.entries, &self.residency).expect("lengths fit")
+    }
+}
+
 /// While a look for a block of `order` is within a tree something comes free under a promise that stands, which the host
 /// holds, or half of it; in the end it gives that back, for its reclaim failed, without a new epoch.
 fn is_refused_after_a_failed_reclaim(order: Order) -> bool {
-    let huge_frames = 4;
-    let entries: Vec<_> = (0..huge_frames).map(|_| AtomicU16::new(HugeEntry::FREE_INSTALLED.bits())).collect();
-    let rows: Vec<_> = (0..huge_frames * 8).map(|_| AtomicU64::new(0)).collect();
-    let hints: Vec<_> = (0..Tenant::hint_len(huge_frames)).map(|_| AtomicU16::new(0)).collect();
-    let summary: Vec<_> = (0..Tenant::summary_len(huge_frames)).map(|_| AtomicU64::new(0)).collect();
-    let residency: Vec<_> = (0..huge_frames).map(|_| AtomicU8::new(1)).collect();
-    let epoch = AtomicU64::new(0);
-    let tenant = Tenant::new(&entries, &rows, &hints, &summary, &epoch).expect("lengths fit");
-    let host = Host::new(&entries, &residency).expect("lengths fit");
+    let parts = Parts::free(4);
+    let (tenant, host) = (parts.tenant(), parts.host());
     tenant.recount();
     // 2 is somebody's; 0 and 1 are free, 3 is only where a pair is what is wanted.
     _ = tenant.alloc_at(FrameId(2 * 512), Order::HUGE).expect("free");
@@ -360,7 +385,7 @@ fn is_refused_after_a_failed_reclaim(order: Order) -> bool {
     assert!(found.is_none());
     // The discard failed: the frame is as it was, without a new epoch.
     drop(held.into_inner().expect("held meanwhile"));
-    let is_free = |huge: u32| HugeEntry::from_bits(entries[huge as usize].load(Ordering::Relaxed)).is_all_free();
+    let is_free = |huge: u32| tenant.is_free(HugeId(huge));
     assert!(is_free(2) && (order == Order::HUGE || is_free(3)));
     tenant.alloc(order).is_err()
 }
@@ -378,20 +403,9 @@ fn a_huge_frame_that_came_free_within_a_look_is_not_refused_for_good() {
 /// A look for order 10 is not disturbed by others who take and free one half beside what the host holds.
 #[test]
 fn a_look_is_not_disturbed_by_who_frees_within_a_look_beside_what_is_held() {
-    let entries: Vec<_> = (0..2).map(|_| AtomicU16::new(HugeEntry::FREE_INSTALLED.bits())).collect();
-    let rows: Vec<_> = (0..16).map(|_| AtomicU64::new(0)).collect();
-    let hints: Vec<_> = (0..Tenant::hint_len(2)).map(|_| AtomicU16::new(0)).collect();
-    let summary: Vec<_> = (0..Tenant::summary_len(2)).map(|_| AtomicU64::new(0)).collect();
-    let residency: Vec<_> = (0..2).map(|_| AtomicU8::new(1)).collect();
-    let epoch = AtomicU64::new(0);
-    let tenant = Tenant::new(&entries, &rows, &hints, &summary, &epoch).expect("lengths fit");
-    Host::new(&entries, &residency)
-        .expect("fits")
-        .claim(HugeId(1))
-        .expect("idle")
-        .reclaim(Reclaim::Hard)
-        .expect("free")
-        .done();
+    let parts = Parts::free(2);
+    let tenant = parts.tenant();
+    parts.host().claim(HugeId(1)).expect("idle").reclaim(Reclaim::Hard).expect("free").done();
     tenant.recount();
     let looking = tenant.refusal.begin(Order::MAX, 0);
     _ = tenant.lower.take(HugeId(0), Order::HUGE).expect("free");
@@ -401,34 +415,12 @@ fn a_look_is_not_disturbed_by_who_frees_within_a_look_beside_what_is_held() {
 
 #[test]
 fn a_lap_of_any_values_ends_and_stays_in_the_table() {
-    let odd = [
-        0u32,
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        7,
-        8,
-        9,
-        31,
-        32,
-        33,
-        63,
-        64,
-        65,
-        66,
-        1 << 26,
-        u32::MAX / 32,
-        1 << 31,
-        u32::MAX - 1,
-        u32::MAX,
-    ];
+    let large = [1 << 26, u32::MAX / 32, 1 << 31, u32::MAX - 1, u32::MAX];
+    let odd: Vec<u32> = (0..=9).chain([31, 32, 33, 63, 64, 65, 66]).chain(large).collect();
     for trees in [0u32, 1, 2, 3, 5, 8, 33, 64, 65] {
-        for first in odd {
-            for len in odd {
-                for home in odd.into_iter().filter(|home| *home <= u32::MAX / 32) {
+        for &first in &odd {
+            for &len in &odd {
+                for &home in odd.iter().filter(|home| **home <= u32::MAX / 32) {
                     let seen: Vec<u32> = Vicinity::of(first, len).lap(home, trees).into_iter().flatten().collect();
                     let mut sorted = seen.clone();
                     sorted.sort_unstable();

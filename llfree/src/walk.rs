@@ -1,6 +1,7 @@
 //! Which tree suits a search best: a walk over the trees that are listed, as they were a moment ago.
 //!
-//! Few trees are looked at one by one. A handle walks through its [`Vicinity`] first, and beyond it only if nothing there will do.
+//! Few trees are looked at one by one. A handle walks through its [`Vicinity`] first, and beyond it only if nothing
+//! there will do.
 
 use crate::entries::Want;
 use crate::hint::tree_of;
