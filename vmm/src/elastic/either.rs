@@ -141,6 +141,22 @@ impl ByEither {
         }
     }
 
+    /// Has a resize carried out by what serves, as soon as that is known; the wait for it counts as one of the resize.
+    fn once_decided(
+        &self,
+        target: u64,
+        keep_waiting: &dyn Fn(Duration) -> bool,
+        resize: impl FnOnce(&dyn Elasticity, &dyn Fn(Duration) -> bool) -> Result<Resize, MoveError>,
+    ) -> Result<Resize, MoveError> {
+        let start = Instant::now();
+        let Some(at_work) = self.who_resizes(target, keep_waiting)? else {
+            return Ok(self.nothing_moved(target, start.elapsed()));
+        };
+        let before = start.elapsed();
+        let resize = resize(at_work, &|elapsed| keep_waiting(before + elapsed))?;
+        Ok(Resize { waited: resize.waited + before, ..resize })
+    }
+
     /// A resize that nobody has carried out as yet.
     fn nothing_moved(&self, target: u64, waited: Duration) -> Resize {
         Resize { target, actual: self.limit(), pass: Pass::default(), duration: Duration::ZERO, waited }
@@ -170,23 +186,11 @@ impl Elasticity for ByEither {
         target: u64,
         keep_waiting: &dyn Fn(Duration) -> bool,
     ) -> Result<Resize, MoveError> {
-        let start = Instant::now();
-        let Some(at_work) = self.who_resizes(target, keep_waiting)? else {
-            return Ok(self.nothing_moved(target, start.elapsed()));
-        };
-        let before = start.elapsed();
-        let resize = at_work.resize(direction, target, &|elapsed| keep_waiting(before + elapsed))?;
-        Ok(Resize { waited: resize.waited + before, ..resize })
+        self.once_decided(target, keep_waiting, |at_work, keep_waiting| at_work.resize(direction, target, keep_waiting))
     }
 
     fn shrink_by_force(&self, target: u64, keep_waiting: &dyn Fn(Duration) -> bool) -> Result<Resize, MoveError> {
-        let start = Instant::now();
-        let Some(at_work) = self.who_resizes(target, keep_waiting)? else {
-            return Ok(self.nothing_moved(target, start.elapsed()));
-        };
-        let before = start.elapsed();
-        let resize = at_work.shrink_by_force(target, &|elapsed| keep_waiting(before + elapsed))?;
-        Ok(Resize { waited: resize.waited + before, ..resize })
+        self.once_decided(target, keep_waiting, |at_work, keep_waiting| at_work.shrink_by_force(target, keep_waiting))
     }
 
     fn take_free(&self, target: u64) -> Result<Pass, MoveError> {

@@ -70,7 +70,7 @@ impl Guest {
         self.elastic.resize(Direction::Shrink, mib * MIB, &|_| false).expect("nothing is refused").actual / MIB
     }
 
-    /// The kind at work, who chose it, and whether the table is to be had.
+    /// The kind at work, who chose it, and whether the table is available.
     fn state(&self) -> (ElasticKind, ChosenBy, bool) {
         let status = self.elastic.status();
         let (kind, by) = (status.kind.known().expect("a kind"), status.chosen_by.known().expect("somebody"));
