@@ -13,6 +13,7 @@ pub(crate) struct Shared {
     summary: Vec<AtomicU64>,
     pub(crate) epoch: AtomicU64,
     residency: Vec<AtomicU8>,
+    always_listed: bool,
 }
 
 impl Shared {
@@ -26,13 +27,25 @@ impl Shared {
             summary: (0..Tenant::summary_len(huge_frames)).map(|_| AtomicU64::new(0)).collect(),
             epoch: AtomicU64::new(0),
             residency: frames.iter().map(|(_, r)| AtomicU8::new(*r as u8)).collect(),
+            always_listed: true,
         };
         shared.tenant().recount();
         shared
     }
 
+    /// The same, and whether its trees are listed, or looked at one by one as in tables up to 4 GiB.
+    pub(crate) fn listed(mut self, listed: bool) -> Self {
+        self.always_listed = listed;
+        self.tenant().forget();
+        self.tenant().recount();
+        self
+    }
+
     pub(crate) fn tenant(&self) -> Tenant<'_> {
-        Tenant::new(&self.entries, &self.rows, &self.hints, &self.summary, &self.epoch).expect("lengths fit")
+        let tenant = Tenant::new(&self.entries, &self.rows, &self.hints, &self.summary, &self.epoch);
+        let mut tenant = tenant.expect("lengths fit");
+        tenant.trees.always_listed = self.always_listed;
+        tenant
     }
 
     pub(crate) fn host(&self) -> Host<'_> {

@@ -25,6 +25,7 @@ use crate::listed::CROWDED_FRAMES;
 use crate::lower::Lower;
 use crate::query::Query;
 use crate::row::{ROW_FRAMES, free_run, run_mask};
+use crate::rows::{ROWS, longest_of};
 use crate::spot::{Listed, Spot};
 use crate::sync::Ordering;
 use crate::taken::{Miss, Taken, TakenRow};
@@ -455,21 +456,27 @@ impl<'a> Cpu<'a> {
         self.tenant.take(&mut self.spot, Query::reserving(order, class))
     }
 
-    /// Whether a huge frame that we hold a part of has room for a block of `order` together with that part.
+    /// Whether a huge frame that we hold a part of has a block of `order` together with that part.
     fn may_complete(&self, order: Order) -> bool {
-        let held = |huge: HugeId| {
-            let part = |row: &TakenRow, rest: usize| {
-                if row.first.huge() == Some(huge) { row.bits.count_ones() as usize + rest } else { 0 }
-            };
-            part(&self.row, self.rest.len()) + part(&self.freed, 0)
-        };
-        let room = |huge: HugeId| match held(huge) {
-            0 => 0,
-            held => held + usize::from(self.tenant.entry(huge).map_or(0, HugeEntry::free)),
-        };
-        // Order 10 needs the other half, too, which may be whole already: that is for the search to see.
-        let needed = order.min(Order::HUGE).frames();
-        [self.row.first.huge(), self.freed.first.huge()].into_iter().flatten().any(|huge| room(huge) as u64 >= needed)
+        [self.row.first.huge(), self.freed.first.huge()].into_iter().flatten().any(|huge| {
+            let held = self.held_rows(huge);
+            if held == [0; ROWS] {
+                return false;
+            }
+            let mut used = self.tenant.lower.used_rows(huge);
+            used.iter_mut().zip(held).for_each(|(used, held)| *used &= !held);
+            // Order 10 needs the other half, too, which may be whole already: that is for the search to see.
+            if order.is_huge() { used == [0; ROWS] } else { longest_of(&used).order() >= order }
+        })
+    }
+
+    /// What we hold of a huge frame.
+    fn held_rows(&self, huge: HugeId) -> [u64; ROWS] {
+        let mut held = if self.row.first.huge() == Some(huge) { self.rest.rows() } else { [0; ROWS] };
+        for row in [&self.row, &self.freed].into_iter().filter(|row| row.first.huge() == Some(huge)) {
+            held[row.first.offset_in_huge() / ROW_FRAMES] |= row.bits;
+        }
+        held
     }
 
     /// Serves from what was freed lately, if that is worth a row and the tree is of this class. A few

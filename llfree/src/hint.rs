@@ -294,8 +294,8 @@ pub(crate) const fn tree_range(tree: u32) -> HugeRange {
 }
 
 /// Trees whose hints a search reads one by one: of a table up to 4 GiB. In the bitmaps of so few, which are one cache line,
-/// all CPUs would meet. Programs of checkers, of one or two trees, are about the lists.
-const FEW_TREES: u32 = if cfg!(any(loom, shuttle, stepping)) { 0 } else { 64 };
+/// all CPUs would meet.
+const FEW_TREES: u32 = 64;
 
 /// The hints of all trees, and the bitmaps over them.
 #[derive(Clone, Copy)]
@@ -305,6 +305,9 @@ pub(crate) struct Trees<'a> {
     trees: u32,
     /// Hints from that of one tree to the next.
     stride: u32,
+    /// They are listed however few they are: programs of checkers have one or two.
+    #[cfg(any(loom, shuttle, stepping))]
+    pub(crate) always_listed: bool,
 }
 
 impl<'a> Trees<'a> {
@@ -314,7 +317,14 @@ impl<'a> Trees<'a> {
         let stride = (hints.len() / trees.max(1) as usize).max(1);
         check_len(Part::Hints, hints.len(), trees as usize * stride)?;
         check_len(Part::Summary, summary.len(), bitmap_words(trees))?;
-        Ok(Self { hints, summary, trees, stride: stride as u32 })
+        Ok(Self {
+            hints,
+            summary,
+            trees,
+            stride: stride as u32,
+            #[cfg(any(loom, shuttle, stepping))]
+            always_listed: true,
+        })
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -361,7 +371,11 @@ impl<'a> Trees<'a> {
     /// So few that their hints are looked at one by one: they are not listed.
     #[inline]
     pub(crate) fn are_few(&self) -> bool {
-        FEW_TREES.checked_sub(self.trees).is_some()
+        #[cfg(any(loom, shuttle, stepping))]
+        if self.always_listed {
+            return false;
+        }
+        self.trees <= FEW_TREES
     }
 
     fn list(&self, tree: u32, hint: TreeHint) {

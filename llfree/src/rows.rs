@@ -50,6 +50,12 @@ pub(crate) fn longest(rows: &[AtomicU64]) -> Run {
     let mut used = [u64::MAX; ROWS];
     // Acquire: for the second look of a search; see the module.
     used.iter_mut().zip(rows).for_each(|(to, row)| *to = row.load(Ordering::Acquire));
+    longest_of(&used)
+}
+
+/// The longest free run in such rows.
+#[inline]
+pub(crate) fn longest_of(used: &[u64; ROWS]) -> Run {
     let free = |rows: &[u64]| rows.iter().all(|row| *row == 0);
     if used.contains(&0) {
         return match () {

@@ -33,6 +33,23 @@ fn two_handles_that_ask_in_turn_get_the_huge_frame_at_last() {
     assert!(got, "nothing is in use");
 }
 
+/// Every other frame is free: nothing that a handle holds makes a larger block, so it keeps what it has.
+#[test]
+fn a_refused_handle_keeps_what_completes_no_block() {
+    let table = Table::installed(1);
+    let tenant = table.tenant();
+    let frames: Vec<_> = (0..512).map(|_| ready(tenant.alloc(Order::BASE).expect("free"))).collect();
+    frames.iter().filter(|frame| frame.0 % 2 == 0).for_each(|frame| tenant.free(*frame, Order::BASE).expect("ours"));
+    let mut cpu = tenant.cpu();
+    ready(cpu.alloc(Order::BASE).expect("half of them are free"));
+    let held = format!("{cpu:?}");
+    assert!(!held.contains("cached_frames: 0"), "{held}");
+    for wanted in (1..=8).map(order) {
+        assert!(cpu.alloc(wanted).is_err());
+        assert_eq!(format!("{cpu:?}"), held, "{wanted:?}");
+    }
+}
+
 /// A refusal to the one handle there is: then there is no such block, what it holds included.
 #[test]
 fn a_handle_is_refused_nothing_that_it_could_have() {

@@ -28,26 +28,41 @@ fn reclaim(shared: &Shared, how: Reclaim) -> bool {
     claim.reclaim(how).map(crate::host::Reclaimed::done).is_ok()
 }
 
+/// Two parties and what must hold after them, with trees that are listed and with trees that are looked at one by one.
 fn race<A: Send + 'static, B: Send + 'static>(
-    shared: impl Fn() -> Shared + Send + Sync + 'static,
+    shared: impl Fn() -> Shared + Send + Sync + Copy + 'static,
     a: impl Fn(&Shared) -> A + Send + Sync + Copy + 'static,
     b: impl Fn(&Shared) -> B + Send + Sync + Copy + 'static,
-    after: impl Fn(&Shared, A, B) + Send + Sync + 'static,
+    after: impl Fn(&Shared, A, B) + Send + Sync + Copy + 'static,
+) {
+    race_prepared(shared, |_| (), a, b, after);
+}
+
+/// The same after some preparation.
+fn race_prepared<A: Send + 'static, B: Send + 'static>(
+    shared: impl Fn() -> Shared + Send + Sync + Copy + 'static,
+    prepare: impl Fn(&Shared) + Send + Sync + Copy + 'static,
+    a: impl Fn(&Shared) -> A + Send + Sync + Copy + 'static,
+    b: impl Fn(&Shared) -> B + Send + Sync + Copy + 'static,
+    after: impl Fn(&Shared, A, B) + Send + Sync + Copy + 'static,
 ) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(1);
     // A search that finds nothing looks at every entry and hint several times.
     model.max_branches = 20_000;
-    walk(&model, move || {
-        let shared = Arc::new(shared());
-        let other = shared.clone();
-        let first = thread::spawn(move || a(&other));
-        let b = b(&shared);
-        let a = first.join().expect("no panic");
-        after(&shared, a, b);
-        shared.tenant().validate().expect("counters fit the bits");
-        shared.host().validate().expect("entries fit R");
-    });
+    for listed in [true, false] {
+        walk(&model, move || {
+            let shared = Arc::new(shared().listed(listed));
+            prepare(&shared);
+            let other = shared.clone();
+            let first = thread::spawn(move || a(&other));
+            let b = b(&shared);
+            let a = first.join().expect("no panic");
+            after(&shared, a, b);
+            shared.tenant().validate().expect("counters fit the bits");
+            shared.host().validate().expect("entries fit R");
+        });
+    }
 }
 
 /// The frames of some allocations by a handle that is then leaked with what it holds back.
@@ -229,12 +244,9 @@ fn a_pair_that_the_host_gave_back_is_not_refused_for_good() {
     let check = |m: &Shared| assert!(m.tenant().alloc(Order::MAX).is_ok(), "both halves are free");
     let free = |m: &Shared| m.tenant().free(FrameId(0), Order::HUGE).expect("ours");
     // Refused before, and believed: what promises the half promises no pair.
-    race(
-        move || {
-            let shared = half_free();
-            assert!(shared.tenant().alloc(Order::MAX).is_err());
-            shared
-        },
+    race_prepared(
+        half_free,
+        |m| assert!(m.tenant().alloc(Order::MAX).is_err()),
         hold_and_release,
         free,
         move |m, (), ()| check(m),

@@ -39,14 +39,14 @@ struct Machine {
 
 impl Machine {
     /// All free; every other huge frame is backed.
-    fn new(huge_frames: u32) -> Self {
+    fn new(huge_frames: u32, listed: bool) -> Self {
         let installed = |huge: u32| huge.is_multiple_of(2);
         let state = |huge| match installed(huge) {
             true => (HugeEntry::FREE_INSTALLED, Residency::Installed),
             false => (HugeEntry::FREE_EVICTED, Residency::Evicted),
         };
         Self {
-            shared: Shared::new(&(0..huge_frames).map(state).collect::<Vec<_>>(), |_| 0),
+            shared: Shared::new(&(0..huge_frames).map(state).collect::<Vec<_>>(), |_| 0).listed(listed),
             truth: Mutex::new(Truth {
                 owner: vec![0; huge_frames as usize * 512],
                 memory: (0..huge_frames).map(installed).collect(),
@@ -222,7 +222,7 @@ fn run(cpus: u8, huge_frames: u32, squeeze: bool) {
     // The scheduler's randomness, so that a printed schedule replays.
     let seed: u64 = shuttle::rand::thread_rng().r#gen();
     let mut rng = fastrand::Rng::with_seed(seed);
-    let machine = Arc::new(Machine::new(huge_frames));
+    let machine = Arc::new(Machine::new(huge_frames, rng.bool()));
     if squeeze {
         machine.squeeze(&mut rng);
     }
