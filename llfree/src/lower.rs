@@ -346,12 +346,10 @@ impl<'a> Lower<'a> {
         change_before_looks();
         let first = row & !(HALF - 1);
         let Some(rows) = self.rows.get(first..).and_then(|rows| rows.first_chunk::<HALF>()) else { return Run::ANY };
-        let is_free = |row: usize| rows[row % HALF].load(Ordering::Relaxed) == 0;
-        match is_free(row ^ 1) {
-            true if (0..HALF).all(is_free) => Run::ANY,
-            true => Run::from_bits(7),
-            false => Run::of(Order::ROW),
-        }
+        let used = |row: usize| rows[row % HALF].load(Ordering::Relaxed);
+        // Whether its neighbours are free nobody could predict: so there is no branch on it.
+        let (two, four) = (used(row) | used(row ^ 1), (0..HALF).fold(0, |all, row| all | used(row)));
+        Run::from_bits(u16::from(Order::ROW.get()) + u16::from(two == 0) + u16::from(four == 0))
     }
 
     /// Lowers the bound on the runs of a huge frame to what its bits say. What a search that found no run in it makes of
