@@ -309,14 +309,22 @@ impl<'a> Lower<'a> {
         self.settle(huge);
         // No run is longer than any.
         let looks = old.free() == 0 && run != Run::ANY;
-        Some(if looks { self.after_nothing(huge, word, after) } else { after })
+        Some(if looks { self.after_nothing(huge, word, after, frames) } else { after })
     }
 
     /// The entry after a give to a huge frame of which nothing was free. Budgets are all alike: a taker of the
     /// last frames may have set the bits that a giver cleared and left others, so the giver looks at all.
     #[cold]
-    fn after_nothing(&self, huge: HugeId, word: &AtomicU16, after: HugeEntry) -> HugeEntry {
-        let run = longest(self.rows_of(huge));
+    fn after_nothing(&self, huge: HugeId, word: &AtomicU16, after: HugeEntry, frames: u16) -> HugeEntry {
+        let rows = self.rows_of(huge);
+        if usize::from(frames) >= ROW_FRAMES {
+            let with_free = rows.iter().fold(0, |n, row| n + u16::from(row.load(Ordering::Acquire) != u64::MAX));
+            if with_free <= frames / ROW_FRAMES as u16 {
+                // Whatever rows they are by now, so few have no longer run than as many that were given.
+                return after;
+            }
+        }
+        let run = longest(rows);
         match transition(word, FOREVER, |e| e.raise(run)) {
             Ok(old) => old.raise(run).unwrap_or(after),
             // High enough, or taken again.
@@ -348,8 +356,8 @@ impl<'a> Lower<'a> {
         let Some(rows) = self.rows.get(first..).and_then(|rows| rows.first_chunk::<HALF>()) else { return Run::ANY };
         let used = |row: usize| rows[row % HALF].load(Ordering::Relaxed);
         // Whether its neighbours are free nobody could predict: so there is no branch on it.
-        let (two, four) = (used(row) | used(row ^ 1), (0..HALF).fold(0, |all, row| all | used(row)));
-        Run::from_bits(u16::from(Order::ROW.get()) + u16::from(two == 0) + u16::from(four == 0))
+        let (two, four) = (used(row ^ 1) == 0, used(row ^ 2) | used(row ^ 3) == 0);
+        Run::from_bits(u16::from(Order::ROW.get()) + u16::from(two) + u16::from(two & four))
     }
 
     /// Lowers the bound on the runs of a huge frame to what its bits say. What a search that found no run in it makes of
