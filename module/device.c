@@ -11,6 +11,7 @@
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/oom.h>
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -177,10 +178,10 @@ put:
 	return ERR_PTR(ret);
 }
 
-static void area_end(struct area *area)
+/* Nobody gets to it any more, though he may have a reference. */
+static void area_kill(struct area *area)
 {
-	area_delist(area);
-	/* Reclaim that has it finishes its batch, and comes back no more. */
+	/* Who has it finishes his batch, and comes back no more. */
 	mutex_lock(&area->lock);
 	area->dead = true;
 	mutex_unlock(&area->lock);
@@ -188,6 +189,38 @@ static void area_end(struct area *area)
 	mutex_lock(&areas_lock);
 	list_del(&area->all);
 	mutex_unlock(&areas_lock);
+}
+
+/*
+ * All of them, each once, from that on which was not asked for longest. Whoever
+ * has the list waits for nothing, so this may be called where memory is short.
+ */
+void areas_in_turn(bool (*enough)(struct area *area, void *arg), void *arg)
+{
+	struct area *area;
+	unsigned int nr = 0;
+	bool done = false;
+
+	mutex_lock(&areas_lock);
+	list_for_each_entry(area, &areas, all)
+		nr++;
+	while (!done && nr-- && !list_empty(&areas)) {
+		area = list_first_entry(&areas, struct area, all);
+		list_move_tail(&area->all, &areas);
+		kref_get(&area->ref);
+		mutex_unlock(&areas_lock);
+		done = enough(area, arg);
+		kref_put(&area->ref, area_release);
+		cond_resched();
+		mutex_lock(&areas_lock);
+	}
+	mutex_unlock(&areas_lock);
+}
+
+static void area_end(struct area *area)
+{
+	area_delist(area);
+	area_kill(area);
 	cancel_delayed_work_sync(&area->look);
 	area_drop(area);
 }
@@ -321,9 +354,7 @@ static struct area *area_new(const struct llfree_attach *words)
 	return area;
 
 disclaim:
-	mutex_lock(&areas_lock);
-	list_del(&area->all);
-	mutex_unlock(&areas_lock);
+	area_kill(area);
 drop:
 	area_drop(area);
 	return ERR_PTR(ret);
@@ -532,6 +563,7 @@ static int __init vllfree_init(void)
 		places_exit();
 		return ret;
 	}
+	register_oom_notifier(&rescuer);
 	debugfs = debugfs_create_dir("llfree", NULL);
 	debugfs_create_file("areas", 0400, debugfs, NULL, &areas_fops);
 	return 0;
@@ -541,6 +573,7 @@ static void __exit vllfree_exit(void)
 {
 	debugfs_remove(debugfs);
 	misc_deregister(&device);
+	unregister_oom_notifier(&rescuer);
 	places_exit();
 }
 

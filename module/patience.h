@@ -144,7 +144,8 @@ struct asked {
  * Whether headroom may go, after a count that stands for `weight` of them: a
  * whole round of reclaim was in vain, for that in which something was taken may
  * go on with as many counts as one, without knowing of it. Reclaim of a cgroup
- * has 17 rounds in vain before anybody is killed.
+ * has 17 rounds in vain before anybody is killed; that of the machine may have
+ * one, but asks once more then (see rescue()).
  */
 static inline bool headroom_yields(struct asked *asked, u64 taken,
 				   unsigned int weight)

@@ -9,6 +9,7 @@
 #include <linux/bitmap.h>
 #include <linux/fs.h>
 #include <linux/list_lru.h>
+#include <linux/notifier.h>
 #include <linux/sched/signal.h>
 #include <linux/shrinker.h>
 #include <linux/swap.h>
@@ -19,6 +20,8 @@
 
 /* What one call may look at, however many areas and frames there are. */
 #define AREAS_A_CALL		64
+/* Batches that the last resort tries of an area. */
+#define LAST_BATCHES		64
 /*
  * A count's own looks, a chunk an area, and how soon it asks for a whole one.
  * Reclaim of a cgroup counts 13 times a round, and has 17 rounds in vain before
@@ -429,7 +432,11 @@ static unsigned long scan(struct list_lru *list, enum part of,
 	bool busy = false;
 	u64 start = now();
 
-	if (!(sc->gfp_mask & __GFP_FS) || !places_are_ready())
+	/*
+	 * Also without __GFP_FS, with which a cgroup has somebody killed as
+	 * well: nothing here waits for a file system, see discard.c.
+	 */
+	if (!places_are_ready())
 		return SHRINK_STOP;
 	/* Those kill nobody. */
 	if (!current_is_kswapd() && !(sc->gfp_mask & __GFP_NORETRY))
@@ -474,6 +481,49 @@ unsigned long headroom_scan(struct shrinker *unused, struct shrink_control *sc)
 {
 	return scan(&headroom_places, HEADROOM, sc);
 }
+
+/* --- The last resort --- */
+
+static bool rescue_from(struct area *area, void *arg)
+{
+	struct scan *scan = arg;
+	unsigned int batches = LAST_BATCHES;
+
+	if (!lock_area(area, scan)) {
+		atomic64_inc(&area->busy);
+		return false;
+	}
+	scan->of = area->headroom ? HEADROOM : SPARE;
+	/* Frames that are kept are not tried again, so others are. */
+	do {
+		scan->want = BATCH - scan->evicted;
+		scan->chunks = CHUNKS_A_CALL;
+		if (!area->dead)
+			scan_area(area, scan);
+	} while (!scan->want && scan->evicted < BATCH && --batches);
+	mutex_unlock(&area->lock);
+	return scan->evicted == BATCH;
+}
+
+/*
+ * The machine is out of memory. That is said after a single round of reclaim if
+ * all that the kernel's own lists have would not do, so whatever counts have
+ * said until then: each area is asked for what it has free, headroom or not, up
+ * to a batch in all. Somebody is killed only if that is nothing.
+ */
+static int rescue(struct notifier_block *unused, unsigned long unused_too,
+		  void *freed)
+{
+	struct scan scan = {
+		.patience = { .idle = PATIENCE, .all = LONG_PATIENCE },
+	};
+
+	areas_in_turn(rescue_from, &scan);
+	*(unsigned long *)freed += scan.freed + scan.freed_by_others;
+	return NOTIFY_OK;
+}
+
+struct notifier_block rescuer = { .notifier_call = rescue };
 
 /* --- What the device asks for --- */
 

@@ -13,6 +13,7 @@
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/nodemask.h>
+#include <linux/notifier.h>
 #include <linux/shrinker.h>
 #include <linux/workqueue.h>
 
@@ -117,6 +118,9 @@ static inline u32 chunk_frames(struct area *area, u32 chunk)
 	return min(CHUNK, area->huge_frames - chunk * CHUNK);
 }
 
+/* device.c */
+void areas_in_turn(bool (*enough)(struct area *area, void *arg), void *arg);
+
 /* places.c */
 int places_init(void);
 void places_exit(void);
@@ -135,6 +139,7 @@ unsigned long headroom_count(struct shrinker *unused,
 unsigned long headroom_scan(struct shrinker *unused, struct shrink_control *sc);
 unsigned int area_reclaim(struct area *area, unsigned int want, u32 *chunks);
 
+extern struct notifier_block rescuer;
 extern unsigned int grace;
 extern atomic64_t count_calls, count_ns, scan_calls, scan_ns;
 
