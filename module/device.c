@@ -178,10 +178,10 @@ put:
 	return ERR_PTR(ret);
 }
 
-/* Nobody gets to it any more, though he may have a reference. */
-static void area_kill(struct area *area)
+static void area_end(struct area *area)
 {
-	/* Who has it finishes his batch, and comes back no more. */
+	area_delist(area);
+	/* Reclaim that has it finishes its batch, and comes back no more. */
 	mutex_lock(&area->lock);
 	area->dead = true;
 	mutex_unlock(&area->lock);
@@ -189,38 +189,6 @@ static void area_kill(struct area *area)
 	mutex_lock(&areas_lock);
 	list_del(&area->all);
 	mutex_unlock(&areas_lock);
-}
-
-/*
- * All of them, each once, from that on which was not asked for longest. Whoever
- * has the list waits for nothing, so this may be called where memory is short.
- */
-void areas_in_turn(bool (*enough)(struct area *area, void *arg), void *arg)
-{
-	struct area *area;
-	unsigned int nr = 0;
-	bool done = false;
-
-	mutex_lock(&areas_lock);
-	list_for_each_entry(area, &areas, all)
-		nr++;
-	while (!done && nr-- && !list_empty(&areas)) {
-		area = list_first_entry(&areas, struct area, all);
-		list_move_tail(&area->all, &areas);
-		kref_get(&area->ref);
-		mutex_unlock(&areas_lock);
-		done = enough(area, arg);
-		kref_put(&area->ref, area_release);
-		cond_resched();
-		mutex_lock(&areas_lock);
-	}
-	mutex_unlock(&areas_lock);
-}
-
-static void area_end(struct area *area)
-{
-	area_delist(area);
-	area_kill(area);
 	cancel_delayed_work_sync(&area->look);
 	area_drop(area);
 }
@@ -354,7 +322,9 @@ static struct area *area_new(const struct llfree_attach *words)
 	return area;
 
 disclaim:
-	area_kill(area);
+	mutex_lock(&areas_lock);
+	list_del(&area->all);
+	mutex_unlock(&areas_lock);
 drop:
 	area_drop(area);
 	return ERR_PTR(ret);
@@ -563,7 +533,7 @@ static int __init vllfree_init(void)
 		places_exit();
 		return ret;
 	}
-	register_oom_notifier(&rescuer);
+	register_oom_notifier(&last_resort);
 	debugfs = debugfs_create_dir("llfree", NULL);
 	debugfs_create_file("areas", 0400, debugfs, NULL, &areas_fops);
 	return 0;
@@ -573,7 +543,7 @@ static void __exit vllfree_exit(void)
 {
 	debugfs_remove(debugfs);
 	misc_deregister(&device);
-	unregister_oom_notifier(&rescuer);
+	unregister_oom_notifier(&last_resort);
 	places_exit();
 }
 

@@ -20,8 +20,6 @@
 
 /* What one call may look at, however many areas and frames there are. */
 #define AREAS_A_CALL		64
-/* Batches that the last resort tries of an area. */
-#define LAST_BATCHES		64
 /*
  * A count's own looks, a chunk an area, and how soon it asks for a whole one.
  * Reclaim of a cgroup counts 13 times a round, and has 17 rounds in vain before
@@ -45,6 +43,10 @@ module_param(timing, bool, 0644);
 MODULE_PARM_DESC(timing, "count the time that it takes");
 
 atomic64_t count_calls, count_ns, scan_calls, scan_ns;
+
+/* Changed by the notifier alone, of which there is one call at a time. */
+static struct alarms alarms;
+static atomic64_t headroom_yielded;	/* frames, of all areas */
 
 /* Progress that the kernel cannot see in its lists. */
 static void account_reclaimed(unsigned long pages)
@@ -186,11 +188,13 @@ static void scan_area(struct area *area, struct scan *scan)
 		settle(area, scan);
 	}
 	scan->want += left;
-	if (scan->of == HEADROOM)
+	if (scan->of == HEADROOM) {
 		area->stats.yielded += scan->evicted - before;
-	else
+		atomic64_add(scan->evicted - before, &headroom_yielded);
+	} else {
 		WRITE_ONCE(area->spare_taken, area->spare_taken +
 			   scan->evicted - before);
+	}
 	WRITE_ONCE(area->reclaims, false);
 }
 
@@ -288,7 +292,8 @@ static enum lru_status add_headroom(struct list_head *item,
 	struct area *area = place->area;
 
 	if (headroom_yields(&place->asked, READ_ONCE(area->spare_taken),
-			    tally->weight))
+			    tally->weight) ||
+	    is_alarmed(&alarms, jiffies))
 		tally->pages += clamp(free_pages_here(place), 0L,
 				      headroom_pages(area));
 	tally->areas++;
@@ -484,46 +489,31 @@ unsigned long headroom_scan(struct shrinker *unused, struct shrink_control *sc)
 
 /* --- The last resort --- */
 
-static bool rescue_from(struct area *area, void *arg)
-{
-	struct scan *scan = arg;
-	unsigned int batches = LAST_BATCHES;
-
-	if (!lock_area(area, scan)) {
-		atomic64_inc(&area->busy);
-		return false;
-	}
-	scan->of = area->headroom ? HEADROOM : SPARE;
-	/* Frames that are kept are not tried again, so others are. */
-	do {
-		scan->want = BATCH - scan->evicted;
-		scan->chunks = CHUNKS_A_CALL;
-		if (!area->dead)
-			scan_area(area, scan);
-	} while (!scan->want && scan->evicted < BATCH && --batches);
-	mutex_unlock(&area->lock);
-	return scan->evicted == BATCH;
-}
-
 /*
  * The machine is out of memory. That is said after a single round of reclaim if
- * all that the kernel's own lists have would not do, so whatever counts have
- * said until then: each area is asked for what it has free, headroom or not, up
- * to a batch in all. Somebody is killed only if that is nothing.
+ * all that the kernel's own lists have would not do, whatever counts have found
+ * until then. Nothing is taken here, under the lock that all have who are out of
+ * memory: the round that follows finds headroom at its first count, on the nodes
+ * and in the groups that the allocation may use, and takes it when all else was
+ * in vain.
  */
-static int rescue(struct notifier_block *unused, unsigned long unused_too,
-		  void *freed)
+static int out_of_memory_is_said(struct notifier_block *unused,
+				 unsigned long unused_too, void *arg)
 {
-	struct scan scan = {
-		.patience = { .idle = PATIENCE, .all = LONG_PATIENCE },
-	};
+	unsigned long *freed = arg;
 
-	areas_in_turn(rescue_from, &scan);
-	*(unsigned long *)freed += scan.freed + scan.freed_by_others;
+	/* Where others freed something there is another round anyway. */
+	if (!*freed && atomic_read(&areas_with_headroom) &&
+	    alarm_is_raised(&alarms, atomic64_read(&headroom_yielded), jiffies))
+		*freed = 1;
 	return NOTIFY_OK;
 }
 
-struct notifier_block rescuer = { .notifier_call = rescue };
+/* The last one asked. */
+struct notifier_block last_resort = {
+	.notifier_call = out_of_memory_is_said,
+	.priority = INT_MIN,
+};
 
 /* --- What the device asks for --- */
 

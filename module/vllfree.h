@@ -118,9 +118,6 @@ static inline u32 chunk_frames(struct area *area, u32 chunk)
 	return min(CHUNK, area->huge_frames - chunk * CHUNK);
 }
 
-/* device.c */
-void areas_in_turn(bool (*enough)(struct area *area, void *arg), void *arg);
-
 /* places.c */
 int places_init(void);
 void places_exit(void);
@@ -130,6 +127,8 @@ void area_delist(struct area *area);
 void area_release(struct kref *ref);
 
 extern struct list_lru spare_places, headroom_places;
+/* Listed ones with headroom. */
+extern atomic_t areas_with_headroom;
 
 /* reclaim.c */
 unsigned long spare_count(struct shrinker *unused, struct shrink_control *sc);
@@ -139,7 +138,7 @@ unsigned long headroom_count(struct shrinker *unused,
 unsigned long headroom_scan(struct shrinker *unused, struct shrink_control *sc);
 unsigned int area_reclaim(struct area *area, unsigned int want, u32 *chunks);
 
-extern struct notifier_block rescuer;
+extern struct notifier_block last_resort;
 extern unsigned int grace;
 extern atomic64_t count_calls, count_ns, scan_calls, scan_ns;
 
