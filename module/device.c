@@ -11,6 +11,7 @@
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/oom.h>
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -532,6 +533,7 @@ static int __init vllfree_init(void)
 		places_exit();
 		return ret;
 	}
+	register_oom_notifier(&last_resort);
 	debugfs = debugfs_create_dir("llfree", NULL);
 	debugfs_create_file("areas", 0400, debugfs, NULL, &areas_fops);
 	return 0;
@@ -541,6 +543,7 @@ static void __exit vllfree_exit(void)
 {
 	debugfs_remove(debugfs);
 	misc_deregister(&device);
+	unregister_oom_notifier(&last_resort);
 	places_exit();
 }
 

@@ -10,9 +10,12 @@
  * no lock that somebody may hold who allocates: each folio is only ever tried,
  * and what is busy is left as it is. What may wait is i_mmap_rwsem, for which
  * the kernel has said that it is never held around such an allocation (see
- * dma_resv_lockdep()), and which any reclaim takes. shmem_truncate_range() is
- * not called on memory, for it waits for folios that somebody may hold who is in
- * reclaim himself, such as one that splits them.
+ * dma_resv_lockdep()), and the notifiers of a process's mappings. Reclaim itself
+ * may wait for both when it unmaps a page, whatever it was asked with (see
+ * try_to_unmap() and fs_reclaim_acquire()), though it leaves most pages alone
+ * whose locks others want; and nothing here is a file system's or needs a disk.
+ * shmem_truncate_range() is not called on memory, for it waits for folios that
+ * somebody may hold who is in reclaim himself, such as one that splits them.
  */
 #include <linux/pagemap.h>
 #include <linux/pagevec.h>

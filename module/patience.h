@@ -141,10 +141,56 @@ struct asked {
 };
 
 /*
+ * Times that the machine was out of memory, or a part of it for who may have no
+ * other, and was asked to try once more. No longer than this may anybody be
+ * spared for it: a process that may use one node only finds others' headroom of
+ * no use, and others may free again what went.
+ */
+#define ALARMS			32U
+/* The same while no headroom goes: not every round of reclaim asks all. */
+#define ALARMS_IN_VAIN		8U
+/* After so long without one they begin anew. */
+#define QUIET			(10 * HZ)
+
+struct alarms {
+	unsigned long at;	/* the last one */
+	u64 yielded;		/* headroom that had gone by then */
+	unsigned int nr;
+	unsigned int in_vain;
+};
+
+/* Out of memory: whether reclaim shall try once more, for which headroom goes. */
+static inline bool alarm_is_raised(struct alarms *alarms, u64 yielded,
+				   unsigned long now)
+{
+	if (!alarms->nr || !time_before(now, alarms->at + QUIET)) {
+		alarms->nr = 0;
+		alarms->in_vain = 0;
+	} else if (alarms->yielded != yielded) {
+		alarms->in_vain = 0;
+	}
+	alarms->yielded = yielded;
+	WRITE_ONCE(alarms->at, now);
+	if (alarms->nr == ALARMS || alarms->in_vain == ALARMS_IN_VAIN)
+		return false;
+	WRITE_ONCE(alarms->nr, alarms->nr + 1);
+	alarms->in_vain++;
+	return true;
+}
+
+/* A moment ago the machine was out of memory. */
+static inline bool is_alarmed(const struct alarms *alarms, unsigned long now)
+{
+	return READ_ONCE(alarms->nr) &&
+	       time_before(now, READ_ONCE(alarms->at) + HZ);
+}
+
+/*
  * Whether headroom may go, after a count that stands for `weight` of them: a
  * whole round of reclaim was in vain, for that in which something was taken may
  * go on with as many counts as one, without knowing of it. Reclaim of a cgroup
- * has 17 rounds in vain before anybody is killed.
+ * has 17 rounds in vain before anybody is killed. That of the machine may have
+ * one, if all that its lists have would not do: hence the alarm.
  */
 static inline bool headroom_yields(struct asked *asked, u64 taken,
 				   unsigned int weight)

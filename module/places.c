@@ -12,6 +12,7 @@
 #include "vllfree.h"
 
 struct list_lru spare_places, headroom_places;
+atomic_t areas_with_headroom;
 static struct kmem_cache *place_cache;
 /* The lists are there: stored with release, loaded with acquire. */
 static bool ready;
@@ -39,6 +40,8 @@ void area_delist(struct area *area)
 		if (area->headroom)
 			lru_del(&headroom_places, &area->places[i]->headroom);
 	}
+	if (area->headroom)
+		atomic_dec(&areas_with_headroom);
 }
 
 /* With the last reference: reclaim may have had one. */
@@ -109,6 +112,8 @@ int area_enlist(struct area *area)
 		if (area->headroom)
 			lru_add(&headroom_places, &area->places[i]->headroom);
 	}
+	if (!ret && area->headroom)
+		atomic_inc(&areas_with_headroom);
 	return ret;
 }
 

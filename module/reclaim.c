@@ -9,6 +9,7 @@
 #include <linux/bitmap.h>
 #include <linux/fs.h>
 #include <linux/list_lru.h>
+#include <linux/notifier.h>
 #include <linux/sched/signal.h>
 #include <linux/shrinker.h>
 #include <linux/swap.h>
@@ -42,6 +43,10 @@ module_param(timing, bool, 0644);
 MODULE_PARM_DESC(timing, "count the time that it takes");
 
 atomic64_t count_calls, count_ns, scan_calls, scan_ns;
+
+/* Changed by the notifier alone, of which there is one call at a time. */
+static struct alarms alarms;
+static atomic64_t headroom_yielded;	/* frames, of all areas */
 
 /* Progress that the kernel cannot see in its lists. */
 static void account_reclaimed(unsigned long pages)
@@ -183,11 +188,13 @@ static void scan_area(struct area *area, struct scan *scan)
 		settle(area, scan);
 	}
 	scan->want += left;
-	if (scan->of == HEADROOM)
+	if (scan->of == HEADROOM) {
 		area->stats.yielded += scan->evicted - before;
-	else
+		atomic64_add(scan->evicted - before, &headroom_yielded);
+	} else {
 		WRITE_ONCE(area->spare_taken, area->spare_taken +
 			   scan->evicted - before);
+	}
 	WRITE_ONCE(area->reclaims, false);
 }
 
@@ -285,7 +292,8 @@ static enum lru_status add_headroom(struct list_head *item,
 	struct area *area = place->area;
 
 	if (headroom_yields(&place->asked, READ_ONCE(area->spare_taken),
-			    tally->weight))
+			    tally->weight) ||
+	    is_alarmed(&alarms, jiffies))
 		tally->pages += clamp(free_pages_here(place), 0L,
 				      headroom_pages(area));
 	tally->areas++;
@@ -429,7 +437,11 @@ static unsigned long scan(struct list_lru *list, enum part of,
 	bool busy = false;
 	u64 start = now();
 
-	if (!(sc->gfp_mask & __GFP_FS) || !places_are_ready())
+	/*
+	 * Also without __GFP_FS, with which a cgroup has somebody killed as
+	 * well: nothing here waits for a file system, see discard.c.
+	 */
+	if (!places_are_ready())
 		return SHRINK_STOP;
 	/* Those kill nobody. */
 	if (!current_is_kswapd() && !(sc->gfp_mask & __GFP_NORETRY))
@@ -474,6 +486,34 @@ unsigned long headroom_scan(struct shrinker *unused, struct shrink_control *sc)
 {
 	return scan(&headroom_places, HEADROOM, sc);
 }
+
+/* --- The last resort --- */
+
+/*
+ * The machine is out of memory. That is said after a single round of reclaim if
+ * all that the kernel's own lists have would not do, whatever counts have found
+ * until then. Nothing is taken here, under the lock that all have who are out of
+ * memory: the round that follows finds headroom at its first count, on the nodes
+ * and in the groups that the allocation may use, and takes it when all else was
+ * in vain.
+ */
+static int out_of_memory_is_said(struct notifier_block *unused,
+				 unsigned long unused_too, void *arg)
+{
+	unsigned long *freed = arg;
+
+	/* Where others freed something there is another round anyway. */
+	if (!*freed && atomic_read(&areas_with_headroom) &&
+	    alarm_is_raised(&alarms, atomic64_read(&headroom_yielded), jiffies))
+		*freed = 1;
+	return NOTIFY_OK;
+}
+
+/* The last one asked. */
+struct notifier_block last_resort = {
+	.notifier_call = out_of_memory_is_said,
+	.priority = INT_MIN,
+};
 
 /* --- What the device asks for --- */
 

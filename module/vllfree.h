@@ -13,6 +13,7 @@
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/nodemask.h>
+#include <linux/notifier.h>
 #include <linux/shrinker.h>
 #include <linux/workqueue.h>
 
@@ -126,6 +127,8 @@ void area_delist(struct area *area);
 void area_release(struct kref *ref);
 
 extern struct list_lru spare_places, headroom_places;
+/* Listed ones with headroom. */
+extern atomic_t areas_with_headroom;
 
 /* reclaim.c */
 unsigned long spare_count(struct shrinker *unused, struct shrink_control *sc);
@@ -135,6 +138,7 @@ unsigned long headroom_count(struct shrinker *unused,
 unsigned long headroom_scan(struct shrinker *unused, struct shrink_control *sc);
 unsigned int area_reclaim(struct area *area, unsigned int want, u32 *chunks);
 
+extern struct notifier_block last_resort;
 extern unsigned int grace;
 extern atomic64_t count_calls, count_ns, scan_calls, scan_ns;
 

@@ -29,3 +29,18 @@ bool module_headroom_yields(struct asked *asked, u64 taken, unsigned int weight)
 {
 	return headroom_yields(asked, taken, weight);
 }
+
+const unsigned int module_alarms = ALARMS;
+const unsigned int module_alarms_in_vain = ALARMS_IN_VAIN;
+const unsigned int module_quiet = QUIET;
+
+bool module_alarm_is_raised(struct alarms *alarms, u64 yielded,
+			    unsigned long now)
+{
+	return alarm_is_raised(alarms, yielded, now);
+}
+
+bool module_is_alarmed(const struct alarms *alarms, unsigned long now)
+{
+	return is_alarmed(alarms, now);
+}

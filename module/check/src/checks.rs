@@ -206,6 +206,16 @@ pub(crate) fn headroom_alone(failures: &mut u32, module: &str, disk: &str) {
     }
 }
 
+/// What keeps headroom and what has it go, in a cgroup, so often.
+pub(crate) fn headroom_often(failures: &mut u32, module: &str, disk: &str, times: u32) {
+    if is_loaded(failures, module) {
+        for _ in 0..times {
+            headroom::checks(failures, disk, false);
+        }
+        leave(failures);
+    }
+}
+
 /// Each kind of pressure without swap, and nothing else.
 pub(crate) fn pressure(failures: &mut u32, module: &str) {
     if is_loaded(failures, module) {

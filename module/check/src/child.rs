@@ -22,6 +22,40 @@ pub(crate) fn read(path: &str, mib: &str) -> ExitCode {
     if read.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// `dirty PATH MIB GROUP`: has so much of a device locked in the page cache, and then all of its group's memory but 1 MiB. Next it
+/// writes to each page, which takes no page but the kernel's own notes of it: with `GFP_NOFS`, and in the group's name.
+pub(crate) fn dirty(path: &str, mib: &str, group: &str) -> ExitCode {
+    match write_to_what_is_cached(path, mib.parse().unwrap_or(0), std::path::Path::new(group)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("dirty: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn write_to_what_is_cached(path: &str, mib: u64, group: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    std::fs::write("/proc/self/oom_score_adj", "900")?;
+    let file = std::fs::File::options().read(true).write(true).open(path)?;
+    let bytes = (mib * MIB) as usize;
+    let (protection, flags) = (rustix::mm::ProtFlags::READ, rustix::mm::MapFlags::SHARED);
+    // SAFETY: a new mapping, at an address of the kernel's, which nobody reads through.
+    let mapped = unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, flags, &file, 0)? };
+    // SAFETY: the mapping is ours.
+    unsafe { rustix::mm::mlock(mapped, bytes)? };
+    let number = |name: &str| -> std::io::Result<u64> {
+        let text = std::fs::read_to_string(group.join(name))?;
+        text.trim().parse().map_err(|_| std::io::Error::other(format!("{name}: {text}")))
+    };
+    let mut rest = Vec::new();
+    while number("memory.current")? + MIB < number("memory.max")? {
+        rest.push(vec![1u8; 1 << 18]);
+    }
+    std::hint::black_box(&rest);
+    (0..bytes as u64).step_by(4096).try_for_each(|at| file.write_all_at(&[0], at))
+}
+
 /// Touched memory that is no area's. The process that has it is killed first.
 fn private(mib: u64) -> Vec<u8> {
     drop(std::fs::write("/proc/self/oom_score_adj", "900"));

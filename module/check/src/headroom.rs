@@ -3,11 +3,14 @@
 use crate::child::Other;
 use crate::memory::{expect, has_it, limited};
 use crate::row::{Outcome, check};
-use crate::system::{Group, areas, available_mib, hog, start};
+use crate::system::{Group, areas, available_mib, hog, killed, start};
 
 /// Of an area of [`AREA`], all of it free.
 const HEADROOM: u64 = 48;
 const AREA: u64 = 128;
+/// An area of which all is free, and headroom.
+const ALL: u64 = 96;
+const SYSRQ: &str = "/proc/sysrq-trigger";
 /// What others have of a group of 256 MiB beside the area, before they want more.
 const BESIDE: u64 = 128;
 
@@ -16,6 +19,10 @@ pub(crate) fn checks(failures: &mut u32, disk: &str, all: bool) {
     check(failures, "it goes before anybody is killed: memory.max", || {
         has_it("kernel+192", 192, 160, Some(&limited()?))
     });
+    check(failures, "it goes for what may not wait for a file system: memory.max", || for_notes_of_writes(disk));
+    if std::path::Path::new(SYSRQ).exists() {
+        check(failures, "it goes before the machine is out of memory", at_the_last_moment);
+    }
     check(failures, "it stays while there is page cache, round after round", || beside_reads(disk));
     if all {
         let all = available_mib();
@@ -72,6 +79,48 @@ fn beside_reads(disk: &str) -> Outcome {
         expect(hog(BESIDE + 42, Some(&group))?, || format!("killed in round {round}; {}", areas()))?;
     }
     is_whole(&mut tenant)
+}
+
+/// A cgroup has somebody killed also for want of what is allocated without `__GFP_FS`, as the kernel's notes of each page that a
+/// process writes to a device. Nothing else is allocated at the limit.
+fn for_notes_of_writes(disk: &str) -> Outcome {
+    let group = Group::new("max", &[("memory.max", 512), ("memory.swap.max", 0)])?;
+    let mut tenant = Other::start(ALL, "0", &format!("kernel+{ALL}"), Some(&group))?;
+    let done = start(&["dirty", disk, "320", &group.path()], Some(&group))?.wait_with_output();
+    let status = done.map_err(|error| error.to_string())?.status;
+    expect(status.success(), || format!("who writes: {status}; {}", areas()))?;
+    let yielded = tenant.number("yielded")?;
+    expect(yielded > 0, || "nobody was short of memory".to_owned())?;
+    Ok(format!("{yielded} frames of it went"))
+}
+
+/// The machine is out of memory, for a person says so, which has somebody killed whatever comes of it. From then on the first count
+/// finds headroom: the kernel drops its caches by one, with the urgency of the last.
+fn at_the_last_moment() -> Outcome {
+    let drop_caches = || std::fs::write("/proc/sys/vm/drop_caches", "2").map_err(|error| error.to_string());
+    // So that there is little to drop, for as long as there is a good deal it is asked for again and again.
+    drop_caches()?;
+    drop_caches()?;
+    let mut tenant = Other::start(ALL, "0", &format!("kernel+{ALL}"), None)?;
+    let mut other = Other::start(2, "all", "nobody", None)?;
+    other.ask("grow 16")?;
+    drop_caches()?;
+    let yielded = tenant.number("yielded")?;
+    expect(yielded == 0, || format!("{yielded} frames yielded before; {}", areas()))?;
+    let before = killed();
+    std::fs::write(SYSRQ, "f").map_err(|error| error.to_string())?;
+    for _ in 0..1000 {
+        if killed() > before {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    drop_caches()?;
+    expect(killed() > before, || "nobody was killed".to_owned())?;
+    tenant.ask("verify")?;
+    let yielded = tenant.number("yielded")?;
+    expect(yielded > 0, || format!("none yielded; {}", areas()))?;
+    Ok(format!("{yielded} frames of it went"))
 }
 
 /// Of more areas than a count walks.

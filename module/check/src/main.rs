@@ -1,6 +1,6 @@
 //! What the module promises, checked in a machine that has it: `llfree-module-check quick|short|debug|long MODULE.ko SWAP
 //! DISK`; and parts of it: `races MODULE.ko STEPS`, `cost MODULE.ko MIB`, `count MODULE.ko`, `pressure MODULE.ko`, `many MODULE.ko`,
-//! `tables MODULE.ko`, `global MODULE.ko TIMES`, `behind MODULE.ko TIMES`, `headroom MODULE.ko DISK`,
+//! `tables MODULE.ko`, `global MODULE.ko TIMES`, `behind MODULE.ko TIMES`, `headroom MODULE.ko DISK [TIMES]`,
 //! `beside MODULE.ko`, `numa`.
 //!
 //! Started by `images/linux/testbed module` as root, in an emulated machine that is there for this. Prints a row a check,
@@ -41,6 +41,7 @@ fn part(words: &[&str]) -> Option<ExitCode> {
     Some(match words {
         ["hog", mib] => child::hog(mib),
         ["read", path, mib] => child::read(path, mib),
+        ["dirty", path, mib, group] => child::dirty(path, mib, group),
         ["tenant", words @ ..] => child::tenant(words),
         ["keeper", directory] => keeper::child(directory),
         ["sparse", group] => sparse::child(group),
@@ -76,6 +77,9 @@ fn failures(words: &[&str]) -> Option<u32> {
         ["many", module] => checks::many_large(&mut failures, module),
         ["tables", module] => checks::by_hand(&mut failures, module),
         ["headroom", module, disk] => checks::headroom_alone(&mut failures, module, disk),
+        ["headroom", module, disk, times] if number(times) => {
+            checks::headroom_often(&mut failures, module, disk, times.parse().unwrap_or(0));
+        }
         ["beside", module] => checks::beside(&mut failures, module),
         ["pressure", module] => checks::pressure(&mut failures, module),
         _ => return None,
@@ -96,7 +100,7 @@ fn main() -> ExitCode {
             eprintln!(
                 "usage: llfree-module-check quick|short|debug|long MODULE.ko SWAP DISK, races MODULE.ko STEPS, cost MODULE.ko MIB, \
                  count MODULE.ko, pressure MODULE.ko, many MODULE.ko, tables MODULE.ko, \
-                 global MODULE.ko TIMES, behind MODULE.ko TIMES, headroom MODULE.ko DISK, beside MODULE.ko, or numa"
+                 global MODULE.ko TIMES, behind MODULE.ko TIMES, headroom MODULE.ko DISK [TIMES], beside MODULE.ko, or numa"
             );
             ExitCode::from(2)
         }

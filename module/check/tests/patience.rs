@@ -40,6 +40,15 @@ struct Asked {
     times: u32,
 }
 
+#[repr(C)]
+#[derive(Default)]
+struct Alarms {
+    at: c_ulong,
+    yielded: u64,
+    nr: u32,
+    in_vain: u32,
+}
+
 #[link(name = "llfree-module-entry", kind = "static")]
 unsafe extern "C" {
     safe static module_hz: u32;
@@ -56,6 +65,11 @@ unsafe extern "C" {
     safe fn module_wait_saw(wait: &mut Wait, patience: &mut Patience, progress: u64);
     safe fn module_wait_failed(wait: &Wait, waited: &mut Waited, now: c_ulong);
     safe fn module_headroom_yields(asked: &mut Asked, taken: u64, weight: u32) -> bool;
+    safe static module_alarms: u32;
+    safe static module_alarms_in_vain: u32;
+    safe static module_quiet: u32;
+    safe fn module_alarm_is_raised(alarms: &mut Alarms, yielded: u64, now: c_ulong) -> bool;
+    safe fn module_is_alarmed(alarms: &Alarms, now: c_ulong) -> bool;
 }
 
 /// Who has an area at a moment: nobody, or somebody who is a scan or not; and what was taken from it by then.
@@ -191,4 +205,36 @@ fn headroom_yields_after_a_round_in_vain_and_long_before_the_last() {
     assert_eq!(counts(6, 11), 2);
     assert_eq!(counts(7, u32::MAX), 0);
     assert_eq!(counts(8, 1), 26);
+}
+
+#[test]
+fn who_is_out_of_memory_tries_again_for_as_long_as_headroom_goes_and_not_for_ever() {
+    let mut alarms = Alarms::default();
+    let mut clock = Clock::start();
+    assert!(!module_is_alarmed(&alarms, clock.0));
+    // Each time some headroom goes, and each round lasts for almost as long as it takes to forget the ones before.
+    let raised = |alarms: &mut Alarms, clock: &mut Clock, yields: bool| {
+        let first = alarms.yielded;
+        let again = |n: &u64| {
+            clock.0 += c_ulong::from(module_quiet) - 1;
+            module_alarm_is_raised(alarms, first + if yields { *n } else { 0 }, clock.0)
+        };
+        (1..1000u64).take_while(again).count()
+    };
+    assert_eq!(raised(&mut alarms, &mut clock, true), module_alarms as usize);
+    assert_eq!(raised(&mut alarms, &mut clock, true), 0, "it goes on: somebody is killed");
+    clock.0 += c_ulong::from(module_quiet);
+    assert_eq!(raised(&mut alarms, &mut clock, false), module_alarms_in_vain as usize, "nothing comes of it");
+    clock.0 += c_ulong::from(module_quiet);
+    assert_eq!(raised(&mut alarms, &mut clock, true), module_alarms as usize, "after a while it begins anew");
+}
+
+#[test]
+fn an_alarm_lasts_for_a_second() {
+    let mut alarms = Alarms::default();
+    let clock = Clock::start();
+    assert!(module_alarm_is_raised(&mut alarms, 0, clock.0));
+    let second = c_ulong::from(module_hz);
+    assert!(module_is_alarmed(&alarms, clock.0) && module_is_alarmed(&alarms, clock.0 + second - 1));
+    assert!(!module_is_alarmed(&alarms, clock.0 + second));
 }
