@@ -355,9 +355,10 @@ impl<'a> Lower<'a> {
         let first = row & !(HALF - 1);
         let Some(rows) = self.rows.get(first..).and_then(|rows| rows.first_chunk::<HALF>()) else { return Run::ANY };
         let used = |row: usize| rows[row % HALF].load(Ordering::Relaxed);
-        // Whether its neighbours are free nobody could predict: so there is no branch on it.
-        let (two, four) = (used(row ^ 1) == 0, used(row ^ 2) | used(row ^ 3) == 0);
-        Run::from_bits(u16::from(Order::ROW.get()) + u16::from(two) + u16::from(two & four))
+        if used(row ^ 1) != 0 {
+            return Run::of(Order::ROW);
+        }
+        Run::from_bits(7 + u16::from(used(row ^ 2) | used(row ^ 3) == 0))
     }
 
     /// Lowers the bound on the runs of a huge frame to what its bits say. What a search that found no run in it makes of
