@@ -164,6 +164,7 @@ struct llfree_zone {
 	unsigned long last_install;	/* in jiffies */
 	struct list_head aside;		/* blocks that cannot be had now */
 	unsigned long nr_aside;		/* huge frames */
+	unsigned long host_returns;	/* of these, that the host gave back */
 	/* For /sys/kernel/mm/llfree */
 	unsigned long takes;
 	unsigned long gives;

@@ -130,6 +130,9 @@ static void llfree_return(struct zone *zone, struct page *page)
 		__ClearPageOffline(page + i);
 	lz->nr_aside--;
 	lz->returns++;
+	/* Not one whose install failed. */
+	if (llfree_is_back(page, false))
+		lz->host_returns++;
 	adjust_managed_page_count(page, LLFREE_PAGES);
 	llfree_free(zone, page, LLFREE_ORDER);
 }

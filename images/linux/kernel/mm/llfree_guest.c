@@ -272,14 +272,23 @@ static unsigned long llfree_free_pages(void)
 }
 
 /*
+ * What may be of no help to the request is progress to the OOM killer once a
+ * second at most: it must not keep that from killing for ever.
+ */
+static bool llfree_once_a_second(unsigned long *next)
+{
+	if (time_before(jiffies, *next))
+		return false;
+	*next = jiffies + HZ;
+	return true;
+}
+
+/*
  * Per-CPU lists are sized for the watermarks of all memory, and hold a fifth of
  * what is left after a large shrink. An allocation that finds nothing to
  * reclaim drains none of them, and would kill for what another CPU has at hand.
- * Returns pages, by which free memory is more than @before.
- *
- * That is progress to the OOM killer only if it is a huge frame at least, and
- * at most once a second: lists that fill and are drained again, for a request
- * that all this does not help, must not keep it from killing for ever.
+ * Returns pages, by which free memory is more than @before: a huge frame at
+ * least, as lists fill and are drained again.
  */
 static unsigned long llfree_drain(unsigned long before)
 {
@@ -291,10 +300,48 @@ static unsigned long llfree_drain(unsigned long before)
 	for_each_populated_zone(zone)
 		drain_all_pages(zone);
 	after = llfree_free_pages();
-	if (after < before + LLFREE_PAGES || time_before(jiffies, next))
+	if (after < before + LLFREE_PAGES || !llfree_once_a_second(&next))
 		return 0;
-	next = jiffies + HZ;
 	return after - before;
+}
+
+/*
+ * What the host has given back since this was asked last, whoever put it into
+ * the free lists: a worker or an allocation may be there first, and the OOM
+ * killer would not know. The callers are one at a time.
+ */
+static unsigned long llfree_host_gave(void)
+{
+	static unsigned long seen;
+	unsigned long now, gave;
+
+	now = llfree_sum_of(host_returns);
+	gave = now - seen;
+	seen = now;
+	return gave;
+}
+
+/*
+ * Asks the host for memory. What was never set aside is in the free lists as it
+ * ever was, and is seen by nothing but the host's word.
+ */
+static unsigned long llfree_need(void)
+{
+	static unsigned long next;
+	unsigned long flags, gave;
+	u64 released = 0;
+
+	atomic_long_inc(&llfree_needs);
+	local_irq_save(flags);
+	llfree_call(LLFREE_NEED, LLFREE_NEED_FRAMES, 0, &released);
+	local_irq_restore(flags);
+	if (!released)
+		return 0;
+	llfree_return_blocks(true);
+	gave = llfree_host_gave();
+	if (!gave && llfree_once_a_second(&next))
+		gave = 1;
+	return gave;
 }
 
 /* The kernel is about to kill: perhaps the host has some to spare. */
@@ -303,26 +350,20 @@ static int llfree_oom(struct notifier_block *nb, unsigned long unused,
 {
 	static long seen_installs;
 	unsigned long before = llfree_free_pages();
-	unsigned long flags, returned, retried, drained = 0;
+	unsigned long returned, retried, drained = 0;
 	long installs = atomic_long_read(&llfree_installs);
-	u64 released = 0;
 
 	returned = llfree_return_blocks(false);
 	/* To try what failed before is no progress if it failed ever since. */
 	retried = llfree_return_blocks(true);
+	returned = max(returned, llfree_host_gave());
 	if (installs != seen_installs)
 		returned += retried;
 	seen_installs = installs;
 	if (!returned)
 		drained = llfree_drain(before + retried * LLFREE_PAGES);
-	if (!returned && !drained) {
-		atomic_long_inc(&llfree_needs);
-		local_irq_save(flags);
-		llfree_call(LLFREE_NEED, LLFREE_NEED_FRAMES, 0, &released);
-		local_irq_restore(flags);
-		if (released)
-			returned = llfree_return_blocks(true);
-	}
+	if (!returned && !drained)
+		returned = llfree_need();
 	*(unsigned long *)freed += returned * LLFREE_PAGES + drained;
 	return NOTIFY_OK;
 }

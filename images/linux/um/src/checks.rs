@@ -4,7 +4,7 @@ use crate::guest::Guest;
 use crate::host::{Host, huge_frames};
 use crate::plan::{Fault, Plan};
 use crate::table::Checks;
-use guest_abi::GuestWord;
+use guest_abi::{GuestWord, Status};
 use llfree_monitor::{Direction, HandOver, Resize};
 use rustix::process::Signal;
 use shared_layout::HUGE_SIZE;
@@ -30,6 +30,7 @@ pub(crate) fn run(plan: &Plan) -> Result<bool, Fault> {
         checks.check("poweroff ends it", || vm.powers_off());
         checks.check("one touch of what has no memory would have been seen", || vm.sees_touches());
         checks.check("the same load with and without the table", || compare(plan, took));
+        checks.check("a hello that its host refuses: it is told, and goes on without", || goes_on_refused(plan));
     }
     if checks.failed() {
         let printed = vm.guest.printed();
@@ -100,7 +101,10 @@ struct Vm {
 
 impl Vm {
     fn start(plan: &Plan, more: &[&str]) -> Result<Self, Fault> {
-        let mut host = Host::new(plan.mem_mib)?;
+        Self::start_on(Host::new(plan.mem_mib)?, plan, more)
+    }
+
+    fn start_on(mut host: Host, plan: &Plan, more: &[&str]) -> Result<Self, Fault> {
         let mut arguments = host.arguments().to_vec();
         arguments.push("llfree.host=/".into());
         arguments.extend(plan.project.iter().map(|project| format!("llfree.project={}", project.display())));
@@ -350,4 +354,25 @@ fn compare(plan: &Plan, with: Result<Load, Fault>) -> Result<String, Fault> {
         with.fork.as_secs_f64(),
         ratio(with.fork, without.fork)
     ))
+}
+
+/// A guest of a host that has left its memory to a device: it says hello to no avail.
+fn goes_on_refused(plan: &Plan) -> Result<String, Fault> {
+    let host = Host::new(plan.mem_mib)?;
+    if !host.monitor.leave_to_device() {
+        return Err("its host would take a hello".into());
+    }
+    let mut vm = Vm::start_on(host, plan, &[])?;
+    vm.guest.await_text("init: ready", MINUTE)?;
+    let told = "the host answers hello with status";
+    let status = vm.guest.number(&format!("dmesg | sed -n 's/.*{told} //p'"))?;
+    let (expected, stage) = (Status::HostError as u64, vm.host.monitor.handed_over());
+    if status != expected || stage != HandOver::ToDevice {
+        return Err(format!("status {status}, not {expected}; hand-over is {stage:?}").into());
+    }
+    let mib = plan.mem_mib / 2;
+    let written = vm.guest.number(&format!("dd if=/dev/zero of=/t/a bs=1M count={mib} 2>/dev/null; wc -c </t/a"))?;
+    let held = vm.host.monitor.census().held;
+    let saw = format!("status {status}; {} MiB written, {held} huge frames held", written / MIB);
+    if written == mib * MIB && held == 0 { Ok(saw) } else { Err(saw.into()) }
 }

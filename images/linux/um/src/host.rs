@@ -1,7 +1,7 @@
 //! The host of a User Mode Linux: its memory is a file that a monitor owns, its table another one that both map.
 
 use crate::plan::Fault;
-use guest_abi::call::HELLO_BY_TOUCH;
+use guest_abi::call::{HELLO_BY_TOUCH, HELLO_OWN_ALLOCATOR};
 use guest_abi::header::{ABI_VERSION, FEATURE_BY_TOUCH, FEATURE_NOTICES, FEATURE_OWN_ALLOCATOR};
 use guest_abi::mailbox::WORDS;
 use guest_abi::{Call, GuestWord, Header, Layout, Request, Status};
@@ -159,10 +159,12 @@ impl Host {
 
 fn serve(monitor: &Monitor, calls: &Calls, request: &Request) -> Status {
     match request {
+        // What is not said, is not refused.
+        Request::Hello { abi_version: ABI_VERSION, flags } if flags & HELLO_OWN_ALLOCATOR == 0 => Status::Ok,
         Request::Hello { abi_version: ABI_VERSION, flags } => {
             let by_touch = flags & HELLO_BY_TOUCH != 0;
-            monitor.hand_over(if by_touch { HandOver::ByTouch } else { HandOver::Complete });
-            Status::Ok
+            let taken = monitor.hand_over(if by_touch { HandOver::ByTouch } else { HandOver::Complete });
+            if taken { Status::Ok } else { Status::HostError }
         }
         Request::Hello { .. } => Status::AbiMismatch,
         Request::Install { frames } => {

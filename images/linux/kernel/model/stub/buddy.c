@@ -503,6 +503,12 @@ void model_books(long *listed, long *counted, long *managed, long *aside)
 	*aside = llfree_zones[0].nr_aside;
 }
 
+/* Huge frames that came back because the host gave them, not because their install failed. */
+long model_host_returns(void)
+{
+	return llfree_zones[0].host_returns;
+}
+
 void model_tick(unsigned long ticks)
 {
 	jiffies += ticks;

@@ -46,6 +46,7 @@ unsafe extern "C" {
     fn model_tick(ticks: u64);
     fn model_locked() -> bool;
     fn model_pfn(frame: u64) -> u64;
+    fn model_host_returns() -> i64;
     fn llfree_set_held_aside();
     fn llfree_return_blocks(failed: bool) -> u64;
     fn llfree_return_some(failed: bool) -> u64;

@@ -24,6 +24,12 @@ fn number_aside() -> usize {
     (0..FRAMES).filter(|&frame| state(frame) == 2).count()
 }
 
+/// What the OOM killer is told of.
+fn host_returns() -> i64 {
+    // SAFETY: the lock is held.
+    unsafe { model_host_returns() }
+}
+
 fn release(frames: impl Iterator<Item = usize>) {
     for frame in frames {
         set(frame, entry(frame).release().expect("a held one"));
@@ -50,6 +56,7 @@ fn an_epoch_is_seen_when_what_failed_was_tried_again() {
         }
         assert_eq!(EPOCH.load(Ordering::Relaxed), before + 1, "the host returned some");
         assert_eq!(number_aside(), 0, "{version:?}, after {reads} reads: they wait for the next return");
+        assert_eq!(host_returns(), 0, "{version:?}: the host gave none of these");
     }
 }
 
@@ -86,9 +93,10 @@ fn the_first_allocation_after_a_return_calls_the_worker() {
         assert_eq!((calls(), number_aside()), (1, FRAMES - 32), "{version:?}");
         find_nothing();
         assert_eq!((calls(), number_aside()), (1, 4), "{version:?}");
+        assert_eq!(host_returns(), 44, "{version:?}: allocations took them back");
         release(44..46);
         look();
-        assert_eq!(number_aside(), 2, "{version:?}");
+        assert_eq!((number_aside(), host_returns()), (2, 46), "{version:?}");
         release(46..48);
         find_nothing();
         assert_eq!((calls(), number_aside()), (1, 2), "{version:?}: that return was seen");
