@@ -1,6 +1,7 @@
 //! Headroom: what of an area's free memory stays under pressure, and that it goes before anybody is killed.
 
 use crate::child::Other;
+use crate::many;
 use crate::memory::{expect, has_it, limited};
 use crate::row::{Outcome, check};
 use crate::system::{Group, areas, available_mib, hog, killed, start};
@@ -30,7 +31,7 @@ pub(crate) fn checks(failures: &mut u32, disk: &str, all: bool) {
             let mib = all * 6 / 10 / 16 * 16;
             has_it(&format!("kernel+{mib}"), mib, all * 6 / 10, None)
         });
-        check(failures, "it goes from 100 areas before anybody is killed", of_many);
+        check(failures, "it goes from 100 areas before anybody is killed", many::yield_in_need);
     }
 }
 
@@ -121,23 +122,4 @@ fn at_the_last_moment() -> Outcome {
     let yielded = tenant.number("yielded")?;
     expect(yielded > 0, || format!("none yielded; {}", areas()))?;
     Ok(format!("{yielded} frames of it went"))
-}
-
-/// Of more areas than a count walks.
-fn of_many() -> Outcome {
-    let group = Group::new("max", &[("memory.max", 640), ("memory.swap.max", 0)])?;
-    let mut tenants = Vec::new();
-    for _ in 0..100 {
-        tenants.push(Other::start(4, "0", "kernel+4", Some(&group))?);
-    }
-    let before = group.mib("memory.current");
-    let want = 640_u64.saturating_sub(before) + 100;
-    expect(hog(want, Some(&group))?, || format!("{want} MiB were unavailable beside {before}; {}", areas()))?;
-    let mut yielded = 0;
-    for tenant in &mut tenants {
-        tenant.ask("verify")?;
-        yielded += tenant.number("yielded")?;
-    }
-    expect(yielded > 0, || "none yielded".to_owned())?;
-    Ok(format!("{yielded} of 200 frames, {want} MiB wanted beside {before}"))
 }

@@ -12,6 +12,7 @@ mod device;
 mod headroom;
 mod keeper;
 mod log;
+mod many;
 mod measure;
 mod memory;
 mod races;
@@ -45,6 +46,7 @@ fn part(words: &[&str]) -> Option<ExitCode> {
         ["tenant", words @ ..] => child::tenant(words),
         ["keeper", directory] => keeper::child(directory),
         ["sparse", group] => sparse::child(group),
+        ["many", group] => many::child(group),
         ["scribble", seconds] => said(&checks::scribble(seconds.parse().unwrap_or(1))),
         ["limited"] => said(&device::limited()),
         ["calls"] => races::no_system_calls(),

@@ -41,6 +41,11 @@ pub(crate) struct Sparse {
 
 impl Sparse {
     pub(crate) fn new(frames: usize) -> Result<Self, String> {
+        Self::keeping(frames, 0)
+    }
+
+    /// The same with so many frames of headroom.
+    pub(crate) fn keeping(frames: usize, headroom: u64) -> Result<Self, String> {
         let file = rustix::fs::memfd_create("sparse", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(text)?;
         rustix::fs::ftruncate(&file, frames as u64 * HUGE).map_err(text)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW).map_err(text)?;
@@ -50,8 +55,8 @@ impl Sparse {
         // Something is in use: a count has a reason to look.
         rustix::io::pwrite(&file, &[1; 4096], 0).map_err(text)?;
         let device = open()?;
-        let epoch = table as u64 + 2 * frames as u64;
-        let mut words = [1 | (file.as_raw_fd() as u64) << 32, frames as u64, table as u64, 0, epoch, 0, 0];
+        let epoch = table as u64 + (2 * frames as u64).next_multiple_of(8);
+        let mut words = [1 | (file.as_raw_fd() as u64) << 32, frames as u64, table as u64, 0, epoch, headroom, 0];
         call(&device, ATTACH, &mut words).map_err(text)?;
         Ok(Self { file, entries, device })
     }
@@ -63,20 +68,51 @@ impl Sparse {
         Ok((words[2], words[4]))
     }
 
+    /// Of those taken, so many of the headroom.
+    pub(crate) fn yielded(&self) -> Result<u64, String> {
+        let mut words = [0; 16];
+        call(&self.device, STATUS, &mut words).map_err(text)?;
+        Ok(words[11])
+    }
+
     fn evicted(&self) -> Result<u64, String> {
         self.taken().map(|(evicted, _)| evicted)
     }
 
-    /// Its last frames have memory, and are free when the limit is reached, at that moment. Returns how many went.
-    fn frees_at_the_limit(&self, current: impl Fn() -> u64) -> Result<u64, String> {
-        let (first, bytes) = ((FRAMES - FREED) as u64 * HUGE, FREED * HUGE as usize);
+    /// So many of its frames from this one on, in use and full of a number.
+    pub(crate) fn filled(&self, first: usize, frames: usize, value: u8) -> Result<*mut c_void, String> {
+        let (first, bytes) = (first as u64 * HUGE, frames * HUGE as usize);
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, over nothing.
         let memory = unsafe { mmap(std::ptr::null_mut(), bytes, access, MapFlags::SHARED, &self.file, first) };
         let memory = memory.map_err(text)?;
         // SAFETY: the mapping is whole, and stays.
         unsafe { madvise(memory, bytes, Advice::LinuxHugepage) }.map_err(text)?;
-        fill(memory, bytes, 7);
+        fill(memory, bytes, value);
+        Ok(memory)
+    }
+
+    /// Of such frames, which were free since: each is as it was, or was taken and reads zeroes. They are in use again.
+    pub(crate) fn are_whole(&self, first: usize, memory: *const c_void, value: u8) -> Result<(), String> {
+        for (frame, entry) in self.entries[first..].iter().enumerate() {
+            let should = match entry.swap(USED, SeqCst) {
+                FREE => value,
+                EVICTED => 0,
+                other => return Err(format!("an entry is {other:#x}")),
+            };
+            // SAFETY: in the mapping, and nobody writes to it; volatile, for the kernel took the memory.
+            let byte = unsafe { memory.cast::<u8>().add(frame * HUGE as usize).read_volatile() };
+            if byte != should {
+                return Err(format!("byte {byte} where there should be {should}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Its last frames have memory, and are free when the limit is reached, at that moment. Returns how many went.
+    fn frees_at_the_limit(&self, current: impl Fn() -> u64) -> Result<u64, String> {
+        let (first, bytes) = ((FRAMES - FREED) as u64 * HUGE, FREED * HUGE as usize);
+        let memory = self.filled(FRAMES - FREED, FREED, 7)?;
         let mut taken = Vec::new();
         let mut grow = |mib: usize| {
             let bytes = mib * MIB as usize;
@@ -98,18 +134,7 @@ impl Sparse {
             // SAFETY: ours, and nobody has references into it.
             unsafe { munmap(start, bytes) }.map_err(text)?;
         }
-        for (frame, entry) in last.iter().enumerate() {
-            let should = match entry.swap(USED, SeqCst) {
-                FREE => 7,
-                EVICTED => 0,
-                other => return Err(format!("an entry is {other:#x}")),
-            };
-            // SAFETY: in the mapping, and nobody writes to it; volatile, for the kernel took the memory.
-            let byte = unsafe { memory.cast::<u8>().add(frame * HUGE as usize).read_volatile() };
-            if byte != should {
-                return Err(format!("byte {byte} where there should be {should}"));
-            }
-        }
+        self.are_whole(FRAMES - FREED, memory, 7)?;
         for (start, bytes) in taken.into_iter().chain([(memory, bytes)]) {
             // SAFETY: ours, and nobody has references into it.
             unsafe { munmap(start, bytes) }.map_err(text)?;
@@ -130,7 +155,7 @@ pub(crate) fn private(bytes: usize) -> Result<*mut c_void, String> {
     Ok(start)
 }
 
-fn fill(start: *mut c_void, bytes: usize, value: u8) {
+pub(crate) fn fill(start: *mut c_void, bytes: usize, value: u8) {
     for at in (0..bytes).step_by(4096) {
         // SAFETY: in the mapping, to which nobody has references.
         unsafe { start.cast::<u8>().add(at).write_volatile(value) };
