@@ -44,10 +44,7 @@ fn write_to_what_is_cached(path: &str, mib: u64, group: &std::path::Path) -> std
     let mapped = unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, flags, &file, 0)? };
     // SAFETY: the mapping is ours.
     unsafe { rustix::mm::mlock(mapped, bytes)? };
-    let number = |name: &str| -> std::io::Result<u64> {
-        let text = std::fs::read_to_string(group.join(name))?;
-        text.trim().parse().map_err(|_| std::io::Error::other(format!("{name}: {text}")))
-    };
+    let number = |name| crate::system::number_of(group, name).map_err(std::io::Error::other);
     let mut rest = Vec::new();
     while number("memory.current")? + MIB < number("memory.max")? {
         rest.push(vec![1u8; 1 << 18]);

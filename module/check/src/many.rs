@@ -3,9 +3,9 @@
 
 use crate::row::Outcome;
 use crate::sparse::{FREE, Sparse, fill, private};
-use crate::system::{Group, MIB};
+use crate::system::{self, Group, MIB};
 use rustix::mm::munmap;
-use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -27,8 +27,7 @@ fn work(group: &str) -> Result<u64, String> {
     }
     let free = areas.iter().flat_map(|(area, _)| area.entries);
     free.for_each(|entry| entry.store(FREE, SeqCst));
-    let current = std::fs::read_to_string(format!("{group}/memory.current")).map_err(|error| error.to_string())?;
-    let current = current.trim().parse::<u64>().map_err(|error| error.to_string())? / MIB;
+    let current = system::number_of(Path::new(group), "memory.current")? / MIB;
     let wanted = (LIMIT.saturating_sub(current) + BEYOND) * MIB;
     println!("{wanted} bytes wanted beside {current} MiB");
     let more = private(wanted as usize)?;
@@ -58,13 +57,6 @@ pub(crate) fn child(group: &str) -> ExitCode {
 
 pub(crate) fn yield_in_need() -> Outcome {
     let group = Group::new("many", &[("memory.max", LIMIT), ("memory.swap.max", 0)])?;
-    let ended = crate::system::start(&["many", &group.path()], Some(&group))?.wait_with_output();
-    let ended = ended.map_err(|error| error.to_string())?;
-    let said = String::from_utf8_lossy(&ended.stdout).trim().to_owned();
-    let last = said.lines().last().unwrap_or_default().to_owned();
-    match ended.status.signal() {
-        Some(libc::SIGKILL) => Err(format!("killed: {last}; {}", crate::system::areas())),
-        _ if ended.status.success() && !last.starts_with("0 ") => Ok(last),
-        _ => Err(format!("{}: {last}", ended.status)),
-    }
+    let last = system::last_line(&["many", &group.path()], &group)?;
+    if last.starts_with("0 ") { Err(last) } else { Ok(last) }
 }

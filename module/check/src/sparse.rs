@@ -2,14 +2,14 @@
 
 use crate::device::{ATTACH, STATUS, call, open};
 use crate::row::Outcome;
-use crate::system::{Group, MIB};
+use crate::system::{self, Group, MIB};
 use crate::tenant::HUGE;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 
@@ -168,10 +168,7 @@ pub(crate) fn child(group: &str) -> ExitCode {
     if std::fs::write("/proc/self/oom_score_adj", "0").is_err() {
         return ExitCode::from(2);
     }
-    let current = || {
-        let text = std::fs::read_to_string(format!("{group}/memory.current")).unwrap_or_default();
-        text.trim().parse::<u64>().map_or(u64::MAX / 2, |bytes| bytes / MIB)
-    };
+    let current = || system::number_of(Path::new(group), "memory.current").map_or(u64::MAX / 2, |bytes| bytes / MIB);
     let work = || {
         let areas = (0..AREAS).map(|_| Sparse::new(FRAMES)).collect::<Result<Vec<_>, _>>()?;
         let mut frames = 0;
@@ -196,14 +193,6 @@ pub(crate) fn child(group: &str) -> ExitCode {
 
 pub(crate) fn free_in_one_of_many() -> Outcome {
     let group = Group::new("sparse", &[("memory.max", LIMIT), ("memory.swap.max", 0)])?;
-    let ended = crate::system::start(&["sparse", &group.path()], Some(&group))?.wait_with_output().map_err(text)?;
-    let said = String::from_utf8_lossy(&ended.stdout).trim().to_owned();
-    let last = said.lines().last().unwrap_or_default();
-    match ended.status.signal() {
-        Some(libc::SIGKILL) => Err(format!("killed: {last}")),
-        _ if ended.status.success() => {
-            Ok(format!("{AREAS} areas of 4 GiB: {last}, at the limit {} times", group.number("memory.events", "max")))
-        }
-        _ => Err(format!("{}: {last}", ended.status)),
-    }
+    let last = system::last_line(&["sparse", &group.path()], &group)?;
+    Ok(format!("{AREAS} areas of 4 GiB: {last}, at the limit {} times", group.number("memory.events", "max")))
 }

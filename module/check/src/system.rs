@@ -30,8 +30,7 @@ impl Group {
     }
 
     pub(crate) fn mib(&self, file: &str) -> u64 {
-        let text = fs::read_to_string(self.0.join(file)).unwrap_or_default();
-        text.trim().parse::<u64>().unwrap_or(u64::MAX) / MIB
+        number_of(&self.0, file).unwrap_or(u64::MAX) / MIB
     }
 
     /// A number of one of its files with several.
@@ -59,9 +58,27 @@ fn number(text: &str, name: &str) -> u64 {
     value.and_then(|value| value.parse().ok()).unwrap_or(0)
 }
 
+/// The number that a file of a group has.
+pub(crate) fn number_of(group: &Path, file: &str) -> Result<u64, String> {
+    let text = fs::read_to_string(group.join(file)).map_err(|error| format!("{file}: {error}"))?;
+    text.trim().parse().map_err(|_| format!("{file}: {text}"))
+}
+
 /// A number of a file of the kernel's.
 pub(crate) fn number_in(path: &str, name: &str) -> u64 {
     number(&fs::read_to_string(path).unwrap_or_default(), name)
+}
+
+/// The last line of this program, run in a group, if it did well.
+pub(crate) fn last_line(words: &[&str], group: &Group) -> Result<String, String> {
+    let ended = start(words, Some(group))?.wait_with_output().map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&ended.stdout);
+    let last = said.trim().lines().last().unwrap_or_default();
+    match ended.status.signal() {
+        Some(libc::SIGKILL) => Err(format!("killed: {last}; {}", areas())),
+        _ if ended.status.success() => Ok(last.to_owned()),
+        _ => Err(format!("{}: {last}", ended.status)),
+    }
 }
 
 /// This program again, in a group or in none, with its output to be read.
