@@ -2,6 +2,7 @@
 //!
 //! Copies, so that one pass over a cache line that others write answers every question about it.
 
+use crate::lanes::bits;
 use shared_layout::table::HUGE_PER_TREE;
 use shared_layout::{HugeEntry, Order};
 
@@ -84,9 +85,7 @@ impl Entries {
     /// A bit for each that a caller likes.
     #[inline]
     pub(crate) fn mask(&self, likes: impl Fn(HugeEntry) -> bool) -> u32 {
-        let mut liked = [0; HUGE_PER_TREE as usize];
-        liked.iter_mut().zip(self.entries).for_each(|(to, entry)| *to = u8::from(likes(entry)));
-        gather(&liked) as u32
+        bits(&self.entries, likes) as u32
     }
 
     /// Whether one of them may have a block of `order` below 9.
@@ -115,24 +114,47 @@ impl Entries {
         (found != 0).then(|| found.trailing_zeros() as usize)
     }
 
-    /// Blocks of order 10 that are free, and free huge frames with memory whose other halves are not.
-    #[inline]
-    pub(crate) fn pairs(&self) -> (u16, u16) {
-        let (mut pairs, mut lone) = (0, 0);
-        for [a, b] in self.entries.as_chunks().0 {
-            let has_memory = |entry: &HugeEntry| u16::from(entry.is_all_free() & !entry.is_evicted());
-            let (first, second) = (u16::from(a.is_all_free()), u16::from(b.is_all_free()));
-            pairs += first & second;
-            lone += has_memory(a) & (second ^ 1) | has_memory(b) & (first ^ 1);
-        }
-        (pairs, lone)
-    }
-
     /// The free huge frames that memory is behind and whose other halves are not free, a bit each.
     #[inline]
     pub(crate) fn lone(&self) -> u32 {
-        let free = self.mask(HugeEntry::is_all_free);
-        free & !both_halves(free) & self.mask(|entry| !entry.is_evicted())
+        self.free().lone()
+    }
+
+    /// The huge frames that are free as a whole.
+    #[inline]
+    pub(crate) fn free(&self) -> Free {
+        Free { all: self.mask(HugeEntry::is_all_free), installed: self.mask(|entry| Want::Installed.matches(entry)) }
+    }
+}
+
+/// The huge frames of a tree that are free as a whole, a bit each.
+#[derive(Clone, Copy)]
+pub(crate) struct Free {
+    pub(crate) all: u32,
+    /// Those with memory behind them.
+    pub(crate) installed: u32,
+}
+
+/// A tree with so many free pairs of huge frames need not spare them.
+pub(crate) const PLENTY: u32 = 3;
+
+impl Free {
+    /// Blocks of order 10, each by its first half.
+    #[inline]
+    pub(crate) const fn pairs(self) -> u32 {
+        both_halves(self.all) & FIRST_HALVES
+    }
+
+    /// Those with memory whose other halves are not free.
+    #[inline]
+    pub(crate) const fn lone(self) -> u32 {
+        self.installed & !both_halves(self.all)
+    }
+
+    /// Whether order 9 had better spare the pairs: few there are, and others than their halves.
+    #[inline]
+    pub(crate) const fn spares_pairs(self) -> bool {
+        self.lone() != 0 && self.pairs().count_ones() < PLENTY
     }
 }
 
@@ -144,18 +166,6 @@ const FIRST_HALVES: u32 = 0x5555_5555;
 const fn both_halves(free: u32) -> u32 {
     let first = free & free >> 1 & FIRST_HALVES;
     first | first << 1
-}
-
-/// A bit for each byte, which is 0 or 1; at most 64 of them, and a multiple of eight. Without a branch: the
-/// compiler makes several bytes at once.
-#[inline]
-pub(crate) fn gather(liked: &[u8]) -> u64 {
-    const SIZE: usize = 8;
-    /// Gathers the lowest bit of each byte.
-    const GATHER: u64 = 0x0102_0408_1020_4080;
-    let (eights, _) = liked.as_chunks::<SIZE>();
-    let bits = |eight: &[u8; SIZE]| u64::from_le_bytes(*eight).wrapping_mul(GATHER) >> 56;
-    eights.iter().enumerate().fold(0, |mask, (index, eight)| mask | bits(eight) << (SIZE * index))
 }
 
 #[cfg(test)]
@@ -197,10 +207,10 @@ mod tests {
         assert_eq!(mixed.first(Order::HUGE, Want::Installed, 1 << 3), Some(0));
         assert_eq!(mixed.first(Order::HUGE, Want::Free, 1 << 3), Some(4));
         assert_eq!(first(&mixed, Order::MAX, Want::Installed), Some(0));
-        assert_eq!((mixed.lone(), mixed.pairs()), (1 << 3, (1, 1)));
+        assert_eq!((mixed.lone(), mixed.free().pairs()), (1 << 3, 1));
         // A half without memory is half of a pair all the same.
         let evicted = of(&[9, 9, 512, 513, 513, 512]);
-        assert_eq!((evicted.lone(), evicted.pairs()), (0, (2, 0)));
+        assert_eq!((evicted.lone(), evicted.free().pairs()), (0, 1 << 2 | 1 << 4));
         assert_eq!(first(&evicted, Order::HUGE, Want::Installed), Some(2));
         assert_eq!(first(&evicted, Order::MAX, Want::Installed), Some(2));
     }

@@ -28,8 +28,9 @@
 //! from 4 GiB on stay below 70 bytes a GiB.
 
 use crate::class::Class;
-use crate::entries::{Entries, Want, gather};
+use crate::entries::{Entries, Want};
 use crate::error::{Part, TableError, check_len};
+use crate::lanes::{bits, look};
 use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
 use shared_layout::table::{BITMAPS, HUGE_PER_TREE};
 use shared_layout::{FRAMES_PER_HUGE, FrameId, HugeEntry, HugeId, HugeRange, Order, Run, TableLayout};
@@ -61,9 +62,6 @@ const LONE: u16 = 1 << 15;
 /// What a count says; the rest is the tree's owner and purpose.
 const COUNTED: u16 = FREE | INSTALLED | ROOM_MASK | RUN_MASK | FEW | PAIR | LONE;
 
-/// A tree with so many free pairs of huge frames need not spare them.
-const PLENTY: u16 = 3;
-
 /// A tree of which less than one frame in this many is free, in huge frames in use, has few.
 const FEW_OF: u32 = 32;
 
@@ -83,18 +81,16 @@ impl TreeHint {
     /// Counts a tree's entries. The hint has no owner and no purpose.
     pub(crate) fn count(entries: &Entries) -> Count {
         // Sums and maxima without a branch: the compiler counts several entries at once.
-        let (mut free, mut installed, mut room, mut run) = (0, 0, 0, 0);
+        let (mut room, mut run) = (0, 0);
         for entry in entries.entries {
-            let (all_free, partial) = (u16::from(entry.is_all_free()), u16::from(entry.has_room()));
-            free += all_free;
-            installed += all_free & u16::from(!entry.is_evicted());
+            let partial = u16::from(entry.has_room());
             room += entry.free() * partial;
             run = ((promised_run(entry) + 1) * partial).max(run);
         }
-        let (pairs, alone) = if free > 0 { entries.pairs() } else { (0, 0) };
+        let free = entries.free();
         let all = u32::from(entries.len) * FRAMES_PER_HUGE as u32;
         let room = u32::from(room);
-        let used = all - u32::from(free) * FRAMES_PER_HUGE as u32 - room;
+        let used = all - free.all.count_ones() * FRAMES_PER_HUGE as u32 - room;
         let rank = match () {
             () if room == 0 => 0,
             () if used * 8 >= all * 7 => 3,
@@ -102,11 +98,12 @@ impl TreeHint {
             () => 1,
         };
         let flag = |set, bit| if set { bit } else { 0 };
-        let lone = flag(alone > 0 && pairs < PLENTY, LONE);
-        let flags = flag(free > 0, FREE) | flag(installed > 0, INSTALLED) | flag(pairs > 0, PAIR) | lone;
+        let lone = flag(free.spares_pairs(), LONE);
+        let flags =
+            flag(free.all != 0, FREE) | flag(free.installed != 0, INSTALLED) | flag(free.pairs() != 0, PAIR) | lone;
         let few = flag(rank == 3 && room * FEW_OF < all, FEW);
         let hint = flags | few | rank << ROOM_SHIFT | run << RUN_SHIFT;
-        Count { hint: Self(hint), all_free: free == entries.len }
+        Count { hint: Self(hint), all_free: free.all.count_ones() == u32::from(entries.len) }
     }
 
     /// The same tree with the count of another hint.
@@ -416,20 +413,20 @@ impl<'a> Trees<'a> {
     #[inline(never)]
     pub(crate) fn glance(&self, first: u32, want: Want, order: Order) -> (u64, u64) {
         // Relaxed: a look only guides; whoever says that there is nothing looks at entries.
-        let look = |hint: &AtomicU16| TreeHint(hint.load(Ordering::Relaxed));
         let serves = |hint: TreeHint| !hint.offer(order).is_none();
         let word = self.hints.get(first as usize..).and_then(|hints| hints.first_chunk::<64>());
         let Some(word) = word.filter(|_| self.stride == 1) else {
             // The last word, or a small table.
-            let hints = (first..self.trees.min(first + 64)).filter_map(|tree| self.hint(tree)).map(look);
+            let hints = (first..self.trees.min(first + 64))
+                .filter_map(|tree| self.hint(tree))
+                .map(|hint| TreeHint(hint.load(Ordering::Relaxed)));
             return hints.zip(0..).fold((0, 0), |(listed, serving), (hint, index)| {
                 (listed | u64::from(hint.promises(want)) << index, serving | u64::from(serves(hint)) << index)
             });
         };
         // All of them first: then the compiler compares several at once.
-        let hints: [TreeHint; 64] = core::array::from_fn(|index| look(&word[index]));
-        let listed = gather(&hints.map(|hint| u8::from(hint.promises(want))));
-        (listed, gather(&hints.map(|hint| u8::from(serves(hint)))))
+        let hints = look(word);
+        (bits(&hints, |hint| TreeHint(hint).promises(want)), bits(&hints, |hint| serves(TreeHint(hint))))
     }
 
     pub(crate) fn summary_word(&self, want: Want, tree: u32) -> Option<&'a AtomicU64> {
@@ -441,6 +438,7 @@ impl<'a> Trees<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entries::PLENTY;
 
     fn used(free: u16) -> HugeEntry {
         HugeEntry::FREE_INSTALLED.take(512 - free).expect("in range")
@@ -475,8 +473,8 @@ mod tests {
             let entries = [[512, 512]; 8].into_iter().take(pairs).chain([[512, 0]; 8].into_iter().take(lone)).flatten();
             count(entries.map(|free| if free == 512 { HugeEntry::FREE_INSTALLED } else { used(free) }))
         };
-        assert!(of(1, 1).has_lone() && of(0, 3).has_lone() && of(usize::from(PLENTY) - 1, 1).has_lone());
-        assert!(!of(1, 0).has_lone() && !of(PLENTY.into(), 1).has_lone());
+        assert!(of(1, 1).has_lone() && of(0, 3).has_lone() && of(PLENTY as usize - 1, 1).has_lone());
+        assert!(!of(1, 0).has_lone() && !of(PLENTY as usize, 1).has_lone());
         let serves = |hint: TreeHint, order| hint.offer(order).serves(Want::Installed, false);
         assert!(serves(of(1, 1), Order::HUGE) && !serves(of(1, 0), Order::HUGE));
         assert!(of(1, 0).offer(Order::HUGE).serves(Want::Installed, true));

@@ -106,6 +106,7 @@ mod format;
 mod hint;
 mod homes;
 pub mod host;
+mod lanes;
 pub mod ledger;
 mod listed;
 mod lower;

@@ -14,6 +14,7 @@ mod rest;
 use crate::durable::WriteBack;
 use crate::error::{AllocError, FreeError, Part, TableError, check_huge_frames, check_len};
 use crate::hint::tree_range;
+use crate::lanes::look;
 use crate::row::{self, ROW_FRAMES, free_run, longest_run, ones, run_around, run_mask};
 use crate::rows::{ROWS, find_run, longest, rows_per_block, set_rows};
 use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
@@ -149,23 +150,19 @@ impl<'a> Lower<'a> {
     #[inline]
     pub(crate) fn entry_array<const N: usize>(&self, first: HugeId) -> Option<[HugeEntry; N]> {
         let words: &[AtomicU16; N] = self.entries.get(first.index()..)?.first_chunk()?;
-        Some(core::array::from_fn(|index| HugeEntry::from_bits(words[index].load(Ordering::Relaxed))))
+        let mut entries = [HugeEntry::HUGE_EVICTED; N];
+        entries.iter_mut().zip(look(words)).for_each(|(entry, bits)| *entry = HugeEntry::from_bits(bits));
+        Some(entries)
     }
 
     /// What is set in any entry of a tree.
     #[inline]
     pub(crate) fn glance(&self, tree: u32) -> Glance {
-        const LANES: usize = 4;
-        const EACH: usize = HUGE_PER_TREE as usize / LANES;
         let tree = tree_range(tree);
-        let words = self.entries.get(tree.first().index()..).and_then(|words| words.first_chunk::<{ LANES * EACH }>());
-        let Some(words) = words else { return self.entries(tree).fold(Glance::default(), Glance::and) };
-        // So that no entry waits for the one before.
-        let entry = |at: usize| HugeEntry::from_bits(words[at].load(Ordering::Relaxed));
-        let lanes = (0..EACH).fold([Glance::default(); LANES], |lanes, at| {
-            core::array::from_fn(|lane| lanes[lane].and(entry(lane * EACH + at)))
-        });
-        lanes.into_iter().fold(Glance::default(), Glance::with)
+        match self.entry_array::<{ HUGE_PER_TREE as usize }>(tree.first()) {
+            Some(entries) => entries.into_iter().fold(Glance::default(), Glance::and),
+            None => self.entries(tree).fold(Glance::default(), Glance::and),
+        }
     }
 
     /// The rows of a huge frame: set bits are taken.

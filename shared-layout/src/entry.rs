@@ -309,13 +309,6 @@ impl Glance {
         Self(self.0 | entry.0)
     }
 
-    /// What is set in any entry of two looks.
-    #[must_use]
-    #[inline]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
     /// Whether one of the entries may have a block of `order` below 9: surely not where it says no.
     #[must_use]
     #[inline]
@@ -474,7 +467,6 @@ mod tests {
         for e in every() {
             let alone = Glance::default().and(e);
             let glances = others.map(|other| alone.and(other));
-            assert_eq!(others.map(|other| Glance::default().and(other).with(alone)), glances);
             for order in (0..9).filter_map(Order::new) {
                 let fits = e.has_room() && e.run() >= Run::of(order) || e.is_all_free();
                 assert!(!fits || alone.may_fit(order) && glances.iter().all(|glance| glance.may_fit(order)), "{e:?}");
