@@ -243,17 +243,9 @@ impl Tenant<'_> {
         let mut broken = Broken::default();
         if query.single
             && let Some(tree) = spot.last_tree
+            && let Some(found) = self.search_last(spot, query, tree, &mut broken, &mut grab)
         {
-            let is_through = spot.is_through(query.order, tree);
-            let hint = if is_through { self.recount_tree(tree) } else { self.trees.get(tree) };
-            let step = query.step_of(self, hint);
-            if step <= SMALL_PARTIAL && !is_through {
-                if let Some(found) = self.search_tree(tree, None, query.order, query.want(step), &mut grab) {
-                    self.remember(spot, query, found.0);
-                    return Some(found.1);
-                }
-                broken.add(tree);
-            }
+            return Some(found);
         }
         // Others may free blocks and take them again as fast as we look.
         let mut tries = 0;
@@ -296,6 +288,30 @@ impl Tenant<'_> {
             }
         }
         self.refuse(spot, query, &mut grab)
+    }
+
+    /// The tree that the last single block came from, unless all was tried there.
+    #[inline]
+    fn search_last<T>(
+        &self,
+        spot: &mut Spot,
+        query: Query,
+        tree: u32,
+        broken: &mut Broken,
+        grab: &mut impl FnMut(HugeId) -> Option<T>,
+    ) -> Option<T> {
+        let is_through = spot.is_through(query.order, tree);
+        let hint = if is_through { self.recount_tree(tree) } else { self.trees.get(tree) };
+        let step = query.step_of(self, hint);
+        if step > SMALL_PARTIAL || is_through {
+            return None;
+        }
+        let Some((huge, found)) = self.search_tree(tree, None, query.order, query.want(step), grab) else {
+            broken.add(tree);
+            return None;
+        };
+        self.remember(spot, query, huge);
+        Some(found)
     }
 
     /// The host returned memory without a word to the hints: counts some trees, the others later.
@@ -458,7 +474,8 @@ impl Tenant<'_> {
             if is_partial {
                 // What is found among others' blocks is no place to stay at.
                 spot.singles = spot.singles.wrapping_add(1);
-                if spot.singles.is_multiple_of(SINGLES) || order > Order::ROW {
+                // A tree without more of these had better not promise them.
+                if spot.singles.is_multiple_of(SINGLES) || order > Order::ROW && spot.is_through(order, tree) {
                     self.recount_tree(tree);
                 }
                 return true;

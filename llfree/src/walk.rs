@@ -119,17 +119,22 @@ impl Walk<'_, '_> {
 
     /// All trees, one after the other, until one is as good as can be.
     fn go_past_all(&mut self, vicinity: Vicinity) {
-        let trees = &self.tenant.trees;
-        for tree in vicinity.lap(self.home, trees.len()).into_iter().flatten() {
-            let hint = trees.get(tree);
-            let step = self.query.step_of(self.tenant, hint);
-            if step < self.best.1 && !hint.is_reserved() && !self.broken.has(tree) {
-                self.best = (tree, step);
-                if step == 0 {
-                    break;
+        let (tenant, query, broken) = (self.tenant, self.query, self.broken);
+        let trees = tenant.trees;
+        let mut best = self.best;
+        'lap: for run in vicinity.lap(self.home, trees.len()) {
+            for tree in run {
+                let hint = trees.get(tree);
+                let step = query.step_of(tenant, hint);
+                if step < best.1 && !hint.is_reserved() && !broken.has(tree) {
+                    best = (tree, step);
+                    if step == 0 {
+                        break 'lap;
+                    }
                 }
             }
         }
+        self.best = best;
     }
 
     fn go_by_lists(&mut self, vicinity: Vicinity) {
