@@ -4,7 +4,7 @@
 
 use crate::lanes::bits;
 use shared_layout::table::HUGE_PER_TREE;
-use shared_layout::{HugeEntry, Order};
+use shared_layout::{HugeEntry, HugeId, Order};
 
 /// The goal of a search: room in huge frames that are in use already, from the fullest trees to
 /// the emptiest (so that what is nearly empty gets a chance to become free), or free huge frames.
@@ -139,10 +139,22 @@ pub(crate) struct Free {
 pub(crate) const PLENTY: u32 = 3;
 
 impl Free {
+    /// The same without a pair, by its first half.
+    pub(crate) const fn without(self, pair: HugeId) -> Self {
+        let both = 3 << (pair.0 % HUGE_PER_TREE);
+        Self { all: self.all & !both, installed: self.installed & !both }
+    }
+
     /// Blocks of order 10, each by its first half.
     #[inline]
     pub(crate) const fn pairs(self) -> u32 {
         both_halves(self.all) & FIRST_HALVES
+    }
+
+    /// The same, but with memory behind both halves.
+    #[inline]
+    pub(crate) const fn installed_pairs(self) -> u32 {
+        both_halves(self.installed) & FIRST_HALVES
     }
 
     /// Those with memory whose other halves are not free.

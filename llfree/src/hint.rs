@@ -292,7 +292,7 @@ pub(crate) const fn tree_range(tree: u32) -> HugeRange {
 
 /// Trees whose hints a search reads one by one: of a table up to 4 GiB. In the bitmaps of so few, which are one cache line,
 /// all CPUs would meet.
-const FEW_TREES: u32 = 64;
+pub(crate) const FEW_TREES: u32 = 64;
 
 /// The hints of all trees, and the bitmaps over them.
 #[derive(Clone, Copy)]

@@ -110,6 +110,7 @@ mod lanes;
 pub mod ledger;
 mod listed;
 mod lower;
+mod pairs;
 #[cfg(not(any(loom, shuttle)))]
 pub mod persist;
 mod query;

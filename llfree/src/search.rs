@@ -13,6 +13,7 @@ use crate::class::{CLASSES, Class, Rank};
 use crate::entries::{Entries, Want};
 use crate::error::AllocError;
 use crate::hint::{TreeHint, tree_of, tree_range};
+use crate::pairs::Pairs;
 use crate::query::{Broken, Query};
 use crate::spot::{Listed, Spot, Word};
 use crate::steps::{HUGE_STEPS, NO_STEP, SMALL_PARTIAL, SMALL_STEPS};
@@ -100,8 +101,9 @@ impl Tenant<'_> {
     pub(crate) fn take(&self, spot: &mut Spot, query: Query) -> Option<Taken> {
         let Query { order, class, .. } = query;
         let near = if order.is_huge() {
-            // The spot for huge blocks follows their own class; others have to search.
-            if class == Class::HUGE { self.take_near(spot, query) } else { None }
+            // The spot for huge blocks follows their own class; others have to search, and so have pairs that are rare.
+            let is_scattered = order == Order::MAX && spot.spares && self.trees.are_few();
+            if class == Class::HUGE && !is_scattered { self.take_near(spot, query) } else { None }
         } else {
             let near = [spot.small[usize::from(class.get())], spot.last_of(order, class)];
             let fits = |huge: &HugeId| self.lower.entry(*huge).is_some_and(|entry| entry.may_fit(order));
@@ -239,6 +241,14 @@ impl Tenant<'_> {
         }
         if spot.epoch.is_some() {
             self.catch_up(spot, epoch);
+        }
+        if query.order == Order::MAX && query.class == Class::HUGE && self.trees.are_few() {
+            // What promises say of pairs is behind.
+            match self.pair_in_turn(spot, query, &mut grab) {
+                Pairs::Taken(taken) => return Some(taken),
+                Pairs::Nothing => return self.refuse(spot, query, &mut grab),
+                Pairs::ForSearch => {}
+            }
         }
         let mut broken = Broken::default();
         if query.single

@@ -32,6 +32,8 @@ pub(crate) struct Spot {
     pub(crate) spares: bool,
     /// More huge frames of that tree that are no half of a pair.
     pub(crate) lone: Listed,
+    /// More pairs of the tree that the last scattered one came from, by their first halves.
+    pub(crate) pairs: Listed,
     /// No free, backed huge frame was found lately: evicted ones will do.
     pub(crate) any: bool,
     /// `return_epoch` when a handle last believed the hints.
@@ -126,6 +128,11 @@ impl Listed {
     }
 
     #[inline]
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.rest == 0
+    }
+
+    #[inline]
     pub(crate) const fn is_of(&self, tree: u32) -> bool {
         self.tree == tree
     }
@@ -168,6 +175,7 @@ impl Spot {
             freed: Freed::NOTHING,
             spares: false,
             lone: Listed::NOTHING,
+            pairs: Listed::NOTHING,
             any: false,
             epoch,
             last: [HugeId(NONE); SMALL_ORDERS],

@@ -64,13 +64,14 @@ impl Cpu<'_> {
                 return taken;
             }
         }
-        if self.warm.has(Order::MAX) { self.take_warm_pair() } else { None }
+        if self.warm.has(Order::MAX) || !self.spot.pairs.is_empty() { self.take_warm_pair() } else { None }
     }
 
     #[inline(never)]
     fn take_warm_pair(&mut self) -> Option<Taken> {
         for _ in 0..TRIES {
-            let pair = self.warm.pop(Order::MAX)?.huge()?;
+            let warm = self.warm.pop(Order::MAX).and_then(FrameId::huge);
+            let pair = warm.or_else(|| self.spot.pairs.next())?;
             let taken = self.take_installed_pair(pair);
             if taken.is_some() {
                 return taken;
@@ -110,6 +111,7 @@ impl Cpu<'_> {
         self.spot.freed = Freed::NOTHING;
         self.spot.lone = Listed::NOTHING;
         self.spot.freed_pair = None;
+        self.spot.pairs = Listed::NOTHING;
     }
 
     /// What a free does as a rule, with no call before its end: so it saves no register.
