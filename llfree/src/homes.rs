@@ -9,6 +9,7 @@
 //! A mark that a dead handle left behind, or that a recount or somebody who moved out of the same tree wiped out, costs
 //! time and never memory.
 
+use crate::hint::tree_of;
 use crate::spot::Spot;
 use crate::sync::Ordering;
 use crate::tenant::Tenant;
@@ -32,13 +33,38 @@ impl Tenant<'_> {
         Vicinity::all(self.anywhere(self.moves.fetch_add(1, Ordering::Relaxed) as u32))
     }
 
-    /// Before a search: a handle without a home looks for one, and one that has it looks whether others came or went.
+    /// Before a search: a handle without a home looks for one, and one that has it looks whether others came or went, and
+    /// leaves its trees to a newcomer that lives around them.
     #[inline]
     pub(crate) fn look_around(&self, spot: &mut Spot) {
         if spot.vicinity.is_wanted {
             self.move_in(spot);
         } else if spot.vicinity.is_home && spot.vicinity.moves != self.moves.load(Ordering::Relaxed) {
             self.measure(&mut spot.vicinity);
+            self.leave_abroad(spot);
+        }
+    }
+
+    /// Leaves the trees that are no longer in the vicinity. Blocks come and go in a tree that is in hand: for good it would be
+    /// one of two handles.
+    #[cold]
+    #[inline(never)]
+    fn leave_abroad(&self, spot: &mut Spot) {
+        let (vicinity, trees) = (spot.vicinity, self.trees.len());
+        let is_abroad = |tree: u32| !vicinity.has(tree, trees);
+        for small in &mut spot.small {
+            self.leave(small.take_if(|huge| is_abroad(tree_of(*huge))).map(tree_of));
+        }
+        let last = spot.last_tree.take_if(|tree| is_abroad(*tree));
+        if last.is_some() && core::mem::take(&mut spot.owns_last) {
+            self.leave(last);
+        }
+        self.leave(spot.tree.take_if(|tree| is_abroad(*tree)));
+        if is_abroad(spot.home) {
+            spot.home = vicinity.first();
+        }
+        if is_abroad(tree_of(spot.huge)) {
+            spot.huge = HugeId(vicinity.first() * HUGE_PER_TREE);
         }
     }
 

@@ -206,6 +206,24 @@ fn handles_divide_memory_among_themselves() {
     assert_eq!(found + used, 512 * 512);
 }
 
+/// A handle that had all of memory went on in the tree in hand when that became a newcomer's.
+#[test]
+fn a_handle_leaves_its_trees_to_a_newcomer_that_lives_around_them() {
+    let table = Table::installed(512);
+    let tenant = table.tenant();
+    let mut first = tenant.cpu();
+    // More than half of memory, then half of that goes back, a row of two.
+    let blocks: Vec<_> = (0..316 * 512 / 64).map(|_| ready(first.alloc(Order::ROW).expect("free"))).collect();
+    let last = blocks.iter().map(|block| block.0 / 512 / 32).max().expect("some");
+    assert!(last > 8, "up to tree {last}");
+    blocks.iter().step_by(2).for_each(|block| tenant.free(*block, Order::ROW).expect("ours"));
+    let mut second = tenant.cpu();
+    let home = ready(second.alloc(Order::ROW).expect("free")).0 / 512 / 32;
+    assert_eq!(home, 8, "the middle");
+    let abroad = (0..1000).filter(|_| ready(first.alloc(Order::ROW).expect("free")).0 / 512 / 32 >= home).count();
+    assert!(abroad <= 16, "{abroad} of 1000 blocks where the other one lives");
+}
+
 /// Memory that needs an install was taken near by while there was backed memory elsewhere.
 #[test]
 fn no_handle_takes_evicted_memory_while_there_is_other() {
