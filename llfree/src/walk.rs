@@ -60,13 +60,13 @@ impl Tenant<'_> {
         let is_huge = query.order.is_huge();
         let own = self.own_tree(spot, query);
         let home = if is_huge { tree_of(spot.huge) } else { own.unwrap_or(spot.home) };
-        let mut best = (0, NO_STEP);
-        // Our own tree need not be listed.
-        if let Some(tree) = own
-            && !broken.has(tree)
-        {
-            best = (tree, query.step_of(self, self.trees.get(tree)));
-        }
+        // Our own tree need not be listed. Where it is not near, one that is comes first.
+        let own = own.filter(|tree| !broken.has(*tree)).map(|tree| (tree, query.step_of(self, self.trees.get(tree))));
+        let (near, far) = match own {
+            Some((tree, _)) if !everywhere && !spot.vicinity.has(tree, self.trees.len()) => (None, own),
+            _ => (own, None),
+        };
+        let mut best = near.unwrap_or((0, NO_STEP));
         if everywhere {
             let mut look = |tree| {
                 let step = query.step_of(self, self.trees.get(tree));
@@ -94,6 +94,11 @@ impl Tenant<'_> {
             walk.go(spot.vicinity);
         }
         if spot.vicinity.is_all() || !query.is_near_enough(walk.best.1) {
+            if let Some(far) = far
+                && far.1 < walk.best.1
+            {
+                walk.best = far;
+            }
             walk.go(Vicinity::all(0));
         }
         let Walk { best, looked, .. } = walk;

@@ -3,7 +3,7 @@
 
 use crate::common::{Table, order, ready};
 use llfree::biased::TOGETHER;
-use llfree::{Allocation, Biased, Class, Fence, FreeError, FullFence, HANDLE_FRAMES, Reclaim};
+use llfree::{Allocation, Biased, Class, Cpu, Fence, FreeError, FullFence, HANDLE_FRAMES, Reclaim};
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -224,6 +224,26 @@ fn a_handle_leaves_its_trees_to_a_newcomer_that_lives_around_them() {
     assert!(abroad <= 16, "{abroad} of 1000 blocks where the other one lives");
 }
 
+/// Where home had nothing left a handle takes a tree elsewhere. It stayed there when there was room at home again.
+#[test]
+fn a_handle_comes_home_when_there_is_room() {
+    let table = Table::installed(512);
+    let tenant = table.tenant();
+    let (mut first, mut second) = (tenant.cpu(), tenant.cpu());
+    let is_lower = |frame: &FrameId| frame.0 < 256 * 512;
+    let take = |cpu: &mut Cpu<'_>| ready(cpu.alloc(Order::BASE).expect("free"));
+    assert!(is_lower(&take(&mut first)) && !is_lower(&take(&mut second)));
+    // Of every second frame that is in use in its half a handle makes a free one.
+    let thin = |frames: &[FrameId]| {
+        frames.iter().step_by(2).for_each(|frame| tenant.free(*frame, Order::BASE).expect("ours"));
+    };
+    thin(&std::iter::from_fn(|| Some(take(&mut second)).filter(|frame| !is_lower(frame))).collect::<Vec<_>>());
+    thin(&std::iter::from_fn(|| Some(take(&mut first)).filter(is_lower)).collect::<Vec<_>>());
+    // It is abroad now, with a part of a huge frame in hand.
+    let abroad = (0..4000).filter(|_| !is_lower(&take(&mut first))).count();
+    assert!(abroad <= 512, "{abroad} of 4000 frames");
+}
+
 /// Memory that needs an install was taken near by while there was backed memory elsewhere.
 #[test]
 fn no_handle_takes_evicted_memory_while_there_is_other() {
@@ -298,7 +318,7 @@ fn memory_gets_tidier_while_it_is_used() {
     let mut cpu = tenant.cpu();
     let mut held: Vec<_> = (0..256 * 512).map(|_| ready(cpu.alloc(Order::BASE).expect("free"))).collect();
     let mut rng = fastrand::Rng::with_seed(1);
-    let mut free_any = |held: &mut Vec<_>, cpu: &mut llfree::Cpu<'_>| {
+    let mut free_any = |held: &mut Vec<_>, cpu: &mut Cpu<'_>| {
         let frame = held.swap_remove(rng.usize(..held.len()));
         cpu.free(frame, Order::BASE).expect("ours");
     };
@@ -325,7 +345,7 @@ fn idle_handles_hold_back_no_more_than_they_gave_out() {
     let hidden = 64 * 512 - 64 - found;
     assert!(hidden * 4096 <= 1 << 20, "{hidden} frames are hidden");
     // Nor do they keep what they freed, once drained.
-    idle.iter_mut().for_each(llfree::Cpu::drain);
+    idle.iter_mut().for_each(Cpu::drain);
     assert_eq!(std::iter::from_fn(|| cpu.alloc(Order::BASE).ok()).count(), hidden);
 }
 
@@ -400,7 +420,7 @@ fn many_handles_are_drained_behind_one_fence() {
     let mut handles: Vec<_> = (0..3 * TOGETHER).map(|_| Biased::new(tenant.cpu(), fence)).collect();
     let work = |handle: &mut Biased<_, _>| {
         let (mut owner, _) = handle.owner();
-        owner.with(|cpu: &mut llfree::Cpu<'_>| {
+        owner.with(|cpu: &mut Cpu<'_>| {
             let frame = ready(cpu.alloc(Order::BASE).expect("free"));
             cpu.free(frame, Order::BASE).expect("ours");
         })
