@@ -45,8 +45,8 @@ impl Tenant<'_> {
         }
     }
 
-    /// Leaves the trees that are no longer in the vicinity. Blocks come and go in a tree that is in hand: for good it would be
-    /// one of two handles.
+    /// Leaves the trees that are no longer in the vicinity, but for the frames and the places of freed blocks that the handle
+    /// has in there. Blocks come and go in a tree that is in hand: for good it would be one of two handles.
     #[cold]
     #[inline(never)]
     fn leave_abroad(&self, spot: &mut Spot) {
@@ -60,6 +60,7 @@ impl Tenant<'_> {
             self.leave(last);
         }
         self.leave(spot.tree.take_if(|tree| is_abroad(*tree)));
+        spot.forget_listed(|tree| !is_abroad(tree));
         if is_abroad(spot.home) {
             spot.home = vicinity.first();
         }

@@ -1,8 +1,8 @@
-//! [`look`] and [`bits`]: the words of a tree, eight at a time.
+//! [`look`] and [`bits`]: words of 16 bits, entries or hints, eight at a time.
 //!
 //! A search is looks at entries and hints, and a compiler loads atomics one by one: 32 loads and 32 stores for one cache line.
-//! A processor of x86-64 with its usual registers takes four of each, and makes a mask of 16 comparisons in one
-//! instruction. Elsewhere, and in the programs of checkers, the same is said word by word.
+//! A processor of x86-64 with its usual registers takes four of each, and makes a mask of 16 comparisons in two
+//! instructions. Elsewhere, and in the programs of checkers, the same is said word by word.
 
 use crate::sync::AtomicU16;
 
@@ -27,7 +27,12 @@ pub(crate) fn bits<T: Copy, const N: usize>(words: &[T; N], likes: impl Fn(T) ->
 }
 
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, miri))))]
-mod imp {
+use eight as imp;
+#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, miri)))))]
+use single as imp;
+
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, miri))))]
+mod eight {
     use super::{AtomicU16, LANES};
     use core::arch::asm;
     use core::arch::x86_64::{__m128i, _mm_movemask_epi8, _mm_packs_epi16, _mm_set_epi16};
@@ -38,7 +43,8 @@ mod imp {
         for (from, to) in words.as_chunks::<LANES>().0.iter().zip(seen.as_chunks_mut::<LANES>().0) {
             let eight: __m128i;
             // SAFETY: it reads the eight words of `from`, which others may change meanwhile, and nothing else. To the compiler
-            // that is eight relaxed loads in some order: each word is whole, for none lies across two cache lines.
+            // that is eight relaxed loads in some order. Each word is whole: processors tear such a load between cache lines, if
+            // at all, and no word lies across two. No promise of theirs says so of loads that are not aligned.
             unsafe {
                 asm!(
                     "movdqu {eight}, xmmword ptr [{from}]",
@@ -63,7 +69,7 @@ mod imp {
     #[inline]
     fn mask(flags: &[i16; 2 * LANES]) -> u16 {
         let [a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7] = *flags;
-        // SAFETY: the target has SSE2, or this were not compiled.
+        // SAFETY: the target has SSE2, or this would not be compiled.
         unsafe {
             let first = _mm_set_epi16(a7, a6, a5, a4, a3, a2, a1, a0);
             let second = _mm_set_epi16(b7, b6, b5, b4, b3, b2, b1, b0);
@@ -72,8 +78,9 @@ mod imp {
     }
 }
 
-#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, miri)))))]
-mod imp {
+/// Word by word.
+#[cfg(any(test, not(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, miri))))))]
+mod single {
     use super::{AtomicU16, LANES};
     use crate::sync::Ordering;
 
@@ -105,6 +112,16 @@ mod tests {
         // Wherever they begin.
         let some: &[AtomicU16; 32] = words[3..].first_chunk().expect("longer");
         assert_eq!(look(some), core::array::from_fn(|index| (index as u16 + 3) * 1021));
+    }
+
+    #[test]
+    fn word_by_word_is_the_same() {
+        let words: [AtomicU16; 64] = core::array::from_fn(|index| AtomicU16::new((index as u16).wrapping_mul(0x9e37)));
+        assert_eq!(single::look(&words), look(&words));
+        for bit in 0..16 {
+            let flags = look(&words).map(|word| -((word >> bit & 1) as i16));
+            assert_eq!(single::bits(&flags), bits(&flags, |flag| flag != 0), "bit {bit}");
+        }
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Where blocks of all orders come and go a pair is free for moments, and what hints say of it is behind: two of three
 //! trees that promise one have none. To take a promise back and to make it again costs several times as much as a look at the
-//! entries that it is about. So the trees that promise a pair are looked at in turn, and their hints stay as they are until
-//! none of them has one. The other pairs of the tree that has some are listed for the next blocks.
+//! entries that it is about. So the trees that promise a pair are looked at in turn, and their hints stay as they are; a
+//! look at all trees, or a search, takes them back where none of them has one with memory. The other pairs of the tree that
+//! has some are listed for the next blocks.
 
 use crate::class::Rank;
 use crate::entries::Free;
@@ -16,10 +17,25 @@ use shared_layout::{HugeId, Order};
 /// What came of a look at the trees that promise a pair.
 pub(crate) enum Pairs<T> {
     Taken(T),
-    /// A search knows better: there is a tree without blocks, which it makes the handle's own, or pairs without memory
-    /// behind them.
+    /// A search knows better: there is a tree that changes hands or its class with the block, one of others, or a pair
+    /// without memory behind it.
     ForSearch,
     Nothing,
+}
+
+/// A bit for each tree has to do.
+const MOST_TREES: u32 = u64::BITS;
+const _: () = assert!(FEW_TREES <= MOST_TREES);
+
+/// The trees of a part of memory that promise a pair, a bit each.
+#[derive(Default)]
+struct Promising {
+    /// Of huge blocks.
+    own: u64,
+    /// Of blocks of other classes.
+    strange: u64,
+    /// There are better ones than strange ones, which are for a search.
+    for_search: bool,
 }
 
 impl Tenant<'_> {
@@ -31,25 +47,12 @@ impl Tenant<'_> {
         query: Query,
         grab: &mut impl FnMut(HugeId) -> Option<T>,
     ) -> Pairs<T> {
-        let (vicinity, count) = (spot.vicinity, self.trees.len());
         let home = tree_of(spot.huge) % MOST_TREES;
-        let mut nothing = Pairs::Nothing;
+        let mut has_others = false;
         for is_near in [true, false] {
-            let (mut good, mut others, mut has_unused) = (0u64, 0u64, false);
-            for tree in (0..count).filter(|tree| vicinity.has(*tree, count) == is_near) {
-                let hint = self.trees.get(tree);
-                // Others' trees are for the last look at all of them.
-                if !hint.has_pair() || hint.is_reserved() && spot.tree != Some(tree) {
-                    continue;
-                }
-                match query.rank(self, hint) {
-                    Rank::Fresh => has_unused = true,
-                    Rank::Match | Rank::Demote => good |= 1 << (tree % MOST_TREES),
-                    _ => others |= 1 << (tree % MOST_TREES),
-                }
-            }
-            for (trees, is_good) in [(good, true), (others, false)] {
-                if has_unused && !is_good {
+            let mut promising = self.promising(spot, query, is_near, &mut has_others);
+            for (trees, is_own) in [(promising.own, true), (promising.strange, false)] {
+                if promising.for_search && !is_own {
                     return Pairs::ForSearch;
                 }
                 let mut from_home = trees.rotate_right(home);
@@ -60,35 +63,53 @@ impl Tenant<'_> {
                     let mut pairs = Listed::new(tree, (free.installed_pairs(), true));
                     while let Some(first) = pairs.next() {
                         if let Some(taken) = grab(first) {
-                            self.stay_among_pairs(spot, first, pairs, free, is_good);
+                            self.stay_among_pairs(spot, first, pairs, free, is_own);
                             return Pairs::Taken(taken);
                         }
                     }
-                    if free.pairs() != 0 {
-                        nothing = Pairs::ForSearch;
-                    }
+                    let has_evicted = free.pairs() != 0;
+                    promising.for_search |= has_evicted && is_own;
+                    has_others |= has_evicted;
                 }
             }
-            if vicinity.is_all() {
+            if spot.vicinity.is_all() {
                 break;
             }
         }
-        nothing
+        if has_others { Pairs::ForSearch } else { Pairs::Nothing }
+    }
+
+    /// The trees in the vicinity, or beyond it, by their hints; and whether others have reserved some.
+    fn promising(&self, spot: &Spot, query: Query, is_near: bool, has_others: &mut bool) -> Promising {
+        let (vicinity, count) = (spot.vicinity, self.trees.len());
+        let mut promising = Promising::default();
+        for tree in (0..count).filter(|tree| vicinity.has(*tree, count) == is_near) {
+            let hint = self.trees.get(tree);
+            if !hint.has_pair() {
+                continue;
+            }
+            if hint.is_reserved() && !spot.has_reserved(tree) {
+                *has_others = true;
+                continue;
+            }
+            match query.rank(self, hint) {
+                Rank::Match => promising.own |= 1 << (tree % MOST_TREES),
+                Rank::Fresh | Rank::Demote => promising.for_search = true,
+                Rank::Steal => promising.strange |= 1 << (tree % MOST_TREES),
+            }
+        }
+        promising
     }
 
     /// Remembers where a pair was found, the first of some in a tree.
-    fn stay_among_pairs(&self, spot: &mut Spot, first: HugeId, rest: Listed, free: Free, is_good: bool) {
+    fn stay_among_pairs(&self, spot: &mut Spot, first: HugeId, rest: Listed, free: Free, is_own: bool) {
         spot.pairs = rest;
         spot.spares = free.without(first).spares_pairs();
         // One pair among others' blocks is no place to stay at.
-        if is_good {
+        if is_own {
             spot.huge = HugeId(first.0 + Order::MAX.huge_frames());
             spot.any = false;
-            self.leave(spot.tree.take());
+            self.leave(spot.tree.take_if(|tree| *tree != tree_of(first)));
         }
     }
 }
-
-/// A bit for each tree has to do.
-const MOST_TREES: u32 = u64::BITS;
-const _: () = assert!(FEW_TREES <= MOST_TREES);

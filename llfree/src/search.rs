@@ -4,7 +4,7 @@
 //! place they call from. When that is used up, one walk over the trees that are listed finds the
 //! best by a table of steps: a want, the rank of the tree's class in the policy. It is
 //! content with a good tree after some more looks, and goes on for a better one than a bad one for
-//! longer. Only when no hint offers anything, reserved or not, is every tree counted: then what
+//! longer. Order 10 goes by [the entries](crate::pairs) where trees are few. Only when no hint offers anything, reserved or not, is every tree counted: then what
 //! comes of it is [remembered](crate::refusal). The search itself changes no owner: it calls
 //! the lower level, which does.
 
@@ -102,7 +102,7 @@ impl Tenant<'_> {
         let Query { order, class, .. } = query;
         let near = if order.is_huge() {
             // The spot for huge blocks follows their own class; others have to search, and so have pairs that are rare.
-            let is_scattered = order == Order::MAX && spot.spares && self.trees.are_few();
+            let is_scattered = order == Order::MAX && spot.spares && !spot.any && self.trees.are_few();
             if class == Class::HUGE && !is_scattered { self.take_near(spot, query) } else { None }
         } else {
             let near = [spot.small[usize::from(class.get())], spot.last_of(order, class)];
@@ -484,8 +484,9 @@ impl Tenant<'_> {
             if is_partial {
                 // What is found among others' blocks is no place to stay at.
                 spot.singles = spot.singles.wrapping_add(1);
-                // A tree without more of these had better not promise them.
-                if spot.singles.is_multiple_of(SINGLES) || order > Order::ROW && spot.is_through(order, tree) {
+                // A tree without more of these had better not promise them; the lists are of movable ones.
+                let is_through = || class != Class::MOVABLE || spot.is_through(order, tree);
+                if spot.singles.is_multiple_of(SINGLES) || order > Order::ROW && is_through() {
                     self.recount_tree(tree);
                 }
                 return true;

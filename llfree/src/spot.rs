@@ -224,6 +224,26 @@ impl Spot {
         trees
     }
 
+    /// Whether a tree is marked as this caller's own.
+    pub(crate) fn has_reserved(&self, tree: u32) -> bool {
+        self.reserved_trees()[..CLASSES + 2].contains(&Some(tree))
+    }
+
+    /// Forgets the huge frames that the next blocks would come from, where their trees are no good any more.
+    pub(crate) fn forget_listed(&mut self, is_good: impl Fn(u32) -> bool) {
+        let is_bad = |listed: &Listed| listed.tree != u32::MAX && !is_good(listed.tree);
+        for huge in &mut self.last {
+            if huge.0 != NONE && !is_good(huge.0 / HUGE_PER_TREE) {
+                *huge = HugeId(NONE);
+            }
+        }
+        for listed in self.listed.iter_mut().chain([&mut self.lone, &mut self.pairs]) {
+            if is_bad(listed) {
+                *listed = Listed::NOTHING;
+            }
+        }
+    }
+
     /// The next listed huge frame.
     #[inline]
     pub(crate) fn next_listed(&mut self, order: Order) -> Option<HugeId> {

@@ -1,6 +1,7 @@
 //! Unit tests of private parts that need atomics: they stay out of the files which the model
 //! checkers compile against atomics of their own.
 
+use crate::block::Allocation;
 use crate::class::Class;
 use crate::entries::{Entries, Want};
 use crate::hint::{TreeHint, Trees, bitmap_words};
@@ -431,5 +432,32 @@ fn a_lap_of_any_values_ends_and_stays_in_the_table() {
                 }
             }
         }
+    }
+}
+
+/// A tree that a handle forgot to give up would be reserved for ever.
+#[test]
+fn of_the_trees_that_a_newcomer_lives_around_a_handle_has_none_reserved() {
+    for order in [0, 6, 9] {
+        let parts = Parts::free(512);
+        let tenant = parts.tenant();
+        tenant.recount();
+        let reserved =
+            |trees: core::ops::Range<u32>| trees.filter(|tree| tenant.trees.get(*tree).is_reserved()).count();
+        let order = Order::new(order).expect("in range");
+        let (mut first, mut second) = (tenant.cpu(), tenant.cpu());
+        // Into the tenth tree; then there is room where it will live.
+        let mut take = || match first.alloc(order) {
+            Ok(Allocation::Ready(block)) => block.frame(),
+            other => panic!("{order:?}: {other:?}"),
+        };
+        let blocks: Vec<_> = (0..(9 * 32 + 1) * Order::HUGE.frames() / order.frames()).map(|_| take()).collect();
+        for block in blocks.iter().filter(|block| block.0 < 8 * 32 * Order::HUGE.frames()) {
+            tenant.free(*block, order).expect("ours");
+        }
+        assert_eq!(reserved(8..16), 1, "{order:?}");
+        assert!(second.alloc(Order::BASE).is_ok());
+        assert!(first.alloc(Order::MAX).is_ok());
+        assert_eq!(reserved(8..16), 1, "that of the newcomer, {order:?}");
     }
 }

@@ -50,7 +50,7 @@ impl Vicinity {
     }
 
     pub(crate) const fn has(&self, tree: u32, trees: u32) -> bool {
-        self.place_of(tree, trees) < self.len
+        self.is_all() || self.place_of(tree, trees) < self.len
     }
 
     /// Its trees in a table of `trees`, once each, from `home` on if that is one of them.

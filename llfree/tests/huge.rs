@@ -6,7 +6,7 @@ use llfree::{Allocation, Class, Cpu, Reclaim, Tenant};
 use shared_layout::{HugeId, Order};
 
 /// All huge frames are taken, but of the trees that `movable` names one has a small block; then these are freed and counted.
-fn setup(tenant: &Tenant<'_>, trees: u32, movable: impl Fn(u32) -> bool, free: &[u32]) {
+pub(crate) fn setup(tenant: &Tenant<'_>, trees: u32, movable: impl Fn(u32) -> bool, free: &[u32]) {
     for tree in 0..trees {
         for huge in tree * 32..tree * 32 + 32 {
             if movable(tree) && huge % 32 == 31 {
@@ -217,85 +217,4 @@ fn order_9_spares_the_pairs_that_order_10_needs() {
     halves.sort_unstable();
     assert_eq!(halves, [6, 7]);
     assert!(cpu.alloc(Order::HUGE).is_err());
-}
-
-/// Pairs go without a word to the hints of their trees.
-#[test]
-fn order_10_finds_the_pair_that_is_left_where_others_were_promised() {
-    let table = Table::installed(32 * 8);
-    let tenant = table.tenant();
-    let pairs: Vec<u32> = (0..8).map(|tree| tree * 32 + 6).collect();
-    let lone = (0..8).map(|tree| tree * 32 + 9);
-    let free: Vec<u32> = pairs.iter().flat_map(|pair| [*pair, pair + 1]).chain(lone).collect();
-    // Among huge blocks, and among small ones.
-    setup(&tenant, 8, |tree| tree < 4, &free);
-    for left in 0..8 {
-        let mut cpu = tenant.cpu();
-        for gone in (0..8).filter(|tree| *tree != left) {
-            assert!(tenant.alloc_at(HugeId(pairs[gone]).first_frame(), Order::MAX).is_ok());
-        }
-        assert_eq!(huge_of(cpu.alloc(Order::MAX).expect("one is left")), pairs[left]);
-        assert!(cpu.alloc(Order::MAX).is_err());
-        // The refusal goes with the first of them that comes back.
-        for pair in &pairs {
-            tenant.free(HugeId(*pair).first_frame(), Order::MAX).expect("ours");
-            assert_eq!(huge_of(cpu.alloc(Order::MAX).expect("it came back")), *pair);
-        }
-        pairs.iter().for_each(|pair| tenant.free(HugeId(*pair).first_frame(), Order::MAX).expect("ours"));
-    }
-}
-
-#[test]
-fn a_pair_with_memory_comes_before_a_nearer_one_without() {
-    let table = Table::installed(32 * 4);
-    let tenant = table.tenant();
-    setup(&tenant, 4, |tree| tree == 2, &[6, 7, 9, 38, 39, 41, 70, 71, 73, 102, 103, 105]);
-    // Half of one, one as a whole, one among small blocks as a whole.
-    for huge in [6, 38, 39, 70, 71] {
-        assert!(table.reclaim(huge, Reclaim::Soft));
-    }
-    let mut cpu = tenant.cpu();
-    let first = cpu.alloc(Order::MAX).expect("four");
-    assert!(matches!(first, Allocation::Ready(_)), "{first:?}");
-    // Then those without, and those among small blocks last.
-    let rest: Vec<u32> = (0..3)
-        .map(|_| match cpu.alloc(Order::MAX).expect("one is left") {
-            Allocation::Evicted(block) => block.first_huge().0,
-            Allocation::Ready(block) => panic!("{block:?}"),
-        })
-        .collect();
-    assert!(matches!(rest[..], [6, 38, 70] | [38, 6, 70]), "{rest:?}");
-    assert!(cpu.alloc(Order::MAX).is_err());
-}
-
-#[test]
-fn order_10_prefers_a_tree_of_huge_blocks_then_what_is_near() {
-    let pair = |tenant: &Tenant<'_>| huge_of(tenant.cpu().alloc(Order::MAX).expect("some"));
-    // The first tree is movable, with memory or both without.
-    let table = Table::installed(64);
-    let tenant = table.tenant();
-    setup(&tenant, 2, |tree| tree == 0, &[6, 7, 9, 38, 39, 41]);
-    assert_eq!(pair(&tenant), 38);
-    tenant.free(HugeId(38).first_frame(), Order::MAX).expect("ours");
-    assert!([6, 7, 9, 38, 39, 41].into_iter().all(|huge| table.reclaim(huge, Reclaim::Soft)));
-    tenant.recount();
-    let evicted = tenant.cpu().alloc(Order::MAX).expect("two");
-    assert!(matches!(evicted, Allocation::Evicted(ref block) if block.first_huge() == HugeId(38)), "{evicted:?}");
-    // A tree without blocks comes before one with small ones.
-    let table = Table::installed(128);
-    let tenant = table.tenant();
-    let free: Vec<u32> = [6, 7, 9, 38, 39, 41].into_iter().chain(96..128).collect();
-    setup(&tenant, 4, |tree| tree == 0, &free);
-    let mut cpu = tenant.cpu();
-    let got = [0; 2].map(|_| huge_of(cpu.alloc(Order::MAX).expect("three")));
-    assert!(got[0] == 38 && got[1] >= 96, "{got:?}");
-    // The first handle lives in the lower half.
-    let table = Table::installed(512);
-    let tenant = table.tenant();
-    let free = |tree: u32| [tree * 32 + 6, tree * 32 + 7, tree * 32 + 9];
-    setup(&tenant, 16, |tree| [5, 7, 13].contains(&tree), &[free(7), free(9), free(12)].concat());
-    let (mut first, mut second) = (tenant.cpu(), tenant.cpu());
-    assert!(first.alloc(Order::BASE).is_ok() && second.alloc(Order::BASE).is_ok());
-    let got = huge_of(first.alloc(Order::MAX).expect("three"));
-    assert_eq!(got, 7 * 32 + 6);
 }

@@ -25,6 +25,7 @@ mod ledger;
 mod misuse;
 mod mixed;
 mod model;
+mod pairs;
 mod persist;
 mod refused;
 mod run;

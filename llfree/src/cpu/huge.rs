@@ -70,8 +70,14 @@ impl Cpu<'_> {
     #[inline(never)]
     fn take_warm_pair(&mut self) -> Option<Taken> {
         for _ in 0..TRIES {
-            let warm = self.warm.pop(Order::MAX).and_then(FrameId::huge);
-            let pair = warm.or_else(|| self.spot.pairs.next())?;
+            let pair = match self.warm.pop(Order::MAX) {
+                Some(warm) => warm.huge()?,
+                None => {
+                    // The tree may have gone to a newcomer.
+                    self.tenant.look_around(&mut self.spot);
+                    self.spot.pairs.next()?
+                }
+            };
             let taken = self.take_installed_pair(pair);
             if taken.is_some() {
                 return taken;
