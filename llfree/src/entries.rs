@@ -103,9 +103,9 @@ impl Entries {
     /// serve order 10. Of a block of order 10 the first.
     #[inline]
     pub(crate) fn first(&self, order: Order, want: Want, tried: u32) -> Option<usize> {
-        let free = self.mask(HugeEntry::is_all_free);
-        let pairs = both_halves(free);
-        let liked = if want == Want::Free { free } else { self.mask(|entry| want.matches(entry)) } & !tried;
+        let free = self.free();
+        let pairs = both_halves(free.all);
+        let liked = if want == Want::Free { free.all } else { free.installed } & !tried;
         let found = match order {
             Order::MAX => liked & pairs & FIRST_HALVES,
             _ if liked & !pairs != 0 => liked & !pairs,

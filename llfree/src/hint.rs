@@ -424,7 +424,6 @@ impl<'a> Trees<'a> {
                 (listed | u64::from(hint.promises(want)) << index, serving | u64::from(serves(hint)) << index)
             });
         };
-        // All of them first: then the compiler compares several at once.
         let hints = look(word);
         (bits(&hints, |hint| TreeHint(hint).promises(want)), bits(&hints, |hint| serves(TreeHint(hint))))
     }

@@ -60,7 +60,7 @@ impl Tenant<'_> {
             self.leave(last);
         }
         self.leave(spot.tree.take_if(|tree| is_abroad(*tree)));
-        spot.forget_listed(|tree| !is_abroad(tree));
+        spot.forget_listed(is_abroad);
         if is_abroad(spot.home) {
             spot.home = vicinity.first();
         }

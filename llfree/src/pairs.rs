@@ -36,6 +36,8 @@ struct Promising {
     strange: u64,
     /// There are better ones than strange ones, which are for a search.
     for_search: bool,
+    /// Others have reserved some.
+    has_others: bool,
 }
 
 impl Tenant<'_> {
@@ -48,9 +50,10 @@ impl Tenant<'_> {
         grab: &mut impl FnMut(HugeId) -> Option<T>,
     ) -> Pairs<T> {
         let home = tree_of(spot.huge) % MOST_TREES;
-        let mut has_others = false;
+        let mut is_for_search = false;
         for is_near in [true, false] {
-            let mut promising = self.promising(spot, query, is_near, &mut has_others);
+            let mut promising = self.promising(spot, query, is_near);
+            is_for_search |= promising.has_others;
             for (trees, is_own) in [(promising.own, true), (promising.strange, false)] {
                 if promising.for_search && !is_own {
                     return Pairs::ForSearch;
@@ -59,28 +62,23 @@ impl Tenant<'_> {
                 while from_home != 0 {
                     let tree = (home + from_home.trailing_zeros()) % MOST_TREES;
                     from_home &= from_home - 1;
-                    let free = self.entries_of(tree).free();
-                    let mut pairs = Listed::new(tree, (free.installed_pairs(), true));
-                    while let Some(first) = pairs.next() {
-                        if let Some(taken) = grab(first) {
-                            self.stay_among_pairs(spot, first, pairs, free, is_own);
-                            return Pairs::Taken(taken);
-                        }
-                    }
-                    let has_evicted = free.pairs() != 0;
+                    let has_evicted = match self.take_pair_of(tree, spot, is_own, grab) {
+                        Ok(taken) => return Pairs::Taken(taken),
+                        Err(free) => free.pairs() != 0,
+                    };
                     promising.for_search |= has_evicted && is_own;
-                    has_others |= has_evicted;
+                    is_for_search |= has_evicted;
                 }
             }
             if spot.vicinity.is_all() {
                 break;
             }
         }
-        if has_others { Pairs::ForSearch } else { Pairs::Nothing }
+        if is_for_search { Pairs::ForSearch } else { Pairs::Nothing }
     }
 
-    /// The trees in the vicinity, or beyond it, by their hints; and whether others have reserved some.
-    fn promising(&self, spot: &Spot, query: Query, is_near: bool, has_others: &mut bool) -> Promising {
+    /// The trees in the vicinity, or beyond it, by their hints.
+    fn promising(&self, spot: &Spot, query: Query, is_near: bool) -> Promising {
         let (vicinity, count) = (spot.vicinity, self.trees.len());
         let mut promising = Promising::default();
         for tree in (0..count).filter(|tree| vicinity.has(*tree, count) == is_near) {
@@ -89,7 +87,7 @@ impl Tenant<'_> {
                 continue;
             }
             if hint.is_reserved() && !spot.has_reserved(tree) {
-                *has_others = true;
+                promising.has_others = true;
                 continue;
             }
             match query.rank(self, hint) {
@@ -101,15 +99,28 @@ impl Tenant<'_> {
         promising
     }
 
-    /// Remembers where a pair was found, the first of some in a tree.
-    fn stay_among_pairs(&self, spot: &mut Spot, first: HugeId, rest: Listed, free: Free, is_own: bool) {
-        spot.pairs = rest;
-        spot.spares = free.without(first).spares_pairs();
-        // One pair among others' blocks is no place to stay at.
-        if is_own {
-            spot.huge = HugeId(first.0 + Order::MAX.huge_frames());
-            spot.any = false;
-            self.leave(spot.tree.take_if(|tree| *tree != tree_of(first)));
+    /// A pair of a tree that has memory behind it, and remembers where the next ones are; else what the tree has.
+    fn take_pair_of<T>(
+        &self,
+        tree: u32,
+        spot: &mut Spot,
+        is_own: bool,
+        grab: &mut impl FnMut(HugeId) -> Option<T>,
+    ) -> Result<T, Free> {
+        let free = self.entries_of(tree).free();
+        let mut pairs = Listed::new(tree, (free.installed_pairs(), true));
+        while let Some(first) = pairs.next() {
+            let Some(taken) = grab(first) else { continue };
+            spot.pairs = pairs;
+            spot.spares = free.without(first).spares_pairs();
+            // One pair among others' blocks is no place to stay at.
+            if is_own {
+                spot.huge = HugeId(first.0 + Order::MAX.huge_frames());
+                spot.any = false;
+                self.leave(spot.tree.take_if(|own| *own != tree));
+            }
+            return Ok(taken);
         }
+        Err(free)
     }
 }

@@ -4,9 +4,9 @@
 //! place they call from. When that is used up, one walk over the trees that are listed finds the
 //! best by a table of steps: a want, the rank of the tree's class in the policy. It is
 //! content with a good tree after some more looks, and goes on for a better one than a bad one for
-//! longer. Order 10 goes by [the entries](crate::pairs) where trees are few. Only when no hint offers anything, reserved or not, is every tree counted: then what
-//! comes of it is [remembered](crate::refusal). The search itself changes no owner: it calls
-//! the lower level, which does.
+//! longer. Order 10 goes by [the entries](crate::pairs) where trees are few. Only when no hint offers
+//! anything, reserved or not, is every tree counted: then what comes of it is
+//! [remembered](crate::refusal). The search itself changes no owner: it calls the lower level, which does.
 
 use crate::block::Allocation;
 use crate::class::{CLASSES, Class, Rank};

@@ -229,16 +229,15 @@ impl Spot {
         self.reserved_trees()[..CLASSES + 2].contains(&Some(tree))
     }
 
-    /// Forgets the huge frames that the next blocks would come from, where their trees are no good any more.
-    pub(crate) fn forget_listed(&mut self, is_good: impl Fn(u32) -> bool) {
-        let is_bad = |listed: &Listed| listed.tree != u32::MAX && !is_good(listed.tree);
+    /// Forgets the huge frames of some trees that the next blocks would come from.
+    pub(crate) fn forget_listed(&mut self, is_abroad: impl Fn(u32) -> bool) {
         for huge in &mut self.last {
-            if huge.0 != NONE && !is_good(huge.0 / HUGE_PER_TREE) {
+            if is_abroad(huge.0 / HUGE_PER_TREE) {
                 *huge = HugeId(NONE);
             }
         }
         for listed in self.listed.iter_mut().chain([&mut self.lone, &mut self.pairs]) {
-            if is_bad(listed) {
+            if is_abroad(listed.tree) {
                 *listed = Listed::NOTHING;
             }
         }

@@ -74,8 +74,7 @@ fn order_10_prefers_a_tree_of_huge_blocks_then_what_is_near() {
     setup(&tenant, 2, |tree| tree == 0, &[6, 7, 9, 38, 39, 41]);
     assert_eq!(pair(&mut tenant.cpu()), (38, true));
     tenant.free(HugeId(38).first_frame(), Order::MAX).expect("ours");
-    assert!([6, 7, 9, 38, 39, 41].into_iter().all(|huge| table.reclaim(huge, Reclaim::Soft)));
-    tenant.recount();
+    evict(&table, &tenant, &[6, 7, 9, 38, 39, 41]);
     assert_eq!(pair(&mut tenant.cpu()), (38, false));
     // A tree without blocks comes before one with small ones.
     let table = Table::installed(128);
