@@ -157,6 +157,23 @@ impl TreeHint {
         other.with_all_of(self) != other
     }
 
+    /// The largest block that is promised and not by another hint.
+    pub(crate) fn largest_over(self, other: Self) -> Option<Order> {
+        let gained = other.with_all_of(self).0 & !other.0;
+        match gained {
+            gained if gained & PAIR != 0 => Some(Order::MAX),
+            gained if gained & (FREE | INSTALLED) != 0 => Some(Order::HUGE),
+            _ if self.promises_more_than(other) => Some(self.longest_run()),
+            _ => None,
+        }
+    }
+
+    /// The longest run that is promised in huge frames in use; the longest there is for what no count says.
+    fn longest_run(self) -> Order {
+        let order = ((self.0 & RUN_MASK) >> RUN_SHIFT).saturating_sub(1);
+        Order::new(order as u8).unwrap_or(Order::MAX)
+    }
+
     /// Whether an entry with room, after a free, has more than is promised.
     #[inline]
     pub(crate) fn is_outdone_by(self, after: HugeEntry) -> bool {
@@ -510,6 +527,22 @@ mod tests {
             hint.with_room(used(256)).promises_more_than(hint) && !hint.with_room(used(200)).promises_more_than(hint)
         );
         assert!(hint.is_outdone_by(used(256)) && !hint.is_outdone_by(used(200)));
+    }
+
+    #[test]
+    fn the_largest_block_of_what_is_promised_beyond_another_hint() {
+        let order = |o| Order::new(o).expect("in range");
+        let of = |frees: &[u16]| {
+            count(frees.iter().map(|free| if *free == 512 { HugeEntry::FREE_EVICTED } else { used(*free) }))
+        };
+        let (none, row, half) = (of(&[0, 0]), of(&[64, 0]), of(&[256, 0]));
+        assert_eq!(row.largest_over(none), Some(Order::ROW));
+        assert_eq!((half.largest_over(row), row.largest_over(half)), (Some(order(8)), None));
+        let (huge, pair) = (of(&[512, 256]), of(&[512, 512]));
+        assert_eq!((huge.largest_over(half), half.largest_over(huge)), (Some(Order::HUGE), None));
+        assert_eq!((pair.largest_over(huge), pair.largest_over(none)), (Some(Order::MAX), Some(Order::MAX)));
+        assert_eq!(huge.largest_over(pair), Some(order(8)), "room in a huge frame in use");
+        assert_eq!(TreeHint(RUN_MASK).largest_over(none), Some(Order::MAX), "no count says so");
     }
 
     #[test]

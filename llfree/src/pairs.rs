@@ -10,6 +10,7 @@ use crate::class::Rank;
 use crate::entries::Free;
 use crate::hint::{FEW_TREES, tree_of};
 use crate::query::Query;
+use crate::refusal::Unsure;
 use crate::spot::{Listed, Spot};
 use crate::tenant::Tenant;
 use shared_layout::{HugeId, Order};
@@ -47,12 +48,13 @@ impl Tenant<'_> {
         &self,
         spot: &mut Spot,
         query: Query,
+        unsure: Unsure,
         grab: &mut impl FnMut(HugeId) -> Option<T>,
     ) -> Pairs<T> {
         let home = tree_of(spot.huge) % MOST_TREES;
         let mut is_for_search = false;
         for is_near in [true, false] {
-            let mut promising = self.promising(spot, query, is_near);
+            let mut promising = self.promising(spot, query, unsure, is_near);
             is_for_search |= promising.has_others;
             for (trees, is_own) in [(promising.own, true), (promising.strange, false)] {
                 if promising.for_search && !is_own {
@@ -78,10 +80,10 @@ impl Tenant<'_> {
     }
 
     /// The trees in the vicinity, or beyond it, by their hints.
-    fn promising(&self, spot: &Spot, query: Query, is_near: bool) -> Promising {
+    fn promising(&self, spot: &Spot, query: Query, unsure: Unsure, is_near: bool) -> Promising {
         let (vicinity, count) = (spot.vicinity, self.trees.len());
         let mut promising = Promising::default();
-        for tree in (0..count).filter(|tree| vicinity.has(*tree, count) == is_near) {
+        for tree in (0..count).filter(|tree| unsure.has(*tree) && vicinity.has(*tree, count) == is_near) {
             let hint = self.trees.get(tree);
             if !hint.has_pair() {
                 continue;

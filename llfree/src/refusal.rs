@@ -2,34 +2,94 @@
 //!
 //! A refusal is found out in three steps: its order is written down, every tree is looked at, and it
 //! stands if nothing withdrew it meanwhile. Whoever makes a hint promise more (see `hint`) withdraws it
-//! first: so a free that finds its promise made finds the refusal withdrawn as well, and one that comes
+//! first, and once more afterwards: so a free that finds its promise made finds the refusal withdrawn as well, and one that comes
 //! after the look at its tree is known before it is over. A refusal is true at the moment at which it is
 //! said: since it was written down nothing that fits came free, and each tree was found without.
+//!
+//! Where memory is short blocks are refused and come free all the time, and a look at a tree takes its lines from those
+//! who are at work there. So what comes free contradicts no more than it has to: larger blocks stay refused, and those trees
+//! are [unsure](Unsure) in which something came free since they were looked at. The next look goes to these alone; now
+//! and then one sees all, so that what somebody freed who was stopped before he told is not hidden for good.
+//!
 //! It is not remembered where the host may make a block possible, for it tells nobody: where it holds a huge frame, and
 //! where a huge frame comes free meanwhile whose other half it holds ([`doubt_pairs`](Refusal::doubt_pairs)).
 //!
 //! ```text
-//!  63..32                 31..7    6         5         4      3..0
-//! +----------------------+--------+---------+---------+------+-------+
-//! | return epoch, low 32 | number | doubted | looking | said | order |
-//! +----------------------+--------+---------+---------+------+-------+
+//!  63..47                 46..29   28..13         12        11..8         7..4            3..0
+//! +----------------------+--------+--------------+---------+-------------+---------------+---------------+
+//! | return epoch, low 17 | number | unsure trees | doubted | known, from | looking, from | refused, from |
+//! +----------------------+--------+--------------+---------+-------------+---------------+---------------+
+//! from: the smallest order for which that is so, plus one; zero for none
 //! ```
 //!
 //! What the host returns changes the epoch. The number is another one after each withdrawal, so that a
-//! look never takes somebody else's refusal for its own.
+//! look never takes a refusal that was withdrawn since it began for its own. Until then either what is looked for or what
+//! is refused is no larger than the look's own order: what comes free for it is a withdrawal.
 
 use crate::sync::{AtomicU64, Ordering, change_before_looks};
 use shared_layout::Order;
 
-const ORDER_MASK: u64 = 0xf;
-const SAID: u64 = 1 << 4;
-const LOOKING: u64 = 1 << 5;
+/// A part of the word: its lowest bit, and how many there are.
+#[derive(Clone, Copy)]
+struct Field {
+    shift: u32,
+    bits: u32,
+}
+
+const REFUSED: Field = Field { shift: 0, bits: 4 };
+const LOOKING: Field = Field { shift: 4, bits: 4 };
+/// Trees are unsure for blocks of this order and larger ones, and the others have none.
+const KNOWN: Field = Field { shift: 8, bits: 4 };
 /// What a look finds of order 10 is not remembered.
-const DOUBTED: u64 = 1 << 6;
-const NUMBER_SHIFT: u32 = 7;
-const NUMBER_MASK: u64 = ((1 << 25) - 1) << NUMBER_SHIFT;
-const EPOCH_SHIFT: u32 = 32;
+const DOUBTED: Field = Field { shift: 12, bits: 1 };
+const UNSURE: Field = Field { shift: 13, bits: Unsure::GROUPS };
+const NUMBER: Field = Field { shift: 29, bits: 18 };
+const EPOCH: Field = Field { shift: 47, bits: 17 };
 const MAX: u64 = Order::MAX.get() as u64;
+
+impl Field {
+    const fn mask(self) -> u64 {
+        (1 << self.bits) - 1
+    }
+
+    const fn of(self, word: u64) -> u64 {
+        word >> self.shift & self.mask()
+    }
+
+    const fn set(self, word: u64, value: u64) -> u64 {
+        word & !(self.mask() << self.shift) | (value & self.mask()) << self.shift
+    }
+}
+
+/// One look in so many sees every tree.
+const LOOKS_AT_ALL: u64 = 16;
+/// Groups of trees that stay unsure for a smaller order while larger ones are looked for; with more it is forgotten that the
+/// smaller one was known.
+const MOST_UNSURE: u32 = 3;
+
+/// The trees in which something may have come free since they were looked at, in groups: those whose numbers leave the same rest.
+/// Of a table of up to 1 GiB each tree is a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Unsure(u64);
+
+impl Unsure {
+    const GROUPS: u32 = 16;
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const ALL: Self = Self((1 << Self::GROUPS) - 1);
+
+    const fn of(tree: u32) -> Self {
+        Self(1 << (tree % Self::GROUPS))
+    }
+
+    #[inline]
+    pub(crate) const fn has(self, tree: u32) -> bool {
+        self.0 & Self::of(tree).0 != 0
+    }
+
+    pub(crate) const fn with(self, tree: u32) -> Self {
+        Self(self.0 | Self::of(tree).0)
+    }
+}
 
 /// The last refusal of a table. Its word is not trusted before [`forget`](Self::forget).
 #[derive(Clone, Copy)]
@@ -40,14 +100,108 @@ pub(crate) struct Refusal<'a>(&'a AtomicU64);
 pub(crate) struct Looking {
     number: u64,
     order: u64,
+    /// Where to look.
+    pub(crate) unsure: Unsure,
 }
 
-fn same_epoch(word: u64, epoch: u64) -> bool {
-    word >> EPOCH_SHIFT == epoch & u64::from(u32::MAX)
-}
+/// The word of a refusal. Orders are past the largest where there is none.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Word(u64);
 
-fn next_number(word: u64) -> u64 {
-    (word & NUMBER_MASK).wrapping_add(1 << NUMBER_SHIFT) & NUMBER_MASK
+impl Word {
+    const fn order(self, field: Field) -> u64 {
+        field.of(self.0).wrapping_sub(1)
+    }
+
+    const fn with_order(self, field: Field, order: u64) -> Self {
+        self.with(field, if order > MAX { 0 } else { order + 1 })
+    }
+
+    const fn with(self, field: Field, value: u64) -> Self {
+        Self(field.set(self.0, value))
+    }
+
+    const fn is_of(self, epoch: u64) -> bool {
+        EPOCH.of(self.0) == epoch & EPOCH.mask()
+    }
+
+    const fn is_doubted(self) -> bool {
+        DOUBTED.of(self.0) != 0
+    }
+
+    /// Whether a block of `largest` contradicts a refusal, or a look.
+    fn is_contradicted_by(self, largest: u64) -> bool {
+        self.order(REFUSED).min(self.order(LOOKING)) <= largest
+    }
+
+    /// The trees that may have a block of `order`.
+    const fn unsure(self, order: u64) -> Unsure {
+        if self.order(KNOWN) <= order { Unsure(UNSURE.of(self.0)) } else { Unsure::ALL }
+    }
+
+    /// The same where a tree may have a block of `largest`.
+    const fn unsure_of(self, tree: u32, largest: u64) -> Self {
+        let known = self.order(KNOWN) <= largest;
+        if known { self.with(UNSURE, UNSURE.of(self.0) | Unsure::of(tree).0) } else { self }
+    }
+
+    /// The next number: nothing is looked for.
+    const fn next(self) -> Self {
+        self.with(NUMBER, NUMBER.of(self.0).wrapping_add(1)).with(LOOKING, 0).with(DOUBTED, 0)
+    }
+
+    /// The next number, and nothing of what was said so far.
+    const fn forgotten(self) -> Self {
+        self.next().with(REFUSED, 0).with(KNOWN, 0)
+    }
+
+    /// Whether nothing is said.
+    fn is_blank(self) -> bool {
+        [REFUSED, LOOKING, KNOWN].into_iter().all(|field| field.of(self.0) == 0)
+    }
+
+    /// After a block of `largest` came free in a tree; `None` if that changes nothing.
+    fn without(self, tree: u32, largest: u64) -> Option<Self> {
+        let noted = self.unsure_of(tree, largest);
+        let next = if self.is_contradicted_by(largest) {
+            let refused = match self.order(REFUSED) {
+                refused if refused > largest => refused,
+                _ if self.is_doubted() && largest + 1 == MAX => u64::MAX,
+                _ => largest + 1,
+            };
+            noted.next().with_order(REFUSED, refused)
+        } else {
+            noted
+        };
+        (next != self).then_some(next)
+    }
+
+    /// The same word, but order 10 is not refused for good, least of all because of this tree; `None` if it is not anyway.
+    fn without_pairs(self, tree: u32) -> Option<Self> {
+        let noted = self.unsure_of(tree, MAX);
+        let next = match (self.order(REFUSED) == MAX, self.order(LOOKING) <= MAX) {
+            (is_refused, true) => noted.with(DOUBTED, 1).with(REFUSED, if is_refused { 0 } else { REFUSED.of(self.0) }),
+            (true, false) => noted.next().with(REFUSED, 0),
+            (false, false) => noted,
+        };
+        (next != self).then_some(next)
+    }
+
+    /// The same word after a look for `order` that left these trees unsure.
+    fn concluded(self, order: u64, unsure: Unsure) -> Self {
+        if self.is_doubted() && order == MAX {
+            return self;
+        }
+        let known = self.order(KNOWN);
+        let is_sharper = order <= known || UNSURE.of(self.0).count_ones() > MOST_UNSURE;
+        let known = if is_sharper { self.with_order(KNOWN, order).with(UNSURE, unsure.0) } else { self };
+        if unsure != Unsure::NONE {
+            return known;
+        }
+        // That of a smaller block says ours as well.
+        let refusing = known.with_order(REFUSED, order.min(self.order(REFUSED)));
+        if self.order(LOOKING) == order { refusing.with(LOOKING, 0) } else { refusing }
+    }
 }
 
 impl<'a> Refusal<'a> {
@@ -55,120 +209,101 @@ impl<'a> Refusal<'a> {
         Self(word)
     }
 
-    /// Nothing was refused. Looks on their way come to nothing.
+    fn word(self) -> Word {
+        Word(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Changes the word if `step` says so; the word afterwards.
+    fn change(self, step: impl Fn(Word) -> Option<Word>) -> Option<Word> {
+        let mut word = self.word();
+        loop {
+            let next = step(word)?;
+            // Release: the looks come before it.
+            match self.0.compare_exchange(word.0, next.0, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return Some(next),
+                Err(seen) => word = Word(seen),
+            }
+        }
+    }
+
+    /// Nothing was refused, and no tree is known. Looks on their way come to nothing.
     pub(crate) fn forget(self) {
-        self.withdraw_all(self.0.load(Ordering::Relaxed));
+        self.change(|word| Some(word.forgotten()));
     }
 
-    /// Whether a block of `order` was refused, and nothing was freed since.
+    /// The same for what was refused before the host returned memory: it is not believed anyway, until the epoch's few bits are
+    /// the same again.
+    pub(crate) fn forget_before(self, epoch: u64) {
+        self.change(|word| (!word.is_of(epoch) && !word.is_blank()).then(|| word.forgotten()));
+    }
+
+    /// The trees that may have a block of `order`; none if it was refused, and nothing was freed since.
     #[inline]
-    pub(crate) fn stands(self, order: Order, epoch: u64) -> bool {
-        let word = self.0.load(Ordering::Acquire);
-        word & SAID != 0 && word & ORDER_MASK <= u64::from(order.get()) && same_epoch(word, epoch)
+    pub(crate) fn unsure(self, order: Order, epoch: u64) -> Option<Unsure> {
+        let (word, order) = (Word(self.0.load(Ordering::Acquire)), u64::from(order.get()));
+        match word {
+            word if !word.is_of(epoch) => Some(Unsure::ALL),
+            word => (word.order(REFUSED) > order).then(|| word.unsure(order)),
+        }
     }
 
-    /// Writes down that a block of `order` is about to be refused; then comes the look at every tree.
+    /// Writes down that a block of `order` is about to be refused; then comes the look at every tree that is unsure.
     pub(crate) fn begin(self, order: Order, epoch: u64) -> Looking {
         let order = u64::from(order.get());
-        let mut word = self.0.load(Ordering::Relaxed);
-        loop {
-            let active = word & (SAID | LOOKING) != 0 && same_epoch(word, epoch);
-            // What withdraws the refusal of a smaller block withdraws that of a larger one.
-            let next = if active && word & ORDER_MASK <= order {
-                word
-            } else {
-                epoch << EPOCH_SHIFT | next_number(word) | LOOKING | order
-            };
-            match self.0.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => {
-                    change_before_looks();
-                    return Looking { number: next & NUMBER_MASK, order };
-                }
-                Err(seen) => word = seen,
-            }
-        }
+        let begun = self.change(|word| {
+            Some(match word {
+                word if !word.is_of(epoch) => word.forgotten().with(EPOCH, epoch).with_order(LOOKING, order),
+                word if word.order(LOOKING) <= order => word,
+                word => word.with_order(LOOKING, order),
+            })
+        });
+        change_before_looks();
+        let word = begun.unwrap_or(Word(0));
+        let number = NUMBER.of(word.0);
+        let unsure = if number.is_multiple_of(LOOKS_AT_ALL) { Unsure::ALL } else { word.unsure(order) };
+        Looking { number, order, unsure }
     }
 
-    /// Every tree was looked at: whether the refusal stands. If it does, others may believe it.
-    pub(crate) fn conclude(self, looking: Looking) -> bool {
-        let mut word = self.0.load(Ordering::Relaxed);
-        loop {
-            if word & (SAID | LOOKING) == 0 || word & NUMBER_MASK != looking.number {
-                return false;
-            }
-            let next = if word & DOUBTED != 0 && looking.order == MAX {
-                word
-            } else if word & ORDER_MASK == looking.order {
-                word & !LOOKING | SAID
-            } else if word & SAID != 0 {
-                // That of a smaller block says ours as well.
-                word
-            } else {
-                // A look for a smaller block may never end, for it found one. If it goes on it begins again.
-                word & !(LOOKING | ORDER_MASK | NUMBER_MASK) | next_number(word) | SAID | looking.order
-            };
-            // Release: the looks come before it.
-            match self.0.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(seen) => word = seen,
-            }
-        }
-    }
-
-    /// Every tree was looked at: whether nothing that fits came free meanwhile. For a refusal that is true now and not
-    /// to be remembered.
-    pub(crate) fn is_undisturbed(self, looking: Looking) -> bool {
-        let word = self.0.load(Ordering::Relaxed);
-        word & (SAID | LOOKING) != 0
-            && word & NUMBER_MASK == looking.number
-            // Release: the looks come before it.
-            && self.0.compare_exchange(word, word, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    /// The look is over: whether the refusal stands. If it left no tree `unsure`, others may believe it.
+    pub(crate) fn conclude(self, looking: Looking, unsure: Unsure) -> bool {
+        let concluded = self.change(|word| looking.stands_in(word).then(|| word.concluded(looking.order, unsure)));
+        concluded.is_some()
     }
 
     /// Whether [`doubt_pairs`](Self::doubt_pairs) would change anything.
-    #[inline]
-    pub(crate) fn has_undoubted_pairs(self) -> bool {
-        Self::without_pairs(self.0.load(Ordering::Relaxed)).is_some()
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn has_undoubted_pairs(self, tree: u32) -> bool {
+        self.word().without_pairs(tree).is_some()
     }
 
-    /// A huge frame came free whose other half the host holds, which may give it back without a word: that order 10
+    /// A huge frame came free in a tree whose other half the host holds, which may give it back without a word: that order 10
     /// was refused is forgotten, and if it is refused at this moment that is not remembered. Nothing came free that is enough, so
     /// no look begins anew.
     #[cold]
-    pub(crate) fn doubt_pairs(self) {
-        let mut word = self.0.load(Ordering::Relaxed);
-        while let Some(next) = Self::without_pairs(word) {
-            match self.0.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(seen) => word = seen,
-            }
-        }
+    pub(crate) fn doubt_pairs(self, tree: u32) {
+        self.change(|word| word.without_pairs(tree));
     }
 
-    /// The same word, but order 10 is not refused for good; `None` if it is not anyway.
-    fn without_pairs(word: u64) -> Option<u64> {
-        if word & LOOKING != 0 && word & DOUBTED == 0 {
-            return Some(word | DOUBTED);
-        }
-        (word & SAID != 0 && word & ORDER_MASK == MAX).then(|| next_number(word))
-    }
-
-    /// A block of `largest` may be free, and a hint is about to say so.
+    /// A block of `largest` may be free in a tree, and its hint is about to say so, or says so now.
     #[inline]
-    pub(crate) fn withdraw(self, largest: Order) {
-        let word = self.0.load(Ordering::Relaxed);
-        if word & (SAID | LOOKING) != 0 && word & ORDER_MASK <= u64::from(largest.get()) {
-            self.withdraw_all(word);
+    pub(crate) fn withdraw(self, tree: u32, largest: Order) {
+        let (word, largest) = (self.word(), u64::from(largest.get()));
+        if word.is_contradicted_by(largest) || word.order(KNOWN) <= largest && !word.unsure(largest).has(tree) {
+            self.withdraw_up_to(tree, largest);
         }
     }
 
     #[cold]
-    fn withdraw_all(self, mut word: u64) {
-        while word & (SAID | LOOKING) != 0 {
-            match self.0.compare_exchange(word, next_number(word), Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(seen) => word = seen,
-            }
-        }
+    #[inline(never)]
+    fn withdraw_up_to(self, tree: u32, largest: u64) {
+        self.change(|word| word.without(tree, largest));
+    }
+}
+
+impl Looking {
+    /// Whether nothing that fits came free since it began.
+    fn stands_in(self, word: Word) -> bool {
+        NUMBER.of(word.0) == self.number && word.is_contradicted_by(self.order)
     }
 }

@@ -15,6 +15,7 @@ use crate::error::AllocError;
 use crate::hint::{TreeHint, tree_of, tree_range};
 use crate::pairs::Pairs;
 use crate::query::{Broken, Query};
+use crate::refusal::Unsure;
 use crate::spot::{Listed, Spot, Word};
 use crate::steps::{HUGE_STEPS, NO_STEP, SMALL_PARTIAL, SMALL_STEPS};
 use crate::sync::Ordering;
@@ -236,15 +237,13 @@ impl Tenant<'_> {
             (spot.home, spot.small[usize::from(query.class.get())]) = (tree, None);
         }
         let epoch = self.return_epoch.load(Ordering::Acquire);
-        if self.refusal.stands(query.order, epoch) {
-            return None;
-        }
+        let unsure = self.refusal.unsure(query.order, epoch)?;
         if spot.epoch.is_some() {
             self.catch_up(spot, epoch);
         }
         if query.order == Order::MAX && query.class == Class::HUGE && self.trees.are_few() {
             // What promises say of pairs is behind.
-            match self.pair_in_turn(spot, query, &mut grab) {
+            match self.pair_in_turn(spot, query, unsure, &mut grab) {
                 Pairs::Taken(taken) => return Some(taken),
                 Pairs::Nothing => return self.refuse(spot, query, &mut grab),
                 Pairs::ForSearch => {}
@@ -261,7 +260,7 @@ impl Tenant<'_> {
         let mut tries = 0;
         // What is left at last may be in trees that others reserved.
         for everywhere in [false, true] {
-            while let Some((tree, mut step)) = self.best_tree(spot, query, everywhere, &broken) {
+            while let Some((tree, mut step)) = self.best_tree(spot, query, everywhere, (unsure, &broken)) {
                 tries += 1;
                 if tries > self.trees.len() + MORE_TREES {
                     break;
@@ -327,6 +326,7 @@ impl Tenant<'_> {
     /// The host returned memory without a word to the hints: counts some trees, the others later.
     fn catch_up(&self, spot: &mut Spot, epoch: u64) {
         if spot.epoch.replace(epoch) != Some(epoch) {
+            self.refusal.forget_before(epoch);
             spot.stale = self.trees.len();
         }
         for _ in 0..RECOUNTS.min(spot.stale) {
@@ -381,12 +381,15 @@ impl Tenant<'_> {
         loop {
             let epoch = self.return_epoch.load(Ordering::Acquire);
             let looking = self.refusal.begin(order, epoch);
-            let (mut certain, mut may_return, mut came_free) = (true, false, false);
-            for tree in 0..self.trees.len() {
+            let (mut unsure, mut came_free) = (Unsure::NONE, false);
+            for tree in (0..self.trees.len()).filter(|tree| looking.unsure.has(*tree)) {
                 // Before the look: what comes free after that finds no promise either, and withdraws.
                 let is_promised = !self.trees.get(tree).offer(order).is_none();
                 let glance = self.lower.glance(tree);
-                may_return |= glance.has_held();
+                // What the host holds may come back at any moment, after a reclaim that failed without a new epoch.
+                if glance.has_held() {
+                    unsure = unsure.with(tree);
+                }
                 let may_serve = match order {
                     Order::MAX => glance.has_all_free() && self.entries_of(tree).first(order, Want::Free, 0).is_some(),
                     Order::HUGE => glance.has_all_free(),
@@ -408,28 +411,25 @@ impl Tenant<'_> {
                         return Some(found);
                     }
                 }
-                // Others may be at work here.
-                certain &= self.trees.get(tree).offer(order).is_none();
-                // What came free here since, under a promise that was there before, withdrew nothing: it may be in the host's
-                // hands by now, or have been and be back again.
+                // Others may be at work here. And what came free since, under a promise that was there before, withdrew nothing: it may
+                // be in the host's hands by now, or have been and be back again. In this order: it was there while it was promised.
+                let is_promised = !self.trees.get(tree).offer(order).is_none();
                 let glance = self.lower.glance(tree);
                 let entries = self.entries_of(tree);
                 let is_back = match order {
                     Order::MAX => entries.first(order, Want::Free, 0).is_some(),
                     _ => glance.has_all_free(),
                 };
-                may_return |= glance.has_held() || is_back;
+                if is_promised || glance.has_held() || is_back {
+                    unsure = unsure.with(tree);
+                }
                 came_free |= entries.has_more(order, tried);
             }
             if came_free {
                 continue;
             }
-            // What the host holds may come back at any moment, after a reclaim that failed without a new epoch.
-            let is_lasting = certain && !may_return;
-            let is_true =
-                if is_lasting { self.refusal.conclude(looking) } else { self.refusal.is_undisturbed(looking) };
             // If something came free meanwhile it may be behind us: once more. Somebody made progress.
-            if is_true && self.return_epoch.load(Ordering::Acquire) == epoch {
+            if self.refusal.conclude(looking, unsure) && self.return_epoch.load(Ordering::Acquire) == epoch {
                 return None;
             }
         }
@@ -542,7 +542,7 @@ impl Tenant<'_> {
     /// The same, from entries that were read just now.
     fn recount_from(&self, tree: u32, entries: &Entries, step: impl Fn(TreeHint) -> TreeHint) -> TreeHint {
         let counted = TreeHint::count(entries);
-        let (old, new) = self.change_hint(tree, Order::MAX, |hint| {
+        let (old, new) = self.change_hint(tree, Order::BASE, |hint| {
             let hint = step(hint).recounted(counted.hint);
             // A tree without any block is for nobody.
             if counted.all_free && !hint.is_reserved() { hint.with_class(Class::FREE) } else { hint }
@@ -553,26 +553,31 @@ impl Tenant<'_> {
         // What came free after the count, and found the promise still there, is seen now.
         let again = TreeHint::count(&self.entries_of(tree)).hint;
         if again.promises_more_than(new) {
-            return self.change_hint(tree, Order::MAX, |hint| hint.with_all_of(again)).1;
+            return self.change_hint(tree, Order::BASE, |hint| hint.with_all_of(again)).1;
         }
         new
     }
 
-    /// Changes a hint, which may promise a block of `largest` afterwards and did not before. The refusal goes
-    /// first: whoever finds the promise made has nothing to withdraw.
+    /// Changes a hint. If it promises more than before, blocks of up to that order, and up to `least`, are no longer refused.
+    /// That goes first: whoever finds the promise made has nothing to withdraw.
     pub(crate) fn change_hint(
         &self,
         tree: u32,
-        largest: Order,
+        least: Order,
         step: impl Fn(TreeHint) -> TreeHint,
     ) -> (TreeHint, TreeHint) {
-        self.trees.change(tree, |hint| {
+        let (old, new) = self.trees.change(tree, |hint| {
             let new = step(hint);
-            if new.promises_more_than(hint) {
-                self.refusal.withdraw(largest);
+            if let Some(largest) = new.largest_over(hint) {
+                self.refusal.withdraw(tree, largest.max(least));
             }
             new
-        })
+        });
+        // A look may have begun and seen the old hint meanwhile; and who frees here from now on finds the promise made.
+        if let Some(largest) = new.largest_over(old) {
+            self.refusal.withdraw(tree, largest.max(least));
+        }
+        (old, new)
     }
 }
 

@@ -8,7 +8,7 @@ pub use crate::block::{Allocation, Block, EvictedBlock};
 use crate::class::{Class, Policy};
 use crate::entries::Want;
 use crate::error::{AllocError, FreeError, Part, TableError, check_len};
-use crate::hint::{Trees, bitmap_words, huge_of, promised_run, tree_of, tree_range};
+use crate::hint::{Trees, bitmap_words, huge_of, tree_of, tree_range};
 use crate::lower::Lower;
 use crate::refusal::Refusal;
 use crate::spot::Place;
@@ -16,7 +16,7 @@ use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
 use crate::taken::Miss;
 use crate::violation::Violation;
 use core::fmt;
-use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order, Run, TableLayout};
+use shared_layout::{FrameId, HugeEntry, HugeId, HugeRange, Order, TableLayout};
 
 /// The tenant side of one table; share it between CPUs.
 #[derive(Clone, Copy)]
@@ -266,7 +266,7 @@ impl<'a> Tenant<'a> {
     /// and order 10 was refused.
     #[inline]
     fn may_pair(&self, huge: HugeId) -> bool {
-        let is_refused = || self.refusal.has_undoubted_pairs();
+        let is_refused = || self.refusal.has_undoubted_pairs(tree_of(huge));
         self.lower.entry(huge).is_some_and(|entry| entry.is_all_free() || entry.is_held() && is_refused())
     }
 
@@ -276,19 +276,21 @@ impl<'a> Tenant<'a> {
     fn note_news(&self, huge: HugeId, after: HugeEntry) -> bool {
         let tree = tree_of(huge);
         if after.has_room() {
-            let run = Run::from_bits(promised_run(after));
-            let (old, new) = self.change_hint(tree, run.order(), |hint| hint.with_room(after));
+            let (old, new) = self.change_hint(tree, Order::BASE, |hint| hint.with_room(after));
             if old == new {
                 // There was little room.
                 self.recount_tree(tree);
             }
         } else if after.is_all_free() {
             let half = self.lower.entry(HugeId(huge.0 ^ 1));
-            if half.is_some_and(HugeEntry::is_held) {
-                self.refusal.doubt_pairs();
+            let is_doubtful = half.is_some_and(HugeEntry::is_held);
+            if is_doubtful {
+                self.refusal.doubt_pairs(tree);
             }
+            // What the host may make whole is not to stay refused.
+            let least = if is_doubtful { Order::MAX } else { Order::BASE };
             let pair = half.is_some_and(HugeEntry::is_all_free);
-            let (old, new) = self.change_hint(tree, Order::MAX, |hint| hint.with_free(!after.is_evicted(), pair));
+            let (old, new) = self.change_hint(tree, least, |hint| hint.with_free(!after.is_evicted(), pair));
             return old != new;
         }
         true

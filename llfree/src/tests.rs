@@ -9,7 +9,7 @@ use crate::host::{Host, Reclaim, Residency};
 use crate::ledger::{LEDGER_WORDS, Ledger};
 use crate::lower::Lower;
 use crate::query::Query;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, Unsure};
 use crate::rows::{ROWS, find_run, longest};
 use crate::spot::Spot;
 use crate::sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
@@ -224,38 +224,135 @@ fn order(order: u8) -> Order {
     Order::new(order).expect("in range")
 }
 
+/// Whether blocks of an order are refused.
+fn stands(refusal: Refusal<'_>, number: u8, epoch: u64) -> bool {
+    refusal.unsure(order(number), epoch).is_none()
+}
+
+/// A look that finds nothing anywhere.
+fn refuse(refusal: Refusal<'_>, number: u8) {
+    let looking = refusal.begin(order(number), 0);
+    assert!(refusal.conclude(looking, Unsure::NONE));
+}
+
+/// The trees of the first groups that may have a block of an order; none where it is refused.
+fn unsure_trees(refusal: Refusal<'_>, number: u8) -> Vec<u32> {
+    let unsure = refusal.unsure(order(number), 0).unwrap_or(Unsure::NONE);
+    (0..16).filter(|tree| unsure.has(*tree)).collect()
+}
+
 #[test]
 fn a_refusal_holds_for_larger_blocks_until_one_that_fits_comes_free() {
     let word = AtomicU64::new(0);
     let refusal = Refusal::new(&word);
     let looking = refusal.begin(order(3), 7);
-    assert!(!refusal.stands(order(3), 7), "not before it is concluded");
-    assert!(refusal.conclude(looking));
-    assert!(refusal.stands(order(3), 7) && refusal.stands(order(10), 7));
-    assert!(!refusal.stands(order(2), 7), "a smaller one may fit");
-    assert!(!refusal.stands(order(3), 8), "the host returned memory");
-    refusal.withdraw(order(2));
-    assert!(refusal.stands(order(3), 7));
-    refusal.withdraw(order(3));
-    assert!(!refusal.stands(order(3), 7));
+    assert!(!stands(refusal, 3, 7), "not before it is concluded");
+    assert!(refusal.conclude(looking, Unsure::NONE));
+    assert!(stands(refusal, 3, 7) && stands(refusal, 10, 7));
+    assert!(!stands(refusal, 2, 7), "a smaller one may fit");
+    assert!(!stands(refusal, 3, 8), "the host returned memory");
+    refusal.withdraw(0, order(2));
+    assert!(stands(refusal, 3, 7));
+    refusal.withdraw(0, order(3));
+    assert!(!stands(refusal, 3, 7) && stands(refusal, 4, 7), "what came free is no larger than that");
+    refusal.withdraw(0, Order::MAX);
+    assert!(!stands(refusal, 10, 7));
+    refuse(refusal, 3);
+    refusal.forget_before(0);
+    assert!(stands(refusal, 3, 0));
+    refusal.forget_before(1);
+    assert!(!stands(refusal, 3, 0) && !stands(refusal, 3, 1));
+    refuse(refusal, 3);
+    refusal.forget();
+    assert!(!stands(refusal, 10, 0) && refusal.unsure(order(10), 0) == Some(Unsure::ALL));
 }
 
 #[test]
-fn a_look_that_was_overtaken_says_nothing() {
+fn a_look_says_nothing_where_something_came_free_meanwhile() {
     let word = AtomicU64::new(0);
     let refusal = Refusal::new(&word);
     let large = refusal.begin(order(5), 0);
     let small = refusal.begin(order(2), 0);
-    assert!(!refusal.conclude(large), "another one was written over it");
-    let again = refusal.begin(order(5), 0);
-    assert!(refusal.conclude(again) && refusal.stands(order(5), 0), "the smaller one may have been found");
-    assert!(!refusal.conclude(small), "if not, it looks again");
-    assert!(refusal.conclude(refusal.begin(order(2), 0)) && refusal.stands(order(2), 0));
+    refusal.withdraw(0, order(1));
+    assert!(refusal.conclude(large, Unsure::NONE) && stands(refusal, 5, 0) && !stands(refusal, 2, 0));
+    assert!(refusal.conclude(small, Unsure::NONE) && stands(refusal, 2, 0));
     let known = refusal.begin(order(7), 0);
-    assert!(refusal.conclude(known) && refusal.stands(order(2), 0), "that of the smaller one stays");
-    refusal.withdraw(order(9));
+    assert!(refusal.conclude(known, Unsure::NONE) && stands(refusal, 2, 0), "that of the smaller one stays");
+    let disturbed = refusal.begin(order(7), 0);
+    refusal.withdraw(0, order(9));
+    assert!(!refusal.conclude(disturbed, Unsure::NONE) && !stands(refusal, 9, 0) && stands(refusal, 10, 0));
     let next = refusal.begin(order(2), 0);
-    assert!(!refusal.conclude(small) && refusal.conclude(next));
+    assert!(!refusal.conclude(small, Unsure::NONE) && refusal.conclude(next, Unsure::NONE));
+    // Where it may not be remembered it is true all the same.
+    refusal.withdraw(0, Order::MAX);
+    let unsure = refusal.begin(order(2), 0);
+    assert!(refusal.conclude(unsure, Unsure::NONE.with(5)) && !stands(refusal, 2, 0));
+}
+
+#[test]
+fn a_look_goes_where_something_came_free_since_the_last_one() {
+    let word = AtomicU64::new(0);
+    let refusal = Refusal::new(&word);
+    assert_eq!(refusal.begin(order(6), 0).unsure, Unsure::ALL, "nothing is known");
+    refuse(refusal, 6);
+    refusal.withdraw(3, order(6));
+    assert_eq!(unsure_trees(refusal, 6), [3]);
+    assert_eq!(unsure_trees(refusal, 7), [0; 0], "refused still");
+    assert_eq!(refusal.unsure(order(5), 0), Some(Unsure::ALL), "smaller ones were not looked for");
+    refusal.withdraw(4 + 16, order(8));
+    assert_eq!(unsure_trees(refusal, 7), [3, 4], "trees that leave the same rest are one group");
+    // Somebody is at work in tree 3.
+    let looking = refusal.begin(order(6), 0);
+    assert!(refusal.conclude(looking, Unsure::NONE.with(3)));
+    assert_eq!(unsure_trees(refusal, 6), [3]);
+    // A larger block was looked for and is refused: that says nothing of the smaller ones ...
+    refuse(refusal, 8);
+    assert_eq!((unsure_trees(refusal, 6), stands(refusal, 8, 0)), ([3].into(), true));
+    // ... unless so many trees are unsure that it is worth more to know it of larger ones.
+    [7, 8].into_iter().for_each(|tree| refusal.withdraw(tree, order(6)));
+    refusal.withdraw(9, order(8));
+    assert_eq!(unsure_trees(refusal, 8), [3, 7, 8, 9]);
+    refuse(refusal, 8);
+    assert_eq!(refusal.unsure(order(6), 0), Some(Unsure::ALL));
+    [order(6), order(8)].into_iter().for_each(|order| refusal.withdraw(11, order));
+    assert_eq!(unsure_trees(refusal, 8), [11]);
+}
+
+/// Blocks that somebody freed who was stopped before he told are not hidden for good.
+#[test]
+fn some_looks_see_every_tree() {
+    let word = AtomicU64::new(0);
+    let refusal = Refusal::new(&word);
+    refuse(refusal, 6);
+    let sees_all = |_: &u32| {
+        refusal.withdraw(2, order(6));
+        let looking = refusal.begin(order(6), 0);
+        assert!(refusal.conclude(looking, Unsure::NONE));
+        looking.unsure == Unsure::ALL
+    };
+    assert_eq!((0..64).filter(sees_all).count(), 4);
+}
+
+#[test]
+fn what_the_host_may_make_whole_is_not_refused_for_good() {
+    let word = AtomicU64::new(0);
+    let refusal = Refusal::new(&word);
+    refuse(refusal, 10);
+    assert!(refusal.has_undoubted_pairs(4));
+    refusal.doubt_pairs(4);
+    assert!(!stands(refusal, 10, 0) && !refusal.has_undoubted_pairs(4));
+    assert!(refusal.unsure(Order::MAX, 0).expect("doubted").has(4));
+    let looking = refusal.begin(Order::MAX, 0);
+    refusal.doubt_pairs(4);
+    assert!(refusal.conclude(looking, Unsure::NONE), "nothing came free that is enough");
+    assert!(!stands(refusal, 10, 0) && refusal.unsure(Order::MAX, 0).expect("doubted").has(4));
+    // Smaller blocks are refused, and one comes free within a look that was doubted.
+    refusal.withdraw(4, Order::MAX);
+    let looking = refusal.begin(order(7), 0);
+    refusal.doubt_pairs(4);
+    assert!(refusal.conclude(looking, Unsure::NONE) && stands(refusal, 7, 0));
+    refusal.withdraw(4, Order::HUGE);
+    assert!(!stands(refusal, 10, 0));
 }
 
 #[test]
@@ -411,7 +508,7 @@ fn a_look_is_not_disturbed_by_who_frees_within_a_look_beside_what_is_held() {
     let looking = tenant.refusal.begin(Order::MAX, 0);
     _ = tenant.lower.take(HugeId(0), Order::HUGE).expect("free");
     tenant.free(FrameId(0), Order::HUGE).expect("ours");
-    assert!(tenant.refusal.is_undisturbed(looking), "nothing that fits came free");
+    assert!(tenant.refusal.conclude(looking, Unsure::NONE.with(0)), "nothing that fits came free");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use crate::entries::Want;
 use crate::hint::tree_of;
 use crate::query::{Broken, Query};
+use crate::refusal::Unsure;
 use crate::spot::Spot;
 use crate::steps::{HUGE_GOOD, HUGE_PASSES, NO_STEP, PARTIAL_PASSES, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES};
 use crate::tenant::Tenant;
@@ -31,6 +32,7 @@ const LOOKS_PER_SEARCH: u32 = 8;
 struct Walk<'s, 't> {
     tenant: &'s Tenant<'t>,
     query: Query,
+    unsure: Unsure,
     broken: &'s Broken,
     home: u32,
     /// Trees in use are looked at after the free ones.
@@ -55,7 +57,7 @@ impl Tenant<'_> {
         spot: &mut Spot,
         query: Query,
         everywhere: bool,
-        broken: &Broken,
+        (unsure, broken): (Unsure, &Broken),
     ) -> Option<(u32, u8)> {
         let is_huge = query.order.is_huge();
         let own = self.own_tree(spot, query);
@@ -69,6 +71,9 @@ impl Tenant<'_> {
         let mut best = near.unwrap_or((0, NO_STEP));
         if everywhere {
             let mut look = |tree| {
+                if !unsure.has(tree) {
+                    return;
+                }
                 let step = query.step_of(self, self.trees.get(tree));
                 if step < best.1 && !broken.has(tree) {
                     best = (tree, step);
@@ -89,7 +94,7 @@ impl Tenant<'_> {
         }
         let pays_off = !is_huge && spot.is_paying_off(query.order);
         let few_looks = if spot.few_searches > 0 { MORE_LOOKS_FOR_FEW } else { MORE_LOOKS };
-        let mut walk = Walk { tenant: self, query, broken, home, pays_off, best, few_looks, looked: 0 };
+        let mut walk = Walk { tenant: self, query, unsure, broken, home, pays_off, best, few_looks, looked: 0 };
         if !spot.vicinity.is_all() {
             walk.go(spot.vicinity);
         }
@@ -128,7 +133,7 @@ impl Walk<'_, '_> {
         let trees = tenant.trees;
         let mut best = self.best;
         'lap: for run in vicinity.lap(self.home, trees.len()) {
-            for tree in run {
+            for tree in run.filter(|tree| self.unsure.has(*tree)) {
                 let hint = trees.get(tree);
                 let step = query.step_of(tenant, hint);
                 if step < best.1 && !hint.is_reserved() && !broken.has(tree) {
