@@ -13,6 +13,7 @@
 
 mod crowded;
 mod huge;
+mod places;
 mod record;
 mod rest;
 
@@ -177,32 +178,6 @@ impl<'a> Cpu<'a> {
         let taken = near.or_else(|| self.alloc_slow(order, class))?;
         self.next_rows = FrameId(taken.frame.0 + order.frames());
         Some(taken)
-    }
-
-    /// A block where one of its order was freed lately, if it is free still and nobody else's tree.
-    #[inline]
-    fn take_warm(&mut self, order: Order, class: Class) -> Option<Taken> {
-        if self.warm.has(order) { self.take_warmest(order, class) } else { None }
-    }
-
-    #[inline(never)]
-    fn take_warmest(&mut self, order: Order, class: Class) -> Option<Taken> {
-        let frame = self.warm.pop(order)?;
-        let huge = frame.huge()?;
-        let tree = tree_of(huge);
-        let hint = self.tenant.trees.get(tree);
-        let is_ours = || {
-            let small = self.spot.small[usize::from(class.get())].map(tree_of);
-            [small, self.spot.last_tree].contains(&Some(tree))
-        };
-        // What came free as a whole meanwhile is not cut up again.
-        let is_in_use = self.tenant.entry(huge).is_some_and(HugeEntry::has_room);
-        if hint.class() != class || hint.is_reserved() && !is_ours() || !is_in_use {
-            return None;
-        }
-        let lower = &self.tenant.lower;
-        let taken = if order < Order::ROW { lower.take_in_row(frame, order) } else { lower.take_rows_at(frame, order) };
-        self.tenant.noted(huge, taken)
     }
 
     /// Frees a block, no matter which CPU allocated it.

@@ -57,12 +57,15 @@ impl Tenant<'_> {
         if full != 0 { (full, full == all) } else { (all, true) }
     }
 
-    /// Remembers where a single block came from, and where more of its kind may be.
+    /// Remembers where a single block came from, and where more of its kind may be; not abroad, where others are at work: the
+    /// next one may be had at home again.
     pub(crate) fn remember(&self, spot: &mut Spot, query: Query, huge: HugeId) {
-        let Query { order, class, .. } = query;
+        let (Query { order, class, .. }, tree) = (query, tree_of(huge));
+        if !spot.vicinity.has(tree, self.trees.len()) {
+            return;
+        }
         spot.remember(order, class, huge);
         if class == Class::MOVABLE {
-            let tree = tree_of(huge);
             spot.list(order, tree, self.fitting(tree, order), huge);
         }
     }

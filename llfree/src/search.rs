@@ -252,6 +252,8 @@ impl Tenant<'_> {
         let mut broken = Broken::default();
         if query.single
             && let Some(tree) = spot.last_tree
+            // Abroad others are at work, and at home there may be something again.
+            && spot.vicinity.has(tree, self.trees.len())
             && let Some(found) = self.search_last(spot, query, tree, &mut broken, &mut grab)
         {
             return Some(found);

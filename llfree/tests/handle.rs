@@ -3,7 +3,7 @@
 
 use crate::common::{Table, order, ready};
 use llfree::biased::TOGETHER;
-use llfree::{Allocation, Biased, Class, Cpu, Fence, FreeError, FullFence, HANDLE_FRAMES, Reclaim};
+use llfree::{Allocation, Biased, Class, Cpu, Fence, FreeError, FullFence, HANDLE_FRAMES, Reclaim, Tenant};
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -242,6 +242,54 @@ fn a_handle_comes_home_when_there_is_room() {
     // It is abroad now, with a part of a huge frame in hand.
     let abroad = (0..4000).filter(|_| !is_lower(&take(&mut first))).count();
     assert!(abroad <= 512, "{abroad} of 4000 frames");
+}
+
+/// Both handles of a table of 512 huge frames have taken all blocks of an order in their halves, and every second one in the upper
+/// half is free. Those of the lower half.
+fn all_but_half_of_the_upper_half(tenant: &Tenant<'_>, cpus: [&mut Cpu<'_>; 2], order: Order) -> Vec<FrameId> {
+    let [first, second] = cpus;
+    let is_lower = |frame: &FrameId| frame.0 < 256 * 512;
+    let take = |cpu: &mut Cpu<'_>| cpu.alloc(order).ok().map(ready);
+    let (one, other) = (take(first).expect("free"), take(second).expect("free"));
+    assert!(is_lower(&one) && !is_lower(&other));
+    let upper: Vec<_> = std::iter::from_fn(|| take(second).filter(|frame| !is_lower(frame))).collect();
+    upper.iter().step_by(2).for_each(|frame| tenant.free(*frame, order).expect("ours"));
+    std::iter::from_fn(|| take(first).filter(is_lower)).collect()
+}
+
+/// Where home had no block left a handle took all that it needed from the tree where it found one, whatever came free at home.
+#[test]
+fn the_next_block_comes_from_home_if_it_has_one_again() {
+    for o in [6, 7, 8] {
+        let table = Table::installed(512);
+        let tenant = table.tenant();
+        let (mut first, mut second) = (tenant.cpu(), tenant.cpu());
+        let lower = all_but_half_of_the_upper_half(&tenant, [&mut first, &mut second], order(o));
+        let is_lower = |frame: FrameId| frame.0 < 256 * 512;
+        assert!(!is_lower(ready(first.alloc(order(o)).expect("free"))), "order {o}: home has none");
+        lower.iter().step_by(2).for_each(|frame| tenant.free(*frame, order(o)).expect("ours"));
+        let abroad = (0..100).filter(|_| !is_lower(ready(first.alloc(order(o)).expect("free")))).count();
+        assert!(abroad <= 32, "order {o}: {abroad} of 100 blocks");
+    }
+}
+
+/// A block that was freed abroad came back from there, so that blocks among others' never became fewer.
+#[test]
+fn places_at_home_come_before_those_abroad() {
+    for o in [3, 6, 8] {
+        let table = Table::installed(512);
+        let tenant = table.tenant();
+        let (mut first, mut second) = (tenant.cpu(), tenant.cpu());
+        let lower = all_but_half_of_the_upper_half(&tenant, [&mut first, &mut second], order(o));
+        let abroad = ready(first.alloc(order(o)).expect("free"));
+        assert!(abroad.0 >= 256 * 512, "order {o}");
+        // No two in one row: these would gather in a register.
+        let home = lower[lower.len() / 2];
+        for block in [home, abroad] {
+            first.free(block, order(o)).expect("ours");
+        }
+        assert_eq!(ready(first.alloc(order(o)).expect("free")), home, "order {o}");
+    }
 }
 
 /// Memory that needs an install was taken near by while there was backed memory elsewhere.

@@ -11,9 +11,8 @@ use crate::class::Class;
 use crate::entries::Want;
 use crate::error::FreeError;
 use crate::hint::tree_of;
-use crate::spot::{Freed, Listed};
+use crate::spot::Listed;
 use crate::taken::Taken;
-use crate::warm::Warm;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
 /// Places that are tried before a search.
@@ -70,8 +69,8 @@ impl Cpu<'_> {
     #[inline(never)]
     fn take_warm_pair(&mut self) -> Option<Taken> {
         for _ in 0..TRIES {
-            let pair = match self.warm.pop(Order::MAX) {
-                Some(warm) => warm.huge()?,
+            let pair = match self.pop_place(Order::MAX) {
+                Some(place) => place.huge()?,
                 None => {
                     // The tree may have gone to a newcomer.
                     self.tenant.look_around(&mut self.spot);
@@ -109,15 +108,6 @@ impl Cpu<'_> {
     fn is_in_others_tree(&self, huge: HugeId) -> bool {
         let tree = tree_of(huge);
         self.spot.tree != Some(tree) && self.tenant.trees.get(tree).is_reserved()
-    }
-
-    /// Forgets the places: others may use them for what they like while this handle sleeps.
-    pub(super) fn forget_places(&mut self) {
-        self.warm = Warm::NOTHING;
-        self.spot.freed = Freed::NOTHING;
-        self.spot.lone = Listed::NOTHING;
-        self.spot.freed_pair = None;
-        self.spot.pairs = Listed::NOTHING;
     }
 
     /// What a free does as a rule, with no call before its end: so it saves no register.
