@@ -26,12 +26,12 @@ pub(crate) fn bits<T: Copy, const N: usize>(words: &[T; N], likes: impl Fn(T) ->
     imp::bits(&flags)
 }
 
-#[cfg(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, miri))))]
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, lines, miri))))]
 use eight as imp;
-#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, miri)))))]
+#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, lines, miri)))))]
 use single as imp;
 
-#[cfg(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, miri))))]
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, lines, miri))))]
 mod eight {
     use super::{AtomicU16, LANES};
     use core::arch::asm;
@@ -79,7 +79,10 @@ mod eight {
 }
 
 /// Word by word.
-#[cfg(any(test, not(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, miri))))))]
+#[cfg(any(
+    test,
+    not(all(target_arch = "x86_64", target_feature = "sse2", not(any(loom, shuttle, stepping, lines, miri))))
+))]
 mod single {
     use super::{AtomicU16, LANES};
     use crate::sync::Ordering;

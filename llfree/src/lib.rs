@@ -84,9 +84,9 @@
 //! cpu.free(block.frame(), block.order())?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-#![cfg_attr(not(any(loom, shuttle, stepping)), no_std)]
+#![cfg_attr(not(any(loom, shuttle, stepping, lines)), no_std)]
 #![cfg_attr(
-    any(loom, shuttle, stepping),
+    any(loom, shuttle, stepping, lines),
     expect(dead_code, reason = "a model uses a part of the crate and its atomics")
 )]
 
@@ -133,7 +133,7 @@ mod sync;
 pub mod table;
 mod taken;
 pub mod tenant;
-#[cfg(all(test, not(any(loom, shuttle, stepping))))]
+#[cfg(all(test, not(any(loom, shuttle, stepping, lines))))]
 mod tests;
 mod vicinity;
 mod violation;
@@ -149,6 +149,9 @@ mod models;
 mod models;
 #[cfg(all(test, shuttle))]
 #[path = "../models/shuttle/mod.rs"]
+mod models;
+#[cfg(all(test, lines))]
+#[path = "../models/lines/mod.rs"]
 mod models;
 
 pub use biased::{Biased, Fence, FullFence};

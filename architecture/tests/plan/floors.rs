@@ -47,6 +47,7 @@ pub(crate) const PLAN: &[Room] = &[
     Room { name: "llfree-loom", sees: &["shared-layout"], others: Not(MACHINE) },
     Room { name: "llfree-shuttle", sees: &["shared-layout"], others: Not(MACHINE) },
     Room { name: "llfree-crash", sees: &["shared-layout"], others: Not(MACHINE) },
+    Room { name: "llfree-lines", sees: &["shared-layout"], others: Not(MACHINE) },
     // What runs inside a guest.
     Room { name: "llfree-agent-core", sees: &["shared-layout", "guest-abi", "agent-abi"], others: Only(&["zerocopy"]) },
     Room {
