@@ -159,19 +159,11 @@ impl TreeHint {
 
     /// The largest block that is promised and not by another hint.
     pub(crate) fn largest_over(self, other: Self) -> Option<Order> {
-        let gained = other.with_all_of(self).0 & !other.0;
-        match gained {
-            gained if gained & PAIR != 0 => Some(Order::MAX),
-            gained if gained & (FREE | INSTALLED) != 0 => Some(Order::HUGE),
-            _ if self.promises_more_than(other) => Some(self.longest_run()),
-            _ => None,
+        if !self.promises_more_than(other) {
+            return None;
         }
-    }
-
-    /// The longest run that is promised in huge frames in use; the longest there is for what no count says.
-    fn longest_run(self) -> Order {
-        let order = ((self.0 & RUN_MASK) >> RUN_SHIFT).saturating_sub(1);
-        Order::new(order as u8).unwrap_or(Order::MAX)
+        let is_new = |order: &Order| !self.offer(*order).is_none() && other.offer(*order).is_none();
+        (0..=Order::MAX.get()).rev().filter_map(Order::new).find(is_new)
     }
 
     /// Whether an entry with room, after a free, has more than is promised.
@@ -455,6 +447,7 @@ impl<'a> Trees<'a> {
 mod tests {
     use super::*;
     use crate::entries::PLENTY;
+    use std::vec::Vec;
 
     fn used(free: u16) -> HugeEntry {
         HugeEntry::FREE_INSTALLED.take(512 - free).expect("in range")
@@ -541,8 +534,24 @@ mod tests {
         let (huge, pair) = (of(&[512, 256]), of(&[512, 512]));
         assert_eq!((huge.largest_over(half), half.largest_over(huge)), (Some(Order::HUGE), None));
         assert_eq!((pair.largest_over(huge), pair.largest_over(none)), (Some(Order::MAX), Some(Order::MAX)));
-        assert_eq!(huge.largest_over(pair), Some(order(8)), "room in a huge frame in use");
-        assert_eq!(TreeHint(RUN_MASK).largest_over(none), Some(Order::MAX), "no count says so");
+        assert_eq!(huge.largest_over(pair), None, "what room there is in huge frames in use fits in one that is free");
+    }
+
+    #[test]
+    fn whatever_is_offered_beyond_another_hint_is_no_larger() {
+        let hints = || (0..=u16::MAX).filter(|bits| bits & !(COUNTED & !LONE) == 0).map(TreeHint);
+        let offers = |hint: TreeHint| {
+            (0..=Order::MAX.get())
+                .filter(move |order| Order::new(*order).is_some_and(|order| !hint.offer(order).is_none()))
+        };
+        let masks: Vec<(TreeHint, u16)> =
+            hints().map(|hint| (hint, offers(hint).fold(0, |mask, order| mask | 1 << order))).collect();
+        for (new, offered) in &masks {
+            for (old, known) in &masks {
+                let largest = (offered & !known).checked_ilog2().and_then(|order| Order::new(order as u8));
+                assert_eq!(new.largest_over(*old), largest, "{new:?} over {old:?}");
+            }
+        }
     }
 
     #[test]
