@@ -4,7 +4,7 @@
 
 use crate::lanes::bits;
 use shared_layout::table::HUGE_PER_TREE;
-use shared_layout::{HugeEntry, HugeId, Order};
+use shared_layout::{Glance, HugeEntry, HugeId, Order};
 
 /// The goal of a search: room in huge frames that are in use already, from the fullest trees to
 /// the emptiest (so that what is nearly empty gets a chance to become free), or free huge frames.
@@ -91,6 +91,12 @@ impl Entries {
     /// Whether one of them may have a block of `order` below 9.
     pub(crate) fn fits(&self, order: Order) -> bool {
         self.entries.iter().any(|entry| entry.may_fit(order))
+    }
+
+    /// What is set in any of them.
+    #[inline]
+    pub(crate) fn glance(&self) -> Glance {
+        self.entries.iter().copied().fold(Glance::default(), Glance::and)
     }
 
     /// Whether a search for `order` that tried those in `tried` would try another one.

@@ -37,6 +37,9 @@ impl Tenant<'_> {
         }
         for _ in 0..LISTED_TRIES {
             let huge = spot.next_listed(order)?;
+            if !spot.may_stay_in(tree_of(huge), self.trees.len()) {
+                return None;
+            }
             if self.lower.entry(huge).is_some_and(|entry| entry.may_fit_in_part(order) && entry.has_room())
                 && let Some(taken) = self.grab(huge, order)
             {
@@ -57,15 +60,12 @@ impl Tenant<'_> {
         if full != 0 { (full, full == all) } else { (all, true) }
     }
 
-    /// Remembers where a single block came from, and where more of its kind may be; not abroad, where others are at work: the
-    /// next one may be had at home again.
+    /// Remembers where a single block came from, and where more of its kind may be.
     pub(crate) fn remember(&self, spot: &mut Spot, query: Query, huge: HugeId) {
-        let (Query { order, class, .. }, tree) = (query, tree_of(huge));
-        if !spot.vicinity.has(tree, self.trees.len()) {
-            return;
-        }
+        let Query { order, class, .. } = query;
         spot.remember(order, class, huge);
         if class == Class::MOVABLE {
+            let tree = tree_of(huge);
             spot.list(order, tree, self.fitting(tree, order), huge);
         }
     }

@@ -8,8 +8,8 @@
 //!
 //! Where memory is short blocks are refused and come free all the time, and a look at a tree takes its lines from those
 //! who are at work there. So what comes free contradicts no more than it has to: larger blocks stay refused, and those trees
-//! are [unsure](Unsure) in which something came free since they were looked at. The next look goes to these alone; now
-//! and then one sees all, so that what somebody freed who was stopped before he told is not hidden for good.
+//! are [unsure](Unsure) in which something came free since they were looked at. The next look goes to these alone; of
+//! those of a handle one in some sees all, so that what somebody freed who was stopped before he told is not hidden for good.
 //!
 //! It is not remembered where the host may make a block possible, for it tells nobody: where it holds a huge frame, and
 //! where a huge frame comes free meanwhile whose other half it holds ([`doubt_pairs`](Refusal::doubt_pairs)).
@@ -61,8 +61,6 @@ impl Field {
     }
 }
 
-/// One look in so many sees every tree.
-const LOOKS_AT_ALL: u64 = 16;
 /// Groups of trees that stay unsure for a smaller order while larger ones are looked for; with more it is forgotten that the
 /// smaller one was known.
 const MOST_UNSURE: u32 = 3;
@@ -166,7 +164,6 @@ impl Word {
         let next = if self.is_contradicted_by(largest) {
             let refused = match self.order(REFUSED) {
                 refused if refused > largest => refused,
-                _ if self.is_doubted() && largest + 1 == MAX => u64::MAX,
                 _ => largest + 1,
             };
             noted.next().with_order(REFUSED, refused)
@@ -176,12 +173,18 @@ impl Word {
         (next != self).then_some(next)
     }
 
-    /// The same word, but order 10 is not refused for good, least of all because of this tree; `None` if it is not anyway.
+    /// After a huge frame came free beside one that the host holds: order 10 is not refused for good, least of all because of
+    /// this tree; `None` if it is not anyway. For all smaller orders it is a block, and what was said of these is not to go on
+    /// as a refusal of order 10.
     fn without_pairs(self, tree: u32) -> Option<Self> {
+        let (refused, looking) = (self.order(REFUSED), self.order(LOOKING));
+        if refused.min(looking) < MAX {
+            return self.without(tree, MAX);
+        }
         let noted = self.unsure_of(tree, MAX);
-        let next = match (self.order(REFUSED) == MAX, self.order(LOOKING) <= MAX) {
-            (is_refused, true) => noted.with(DOUBTED, 1).with(REFUSED, if is_refused { 0 } else { REFUSED.of(self.0) }),
+        let next = match (refused == MAX, looking == MAX) {
             (true, false) => noted.next().with(REFUSED, 0),
+            (_, true) => noted.with(DOUBTED, 1).with(REFUSED, 0),
             (false, false) => noted,
         };
         (next != self).then_some(next)
@@ -259,9 +262,7 @@ impl<'a> Refusal<'a> {
         });
         change_before_looks();
         let word = begun.unwrap_or(Word(0));
-        let number = NUMBER.of(word.0);
-        let unsure = if number.is_multiple_of(LOOKS_AT_ALL) { Unsure::ALL } else { word.unsure(order) };
-        Looking { number, order, unsure }
+        Looking { number: NUMBER.of(word.0), order, unsure: word.unsure(order) }
     }
 
     /// The look is over: whether the refusal stands. If it left no tree `unsure`, others may believe it.

@@ -106,7 +106,9 @@ impl Tenant<'_> {
             let is_scattered = order == Order::MAX && spot.spares && !spot.any && self.trees.are_few();
             if class == Class::HUGE && !is_scattered { self.take_near(spot, query) } else { None }
         } else {
-            let near = [spot.small[usize::from(class.get())], spot.last_of(order, class)];
+            let last = spot.last_of(order, class);
+            let last = last.filter(|huge| spot.may_stay_in(tree_of(*huge), self.trees.len()));
+            let near = [spot.small[usize::from(class.get())], last];
             let fits = |huge: &HugeId| self.lower.entry(*huge).is_some_and(|entry| entry.may_fit(order));
             let near = near.into_iter().flatten().filter(fits).find_map(|huge| self.grab(huge, order));
             near.or_else(|| self.take_listed(spot, query)).or_else(|| self.take_fresh(spot, query))
@@ -252,8 +254,7 @@ impl Tenant<'_> {
         let mut broken = Broken::default();
         if query.single
             && let Some(tree) = spot.last_tree
-            // Abroad others are at work, and at home there may be something again.
-            && spot.vicinity.has(tree, self.trees.len())
+            && spot.may_stay_in(tree, self.trees.len())
             && let Some(found) = self.search_last(spot, query, tree, &mut broken, &mut grab)
         {
             return Some(found);
@@ -383,19 +384,22 @@ impl Tenant<'_> {
         loop {
             let epoch = self.return_epoch.load(Ordering::Acquire);
             let looking = self.refusal.begin(order, epoch);
+            let to_see = if spot.sees_all() { Unsure::ALL } else { looking.unsure };
             let (mut unsure, mut came_free) = (Unsure::NONE, false);
-            for tree in (0..self.trees.len()).filter(|tree| looking.unsure.has(*tree)) {
-                // Before the look: what comes free after that finds no promise either, and withdraws.
+            for tree in (0..self.trees.len()).filter(|tree| to_see.has(*tree)) {
+                // Before the look: what comes free after that finds no promise either, and withdraws. What the host holds may
+                // come back at any moment, after a reclaim that failed without a new epoch: so one look tells what it holds and
+                // what may serve.
                 let is_promised = !self.trees.get(tree).offer(order).is_none();
-                let glance = self.lower.glance(tree);
-                // What the host holds may come back at any moment, after a reclaim that failed without a new epoch.
+                let entries = self.entries_of(tree);
+                let glance = entries.glance();
                 if glance.has_held() {
                     unsure = unsure.with(tree);
                 }
                 let may_serve = match order {
-                    Order::MAX => glance.has_all_free() && self.entries_of(tree).first(order, Want::Free, 0).is_some(),
+                    Order::MAX => glance.has_all_free() && entries.first(order, Want::Free, 0).is_some(),
                     Order::HUGE => glance.has_all_free(),
-                    _ => glance.may_fit(order) && self.entries_of(tree).fits(order),
+                    _ => glance.may_fit(order) && entries.fits(order),
                 };
                 if !may_serve && !is_promised {
                     continue;
@@ -416,13 +420,9 @@ impl Tenant<'_> {
                 // Others may be at work here. And what came free since, under a promise that was there before, withdrew nothing: it may
                 // be in the host's hands by now, or have been and be back again. In this order: it was there while it was promised.
                 let is_promised = !self.trees.get(tree).offer(order).is_none();
-                let glance = self.lower.glance(tree);
                 let entries = self.entries_of(tree);
-                let is_back = match order {
-                    Order::MAX => entries.first(order, Want::Free, 0).is_some(),
-                    _ => glance.has_all_free(),
-                };
-                if is_promised || glance.has_held() || is_back {
+                let is_back = entries.first(order.max(Order::HUGE), Want::Free, 0).is_some();
+                if is_promised || entries.glance().has_held() || is_back {
                     unsure = unsure.with(tree);
                 }
                 came_free |= entries.has_more(order, tried);
@@ -477,6 +477,7 @@ impl Tenant<'_> {
         }
         if query.single {
             self.remember(spot, query, huge);
+            spot.found_in(tree, self.trees.len());
             let is_partial = query.want(step).is_partial();
             if spot.last_tree != Some(tree) || is_claimed {
                 let old = spot.last_tree.replace(tree).filter(|_| spot.owns_last);

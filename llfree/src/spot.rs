@@ -54,6 +54,10 @@ pub(crate) struct Spot {
     pub(crate) few_searches: u8,
     /// Single blocks that were searched for, modulo 256.
     pub(crate) singles: u8,
+    /// Looks for a block that no hint offers, modulo 256.
+    looks: u8,
+    /// Blocks that may come from beyond the vicinity before it is looked through again.
+    abroad: u8,
     /// Searches for blocks of this order and larger ones that go without a walk over trees in use.
     owed: u32,
     owed_order: Order,
@@ -153,6 +157,12 @@ impl Listed {
     }
 }
 
+/// One look in so many sees every tree, whatever is known of it.
+const LOOKS_AT_ALL: u8 = 16;
+/// Blocks that a handle takes beyond its vicinity for one search: that costs each of them little, and there may be some at home
+/// again.
+const STAY_ABROAD: u8 = 32;
+
 const SMALL_ORDERS: usize = Order::HUGE.get() as usize;
 
 /// See [`Spot::reserved_trees`].
@@ -186,10 +196,35 @@ impl Spot {
             owns_last: false,
             few_searches: 0,
             singles: 0,
+            looks: 0,
+            abroad: 0,
             owed: 0,
             owed_order: Order::BASE,
             stale: 0,
         }
+    }
+
+    /// Whether the next look for a block that no hint offers sees every tree: one in some does, and that of a caller without a
+    /// handle.
+    pub(crate) fn sees_all(&mut self) -> bool {
+        self.looks = self.looks.wrapping_add(1);
+        self.looks % LOOKS_AT_ALL == 1
+    }
+
+    /// A search found a block in this tree: where that is beyond the vicinity some more may come from there.
+    pub(crate) fn found_in(&mut self, tree: u32, trees: u32) {
+        self.abroad = if self.vicinity.has(tree, trees) { 0 } else { STAY_ABROAD };
+    }
+
+    /// Whether the next block may come from a tree without a search: if it is near or it has not been long since one.
+    #[inline]
+    pub(crate) fn may_stay_in(&mut self, tree: u32, trees: u32) -> bool {
+        if self.vicinity.has(tree, trees) {
+            return true;
+        }
+        let may = self.abroad > 0;
+        self.abroad -= u8::from(may);
+        may
     }
 
     /// A walk over the trees in use found nothing for `order`, at the cost of so many searches.

@@ -11,7 +11,7 @@ use crate::lower::Lower;
 use crate::query::Query;
 use crate::refusal::{Refusal, Unsure};
 use crate::rows::{ROWS, find_run, longest};
-use crate::spot::Spot;
+use crate::spot::{Place, Spot};
 use crate::sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use crate::tenant::Tenant;
 use crate::vicinity::{Look, Vicinity};
@@ -321,16 +321,22 @@ fn a_look_goes_where_something_came_free_since_the_last_one() {
 /// Blocks that somebody freed who was stopped before he told are not hidden for good.
 #[test]
 fn some_looks_see_every_tree() {
-    let word = AtomicU64::new(0);
-    let refusal = Refusal::new(&word);
-    refuse(refusal, 6);
-    let sees_all = |_: &u32| {
-        refusal.withdraw(2, order(6));
-        let looking = refusal.begin(order(6), 0);
-        assert!(refusal.conclude(looking, Unsure::NONE));
-        looking.unsure == Unsure::ALL
-    };
-    assert_eq!((0..64).filter(sees_all).count(), 4);
+    let mut spot = Spot::at(Vicinity::all(0), None);
+    let all: Vec<usize> = (0..300).filter(|_| spot.sees_all()).collect();
+    assert!(all.len() >= 300 / 16 && all[0] == 0 && all.windows(2).all(|two| two[1] - two[0] <= 16), "{all:?}");
+    assert!(Spot::unpack(7, 16, &Place::numbered(0)).sees_all(), "without a handle all do");
+}
+
+#[test]
+fn a_few_blocks_come_from_abroad_for_one_search() {
+    let mut spot = Spot::at(Vicinity::of(4, 4), None);
+    assert!(spot.may_stay_in(5, 16) && !spot.may_stay_in(3, 16));
+    spot.found_in(3, 16);
+    let stays = (0..100).filter(|_| spot.may_stay_in(3, 16)).count();
+    assert!((8..=32).contains(&stays), "{stays}");
+    spot.found_in(3, 16);
+    spot.found_in(5, 16);
+    assert!(!spot.may_stay_in(3, 16), "there was one at home");
 }
 
 #[test]
@@ -346,13 +352,38 @@ fn what_the_host_may_make_whole_is_not_refused_for_good() {
     refusal.doubt_pairs(4);
     assert!(refusal.conclude(looking, Unsure::NONE), "nothing came free that is enough");
     assert!(!stands(refusal, 10, 0) && refusal.unsure(Order::MAX, 0).expect("doubted").has(4));
-    // Smaller blocks are refused, and one comes free within a look that was doubted.
+    // A free huge frame is one of the smaller blocks, whoever tells of it: nothing that is said of these says more of pairs.
     refusal.withdraw(4, Order::MAX);
-    let looking = refusal.begin(order(7), 0);
+    refuse(refusal, 7);
+    let looking = refusal.begin(order(3), 0);
     refusal.doubt_pairs(4);
-    assert!(refusal.conclude(looking, Unsure::NONE) && stands(refusal, 7, 0));
+    assert!(!refusal.conclude(looking, Unsure::NONE) && !stands(refusal, 7, 0));
     refusal.withdraw(4, Order::HUGE);
     assert!(!stands(refusal, 10, 0));
+}
+
+/// One half comes free and is the host's before that is told; the other one comes free beside it, and the first promise
+/// makes the second one for it.
+#[test]
+fn a_pair_beside_what_the_host_gives_back_is_not_refused() {
+    for smaller in [3, 9] {
+        let parts = Parts::free(2);
+        let (tenant, host) = (parts.tenant(), parts.host());
+        tenant.recount();
+        let used = [0, 512].map(|frame| tenant.alloc_at(FrameId(frame), Order::HUGE));
+        assert!(used.iter().all(Result::is_ok) && (0..2).all(|_| tenant.alloc(order(smaller)).is_err()));
+        assert!(stands(tenant.refusal, smaller, 0));
+        let first = tenant.give(FrameId(0), Order::HUGE).expect("ours");
+        let held = host.claim(HugeId(0)).expect("idle").reclaim(Reclaim::Hard).expect("free");
+        let second = tenant.give(FrameId(512), Order::HUGE).expect("ours");
+        assert!(tenant.is_news(HugeId(1), second, 512));
+        tenant.refusal.doubt_pairs(0);
+        tenant.change_hint(0, Order::BASE, |hint| hint.with_free(!first.is_evicted(), false));
+        tenant.change_hint(0, Order::MAX, |hint| hint.with_free(!second.is_evicted(), false));
+        // The discard failed: the frame is as it was, without a new epoch.
+        drop(held);
+        assert!(tenant.alloc(Order::MAX).is_ok(), "order {smaller} was refused before");
+    }
 }
 
 #[test]

@@ -257,7 +257,8 @@ fn all_but_half_of_the_upper_half(tenant: &Tenant<'_>, cpus: [&mut Cpu<'_>; 2], 
     std::iter::from_fn(|| take(first).filter(is_lower)).collect()
 }
 
-/// Where home had no block left a handle took all that it needed from the tree where it found one, whatever came free at home.
+/// Where home had no block left a handle took all that it needed from the tree where it found one, whatever came free at home; now a
+/// few.
 #[test]
 fn the_next_block_comes_from_home_if_it_has_one_again() {
     for o in [6, 7, 8] {
@@ -269,7 +270,7 @@ fn the_next_block_comes_from_home_if_it_has_one_again() {
         assert!(!is_lower(ready(first.alloc(order(o)).expect("free"))), "order {o}: home has none");
         lower.iter().step_by(2).for_each(|frame| tenant.free(*frame, order(o)).expect("ours"));
         let abroad = (0..100).filter(|_| !is_lower(ready(first.alloc(order(o)).expect("free")))).count();
-        assert!(abroad <= 32, "order {o}: {abroad} of 100 blocks");
+        assert!(abroad <= 40, "order {o}: {abroad} of 100 blocks");
     }
 }
 

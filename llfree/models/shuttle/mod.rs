@@ -6,6 +6,7 @@
 //!
 //! `cargo test -p llfree-shuttle` runs them.
 
+mod beside;
 #[path = "../shared.rs"]
 mod shared;
 

@@ -1,0 +1,101 @@
+//! Pairs whose halves come free while the host has one of them in hand, which it gives back without a word.
+//!
+//! Order 10 is refused wrongly afterwards if what somebody saw of one half and what another one saw of the other are put together
+//! badly; nothing else would ever mend that. Each run has another history of promises and refusals.
+
+use super::shared::Shared;
+use crate::host::{Reclaim, Residency};
+use crate::tenant::Tenant;
+use shared_layout::{FrameId, HugeEntry, HugeId, Order};
+use shuttle::scheduler::RandomScheduler;
+use std::sync::Arc;
+
+fn order(order: u8) -> Order {
+    Order::new(order).expect("in range")
+}
+
+fn frame(huge: usize) -> FrameId {
+    FrameId(huge as u64 * Order::HUGE.frames())
+}
+
+/// Asks for a block and gives it back.
+fn ask(tenant: &Tenant<'_>, order: Order) -> bool {
+    let Ok(block) = tenant.alloc(order) else { return false };
+    let (frame, order) = block.position();
+    tenant.free(frame, order).expect("ours");
+    true
+}
+
+/// Two pairs.
+const HALVES: usize = 4;
+
+fn run(seed: u64) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let frames = [(HugeEntry::FREE_INSTALLED, Residency::Installed); HALVES];
+    let shared = Arc::new(Shared::new(&frames, |_| 0).listed(rng.bool()));
+    let tenant = shared.tenant();
+    let mut used = [true; HALVES];
+    for half in 0..HALVES {
+        let _ = tenant.alloc_at(frame(half), Order::HUGE).expect("free");
+    }
+    for _ in 0..rng.u8(..4) {
+        let half = rng.usize(..HALVES);
+        if used[half] {
+            tenant.free(frame(half), Order::HUGE).expect("ours");
+        } else {
+            let _ = tenant.alloc_at(frame(half), Order::HUGE).expect("free");
+        }
+        used[half] = !used[half];
+        ask(&tenant, order([3, 9, 10][rng.usize(..3)]));
+    }
+    ask(&tenant, order([3, 9, 10][rng.usize(..3)]));
+    let mut threads = Vec::new();
+    for (half, is_used) in used.into_iter().enumerate() {
+        if !is_used || rng.u8(..4) == 0 {
+            continue;
+        }
+        let (shared, again) = (shared.clone(), rng.u8(..3) == 0);
+        threads.push(shuttle::thread::spawn(move || {
+            let tenant = shared.tenant();
+            tenant.free(frame(half), Order::HUGE).expect("ours");
+            if again && tenant.alloc_at(frame(half), Order::HUGE).is_ok() {
+                tenant.free(frame(half), Order::HUGE).expect("ours");
+            }
+        }));
+    }
+    if rng.bool() {
+        let (shared, order) = (shared.clone(), order([3, 9, 10, 10][rng.usize(..4)]));
+        threads.push(shuttle::thread::spawn(move || _ = ask(&shared.tenant(), order)));
+    }
+    let host = shared.host();
+    let mut held = Vec::new();
+    for _ in 0..rng.usize(1..10) {
+        if let Some(claim) = host.claim(HugeId(rng.u32(..HALVES as u32)))
+            && let Ok(reclaimed) = claim.reclaim(Reclaim::Hard)
+        {
+            held.push(reclaimed);
+            if rng.u8(..4) == 0 {
+                drop(held.swap_remove(rng.usize(..held.len())));
+            }
+        }
+        shuttle::thread::yield_now();
+    }
+    threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    for _ in 0..rng.u8(..3) {
+        ask(&tenant, order([3, 9, 10][rng.usize(..3)]));
+    }
+    // No discard went well: all is as before, without a new epoch.
+    drop(held);
+    let free = tenant.free_blocks();
+    let wanted = order([0, 3, 9, 10, 10, 10][rng.usize(..6)]);
+    let has_one = free[usize::from(wanted.get())..].iter().any(|blocks| *blocks > 0);
+    assert!(!has_one || ask(&tenant, wanted), "seed {seed}: order {} is refused, but {free:?} are free", wanted.get());
+}
+
+#[test]
+fn what_the_host_gives_back_without_a_word_is_not_refused_for_good() {
+    let mut config = shuttle::Config::new();
+    config.stack_size = 1 << 18;
+    let body = || run(shuttle::rand::Rng::r#gen(&mut shuttle::rand::thread_rng()));
+    shuttle::Runner::new(RandomScheduler::new(100_000), config).run(body);
+}
