@@ -157,13 +157,23 @@ impl TreeHint {
         other.with_all_of(self) != other
     }
 
+    /// The largest block that is promised: all smaller ones are as well.
+    fn largest(self) -> Option<Order> {
+        if self.0 & (FREE | INSTALLED) != 0 {
+            return Some(if self.has_pair() { Order::MAX } else { Order::HUGE });
+        }
+        let run = (self.0 & RUN_MASK) >> RUN_SHIFT;
+        let below_huge = Order::HUGE.get() - 1;
+        Order::new((run.checked_sub(1)? as u8).min(below_huge)).filter(|_| self.0 & (ROOM_MASK | FEW) != 0)
+    }
+
     /// The largest block that is promised and not by another hint.
+    #[inline]
     pub(crate) fn largest_over(self, other: Self) -> Option<Order> {
-        if !self.promises_more_than(other) {
+        if self == other {
             return None;
         }
-        let is_new = |order: &Order| !self.offer(*order).is_none() && other.offer(*order).is_none();
-        (0..=Order::MAX.get()).rev().filter_map(Order::new).find(is_new)
+        self.largest().filter(|largest| Some(*largest) > other.largest())
     }
 
     /// Whether an entry with room, after a free, has more than is promised.

@@ -81,7 +81,8 @@ impl Unsure {
 
     #[inline]
     pub(crate) const fn has(self, tree: u32) -> bool {
-        self.0 & Self::of(tree).0 != 0
+        // Most often nothing is known.
+        self.0 == Self::ALL.0 || self.0 & Self::of(tree).0 != 0
     }
 
     pub(crate) const fn with(self, tree: u32) -> Self {

@@ -219,9 +219,11 @@ impl Spot {
     /// Whether the next block may come from a tree without a search: if it is near or it has not been long since one.
     #[inline]
     pub(crate) fn may_stay_in(&mut self, tree: u32, trees: u32) -> bool {
-        if self.vicinity.has(tree, trees) {
-            return true;
-        }
+        self.vicinity.has(tree, trees) || self.may_stay_abroad()
+    }
+
+    #[cold]
+    fn may_stay_abroad(&mut self) -> bool {
         let may = self.abroad > 0;
         self.abroad -= u8::from(may);
         may

@@ -44,7 +44,13 @@ impl Cpu<'_> {
     pub(super) fn pop_place(&mut self, order: Order) -> Option<FrameId> {
         let last = self.warm.pop(order)?;
         let is_home = self.spot.vicinity.has(tree_of(huge_of(last)), self.tenant.trees.len());
-        if is_home { Some(last) } else { self.warm.pop(order).or(Some(last)) }
+        if is_home { Some(last) } else { self.pop_before(order, last) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn pop_before(&mut self, order: Order, abroad: FrameId) -> Option<FrameId> {
+        self.warm.pop(order).or(Some(abroad))
     }
 
     /// Forgets the places: others may use them for what they like while this handle sleeps.
