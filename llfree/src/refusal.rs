@@ -68,25 +68,28 @@ const MOST_UNSURE: u32 = 3;
 /// The trees in which something may have come free since they were looked at, in groups: those whose numbers leave the same rest.
 /// Of a table of up to 1 GiB each tree is a group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Unsure(u64);
+pub(crate) struct Unsure(
+    /// The groups again and again, so that a tree's bit is where it is asked for.
+    u64,
+);
 
 impl Unsure {
     const GROUPS: u32 = 16;
     pub(crate) const NONE: Self = Self(0);
-    pub(crate) const ALL: Self = Self((1 << Self::GROUPS) - 1);
+    pub(crate) const ALL: Self = Self(u64::MAX);
 
-    const fn of(tree: u32) -> Self {
-        Self(1 << (tree % Self::GROUPS))
+    const fn of(groups: u64) -> Self {
+        const AGAIN: u64 = u64::MAX / ((1 << Unsure::GROUPS) - 1);
+        Self((groups & ((1 << Self::GROUPS) - 1)) * AGAIN)
     }
 
     #[inline]
     pub(crate) const fn has(self, tree: u32) -> bool {
-        // Most often nothing is known.
-        self.0 == Self::ALL.0 || self.0 & Self::of(tree).0 != 0
+        self.0 >> (tree % u64::BITS) & 1 != 0
     }
 
     pub(crate) const fn with(self, tree: u32) -> Self {
-        Self(self.0 | Self::of(tree).0)
+        Self(self.0 | Self::of(1 << (tree % Self::GROUPS)).0)
     }
 }
 
@@ -135,13 +138,13 @@ impl Word {
 
     /// The trees that may have a block of `order`.
     const fn unsure(self, order: u64) -> Unsure {
-        if self.order(KNOWN) <= order { Unsure(UNSURE.of(self.0)) } else { Unsure::ALL }
+        if self.order(KNOWN) <= order { Unsure::of(UNSURE.of(self.0)) } else { Unsure::ALL }
     }
 
     /// The same where a tree may have a block of `largest`.
     const fn unsure_of(self, tree: u32, largest: u64) -> Self {
         let known = self.order(KNOWN) <= largest;
-        if known { self.with(UNSURE, UNSURE.of(self.0) | Unsure::of(tree).0) } else { self }
+        if known { self.with(UNSURE, self.unsure(largest).with(tree).0) } else { self }
     }
 
     /// The next number: nothing is looked for.
