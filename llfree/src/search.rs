@@ -576,7 +576,7 @@ impl Tenant<'_> {
             }
             new
         });
-        // A look may have begun and seen the old hint meanwhile; and who frees here from now on finds the promise made.
+        // A look may have begun and seen the old hint meanwhile; and frees from now on find the promise made.
         if let Some(largest) = new.largest_over(old) {
             self.refusal.withdraw(tree, largest.max(least));
         }

@@ -157,7 +157,7 @@ impl Listed {
     }
 }
 
-/// One look in so many sees every tree, whatever is known of it.
+/// A look in this many sees every tree, whatever is known of it.
 const LOOKS_AT_ALL: u8 = 16;
 /// Blocks that a handle takes beyond its vicinity for one search: that costs each of them little, and there may be some at home
 /// again.

@@ -308,7 +308,7 @@ fn a_look_goes_where_something_came_free_since_the_last_one() {
     // A larger block was looked for and is refused: that says nothing of the smaller ones ...
     refuse(refusal, 8);
     assert_eq!((unsure_trees(refusal, 6), stands(refusal, 8, 0)), ([3].into(), true));
-    // ... unless so many trees are unsure that it is worth more to know it of larger ones.
+    // ... unless more trees are unsure than that is worth.
     [7, 8].into_iter().for_each(|tree| refusal.withdraw(tree, order(6)));
     refusal.withdraw(9, order(8));
     assert_eq!(unsure_trees(refusal, 8), [3, 7, 8, 9]);
@@ -352,7 +352,7 @@ fn what_the_host_may_make_whole_is_not_refused_for_good() {
     refusal.doubt_pairs(4);
     assert!(refusal.conclude(looking, Unsure::NONE), "nothing came free that is enough");
     assert!(!stands(refusal, 10, 0) && refusal.unsure(Order::MAX, 0).expect("doubted").has(4));
-    // A free huge frame is one of the smaller blocks, whoever tells of it: nothing that is said of these says more of pairs.
+    // A free huge frame is one of the smaller blocks: nothing that is said of these says more of pairs.
     refusal.withdraw(4, Order::MAX);
     refuse(refusal, 7);
     let looking = refusal.begin(order(3), 0);

@@ -73,7 +73,7 @@ fn part(layout: &TableLayout, offset: u64) -> &'static str {
     }
 }
 
-/// Lines that were fetched in 100 operations with so many percent of memory in use; says of which part of the table.
+/// Lines that were fetched in 100 operations with `percent` % of memory in use; prints of which part of the table.
 fn fetched(percent: u64, seed: u64) -> f64 {
     let layout = TableLayout::new(HUGE).expect("in range");
     let mut memory = Memory::new(layout.total as usize);
