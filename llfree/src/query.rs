@@ -3,7 +3,9 @@
 use crate::class::{Class, Rank};
 use crate::entries::Want;
 use crate::hint::TreeHint;
-use crate::steps::{HUGE_NEAR, HUGE_STEPS, HUGE_TABLE, NO_STEP, SMALL_NEAR, SMALL_STEPS, SMALL_TABLE, Step};
+use crate::steps::{
+    HUGE_NEAR, HUGE_STEPS, HUGE_TABLE, NO_STEP, SMALL_NEAR, SMALL_STEPS, SMALL_TABLE, SMALL_TURNS, Step,
+};
 use crate::tenant::Tenant;
 use shared_layout::Order;
 
@@ -47,6 +49,13 @@ impl Query {
     #[inline]
     pub(crate) fn step_of(self, tenant: &Tenant<'_>, hint: TreeHint) -> u8 {
         let table = if self.order.is_huge() { &HUGE_TABLE } else { &SMALL_TABLE };
+        table[self.rank(tenant, hint) as usize][hint.offer(self.order).index()]
+    }
+
+    /// When a walk past all trees takes this one.
+    #[inline]
+    pub(crate) fn turn_of(self, tenant: &Tenant<'_>, hint: TreeHint) -> u8 {
+        let table = if self.order.is_huge() { &HUGE_TABLE } else { &SMALL_TURNS };
         table[self.rank(tenant, hint) as usize][hint.offer(self.order).index()]
     }
 

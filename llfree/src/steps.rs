@@ -30,6 +30,8 @@ pub(crate) const SMALL_STEPS: [Step; 16] = [
     Step(Want::Sparse, Rank::Steal, false),
     Step(Want::Crowded, Rank::Steal, true),
 ];
+/// The first of them: room in a tree that is nearly full.
+pub(crate) const SMALL_FULL: u8 = 0;
 /// The last of them that takes no class's memory.
 pub(crate) const SMALL_GOOD: u8 = 5;
 /// The last of them that finds room among blocks of the same class.
@@ -91,5 +93,57 @@ const fn table(steps: &[Step]) -> StepTable {
     table
 }
 
-pub(crate) static SMALL_TABLE: StepTable = table(&SMALL_STEPS);
+const SMALL: StepTable = table(&SMALL_STEPS);
+pub(crate) static SMALL_TABLE: StepTable = SMALL;
 pub(crate) static HUGE_TABLE: StepTable = table(&HUGE_STEPS);
+
+/// When a walk past all trees takes a step for small blocks: what is nearly full comes first, also with little room, so that
+/// trees with more of it come free. (A walk by lists passes over most of these: there a search for little room is long.)
+pub(crate) const fn turn(step: u8) -> u8 {
+    match step {
+        SMALL_FULL => SMALL_FULL,
+        SMALL_PARTIAL => SMALL_FULL + 1,
+        step if step < SMALL_PARTIAL => step + 1,
+        step => step,
+    }
+}
+
+/// The step that has this turn.
+pub(crate) const fn step_at(turn: u8) -> u8 {
+    match turn {
+        SMALL_FULL => SMALL_FULL,
+        turn if turn == SMALL_FULL + 1 => SMALL_PARTIAL,
+        turn if turn <= SMALL_PARTIAL => turn - 1,
+        turn => turn,
+    }
+}
+
+/// The turns of all steps.
+pub(crate) static SMALL_TURNS: StepTable = {
+    let mut turns = SMALL;
+    let mut rank = Rank::Match as usize;
+    while rank < turns.len() {
+        let mut offer = 0;
+        while offer < Offer::ALL {
+            turns[rank][offer] = turn(turns[rank][offer]);
+            offer += 1;
+        }
+        rank += 1;
+    }
+    turns
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_step_has_a_turn_of_its_own() {
+        for step in (0..SMALL_STEPS.len() as u8).chain([NO_STEP]) {
+            assert_eq!(step_at(turn(step)), step);
+        }
+        let mut steps: [u8; 6] = [0, 1, 2, 3, 4, 5];
+        steps.sort_by_key(|step| turn(*step));
+        assert_eq!(steps, [SMALL_FULL, SMALL_PARTIAL, 1, 2, SMALL_NEAR, SMALL_GOOD]);
+    }
+}

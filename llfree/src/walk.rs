@@ -8,7 +8,9 @@ use crate::hint::tree_of;
 use crate::query::{Broken, Query};
 use crate::refusal::Unsure;
 use crate::spot::Spot;
-use crate::steps::{HUGE_GOOD, HUGE_PASSES, NO_STEP, PARTIAL_PASSES, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES};
+use crate::steps::{
+    HUGE_GOOD, HUGE_PASSES, NO_STEP, PARTIAL_PASSES, SMALL_GOOD, SMALL_PARTIAL, SMALL_PASSES, step_at, turn,
+};
 use crate::tenant::Tenant;
 use crate::vicinity::{Look, Vicinity};
 
@@ -141,23 +143,24 @@ impl Walk<'_, '_> {
     fn go_past(&mut self, vicinity: Vicinity, may_have: impl Fn(u32) -> bool) {
         let (tenant, query, broken) = (self.tenant, self.query, self.broken);
         let trees = tenant.trees;
-        let mut best = self.best;
+        let is_huge = query.order.is_huge();
+        let mut best = if is_huge { self.best } else { (self.best.0, turn(self.best.1)) };
         'lap: for run in vicinity.lap(self.home, trees.len()) {
             for tree in run {
                 if !may_have(tree) {
                     continue;
                 }
                 let hint = trees.get(tree);
-                let step = query.step_of(tenant, hint);
-                if step < best.1 && !hint.is_reserved() && !broken.has(tree) {
-                    best = (tree, step);
-                    if step == 0 {
+                let turn = query.turn_of(tenant, hint);
+                if turn < best.1 && !hint.is_reserved() && !broken.has(tree) {
+                    best = (tree, turn);
+                    if turn == 0 {
                         break 'lap;
                     }
                 }
             }
         }
-        self.best = best;
+        self.best = if is_huge { best } else { (best.0, step_at(best.1)) };
     }
 
     fn go_by_lists(&mut self, vicinity: Vicinity) {

@@ -359,27 +359,43 @@ fn a_party_that_stopped_half_way_hides_no_block() {
     }
 }
 
-/// Frames exchanged at random move together: fuller trees are filled first, so that others come free.
+/// Frames exchanged at random move together: fuller trees are filled first, so that others come free. One in 25 did not where a
+/// tree with more room came before one with little, and where the tree beside the last one was entered whatever room it had.
 #[test]
 fn memory_gets_tidier_while_it_is_used() {
-    let table = Table::installed(256);
-    let tenant = table.tenant();
-    let mut cpu = tenant.cpu();
-    let mut held: Vec<_> = (0..256 * 512).map(|_| ready(cpu.alloc(Order::BASE).expect("free"))).collect();
-    let mut rng = fastrand::Rng::with_seed(1);
-    let mut free_any = |held: &mut Vec<_>, cpu: &mut Cpu<'_>| {
-        let frame = held.swap_remove(rng.usize(..held.len()));
-        cpu.free(frame, Order::BASE).expect("ours");
-    };
-    (0..held.len() / 2).for_each(|_| free_any(&mut held, &mut cpu));
-    assert_eq!(tenant.stats().free_huge, 0);
-    for _ in 0..100 {
+    // A table whose hints are looked at one by one, and one whose trees are listed.
+    for (huge, in_pairs) in [(512, false), (512, true), (4096, false), (4096, true)] {
+        let table = Table::installed(huge);
+        let tenant = table.tenant();
+        let mut cpu = tenant.cpu();
+        let take = |cpu: &mut Cpu<'_>| ready(cpu.alloc(Order::BASE).expect("half is free"));
+        let mut held: Vec<_> = (0..huge * 512).map(|_| take(&mut cpu)).collect();
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut free_any = |held: &mut Vec<_>, cpu: &mut Cpu<'_>| {
+            let frame = held.swap_remove(rng.usize(..held.len()));
+            cpu.free(frame, Order::BASE).expect("ours");
+        };
+        (0..held.len() / 2).for_each(|_| free_any(&mut held, &mut cpu));
+        assert_eq!(tenant.stats().free_huge, 0);
         let exchanged = held.len() / 10;
-        (0..exchanged).for_each(|_| free_any(&mut held, &mut cpu));
-        held.extend((0..exchanged).map(|_| ready(cpu.alloc(Order::BASE).expect("half is free"))));
+        for _ in 0..100 {
+            if in_pairs {
+                for _ in 0..exchanged {
+                    free_any(&mut held, &mut cpu);
+                    held.push(take(&mut cpu));
+                }
+            } else {
+                (0..exchanged).for_each(|_| free_any(&mut held, &mut cpu));
+                held.extend((0..exchanged).map(|_| take(&mut cpu)));
+            }
+        }
+        let (free, possible) = (tenant.stats().free_huge as usize, huge / 2);
+        println!("{huge} huge frames, in pairs: {in_pairs}: {free} of {possible}");
+        assert!(
+            free * 100 >= possible * 98,
+            "{free} of {possible} huge frames that could be free, in pairs: {in_pairs}"
+        );
     }
-    let free = tenant.stats().free_huge;
-    assert!(free >= 120, "{free} of 128 huge frames that could be free");
 }
 
 /// Handles that did little hold back little: 64 idle ones once hid an eighth of 128 MiB.

@@ -11,7 +11,7 @@ use crate::query::Query;
 use crate::row::ROW_FRAMES;
 use crate::rows::ROWS;
 use crate::spot::Listed;
-use crate::steps::SMALL_PARTIAL;
+use crate::steps::{SMALL_FULL, SMALL_PARTIAL};
 use crate::taken::{Taken, TakenRow};
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 
@@ -98,7 +98,9 @@ impl Cpu<'_> {
     /// Leaves a tree that has nothing left for the next one, if the last searches found no better than trees like that.
     pub(super) fn enter_next(&mut self, tree: u32, class: Class) -> Option<u32> {
         let (tenant, query, next) = (self.tenant, Query::reserving(Order::BASE, class), tree + 1);
-        let may = |hint: TreeHint| !hint.is_reserved() && query.step_of(&tenant, hint) <= SMALL_PARTIAL;
+        // Not one that has more room: such trees are to come free.
+        let is_full = |hint| [SMALL_FULL, SMALL_PARTIAL].contains(&query.step_of(&tenant, hint));
+        let may = |hint: TreeHint| !hint.is_reserved() && is_full(hint);
         let is_near = next < tenant.trees.len() && self.spot.vicinity.has(next, tenant.trees.len());
         if self.spot.few_searches == 0 || !is_near || !may(tenant.trees.get(next)) {
             return None;
