@@ -4,7 +4,7 @@ use crate::class::{Class, Rank};
 use crate::entries::Want;
 use crate::hint::TreeHint;
 use crate::steps::{
-    HUGE_NEAR, HUGE_STEPS, HUGE_TABLE, NO_STEP, SMALL_NEAR, SMALL_STEPS, SMALL_TABLE, SMALL_TURNS, Step,
+    HUGE_NEAR, HUGE_STEPS, HUGE_TABLE, NO_STEP, SMALL_NEAR, SMALL_STEPS, SMALL_TABLE, SMALL_TURNS, Step, StepTable,
 };
 use crate::tenant::Tenant;
 use shared_layout::Order;
@@ -48,14 +48,19 @@ impl Query {
 
     #[inline]
     pub(crate) fn step_of(self, tenant: &Tenant<'_>, hint: TreeHint) -> u8 {
-        let table = if self.order.is_huge() { &HUGE_TABLE } else { &SMALL_TABLE };
-        table[self.rank(tenant, hint) as usize][hint.offer(self.order).index()]
+        self.number_in(&SMALL_TABLE, tenant, hint)
     }
 
     /// When a walk past all trees takes this one.
     #[inline]
     pub(crate) fn turn_of(self, tenant: &Tenant<'_>, hint: TreeHint) -> u8 {
-        let table = if self.order.is_huge() { &HUGE_TABLE } else { &SMALL_TURNS };
+        self.number_in(&SMALL_TURNS, tenant, hint)
+    }
+
+    /// What a table says of a tree, for huge blocks that of their steps.
+    #[inline]
+    fn number_in(self, small: &StepTable, tenant: &Tenant<'_>, hint: TreeHint) -> u8 {
+        let table = if self.order.is_huge() { &HUGE_TABLE } else { small };
         table[self.rank(tenant, hint) as usize][hint.offer(self.order).index()]
     }
 

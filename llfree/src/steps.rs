@@ -69,7 +69,7 @@ impl Step {
 }
 
 /// The number of the first step that a tree serves, by rank and offer; [`NO_STEP`] for none.
-type StepTable = [[u8; Offer::ALL]; 5];
+pub(crate) type StepTable = [[u8; Offer::ALL]; 5];
 pub(crate) const NO_STEP: u8 = u8::MAX;
 
 const fn table(steps: &[Step]) -> StepTable {
