@@ -163,9 +163,26 @@ impl<'a> Cpu<'a> {
         self.alloc_slow(order, class)
     }
 
+    /// Where memory is short a block that was refused is refused the next time as well, most often: then no place is looked at.
+    #[inline]
+    fn is_refused_again(&mut self, order: Order) -> bool {
+        self.spot.was_refused(order) && self.is_refused_still(order)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn is_refused_still(&mut self, order: Order) -> bool {
+        let is_refused = self.tenant.is_refused(order);
+        self.spot.set_refused(order, is_refused);
+        is_refused
+    }
+
     /// Whole rows out of the huge frame that small blocks come from, or huge frames.
     #[inline]
     fn alloc_large(&mut self, order: Order, class: Class) -> Option<Taken> {
+        if self.is_refused_again(order) {
+            return self.alloc_last(order, class);
+        }
         if order.is_huge() {
             return self.take_freed(order, class).or_else(|| self.alloc_slow(order, class));
         }
@@ -306,6 +323,9 @@ impl<'a> Cpu<'a> {
 
     #[inline(never)]
     fn alloc_slow(&mut self, order: Order, class: Class) -> Option<Taken> {
+        if self.is_refused_again(order) {
+            return self.alloc_last(order, class);
+        }
         self.tenant.look_around(&mut self.spot);
         if order.is_huge() {
             // What keeps a large block from being whole may be in our own hands.
@@ -419,6 +439,7 @@ impl<'a> Cpu<'a> {
     /// of large blocks in vain are no reason to look for small ones anew; only the trees are left, so that the fullest ones
     /// come next.
     fn alloc_last(&mut self, order: Order, class: Class) -> Option<Taken> {
+        self.spot.set_refused(order, true);
         if self.row.bits == 0 && self.freed.bits == 0 && self.rest.is_empty() {
             return None;
         }
@@ -433,7 +454,13 @@ impl<'a> Cpu<'a> {
 
     /// Whether a huge frame that we hold a part of has a block of `order` together with that part.
     fn may_complete(&self, order: Order) -> bool {
+        let held = self.row.bits.count_ones() + self.freed.bits.count_ones() + self.rest.len() as u32;
         [self.row.first.huge(), self.freed.first.huge()].into_iter().flatten().any(|huge| {
+            // Too little of it, most often.
+            let free = self.tenant.entry(huge).map_or(0, HugeEntry::free);
+            if u64::from(free) + u64::from(held) < order.frames().min(Order::HUGE.frames()) {
+                return false;
+            }
             let held = self.held_rows(huge);
             if held == [0; ROWS] {
                 return false;

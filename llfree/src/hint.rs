@@ -65,13 +65,16 @@ const COUNTED: u16 = FREE | INSTALLED | ROOM_MASK | RUN_MASK | FEW | PAIR | LONE
 /// A tree of which less than one frame in this many is free, in huge frames in use, has few.
 const FEW_OF: u32 = 32;
 
-/// The longest free run, as an order, that a huge frame with room has by its bound and by its count. A bound stays when a
-/// run is cut up, so for whole rows, of which few are left and each is long looked for, the count has a
-/// say. Only a hint may go by it: what is being freed lies there before it is counted, and whoever counts it tells.
+/// The largest block, as an order, that a huge frame with room has by its bound and by its count. A bound stays when a run is
+/// cut up, and no search tries a huge frame that has fewer frames than it wants: by bounds alone a tree would promise for ever
+/// what nobody finds there. Only a hint may go by the count: what is being freed lies there before it is counted, and whoever
+/// counts it tells.
 #[inline]
 pub(crate) fn promised_run(entry: HugeEntry) -> u16 {
-    let has = |order: u16| u16::from(entry.free() >= 1 << order);
-    entry.run_bits().min(5 + has(6) + has(7) + has(8))
+    const LARGEST: u16 = Order::HUGE.get() as u16 - 1;
+    // Comparisons, and no logarithm: of several entries they are made at once.
+    let by_count = (1..=LARGEST).map(|order| u16::from(entry.free() >= 1 << order)).sum();
+    entry.run_bits().min(by_count)
 }
 
 impl TreeHint {
@@ -520,10 +523,11 @@ mod tests {
     #[test]
     fn a_run_is_promised_only_where_so_many_frames_are_free() {
         let order = |o| Order::new(o).expect("in range");
-        for (free, largest) in [(20, 5), (63, 5), (64, 6), (127, 6), (128, 7), (255, 7), (256, 8), (511, 8)] {
+        for free in 1..512 {
             let hint = count([used(free), used(0)].into_iter());
-            let offers = |o| !hint.offer(order(o)).is_none();
-            assert!(offers(largest) && (largest == 8 || !offers(largest + 1)), "{free}");
+            for order in (0..Order::HUGE.get()).map(order) {
+                assert_eq!(!hint.offer(order).is_none(), used(free).may_fit(order), "{free} frames, {order:?}");
+            }
         }
         let hint = count([used(255), used(0)].into_iter());
         assert!(

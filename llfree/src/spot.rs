@@ -58,6 +58,8 @@ pub(crate) struct Spot {
     looks: u8,
     /// Blocks that may come from beyond the vicinity before it is looked through again.
     abroad: u8,
+    /// The orders whose last request was refused, a bit each.
+    refused: u16,
     /// Searches for blocks of this order and larger ones that go without a walk over trees in use.
     owed: u32,
     owed_order: Order,
@@ -198,6 +200,7 @@ impl Spot {
             singles: 0,
             looks: 0,
             abroad: 0,
+            refused: 0,
             owed: 0,
             owed_order: Order::BASE,
             stale: 0,
@@ -227,6 +230,17 @@ impl Spot {
         let may = self.abroad > 0;
         self.abroad -= u8::from(may);
         may
+    }
+
+    /// Whether the last request for a block of this order was refused.
+    #[inline]
+    pub(crate) const fn was_refused(&self, order: Order) -> bool {
+        self.refused >> order.get() & 1 != 0
+    }
+
+    pub(crate) const fn set_refused(&mut self, order: Order, is_refused: bool) {
+        let bit = 1 << order.get();
+        self.refused = if is_refused { self.refused | bit } else { self.refused & !bit };
     }
 
     /// A walk over the trees in use found nothing for `order`, at the cost of so many searches.
