@@ -18,6 +18,7 @@
 //! | bench | what is measured | ops |
 //! |---|---|---|
 //! | `mixed-N` | all orders, freed at random, N % used | `alloc`, `free`, `refused`, tails of order 0 and of the others |
+//! | `worn-N` | the same after as many steps as wear memory out: small blocks lie where large ones did | the same |
 //! | `half-fragmented` | a block while half of memory is free, and half of the rest | `alloc`, tails |
 //! | `refuse` | "out of memory" | `first`, `again`, `after-free` |
 //! | `oversubscribed-X` | more threads than cores | `wall` with operations a ms, tails of all operations, `refused` |
@@ -46,7 +47,7 @@ use crate::fill::Level;
 use crate::frames::frames;
 use crate::interrupt;
 use crate::loads::{
-    Aged, Cache, Crowd, Fresh, Halves, Mixed, Refuse, Replace, Round, SAME_RUNS, aged, first_after_a_return,
+    Aged, Cache, Crowd, Fresh, Halves, Mixed, Refuse, Replace, Round, SAME_RUNS, WEAR, aged, first_after_a_return,
     sweep_bytes,
 };
 use crate::measured::Measured;
@@ -213,7 +214,8 @@ fn same_runs(allocator: Allocator) -> usize {
 fn measure_load(allocator: Allocator, kind: Kind, round: Round<'_>) -> Result<Measured, BenchError> {
     let huge_frames = round.huge_frames;
     match kind {
-        Kind::Mixed(percent) => allocator.with(huge_frames, Mixed { round, percent }),
+        Kind::Mixed(percent) => allocator.with(huge_frames, Mixed { round, percent, wear: 0 }),
+        Kind::Worn(percent) => allocator.with(huge_frames, Mixed { round, percent, wear: WEAR }),
         Kind::Halves => allocator.with(huge_frames, Halves(round)),
         Kind::Refuse => allocator.with(huge_frames, Refuse(round)),
         Kind::Crowd(kind) => allocator.with(huge_frames, Crowd { round, kind }),

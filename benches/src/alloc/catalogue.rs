@@ -13,6 +13,8 @@ pub(crate) enum Kind {
     Loop(Bench),
     /// All orders, at a percentage of memory.
     Mixed(u32),
+    /// The same after a long time.
+    Worn(u32),
     Halves,
     Refuse,
     Crowd(CrowdKind),
@@ -51,6 +53,11 @@ const fn looped(name: &'static str, bench: Bench) -> Entry {
     Entry { name, kind: Kind::Loop(bench), gib: [&[4]; 2], rounds: ALL_ROUNDS, operations: [0; 2] }
 }
 
+const fn worn(name: &'static str, percent: u32) -> Entry {
+    let gib: [&[u32]; 2] = [&[1], &[1, 8]];
+    Entry { name, kind: Kind::Worn(percent), gib, rounds: 3, operations: [200_000, 1_500_000] }
+}
+
 const fn mixed(name: &'static str, percent: u32) -> Entry {
     let gib: [&[u32]; 2] = [&[1], &[1, 8, 64]];
     Entry { name, kind: Kind::Mixed(percent), gib, rounds: 5, operations: [200_000, 1_500_000] }
@@ -70,7 +77,7 @@ const fn crowd(name: &'static str, kind: CrowdKind) -> Entry {
 }
 
 /// All of them, in the order of the rows.
-static ENTRIES: [Entry; 21] = [
+static ENTRIES: [Entry; 22] = [
     looped("bulk", Bench::Bulk),
     looped("repeat", Bench::Repeat),
     looped("random", Bench::Random),
@@ -80,6 +87,7 @@ static ENTRIES: [Entry; 21] = [
     mixed("mixed-80", 80),
     mixed("mixed-90", 90),
     mixed("mixed-95", 95),
+    worn("worn-95", 95),
     Entry { name: "half-fragmented", kind: Kind::Halves, gib: [&[8], &[1, 8, 64]], rounds: 5, operations: [0; 2] },
     Entry { name: "refuse", kind: Kind::Refuse, gib: [&[1, 8], &[1, 8, 64]], rounds: 5, operations: [0; 2] },
     crowd("oversubscribed-few", CrowdKind::Few),
@@ -139,7 +147,7 @@ impl Entry {
     pub(crate) fn orders(&self, wanted: Option<&[Order]>, full: bool) -> Vec<Option<Order>> {
         let some: &[u8] = if full { &[0, 3, 6, 9] } else { &[0] };
         let (usual, all): (Vec<u8>, std::ops::RangeInclusive<u8>) = match self.kind {
-            Kind::Mixed(_) | Kind::Crowd(CrowdKind::Mixed) => return vec![None],
+            Kind::Mixed(_) | Kind::Worn(_) | Kind::Crowd(CrowdKind::Mixed) => return vec![None],
             Kind::Loop(Bench::Host) => return vec![Some(Order::HUGE)],
             Kind::Loop(_) => ((0..=10).collect(), 0..=10),
             Kind::Halves => ((1..=9).collect(), 1..=9),
@@ -160,7 +168,7 @@ impl Entry {
     /// The threads of its rows; `wanted` are as many as there are cores, or fewer.
     pub(crate) fn threads(&self, wanted: &[u32], full: bool) -> Vec<u32> {
         match self.kind {
-            Kind::Loop(_) | Kind::Mixed(_) => wanted.to_vec(),
+            Kind::Loop(_) | Kind::Mixed(_) | Kind::Worn(_) => wanted.to_vec(),
             Kind::Crowd(_) => if full { &[2, 8, 64][..] } else { &[2, 64] }.to_vec(),
             _ => vec![1],
         }
@@ -199,6 +207,7 @@ mod tests {
     fn a_word_means_a_workload_or_a_family() {
         assert_eq!(names(&["mixed-80"]), ["mixed-80"]);
         assert_eq!(names(&["mixed"]), ["mixed-50", "mixed-80", "mixed-90", "mixed-95"]);
+        assert_eq!(names(&["worn"]), ["worn-95"]);
         assert_eq!(names(&["full", "bulk", "full-99"]), ["bulk", "full-99", "full-99.9"]);
         assert_eq!(names(&["all"]).len(), ENTRIES.len());
         let error = "mix".parse::<Selection>().expect_err("a part of a word");

@@ -162,8 +162,9 @@ fn digits(number: f64) -> String {
 }
 
 /// What a picture shows of each family beyond the loops; all would be too much.
-const SHOWN: [(&str, &[&str]); 9] = [
+const SHOWN: [(&str, &[&str]); 10] = [
     ("mixed", &["alloc", "alloc-1-10-p99.9", "refused"]),
+    ("worn", &["alloc", "alloc-1-10-p99.9", "refused"]),
     ("half-fragmented", &["alloc", "alloc-p99"]),
     ("refuse", &["first", "again", "after-free"]),
     ("oversubscribed-few", &[WALL, "p99.9"]),
@@ -220,7 +221,7 @@ pub(crate) fn panels(rows: &[Row]) -> Vec<Panel> {
     for row in rows.iter().filter(shown).filter(|row| is_load(row)) {
         let family = row.family();
         let axis = match family {
-            "mixed" | "replace" => Axis::Percent,
+            "mixed" | "worn" | "replace" => Axis::Percent,
             _ if row.threads > 1 => Axis::Threads,
             _ => Axis::Order,
         };

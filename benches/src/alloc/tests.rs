@@ -70,10 +70,13 @@ fn find(rows: &[Row], wanted: Key) -> &Row {
 fn mixed_rows_have_no_order_and_tails_of_small_and_large_blocks() {
     let cores = crew::cores().expect("a process has cores").len() as u32;
     let allocators = vec![Allocator::Llfree, Allocator::LlfreeShared, Allocator::Buddy, Allocator::Queue];
-    let rows = run(&Plan { allocators, ..plan(&["mixed"], &[1, cores], 64) }, Show::Nothing).expect("frames are left");
+    let rows =
+        run(&Plan { allocators, ..plan(&["mixed", "worn"], &[1, cores], 64) }, Show::Nothing).expect("frames are left");
     assert!(rows.iter().all(|row| row.order.is_none() && row.mem_mib == 128 && row.rounds == 1));
     assert!(rows.iter().all(|row| row.allocator != "queue"), "it has one order only");
-    for bench in ["mixed-50", "mixed-80", "mixed-90", "mixed-95"] {
+    let vain = |bench| find(&rows, (bench, None, 1, "llfree", "refused")).operations;
+    assert!(vain("worn-95") > vain("mixed-95"), "the blocks that are held have become smaller");
+    for bench in ["mixed-50", "mixed-80", "mixed-90", "mixed-95", "worn-95"] {
         for (threads, allocator) in [(1, "llfree"), (1, "buddy"), (1, "llfree-shared"), (cores, "llfree")] {
             let row = |op| find(&rows, (bench, None, threads, allocator, op));
             let (alloc, free, refused) = (row("alloc"), row("free"), row("refused"));

@@ -5,6 +5,9 @@
 //! as replace each block some four times warm up: what is timed is memory that has been used for a while. Times are of single operations: the mean
 //! over all that were granted, the tails of order 0 and of the others apart (else the many small ones hide the few large
 //! ones), and what a refusal cost.
+//!
+//! A step that finds no room for a large block goes on to a smaller one, so where memory is short the blocks that are held
+//! become smaller and smaller: `wear` is how long that goes on before anything is timed.
 
 use super::blocks::{Mixer, Rule, Step};
 use super::round::{Round, Units};
@@ -23,11 +26,16 @@ const BASE_TAILS: [Tail; 4] =
 const OTHER_TAILS: [Tail; 4] =
     [("alloc-1-10-p50", 0.5), ("alloc-1-10-p99", 0.99), ("alloc-1-10-p99.9", 0.999), ("alloc-1-10-max", 1.0)];
 
+/// At 95 % used, 12 million steps in 1 GiB: by then blocks of order 6 and more are gone.
+pub(crate) const WEAR: u64 = 60;
+
 /// One round.
 pub(crate) struct Mixed<'a> {
     pub(crate) round: Round<'a>,
     /// Of all memory, for all threads together.
     pub(crate) percent: u32,
+    /// Steps that warm up, as a multiple of those that are timed.
+    pub(crate) wear: u64,
 }
 
 /// One thread's times.
@@ -93,7 +101,8 @@ impl Mixed<'_> {
         let Round { seed, operations, .. } = self.round;
         let mut handle = allocator.handle();
         let mut mixer = Mixer::new(orders, Rule::Level(self.level()), seed << 8 | u64::from(thread));
-        let ready = mixer.fill(&mut handle) && mixer.run(&mut handle, mixer.turnover().max(operations / 4));
+        let ready = mixer.fill(&mut handle)
+            && mixer.run(&mut handle, mixer.turnover().max(operations / 4).max(operations * self.wear));
         let [base, others, free, refused] = [operations; 4].map(Latencies::with_room);
         gate.wait();
         let units = Units::measure();
