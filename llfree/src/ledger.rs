@@ -142,6 +142,8 @@ impl Tenant<'_> {
             }
         }
         words[TREES..].iter().for_each(|word| word.store(0, Ordering::Release));
+        // What it freed last it may not have told.
+        self.refusal.forget();
         ledger.leave();
         frames
     }

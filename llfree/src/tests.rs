@@ -542,6 +542,24 @@ fn a_look_is_not_disturbed_by_who_frees_within_a_look_beside_what_is_held() {
     assert!(tenant.refusal.conclude(looking, Unsure::NONE.with(0)), "nothing that fits came free");
 }
 
+/// Its process was killed between the change of an entry and the look at the hint.
+#[test]
+fn what_a_dead_handle_freed_without_a_word_is_not_refused_for_good() {
+    let parts = Parts::free(1);
+    let tenant = parts.tenant();
+    tenant.recount();
+    let order = Order::new(3).expect("in range");
+    let blocks: Vec<_> = core::iter::from_fn(|| tenant.alloc(order).ok()).collect();
+    let words = [const { AtomicU64::new(0) }; LEDGER_WORDS];
+    core::mem::forget(tenant.recorded_cpu(Ledger::new(&words)).expect("nobody has it"));
+    _ = tenant.lower.give(blocks[0].position().0, order).expect("ours");
+    // Of a newcomer, who knows no place.
+    let mut cpu = tenant.cpu();
+    assert!(cpu.alloc(order).is_err(), "nobody told");
+    assert_eq!(tenant.give_back(Ledger::new(&words)), 0);
+    assert!(cpu.alloc(order).is_ok());
+}
+
 #[test]
 fn a_lap_of_any_values_ends_and_stays_in_the_table() {
     let large = [1 << 26, u32::MAX / 32, 1 << 31, u32::MAX - 1, u32::MAX];
