@@ -163,7 +163,7 @@ impl<'a> Cpu<'a> {
         self.alloc_slow(order, class)
     }
 
-    /// Where memory is short a block that was refused is refused the next time as well, most often: then no place is looked at.
+    /// Where memory is short a block that was refused is refused the next time as well, most often: then nothing is searched.
     #[inline]
     fn is_refused_again(&mut self, order: Order) -> bool {
         self.spot.was_refused(order) && self.is_refused_still(order)
@@ -191,7 +191,7 @@ impl<'a> Cpu<'a> {
         let near = next
             .and_then(|huge| self.tenant.noted(huge, self.tenant.lower.take_rows_at(self.next_rows, order)))
             .or_else(|| self.take_warm(order, class))
-            .or_else(|| small.and_then(|huge| self.tenant.noted(huge, self.tenant.lower.take_rows(huge, order))));
+            .or_else(|| small.and_then(|huge| self.tenant.grab(huge, order)));
         let taken = near.or_else(|| self.alloc_slow(order, class))?;
         self.next_rows = FrameId(taken.frame.0 + order.frames());
         Some(taken)
@@ -323,6 +323,10 @@ impl<'a> Cpu<'a> {
 
     #[inline(never)]
     fn alloc_slow(&mut self, order: Order, class: Class) -> Option<Taken> {
+        let has_row = self.row.bits != 0 || !self.rest.is_empty();
+        if order < Order::ROW && !has_row && self.reuse_freed(order, class) {
+            return self.pop_row(order);
+        }
         if self.is_refused_again(order) {
             return self.alloc_last(order, class);
         }
@@ -332,7 +336,7 @@ impl<'a> Cpu<'a> {
             let found = self.tenant.take(&mut self.spot, Query::reserving(order, class));
             return found.or_else(|| self.alloc_last(order, class));
         }
-        if order >= Order::ROW || self.row.bits != 0 || !self.rest.is_empty() {
+        if order >= Order::ROW || has_row {
             // What we hold has no run of this order, or is for another class: leave it as it is.
             if order < Order::ROW
                 && let Some(taken) = self.take_warm(order, class)
@@ -341,9 +345,6 @@ impl<'a> Cpu<'a> {
             }
             let found = self.tenant.take(&mut self.spot, Query::single(order, class));
             return found.or_else(|| self.alloc_last(order, class));
-        }
-        if self.reuse_freed(order, class) {
-            return self.pop_row(order);
         }
         self.refill(order, class).or_else(|| self.alloc_last(order, class))
     }

@@ -232,9 +232,7 @@ impl<'a> Lower<'a> {
             return Err(self.bound(huge));
         }
         let old = transition(word, FOREVER, |e| e.take_order(order)).map_err(|_| Miss::NoFit)?;
-        let taken = self.set_some(huge, word, order, old, seen)?;
-        self.after_take(huge, order, old);
-        Ok(taken)
+        self.set_some(huge, word, order, old, seen)
     }
 
     /// Sets the bits of a block, which the counter of the entry was lowered for, at the place where free frames were
@@ -289,12 +287,14 @@ impl<'a> Lower<'a> {
 
     /// After a take that looked through the huge frame: lowers the bound on the runs if this was the last of the longest.
     /// A take at a place that the caller knew does without: most often that is one where a block of this size was freed
-    /// lately and comes free again, and a bound that is too high costs a search no more than this look.
+    /// lately and comes free again, and a bound that is too high costs a search no more than this look. Whether it had to
+    /// be raised again: for a moment it denied a run that came free meanwhile, and whoever looked then has to be told.
     #[inline]
-    fn after_take(&self, huge: HugeId, order: Order, old: HugeEntry) {
-        if Run::of(order) == old.run() && order > Order::BASE && old.free() > order.frames() as u16 {
-            self.after_longest(huge, order);
-        }
+    pub(crate) fn after_take(&self, huge: HugeId, order: Order) -> bool {
+        let is_longest = |entry: HugeEntry| entry.has_room() && entry.run() == Run::of(order);
+        (Order::BASE < order && order < Order::HUGE)
+            && self.entry(huge).is_some_and(is_longest)
+            && self.after_longest(huge, order)
     }
 
     /// Raises the counter by frames whose bits were cleared before, in runs of at most `run`; the entry
@@ -376,11 +376,10 @@ impl<'a> Lower<'a> {
 
     /// A block of the longest runs was taken: if it was the last, that saves others the look.
     #[inline(never)]
-    fn after_longest(&self, huge: HugeId, order: Order) {
-        let Some(before) = self.entry_before_a_look(huge) else { return };
-        if find_run(self.rows_of(huge), order).is_none() {
-            self.lower_bound(huge, before, Run::from_bits(u16::from(order.get()) - 1));
-        }
+    fn after_longest(&self, huge: HugeId, order: Order) -> bool {
+        let Some(before) = self.entry_before_a_look(huge) else { return false };
+        find_run(self.rows_of(huge), order).is_none()
+            && self.lower_bound(huge, before, Run::from_bits(u16::from(order.get()) - 1))
     }
 
     /// Lowers the bound of an entry that is as it was before the look that found runs up to `seen`: one that was given
@@ -476,8 +475,7 @@ impl<'a> Lower<'a> {
                 return Err(Miss::Undone);
             }
             if !fits {
-                self.bound(huge);
-                return Err(Miss::NoFit);
+                return Err(self.bound(huge));
             }
         }
         Err(Miss::Busy)

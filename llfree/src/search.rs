@@ -95,7 +95,11 @@ impl Tenant<'_> {
 
     #[inline]
     pub(crate) fn grab(&self, huge: HugeId, order: Order) -> Option<Taken> {
-        self.noted(huge, self.lower.take(huge, order))
+        let taken = self.noted(huge, self.lower.take(huge, order))?;
+        if self.lower.after_take(huge, order) {
+            self.note_undone(huge);
+        }
+        Some(taken)
     }
 
     /// Takes a block, the spot first.
@@ -302,7 +306,7 @@ impl Tenant<'_> {
         self.refuse(spot, query, &mut grab)
     }
 
-    /// Whether a block of `order` was refused, and nothing was freed since.
+    /// Whether a block of `order` was refused, and none came free since.
     pub(crate) fn is_refused(&self, order: Order) -> bool {
         self.refusal.unsure(order, self.return_epoch.load(Ordering::Acquire)).is_none()
     }

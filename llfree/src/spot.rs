@@ -58,7 +58,7 @@ pub(crate) struct Spot {
     looks: u8,
     /// Blocks that may come from beyond the vicinity before it is looked through again.
     abroad: u8,
-    /// The orders whose last request was refused, a bit each.
+    /// The orders that may be refused still, a bit each: the last search found none.
     refused: u16,
     /// Searches for blocks of this order and larger ones that go without a walk over trees in use.
     owed: u32,
@@ -232,7 +232,7 @@ impl Spot {
         may
     }
 
-    /// Whether the last request for a block of this order was refused.
+    /// Whether the last search for a block of this order found none; others may have freed some since.
     #[inline]
     pub(crate) const fn was_refused(&self, order: Order) -> bool {
         self.refused >> order.get() & 1 != 0

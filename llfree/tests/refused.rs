@@ -50,6 +50,25 @@ fn a_refused_handle_keeps_what_completes_no_block() {
     }
 }
 
+/// What it freed since it was refused is in its own hands, and stays there.
+#[test]
+fn a_handle_that_was_refused_serves_what_it_freed() {
+    for wanted in (0..=5).map(order) {
+        let table = Table::installed(2);
+        let tenant = table.tenant();
+        let mut cpu = tenant.cpu();
+        while cpu.alloc(Order::BASE).is_ok() {}
+        assert!(cpu.alloc(wanted).is_err());
+        (64..128).for_each(|frame| cpu.free(FrameId(frame), Order::BASE).expect("ours"));
+        // The first of them went to the table. Others have it, and are refused more.
+        ready(tenant.alloc(Order::BASE).expect("one is there"));
+        assert!(tenant.alloc(Order::BASE).is_err() && tenant.alloc(wanted).is_err());
+        ready(cpu.alloc(wanted).expect("63 are ours"));
+        let left = format!("cached_frames: {}", 63 - wanted.frames());
+        assert!(format!("{cpu:?}").contains(&left), "{wanted:?}: {cpu:?}");
+    }
+}
+
 /// A refusal to the one handle there is: then there is no such block, what it holds included.
 #[test]
 fn a_handle_is_refused_nothing_that_it_could_have() {

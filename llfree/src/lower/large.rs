@@ -24,9 +24,7 @@ impl<'a> Lower<'a> {
             self.give_up(huge, word, order.frames() as u16);
             return Err(Miss::Undone);
         }
-        let taken = self.taken(huge, offset, old);
-        self.after_take(huge, order, old);
-        Ok(taken)
+        Ok(self.taken(huge, offset, old))
     }
 
     /// Takes the block of one, two or four rows that begins at a frame, if it is free.
