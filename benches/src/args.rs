@@ -199,7 +199,7 @@ Examples:
 Workloads (benches), and the sizes of a default run:
   bulk, repeat, random, cross, host     loops over one order, 4 GiB
   mixed-50, -80, -90, -95               all orders at once, with so many percent used, 1 GiB
-  worn-95                               the same after 12 million steps and more, 1 GiB
+  worn-95                               the last one after 12 million steps of each thread, 1 GiB
   half-fragmented                       half of memory free, every second frame of the rest used, 8 GiB
   refuse                                out of memory: the first time, again, after a free, 1 and 8 GiB
   oversubscribed-few, -mixed            2 and 64 threads, whatever the cores, 8 GiB

@@ -26,7 +26,7 @@ const BASE_TAILS: [Tail; 4] =
 const OTHER_TAILS: [Tail; 4] =
     [("alloc-1-10-p50", 0.5), ("alloc-1-10-p99", 0.99), ("alloc-1-10-p99.9", 0.999), ("alloc-1-10-max", 1.0)];
 
-/// At 95 % used, 12 million steps in 1 GiB: by then blocks of order 6 and more are gone.
+/// In a default run 12 million steps of each thread: in 1 GiB, 95 % used, blocks of order 6 and more are gone by then.
 pub(crate) const WEAR: u64 = 60;
 
 /// One round.
