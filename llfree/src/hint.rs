@@ -71,10 +71,14 @@ const FEW_OF: u32 = 32;
 /// counts it tells.
 #[inline]
 pub(crate) fn promised_run(entry: HugeEntry) -> u16 {
-    const LARGEST: u16 = Order::HUGE.get() as u16 - 1;
-    // Comparisons, and no logarithm: of several entries they are made at once.
-    let by_count = (1..=LARGEST).map(|order| u16::from(entry.free() >= 1 << order)).sum();
-    entry.run_bits().min(by_count)
+    entry.run_bits().min(entry.free().max(1).ilog2() as u16)
+}
+
+/// The largest order below 9 of which so many free frames may be a block, by comparisons: of several counts they are made at once,
+/// which no logarithm is.
+#[inline]
+fn order_of_many(free: u16) -> u16 {
+    (1..u16::from(Order::HUGE.get())).map(|order| u16::from(free >= 1 << order)).sum()
 }
 
 impl TreeHint {
@@ -88,7 +92,8 @@ impl TreeHint {
         for entry in entries.entries {
             let partial = u16::from(entry.has_room());
             room += entry.free() * partial;
-            run = ((promised_run(entry) + 1) * partial).max(run);
+            let promised = entry.run_bits().min(order_of_many(entry.free()));
+            run = ((promised + 1) * partial).max(run);
         }
         let free = entries.free();
         let all = u32::from(entries.len) * FRAMES_PER_HUGE as u32;
@@ -524,6 +529,7 @@ mod tests {
     fn a_run_is_promised_only_where_so_many_frames_are_free() {
         let order = |o| Order::new(o).expect("in range");
         for free in 1..512 {
+            assert_eq!(order_of_many(free), free.ilog2() as u16);
             let hint = count([used(free), used(0)].into_iter());
             for order in (0..Order::HUGE.get()).map(order) {
                 assert_eq!(!hint.offer(order).is_none(), used(free).may_fit(order), "{free} frames, {order:?}");
