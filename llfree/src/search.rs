@@ -306,11 +306,6 @@ impl Tenant<'_> {
         self.refuse(spot, query, &mut grab)
     }
 
-    /// Whether a block of `order` was refused, and none came free since.
-    pub(crate) fn is_refused(&self, order: Order) -> bool {
-        self.refusal.unsure(order, self.return_epoch.load(Ordering::Acquire)).is_none()
-    }
-
     /// The tree that the last single block came from, unless all was tried there.
     #[inline]
     fn search_last<T>(

@@ -237,6 +237,11 @@ impl<'a> Tenant<'a> {
         self.trees.unlist_all();
     }
 
+    /// Whether a block of `order` was refused, and none came free since.
+    pub(crate) fn is_refused(&self, order: Order) -> bool {
+        self.refusal.unsure(order, self.return_epoch.load(Ordering::Acquire)).is_none()
+    }
+
     /// Frames came free in a huge frame: sees to it that its tree's hint promises them. True if it did not.
     #[inline]
     pub(crate) fn note_free(&self, huge: HugeId, after: HugeEntry, frames: u64) -> bool {
