@@ -10,7 +10,7 @@ use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use shuttle::scheduler::RandomScheduler;
 use std::sync::Arc;
 
-fn order(order: u8) -> Order {
+pub(super) fn order(order: u8) -> Order {
     Order::new(order).expect("in range")
 }
 
@@ -19,7 +19,7 @@ fn frame(huge: usize) -> FrameId {
 }
 
 /// Asks for a block and gives it back.
-fn ask(tenant: &Tenant<'_>, order: Order) -> bool {
+pub(super) fn ask(tenant: &Tenant<'_>, order: Order) -> bool {
     let Ok(block) = tenant.alloc(order) else { return false };
     let (frame, order) = block.position();
     tenant.free(frame, order).expect("ours");

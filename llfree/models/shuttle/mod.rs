@@ -7,6 +7,7 @@
 //! `cargo test -p llfree-shuttle` runs them.
 
 mod beside;
+mod runs;
 #[path = "../shared.rs"]
 mod shared;
 
