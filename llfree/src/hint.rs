@@ -74,8 +74,8 @@ pub(crate) fn promised_run(entry: HugeEntry) -> u16 {
     entry.run_bits().min(entry.free().max(1).ilog2() as u16)
 }
 
-/// The largest order below 9 of which so many free frames may be a block, by comparisons: of several counts they are made at once,
-/// which no logarithm is.
+/// The largest order below 9 whose blocks have no more frames than that, by comparisons: of several counts they are made at once,
+/// which logarithms are not.
 #[inline]
 fn order_of_many(free: u16) -> u16 {
     (1..u16::from(Order::HUGE.get())).map(|order| u16::from(free >= 1 << order)).sum()

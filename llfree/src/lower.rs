@@ -374,7 +374,7 @@ impl<'a> Lower<'a> {
         self.entries.get(huge.index()).map(|word| HugeEntry::from_bits(word.load(Ordering::Acquire)))
     }
 
-    /// A block of the longest runs was taken: if it was the last, that saves others the look.
+    /// A block of the longest runs was taken: if it was the last, that saves others the look. Whether the bound had to be raised again.
     #[inline(never)]
     fn after_longest(&self, huge: HugeId, order: Order) -> bool {
         let Some(before) = self.entry_before_a_look(huge) else { return false };
