@@ -4,26 +4,13 @@
 //! badly; nothing else would ever mend that. Each run has another history of promises and refusals.
 
 use super::shared::Shared;
+use super::{ask, histories, nothing_free_is_refused, order};
 use crate::host::{Reclaim, Residency};
-use crate::tenant::Tenant;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
-use shuttle::scheduler::RandomScheduler;
 use std::sync::Arc;
-
-pub(super) fn order(order: u8) -> Order {
-    Order::new(order).expect("in range")
-}
 
 fn frame(huge: usize) -> FrameId {
     FrameId(huge as u64 * Order::HUGE.frames())
-}
-
-/// Asks for a block and gives it back.
-pub(super) fn ask(tenant: &Tenant<'_>, order: Order) -> bool {
-    let Ok(block) = tenant.alloc(order) else { return false };
-    let (frame, order) = block.position();
-    tenant.free(frame, order).expect("ours");
-    true
 }
 
 /// Two pairs.
@@ -86,16 +73,10 @@ fn run(seed: u64) {
     }
     // No discard went well: all is as before, without a new epoch.
     drop(held);
-    let free = tenant.free_blocks();
-    let wanted = order([0, 3, 9, 10, 10, 10][rng.usize(..6)]);
-    let has_one = free[usize::from(wanted.get())..].iter().any(|blocks| *blocks > 0);
-    assert!(!has_one || ask(&tenant, wanted), "seed {seed}: order {} is refused, but {free:?} are free", wanted.get());
+    nothing_free_is_refused(&tenant, order([0, 3, 9, 10, 10, 10][rng.usize(..6)]), seed);
 }
 
 #[test]
 fn what_the_host_gives_back_without_a_word_is_not_refused_for_good() {
-    let mut config = shuttle::Config::new();
-    config.stack_size = 1 << 18;
-    let body = || run(shuttle::rand::Rng::r#gen(&mut shuttle::rand::thread_rng()));
-    shuttle::Runner::new(RandomScheduler::new(100_000), config).run(body);
+    histories(100_000, run);
 }

@@ -249,27 +249,46 @@ fn run(cpus: u8, huge_frames: u32, squeeze: bool) {
     assert_eq!(stats.free_frames, stats.frames - owned, "frames were lost");
     tenant.validate().expect("counters fit the bits");
     machine.shared.host().validate().expect("entries fit R");
-    nothing_free_is_refused(&tenant, seed);
+    nothing_free_is_refused(&tenant, order((seed % 11) as u8), seed);
     for (huge, memory) in machine.truth().memory.iter().enumerate() {
         let r = machine.shared.host().residency(HugeId(huge as u32)).expect("in the table");
         assert_eq!(*memory, r == Residency::Installed);
     }
 }
 
-/// Whatever the hints and the last refusal say by now. One order a run, before others: what it frees makes news.
-fn nothing_free_is_refused(tenant: &Tenant<'_>, seed: u64) {
-    let (free, order) = (tenant.free_blocks(), Order::new((seed % 11) as u8).expect("in range"));
-    if free[usize::from(order.get())..].iter().any(|blocks| *blocks > 0) {
-        let got = tenant.alloc(order).unwrap_or_else(|e| panic!("{e}, but {free:?} are free"));
-        let (frame, order) = got.position();
-        tenant.free(frame, order).expect("ours");
-    }
+/// A block of `order` is granted if one is free, whatever the hints and the last refusal say by now. The first order that is
+/// asked for says most: what is given back makes news.
+fn nothing_free_is_refused(tenant: &Tenant<'_>, order: Order, seed: u64) {
+    let (free, number) = (tenant.free_blocks(), order.get());
+    let has_one = free[usize::from(number)..].iter().any(|blocks| *blocks > 0);
+    assert!(!has_one || ask(tenant, order), "seed {seed}: order {number} is refused, but {free:?} are free");
+}
+
+fn explore(scheduler: impl Scheduler + 'static, program: impl Fn() + Send + Sync + 'static) {
+    let mut config = shuttle::Config::new();
+    config.stack_size = 1 << 18;
+    shuttle::Runner::new(scheduler, config).run(program);
 }
 
 fn check(scheduler: impl Scheduler + 'static, cpus: u8, huge_frames: u32, squeeze: bool) {
-    let mut config = shuttle::Config::new();
-    config.stack_size = 1 << 18;
-    shuttle::Runner::new(scheduler, config).run(move || run(cpus, huge_frames, squeeze));
+    explore(scheduler, move || run(cpus, huge_frames, squeeze));
+}
+
+/// Runs a program in `count` schedules, each with another seed.
+fn histories(count: usize, run: fn(u64)) {
+    explore(RandomScheduler::new(count), move || run(shuttle::rand::Rng::r#gen(&mut shuttle::rand::thread_rng())));
+}
+
+fn order(order: u8) -> Order {
+    Order::new(order).expect("in range")
+}
+
+/// Asks for a block and gives it back.
+fn ask(tenant: &Tenant<'_>, order: Order) -> bool {
+    let Ok(block) = tenant.alloc(order) else { return false };
+    let (frame, order) = block.position();
+    tenant.free(frame, order).expect("ours");
+    true
 }
 
 #[test]

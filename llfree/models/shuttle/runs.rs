@@ -4,12 +4,11 @@
 //! What nobody has in the end is granted, whatever was refused before. A bound that is not raised again, for a run that came
 //! free within the look, is found once in a hundred thousand schedules or two.
 
-use super::beside::{ask, order};
 use super::shared::Shared;
+use super::{ask, histories, nothing_free_is_refused, order};
 use crate::host::Residency;
 use crate::row::longest_run;
 use shared_layout::{FrameId, HugeEntry, Order, Run};
-use shuttle::scheduler::RandomScheduler;
 use std::sync::Arc;
 
 /// The first frames of the first row: some are free at first, the others are there to be freed. All beyond are in use for good.
@@ -45,20 +44,10 @@ fn run(seed: u64) {
         }));
     }
     threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
-    let free = tenant.free_blocks();
-    for wanted in (0..=3).rev() {
-        let has_one = free[wanted..].iter().any(|blocks| *blocks > 0);
-        assert!(
-            !has_one || ask(&tenant, order(wanted as u8)),
-            "seed {seed}: order {wanted} is refused, but {free:?} are free"
-        );
-    }
+    (0..=3).rev().for_each(|wanted| nothing_free_is_refused(&tenant, order(wanted), seed));
 }
 
 #[test]
 fn a_run_that_nobody_has_is_not_refused_for_good() {
-    let mut config = shuttle::Config::new();
-    config.stack_size = 1 << 18;
-    let body = || run(shuttle::rand::Rng::r#gen(&mut shuttle::rand::thread_rng()));
-    shuttle::Runner::new(RandomScheduler::new(200_000), config).run(body);
+    histories(200_000, run);
 }
