@@ -47,7 +47,7 @@ use crate::fill::Level;
 use crate::frames::frames;
 use crate::interrupt;
 use crate::loads::{
-    Aged, Cache, Crowd, Fresh, Halves, Mixed, Refuse, Replace, Round, SAME_RUNS, WEAR, aged, first_after_a_return,
+    Aged, Cache, Crowd, Fresh, Halves, Mixed, Refuse, Replace, Round, SAME_RUNS, aged, first_after_a_return,
     sweep_bytes,
 };
 use crate::measured::Measured;
@@ -214,8 +214,7 @@ fn same_runs(allocator: Allocator) -> usize {
 fn measure_load(allocator: Allocator, kind: Kind, round: Round<'_>) -> Result<Measured, BenchError> {
     let huge_frames = round.huge_frames;
     match kind {
-        Kind::Mixed(percent) => allocator.with(huge_frames, Mixed { round, percent, wear: 0 }),
-        Kind::Worn(percent) => allocator.with(huge_frames, Mixed { round, percent, wear: WEAR }),
+        Kind::Mixed { percent, wear } => allocator.with(huge_frames, Mixed { round, percent, wear }),
         Kind::Halves => allocator.with(huge_frames, Halves(round)),
         Kind::Refuse => allocator.with(huge_frames, Refuse(round)),
         Kind::Crowd(kind) => allocator.with(huge_frames, Crowd { round, kind }),

@@ -19,6 +19,6 @@ pub(crate) use cache::{Cache, sweep_bytes};
 pub(crate) use crowd::{Crowd, CrowdKind};
 pub(crate) use epoch::first_after_a_return;
 pub(crate) use halves::Halves;
-pub(crate) use mixed::{Mixed, WEAR};
+pub(crate) use mixed::Mixed;
 pub(crate) use refuse::Refuse;
 pub(crate) use round::Round;

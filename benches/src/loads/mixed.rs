@@ -26,15 +26,12 @@ const BASE_TAILS: [Tail; 4] =
 const OTHER_TAILS: [Tail; 4] =
     [("alloc-1-10-p50", 0.5), ("alloc-1-10-p99", 0.99), ("alloc-1-10-p99.9", 0.999), ("alloc-1-10-max", 1.0)];
 
-/// In a default run 12 million steps of each thread: in 1 GiB, 95 % used, blocks of order 6 and more are gone by then.
-pub(crate) const WEAR: u64 = 60;
-
 /// One round.
 pub(crate) struct Mixed<'a> {
     pub(crate) round: Round<'a>,
     /// Of all memory, for all threads together.
     pub(crate) percent: u32,
-    /// Steps that warm up, as a multiple of those that are timed.
+    /// Steps that warm up at least, as a multiple of those that are timed.
     pub(crate) wear: u64,
 }
 
