@@ -327,7 +327,8 @@ impl<'a> Cpu<'a> {
         if order < Order::ROW && !has_row && self.reuse_freed(order, class) {
             return self.pop_row(order);
         }
-        if self.is_refused_again(order) {
+        // For larger ones the caller has looked.
+        if order < Order::ROW && self.is_refused_again(order) {
             return self.alloc_last(order, class);
         }
         self.tenant.look_around(&mut self.spot);
@@ -455,11 +456,11 @@ impl<'a> Cpu<'a> {
 
     /// Whether a huge frame that we hold a part of has a block of `order` together with that part.
     fn may_complete(&self, order: Order) -> bool {
-        let held = self.row.bits.count_ones() + self.freed.bits.count_ones() + self.rest.len() as u32;
+        let most = self.row.bits.count_ones() + self.freed.bits.count_ones() + self.rest.len() as u32;
         [self.row.first.huge(), self.freed.first.huge()].into_iter().flatten().any(|huge| {
             // Too little of it, most often.
             let free = self.tenant.entry(huge).map_or(0, HugeEntry::free);
-            if u64::from(free) + u64::from(held) < order.frames().min(Order::HUGE.frames()) {
+            if u64::from(free) + u64::from(most) < order.frames().min(Order::HUGE.frames()) {
                 return false;
             }
             let held = self.held_rows(huge);

@@ -67,8 +67,8 @@ const FEW_OF: u32 = 32;
 
 /// The largest block, as an order, that a huge frame with room has by its bound and by its count. A bound stays when a run is
 /// cut up, and no search tries a huge frame that has fewer frames than it wants: by bounds alone a tree would promise for ever
-/// what nobody finds there. Only a hint may go by the count: what is being freed lies there before it is counted, and whoever
-/// counts it tells.
+/// what nobody finds there. Only a hint may go by the count: what is being freed lies there before it is counted, and the
+/// party that counts it tells.
 #[inline]
 pub(crate) fn promised_run(entry: HugeEntry) -> u16 {
     entry.run_bits().min(entry.free().max(1).ilog2() as u16)

@@ -288,7 +288,7 @@ impl<'a> Lower<'a> {
     /// After a take that looked through the huge frame: lowers the bound on the runs if this was the last of the longest.
     /// A take at a place that the caller knew does without: most often that is one where a block of this size was freed
     /// lately and comes free again, and a bound that is too high costs a search no more than this look. Whether it had to
-    /// be raised again: for a moment it denied a run that came free meanwhile, and whoever looked then has to be told.
+    /// be raised again: for a moment it denied a run that came free meanwhile, and a party that looked then has to be told.
     #[inline]
     pub(crate) fn after_take(&self, huge: HugeId, order: Order) -> bool {
         let is_longest = |entry: HugeEntry| entry.has_room() && entry.run() == Run::of(order);

@@ -9,7 +9,7 @@ use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 impl<'a> Lower<'a> {
     /// Takes a block of one, two or four rows.
     #[inline]
-    pub(crate) fn take_rows(&self, huge: HugeId, order: Order) -> Result<Taken, Miss> {
+    pub(super) fn take_rows(&self, huge: HugeId, order: Order) -> Result<Taken, Miss> {
         let word = self.entries.get(huge.index()).ok_or(Miss::NoFit)?;
         let all = self.rows_of(huge);
         if !HugeEntry::from_bits(word.load(Ordering::Relaxed)).may_fit(order) {
