@@ -358,7 +358,7 @@ impl Drop for Claim<'_> {
 /// A frame that the guest can no longer take (hard) or knows to be evicted (soft).
 ///
 /// Dropped without [`done`](Self::done), the frame goes back as it was: that is what a failed
-/// discard leads to.
+/// discard leads to: a return, for a host that has said that [what it holds stays held](crate::HELD_STAYS).
 #[must_use = "dropping it gives the frame back"]
 #[derive(Debug)]
 pub struct Reclaimed<'a> {

@@ -11,23 +11,25 @@
 //! are [unsure](Unsure) in which something came free since they were looked at. The next look goes to these alone; of
 //! those of a handle one in some sees all, so that what somebody freed who was stopped before he told is not hidden for good.
 //!
-//! It is not remembered where the host may make a block possible, for it tells nobody: where it holds a huge frame, and
+//! What the host returns changes the epoch. One that does not say that [what it holds stays held](HELD_STAYS) until then may
+//! make a block possible and tell nobody, or later: then it is not remembered where it holds a huge frame, and
 //! where a huge frame comes free meanwhile whose other half it holds ([`doubt_pairs`](Refusal::doubt_pairs)).
 //!
 //! ```text
 //!  63..47                 46..29   28..13         12        11..8         7..4            3..0
 //! +----------------------+--------+--------------+---------+-------------+---------------+---------------+
-//! | return epoch, low 17 | number | unsure trees | doubted | known, from | looking, from | refused, from |
+//! | return epoch, short  | number | unsure trees | doubted | known, from | looking, from | refused, from |
 //! +----------------------+--------+--------------+---------+-------------+---------------+---------------+
 //! from: the smallest order for which that is so, plus one; zero for none
 //! ```
 //!
-//! What the host returns changes the epoch. The number is another one after each withdrawal, so that a
+//! The number is another one after each withdrawal, so that a
 //! look never takes a refusal that was withdrawn since it began for its own. Until then either what is looked for or what
 //! is refused is no larger than the look's own order: what comes free for it is a withdrawal.
 
 use crate::sync::{AtomicU64, Ordering, change_before_looks};
 use shared_layout::Order;
+use shared_layout::table::HELD_STAYS;
 
 /// A part of the word: its lowest bit, and how many there are.
 #[derive(Clone, Copy)]
@@ -93,6 +95,18 @@ impl Unsure {
     }
 }
 
+/// Whether what the host holds stays held for as long as its return epoch is this one.
+#[inline]
+pub(crate) const fn held_stays(epoch: u64) -> bool {
+    epoch & HELD_STAYS != 0
+}
+
+/// As much of an epoch as the word has room for. It is not the same again after as many returns as are usual in one go: a power
+/// of two.
+const fn short(epoch: u64) -> u64 {
+    (epoch ^ epoch >> EPOCH.bits) & EPOCH.mask()
+}
+
 /// The last refusal of a table. Its word is not trusted before [`forget`](Self::forget).
 #[derive(Clone, Copy)]
 pub(crate) struct Refusal<'a>(&'a AtomicU64);
@@ -124,7 +138,7 @@ impl Word {
     }
 
     const fn is_of(self, epoch: u64) -> bool {
-        EPOCH.of(self.0) == epoch & EPOCH.mask()
+        EPOCH.of(self.0) == short(epoch)
     }
 
     const fn is_doubted(self) -> bool {
@@ -259,7 +273,7 @@ impl<'a> Refusal<'a> {
         let order = u64::from(order.get());
         let begun = self.change(|word| {
             Some(match word {
-                word if !word.is_of(epoch) => word.forgotten().with(EPOCH, epoch).with_order(LOOKING, order),
+                word if !word.is_of(epoch) => word.forgotten().with(EPOCH, short(epoch)).with_order(LOOKING, order),
                 word if word.order(LOOKING) <= order => word,
                 word => word.with_order(LOOKING, order),
             })

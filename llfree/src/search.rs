@@ -15,7 +15,7 @@ use crate::error::AllocError;
 use crate::hint::{TreeHint, tree_of, tree_range};
 use crate::pairs::Pairs;
 use crate::query::{Broken, Query};
-use crate::refusal::Unsure;
+use crate::refusal::{Unsure, held_stays};
 use crate::spot::{Listed, Spot, Word};
 use crate::steps::{HUGE_STEPS, NO_STEP, SMALL_PARTIAL, SMALL_STEPS};
 use crate::sync::Ordering;
@@ -388,16 +388,16 @@ impl Tenant<'_> {
         loop {
             let epoch = self.return_epoch.load(Ordering::Acquire);
             let looking = self.refusal.begin(order, epoch);
+            let may_come_back = !held_stays(epoch);
             let to_see = if spot.sees_all() { Unsure::ALL } else { looking.unsure };
             let (mut unsure, mut came_free) = (Unsure::NONE, false);
             for tree in (0..self.trees.len()).filter(|tree| to_see.has(*tree)) {
                 // Before the look: what comes free after that finds no promise either, and withdraws. What the host holds may
-                // come back at any moment, after a reclaim that failed without a new epoch: so one look tells what it holds and
-                // what may serve.
+                // come back at any moment, without a new epoch so far: so one look tells what it holds and what may serve.
                 let is_promised = !self.trees.get(tree).offer(order).is_none();
                 let entries = self.entries_of(tree);
                 let glance = entries.glance();
-                if glance.has_held() {
+                if glance.has_held() && may_come_back {
                     unsure = unsure.with(tree);
                 }
                 let may_serve = match order {
@@ -425,8 +425,8 @@ impl Tenant<'_> {
                 // be in the host's hands by now, or have been and be back again. In this order: it was there while it was promised.
                 let is_promised = !self.trees.get(tree).offer(order).is_none();
                 let entries = self.entries_of(tree);
-                let is_back = entries.first(order.max(Order::HUGE), Want::Free, 0).is_some();
-                if is_promised || entries.glance().has_held() || is_back {
+                let is_back = || entries.first(order.max(Order::HUGE), Want::Free, 0).is_some();
+                if is_promised || may_come_back && (entries.glance().has_held() || is_back()) {
                     unsure = unsure.with(tree);
                 }
                 came_free |= entries.has_more(order, tried);

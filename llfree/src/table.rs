@@ -139,7 +139,8 @@ impl<'a> Table<'a> {
     }
 
     /// The word for a host to raise after it [released](crate::Claim::release) frames, so that handles
-    /// look for them before memory is short.
+    /// look for them before memory is short. With the bit [`HELD_STAYS`](crate::HELD_STAYS), whose rules are more strict,
+    /// "out of memory" is remembered beside held frames as well.
     #[must_use]
     pub fn return_epoch(&self) -> &'a AtomicU64 {
         self.tenant.return_epoch

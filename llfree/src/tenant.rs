@@ -10,7 +10,7 @@ use crate::entries::Want;
 use crate::error::{AllocError, FreeError, Part, TableError, check_len};
 use crate::hint::{Trees, bitmap_words, huge_of, tree_of, tree_range};
 use crate::lower::Lower;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, held_stays};
 use crate::spot::Place;
 use crate::sync::{AtomicU16, AtomicU64, Ordering, change_before_looks};
 use crate::taken::Miss;
@@ -95,7 +95,7 @@ impl<'a> Tenant<'a> {
     }
 
     /// The host's count of its returns: another one after frames that it held came back, and, where the tenant installs
-    /// by itself, also before those of a soft reclaim do.
+    /// by itself, also before those of a soft reclaim do. It may have the bit [`HELD_STAYS`](crate::HELD_STAYS).
     #[must_use]
     pub fn return_epoch(&self) -> u64 {
         self.return_epoch.load(Ordering::Acquire)
@@ -268,12 +268,22 @@ impl<'a> Tenant<'a> {
         self.lower.entry(huge).is_some_and(HugeEntry::is_all_free)
     }
 
-    /// Whether somebody has to hear that the other half of this huge frame came free: it is free as well, or the host holds it
-    /// and order 10 was refused.
+    /// Whether somebody has to hear that the other half of this huge frame came free: it is free as well, or the host holds it,
+    /// may give it back without a word, and order 10 was refused.
     #[inline]
     fn may_pair(&self, huge: HugeId) -> bool {
         let is_refused = || self.refusal.has_undoubted_pairs(tree_of(huge));
-        self.lower.entry(huge).is_some_and(|entry| entry.is_all_free() || entry.is_held() && is_refused())
+        let (half, may_come_back) = self.half(huge);
+        half.is_some_and(HugeEntry::is_all_free) || may_come_back && is_refused()
+    }
+
+    /// An entry, and whether the host holds it and may give it back without a new epoch.
+    #[inline]
+    fn half(&self, huge: HugeId) -> (Option<HugeEntry>, bool) {
+        // In this order: what is held then is so until there is a later epoch than that.
+        let epoch = self.return_epoch();
+        let entry = self.lower.entry(huge);
+        (entry, entry.is_some_and(HugeEntry::is_held) && !held_stays(epoch))
     }
 
     /// Promises them; true unless they were promised before.
@@ -288,8 +298,7 @@ impl<'a> Tenant<'a> {
                 self.recount_tree(tree);
             }
         } else if after.is_all_free() {
-            let half = self.lower.entry(HugeId(huge.0 ^ 1));
-            let is_doubtful = half.is_some_and(HugeEntry::is_held);
+            let (half, is_doubtful) = self.half(HugeId(huge.0 ^ 1));
             if is_doubtful {
                 self.refusal.doubt_pairs(tree);
             }

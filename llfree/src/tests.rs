@@ -15,6 +15,7 @@ use crate::spot::{Place, Spot};
 use crate::sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use crate::tenant::Tenant;
 use crate::vicinity::{Look, Vicinity};
+use shared_layout::table::HELD_STAYS;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order, Run};
 use std::vec::Vec;
 
@@ -459,6 +460,18 @@ impl Parts {
             residency: (0..huge_frames).map(|_| AtomicU8::new(Residency::Installed as u8)).collect(),
             epoch: AtomicU64::new(0),
         }
+    }
+
+    /// The same with a host that gives nothing back in this epoch.
+    fn steady(self) -> Self {
+        self.raise(HELD_STAYS);
+        self
+    }
+
+    /// Another epoch of the host, with this flag.
+    fn raise(&self, flag: u64) {
+        let number = self.epoch.load(Ordering::Relaxed) & !HELD_STAYS;
+        self.epoch.store((number + 1) | flag, Ordering::Release);
     }
 
     fn tenant(&self) -> Tenant<'_> {

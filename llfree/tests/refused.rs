@@ -2,7 +2,7 @@
 
 use crate::common::{Table, order, ready};
 use llfree::host::Installer;
-use llfree::{Class, Cpu, Host, Reclaim, Reclaimed};
+use llfree::{Class, Cpu, HELD_STAYS, Host, Reclaim, Reclaimed};
 use shared_layout::{FrameId, HugeId, Order};
 use std::sync::atomic::Ordering;
 
@@ -126,7 +126,8 @@ fn a_handle_is_refused_nothing_that_it_could_have() {
     }
 }
 
-/// Handles, callers without one, and a host that holds, gives back, and gives up: nobody without a handle is refused what is there.
+/// Handles, callers without one, and a host that holds, gives back, and gives up, and says when it does or not: nobody without a
+/// handle is refused what is there.
 #[test]
 fn nothing_is_refused_that_is_free_whatever_the_host_did_before() {
     for seed in 1..3000u64 {
@@ -136,6 +137,12 @@ fn nothing_is_refused_that_is_free_whatever_the_host_did_before() {
         let tenant = table.tenant();
         let installer = if random.next(2) == 0 { Installer::Tenant } else { Installer::Host };
         let host: Host<'_> = table.host().installed_by(installer);
+        let raise = |flag| {
+            let number = table.epoch.load(Ordering::Relaxed) & !HELD_STAYS;
+            table.epoch.store((number + 1) | flag, Ordering::Release);
+        };
+        let steady = if random.next(2) == 0 { HELD_STAYS } else { 0 };
+        raise(steady);
         let mut cpus: Vec<Cpu<'_>> = (0..2).map(|_| tenant.cpu()).collect();
         let mut blocks: Vec<(FrameId, Order)> = Vec::new();
         let mut open: Vec<Reclaimed<'_>> = Vec::new();
@@ -182,16 +189,27 @@ fn nothing_is_refused_that_is_free_whatever_the_host_did_before() {
                 6 => {
                     if !open.is_empty() {
                         let one = open.swap_remove(random.next(open.len() as u64) as usize);
-                        if installer == Installer::Tenant {
-                            table.epoch.fetch_add(1, Ordering::Release);
+                        if installer == Installer::Tenant || steady != 0 {
+                            raise(0);
                         }
-                        if random.next(2) == 0 { one.done() } else { drop(one) }
+                        if random.next(2) == 0 {
+                            one.done();
+                        } else {
+                            drop(one);
+                        }
+                        // It may go on with its returns for a while.
+                        if steady != 0 && random.next(4) > 0 {
+                            raise(steady);
+                        }
                     }
                 }
                 _ => {
                     let huge = HugeId(random.next(huge_frames as u64) as u32);
-                    if host.claim(huge).is_some_and(|claim| claim.release().is_ok()) {
-                        table.epoch.fetch_add(1, Ordering::Release);
+                    if steady != 0 {
+                        raise(0);
+                    }
+                    if host.claim(huge).is_some_and(|claim| claim.release().is_ok()) || steady != 0 {
+                        raise(steady);
                     }
                 }
             }

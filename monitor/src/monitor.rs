@@ -36,6 +36,7 @@ use llfree::{Census, Claim, Host, Installing, Residency};
 use llfree_base::counters::MonitorCounters;
 use llfree_base::metrics::Gauge;
 use llfree_base::{RateLimit, lock};
+use shared_layout::table::HELD_STAYS;
 use shared_layout::{HostWord, HugeEntry, HugeId, HugeRange};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
@@ -248,6 +249,7 @@ impl Monitor {
             HugeRange::around(bytes).iter().for_each(|huge| note_installed(huge.0));
         }
         if !start.adopted {
+            monitor.continue_epoch();
             monitor.publish_limit();
         }
         Ok(monitor)
@@ -412,22 +414,43 @@ impl Monitor {
     }
 
     /// Goes on where the tenant's last host was: a tenant that finds an epoch that it has seen before believes that nothing came back since. As with
-    /// the limit, it could have written that word, and then has only itself to thank.
+    /// the limit, it could have written that word, and then has only itself to thank. The last host may have been at returns.
     fn continue_epoch(&self) {
-        self.return_epoch.fetch_max(self.table.claimed_control(HostWord::ReturnEpoch), Ordering::Relaxed);
+        let number = |epoch: u64| epoch & !HELD_STAYS;
+        let claimed = number(self.table.claimed_control(HostWord::ReturnEpoch));
+        let last = number(self.return_epoch.load(Ordering::Relaxed)).max(claimed);
+        self.return_epoch.store(last, Ordering::Relaxed);
+        self.tell_of_returns();
     }
 
-    /// Frames are free again, of which the tenant's hints know nothing.
+    /// Frames that are held are about to be free again, whether they are returned or the kernel keeps their memory: until
+    /// [`tell_of_returns`](Self::tell_of_returns) the tenant looks at each that is held.
+    fn announce_returns(&self) {
+        self.raise_epoch(0);
+    }
+
+    /// Frames are free again, of which the tenant's hints know nothing. What a VM's host holds now stays held until it announces
+    /// something else; a process's holds frames for a moment only.
     fn tell_of_returns(&self) {
-        let epoch = self.return_epoch.fetch_add(1, Ordering::Relaxed) + 1;
-        self.table.set_control(HostWord::ReturnEpoch, epoch);
+        self.raise_epoch(match self.installer {
+            Installer::Host => HELD_STAYS,
+            Installer::Tenant => 0,
+        });
+    }
+
+    /// One at a time: in a pass, or before there are any.
+    fn raise_epoch(&self, flag: u64) {
+        // The tenant may have claimed the last number that there is.
+        let number = self.return_epoch.load(Ordering::Relaxed).wrapping_add(1) & !HELD_STAYS;
+        self.return_epoch.store(number | flag, Ordering::Relaxed);
+        self.table.set_control(HostWord::ReturnEpoch, number | flag);
     }
 
     /// What follows a soft pass: where the frames were held meanwhile, they came back, and those that the kernel kept
     /// did so too.
     fn after_evictions(&self, result: Result<Pass, MonitorError>) -> Result<Pass, MonitorError> {
         let moved = result.as_ref().map_or(true, |pass| pass.frames > 0);
-        if self.installer == Installer::Tenant && moved {
+        if self.installer == Installer::Tenant && moved || result.is_err() {
             self.tell_of_returns();
         }
         result

@@ -7,7 +7,8 @@ use llfree_monitor::memory::{Backing, GuestRam, MemoryError, PoolConfig, Supply,
 use llfree_monitor::{
     Direction, HandOver, InstallError, Monitor, OnViolation, Region, Table, TenantStart, Terms, Violations,
 };
-use shared_layout::{FRAME_SIZE, HUGE_SIZE, HugeEntry, HugeId, HugeRange, TableLayout};
+use shared_layout::table::HELD_STAYS;
+use shared_layout::{FRAME_SIZE, HUGE_SIZE, HostWord, HugeEntry, HugeId, HugeRange, TableLayout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -99,6 +100,52 @@ fn what_was_never_given_is_never_taken() {
     tenant.touch(9);
     assert_eq!(tenant.shrink(1), FRAMES);
     assert_eq!(tenant.monitor.evict_by_force(u32::MAX).expect("nothing to do").frames, 0);
+}
+
+/// It may believe that a frame which was held stays so until there is another epoch.
+#[test]
+fn what_is_held_stays_held_for_as_long_as_the_host_says_so() {
+    test_support::in_own_process(|| {
+        let scenario = Scenario::start();
+        let tenant = Tenant::boot();
+        let word = || tenant.table.claimed_control(HostWord::ReturnEpoch);
+        let number = || {
+            assert_ne!(word() & HELD_STAYS, 0, "nobody gives anything back");
+            word() & !HELD_STAYS
+        };
+        let held = || (0..FRAMES).filter(|frame| tenant.entry(*frame).is_held()).count();
+        let first = number();
+        tenant.give(0..2);
+        tenant.monitor.hand_over(HandOver::Complete);
+        scenario.set(faults::DISCARD, "return(12)").expect("it is a point");
+        assert!(tenant.monitor.shrink_by_force(0).is_err());
+        assert_eq!((tenant.entry(0), number()), (HugeEntry::FREE_INSTALLED, first + 2));
+        assert!(tenant.monitor.evict_by_force(2).is_err());
+        assert_eq!(number(), first + 4, "it says so again");
+        scenario.set(faults::DISCARD, "off").expect("it is a point");
+        assert_eq!((tenant.shrink(0), held(), number()), (FRAMES - 2, 2, first + 4), "nothing came back");
+        assert_eq!((tenant.monitor.grow(FRAMES - 1).frames, held(), number()), (1, 1, first + 6));
+        // The next one to take charge may be of another version, or the last one have been in the middle of a return.
+        tenant.table.set_control(HostWord::ReturnEpoch, 70);
+        tenant.monitor.take_over().expect("the kernel answers");
+        assert!(number() > 70);
+        // The tenant can write it as well.
+        tenant.table.set_control(HostWord::ReturnEpoch, u64::MAX);
+        tenant.monitor.take_over().expect("the kernel answers");
+        assert!(number() < HELD_STAYS - 1);
+    });
+}
+
+/// What a driver of a device finds is not held.
+#[test]
+fn what_was_held_is_free_again_with_a_new_epoch_when_memory_is_left_to_a_device() {
+    let tenant = Tenant::boot();
+    let word = || tenant.table.claimed_control(HostWord::ReturnEpoch);
+    tenant.give(0..2);
+    assert_eq!(tenant.shrink(0), FRAMES - 2);
+    let before = word();
+    assert!(tenant.monitor.leave_to_device() && !tenant.entry(0).is_held());
+    assert_ne!(word(), before);
 }
 
 #[test]

@@ -24,9 +24,16 @@ pub enum HostWord {
     Limit,
     /// Huge frames that the host still wants: a tenant that can, gives up caches.
     Wanted,
-    /// Raised after every release: hints about free memory are stale.
+    /// Raised after every release: hints about free memory are stale. May have the bit [`HELD_STAYS`].
     ReturnEpoch,
 }
+
+/// The highest bit of [`HostWord::ReturnEpoch`]: what the host holds stays held for as long as the word is as it is. Then what was
+/// refused a tenant beside held frames stays refused as well; without the bit it has to look at them each time.
+///
+/// A host that has it set raises the word and takes the bit away before it gives anything back, a frame whose reclaim
+/// failed included, and raises it again afterwards, with the bit if it likes. Each raise is another number.
+pub const HELD_STAYS: u64 = 1 << 63;
 
 /// Offsets of a table's parts, in bytes from the start of its region. Both sides compute them from
 /// the number of huge frames.

@@ -1,11 +1,14 @@
-//! Pairs whose halves come free while the host has one of them in hand, which it gives back without a word.
+//! Pairs whose halves come free while the host has one of them in hand, which it gives back without a word, or in an epoch in which
+//! it says that this may be.
 //!
 //! Order 10 is refused wrongly afterwards if what somebody saw of one half and what another one saw of the other are put together
 //! badly; nothing else would ever mend that. Each run has another history of promises and refusals.
 
 use super::shared::Shared;
 use super::{ask, histories, nothing_free_is_refused, order};
-use crate::host::{Reclaim, Residency};
+use crate::host::{Reclaim, Reclaimed, Residency};
+use crate::sync::Ordering;
+use shared_layout::table::HELD_STAYS;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::sync::Arc;
 
@@ -16,10 +19,29 @@ fn frame(huge: usize) -> FrameId {
 /// Two pairs.
 const HALVES: usize = 4;
 
-fn run(seed: u64) {
+fn run(is_steady: bool, seed: u64) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let frames = [(HugeEntry::FREE_INSTALLED, Residency::Installed); HALVES];
     let shared = Arc::new(Shared::new(&frames, |_| 0).listed(rng.bool()));
+    let raise = |flag| {
+        let number = shared.epoch.load(Ordering::Relaxed) & !HELD_STAYS;
+        shared.epoch.store((number + 1) | flag, Ordering::Release);
+    };
+    let say = |flag| {
+        if is_steady {
+            raise(flag);
+        }
+    };
+    // If not yet, the host before it was another one.
+    if rng.bool() {
+        say(HELD_STAYS);
+    }
+    // No discard goes well: the frame is as it was.
+    let undo = |reclaimed: Reclaimed<'_>| {
+        say(0);
+        drop(reclaimed);
+        say(HELD_STAYS);
+    };
     let tenant = shared.tenant();
     let mut used = [true; HALVES];
     for half in 0..HALVES {
@@ -62,7 +84,7 @@ fn run(seed: u64) {
         {
             held.push(reclaimed);
             if rng.u8(..4) == 0 {
-                drop(held.swap_remove(rng.usize(..held.len())));
+                undo(held.swap_remove(rng.usize(..held.len())));
             }
         }
         shuttle::thread::yield_now();
@@ -71,12 +93,47 @@ fn run(seed: u64) {
     for _ in 0..rng.u8(..3) {
         ask(&tenant, order([3, 9, 10][rng.usize(..3)]));
     }
-    // No discard went well: all is as before, without a new epoch.
-    drop(held);
+    if rng.bool() {
+        held.into_iter().for_each(undo);
+    } else {
+        say(0);
+        drop(held);
+        if rng.bool() {
+            say(HELD_STAYS);
+        }
+    }
     nothing_free_is_refused(&tenant, order([0, 3, 9, 10, 10, 10][rng.usize(..6)]), seed);
 }
 
 #[test]
 fn what_the_host_gives_back_without_a_word_is_not_refused_for_good() {
-    histories(100_000, run);
+    histories(100_000, |seed| run(false, seed));
+}
+
+#[test]
+fn what_the_host_says_that_it_gives_back_is_not_refused_for_good() {
+    histories(100_000, |seed| run(true, seed));
+}
+
+/// The tenant is at work while a host that gave something back in silence is followed by one that says when it does.
+#[test]
+fn what_came_back_before_the_host_spoke_is_not_refused_for_good() {
+    histories(20_000, |seed| {
+        let frames = [(HugeEntry::FREE_INSTALLED, Residency::Installed); 2];
+        let shared = Arc::new(Shared::new(&frames, |_| 0));
+        let tenant = shared.tenant();
+        let _ = tenant.alloc_at(frame(0), Order::HUGE).expect("free");
+        assert!(!ask(&tenant, order(10)));
+        let freer = {
+            let shared = shared.clone();
+            shuttle::thread::spawn(move || shared.tenant().free(frame(0), Order::HUGE).expect("ours"))
+        };
+        let host = shared.host();
+        let reclaimed = host.claim(HugeId(1)).map(|claim| claim.reclaim(Reclaim::Hard));
+        shuttle::thread::yield_now();
+        drop(reclaimed);
+        shared.epoch.store(HELD_STAYS | 1, Ordering::Release);
+        freer.join().expect("no panic");
+        nothing_free_is_refused(&tenant, order(10), seed);
+    });
 }

@@ -275,7 +275,7 @@ fn check(scheduler: impl Scheduler + 'static, cpus: u8, huge_frames: u32, squeez
 }
 
 /// Runs a program in `count` schedules, each with another seed.
-fn histories(count: usize, run: fn(u64)) {
+fn histories(count: usize, run: impl Fn(u64) + Send + Sync + 'static) {
     explore(RandomScheduler::new(count), move || run(shuttle::rand::Rng::r#gen(&mut shuttle::rand::thread_rng())));
 }
 

@@ -1,12 +1,12 @@
 //! What came free while nobody was told is not refused for good: a look was within the tree, the host gave it back, or its
 //! owner died.
 
-use super::Parts;
+use super::{Parts, refuse};
 use crate::class::Class;
 use crate::host::Reclaim;
 use crate::ledger::{LEDGER_WORDS, Ledger};
 use crate::query::Query;
-use crate::refusal::Unsure;
+use crate::refusal::{Refusal, Unsure};
 use crate::spot::Spot;
 use crate::sync::AtomicU64;
 use crate::vicinity::Vicinity;
@@ -14,9 +14,10 @@ use shared_layout::{FrameId, HugeId, Order};
 use std::vec::Vec;
 
 /// While a look for a block of `order` is within a tree something comes free under a promise that stands, which the host
-/// holds, or half of it; in the end it gives that back, for its reclaim failed, without a new epoch.
-fn is_refused_after_a_failed_reclaim(order: Order) -> bool {
-    let parts = Parts::free(4);
+/// holds, or half of it; in the end it gives that back, for its reclaim failed, without a new epoch unless it is one of those
+/// that say when they do.
+fn is_refused_after_a_failed_reclaim(order: Order, is_steady: bool) -> bool {
+    let parts = if is_steady { Parts::free(4).steady() } else { Parts::free(4) };
     let (tenant, host) = (parts.tenant(), parts.host());
     tenant.recount();
     // 2 is somebody's; 0 and 1 are free, 3 is only where a pair is what is wanted.
@@ -54,7 +55,11 @@ fn is_refused_after_a_failed_reclaim(order: Order) -> bool {
     };
     let found = tenant.search(&mut spot, Query::reserving(order, Class::HUGE), grab);
     assert!(found.is_none());
-    // The discard failed: the frame is as it was, without a new epoch.
+    // The discard failed: the frame is as it was.
+    assert_eq!(tenant.is_refused(order), is_steady, "it holds what is missing");
+    if is_steady {
+        parts.raise(0);
+    }
     drop(held.into_inner().expect("held meanwhile"));
     let is_free = |huge: u32| tenant.is_free(HugeId(huge));
     assert!(is_free(2) && (order == Order::HUGE || is_free(3)));
@@ -63,12 +68,71 @@ fn is_refused_after_a_failed_reclaim(order: Order) -> bool {
 
 #[test]
 fn a_pair_that_came_free_within_a_look_is_not_refused_for_good() {
-    assert!(!is_refused_after_a_failed_reclaim(Order::MAX));
+    for is_steady in [false, true] {
+        assert!(!is_refused_after_a_failed_reclaim(Order::MAX, is_steady), "{is_steady}");
+    }
 }
 
 #[test]
 fn a_huge_frame_that_came_free_within_a_look_is_not_refused_for_good() {
-    assert!(!is_refused_after_a_failed_reclaim(Order::HUGE));
+    for is_steady in [false, true] {
+        assert!(!is_refused_after_a_failed_reclaim(Order::HUGE, is_steady), "{is_steady}");
+    }
+}
+
+/// A VM that was shrunk to its limit: the host holds huge frames of each tree, for good, and the rest is in use. If it says that
+/// they stay held, nobody looks at all trees for each block that is not there.
+#[test]
+fn a_refusal_beside_what_stays_held_is_remembered() {
+    let orders = [0, 3, 8, 9, 10].map(|order| Order::new(order).expect("in range"));
+    for (parts, is_steady) in [(Parts::free(128), false), (Parts::free(128).steady(), true)] {
+        let (tenant, host) = (parts.tenant(), parts.host());
+        for huge in (1..128).step_by(2).map(HugeId) {
+            host.claim(huge).expect("idle").reclaim(Reclaim::Hard).expect("free").done();
+        }
+        tenant.recount();
+        while tenant.alloc(Order::HUGE).is_ok() {}
+        for order in orders {
+            assert!(tenant.alloc(order).is_err());
+            assert_eq!(tenant.is_refused(order), is_steady, "{order:?}");
+        }
+        // What comes free is found, and no more than that: its other half is the host's.
+        tenant.free(FrameId(64 * 512), Order::HUGE).expect("somebody's");
+        assert!(!tenant.is_refused(Order::HUGE) && tenant.alloc(Order::MAX).is_err());
+        assert_eq!(tenant.is_refused(Order::MAX), is_steady);
+        // With the other half come larger blocks, before the host is through with its returns.
+        parts.raise(0);
+        assert!(!tenant.is_refused(Order::MAX) && tenant.alloc(Order::MAX).is_err());
+        assert!(host.claim(HugeId(65)).expect("idle").release().expect("held"));
+        assert!(!tenant.is_refused(Order::MAX) && tenant.alloc(Order::MAX).is_ok(), "{is_steady}");
+    }
+}
+
+/// A free beside what stays held leaves order 10 refused.
+#[test]
+fn half_a_pair_is_no_news_beside_what_stays_held() {
+    let parts = Parts::free(2).steady();
+    let tenant = parts.tenant();
+    parts.host().claim(HugeId(1)).expect("idle").reclaim(Reclaim::Hard).expect("free").done();
+    tenant.recount();
+    let block = tenant.alloc(Order::HUGE).expect("free").position().0;
+    assert!(tenant.alloc(Order::MAX).is_err() && tenant.is_refused(Order::MAX));
+    tenant.free(block, Order::HUGE).expect("ours");
+    assert!(tenant.is_refused(Order::MAX) && !tenant.is_refused(Order::HUGE));
+}
+
+/// A quarter of a TiB comes back frame by frame, each with an epoch of its own, and nobody asks meanwhile.
+#[test]
+fn as_many_returns_as_an_epoch_has_room_for_are_not_taken_for_none() {
+    for returns in (10..24).map(|bits| 1u64 << bits) {
+        let word = AtomicU64::new(0);
+        let refusal = Refusal::new(&word);
+        refuse(refusal, 9);
+        assert!(
+            refusal.unsure(Order::HUGE, 0).is_none() && refusal.unsure(Order::HUGE, returns).is_some(),
+            "{returns}"
+        );
+    }
 }
 
 /// A look for order 10 is not disturbed by others who take and free one half beside what the host holds.

@@ -31,6 +31,7 @@ impl Monitor {
         if let Err(before) = self.handed_over.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) {
             return before == to;
         }
+        self.announce_returns();
         for huge in (0..self.huge_frames()).map(HugeId) {
             let mut claim = self.claim_patiently(huge);
             // Only of a tenant that gave frames without a word.
@@ -43,6 +44,7 @@ impl Monitor {
                 installing.done();
             }
         }
+        self.tell_of_returns();
         self.set_wanted(0);
         self.publish_limit();
         true

@@ -70,6 +70,7 @@ impl Monitor {
         let _cursor = lock(&self.passes);
         let missing = target.saturating_sub(self.limit());
         let mut pass = Pass::default();
+        self.announce_returns();
         for (index, word) in self.residency.iter().enumerate() {
             if pass.frames == missing {
                 break;
@@ -191,7 +192,7 @@ impl Monitor {
         }
         if self.installer == Installer::Tenant {
             // While they are held: a tenant that finds no frame held, and this as it was before it looked, missed none.
-            self.tell_of_returns();
+            self.announce_returns();
         }
         let before = self.ram.resident_in(&batch.runs);
         let mut kept = Vec::new();
@@ -202,6 +203,9 @@ impl Monitor {
             match result {
                 Ok(()) => frames.for_each(Reclaimed::done),
                 Err(source) => {
+                    if refused.is_none() {
+                        self.announce_returns();
+                    }
                     // Dropping them gives them back.
                     frames.for_each(drop);
                     pass.frames -= run.count();

@@ -4,6 +4,7 @@
 //! once to give its caches back, and the passes go on for as long as the caller says so.
 
 use super::{Monitor, MonitorError, Pass};
+use llfree_base::lock;
 use shared_layout::{HUGE_SIZE, HugeId};
 use std::time::{Duration, Instant};
 
@@ -110,7 +111,9 @@ impl Monitor {
     /// [`MonitorError`] if what is resident cannot be told, or not be taken back.
     pub fn take_over(&self) -> Result<(), MonitorError> {
         let limit = self.claimed_limit();
+        let passes = lock(&self.passes);
         self.continue_epoch();
+        drop(passes);
         for huge in (0..self.huge_frames()).map(HugeId) {
             let _ = self.claim_patiently(huge).adopt();
         }

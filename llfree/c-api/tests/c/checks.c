@@ -130,6 +130,39 @@ static void evicted_blocks_wait_for_their_host(void)
     free(region);
 }
 
+/* Refused while the host has the last free huge frame in hand, twice. */
+static int ask_and_fail(void *context, uint32_t huge)
+{
+    uint64_t frame;
+
+    (void)huge;
+    CHECK(llfree_alloc(context, 3, &frame) == LLFREE_ERR_NO_MEMORY);
+    CHECK(llfree_alloc(context, 3, &frame) == LLFREE_ERR_NO_MEMORY);
+    return -1;
+}
+
+static void what_a_failed_discard_gives_back_is_found(void)
+{
+    llfree_table table;
+    llfree_host host;
+    uint8_t residency[HUGE_FRAMES] = {0};
+    uint64_t frame, first;
+    uint32_t huge, seen;
+    void *region = new_region();
+
+    CHECK(llfree_init(&table, region, llfree_region_bytes(HUGE_FRAMES), HUGE_FRAMES, LLFREE_INIT_EVICTED) == LLFREE_OK);
+    CHECK(llfree_host_init(&host, &table, residency, sizeof residency) == LLFREE_OK);
+    CHECK(llfree_alloc(&table, 9, &first) == LLFREE_EVICTED);
+    while (llfree_alloc(&table, 9, &frame) == LLFREE_EVICTED) {
+    }
+    huge = (uint32_t)(first / LLFREE_FRAMES_PER_HUGE);
+    CHECK(llfree_host_install(&host, huge, count, &seen) == LLFREE_OK);
+    CHECK(llfree_free(&table, first, 9) == LLFREE_OK);
+    CHECK(llfree_host_reclaim(&host, huge, 1, ask_and_fail, &table) == LLFREE_ERR_CALLBACK);
+    CHECK(llfree_alloc(&table, 3, &frame) == LLFREE_OK && frame == first);
+    free(region);
+}
+
 static void mistakes_are_named(void)
 {
     llfree_table table, zero;
@@ -227,6 +260,7 @@ int main(void)
 {
     blocks_come_and_go();
     evicted_blocks_wait_for_their_host();
+    what_a_failed_discard_gives_back_is_found();
     mistakes_are_named();
     threads_share_a_table();
     return 0;
