@@ -20,7 +20,7 @@
 //! | `mixed-N` | all orders, freed at random, N % used | `alloc`, `free`, `refused`, tails of order 0 and of the others |
 //! | `worn-N` | the same after as many steps as wear memory out: small blocks lie where large ones did | the same |
 //! | `half-fragmented` | a block while half of memory is free, and half of the rest | `alloc`, tails |
-//! | `refuse` | "out of memory" | `first`, `again`, `after-free` |
+//! | `refuse`, `shrunk` | "out of memory", without a host and beside one that holds half | `first`, `again`, `after-free` |
 //! | `oversubscribed-X` | more threads than cores | `wall` with operations a ms, tails of all operations, `refused` |
 //! | `replace-N` | a random frame freed and one allocated, N % used | `pair`, `free`, `alloc`, tails |
 //! | `fresh` | blocks of unused memory | `alloc`, tails |
@@ -44,7 +44,7 @@ pub(crate) use rows::{Row, markdown, panels};
 use crate::allocator::Allocator;
 use crate::error::{BenchError, Exhausted};
 use crate::fill::Level;
-use crate::frames::frames;
+use crate::frames::{Frames, Visit, frames};
 use crate::interrupt;
 use crate::loads::{
     Aged, Cache, Crowd, Fresh, Halves, Mixed, Refuse, Replace, Round, SAME_RUNS, aged, first_after_a_return,
@@ -54,7 +54,7 @@ use crate::measured::Measured;
 use crate::passes::{Bench, Blocks, Once, state_changes};
 use crate::progress::{Progress, Show};
 use crate::series::Series;
-use crate::tables::{Claims, Entries, Llfree, Shared, Tables};
+use crate::tables::{Claims, Entries, Llfree, Shared, StateChanges, Tables};
 use crate::turns::takes_part;
 use catalogue::Kind;
 use rows::WALL;
@@ -216,7 +216,7 @@ fn measure_load(allocator: Allocator, kind: Kind, round: Round<'_>) -> Result<Me
     match kind {
         Kind::Mixed { percent, wear } => allocator.with(huge_frames, Mixed { round, percent, wear }),
         Kind::Halves => allocator.with(huge_frames, Halves(round)),
-        Kind::Refuse => allocator.with(huge_frames, Refuse(round)),
+        Kind::Refuse => allocator.with(huge_frames, Refuse { round, hold: None }),
         Kind::Crowd(kind) => allocator.with(huge_frames, Crowd { round, kind }),
         Kind::Replace(percent) => allocator.with(huge_frames, Replace { round, percent }),
         Kind::Fresh => allocator.with(huge_frames, Fresh(round)),
@@ -230,16 +230,25 @@ fn measure_load(allocator: Allocator, kind: Kind, round: Round<'_>) -> Result<Me
         }
         Kind::Cache => allocator.with(huge_frames, Cache { round, sweep: sweep_bytes() }),
         // The catalogue admits only ours to what a host does.
-        Kind::Epoch | Kind::Loop(_) => {
+        Kind::Epoch | Kind::Shrunk | Kind::Loop(_) => {
             let tables = Tables::new(huge_frames);
             match allocator {
-                Allocator::LlfreeShared => {
-                    first_after_a_return(&Shared(tables.tenant()), round, || tables.raise_return_epoch())
-                }
-                _ => first_after_a_return(&Llfree(tables.tenant()), round, || tables.raise_return_epoch()),
+                Allocator::LlfreeShared => beside_a_host(&tables, &Shared(tables.tenant()), kind, round),
+                _ => beside_a_host(&tables, &Llfree(tables.tenant()), kind, round),
             }
         }
     }
+}
+
+/// One whose host takes part.
+fn beside_a_host<F: Frames>(tables: &Tables, tenant: &F, kind: Kind, round: Round<'_>) -> Result<Measured, BenchError> {
+    if kind == Kind::Shrunk {
+        // As a monitor does.
+        tables.say_held_stays();
+        let host = Claims::new(tables);
+        return Refuse { round, hold: Some(&|huge| host.hold(huge)) }.visit(tenant);
+    }
+    first_after_a_return(tenant, round, || tables.raise_return_epoch())
 }
 
 /// Blocks that each thread allocates: half the memory belongs to all of them together.

@@ -202,6 +202,7 @@ Workloads (benches), and the sizes of a default run:
   worn-95                               the last one after 12 million steps of each thread, 1 GiB
   half-fragmented                       half of memory free, every second frame of the rest used, 8 GiB
   refuse                                out of memory: the first time, again, after a free, 1 and 8 GiB
+  shrunk                                the same where a host holds every second huge frame, 8 GiB
   oversubscribed-few, -mixed            2 and 64 threads, whatever the cores, 8 GiB
   replace-50, -90                       frames freed and allocated one by one at random, 8 GiB
   fresh, aged                           single allocations in unused and in half-free memory, 8 GiB

@@ -5,7 +5,7 @@
 
 use crate::frames::{FAILED, Frames, Handle};
 use guest_abi::Layout;
-use llfree::{Cpu, Host, Reclaim, Tenant};
+use llfree::{Cpu, HELD_STAYS, Host, Reclaim, Tenant};
 use memmap2::{MmapOptions, MmapRaw};
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
@@ -46,10 +46,17 @@ impl Tables {
 
     /// The host gave memory back: handles are to look anew.
     pub(crate) fn raise_return_epoch(&self) {
+        self.return_epoch().fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// From now on the host gives nothing back of what it holds.
+    pub(crate) fn say_held_stays(&self) {
+        self.return_epoch().store(HELD_STAYS, Ordering::Relaxed);
+    }
+
+    fn return_epoch(&self) -> &AtomicU64 {
         // SAFETY: as above; the layout keeps the word inside its total, at a multiple of its size.
-        let epoch =
-            unsafe { &*self.region.as_mut_ptr().add(self.layout.table().return_epoch as usize).cast::<AtomicU64>() };
-        epoch.fetch_add(1, Ordering::Relaxed);
+        unsafe { &*self.region.as_mut_ptr().add(self.layout.table().return_epoch as usize).cast::<AtomicU64>() }
     }
 
     fn entries(&self) -> &[AtomicU16] {

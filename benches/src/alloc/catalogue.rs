@@ -18,6 +18,8 @@ pub(crate) enum Kind {
     },
     Halves,
     Refuse,
+    /// The same beside a host that holds half of memory.
+    Shrunk,
     Crowd(CrowdKind),
     /// At a percentage of memory.
     Replace(u32),
@@ -81,7 +83,7 @@ const fn crowd(name: &'static str, kind: CrowdKind) -> Entry {
 }
 
 /// All of them, in the order of the rows.
-static ENTRIES: [Entry; 22] = [
+static ENTRIES: [Entry; 23] = [
     looped("bulk", Bench::Bulk),
     looped("repeat", Bench::Repeat),
     looped("random", Bench::Random),
@@ -94,6 +96,7 @@ static ENTRIES: [Entry; 22] = [
     worn("worn-95", 95),
     Entry { name: "half-fragmented", kind: Kind::Halves, gib: [&[8], &[1, 8, 64]], rounds: 5, operations: [0; 2] },
     Entry { name: "refuse", kind: Kind::Refuse, gib: [&[1, 8], &[1, 8, 64]], rounds: 5, operations: [0; 2] },
+    Entry { name: "shrunk", kind: Kind::Shrunk, gib: [&[8], &[1, 8, 64]], rounds: 5, operations: [0; 2] },
     crowd("oversubscribed-few", CrowdKind::Few),
     crowd("oversubscribed-mixed", CrowdKind::Mixed),
     replace("replace-50", 50),
@@ -155,7 +158,7 @@ impl Entry {
             Kind::Loop(Bench::Host) => return vec![Some(Order::HUGE)],
             Kind::Loop(_) => ((0..=10).collect(), 0..=10),
             Kind::Halves => ((1..=9).collect(), 1..=9),
-            Kind::Refuse => ((0..=9).collect(), 0..=9),
+            Kind::Refuse | Kind::Shrunk => ((0..=9).collect(), 0..=9),
             Kind::Crowd(CrowdKind::Few) | Kind::Full(_) => (vec![0], 0..=0),
             Kind::Replace(_) => (vec![0], 0..=9),
             Kind::Fresh | Kind::Aged => (some.to_vec(), 0..=9),
@@ -188,7 +191,8 @@ impl Entry {
     ) -> bool {
         let ours = matches!(allocator, Allocator::Llfree | Allocator::LlfreeShared);
         let small = matches!(self.kind, Kind::Loop(_)) || gib.is_none_or(|gib| gib <= BASELINE_GIB);
-        allocator.supports(order.unwrap_or(Order::MAX), huge_frames) && (ours || small && self.kind != Kind::Epoch)
+        let has_host = matches!(self.kind, Kind::Epoch | Kind::Shrunk);
+        allocator.supports(order.unwrap_or(Order::MAX), huge_frames) && (ours || small && !has_host)
     }
 
     /// Huge frames that it needs at least.
@@ -212,6 +216,7 @@ mod tests {
         assert_eq!(names(&["mixed-80"]), ["mixed-80"]);
         assert_eq!(names(&["mixed"]), ["mixed-50", "mixed-80", "mixed-90", "mixed-95"]);
         assert_eq!(names(&["worn"]), ["worn-95"]);
+        assert_eq!(names(&["refuse"]), ["refuse"]);
         assert_eq!(names(&["full", "bulk", "full-99"]), ["bulk", "full-99", "full-99.9"]);
         assert_eq!(names(&["all"]).len(), ENTRIES.len());
         let error = "mix".parse::<Selection>().expect_err("a part of a word");

@@ -162,11 +162,12 @@ fn digits(number: f64) -> String {
 }
 
 /// What a picture shows of each family beyond the loops; all would be too much.
-const SHOWN: [(&str, &[&str]); 10] = [
+const SHOWN: [(&str, &[&str]); 11] = [
     ("mixed", &["alloc", "alloc-1-10-p99.9", "refused"]),
     ("worn", &["alloc", "alloc-1-10-p99.9", "refused"]),
     ("half-fragmented", &["alloc", "alloc-p99"]),
     ("refuse", &["first", "again", "after-free"]),
+    ("shrunk", &["again", "after-free"]),
     ("oversubscribed-few", &[WALL, "p99.9"]),
     ("oversubscribed-mixed", &[WALL, "p99.9"]),
     ("replace", &["pair"]),

@@ -98,14 +98,17 @@ fn mixed_rows_have_no_order_and_tails_of_small_and_large_blocks() {
 #[test]
 fn a_refusal_is_timed_the_first_time_again_and_after_a_free() {
     let allocators = vec![Allocator::Llfree, Allocator::LlfreeShared, Allocator::Buddy, Allocator::Queue];
-    let rows = run(&Plan { allocators, ..plan(&["refuse"], &[1], 64) }, Show::Nothing).expect("all are refused");
-    for order in 0..=9 {
+    let rows =
+        run(&Plan { allocators, ..plan(&["refuse", "shrunk"], &[1], 64) }, Show::Nothing).expect("all are refused");
+    for (bench, order) in (0..=9).flat_map(|order| [("refuse", order), ("shrunk", order)]) {
         for op in ["first", "again", "after-free"] {
-            let row = find(&rows, ("refuse", Some(order), 1, "llfree", op));
+            let row = find(&rows, (bench, Some(order), 1, "llfree", op));
             assert!(row.ns_median >= 0.0 && (row.operations >= 3 || op == "first"), "{row:?}");
         }
     }
     assert!(rows.iter().all(|row| row.allocator != "queue" || row.order == Some(0)));
+    let of_host: Vec<_> = rows.iter().filter(|row| row.bench == "shrunk").map(|row| row.allocator).collect();
+    assert!(of_host.iter().all(|allocator| ["llfree", "llfree-shared"].contains(allocator)), "{of_host:?}");
 }
 
 #[test]
@@ -128,7 +131,8 @@ fn what_is_not_refused_is_an_error() {
     }
     let plan = plan(&["refuse"], &[1], 64);
     let cells = cells(&plan);
-    let error = Refuse(cells[0].round(&plan, 0)).visit(&Generous).expect_err("there is always a block");
+    let error =
+        Refuse { round: cells[0].round(&plan, 0), hold: None }.visit(&Generous).expect_err("there is always a block");
     assert!(matches!(error, BenchError::Granted { bench: "refuse", order: 0 }), "{error}");
 }
 

@@ -1,7 +1,8 @@
 //! "Out of memory": what it costs to say that no block is there.
 //!
 //! For orders 0 and 9 all memory is in use, as blocks of that order. For the others every second frame is free: half of
-//! memory, and nothing for them. `first` is the first request of a fresh handle in a fresh instance, `again` the same
+//! memory, and nothing for them. Where a host takes part it holds every second huge frame: a machine that was shrunk to half of
+//! its memory, and the other half is like that. `first` is the first request of a fresh handle in a fresh instance, `again` the same
 //! request right after, with nothing changed, and `after-free` the request after a block was freed and taken again that
 //! was of no use to it: an allocator that remembers a refusal may have to look anew.
 
@@ -20,7 +21,11 @@ const LEAST: u64 = 3;
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// One round.
-pub(crate) struct Refuse<'a>(pub(crate) Round<'a>);
+pub(crate) struct Refuse<'a> {
+    pub(crate) round: Round<'a>,
+    /// Takes a free huge frame for a host, if there is one; false if it is not to be had.
+    pub(crate) hold: Option<&'a (dyn Fn(u32) -> bool + Sync)>,
+}
 
 /// Whether nothing at all is free.
 fn all_full(order: Order) -> bool {
@@ -32,10 +37,14 @@ fn refused(handle: &mut impl Handle, order: Order, times: &mut Latencies) -> boo
     times.time(|| handle.alloc(order)) == FAILED
 }
 
+/// Whether a frame lies in a huge frame that a host holds, if there is one.
+fn is_hosts(frame: u64) -> bool {
+    frame & Order::HUGE.frames() != 0
+}
+
 /// Frees a block and takes it back (or another of its kind), with the number of blocks in use as before.
-fn disturb(handle: &mut impl Handle, order: Order, random: &mut fastrand::Rng, frames: u64) -> bool {
+fn disturb(handle: &mut impl Handle, order: Order, block: u64) -> bool {
     if all_full(order) {
-        let block = random.u64(..frames / order.frames()) * order.frames();
         handle.free(block, order) && handle.alloc(order) != FAILED
     } else {
         let frame = handle.alloc(Order::BASE);
@@ -47,13 +56,19 @@ impl Visit for Refuse<'_> {
     type Output = Result<Measured, BenchError>;
 
     fn visit<F: Frames>(self, allocator: &F) -> Self::Output {
-        let Self(round) = self;
+        let Self { round, hold } = self;
         let Round { bench, huge_frames, order, .. } = round;
+        let is_held = |frame| hold.is_some() && is_hosts(frame);
         let measured = round.alone(|| {
             if all_full(order) {
-                carve(allocator, huge_frames, order, |_| true)?;
+                carve(allocator, huge_frames, order, |block| !is_held(block * order.frames()))?;
             } else {
-                carve(allocator, huge_frames, Order::BASE, |frame| frame % 2 == 1)?;
+                carve(allocator, huge_frames, Order::BASE, |frame| frame % 2 == 1 && !is_held(frame))?;
+            }
+            if let Some(hold) = hold
+                && !(1..huge_frames).step_by(2).all(hold)
+            {
+                return None;
             }
             let mut random = fastrand::Rng::with_seed(round.seed);
             let [mut first, mut again, mut after_free] = [1, REPEATS, REPEATS].map(Latencies::with_room);
@@ -67,7 +82,9 @@ impl Visit for Refuse<'_> {
             }
             let deadline = ticks() + patience;
             while all_refused && after_free.count() < REPEATS && (after_free.count() < LEAST || ticks() < deadline) {
-                if !disturb(&mut handle, order, &mut random, frames(huge_frames)) {
+                let block = random.u64(..frames(huge_frames) / order.frames()) * order.frames();
+                let ours = if is_held(block) { block - Order::HUGE.frames() } else { block };
+                if !disturb(&mut handle, order, ours) {
                     return None;
                 }
                 all_refused = refused(&mut handle, order, &mut after_free);
