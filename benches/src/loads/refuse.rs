@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// One round.
 pub(crate) struct Refuse<'a> {
     pub(crate) round: Round<'a>,
-    /// Takes a free huge frame for a host, if there is one; false if it is not to be had.
+    /// Takes a free huge frame for a host, if one takes part; false if it is unavailable.
     pub(crate) hold: Option<&'a (dyn Fn(u32) -> bool + Sync)>,
 }
 
@@ -37,7 +37,7 @@ fn refused(handle: &mut impl Handle, order: Order, times: &mut Latencies) -> boo
     times.time(|| handle.alloc(order)) == FAILED
 }
 
-/// Whether a frame lies in a huge frame that a host holds, if there is one.
+/// Whether a frame lies in a huge frame that a host holds, if one takes part.
 fn is_hosts(frame: u64) -> bool {
     frame & Order::HUGE.frames() != 0
 }
