@@ -8,6 +8,7 @@ use super::shared::Shared;
 use super::{ask, histories, nothing_free_is_refused, order};
 use crate::host::{Reclaim, Reclaimed, Residency};
 use crate::sync::Ordering;
+use crate::tenant::Tenant;
 use shared_layout::table::HELD_STAYS;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::sync::Arc;
@@ -19,29 +20,42 @@ fn frame(huge: usize) -> FrameId {
 /// Two pairs.
 const HALVES: usize = 4;
 
-fn run(is_steady: bool, seed: u64) {
+/// What the host says of what it holds, if anything.
+struct Voice<'a> {
+    shared: &'a Shared,
+    speaks: bool,
+}
+
+impl Voice<'_> {
+    /// Another epoch, with this flag.
+    fn say(&self, flag: u64) {
+        if self.speaks {
+            let number = self.shared.epoch.load(Ordering::Relaxed) & !HELD_STAYS;
+            self.shared.epoch.store((number + 1) | flag, Ordering::Release);
+        }
+    }
+
+    /// No discard goes well: the frame is as it was.
+    fn undo(&self, reclaimed: Reclaimed<'_>) {
+        self.say(0);
+        drop(reclaimed);
+        self.say(HELD_STAYS);
+    }
+}
+
+fn ask_for_any(tenant: &Tenant<'_>, rng: &mut fastrand::Rng) {
+    ask(tenant, order([3, 9, 10][rng.usize(..3)]));
+}
+
+fn run(speaks: bool, seed: u64) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let frames = [(HugeEntry::FREE_INSTALLED, Residency::Installed); HALVES];
     let shared = Arc::new(Shared::new(&frames, |_| 0).listed(rng.bool()));
-    let raise = |flag| {
-        let number = shared.epoch.load(Ordering::Relaxed) & !HELD_STAYS;
-        shared.epoch.store((number + 1) | flag, Ordering::Release);
-    };
-    let say = |flag| {
-        if is_steady {
-            raise(flag);
-        }
-    };
+    let voice = Voice { shared: &shared, speaks };
     // If not yet, the host before it was another one.
     if rng.bool() {
-        say(HELD_STAYS);
+        voice.say(HELD_STAYS);
     }
-    // No discard goes well: the frame is as it was.
-    let undo = |reclaimed: Reclaimed<'_>| {
-        say(0);
-        drop(reclaimed);
-        say(HELD_STAYS);
-    };
     let tenant = shared.tenant();
     let mut used = [true; HALVES];
     for half in 0..HALVES {
@@ -55,9 +69,9 @@ fn run(is_steady: bool, seed: u64) {
             let _ = tenant.alloc_at(frame(half), Order::HUGE).expect("free");
         }
         used[half] = !used[half];
-        ask(&tenant, order([3, 9, 10][rng.usize(..3)]));
+        ask_for_any(&tenant, &mut rng);
     }
-    ask(&tenant, order([3, 9, 10][rng.usize(..3)]));
+    ask_for_any(&tenant, &mut rng);
     let mut threads = Vec::new();
     for (half, is_used) in used.into_iter().enumerate() {
         if !is_used || rng.u8(..4) == 0 {
@@ -84,22 +98,22 @@ fn run(is_steady: bool, seed: u64) {
         {
             held.push(reclaimed);
             if rng.u8(..4) == 0 {
-                undo(held.swap_remove(rng.usize(..held.len())));
+                voice.undo(held.swap_remove(rng.usize(..held.len())));
             }
         }
         shuttle::thread::yield_now();
     }
     threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
     for _ in 0..rng.u8(..3) {
-        ask(&tenant, order([3, 9, 10][rng.usize(..3)]));
+        ask_for_any(&tenant, &mut rng);
     }
     if rng.bool() {
-        held.into_iter().for_each(undo);
+        held.into_iter().for_each(|reclaimed| voice.undo(reclaimed));
     } else {
-        say(0);
+        voice.say(0);
         drop(held);
         if rng.bool() {
-            say(HELD_STAYS);
+            voice.say(HELD_STAYS);
         }
     }
     nothing_free_is_refused(&tenant, order([0, 3, 9, 10, 10, 10][rng.usize(..6)]), seed);
