@@ -177,7 +177,7 @@ pub use tenant::Tenant;
 pub use violation::{Contradiction, Violation};
 
 // The words of the interface, so that its users need no other crate.
-pub use shared_layout::table::{HELD_STAYS, HUGE_PER_TREE, MAX_HUGE_FRAMES};
+pub use shared_layout::table::{HELD_STAYS, HUGE_PER_TREE, MAX_HUGE_FRAMES, next_epoch};
 pub use shared_layout::{
     FRAME_SIZE, FRAMES_PER_HUGE, FrameId, HUGE_SIZE, HugeEntry, HugeId, HugeRange, Order, TableLayout,
 };

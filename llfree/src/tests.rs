@@ -15,7 +15,7 @@ use crate::spot::{Place, Spot};
 use crate::sync::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use crate::tenant::Tenant;
 use crate::vicinity::{Look, Vicinity};
-use shared_layout::table::HELD_STAYS;
+use shared_layout::table::next_epoch;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order, Run};
 use std::vec::Vec;
 
@@ -464,14 +464,13 @@ impl Parts {
 
     /// The same with a host that gives nothing back in this epoch.
     fn steady(self) -> Self {
-        self.raise(HELD_STAYS);
+        self.raise(true);
         self
     }
 
-    /// Another epoch of the host, with this flag.
-    fn raise(&self, flag: u64) {
-        let number = self.epoch.load(Ordering::Relaxed) & !HELD_STAYS;
-        self.epoch.store((number + 1) | flag, Ordering::Release);
+    /// Another epoch of the host.
+    fn raise(&self, held_stays: bool) {
+        self.epoch.store(next_epoch(self.epoch.load(Ordering::Relaxed), held_stays), Ordering::Release);
     }
 
     fn tenant(&self) -> Tenant<'_> {

@@ -2,7 +2,7 @@
 
 use crate::common::{Table, order, ready};
 use llfree::host::Installer;
-use llfree::{Class, Cpu, HELD_STAYS, Host, Reclaim, Reclaimed};
+use llfree::{Class, Cpu, Host, Reclaim, Reclaimed, next_epoch};
 use shared_layout::{FrameId, HugeId, Order};
 use std::sync::atomic::Ordering;
 
@@ -137,12 +137,12 @@ fn nothing_is_refused_that_is_free_whatever_the_host_did_before() {
         let tenant = table.tenant();
         let installer = if random.next(2) == 0 { Installer::Tenant } else { Installer::Host };
         let host: Host<'_> = table.host().installed_by(installer);
-        let raise = |flag| {
-            let number = table.epoch.load(Ordering::Relaxed) & !HELD_STAYS;
-            table.epoch.store((number + 1) | flag, Ordering::Release);
+        let raise = |held_stays| {
+            let epoch = next_epoch(table.epoch.load(Ordering::Relaxed), held_stays);
+            table.epoch.store(epoch, Ordering::Release);
         };
-        let steady = if random.next(2) == 0 { HELD_STAYS } else { 0 };
-        raise(steady);
+        let is_steady = random.next(2) == 0;
+        raise(is_steady);
         let mut cpus: Vec<Cpu<'_>> = (0..2).map(|_| tenant.cpu()).collect();
         let mut blocks: Vec<(FrameId, Order)> = Vec::new();
         let mut open: Vec<Reclaimed<'_>> = Vec::new();
@@ -189,8 +189,8 @@ fn nothing_is_refused_that_is_free_whatever_the_host_did_before() {
                 6 => {
                     if !open.is_empty() {
                         let one = open.swap_remove(random.next(open.len() as u64) as usize);
-                        if installer == Installer::Tenant || steady != 0 {
-                            raise(0);
+                        if installer == Installer::Tenant || is_steady {
+                            raise(false);
                         }
                         if random.next(2) == 0 {
                             one.done();
@@ -198,18 +198,18 @@ fn nothing_is_refused_that_is_free_whatever_the_host_did_before() {
                             drop(one);
                         }
                         // It may go on with its returns for a while.
-                        if steady != 0 && random.next(4) > 0 {
-                            raise(steady);
+                        if is_steady && random.next(4) > 0 {
+                            raise(is_steady);
                         }
                     }
                 }
                 _ => {
                     let huge = HugeId(random.next(huge_frames as u64) as u32);
-                    if steady != 0 {
-                        raise(0);
+                    if is_steady {
+                        raise(false);
                     }
-                    if host.claim(huge).is_some_and(|claim| claim.release().is_ok()) || steady != 0 {
-                        raise(steady);
+                    if host.claim(huge).is_some_and(|claim| claim.release().is_ok()) || is_steady {
+                        raise(is_steady);
                     }
                 }
             }

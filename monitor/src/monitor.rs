@@ -36,7 +36,7 @@ use llfree::{Census, Claim, Host, Installing, Residency};
 use llfree_base::counters::MonitorCounters;
 use llfree_base::metrics::Gauge;
 use llfree_base::{RateLimit, lock};
-use shared_layout::table::HELD_STAYS;
+use shared_layout::table::{HELD_STAYS, next_epoch};
 use shared_layout::{HostWord, HugeEntry, HugeId, HugeRange};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
@@ -426,24 +426,20 @@ impl Monitor {
     /// Frames that are held are about to be free again, whether they are returned or the kernel keeps their memory: until
     /// [`tell_of_returns`](Self::tell_of_returns) the tenant looks at each that is held.
     fn announce_returns(&self) {
-        self.raise_epoch(0);
+        self.raise_epoch(false);
     }
 
     /// Frames are free again, of which the tenant's hints know nothing. What a VM's host holds now stays held until it announces
     /// something else; a process's holds frames for a moment only.
     fn tell_of_returns(&self) {
-        self.raise_epoch(match self.installer {
-            Installer::Host => HELD_STAYS,
-            Installer::Tenant => 0,
-        });
+        self.raise_epoch(self.installer == Installer::Host);
     }
 
     /// One at a time: in a pass, or before there are any.
-    fn raise_epoch(&self, flag: u64) {
-        // The tenant may have claimed the last number that there is.
-        let number = self.return_epoch.load(Ordering::Relaxed).wrapping_add(1) & !HELD_STAYS;
-        self.return_epoch.store(number | flag, Ordering::Relaxed);
-        self.table.set_control(HostWord::ReturnEpoch, number | flag);
+    fn raise_epoch(&self, held_stays: bool) {
+        let epoch = next_epoch(self.return_epoch.load(Ordering::Relaxed), held_stays);
+        self.return_epoch.store(epoch, Ordering::Relaxed);
+        self.table.set_control(HostWord::ReturnEpoch, epoch);
     }
 
     /// What follows a soft pass: where the frames were held meanwhile, they came back, and those that the kernel kept

@@ -35,6 +35,14 @@ pub enum HostWord {
 /// failed included, and raises it again afterwards, with the bit if it likes. Each raise is another number.
 pub const HELD_STAYS: u64 = 1 << 63;
 
+/// The [`HostWord::ReturnEpoch`] after another one: the next number, and whether [what is held stays held](HELD_STAYS) now. After
+/// the last of 2^63 numbers comes zero.
+#[must_use]
+pub const fn next_epoch(epoch: u64, held_stays: bool) -> u64 {
+    let number = epoch.wrapping_add(1) & !HELD_STAYS;
+    if held_stays { number | HELD_STAYS } else { number }
+}
+
 /// Offsets of a table's parts, in bytes from the start of its region. Both sides compute them from
 /// the number of huge frames.
 ///
@@ -169,6 +177,14 @@ impl TableLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_epoch_has_another_number_with_or_without_its_bit() {
+        assert_eq!([next_epoch(0, false), next_epoch(0, true)], [1, HELD_STAYS | 1]);
+        assert_eq!([next_epoch(HELD_STAYS | 7, false), next_epoch(HELD_STAYS | 7, true)], [8, HELD_STAYS | 8]);
+        let last = HELD_STAYS - 1;
+        assert_eq!([next_epoch(last, false), next_epoch(u64::MAX, true)], [0, HELD_STAYS]);
+    }
 
     #[test]
     fn parts_of_a_table_are_aligned_and_do_not_overlap() {

@@ -9,7 +9,7 @@ use super::{ask, histories, nothing_free_is_refused, order};
 use crate::host::{Reclaim, Reclaimed, Residency};
 use crate::sync::Ordering;
 use crate::tenant::Tenant;
-use shared_layout::table::HELD_STAYS;
+use shared_layout::table::next_epoch;
 use shared_layout::{FrameId, HugeEntry, HugeId, Order};
 use std::sync::Arc;
 
@@ -27,19 +27,19 @@ struct Voice<'a> {
 }
 
 impl Voice<'_> {
-    /// Another epoch, with this flag.
-    fn say(&self, flag: u64) {
+    /// Another epoch.
+    fn say(&self, held_stays: bool) {
         if self.speaks {
-            let number = self.shared.epoch.load(Ordering::Relaxed) & !HELD_STAYS;
-            self.shared.epoch.store((number + 1) | flag, Ordering::Release);
+            let epoch = next_epoch(self.shared.epoch.load(Ordering::Relaxed), held_stays);
+            self.shared.epoch.store(epoch, Ordering::Release);
         }
     }
 
     /// No discard goes well: the frame is as it was.
     fn undo(&self, reclaimed: Reclaimed<'_>) {
-        self.say(0);
+        self.say(false);
         drop(reclaimed);
-        self.say(HELD_STAYS);
+        self.say(true);
     }
 }
 
@@ -54,7 +54,7 @@ fn run(speaks: bool, seed: u64) {
     let voice = Voice { shared: &shared, speaks };
     // If not yet, the host before it was another one.
     if rng.bool() {
-        voice.say(HELD_STAYS);
+        voice.say(true);
     }
     let tenant = shared.tenant();
     let mut used = [true; HALVES];
@@ -110,10 +110,10 @@ fn run(speaks: bool, seed: u64) {
     if rng.bool() {
         held.into_iter().for_each(|reclaimed| voice.undo(reclaimed));
     } else {
-        voice.say(0);
+        voice.say(false);
         drop(held);
         if rng.bool() {
-            voice.say(HELD_STAYS);
+            voice.say(true);
         }
     }
     nothing_free_is_refused(&tenant, order([0, 3, 9, 10, 10, 10][rng.usize(..6)]), seed);
@@ -146,7 +146,7 @@ fn what_came_back_before_the_host_spoke_is_not_refused_for_good() {
         let reclaimed = host.claim(HugeId(1)).map(|claim| claim.reclaim(Reclaim::Hard));
         shuttle::thread::yield_now();
         drop(reclaimed);
-        shared.epoch.store(HELD_STAYS | 1, Ordering::Release);
+        shared.epoch.store(next_epoch(0, true), Ordering::Release);
         freer.join().expect("no panic");
         nothing_free_is_refused(&tenant, order(10), seed);
     });

@@ -58,7 +58,7 @@ fn is_refused_after_a_failed_reclaim(order: Order, is_steady: bool) -> bool {
     // The discard failed: the frame is as it was.
     assert_eq!(tenant.is_refused(order), is_steady, "it holds what is missing");
     if is_steady {
-        parts.raise(0);
+        parts.raise(false);
     }
     drop(held.into_inner().expect("held meanwhile"));
     let is_free = |huge: u32| tenant.is_free(HugeId(huge));
@@ -101,7 +101,7 @@ fn a_refusal_beside_what_stays_held_is_remembered() {
         assert!(!tenant.is_refused(Order::HUGE) && tenant.alloc(Order::MAX).is_err());
         assert_eq!(tenant.is_refused(Order::MAX), is_steady);
         // With the other half come larger blocks, before the host is through with its returns.
-        parts.raise(0);
+        parts.raise(false);
         assert!(!tenant.is_refused(Order::MAX) && tenant.alloc(Order::MAX).is_err());
         assert!(host.claim(HugeId(65)).expect("idle").release().expect("held"));
         assert!(!tenant.is_refused(Order::MAX) && tenant.alloc(Order::MAX).is_ok(), "{is_steady}");
